@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.config.errors import ConfigError
-from gateway.config.load import load_settings
+from gateway.config.load import load_settings, read_settings
 from gateway.config.settings import (
     AccountSettings,
     AdminSettings,
@@ -32,4 +32,5 @@ __all__ = [
     "SimulatorSettings",
     "TimeoutSettings",
     "load_settings",
+    "read_settings",
 ]

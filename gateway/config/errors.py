@@ -1,7 +1,19 @@
-"""The one exception of the configuration: its str() is the line the operator reads."""
+"""The exceptions of the configuration; `str(ConfigError)` is the line the operator reads."""
 
 from __future__ import annotations
 
 
 class ConfigError(ValueError):
     """A mistake in the configuration; `str()` is one line: source, path, value, what is allowed."""
+
+    def __init__(self, source: str, *parts: str) -> None:
+        line = ": ".join(part for part in (source, *parts) if part)
+        super().__init__(" ".join(line.split("\n")))
+
+
+class MistakeError(Exception):
+    """A mistake found before it is known in which file: path, value as shown, what is allowed."""
+
+    def __init__(self, *parts: str) -> None:
+        super().__init__(*parts)
+        self.parts = parts

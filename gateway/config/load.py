@@ -1,19 +1,54 @@
-"""Turns the text of a configuration file into Settings."""
+"""Turns a configuration file into Settings: parse, check against the types, apply the rules."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
-import yaml
+from msgspec import inspect
 
-from gateway.config.errors import ConfigError
+from gateway.config.errors import ConfigError, MistakeError
+from gateway.config.rules import apply_rules
 from gateway.config.settings import Settings
+from gateway.config.shape import ShapeCheck
+from gateway.config.source import parse
+
+_SHAPE = inspect.type_info(Settings)
+
+
+def read_settings(path: str, environ: Mapping[str, str]) -> Settings:
+    """The settings in the file at `path`."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+    except OSError as error:
+        raise ConfigError(path, f"cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(path, f"byte {error.start + 1}", "not UTF-8 text") from None
+    return load_settings(text, environ, path)
 
 
 def load_settings(text: str, environ: Mapping[str, str], source: str) -> Settings:
     """The settings that `text` describes; `source` is the file's name for messages."""
     try:
-        return msgspec.convert(yaml.safe_load(text) or {}, Settings)
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{source}: {error}") from None
+        value = parse(text)
+        checked = ShapeCheck(environ).check(_SHAPE, {} if value is None else value, "")
+        _check_upstreams(checked)
+        return apply_rules(msgspec.convert(checked, Settings))
+    except MistakeError as mistake:
+        raise ConfigError(source, *mistake.parts) from None
+    except msgspec.ValidationError as error:  # a type that ShapeCheck does not know fully
+        raise ConfigError(source, str(error)) from None
+
+
+def _check_upstreams(checked: dict[str, Any]) -> None:
+    accounts, simulator = checked.get("accounts"), checked.get("simulator")
+    if accounts and simulator is not None:
+        words = "expected either accounts or the simulator, got both; remove one of them"
+        raise MistakeError("simulator", words)
+    # Only a start without any file means the simulator: a file that lost its accounts must not
+    # quietly serve invented answers.
+    if not accounts and simulator is None:
+        words = "none; expected at least one account, or 'simulator: {accounts: 2}' in their place"
+        raise MistakeError("accounts", f"{words} to try the gateway without any")

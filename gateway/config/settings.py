@@ -30,7 +30,7 @@ DEFAULT_ADMIN_LISTEN = "tcp:8081:interface=127.0.0.1"
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True):
-    """A mapping of the file. `SECRETS` names the fields whose values are never shown."""
+    """A mapping of the file; its repr masks the secrets."""
 
     def __repr__(self) -> str:
         shown = ", ".join(

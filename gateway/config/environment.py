@@ -1,0 +1,46 @@
+"""`${NAME}`, `${NAME:-default}` and `$${` in the text values of a configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+_REFERENCE = re.compile(
+    r"""
+      (?P<escape> \$\$\{ )
+    | \$\{ (?P<name> [A-Za-z_][A-Za-z0-9_]* ) (?: :- (?P<default> [^}]* ) )? \}
+    | (?P<broken> \$\{ )
+    """,
+    re.VERBOSE,
+)
+
+
+class SubstitutionError(Exception):
+    """A reference that cannot be replaced: what stands there (shown to anyone) and why not."""
+
+    def __init__(self, shown: str, reason: str) -> None:
+        super().__init__(shown, reason)
+        self.shown = shown
+        self.reason = reason
+
+
+def substitute(text: str, environ: Mapping[str, str]) -> str:
+    """`text` with its references replaced; as in a shell, `:-` also covers an empty variable."""
+
+    def replace(match: re.Match[str]) -> str:
+        if match["escape"]:
+            return "${"
+        if match["broken"]:
+            # What follows is not shown: it may be a secret that somebody put in braces.
+            reason = "expected ${NAME} or ${NAME:-default}, or $${ for a literal ${"
+            raise SubstitutionError("${", reason)
+        name, default = match["name"], match["default"]
+        value = environ.get(name)
+        if default is not None:
+            return value or default
+        if value is None:
+            reason = f"the environment variable {name} is not set; expected one that is"
+            raise SubstitutionError(f"${{{name}}}", f"{reason}, or ${{{name}:-default}}")
+        return value
+
+    return _REFERENCE.sub(replace, text)

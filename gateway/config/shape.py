@@ -1,0 +1,187 @@
+"""Checks a file's values against the settings' types and says in plain words what is wrong.
+
+msgspec would refuse the same values, but its messages lack the value, the allowed keys and the
+likely spelling. The types and ranges are read from the Structs, so they are written down once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import NODEFAULT, inspect
+
+from gateway.config.environment import SubstitutionError, substitute
+from gateway.config.errors import MistakeError
+from gateway.config.settings import MASK, SECRET_FIELDS
+from gateway.config.source import join_path
+
+_LONGEST_SHOWN = 100
+
+
+def show(value: Any) -> str:
+    """A value as the operator wrote it, or only its kind when it is not a single value."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (dict, list)):
+        return kind(value)
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a very large number"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
+
+
+def kind(value: Any) -> str:
+    """What sort of value it is, in the words of the messages."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true or false"
+    kinds = {dict: "a mapping", list: "a list", str: "text", int: "a number", float: "a number"}
+    return kinds.get(type(value), "something else")
+
+
+class ShapeCheck:
+    """Walks a value along a type, replacing `${NAME}`; raises MistakeError at the first mistake."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def check(self, expected: inspect.Type, value: Any, path: str, secret: bool = False) -> Any:
+        """`value` as msgspec.convert will accept it."""
+        if isinstance(expected, inspect.UnionType):
+            if value is None:
+                return None
+            inner = next(t for t in expected.types if not isinstance(t, inspect.NoneType))
+            return self.check(inner, value, path, secret)
+        if isinstance(expected, inspect.StructType):
+            return self._struct(expected, value, path)
+        if isinstance(expected, inspect.DictType):
+            self._container(dict, "a mapping of names to texts", value, path)
+            return {
+                self._text(name, path): self.check(
+                    expected.value_type, item, join_path(path, name), secret
+                )
+                for name, item in value.items()
+            }
+        if isinstance(expected, inspect.VarTupleType):
+            return self._list(expected, value, path)
+        return self._scalar(expected, value, path, secret)
+
+    def _struct(self, expected: inspect.StructType, value: Any, path: str) -> dict[str, Any]:
+        fields = {field.name: field for field in expected.fields}
+        names = ", ".join(fields)
+        self._container(dict, f"a mapping with the keys {names}", value, path)
+        for name in value:
+            if name not in fields:
+                close = difflib.get_close_matches(str(name), fields, 1)
+                hint = f"did you mean '{close[0]}'? " if close else ""
+                raise MistakeError(join_path(path, name), f"unknown key; {hint}expected {names}")
+        checked = {}
+        for name, field in fields.items():
+            here = join_path(path, name)
+            if name not in value:
+                if field.required:
+                    raise MistakeError(here, "missing; every entry needs it")
+            elif value[name] is None and self._means_default(field):
+                continue  # `session:` with all its lines commented out
+            else:
+                checked[name] = self.check(field.type, value[name], here, name in SECRET_FIELDS)
+        return checked
+
+    @staticmethod
+    def _means_default(field: inspect.Field) -> bool:
+        has_default = field.default is not NODEFAULT or field.default_factory is not NODEFAULT
+        containers = (inspect.StructType, inspect.VarTupleType, inspect.DictType)
+        return has_default and isinstance(field.type, containers)
+
+    def _list(self, expected: inspect.VarTupleType, value: Any, path: str) -> list[Any]:
+        self._container(list, "a list", value, path)
+        if len(value) < (expected.min_length or 0):
+            raise MistakeError(path, "[]", "expected at least one entry")
+        return [
+            self.check(expected.item_type, item, f"{path}[{index}]")
+            for index, item in enumerate(value)
+        ]
+
+    @staticmethod
+    def _container(wanted: type, words: str, value: Any, path: str) -> None:
+        # The value itself is not shown: `keys: [sk-…]` is a secret in the wrong place.
+        if not isinstance(value, wanted):
+            raise MistakeError(path, f"expected {words}, got {kind(value)}")
+
+    def _text(self, value: Any, path: str) -> str:
+        if not isinstance(value, str):
+            raise MistakeError(
+                join_path(path, value), "expected text as the name; put it in quotes"
+            )
+        return value
+
+    def _scalar(self, expected: inspect.Type, value: Any, path: str, secret: bool) -> Any:
+        given = value
+        if isinstance(value, str):
+            try:
+                value = substitute(value, self._environ)
+            except SubstitutionError as error:
+                raise MistakeError(path, error.shown, error.reason) from None
+            if value != given and not isinstance(expected, (inspect.StrType, inspect.LiteralType)):
+                value = _from_environment(value)
+        words = _mismatch(expected, value)
+        if words:
+            raise MistakeError(path, MASK if secret else show(value), f"expected {words}")
+        return value
+
+
+def _from_environment(text: str) -> Any:
+    """A number or a boolean out of a variable, which can only hold text."""
+    if text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _mismatch(expected: inspect.Type, value: Any) -> str:
+    """What was expected, or "" when the value is right."""
+    if isinstance(expected, inspect.BoolType):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(expected, inspect.LiteralType):
+        choices = [str(choice) for choice in expected.values]
+        fits = isinstance(value, str) and value in choices
+        return "" if fits else _one_of(choices)
+    if isinstance(expected, inspect.StrType):
+        if not isinstance(value, str):
+            return "text; put it in quotes" if value is not None else "text"
+        return "text that is not empty" if len(value) < (expected.min_length or 0) else ""
+    assert isinstance(expected, (inspect.IntType, inspect.FloatType)), expected
+    whole = isinstance(expected, inspect.IntType)
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    fits = (
+        number
+        and (expected.ge is None or value >= expected.ge)
+        and (expected.gt is None or value > expected.gt)
+        and (expected.le is None or value <= expected.le)
+    )
+    return "" if fits else ("a whole number" if whole else "a number") + _range(expected)
+
+
+def _one_of(choices: list[str]) -> str:
+    return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+
+
+def _range(expected: inspect.IntType | inspect.FloatType) -> str:
+    above = f" above {expected.gt:g}" if expected.gt is not None else ""
+    low = f" from {expected.ge:g}" if expected.ge is not None else above
+    joint = " up to" if above else " to"
+    high = f"{joint} {_plain(expected.le)}" if expected.le is not None else ""
+    return low + high
+
+
+def _plain(number: float) -> str:
+    return f"{number:.0f}"

@@ -1,0 +1,87 @@
+"""The command line of `twistd responses-gateway`; a mistake is one line and exit status 1."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, ClassVar, NoReturn
+
+from twisted.python import usage
+
+from gateway import __version__
+from gateway.config import ConfigError, Settings, read_settings
+
+
+class Options(usage.Options):
+    """What the operator may give; after parsing, `settings` holds the whole configuration."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "Serves the OpenAI Responses API to WebSocket clients from a pool of HTTP accounts, "
+        "and keeps the thread of each conversation. Without --config it listens on "
+        "127.0.0.1:8080 and answers from a built-in simulator, so that it can be tried "
+        "without any key."
+    )
+    optFlags: ClassVar[list[list[Any]]] = [
+        ["check", None, "Check the configuration, print one line and exit with status 0 or 1."],
+    ]
+    optParameters: ClassVar[list[list[Any]]] = [
+        [
+            "config",
+            "c",
+            None,
+            "YAML file with the configuration; ${NAME} in it is taken from the environment.",
+        ],
+    ]
+
+    settings: Settings
+
+    def opt_version(self) -> NoReturn:
+        """Print the gateway's version and exit."""
+        from twisted import copyright
+
+        print(f"responses-gateway {__version__} (Twisted {copyright.version})")
+        raise SystemExit(0)
+
+    def parseOptions(self, options: list[str] | None = None) -> None:
+        """Parse, but never answer a mistake with twistd's help and status 0."""
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            _fail(f"responses-gateway: {error}; see twistd responses-gateway --help")
+
+    def parseArgs(self, *surplus: str) -> None:
+        """Positional arguments are always a mistake, most often a forgotten --config."""
+        if surplus:
+            raise usage.UsageError(f"unexpected argument '{surplus[0]}'; a file needs --config")
+
+    def postOptions(self) -> None:
+        """Load the configuration, and stop here when only a check was asked for."""
+        path = self["config"]
+        try:
+            self.settings = read_settings(path, os.environ) if path is not None else Settings()
+        except ConfigError as error:
+            _fail(str(error))
+        if self["check"]:
+            print(f"{path or 'no file'}: ok: {summary(self.settings)}")
+            raise SystemExit(0)
+
+
+def summary(settings: Settings) -> str:
+    """The configuration in half a line."""
+    if settings.simulator:
+        upstream = f"{_count(settings.simulator.accounts, 'simulated account')}"
+    else:
+        upstream = _count(len(settings.accounts), "account")
+    keys = _count(len(settings.keys), "client key") if settings.keys else "no client keys"
+    admin = f"admin on {settings.admin.listen}" if settings.admin.listen else "admin off"
+    return f"{upstream}, {keys}, listen on {settings.listen}, {admin}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _fail(line: str) -> NoReturn:
+    print(line, file=sys.stderr)
+    raise SystemExit(1)
