@@ -1,0 +1,133 @@
+"""End-to-end tests: real clients, the gateway as its own process, strict upstreams.
+
+    real client ──▶ Tap ──▶ gateway (twistd) ──▶ Strict upstreams "north" and "south"
+                  records                        check, record; a ScriptedModel answers
+
+* `scripted_model` decides what the model says, from the transcript alone: a lost or doubled item
+  changes its answer.
+* `tap` sits on the wire between client and gateway and shows connections and frames as they were;
+  a reconnect or a fallback to HTTP cannot hide from it. Its `ProxyTrap` is what the clients' proxy
+  variables point at: traffic that wants to leave the machine ends there and fails the test.
+* `codex` runs the real Codex CLI, shut in a temporary home.
+* `lossy_front` is the fault this product was built against, kept as a control: the same checks must
+  fail behind it.
+
+Codex comes from npm, two versions side by side (some 570 MB, not tracked by git):
+
+    npm install --prefix .e2e/node --no-save --no-package-lock \
+        codex-0169@npm:@openai/codex@0.169.0 codex-0118@npm:@openai/codex@0.118.0
+
+Without it (or without the `openai[realtime]` extra) the tests skip, and say so; with
+GATEWAY_REQUIRE_E2E=1 they fail instead. Alone and with their figures: `pytest tests/e2e -rP`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from tests.e2e.scripted_model import ScriptedModel
+from tests.e2e.tap import ProxyTrap, Tap
+from tests.support.gateway import CLIENT_KEYS, Gateway, account
+from tests.support.strict import Mode, Strict
+from tests.support.upstream import Recorded
+
+CLIENT_KEY = CLIENT_KEYS["laptop"]
+
+T = TypeVar("T")
+
+
+def unavailable(reason: str) -> None:
+    """Skip, or fail where the end-to-end tests are required to run."""
+    if os.environ.get("GATEWAY_REQUIRE_E2E") == "1":
+        pytest.fail(f"{reason} (GATEWAY_REQUIRE_E2E=1)")
+    pytest.skip(reason)
+
+
+def need_packages(*names: str) -> None:
+    """Make sure the SDK and its WebSocket library are there, or leave the test."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            unavailable(f"{name} is not installed (pip install 'openai[realtime]')")
+
+
+class Scene:
+    """The parties of one test, started in order and stopped in reverse, and their logs."""
+
+    def __init__(self, directory: Path, stack: ExitStack, proxy: ProxyTrap) -> None:
+        self.directory = directory
+        self.proxy = proxy
+        self.logs: dict[str, Callable[[], str]] = {}
+        self.models: dict[str, ScriptedModel] = {}
+        self._stack = stack
+
+    def enter(self, party: AbstractContextManager[T]) -> T:
+        return self._stack.enter_context(party)
+
+    def upstream(self, mode: Mode, name: str = "north") -> Strict:
+        model = self.models[name] = ScriptedModel()
+        strict = Strict(name, mode, model)
+        self._stack.callback(strict.server.stop)
+        self.logs[f"requests to {name}"] = lambda: "\n".join(map(_line, strict.requests))
+        return strict
+
+    def gateway(self, *upstreams: Strict) -> Gateway:
+        """The gateway with one account per upstream."""
+        accounts = [account(each.name, each.server) for each in upstreams]
+        gateway = Gateway(self.directory, {"accounts": accounts})
+        self._stack.callback(gateway.stop)
+        self.logs["the gateway's turns"] = lambda: _turns(gateway)
+        self.logs["the gateway's log"] = gateway.log
+        return gateway
+
+    def tap(self, target: int) -> Tap:
+        tap = self.enter(Tap(target))
+        self.logs["the wire"] = tap.report
+        return tap
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    """Everything one test starts; no client may have tried to leave the machine."""
+    with ExitStack() as stack:
+        proxy = stack.enter_context(ProxyTrap())
+        yield Scene(tmp_path, stack, proxy)
+        assert proxy.attempts == [], "a client tried to leave the machine"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Add the parties' logs to a failed test, while the parties are still up."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    scene = getattr(item, "funcargs", {}).get("scene")
+    if report.failed and report.when == "call" and scene is not None:
+        report.sections.extend((title, log()) for title, log in scene.logs.items())
+
+
+def _line(request: Recorded) -> str:
+    given = request.input if isinstance(request.input, list) else [{"type": "text"}]
+    types = " ".join(item.get("type", "message") for item in given)
+    outcome = "refused" if request.refused else request.response_id
+    return f"{request.method} previous={request.previous_response_id} [{types}] -> {outcome}"
+
+
+def _turns(gateway: Gateway) -> str:
+    """GET /status/turns, oldest first; part of a report, so it never fails."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.admin_port, timeout=10)
+    try:
+        connection.request("GET", "/status/turns")
+        turns = json.loads(connection.getresponse().read())["turns"]
+    except (OSError, KeyError, ValueError, http.client.HTTPException) as error:
+        return f"not available: {error!r}"
+    finally:
+        connection.close()
+    return "\n".join(json.dumps(turn) for turn in reversed(turns))

@@ -1,0 +1,152 @@
+"""Codex CLI through the gateway over WebSocket: a ten-round tool loop keeps its thread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.codex import CodexClient, CodexRun, run_codex
+from tests.e2e.conftest import CLIENT_KEY, Scene, need_packages, unavailable
+from tests.e2e.scripted_model import success_text, task_prompt
+from tests.e2e.tap import Connection, Tap
+from tests.support.events import Json
+from tests.support.strict import Mode, Strict
+from tests.support.upstream import Recorded
+
+pytestmark = pytest.mark.e2e
+
+ROUNDS = 10
+CLIENTS = [
+    CodexClient("0.118.0", "gpt-5.4"),
+    CodexClient("0.169.0", "gpt-5.5"),
+    CodexClient("0.169.0", "gpt-6.1-sol"),
+]
+each_client = pytest.mark.parametrize("client", CLIENTS, ids=str)
+each_mode = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.value)
+
+
+def drive(scene: Scene, client: CodexClient, base_url: str, key: str, **options: Any) -> CodexRun:
+    """One `codex exec` with the tool loop as its prompt."""
+    if client.binary() is None:
+        unavailable(f"{client} is not installed under .e2e/node (see tests/e2e/conftest.py)")
+    prompt = task_prompt(ROUNDS, scene.directory / "ran.txt")
+    run = run_codex(
+        client, base_url, key, prompt, scene.directory / "codex", proxy=scene.proxy.url, **options
+    )
+    scene.logs["codex"] = run.report
+    return run
+
+
+def assert_done(run: CodexRun, directory: Path) -> None:
+    """The user saw nothing but success, and every tool ran exactly once."""
+    assert run.error_lines == [], "Codex reported errors"
+    assert run.returncode == 0, "Codex did not exit with 0"
+    assert run.messages == [success_text(ROUNDS)], "not the model's one closing message"
+    ran = (directory / "ran.txt").read_text().split()
+    assert ran == [f"round-{number}" for number in range(1, ROUNDS + 1)], "commands that ran"
+    assert [command["exit_code"] for command in run.commands] == [0] * ROUNDS
+
+
+def assert_one_socket(tap: Tap) -> Connection:
+    """No reconnect and no HTTP request: one upgrade was all that Codex ever sent."""
+    requests = [(each.request_line, each.status) for each in tap.connections]
+    assert requests == [("GET /v1/responses HTTP/1.1", 101)], "not one WebSocket and nothing else"
+    connection = tap.connections[0]
+    errors = [frame for frame in connection.server_frames if frame["type"] == "error"]
+    assert errors == [], "the gateway sent error events"
+    frames = connection.client_frames
+    assert len(frames) == ROUNDS + 2, "a warm-up, the prompt and one frame per round"
+    assert frames[0]["generate"] is False, "the first frame is the warm-up"
+    named = [frame.get("previous_response_id") for frame in frames]
+    assert named == [None, *connection.completed_ids[:-1]], "each names the response before it"
+    return connection
+
+
+def assert_thread_kept(scene: Scene, upstream: Strict, connection: Connection) -> None:
+    """The upstream saw the whole conversation, and chained turns where it can chain."""
+    turns = relayed_turns(upstream, connection)
+    assert len(turns) == ROUNDS + 1, "one upstream turn per frame, the warm-up aside"
+    assert scene.models[upstream.name].transcripts[-1] == expected_transcript(connection)
+    chained_to = [turn.previous_response_id for turn in turns]
+    if upstream.mode is Mode.STATEFUL:
+        ids = [turn.response_id for turn in turns]
+        assert chained_to == [None, *ids[:-1]], "each turn references the one before"
+        assert len(upstream.requests) == len(turns), "something was refused"
+    else:
+        assert chained_to == [None] * len(turns), "chained to what the upstream does not keep"
+        # One trial is how the gateway finds out; it must not repeat it every turn.
+        assert len(upstream.requests) <= len(turns) + 1, "chaining was tried again"
+
+
+def relayed_turns(upstream: Strict, connection: Connection) -> list[Recorded]:
+    """The upstream requests whose answers reached the client: no refusal, no abandoned trial."""
+    seen = set(connection.completed_ids)
+    return [request for request in upstream.requests if request.response_id in seen]
+
+
+def expected_transcript(connection: Connection) -> list[Json]:
+    """What the model must have seen at its last turn: all that either side said, once, in order."""
+    transcript: list[Json] = []
+    events = iter(connection.server_frames)
+    for number, frame in enumerate(connection.client_frames, 1):
+        transcript += frame["input"]
+        if number == len(connection.client_frames):
+            break
+        for event in events:
+            if event["type"] == "response.output_item.done":
+                transcript.append(event["item"])
+            elif event["type"] == "response.completed":
+                break
+    return transcript
+
+
+@each_client
+@each_mode
+def test_ten_tool_rounds_through_the_gateway(scene: Scene, client: CodexClient, mode: Mode) -> None:
+    north, south = scene.upstream(mode, "north"), scene.upstream(mode, "south")
+    tap = scene.tap(scene.gateway(north, south).port)
+    run = drive(scene, client, tap.base_url, CLIENT_KEY)
+    assert_done(run, scene.directory)
+    connection = assert_one_socket(tap)
+    used = [upstream for upstream in (north, south) if upstream.requests]
+    assert len(used) == 1, "the conversation did not stay with one account"
+    assert_thread_kept(scene, used[0], connection)
+    print(
+        f"{client}, {mode.value}: {len(run.commands)} rounds, "
+        f"{len(connection.client_frames)} frames sent, {len(connection.server_frames)} received, "
+        f"{len(used[0].requests)} upstream requests, {run.seconds:.1f} s"
+    )
+
+
+@each_client
+def test_the_script_works_without_a_gateway(scene: Scene, client: CodexClient) -> None:
+    """Codex over HTTP, straight to the upstream: what fails here is not the gateway's fault."""
+    upstream = scene.upstream(Mode.STATELESS)
+    run = drive(scene, client, upstream.server.base_url, "any-key", websockets=False)
+    assert_done(run, scene.directory)
+    assert [request for request in upstream.requests if request.refused] == []
+
+
+@each_client
+@pytest.mark.parametrize("keep_thread", [True, False], ids=["kept", "lost"])
+def test_these_checks_see_a_lost_thread(
+    scene: Scene, client: CodexClient, keep_thread: bool
+) -> None:
+    """The control: behind a front that drops previous_response_id, Codex fails as users saw it."""
+    need_packages("websockets")
+    from tests.e2e.lossy_front import LossyFront
+
+    upstream = scene.upstream(Mode.STATEFUL)
+    front = scene.enter(LossyFront(upstream.server.base_url, keep_thread=keep_thread))
+    tap = scene.tap(front.port)
+    run = drive(scene, client, tap.base_url, CLIENT_KEY)
+    if keep_thread:
+        assert_done(run, scene.directory)
+        assert_thread_kept(scene, upstream, assert_one_socket(tap))
+    else:
+        assert run.returncode != 0, "Codex was content without its thread"
+        assert any("No tool call found for" in line for line in run.error_lines)
+        with pytest.raises(AssertionError, match="Codex reported errors"):
+            assert_done(run, scene.directory)
