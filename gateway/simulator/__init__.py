@@ -1,0 +1,55 @@
+"""A strict Responses API server to try the gateway on and to test it against.
+
+It imports nothing of the gateway, so that it stays an independent witness of what was sent to it.
+"""
+
+from __future__ import annotations
+
+from gateway.simulator.accounts import MODES, Mode, SimulatedAccount
+from gateway.simulator.faults import (
+    CloseAfter,
+    DropAfter,
+    EmptyOutput,
+    EndAfter,
+    Fault,
+    FaultQueue,
+    InsertAfter,
+    NoEcho,
+    Refuse,
+    ResponseHeaders,
+    SilenceAfter,
+    TerminalAfter,
+    flat_error,
+    nested_error,
+)
+from gateway.simulator.model import Model, ModelTurn
+from gateway.simulator.request_log import LoggedRequest
+from gateway.simulator.scripted import ScriptedModel
+from gateway.simulator.server import SimulatorService
+from gateway.simulator.simulator import Simulator
+
+__all__ = [
+    "MODES",
+    "CloseAfter",
+    "DropAfter",
+    "EmptyOutput",
+    "EndAfter",
+    "Fault",
+    "FaultQueue",
+    "InsertAfter",
+    "LoggedRequest",
+    "Mode",
+    "Model",
+    "ModelTurn",
+    "NoEcho",
+    "Refuse",
+    "ResponseHeaders",
+    "ScriptedModel",
+    "SilenceAfter",
+    "SimulatedAccount",
+    "Simulator",
+    "SimulatorService",
+    "TerminalAfter",
+    "flat_error",
+    "nested_error",
+]

@@ -1,0 +1,169 @@
+"""What one account answers: checks, resolves, asks the model and keeps the response (sans-IO)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.simulator.accounts import SimulatedAccount
+from gateway.simulator.events import (
+    Event,
+    completed,
+    item_events,
+    opening_events,
+    response_object,
+    usage_object,
+)
+from gateway.simulator.items import (
+    CALL_TYPES,
+    Item,
+    estimated_tokens,
+    input_items,
+    new_id,
+    tools_of,
+)
+from gateway.simulator.model import Model, ModelTurn
+from gateway.simulator.parameters import check_parameters
+from gateway.simulator.refusals import (
+    Refusal,
+    model_not_found,
+    previous_response_not_found,
+    zero_data_retention,
+)
+from gateway.simulator.sealing import Seal
+from gateway.simulator.store import Record, ResponseStore
+from gateway.simulator.validation import check_context, check_new_items, expand_references
+
+_ID_PREFIXES = {
+    "message": "msg",
+    "reasoning": "rs",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+    "compaction": "cmp",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An accepted request and everything it will be answered with."""
+
+    response_id: str
+    context: Sequence[Item]
+    response: dict[str, Any]
+    final: dict[str, Any]
+    keep: Callable[[], None]
+
+    def events(self) -> Iterator[Event]:
+        """The whole event sequence, not yet numbered."""
+        yield from opening_events(self.response)
+        for index, item in enumerate(self.final["output"]):
+            yield from item_events(index, item)
+        yield {"type": "response.completed", "response": self.final}
+
+
+class AccountEngine:
+    """One account's side of the API."""
+
+    def __init__(
+        self,
+        account: SimulatedAccount,
+        model: Model,
+        *,
+        store: ResponseStore | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.account = account
+        self.store = ResponseStore() if store is None else store
+        self._model = model
+        self._seal = Seal(account.key)
+        self._now = now
+
+    def answer(self, body: object, size: int = 0) -> Answer:
+        """The answer to a request body of so many bytes; Refusal if the API would not take it."""
+        request = check_parameters(body)
+        if self.account.models and request["model"] not in self.account.models:
+            raise model_not_found(request["model"])
+        _refuse_unknown_sources(request)
+        parent = self._parent(request.get("previous_response_id"))
+        stored = self.account.mode != "stateless" and request.get("store") is not False
+        find = self._finder(stored)
+        new = expand_references(input_items(request.get("input")), find)
+        check_new_items(new, find, self._seal.issued)
+        inherited = parent.context() if parent else []
+        context = inherited + new
+        check_context(context)
+        response = response_object(
+            request,
+            response_id=new_id("resp"),
+            created_at=int(self._now()),
+            previous_response_id=parent.response_id if parent else None,
+            store=stored,
+        )
+        output = self._output(context, request)
+        cached = estimated_tokens(inherited)
+        instructions = estimated_tokens([request.get("instructions"), request.get("tools")])
+        usage = usage_object(
+            cached + estimated_tokens(new) + instructions, cached, estimated_tokens(output)
+        )
+        final = completed(response, output, usage, int(self._now()))
+        record = Record(response["id"], parent, new, output, final, size)
+
+        def keep() -> None:
+            if stored and self.account.mode == "stateful":
+                self.store.keep(record)
+
+        return Answer(response["id"], context, response, final, keep)
+
+    def _parent(self, response_id: str | None) -> Record | None:
+        if response_id is None or self.account.mode == "forgetful":
+            return None
+        if self.account.mode == "stateless":
+            raise zero_data_retention()
+        record = self.store.get(response_id)
+        if record is None:
+            raise previous_response_not_found(response_id)
+        return record
+
+    def _finder(self, stored: bool) -> Callable[[str], Item | None]:
+        """How items named by id alone are found; who keeps nothing by design asks nothing."""
+        if self.account.mode == "forgetful" and stored:
+            return lambda item_id: {"type": "reasoning", "id": item_id, "summary": []}
+        return self.store.item
+
+    def _output(self, context: list[Item], request: dict[str, Any]) -> list[Item]:
+        tools = tools_of(request.get("tools"), context)
+        turn = ModelTurn(context, tools, request, self._seal.close, self._seal.open)
+        items = self._model.respond(turn)
+        is_compaction = any(item["type"] == "compaction" for item in items)
+        if isinstance(request.get("reasoning"), dict) and not is_compaction:
+            items = [self._reasoning(request), *items]
+        return [_finished(item) for item in items]
+
+    def _reasoning(self, request: dict[str, Any]) -> Item:
+        item: Item = {"type": "reasoning", "summary": []}
+        if "reasoning.encrypted_content" in (request.get("include") or ()):
+            item["encrypted_content"] = self._seal.close({"reasoning": self.account.name})
+        return item
+
+
+def _refuse_unknown_sources(request: dict[str, Any]) -> None:
+    """Conversations and stored prompts exist nowhere here."""
+    for name in ("conversation", "prompt"):
+        source = request.get(name)
+        if source is not None:
+            source_id = source.get("id") if isinstance(source, dict) else source
+            message = f"{name.capitalize()} with id '{source_id}' not found."
+            raise Refusal(404, message, param=name)
+
+
+def _finished(item: Item) -> Item:
+    """The model's item with the id, status and call id that the API gives it."""
+    kind = item["type"]
+    given: Item = {"id": new_id(_ID_PREFIXES.get(kind, "item")), "type": kind}
+    if kind not in ("reasoning", "compaction"):
+        given["status"] = "completed"
+    if kind in CALL_TYPES:
+        given["call_id"] = new_id("call")
+    return {**given, **item}

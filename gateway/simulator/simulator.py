@@ -1,0 +1,61 @@
+"""The simulator: its accounts, their engines, the request log, the faults, and the resource."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.interfaces import IReactorTime
+
+from gateway.simulator.accounts import SimulatedAccount
+from gateway.simulator.engine import AccountEngine
+from gateway.simulator.faults import FaultQueue
+from gateway.simulator.model import Model
+from gateway.simulator.request_log import RequestLog
+from gateway.simulator.resource import SimulatorResource
+from gateway.simulator.scripted import ScriptedModel
+from gateway.simulator.stream import AnswerStream
+
+
+class Simulator:
+    """Simulated accounts behind one resource, to be served by any twisted.web Site.
+
+    `event_delay` is the time between two events of a stream, on the clock given.
+    """
+
+    def __init__(
+        self,
+        accounts: Sequence[SimulatedAccount],
+        clock: IReactorTime,
+        *,
+        model: Model | None = None,
+        prefix: str = "/v1",
+        event_delay: float = 0.0,
+        requests: RequestLog | None = None,
+    ) -> None:
+        self.accounts = tuple(accounts)
+        self.clock = clock
+        self.prefix = prefix
+        self.event_delay = event_delay
+        self.requests = RequestLog() if requests is None else requests
+        self.faults = FaultQueue()
+        self.streams: set[AnswerStream] = set()
+        chosen = ScriptedModel() if model is None else model
+        self._engines = {account.key: AccountEngine(account, chosen) for account in self.accounts}
+        if len(self._engines) != len(self.accounts):
+            raise ValueError("two simulated accounts have the same key")
+        self.resource = SimulatorResource(self)
+
+    def engine_of_key(self, key: str) -> AccountEngine | None:
+        return self._engines.get(key)
+
+    def account(self, name: str) -> SimulatedAccount:
+        """The account of this name; KeyError if there is none."""
+        for account in self.accounts:
+            if account.name == name:
+                return account
+        raise KeyError(name)
+
+    def abort_streams(self) -> None:
+        """Reset every answer under way."""
+        for stream in list(self.streams):
+            stream.abort()
