@@ -1,10 +1,18 @@
-"""Options shared by all tests: which are slow, and whether absent tools may be skipped."""
+"""What all tests share: generous limits for noisy machines, and whether tools may be absent."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+
+# How long an example takes says more about the machine than about the code.
+hypothesis_settings.register_profile(
+    "gateway", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("gateway")
 
 
 @pytest.fixture(scope="session")

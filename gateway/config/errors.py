@@ -7,8 +7,7 @@ class ConfigError(ValueError):
     """A mistake in the configuration; `str()` is one line: source, path, value, what is allowed."""
 
     def __init__(self, source: str, *parts: str) -> None:
-        line = ": ".join(part for part in (source, *parts) if part)
-        super().__init__(" ".join(line.split("\n")))
+        super().__init__(_printable(": ".join(part for part in (source, *parts) if part)))
 
 
 class MistakeError(Exception):
@@ -17,3 +16,8 @@ class MistakeError(Exception):
     def __init__(self, *parts: str) -> None:
         super().__init__(*parts)
         self.parts = parts
+
+
+def _printable(text: str) -> str:
+    """One line whatever the file holds: a key may contain line breaks and terminal codes."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

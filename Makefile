@@ -1,0 +1,34 @@
+# Each target does its own set-up: all it needs is Python 3.10 or later and the network.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed-for-development
+
+.PHONY: run test fast lint bench clean
+
+run: $(STAMP) ## start the gateway on the simulator and drive one tool conversation through it
+	$(VENV)/bin/python -m gateway.demo
+
+test: $(STAMP) ## every test; those of clients that are not installed say why they are skipped
+	$(VENV)/bin/python -m pytest
+
+fast: $(STAMP) ## the tests that start no process
+	$(VENV)/bin/python -m pytest -m "not e2e"
+
+lint: $(STAMP) ## format, rules, types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy gateway
+
+bench: $(STAMP) ## one table of measurements
+	$(VENV)/bin/python bench/run.py
+
+clean: ## what the other targets made
+	rm -rf $(VENV) .e2e
+
+# Rebuilt when the dependencies may have changed; `twistd --help` writes Twisted's plugin cache.
+$(STAMP): setup.cfg pyproject.toml
+	@echo "Setting up $(VENV); the first time this takes a minute."
+	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test,lint]"
+	$(VENV)/bin/twistd --help >/dev/null
+	touch $@

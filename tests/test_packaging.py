@@ -1,0 +1,184 @@
+"""What gets installed: the package list, and the command after a plain `pip install .`."""
+
+from __future__ import annotations
+
+import configparser
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway import __version__
+
+ROOT = Path(__file__).parent.parent
+NOBODY = 65534
+
+
+def listed_packages() -> list[str]:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser["options"]["packages"].split()
+
+
+def test_the_package_list_matches_the_directories() -> None:
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "gateway").rglob("*.py")
+    }
+    assert set(listed_packages()) == found | {"twisted.plugins"}
+
+
+def test_every_package_of_ours_has_an_init() -> None:
+    for name in listed_packages():
+        if name != "twisted.plugins":
+            init = ROOT.joinpath(*name.split("."), "__init__.py")
+            assert init.is_file(), f"{name} has no __init__.py and would not be found everywhere"
+
+
+def test_nothing_shadows_twisted() -> None:
+    # An __init__.py here would hide the real Twisted from everything on the same path.
+    assert not list((ROOT / "twisted").rglob("__init__.py"))
+    assert [path.name for path in (ROOT / "twisted" / "plugins").glob("*.py")] == [
+        "responses_gateway.py"
+    ]
+
+
+def test_the_types_are_published() -> None:
+    assert (ROOT / "gateway" / "py.typed").is_file()
+
+
+def test_the_version_has_notes() -> None:
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+# A fresh environment
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Path]:
+    """A new venv with the gateway from a copy of the tree, its site-packages not writable."""
+    folder = Path(tempfile.mkdtemp(prefix="gateway-packaging-"))
+    try:
+        folder.chmod(0o755)
+        ours = ("gateway", "twisted", "config", "setup.cfg", "pyproject.toml", "LICENSE")
+        skip = shutil.ignore_patterns("__pycache__", "dropin.cache")
+        for name in (*ours, "README.md"):
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, folder / "tree" / name, ignore=skip)
+            elif source.exists():
+                shutil.copy(source, folder / "tree" / name)
+        run([sys.executable, "-m", "venv", str(folder / "venv")])
+        pip = [str(folder / "venv/bin/python"), "-m", "pip", "--disable-pip-version-check"]
+        run([*pip, "install", "--quiet", "."], cwd=folder / "tree")
+        (folder / "work").mkdir()
+        (folder / "work").chmod(0o777)
+        for path in (folder / "venv").rglob("*"):
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode & ~0o222 | 0o444)
+        yield folder
+    finally:
+        for path in (folder / "venv").rglob("*"):
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def unprivileged(installed: Path, require_e2e: bool) -> dict[str, Any]:
+    """Arguments for subprocess that give up root, to whom nothing is read-only."""
+    if os.geteuid() != 0:
+        return {}
+    identity = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    try:
+        run([str(installed / "venv/bin/python"), "-c", "pass"], **identity)
+    except (AssertionError, OSError) as error:
+        message = f"this Python cannot be run by an unprivileged user: {error}"
+        if require_e2e:
+            pytest.fail(message)
+        pytest.skip(message)
+    return identity
+
+
+def run(command: list[str], **options: Any) -> str:
+    options.setdefault("env", {"PATH": os.environ.get("PATH", os.defpath)})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.e2e
+def test_twistd_lists_and_describes_the_command(
+    installed: Path, unprivileged: dict[str, Any]
+) -> None:
+    twistd = str(installed / "venv/bin/twistd")
+    assert "responses-gateway" in run([twistd, "--help"], cwd="/", **unprivileged)
+    described = run([twistd, "responses-gateway", "--help"], cwd="/", **unprivileged)
+    assert "--config" in described
+    assert f"responses-gateway {__version__} " in run(
+        [twistd, "responses-gateway", "--version"], cwd="/", **unprivileged
+    )
+    assert not list((installed / "venv").rglob("dropin.cache")), "site-packages was writable"
+
+
+@pytest.mark.e2e
+def test_the_installed_service_runs_without_write_access(
+    installed: Path, unprivileged: dict[str, Any]
+) -> None:
+    admin = installed / "work" / "admin.sock"
+    config = installed / "work" / "gateway.yaml"
+    config.write_text(
+        "listen: 'tcp:0:interface=127.0.0.1'\n"
+        f"admin: {{listen: 'unix:{admin}'}}\n"
+        "simulator: {accounts: 1}\n"
+    )
+    process = subprocess.Popen(
+        [
+            *(str(installed / "venv/bin/twistd"), "-n", "--pidfile="),
+            *("responses-gateway", "--config", str(config)),
+        ],
+        cwd="/",
+        env={"PATH": os.environ.get("PATH", os.defpath)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **unprivileged,
+    )
+    try:
+        wait_until_alive(admin, process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, f"expected a clean end after SIGTERM, got:\n{output}"
+    assert "Traceback" not in output
+
+
+def wait_until_alive(path: Path, process: subprocess.Popen[str]) -> None:
+    """Ask /livez on the admin socket until the service answers 200."""
+    deadline = time.monotonic() + 60
+    while True:
+        if process.poll() is not None:
+            assert process.stdout is not None
+            pytest.fail(f"the service ended with {process.returncode}:\n{process.stdout.read()}")
+        connection = http.client.HTTPConnection("localhost", timeout=10)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        try:
+            connection.sock.settimeout(10)
+            connection.sock.connect(str(path))
+            connection.request("GET", "/livez")
+            assert connection.getresponse().status == 200
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the admin side did not answer within 60 s"
+            time.sleep(0.1)
+        finally:
+            connection.close()
