@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from gateway.simulator.items import Item
@@ -18,6 +18,15 @@ _DEPTH = 6
 def quoted_values(text: str) -> list[str]:
     """What the text has in double, single, back or curly quotes, in order."""
     return [next(part for part in match.groups() if part) for match in _QUOTED.finditer(text)]
+
+
+def without_quoted(text: str, keep: Collection[str] = ()) -> str:
+    """The text with its quoted values blanked out, but for some."""
+
+    def blank(match: re.Match[str]) -> str:
+        return match.group() if match.group()[1:-1] in keep else " " * len(match.group())
+
+    return _QUOTED.sub(blank, text)
 
 
 def function_arguments(tool: Item, asked: str, round_number: int) -> str:

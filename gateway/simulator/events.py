@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import msgspec
 
 from gateway.simulator.items import Item, pieces
 
@@ -139,14 +140,6 @@ def _text_events(
     yield {"type": f"response.{name}.done", **where, **finished}
 
 
-def numbered(events: Iterator[Event]) -> Iterator[Event]:
-    """The events with `sequence_number` from 0."""
-    for number, event in enumerate(events):
-        kind, rest = event["type"], {k: v for k, v in event.items() if k != "type"}
-        yield {"type": kind, "sequence_number": number, **rest}
-
-
 def sse(event: Event) -> bytes:
     """One event as server-sent event text."""
-    data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {event['type']}\ndata: {data}\n\n".encode()
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))

@@ -193,13 +193,12 @@ class TerminalAfter(Fault):
         response: dict[str, Any] = {}
         finished: list[Any] = []
         for number, step in enumerate(steps):
-            is_event = isinstance(step, dict)
-            if is_event and "response" in step:
-                response = step["response"]
-            if number >= self.after or (is_event and step["type"] == "response.completed"):
+            event = step if isinstance(step, dict) else {}
+            response = event.get("response", response)
+            if number >= self.after or event.get("type") == "response.completed":
                 break
-            if is_event and step["type"] == "response.output_item.done":
-                finished.append(step["item"])
+            if event.get("type") == "response.output_item.done":
+                finished.append(event["item"])
             yield step
         status = "failed" if self.incomplete_reason is None else "incomplete"
         ended = {**response, "status": status, "output": finished}

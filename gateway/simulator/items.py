@@ -63,17 +63,18 @@ def text_of(value: object) -> str:
 
 def estimated_tokens(value: object) -> int:
     """A rough token count (four characters each), so that usage grows with the context."""
-    return (_characters(value) + 3) // 4
-
-
-def _characters(value: object) -> int:
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(_characters(part) for part in value.values())
-    if isinstance(value, list):
-        return sum(_characters(part) for part in value)
-    return 1
+    characters, waiting = 0, [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            characters += len(part)
+        elif isinstance(part, dict):
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+        else:
+            characters += 1
+    return (characters + 3) // 4
 
 
 def pieces(text: str) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
@@ -135,7 +135,7 @@ def _as_json(steps: Steps) -> Iterator[Written]:
             yield Ending.DROP if step is Ending.END else step
         elif not isinstance(step, bytes):
             yield step
-    yield json.dumps(last.get("response"), ensure_ascii=False).encode()
+    yield msgspec.json.encode(last.get("response"))
 
 
 def _headers(request: Request) -> dict[str, str]:
@@ -155,8 +155,8 @@ def _decoded(request: Request, raw: bytes) -> Any:
         )
         raise Refusal(400, message, code="unsupported_content_type")
     try:
-        return json.loads(raw)
-    except ValueError as error:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
         message = "We could not parse the JSON body of your request."
         raise Refusal(400, message) from error
 
@@ -174,7 +174,7 @@ def _answer_json(request: Request, status: int, body: Any) -> bytes:
     if isinstance(body, (str, bytes)):
         return body.encode() if isinstance(body, str) else body
     request.setHeader(b"content-type", b"application/json")
-    return b"" if body is None else json.dumps(body, ensure_ascii=False).encode()
+    return b"" if body is None else msgspec.json.encode(body)
 
 
 def _models(engine: AccountEngine) -> dict[str, Any]:

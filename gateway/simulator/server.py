@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import cast
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IListeningPort, IReactorTCP
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IListeningPort, IReactorTCP, ITCPTransport
+from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
+from twisted.web import http
 from twisted.web.http import HTTPChannel
-from twisted.web.server import Request, Site
+from twisted.web.server import Site
 
 from gateway.simulator.accounts import SimulatedAccount
 from gateway.simulator.simulator import Simulator
@@ -17,6 +19,8 @@ from gateway.simulator.simulator import Simulator
 
 class _Channel(HTTPChannel):
     """An HTTP connection that its site knows of, so that a stop can close it."""
+
+    site: SimulatorSite
 
     # Clients send metadata headers of several KiB each.
     totalHeadersSize = 256 * 1024
@@ -26,7 +30,7 @@ class _Channel(HTTPChannel):
         super().connectionMade()
         self.site.channels.add(self)
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.site.channels.discard(self)
         super().connectionLost(reason)
 
@@ -35,13 +39,13 @@ class SimulatorSite(Site):
     """A site without an access log that keeps track of its connections."""
 
     noisy = False
-    protocol = _Channel
+    protocol = _Channel  # type: ignore[assignment]
 
     def __init__(self, simulator: Simulator) -> None:
         super().__init__(simulator.resource, reactor=simulator.clock, parsePOSTFormSubmission=False)
         self.channels: set[_Channel] = set()
 
-    def log(self, request: Request) -> None:
+    def log(self, request: http.Request) -> None:
         """Say nothing: the simulator has a request log of its own."""
 
 
@@ -77,7 +81,9 @@ class SimulatorService(Service):
     def startService(self) -> None:
         super().startService()
         self._listening = self._reactor.listenTCP(
-            self._wanted_port, self._site, interface=self._interface
+            self._wanted_port,
+            self._site,  # type: ignore[arg-type]
+            interface=self._interface,
         )
 
     def stopService(self) -> Deferred[None]:
@@ -85,5 +91,6 @@ class SimulatorService(Service):
         listening, self._listening = self._listening, None
         self.simulator.abort_streams()
         for channel in list(self._site.channels):
-            channel.transport.abortConnection()
-        return maybeDeferred(listening.stopListening if listening else lambda: None)
+            cast(ITCPTransport, channel.transport).abortConnection()
+        stopped = None if listening is None else listening.stopListening()
+        return succeed(None) if stopped is None else stopped

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IPushProducer,
+    IReactorTime,
+    ITCPTransport,
+)
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 from zope.interface import implementer
@@ -97,7 +103,7 @@ class AnswerStream:
             if channel is not None and ending is Ending.CLOSE:
                 channel.loseConnection()
             elif channel is not None:
-                channel.transport.abortConnection()
+                cast(ITCPTransport, channel.transport).abortConnection()
 
     def _finish(self, outcome: Outcome | None) -> None:
         self._close(outcome)

@@ -9,6 +9,7 @@ from gateway.simulator.refusals import (
     bad_request,
     invalid_encrypted_content,
     item_not_found,
+    missing_parameter,
 )
 
 FindItem = Callable[[str], Item | None]
@@ -39,6 +40,8 @@ def check_new_items(items: Sequence[Item], find: FindItem, issued: Callable[[str
             item_id = item.get("id")
             if isinstance(item_id, str) and find(item_id) is None:
                 raise item_not_found(item_id)
+        elif type_of(item) == "compaction":
+            raise missing_parameter("input.encrypted_content")
 
 
 def check_context(context: Sequence[Item]) -> None:
