@@ -92,19 +92,24 @@ def run_codex(
     *,
     proxy: str,
     websockets: bool = True,
+    resume: bool = False,
     timeout: float = 120,
 ) -> CodexRun:
-    """`codex exec` with one prompt; the whole process group is gone when this returns."""
+    """`codex exec` with one prompt; the whole process group is gone when this returns.
+
+    `resume` continues the last conversation that was held in the same directory.
+    """
     binary = client.binary()
     assert binary is not None, f"{client} is not installed under {NODE_MODULES}"
     home, work = directory / "home", directory / "work"
     codex_home = home / ".codex"
-    codex_home.mkdir(parents=True)
-    work.mkdir()
+    codex_home.mkdir(parents=True, exist_ok=True)
+    work.mkdir(exist_ok=True)
     (codex_home / "config.toml").write_text(_config(client, base_url, websockets))
+    command = ["resume", "--last"] if resume else []
     started = time.monotonic()
     process = subprocess.Popen(
-        [str(binary), "exec", "--json", "--skip-git-repo-check", prompt],
+        [str(binary), "exec", *command, "--json", "--skip-git-repo-check", prompt],
         cwd=work,
         env=_environment(home, codex_home, key, proxy),
         stdin=subprocess.DEVNULL,

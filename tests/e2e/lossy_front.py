@@ -61,6 +61,7 @@ class LossyFront:
         self, client: ServerConnection, body: dict[str, Any], warmed_up: dict[str, list[Any]]
     ) -> None:
         del body["type"]
+        body["stream"] = True
         previous = body.get("previous_response_id")
         if previous in warmed_up:
             body["input"] = warmed_up[previous] + body["input"]

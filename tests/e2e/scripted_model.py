@@ -48,17 +48,16 @@ class ScriptedModel:
         start, instruction = _last_instruction(transcript)
         task = TASK.search(instruction)
         if task is None:
-            seen = [_text(item).strip() for item in transcript if _is_output(item)]
-            return text_item("recalled: " + ", ".join(seen))
+            return text_item("recalled: " + ", ".join(_results(transcript)))
         rounds, path = int(task.group(1)), task.group(2)
-        outputs = [_text(item) for item in transcript[start:] if _is_output(item)]
-        for number, output in enumerate(outputs, 1):
-            if f"round-{number} ran" not in output:
-                return text_item(f"History is wrong: output {number} is {output!r}")
-        if len(outputs) >= rounds:
+        results = _results(transcript[start:])
+        for number, result in enumerate(results, 1):
+            if result != f"round-{number} ran":
+                return text_item(f"History is wrong: output {number} is {result!r}")
+        if len(results) >= rounds:
             return text_item(success_text(rounds))
         offered = {(tool["type"], tool.get("name")) for tool in _all_tools(transcript, tools)}
-        return _call(len(outputs) + 1, path, offered)
+        return _call(len(results) + 1, path, offered)
 
 
 def _call(number: int, path: str, offered: set[tuple[str, str | None]]) -> Json:
@@ -89,8 +88,10 @@ def _all_tools(transcript: list[Json], tools: list[Json]) -> Iterator[Json]:
             yield from tool.get("tools", ())
 
 
-def _is_output(item: Json) -> bool:
-    return str(item.get("type", "")).endswith("_call_output")
+def _results(transcript: list[Json]) -> list[str]:
+    """The last line of each tool output; Codex puts lines of its own before the command's."""
+    outputs = [item for item in transcript if str(item.get("type")).endswith("_call_output")]
+    return [_text(item).strip().rpartition("\n")[2] for item in outputs]
 
 
 def _text(item: Json) -> str:

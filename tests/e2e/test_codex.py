@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 
 from tests.e2e.codex import CodexClient, CodexRun, run_codex
 from tests.e2e.conftest import CLIENT_KEY, Scene, need_packages, unavailable
-from tests.e2e.scripted_model import success_text, task_prompt
+from tests.e2e.scripted_model import recall_text, success_text, task_prompt
 from tests.e2e.tap import Connection, Tap
-from tests.support.events import Json
+from tests.support.events import Json, error_body
 from tests.support.strict import Mode, Strict
-from tests.support.upstream import Recorded
+from tests.support.upstream import Exchange, Recorded
 
 pytestmark = pytest.mark.e2e
 
@@ -27,13 +28,18 @@ each_client = pytest.mark.parametrize("client", CLIENTS, ids=str)
 each_mode = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.value)
 
 
-def drive(scene: Scene, client: CodexClient, base_url: str, key: str, **options: Any) -> CodexRun:
-    """One `codex exec` with the tool loop as its prompt."""
+def drive(scene: Scene, client: CodexClient, base_url: str, **options: Any) -> CodexRun:
+    """One `codex exec`, with the tool loop as its prompt unless `prompt` says otherwise."""
     if client.binary() is None:
         unavailable(f"{client} is not installed under .e2e/node (see tests/e2e/conftest.py)")
-    prompt = task_prompt(ROUNDS, scene.directory / "ran.txt")
+    options.setdefault("prompt", task_prompt(ROUNDS, scene.directory / "ran.txt"))
     run = run_codex(
-        client, base_url, key, prompt, scene.directory / "codex", proxy=scene.proxy.url, **options
+        client,
+        base_url=base_url,
+        key=CLIENT_KEY,
+        directory=scene.directory / "codex",
+        proxy=scene.proxy.url,
+        **options,
     )
     scene.logs["codex"] = run.report
     return run
@@ -86,6 +92,24 @@ def relayed_turns(upstream: Strict, connection: Connection) -> list[Recorded]:
     return [request for request in upstream.requests if request.response_id in seen]
 
 
+def _throttle(upstream: Strict, throttled: list[Strict], exchange: Exchange) -> bool:
+    if len(upstream.order) == 3 and not throttled:
+        throttled.append(upstream)
+    if upstream not in throttled:
+        return False
+    message = "Rate limit reached. Please try again in 20s."
+    exchange.json(
+        429,
+        error_body("rate_limit_exceeded", message, kind="rate_limit_error"),
+        {"Retry-After": "20"},
+    )
+    return True
+
+
+def _sealed_by(upstream: Strict, item: Json) -> bool:
+    return str(item.get("encrypted_content")).startswith(f"sealed:{upstream.name}:")
+
+
 def expected_transcript(connection: Connection) -> list[Json]:
     """What the model must have seen at its last turn: all that either side said, once, in order."""
     transcript: list[Json] = []
@@ -107,7 +131,7 @@ def expected_transcript(connection: Connection) -> list[Json]:
 def test_ten_tool_rounds_through_the_gateway(scene: Scene, client: CodexClient, mode: Mode) -> None:
     north, south = scene.upstream(mode, "north"), scene.upstream(mode, "south")
     tap = scene.tap(scene.gateway(north, south).port)
-    run = drive(scene, client, tap.base_url, CLIENT_KEY)
+    run = drive(scene, client, tap.base_url)
     assert_done(run, scene.directory)
     connection = assert_one_socket(tap)
     used = [upstream for upstream in (north, south) if upstream.requests]
@@ -121,10 +145,52 @@ def test_ten_tool_rounds_through_the_gateway(scene: Scene, client: CodexClient, 
 
 
 @each_client
+def test_a_throttled_account_is_never_seen(scene: Scene, client: CodexClient) -> None:
+    """The account of the conversation answers 429 on its fourth turn, and from then on."""
+    both = [scene.upstream(Mode.STATEFUL, "north"), scene.upstream(Mode.STATEFUL, "south")]
+    throttled: list[Strict] = []
+    for upstream in both:
+        upstream.before_answer = functools.partial(_throttle, upstream, throttled)
+    tap = scene.tap(scene.gateway(*both).port)
+    run = drive(scene, client, tap.base_url)
+    assert_done(run, scene.directory)
+    connection = assert_one_socket(tap)
+    (first,) = throttled
+    (second,) = (upstream for upstream in both if upstream is not first)
+    assert [request.response_id is None for request in first.requests] == [False] * 3 + [True]
+    turns = relayed_turns(second, connection)
+    assert len(turns) == ROUNDS + 1 - 3, "the other account did not answer the rest"
+    chained_to = [turn.previous_response_id for turn in turns]
+    assert chained_to == [None, *(turn.response_id for turn in turns[:-1])]
+    for request in second.requests:
+        assert b"sealed:%b:" % first.name.encode() not in request.raw, "encrypted_content moved"
+    foreign = [item for item in expected_transcript(connection) if not _sealed_by(first, item)]
+    assert scene.models[second.name].transcripts[-1] == foreign
+    print(
+        f"{client}: 3 turns by {first.name}, 429, {len(turns)} by {second.name}, "
+        f"{len(connection.client_frames)} frames sent, {run.seconds:.1f} s"
+    )
+
+
+@each_client
+@pytest.mark.parametrize("mode", [Mode.STATEFUL, Mode.STATELESS], ids=lambda mode: mode.value)
+def test_a_conversation_resumed_by_a_new_process(
+    scene: Scene, client: CodexClient, mode: Mode
+) -> None:
+    both = [scene.upstream(mode, "north"), scene.upstream(mode, "south")]
+    tap = scene.tap(scene.gateway(*both).port)
+    assert_done(drive(scene, client, tap.base_url), scene.directory)
+    run = drive(scene, client, tap.base_url, prompt="Please recall.", resume=True)
+    assert run.error_lines == [], "Codex reported errors"
+    assert run.messages == [recall_text(ROUNDS)]
+    assert [each.status for each in tap.connections] == [101, 101], "one socket per process"
+
+
+@each_client
 def test_the_script_works_without_a_gateway(scene: Scene, client: CodexClient) -> None:
     """Codex over HTTP, straight to the upstream: what fails here is not the gateway's fault."""
     upstream = scene.upstream(Mode.STATELESS)
-    run = drive(scene, client, upstream.server.base_url, "any-key", websockets=False)
+    run = drive(scene, client, upstream.server.base_url, websockets=False)
     assert_done(run, scene.directory)
     assert [request for request in upstream.requests if request.refused] == []
 
@@ -141,7 +207,7 @@ def test_these_checks_see_a_lost_thread(
     upstream = scene.upstream(Mode.STATEFUL)
     front = scene.enter(LossyFront(upstream.server.base_url, keep_thread=keep_thread))
     tap = scene.tap(front.port)
-    run = drive(scene, client, tap.base_url, CLIENT_KEY)
+    run = drive(scene, client, tap.base_url)
     if keep_thread:
         assert_done(run, scene.directory)
         assert_thread_kept(scene, upstream, assert_one_socket(tap))
