@@ -19,3 +19,10 @@ hypothesis_settings.load_profile("gateway")
 def require_e2e() -> bool:
     """True where a missing tool is a failure instead of a reason to skip (`.ci/run`)."""
     return os.environ.get("GATEWAY_REQUIRE_E2E") == "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever drives a gateway in its own process is slow: `make fast` leaves it out."""
+    for item in items:
+        if {"conformance", "e2e"} & set(item.path.parent.parts):
+            item.add_marker(pytest.mark.e2e)
