@@ -138,7 +138,9 @@ def test_10_08_sockets_with_the_same_session_are_independent(rig: Rig) -> None:
     assert output_text(events) == "hello", "one socket must not wait for the other"
     release.set()
     completed(first.until_terminal())
-    assert [r.input for r in rig.upstream.requests] != []
+    held, free = (json.dumps(request.input) for request in rig.upstream.requests)
+    assert "held" in held
+    assert "held" not in free, "nothing of one socket reaches the other"
 
 
 def test_10_09_a_silent_socket_stays(stage: Stage) -> None:
@@ -169,7 +171,7 @@ def test_10_10_pings_are_answered_while_the_upstream_is_blocked(rig: Rig) -> Non
     completed(client.until_terminal())
 
 
-@pytest.mark.parametrize("size", [16 * MIB - 1, 64 * MIB - 1024], ids=["16MiB-1", "64MiB"])
+@pytest.mark.parametrize("size", [16 * MIB - 1, 64 * MIB], ids=["16MiB-1", "64MiB"])
 def test_10_11_large_client_messages_arrive_whole(rig: Rig, size: int) -> None:
     client = rig.connect(timeout=60)
     frame = json.dumps(create(input="@")).encode()
@@ -177,7 +179,8 @@ def test_10_11_large_client_messages_arrive_whole(rig: Rig, size: int) -> None:
     client.send_frame(TEXT, frame.replace(b"@", text))
     completed(client.until_terminal())
     request = rig.upstream.wait_for(1)[0]
-    assert text in request.raw, f"the upstream expected the whole {size} byte message"
+    whole = text in request.raw
+    assert whole, f"the upstream expected the whole {size} byte message"
     rig.upstream.reset()
 
 

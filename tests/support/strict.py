@@ -65,7 +65,10 @@ class Strict:
     @property
     def accepted(self) -> list[Recorded]:
         """The requests that were answered and not abandoned by the gateway."""
-        return [r for r in self.requests if not r.refused and not r.gone.is_set()]
+        kept = [r for r in self.requests if not r.refused and not r.gone.is_set()]
+        if self.mode is Mode.FORGETFUL:  # a trial may be over before it is abandoned
+            kept = [r for r in kept if r.previous_response_id is None]
+        return kept
 
     def forget(self) -> None:
         """As after a restart: every id is unknown."""

@@ -51,7 +51,11 @@ def test_the_upstream_answers_and_logs(upstream: Upstream) -> None:
 
 
 def test_the_upstream_sees_a_peer_leave(upstream: Upstream) -> None:
-    upstream.queue(lambda exchange: exchange.start() or (exchange.hold() and None))
+    def hang(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.hold()
+
+    upstream.queue(hang)
     with socket.create_connection(("127.0.0.1", upstream.port)) as sock:
         sock.sendall(b"POST /v1/responses HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
         assert sock.recv(10)
