@@ -7,33 +7,40 @@ from __future__ import annotations
 
 from gateway.simulator.accounts import MODES, Mode, SimulatedAccount
 from gateway.simulator.faults import (
+    EMPTY_ERROR,
     CloseAfter,
     DropAfter,
     EmptyOutput,
     EndAfter,
+    Ending,
     Fault,
     FaultQueue,
     InsertAfter,
     NoEcho,
+    PauseAfter,
     Refuse,
     ResponseHeaders,
     SilenceAfter,
     TerminalAfter,
+    Together,
     flat_error,
     nested_error,
 )
 from gateway.simulator.model import Model, ModelTurn
 from gateway.simulator.request_log import LoggedRequest
+from gateway.simulator.resource import SimulatorResource
 from gateway.simulator.scripted import ScriptedModel
 from gateway.simulator.server import SimulatorService
 from gateway.simulator.simulator import Simulator
 
 __all__ = [
+    "EMPTY_ERROR",
     "MODES",
     "CloseAfter",
     "DropAfter",
     "EmptyOutput",
     "EndAfter",
+    "Ending",
     "Fault",
     "FaultQueue",
     "InsertAfter",
@@ -42,14 +49,17 @@ __all__ = [
     "Model",
     "ModelTurn",
     "NoEcho",
+    "PauseAfter",
     "Refuse",
     "ResponseHeaders",
     "ScriptedModel",
     "SilenceAfter",
     "SimulatedAccount",
     "Simulator",
+    "SimulatorResource",
     "SimulatorService",
     "TerminalAfter",
+    "Together",
     "flat_error",
     "nested_error",
 ]

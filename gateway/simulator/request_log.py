@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gateway.simulator.items import Item
+from gateway.simulator.items import Item, input_items
 
 Outcome = Literal[
     "running", "completed", "failed", "incomplete", "refused", "ended", "dropped", "cancelled"
@@ -40,8 +40,7 @@ class LoggedRequest:
     @property
     def input(self) -> list[Item]:
         """The request's own input, as a list."""
-        value = self.body.get("input") if isinstance(self.body, dict) else None
-        return value if isinstance(value, list) else []
+        return input_items(self.body.get("input")) if isinstance(self.body, dict) else []
 
 
 class RequestLog(Sequence[LoggedRequest]):

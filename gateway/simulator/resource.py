@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
@@ -20,11 +21,15 @@ from gateway.simulator.stream import AnswerStream, Written
 if TYPE_CHECKING:
     from gateway.simulator.simulator import Simulator
 
+_log = Logger()
+
 _TERMINALS: dict[str, Outcome] = {
     "response.completed": "completed",
     "response.failed": "failed",
     "response.incomplete": "incomplete",
 }
+
+_PIECE = 64 * 1024
 
 
 class SimulatorResource(Resource):
@@ -77,6 +82,10 @@ class SimulatorResource(Resource):
             answer = engine.answer(entry.body, len(raw))
         except Refusal as refusal:
             return _refuse(request, entry, refusal.status, {"error": refusal.error})
+        except Exception:
+            _log.failure("The simulated model failed")
+            failed = Refusal(500, "The model failed.", kind="server_error", code="server_error")
+            return _refuse(request, entry, failed.status, {"error": failed.error})
         entry.response_id = answer.response_id
         entry.context = answer.context
         entry.status = 200
@@ -135,7 +144,9 @@ def _as_json(steps: Steps) -> Iterator[Written]:
             yield Ending.DROP if step is Ending.END else step
         elif not isinstance(step, bytes):
             yield step
-    yield msgspec.json.encode(last.get("response"))
+    body = msgspec.json.encode(last.get("response"))
+    for start in range(0, len(body), _PIECE):
+        yield body[start : start + _PIECE]
 
 
 def _headers(request: Request) -> dict[str, str]:

@@ -45,6 +45,11 @@ class AnswerStream:
         self._paused = False
         self._over = False
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the reader has more than it takes."""
+        return self._paused
+
     def start(self) -> None:
         self._request.notifyFinish().addErrback(self._client_gone)
         self._request.registerProducer(self, True)

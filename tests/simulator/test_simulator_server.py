@@ -9,26 +9,33 @@ from typing import Any
 import pytest
 import pytest_twisted
 import treq
+from treq.testing import StubTreq
 from twisted.internet import reactor
 from twisted.internet.protocol import Protocol
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.web.client import HTTPConnectionPool, ResponseFailed
 from twisted.web.iweb import IResponse
 
 from gateway.simulator import (
+    EMPTY_ERROR,
     CloseAfter,
     DropAfter,
     EmptyOutput,
     EndAfter,
+    Ending,
     Fault,
     InsertAfter,
+    ModelTurn,
     NoEcho,
+    PauseAfter,
     Refuse,
+    ResponseHeaders,
     SilenceAfter,
     SimulatedAccount,
     Simulator,
     SimulatorService,
     TerminalAfter,
+    Together,
     flat_error,
 )
 
@@ -46,14 +53,14 @@ WEATHER = {
 class House:
     """A running simulator of one account a mode, and a client for it."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, clock: Any = reactor, **options: Any) -> None:
         accounts = [
             SimulatedAccount("stateful"),
             SimulatedAccount("other"),
             SimulatedAccount("stateless", mode="stateless"),
             SimulatedAccount("forgetful", mode="forgetful"),
         ]
-        self.simulator = Simulator(accounts, reactor, **options)
+        self.simulator = Simulator(accounts, clock, **options)
         self.service = SimulatorService(self.simulator, reactor)
         self.pool = HTTPConnectionPool(reactor, persistent=True)
         self.service.startService()
@@ -249,3 +256,188 @@ async def test_a_silent_account_notices_that_the_client_left(house: House) -> No
     reader.transport.loseConnection()
     await until(lambda: entry.outcome == "cancelled")
     assert not house.simulator.streams
+
+
+class Reader(Protocol):
+    """A client that reads a body when told to."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.over = False
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += len(data)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.over = True
+
+
+class LongAnswer:
+    """A model that says forty words of a megabyte each."""
+
+    def respond(self, turn: ModelTurn) -> list[dict[str, Any]]:
+        part = {"type": "output_text", "text": " ".join(["x" * 1_000_000] * 40), "annotations": []}
+        return [{"type": "message", "role": "assistant", "content": [part]}]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_does_not_read_pauses_its_answer(stream: bool) -> None:
+    house = House(model=LongAnswer())
+    body = {"model": "m", "input": "x", "stream": stream}
+    response = await house.post(body, unbuffered=True)
+    reader = Reader()
+    response.original.deliverBody(reader)
+    reader.transport.pauseProducing()
+    (writer,) = house.simulator.streams
+    await until(lambda: writer.is_paused)
+    assert not reader.over, "the answer must wait for its reader"
+    reader.transport.resumeProducing()
+    await until(lambda: reader.over)
+    assert reader.received > 40_000_000
+    await house.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_events_are_paced_by_the_clock() -> None:
+    clock = Clock()
+    house = House(event_delay=5.0, clock=clock)
+    response = await house.post({"model": "m", "input": "x", "stream": True}, unbuffered=True)
+    entry = house.simulator.requests[-1]
+    assert entry.events_sent == 1
+    clock.advance(4.9)
+    assert entry.events_sent == 1
+    clock.advance(0.1)
+    assert entry.events_sent == 2
+    reading = response.text()
+    while house.simulator.streams:
+        clock.advance(5.0)
+    assert parsed(await reading)[-1]["type"] == "response.completed"
+    await house.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_leaves_cancels_the_generation() -> None:
+    clock = Clock()
+    house = House(event_delay=5.0, clock=clock)
+    response = await house.post({"model": "m", "input": "x", "stream": True}, unbuffered=True)
+    reader = Reader()
+    response.original.deliverBody(reader)
+    await until(lambda: reader.received)
+    reader.transport.loseConnection()
+    entry = house.simulator.requests[-1]
+    await until(lambda: entry.outcome == "cancelled")
+    clock.advance(60.0)
+    assert entry.events_sent == 1, "nothing may be generated for a client that left"
+    again = {"input": "x", "previous_response_id": entry.response_id}
+    house.simulator.event_delay = 0.0
+    assert (await house.create(again))["error"]["code"] == "previous_response_not_found"
+    await house.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_ends_what_is_under_way() -> None:
+    house = House()
+    house.simulator.faults.push("stateful", SilenceAfter(0, headers=True))
+    response = await house.post({"model": "m", "input": "x", "stream": True}, unbuffered=True)
+    await house.stop()
+    with pytest.raises(ResponseFailed):
+        await response.content()
+    assert house.simulator.requests[-1].outcome == "dropped"
+    with pytest.raises(RuntimeError):
+        house.service.base_url()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_permanent_fault_gives_way_to_the_next_one(house: House) -> None:
+    house.simulator.faults.always("stateful", Refuse.error(503, "server_is_overloaded"))
+    house.simulator.faults.push("stateful", Fault())
+    assert "error" in await house.create({"input": "x", "model": 3}), "a pass changes nothing"
+    assert (await house.create({"input": "x"}))["error"]["code"] == "server_is_overloaded"
+    assert (await house.create({"input": "x"}, "other"))["status"] == "completed"
+    house.simulator.faults.clear("stateful")
+    assert (await house.create({"input": "x"}))["status"] == "completed"
+
+
+@pytest_twisted.ensureDeferred
+async def test_faults_of_the_body_and_the_headers(house: House) -> None:
+    house.simulator.faults.push(
+        "stateful",
+        Refuse(400, {"detail": "Unsupported parameter: previous_response_id"}),
+        Refuse(502, "<html>bad gateway</html>", {"content-type": "text/html"}),
+        Together((ResponseHeaders({"x-codex-turn-state": "s"}), EmptyOutput(), NoEcho())),
+        InsertAfter(EMPTY_ERROR, after=2, then=Ending.END),
+        PauseAfter(0.01),
+    )
+    assert "detail" in await house.create({"input": "x"})
+    page = await house.post({"model": "m", "input": "x"})
+    assert (page.code, await page.text()) == (502, "<html>bad gateway</html>")
+    assert page.headers.getRawHeaders("content-type") == ["text/html"]
+    both = await house.post({"model": "m", "input": "x"})
+    assert both.headers.getRawHeaders("x-codex-turn-state") == ["s"]
+    assert (await both.json())["output"] == []
+    assert (await house.events({"input": "x"}))[-1] == EMPTY_ERROR
+    assert (await house.create({"input": "x"}))["status"] == "completed"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_failed_response_is_not_kept(house: House) -> None:
+    house.simulator.faults.push("stateful", TerminalAfter(after=1000))
+    events = await house.events({"input": "x"})
+    failed = events[-1]
+    assert failed["type"] == "response.failed"
+    assert failed["response"]["error"]["code"] == "server_error"
+    assert failed["response"]["output"] == [events[-2]["item"]], "what was finished is in there"
+    body = {"input": "x", "previous_response_id": failed["response"]["id"]}
+    assert (await house.create(body))["error"]["code"] == "previous_response_not_found"
+
+
+class Broken:
+    def respond(self, turn: ModelTurn) -> list[dict[str, Any]]:
+        raise LookupError("a bug in a model")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_broken_model_is_a_500() -> None:
+    house = House(model=Broken())
+    response = await house.post({"model": "m", "input": "x"})
+    assert response.code == 500
+    assert (await response.json())["error"]["type"] == "server_error"
+    assert house.simulator.requests[-1].outcome == "refused"
+    await house.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_bodies_that_are_no_json(house: House) -> None:
+    url = house.service.base_url() + "/responses"
+    headers = {
+        "authorization": f"Bearer {house.simulator.account('other').key}",
+        "content-type": "application/json",
+    }
+    for data in (b"", b"{", b"\xff", b"[" * 100_000):
+        response = await treq.post(url, data=data, headers=headers, pool=house.pool)
+        assert response.code == 400, data[:10]
+        message = (await response.json())["error"]["message"]
+        assert message == "We could not parse the JSON body of your request."
+
+
+def test_two_accounts_with_one_key_are_refused() -> None:
+    with pytest.raises(ValueError):
+        Simulator([SimulatedAccount("a", "k"), SimulatedAccount("b", "k")], Clock())
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError):
+        SimulatedAccount("a", mode="moody")  # type: ignore[arg-type]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_resource_serves_without_a_socket() -> None:
+    simulator = Simulator([SimulatedAccount("a", "k")], Clock())
+    client = StubTreq(simulator.resource)
+    response = await client.post(
+        "http://simulator/v1/responses",
+        json={"model": "m", "input": "hello"},
+        headers={"authorization": "Bearer k"},
+    )
+    assert (await client.json_content(response))["status"] == "completed"
