@@ -1,0 +1,1 @@
+"""The Responses protocol as plain functions and small types; imports no Twisted."""

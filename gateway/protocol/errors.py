@@ -1,0 +1,230 @@
+"""One error type for everything a client may be told, and its one shape on the wire.
+
+Shapes and codes: protocol.md §5.1-§5.4.  A constructor stands for each code that the
+gateway itself uses; :func:`from_http` and :func:`from_event` read what upstreams send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+#: Statuses of an ``error`` event that clients understand (protocol.md §5.1).
+_STATUS_RANGE = range(400, 600)
+
+#: Members of an upstream's error object that clients read beside the usual four.
+_DETAIL_MEMBERS = ("plan_type", "resets_at", "resets_in_seconds")
+
+#: Response headers that may travel in an ``error`` event; everything else stays here.
+_CLIENT_HEADERS = ("retry-after", "retry-after-ms", "x-request-id")
+
+#: The status that goes with an error code in an event that carries none (§5.3).
+_STATUS_OF_CODE = {
+    "context_length_exceeded": 400,
+    "cyber_policy": 400,
+    "invalid_encrypted_content": 400,
+    "invalid_prompt": 400,
+    "previous_response_not_found": 400,
+    "unsupported_parameter": 400,
+    "invalid_api_key": 401,
+    "insufficient_quota": 429,
+    "rate_limit_exceeded": 429,
+    "usage_limit_reached": 429,
+    "usage_not_included": 429,
+    "server_is_overloaded": 503,
+    "slow_down": 503,
+}
+
+_STATUS_OF_TYPE = {
+    "authentication_error": 401,
+    "invalid_request_error": 400,
+    "not_found_error": 404,
+    "permission_error": 403,
+    "usage_limit_reached": 429,
+    "usage_not_included": 429,
+}
+
+
+class ApiError(Exception):
+    """A refusal in the API's terms: raised by readers, passed as a value everywhere else.
+
+    :param status: HTTP status, 400-599.
+    :param type: the API's ``error.type``.
+    :param message: one sentence for the person who reads it; never a secret.
+    :param code: the API's ``error.code``, or None.
+    :param param: the request member at fault, or None.
+    :param headers: headers the client should see (``retry-after``).
+    :param details: further members of the error object (``resets_at``).
+    """
+
+    def __init__(
+        self,
+        status: int,
+        type: str,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+        self.details = dict(details or {})
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.code or self.type}: {self.message}"
+
+    @property
+    def label(self) -> str:
+        """What logs and counters call this error: its code, else its type."""
+        return self.code or self.type
+
+    def body(self) -> dict[str, Any]:
+        """The ``error`` object of §5.1, ready for JSON."""
+        return {
+            "type": self.type,
+            "code": self.code,
+            "message": self.message,
+            "param": self.param,
+            **self.details,
+        }
+
+    @classmethod
+    def invalid_request(
+        cls, message: str, param: str | None = None, code: str | None = None
+    ) -> ApiError:
+        """400: the request itself is wrong."""
+        return cls(400, "invalid_request_error", message, code, param)
+
+    @classmethod
+    def previous_response_not_found(cls, response_id: str) -> ApiError:
+        """400: this client never got a response of that id, or it was forgotten (§10.58)."""
+        return cls.invalid_request(
+            f"Previous response with id '{response_id}' not found.",
+            "previous_response_id",
+            "previous_response_not_found",
+        )
+
+    @classmethod
+    def connection_limit_reached(cls, message: str) -> ApiError:
+        """400: makes every client open a new connection and send its full input (§5.3)."""
+        return cls.invalid_request(message, None, "websocket_connection_limit_reached")
+
+    @classmethod
+    def bad_gateway(cls, message: str, code: str = "upstream_error") -> ApiError:
+        """502: an upstream could not be used; every client retries this (§5.2)."""
+        return cls(502, "server_error", message, code)
+
+
+def error_event(error: ApiError) -> bytes:
+    """The WebSocket form of an error: nested, with an integer status (§5.1, §10.52-55)."""
+    event: dict[str, Any] = {"type": "error", "status": error.status, "error": error.body()}
+    if error.headers:
+        event["headers"] = error.headers
+    return msgspec.json.encode(event)
+
+
+def from_http(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
+    """Read an upstream's HTTP error answer.
+
+    :param headers: its response headers, names in lower case.
+    :param body: as much of its body as was read; ``{"error": {…}}``, ``{"detail": "…"}``
+        or anything else.
+    """
+    kept = {k: v for k, v in headers.items() if k in _CLIENT_HEADERS or k.startswith("x-codex-")}
+    try:
+        decoded = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        decoded = None
+    fields = _error_object(decoded)
+    if status not in _STATUS_RANGE:
+        fields.setdefault("message", f"The upstream answered with the status {status}.")
+        status = 502
+    return _build(status, fields, kept)
+
+
+def from_event(data: bytes) -> ApiError | None:
+    """Read an upstream's ``error`` event, flat or nested (§5.1).
+
+    :param data: the event's JSON.
+    :return: None for an event that says nothing (§10.57).
+    """
+    try:
+        decoded = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    fields = _error_object(decoded)
+    if not any(fields.get(name) for name in ("code", "type", "message")):
+        return None
+    status = decoded.get("status") or decoded.get("status_code")
+    if not isinstance(status, int) or status not in _STATUS_RANGE:
+        status = status_of(fields.get("code"), fields.get("type"))
+    headers = decoded.get("headers") or fields.get("headers")
+    kept = _text_members(headers) if isinstance(headers, dict) else {}
+    return _build(status, fields, kept)
+
+
+def from_failed_response(error: object) -> ApiError:
+    """Read ``response.error`` of a ``response.failed`` event (§5.4)."""
+    fields = dict(error) if isinstance(error, dict) else {}
+    fields.setdefault("message", "The upstream failed the response.")
+    headers = fields.get("headers")
+    kept = _text_members(headers) if isinstance(headers, dict) else {}
+    return _build(status_of(fields.get("code"), fields.get("type")), fields, kept)
+
+
+def status_of(code: object, type: object = None) -> int:
+    """The HTTP status that belongs to an error code and type; 500 for unknown ones."""
+    if isinstance(code, str) and code in _STATUS_OF_CODE:
+        return _STATUS_OF_CODE[code]
+    return _STATUS_OF_TYPE.get(type, 500) if isinstance(type, str) else 500
+
+
+def _error_object(decoded: object) -> dict[str, Any]:
+    """The members of an error in any of the shapes seen in the wild."""
+    if not isinstance(decoded, dict):
+        return {}
+    inner = decoded.get("error")
+    if isinstance(inner, dict):
+        return dict(inner)
+    if isinstance(inner, str):
+        return {"message": inner}
+    if "detail" in decoded:
+        detail = decoded["detail"]
+        return {"message": detail if isinstance(detail, str) else str(detail)}
+    flat = {name: decoded.get(name) for name in ("code", "message", "param")}
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+def _build(status: int, fields: dict[str, Any], headers: Mapping[str, str]) -> ApiError:
+    code = fields.get("code")
+    type_ = fields.get("type")
+    param = fields.get("param")
+    message = fields.get("message")
+    default_type = "server_error" if status >= 500 else "invalid_request_error"
+    return ApiError(
+        status,
+        type_ if isinstance(type_, str) and type_ else default_type,
+        message
+        if isinstance(message, str) and message
+        else f"The upstream answered with the status {status} and no message.",
+        str(code) if code is not None else None,
+        param if isinstance(param, str) else None,
+        headers,
+        {name: fields[name] for name in _DETAIL_MEMBERS if fields.get(name) is not None},
+    )
+
+
+def _text_members(headers: dict[Any, Any]) -> dict[str, str]:
+    return {
+        str(name): str(value)
+        for name, value in headers.items()
+        if isinstance(value, (str, int, float))
+    }

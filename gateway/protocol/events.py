@@ -1,0 +1,158 @@
+"""The events the gateway reads; all others pass as the bytes they came in (protocol.md §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+#: The events of a streamed answer that nobody but the client reads: the hot path.
+PASSED_UNREAD = frozenset(
+    name.encode()
+    for name in (
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.content_part.done",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.output_text.annotation.added",
+        "response.refusal.delta",
+        "response.refusal.done",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.custom_tool_call_input.delta",
+        "response.custom_tool_call_input.done",
+        "response.reasoning_summary_part.added",
+        "response.reasoning_summary_part.done",
+        "response.reasoning_summary_text.delta",
+        "response.reasoning_summary_text.done",
+        "response.reasoning_text.delta",
+        "response.reasoning_text.done",
+    )
+)
+
+#: Events before the first output: they can still be taken back while held (§8.4).
+PREAMBLE = frozenset(
+    {b"response.created", b"response.queued", b"response.in_progress", b"response.metadata"}
+)
+
+#: How upstreams end a response; the values are what clients understand (§4.3, §10.42).
+TERMINALS = {
+    b"response.completed": b"response.completed",
+    b"response.failed": b"response.failed",
+    b"response.incomplete": b"response.incomplete",
+    b"response.done": b"response.completed",
+    b"response.cancelled": b"response.incomplete",
+}
+
+Members = dict[str, msgspec.Raw]
+
+
+class ResponseHead(msgspec.Struct):
+    """What the gateway reads of a response object."""
+
+    id: str = ""
+    previous_response_id: str | None = None
+    status: str | None = None
+    error: Any = None
+    incomplete_details: dict[str, Any] | None = None
+
+
+class _WithResponse(msgspec.Struct):
+    response: ResponseHead
+
+
+class _ItemDone(msgspec.Struct):
+    item: msgspec.Raw
+    output_index: int | None = None
+
+
+class _Typed(msgspec.Struct):
+    type: str = ""
+
+
+class _Numbered(msgspec.Struct):
+    sequence_number: int | None = None
+
+
+_decode_response = msgspec.json.Decoder(_WithResponse).decode
+_decode_item_done = msgspec.json.Decoder(_ItemDone).decode
+_decode_typed = msgspec.json.Decoder(_Typed).decode
+_decode_numbered = msgspec.json.Decoder(_Numbered).decode
+decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+_TYPE_FIRST = b'{"type":"'
+
+
+class MalformedEvent(Exception):
+    """An upstream's event that must be read cannot be."""
+
+
+def event_type(data: bytes) -> bytes:
+    """The type of an event whose stream gave no ``event:`` line; empty when it has none."""
+    if data.startswith(_TYPE_FIRST):
+        return data[9 : data.find(b'"', 9)]
+    try:
+        return _decode_typed(data).type.encode()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return b""
+
+
+def read_response(data: bytes) -> ResponseHead:
+    """The response object of a lifecycle event.
+
+    :raises MalformedEvent: when there is none.
+    """
+    try:
+        return _decode_response(data).response
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedEvent(str(error)) from None
+
+
+def read_item_done(data: bytes) -> tuple[int | None, bytes]:
+    """``output_index`` and the raw item of a ``response.output_item.done``.
+
+    :raises MalformedEvent: when there is no item.
+    """
+    try:
+        event = _decode_item_done(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedEvent(str(error)) from None
+    return event.output_index, bytes(event.item)
+
+
+def sequence_number(data: bytes) -> int:
+    """The ``sequence_number`` of an event, or -1."""
+    try:
+        number = _decode_numbered(data).sequence_number
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return -1
+    return -1 if number is None else number
+
+
+def with_stream_id(data: bytes, stream_id: bytes) -> bytes:
+    """Name the lane in an event, everything else untouched (§10.46).
+
+    :param stream_id: the lane's name as JSON.
+    """
+    separator = b"" if data[1:].lstrip().startswith(b"}") else b","
+    return b'{"stream_id":' + stream_id + separator + data[1:]
+
+
+def response_members(data: bytes) -> Members:
+    """The response object of a lifecycle event, as raw members; empty when unreadable."""
+    try:
+        return decode_members(decode_members(data)["response"])
+    except (KeyError, msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+
+
+def raw_list(items: Sequence[bytes]) -> msgspec.Raw:
+    """A JSON array of raw items."""
+    return msgspec.Raw(b"[" + b",".join(items) + b"]")
+
+
+def raw_value(value: object) -> msgspec.Raw:
+    """A value as a raw JSON member."""
+    return msgspec.Raw(msgspec.json.encode(value))

@@ -1,0 +1,147 @@
+"""Responses and events that the gateway itself makes: prewarms, interruptions, failures."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from .events import Members, raw_list, raw_value
+from .request import TurnRequest
+
+
+def new_response_id(purpose: str = "") -> str:
+    """An id for a response that the gateway itself makes."""
+    return f"resp_{purpose}{'_' if purpose else ''}{secrets.token_hex(16)}"
+
+
+def made_response(
+    response_id: str, request: TurnRequest, created_at: int, previous_response_id: str | None
+) -> Members:
+    """A full response object (§4.4) for an answer that no upstream gave.
+
+    :param created_at: unix seconds.
+    """
+    response: dict[str, Any] = {
+        "id": response_id,
+        "object": "response",
+        "created_at": created_at,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "model": request.model or "",
+        "output": [],
+        "previous_response_id": previous_response_id,
+        "store": request.store,
+        "usage": None,
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "instructions": None,
+        "metadata": {},
+        "temperature": None,
+        "top_p": None,
+        "text": {"format": {"type": "text"}},
+        "truncation": "disabled",
+    }
+    members = {name: raw_value(value) for name, value in response.items()}
+    for name in ("parallel_tool_calls", "tool_choice", "tools", "instructions", "reasoning"):
+        if name in request.members:
+            members[name] = msgspec.Raw(bytes(request.members[name]))
+    return members
+
+
+def created_event(response: Mapping[str, msgspec.Raw]) -> bytes:
+    """``response.created`` as the first event of a response the gateway makes."""
+    return _lifecycle("response.created", response, 0)
+
+
+def prewarm_events(response: Members, completed_at: int) -> list[bytes]:
+    """The whole answer to ``generate: false``: no items, a usage of nothing (§8.6)."""
+    done = dict(response)
+    done["status"] = raw_value("completed")
+    done["completed_at"] = raw_value(completed_at)
+    done["usage"] = raw_value(
+        {
+            "input_tokens": 0,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": 0,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 0,
+        }
+    )
+    return [created_event(response), _lifecycle("response.completed", done, 1)]
+
+
+def interrupted_event(
+    response: Mapping[str, msgspec.Raw], items: Sequence[bytes], number: int
+) -> bytes:
+    """``response.incomplete`` with the reason ``interrupted`` and the finished items (§3.5)."""
+    ended = dict(response)
+    ended["status"] = raw_value("incomplete")
+    ended["incomplete_details"] = raw_value({"reason": "interrupted"})
+    ended["output"] = raw_list(items)
+    return _lifecycle("response.incomplete", ended, number)
+
+
+def failed_event(
+    response: Mapping[str, msgspec.Raw],
+    items: Sequence[bytes],
+    number: int,
+    code: str,
+    message: str,
+) -> bytes:
+    """``response.failed``: what clients retry with their full input (§5.4)."""
+    ended = dict(response)
+    ended["status"] = raw_value("failed")
+    ended["error"] = raw_value({"code": code, "message": message})
+    ended["output"] = raw_list(items)
+    return _lifecycle("response.failed", ended, number)
+
+
+def _lifecycle(kind: str, response: Mapping[str, msgspec.Raw], number: int) -> bytes:
+    return msgspec.json.encode(
+        {"type": kind, "sequence_number": number, "response": dict(response)}
+    )
+
+
+def interrupt_accepted(response_id: str, number: int) -> bytes:
+    """``response.interrupt.accepted``, before the interrupted response's terminal event (§3.5)."""
+    return msgspec.json.encode(
+        {
+            "type": "response.interrupt.accepted",
+            "response_id": response_id,
+            "sequence_number": number,
+        }
+    )
+
+
+def interrupt_failed(response_id: str) -> bytes:
+    """``response.interrupt.failed``: that response is not running (any more)."""
+    return msgspec.json.encode(
+        {
+            "type": "response.interrupt.failed",
+            "response_id": response_id,
+            "error": {
+                "code": "response_not_active",
+                "message": f"No response '{response_id}' is running on this connection.",
+            },
+        }
+    )
+
+
+def steer_failed(previous_response_id: str | None) -> bytes:
+    """``response.steer.failed``: HTTP upstreams cannot be steered (§3.6, §10.35)."""
+    return msgspec.json.encode(
+        {
+            "type": "response.steer.failed",
+            "error": {
+                "code": "steering_not_supported",
+                "message": "This gateway's upstreams cannot be steered while they answer.",
+            },
+            "steer": {"previous_response_id": previous_response_id},
+        }
+    )

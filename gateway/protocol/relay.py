@@ -1,0 +1,253 @@
+"""One upstream answer on its way to the client: what passes, what is held, how it ends.
+
+Sans-IO.  A :class:`Relay` reads the events of one attempt and says, batch by batch, what
+may be sent.  Until the first output everything is held, so that an answer which is then
+refused was never seen (design law 4; protocol.md §8.4).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .errors import ApiError, from_event, from_failed_response
+from .events import (
+    PASSED_UNREAD,
+    PREAMBLE,
+    TERMINALS,
+    MalformedEvent,
+    event_type,
+    read_item_done,
+    read_response,
+    sequence_number,
+)
+from .sse import ServerSentEvent
+from .terminal import finish_terminal
+
+#: Events that may be held before the first output; more than this is no preamble.
+_MAX_HELD = 64
+
+
+class Phase(enum.Enum):
+    """Where an attempt stands."""
+
+    SENT = "sent"
+    ACKNOWLEDGED = "acknowledged"
+    OUTPUT = "output"
+    ENDED = "ended"
+
+
+#: The phases that may follow each phase.
+TRANSITIONS = {
+    Phase.SENT: {Phase.ACKNOWLEDGED, Phase.OUTPUT, Phase.ENDED},
+    Phase.ACKNOWLEDGED: {Phase.OUTPUT, Phase.ENDED},
+    Phase.OUTPUT: {Phase.ENDED},
+    Phase.ENDED: set(),
+}
+
+
+class Finished(NamedTuple):
+    """The upstream's own terminal event was reached and is among the payloads.
+
+    ``status`` is completed, failed or incomplete; ``reason`` that of an incomplete one.
+    """
+
+    status: str
+    reason: str | None
+    error: ApiError | None
+
+
+class Refused(NamedTuple):
+    """The upstream ended the attempt, and the client saw nothing of it.
+
+    ``terminal`` holds the payloads that tell the client in the upstream's own words.
+    """
+
+    error: ApiError
+    terminal: tuple[bytes, ...] = ()
+
+
+class Broken(NamedTuple):
+    """The upstream ended the attempt after something of it was relayed."""
+
+    error: ApiError
+
+
+class NotContinued(NamedTuple):
+    """The upstream answers, but did not take up the previous response it was sent."""
+
+    echo: str | None
+
+
+Outcome = Finished | Refused | Broken | NotContinued
+
+
+class Relay:
+    """Reads one attempt.
+
+    :param chained_to: the ``previous_response_id`` that was sent and whose echo is
+        required, or None to require none.
+    :param pass_rate_limits: whether ``codex.rate_limits`` of this account is the client's
+        business (§10.49).
+    :ivar phase: see :class:`Phase`.
+    :ivar released: whether anything of this attempt was given out for relaying.
+    :ivar response_id: the id of ``response.created``; empty before.
+    :ivar outcome: None until the attempt has ended.
+    :ivar last: the last payload given out.
+    """
+
+    def __init__(self, chained_to: str | None = None, pass_rate_limits: bool = True) -> None:
+        self._chained_to = chained_to
+        self._pass_rate_limits = pass_rate_limits
+        self._held: list[bytes] = []
+        self._items: dict[int, bytes] = {}
+        self.phase = Phase.SENT
+        self.released = False
+        self.response_id = ""
+        self.created = b""
+        self.outcome: Outcome | None = None
+        self.last = b""
+
+    @property
+    def items(self) -> list[bytes]:
+        """The finished output items so far, in ``output_index`` order (design law 3)."""
+        return [self._items[index] for index in sorted(self._items)]
+
+    def feed(self, events: Iterable[ServerSentEvent]) -> list[bytes]:
+        """Read a batch; return the payloads that go to the client now.
+
+        Nothing is read once :attr:`outcome` is set.
+        """
+        payloads: list[bytes] = []
+        in_output = self.phase is Phase.OUTPUT
+        for name, data in events:
+            if in_output and name in PASSED_UNREAD:
+                payloads.append(data)
+                continue
+            self._read(name, data, payloads)
+            if self.outcome is not None:
+                break
+            in_output = self.phase is Phase.OUTPUT
+        if payloads:
+            self.last = payloads[-1]
+        return payloads
+
+    def release(self) -> list[bytes]:
+        """Stop holding back: return what was held; later events pass at once."""
+        held, self._held = self._held, []
+        if held:
+            self.last = held[-1]
+        self.released = True
+        return held
+
+    def end_of_stream(self) -> None:
+        """The stream ended; without a terminal event that is a failure (§10.51)."""
+        if self.outcome is None:
+            self.fail(ApiError.bad_gateway("The upstream ended its answer without finishing it."))
+
+    def fail(self, error: ApiError) -> None:
+        """End the attempt with an error; who sees it depends on what was relayed."""
+        self._end(Broken(error) if self.released else Refused(error))
+
+    def last_number(self) -> int:
+        """``sequence_number`` of the last relayed event, -1 when there is none."""
+        return sequence_number(self.last) if self.last else -1
+
+    def _read(self, name: bytes, data: bytes, payloads: list[bytes]) -> None:
+        if not name.startswith(b"response.") and name != b"error":
+            if data == b"[DONE]":
+                return
+            name = event_type(data) or name
+        try:
+            if name in PASSED_UNREAD:
+                self._output(data, payloads)
+            elif name in PREAMBLE:
+                self._preamble(name, data, payloads)
+            elif name == b"response.output_item.done":
+                self._item_done(data, payloads)
+            elif name in TERMINALS:
+                self._terminal(name, data, payloads)
+            elif name == b"error":
+                self._error(data)
+            elif name == b"codex.rate_limits":
+                if self._pass_rate_limits:
+                    self._hold_or_pass(data, payloads)
+            elif name.startswith(b"response."):
+                self._output(data, payloads)
+            else:
+                self._hold_or_pass(data, payloads)
+        except MalformedEvent as error:
+            self.fail(ApiError.bad_gateway(f"The upstream sent an unreadable event: {error}."))
+
+    def _preamble(self, name: bytes, data: bytes, payloads: list[bytes]) -> None:
+        if name == b"response.created" and not self.response_id:
+            head = read_response(data)
+            if self._chained_to is not None and head.previous_response_id != self._chained_to:
+                self._end(NotContinued(head.previous_response_id))
+                return
+            self.response_id = head.id
+            self.created = data
+            self._enter(Phase.ACKNOWLEDGED)
+        self._hold_or_pass(data, payloads)
+
+    def _item_done(self, data: bytes, payloads: list[bytes]) -> None:
+        index, raw = read_item_done(data)
+        self._output(data, payloads)
+        if self.outcome is None:
+            self._items[len(self._items) if index is None else index] = raw
+
+    def _output(self, data: bytes, payloads: list[bytes]) -> None:
+        if self.phase is not Phase.OUTPUT:
+            if self._chained_to is not None and self.phase is Phase.SENT:
+                self._end(NotContinued(None))
+                return
+            self._enter(Phase.OUTPUT)
+            payloads += self.release()
+        payloads.append(data)
+
+    def _terminal(self, name: bytes, data: bytes, payloads: list[bytes]) -> None:
+        head = read_response(data)
+        status = TERMINALS[name].removeprefix(b"response.").decode()
+        if self._chained_to is not None and self.phase is Phase.SENT and status == "completed":
+            self._end(NotContinued(head.previous_response_id))
+            return
+        ending = finish_terminal(data, name, self.response_id, self.items)
+        error = from_failed_response(head.error) if status == "failed" else None
+        if error is not None and not self.released:
+            self._end(Refused(error, (*self._held, *ending)))
+            return
+        if not self.released:
+            payloads += self.release()
+        payloads += ending
+        self.response_id = self.response_id or head.id
+        if not self._items and len(ending) > 1:
+            for announcement in ending[:-1]:
+                index, raw = read_item_done(announcement)
+                self._items[len(self._items) if index is None else index] = raw
+        reason = (head.incomplete_details or {}).get("reason")
+        if name == b"response.cancelled":
+            reason = "interrupted"
+        self._end(Finished(status, reason if isinstance(reason, str) else None, error))
+
+    def _error(self, data: bytes) -> None:
+        error = from_event(data)
+        if error is not None:
+            self.fail(error)
+        # An empty error event announces a detailed response.failed (§10.57): wait for it.
+
+    def _hold_or_pass(self, data: bytes, payloads: list[bytes]) -> None:
+        if not self.released and len(self._held) >= _MAX_HELD:
+            payloads += self.release()
+        (payloads if self.released else self._held).append(data)
+
+    def _end(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self._enter(Phase.ENDED)
+
+    def _enter(self, phase: Phase) -> None:
+        if phase is self.phase:
+            return
+        if phase not in TRANSITIONS[self.phase]:
+            raise AssertionError(f"an attempt cannot go from {self.phase} to {phase}")
+        self.phase = phase

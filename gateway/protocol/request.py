@@ -1,0 +1,167 @@
+"""What clients send: one JSON object per text frame, its top level split into raw members once.
+
+Fields and rules: protocol.md §3.  Big members (``input``, ``tools``) stay the client's bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from .errors import ApiError
+from .items import IssuerOf, Item, read_input
+
+#: Lane names: 1-256 of these characters (§5.3 ``invalid_stream_id``).
+_STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}\Z")
+
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+Members = dict[str, msgspec.Raw]
+
+
+class TurnRequest(msgspec.Struct, frozen=True):
+    """One ``response.create`` (or POST body), validated as far as the gateway reads it.
+
+    :ivar members: every top-level member as the client wrote it.
+    :ivar items: its input, split.
+    :ivar previous_response_id: the id the client named, or None.
+    :ivar store: whether the upstream may keep the response; true when absent (§6.4).
+    :ivar prewarm: ``generate: false`` (§2.6).
+    :ivar stream_id: the named lane, or None for the default lane.
+    """
+
+    members: Members
+    items: tuple[Item, ...]
+    model: str | None
+    previous_response_id: str | None
+    store: bool
+    prewarm: bool
+    stream_id: str | None
+    in_conversation: bool
+    size: int
+
+
+def read_members(payload: bytes) -> Members:
+    """Split a client message into its top-level members.
+
+    :raises ApiError: 400, when it is not one JSON object in UTF-8.
+    """
+    try:
+        if not payload.isascii():
+            payload.decode()
+        return _decode_members(payload)
+    except UnicodeDecodeError as error:
+        raise ApiError.invalid_request(
+            f"The message is not valid UTF-8 (byte {error.start}); send JSON text in UTF-8."
+        ) from None
+    except msgspec.DecodeError as error:
+        raise ApiError.invalid_request(
+            f"The message is not a JSON object: {error}. Send one object with a string 'type'."
+        ) from None
+
+
+def read_type(members: Members) -> str:
+    """The ``type`` of a client message.
+
+    :raises ApiError: 400, when there is none.
+    """
+    kind = member(members, "type", str)
+    if not kind:
+        raise ApiError.invalid_request("The message has no 'type'; send a string.", "type")
+    return kind
+
+
+def read_create(members: Members, size: int, issuer_of: IssuerOf | None = None) -> TurnRequest:
+    """Read a ``response.create``.
+
+    :param members: from :func:`read_members`.
+    :param size: bytes of the whole message.
+    :param issuer_of: see :func:`~gateway.protocol.items.read_item`.
+    :raises ApiError: 400, naming the member at fault.
+    """
+    stream_id = read_stream_id(members)
+    if member(members, "background", bool):
+        raise ApiError.invalid_request(
+            "'background' cannot be true over WebSocket; send the request over HTTP.",
+            "background",
+            "unsupported_parameter",
+        )
+    store = member(members, "store", bool)
+    try:
+        items = read_input(bytes(members.get("input", b"null")), issuer_of)
+    except (ValueError, msgspec.DecodeError) as error:
+        raise ApiError.invalid_request(f"'input' cannot be read: {error}.", "input") from None
+    return TurnRequest(
+        members=members,
+        items=items,
+        model=member(members, "model", str),
+        previous_response_id=member(members, "previous_response_id", str) or None,
+        store=True if store is None else store,
+        prewarm=member(members, "generate", bool) is False or _prewarms_cache(members),
+        stream_id=stream_id,
+        in_conversation=bytes(members.get("conversation", b"null")) != b"null",
+        size=size,
+    )
+
+
+def read_stream_id(members: Members) -> str | None:
+    """The lane a message names; None is the default lane.
+
+    :raises ApiError: 400 ``invalid_stream_id`` (§5.3).
+    """
+    raw = bytes(members.get("stream_id", b"null"))
+    if raw == b"null":
+        return None
+    value = msgspec.json.decode(raw)
+    if not isinstance(value, str) or not _STREAM_ID.match(value):
+        raise ApiError.invalid_request(
+            "'stream_id' must be a string of 1 to 256 characters out of A-Z a-z 0-9 _ . -",
+            "stream_id",
+            "invalid_stream_id",
+        )
+    return value
+
+
+_NAMES = {str: "a string", bool: "true or false", dict: "an object"}
+
+
+def member(members: Members, name: str, kind: type) -> Any:
+    """Decode one small member; None when it is absent or null.
+
+    :raises ApiError: 400, when it is of another type.
+    """
+    raw = members.get(name)
+    if raw is None or bytes(raw) == b"null":
+        return None
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.DecodeError:
+        shown = bytes(raw)[:40].decode(errors="replace")
+        raise ApiError.invalid_request(
+            f"'{name}' must be {_NAMES[kind]}, not {shown}.", name, "invalid_type"
+        ) from None
+
+
+def client_metadata(members: Members) -> dict[str, str]:
+    """The string members of ``client_metadata`` (§3.2); anything odd in it is left out."""
+    raw = members.get("client_metadata")
+    if raw is None:
+        return {}
+    try:
+        decoded = msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        return {}
+    if not isinstance(decoded, dict):
+        return {}
+    return {name: value for name, value in decoded.items() if isinstance(value, str)}
+
+
+def _prewarms_cache(members: Members) -> bool:
+    """``prompt_cache_options.prewarm: true`` forces ``generate: false`` (§3.1)."""
+    raw = members.get("prompt_cache_options")
+    if raw is None:
+        return False
+    options = msgspec.json.decode(raw)
+    return isinstance(options, dict) and options.get("prewarm") is True

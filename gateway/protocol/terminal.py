@@ -1,0 +1,112 @@
+"""The terminal event of a response: sent verbatim, unless it would harm a client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from .events import (
+    TERMINALS,
+    MalformedEvent,
+    decode_members,
+    raw_list,
+    raw_value,
+    sequence_number,
+)
+
+
+def finish_terminal(
+    data: bytes, kind: bytes, response_id: str, items: Sequence[bytes]
+) -> list[bytes]:
+    """What to send for an upstream's terminal event.
+
+    It is sent verbatim unless it must be mended: an empty ``output`` is filled with the
+    items the client saw (§10.40), an output the client never saw is announced first
+    (§10.39), ``usage`` is completed (§10.43), the id is that of ``response.created``
+    (§10.38), and a type no client knows becomes one that they do (§10.42).
+
+    :param kind: the event's type as the upstream named it.
+    :param response_id: the id of ``response.created``, or empty.
+    :param items: the finished items, in ``output_index`` order.
+    :return: the events to relay, the terminal one last.
+    """
+    try:
+        event = decode_members(data)
+        response = decode_members(event["response"])
+    except (KeyError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedEvent(f"{kind.decode()} without a response object: {error}") from None
+    changed = False
+    before: list[bytes] = []
+    output = bytes(response.get("output", b"null"))
+    if items and _is_empty(output):
+        response["output"] = raw_list(items)
+        changed = True
+    elif not items and not _is_empty(output):
+        before = _announcements(output, max(sequence_number(data), 0))
+        event["sequence_number"] = raw_value(max(sequence_number(data), 0) + len(before))
+        changed = True
+    usage = response.get("usage")
+    if usage is not None:
+        mended = mend_usage(bytes(usage))
+        if mended is not None:
+            response["usage"] = msgspec.Raw(mended)
+            changed = True
+    if response_id and bytes(response.get("id", b"")) != msgspec.json.encode(response_id):
+        response["id"] = raw_value(response_id)
+        changed = True
+    if TERMINALS[kind] != kind:
+        event["type"] = raw_value(TERMINALS[kind].decode())
+        response["status"] = raw_value(TERMINALS[kind].removeprefix(b"response.").decode())
+        if kind == b"response.cancelled":
+            response["incomplete_details"] = raw_value({"reason": "interrupted"})
+        changed = True
+    if not changed:
+        return [data]
+    event["response"] = msgspec.Raw(msgspec.json.encode(response))
+    return [*before, msgspec.json.encode(event)]
+
+
+def mend_usage(raw: bytes) -> bytes | None:
+    """Complete a ``usage`` object that would make clients repeat the turn (§4.3).
+
+    :return: the completed JSON, or None when nothing is wrong with it.
+    """
+    usage = msgspec.json.decode(raw)
+    if usage is None:
+        return None
+    if not isinstance(usage, dict):
+        return b"null"
+    mended = dict(usage)
+    for name in ("input_tokens", "output_tokens"):
+        if not isinstance(mended.get(name), int):
+            mended[name] = 0
+    if not isinstance(mended.get("total_tokens"), int):
+        mended["total_tokens"] = mended["input_tokens"] + mended["output_tokens"]
+    for name, detail in (
+        ("input_tokens_details", "cached_tokens"),
+        ("output_tokens_details", "reasoning_tokens"),
+    ):
+        details = mended.get(name)
+        if isinstance(details, dict) and not isinstance(details.get(detail), int):
+            mended[name] = {**details, detail: 0}
+    return None if mended == usage else msgspec.json.encode(mended)
+
+
+def _announcements(output: bytes, first_number: int) -> list[bytes]:
+    items = msgspec.json.decode(output, type=list[msgspec.Raw])
+    return [
+        msgspec.json.encode(
+            {
+                "type": "response.output_item.done",
+                "sequence_number": first_number + index,
+                "output_index": index,
+                "item": item,
+            }
+        )
+        for index, item in enumerate(items)
+    ]
+
+
+def _is_empty(output: bytes) -> bool:
+    return output == b"null" or (output[:1] == b"[" and not output[1:-1].strip())

@@ -1,0 +1,133 @@
+"""From a client's turn to the HTTP request an upstream gets (protocol.md §3.2, §8.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from .request import TurnRequest, client_metadata
+
+#: Members that exist only between client and gateway, or that the gateway sets itself.
+_NOT_FORWARDED = frozenset(
+    {"type", "generate", "stream_id", "background", "stream", "previous_response_id", "input"}
+)
+
+_SEALED_REASONING = "reasoning.encrypted_content"
+
+#: Client headers that mean the same on the upstream's HTTP request (§3.2).
+_FORWARDED_HEADERS = (
+    "originator",
+    "session-id",
+    "session_id",
+    "thread-id",
+    "conversation_id",
+    "user-agent",
+    "version",
+    "x-client-request-id",
+    "x-codex-beta-features",
+    "x-codex-parent-thread-id",
+    "x-codex-turn-metadata",
+    "x-codex-window-id",
+    "x-openai-memgen-request",
+    "x-openai-subagent",
+)
+
+#: ``client_metadata`` keys of a turn that are headers over HTTP (§3.2).
+_METADATA_HEADERS = {
+    "ws_request_header_traceparent": "traceparent",
+    "ws_request_header_tracestate": "tracestate",
+    "ws_request_header_x_openai_internal_codex_responses_lite": (
+        "x-openai-internal-codex-responses-lite"
+    ),
+    "x-codex-turn-state": "x-codex-turn-state",
+    "x-codex-turn-metadata": "x-codex-turn-metadata",
+    "x-codex-window-id": "x-codex-window-id",
+}
+
+#: ``client_metadata`` keys that have no meaning to an HTTP upstream.
+_WEBSOCKET_METADATA = ("ws_request_header_", "x-codex-ws-stream-request-start-ms")
+
+
+class UpstreamRequest(NamedTuple):
+    """A POST to ``{base_url}/responses``: its headers and its JSON body."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def build_body(
+    request: TurnRequest, items: Sequence[bytes] | None, previous_response_id: str | None
+) -> bytes:
+    """Write the request body; members that need no change keep the client's bytes.
+
+    :param items: the whole ``input`` as raw items, or None to send the client's own.
+    :param previous_response_id: the response to chain to, or None.
+    """
+    parts = [b'{"stream":true']
+    if previous_response_id is not None:
+        parts += b',"previous_response_id":', msgspec.json.encode(previous_response_id)
+    for name, raw in request.members.items():
+        if name in _NOT_FORWARDED:
+            continue
+        value = bytes(raw)
+        if name == "include" and not request.store:
+            value = _with_sealed_reasoning(value)
+        elif name == "client_metadata":
+            value = _http_metadata(value)
+        parts += b",", msgspec.json.encode(name), b":", value
+    if not request.store and "include" not in request.members:
+        parts += b',"include":', _with_sealed_reasoning(b"null")
+    if items is not None:
+        parts += b',"input":[', b",".join(items), b"]}"
+    elif "input" in request.members:
+        parts += b',"input":', request.members["input"], b"}"
+    else:
+        parts.append(b"}")
+    return b"".join(parts)
+
+
+def build_headers(
+    request: TurnRequest,
+    client_headers: Mapping[str, str],
+    account_headers: Iterable[tuple[str, str]],
+) -> dict[str, str]:
+    """Choose the headers of the upstream request.
+
+    :param client_headers: headers of the client's handshake, names in lower case.
+    :param account_headers: the account's own, which win over everything.
+    """
+    headers = {"content-type": "application/json", "accept": "text/event-stream"}
+    for name in _FORWARDED_HEADERS:
+        value = client_headers.get(name)
+        if value:
+            headers[name] = value
+    for key, value in client_metadata(request.members).items():
+        target = _METADATA_HEADERS.get(key)
+        if target is not None and value and value.isprintable():
+            headers[target] = value
+    headers.update((name.lower(), value) for name, value in account_headers)
+    return headers
+
+
+def _with_sealed_reasoning(include: bytes) -> bytes:
+    """Without storage, only sealed reasoning can be replayed: always ask for it (§10.68)."""
+    wanted = msgspec.json.decode(include)
+    if not isinstance(wanted, list):
+        wanted = [] if wanted is None else wanted
+    if not isinstance(wanted, list) or _SEALED_REASONING in wanted:
+        return include
+    return msgspec.json.encode([*wanted, _SEALED_REASONING])
+
+
+def _http_metadata(raw: bytes) -> bytes:
+    """``client_metadata`` without what stands in for WebSocket headers."""
+    if not any(name.encode() in raw for name in _WEBSOCKET_METADATA):
+        return raw
+    decoded = msgspec.json.decode(raw)
+    if not isinstance(decoded, dict):
+        return raw
+    return msgspec.json.encode(
+        {name: value for name, value in decoded.items() if not name.startswith(_WEBSOCKET_METADATA)}
+    )
