@@ -1,0 +1,1 @@
+"""Responses remembered: what each held, what it continued, and who made it."""

@@ -1,0 +1,143 @@
+"""The ledger in memory, bounded in bytes and age.
+
+What is forgotten is always a whole conversation (a tree), the least recently used first:
+half a transcript would be worse than none.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from .records import LedgerFigures, Record
+
+#: What Python needs for a record and for an item beside their bytes (measured, rounded up).
+_RECORD_OVERHEAD = 700
+_ITEM_OVERHEAD = 220
+
+
+class _Tree:
+    """One conversation: the records that share a root."""
+
+    __slots__ = ("bytes", "keys", "used_at")
+
+    def __init__(self, used_at: float) -> None:
+        self.bytes = 0
+        self.used_at = used_at
+        self.keys: list[tuple[str, str]] = []
+
+
+class MemoryLedger:
+    """See :class:`~gateway.ledger.records.Ledger`.
+
+    :param max_bytes: bound on everything remembered.
+    :param ttl_seconds: how long a conversation is kept after its last use.
+    :param now: the clock, in seconds.
+    """
+
+    def __init__(self, max_bytes: int, ttl_seconds: float, now: Callable[[], float]) -> None:
+        self._max_bytes = max_bytes
+        self._ttl_seconds = ttl_seconds
+        self._now = now
+        self._records: dict[tuple[str, str], tuple[Record, _Tree]] = {}
+        self._trees: OrderedDict[_Tree, None] = OrderedDict()
+        self._bytes = 0
+        self._evicted_conversations = 0
+
+    def get(self, tenant: str, response_id: str) -> Record | None:
+        """The record; reading it keeps its conversation alive."""
+        found = self._records.get((tenant, response_id))
+        if found is None:
+            return None
+        record, tree = found
+        if tree.used_at + self._ttl_seconds <= self._now():
+            self._drop(tree)
+            return None
+        self._touch(tree)
+        return None if record.evicted else record
+
+    def add(self, record: Record) -> None:
+        """Remember a response in its parent's conversation, or in a new one.
+
+        A parent that was forgotten meanwhile is still whole behind the pointer: the
+        conversation is taken in anew from here on.
+        """
+        parent = record.parent
+        found = self._records.get((parent.tenant, parent.id)) if parent is not None else None
+        if found is None:
+            tree = _Tree(self._now())
+            self._trees[tree] = None
+            ancestry = list(record.ancestry())
+        else:
+            tree = found[1]
+            ancestry = [record]
+        for each in reversed(ancestry):
+            self._take_in(each, tree)
+        self._touch(tree)
+        self._shrink()
+
+    def evict(self, record: Record) -> None:
+        """Let ``record`` no longer be continued; what continued it already stays whole."""
+        record.evicted = True
+
+    def expire(self) -> None:
+        """Forget conversations that were not used for the ledger's lifetime."""
+        oldest = self._now() - self._ttl_seconds
+        while self._trees:
+            tree = next(iter(self._trees))
+            if tree.used_at > oldest:
+                return
+            self._drop(tree)
+
+    def figures(self) -> LedgerFigures:
+        """How much is remembered."""
+        return LedgerFigures(
+            responses=len(self._records),
+            conversations=len(self._trees),
+            bytes=self._bytes,
+            max_bytes=self._max_bytes,
+            evicted_conversations=self._evicted_conversations,
+        )
+
+    def _take_in(self, record: Record, tree: _Tree) -> None:
+        key = (record.tenant, record.id)
+        known = self._records.get(key)
+        if known is not None:
+            self._forget_one(key, *known)
+        size = _size_of(record)
+        self._records[key] = (record, tree)
+        tree.keys.append(key)
+        tree.bytes += size
+        self._bytes += size
+
+    def _forget_one(self, key: tuple[str, str], record: Record, tree: _Tree) -> None:
+        """An upstream gave the same id twice: the newer response counts."""
+        del self._records[key]
+        tree.keys.remove(key)
+        size = _size_of(record)
+        tree.bytes -= size
+        self._bytes -= size
+        if not tree.keys:
+            self._trees.pop(tree, None)
+
+    def _touch(self, tree: _Tree) -> None:
+        tree.used_at = self._now()
+        self._trees[tree] = None
+        self._trees.move_to_end(tree)
+
+    def _shrink(self) -> None:
+        """Forget old conversations until the bound holds; in the end the newest one too."""
+        while self._bytes > self._max_bytes and self._trees:
+            self._drop(next(iter(self._trees)))
+            self._evicted_conversations += 1
+
+    def _drop(self, tree: _Tree) -> None:
+        del self._trees[tree]
+        self._bytes -= tree.bytes
+        for key in tree.keys:
+            del self._records[key]
+
+
+def _size_of(record: Record) -> int:
+    items = record.input + record.output
+    return _RECORD_OVERHEAD + sum(len(item.raw) + _ITEM_OVERHEAD for item in items)

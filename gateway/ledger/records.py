@@ -1,0 +1,85 @@
+"""What is remembered of a response, and the interface of the places that remember.
+
+The ledger is a forest: a record points to the record it continued.  Clients fork, undo,
+restart and compact on one connection, so a list per socket would lie (design law 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+
+from ..protocol.items import Item
+
+
+class Record(msgspec.Struct, eq=False):
+    """One response.
+
+    :ivar tenant: the client key that may continue it (design law 14).
+    :ivar parent: the response it continued, or None for a root.
+    :ivar input: the items the client sent with it.
+    :ivar output: the finished items the client saw, in ``output_index`` order.
+    :ivar account: the account that made it; None for one the gateway made.
+    :ivar store: whether the upstream was allowed to keep it.
+    :ivar held_upstream: whether its account can know it under this id; false for prewarms
+        and interrupted responses.
+    :ivar created_at: unix seconds.
+    :ivar pinned_to: the one account that can read the transcript up to here, when a sealed
+        item binds it (protocol.md §8.3.9).
+    :ivar evicted: no longer to be continued by its id; its descendants live on (§6.2).
+    """
+
+    tenant: str
+    id: str
+    parent: Record | None
+    input: tuple[Item, ...]
+    output: tuple[Item, ...]
+    account: str | None
+    store: bool
+    held_upstream: bool
+    model: str | None
+    created_at: float
+    pinned_to: str | None = None
+    evicted: bool = False
+
+    def ancestry(self) -> Iterator[Record]:
+        """This record, its parent, and so on to the root."""
+        record: Record | None = self
+        while record is not None:
+            yield record
+            record = record.parent
+
+    def items(self) -> tuple[Item, ...]:
+        """What it adds to a transcript: its input, then its output."""
+        return self.input + self.output
+
+
+class LedgerFigures(msgspec.Struct, frozen=True):
+    """The size of a ledger against its bound, for the admin side."""
+
+    responses: int
+    conversations: int
+    bytes: int
+    max_bytes: int
+    evicted_conversations: int
+
+
+class Ledger(Protocol):
+    """Remembers responses per tenant.  Reads come from memory and never wait (law 10)."""
+
+    def get(self, tenant: str, response_id: str) -> Record | None:
+        """The record, or None when this tenant has none of that id (any more)."""
+
+    def add(self, record: Record) -> None:
+        """Remember a response; its parent, when it has one, came from :meth:`get`."""
+
+    def evict(self, record: Record) -> None:
+        """Let ``record`` no longer be continued."""
+
+    def expire(self) -> None:
+        """Forget what is too old."""
+
+    def figures(self) -> LedgerFigures:
+        """How much is remembered."""
