@@ -1,0 +1,1 @@
+"""Upstream accounts: what is known of each, and which one serves a turn."""
