@@ -1,0 +1,1 @@
+"""The ways to an account: one interface, one module per transport."""

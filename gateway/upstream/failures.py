@@ -1,0 +1,65 @@
+"""What went wrong with a connection to an upstream, in the API's terms."""
+
+from __future__ import annotations
+
+from OpenSSL.SSL import Error as TLSError
+from service_identity import VerificationError
+from twisted.internet import error
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web._newclient import _WrapperException
+from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
+
+from ..protocol.errors import ApiError
+
+_log = Logger(namespace="gateway.upstream")
+
+
+def reasons_of(failure: Failure) -> list[Failure]:
+    """The innermost causes of a failure of Twisted's HTTP client."""
+    wrapped = getattr(failure.value, "reasons", None)
+    if not isinstance(failure.value, _WrapperException) or not wrapped:
+        return [failure]
+    return [inner for reason in wrapped for inner in reasons_of(reason)]
+
+
+def connection_went_stale(failure: Failure) -> bool:
+    """Whether a connection closed before any byte of the answer came.
+
+    That is how a kept-alive connection ends which the upstream closed as we wrote.
+    """
+    return bool(failure.check(ResponseNeverReceived, RequestTransmissionFailed)) and all(
+        reason.check(error.ConnectionDone, error.ConnectionLost) for reason in reasons_of(failure)
+    )
+
+
+def upstream_failure(failure: Failure) -> ApiError:
+    """The 502 that stands for a failed connection or a broken answer."""
+    reasons = reasons_of(failure)
+
+    def any_is(*kinds: type[BaseException]) -> bool:
+        return any(reason.check(*kinds) for reason in reasons)
+
+    if any_is(error.TimeoutError, error.TCPTimedOutError):
+        return ApiError.bad_gateway(
+            "The upstream could not be reached in time.", "upstream_timeout"
+        )
+    if any_is(error.DNSLookupError):
+        return ApiError.bad_gateway("The upstream's host name could not be resolved.")
+    if any_is(error.ConnectionRefusedError):
+        return ApiError.bad_gateway("The upstream refused the connection.")
+    if any_is(TLSError, VerificationError):
+        return ApiError.bad_gateway("The TLS connection to the upstream failed.")
+    if any_is(error.ConnectError):
+        return ApiError.bad_gateway("The upstream could not be reached.")
+    if any_is(error.ConnectionDone, error.ConnectionLost):
+        return ApiError.bad_gateway("The upstream closed the connection before it had finished.")
+    _log.warn(
+        "unexpected failure of an upstream: {reasons}", reasons=[str(r.value) for r in reasons]
+    )
+    return ApiError.bad_gateway("The upstream's answer could not be read.")
+
+
+def log_bug(failure: Failure) -> None:
+    """A failure that no upstream can cause: show where, for the developers."""
+    _log.failure("the gateway failed while it read an upstream", failure)

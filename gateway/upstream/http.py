@@ -1,0 +1,325 @@
+"""Accounts reached over HTTP: each turn is one streaming POST by treq (protocol.md §8.1)."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+from treq.client import HTTPClient
+from treq.response import _Response as TreqResponse
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool, PotentialDataLoss, ResponseDone
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from ..deadline import Deadline
+from ..protocol.errors import ApiError, from_http
+from ..protocol.sse import EventStreamParser, EventTooLarge
+from ..protocol.upstream_request import UpstreamRequest
+from .failures import connection_went_stale, log_bug, upstream_failure
+from .interface import Receiver
+
+#: How long an idle kept-alive connection is trusted: below what load balancers allow.
+_IDLE_CONNECTION_SECONDS = 45.0
+
+#: How much of a refusal's body is read, in bytes.
+_MAX_REFUSAL_BYTES = 65_536
+
+#: How long an answer may go on after its terminal event before its connection is dropped.
+_DRAIN_SECONDS = 2.0
+
+
+class HttpTimeouts:
+    """How long to wait, in seconds: for a connection, the first byte, the next event."""
+
+    def __init__(self, connect: float, first_byte: float, idle: float) -> None:
+        self.connect = connect
+        self.first_byte = first_byte
+        self.idle = idle
+
+
+class HttpUpstream:
+    """One account's HTTP side: its own connections, its own cookies.
+
+    :param base_url: tells the base URL, without the trailing ``/responses``; asked for each
+        request, since a simulator's port is known only once it listens.
+    :param secret: the account's key, kept out of every error.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        base_url: Callable[[], str],
+        secret: str,
+        timeouts: HttpTimeouts,
+        max_kept: int = 1000,
+    ) -> None:
+        self._pool = HTTPConnectionPool(reactor)
+        self._pool.maxPersistentPerHost = max_kept
+        self._pool.cachedConnectionTimeout = _IDLE_CONNECTION_SECONDS
+        self._pool.retryAutomatically = False
+        agent = Agent(reactor, connectTimeout=timeouts.connect, pool=self._pool)
+        self._client = HTTPClient(
+            IdentityEncodingAgent(agent), data_to_body_producer=WholeBodyProducer
+        )
+        self._reactor = reactor
+        self._base_url = base_url
+        self._secret = secret
+        self._timeouts = timeouts
+
+    def exchange(self, request: UpstreamRequest, receiver: Receiver) -> HttpExchange:
+        """See :class:`~gateway.upstream.interface.Upstream`."""
+        return HttpExchange(
+            self._reactor, lambda: self._post(request), receiver, self._timeouts, self._secret
+        )
+
+    def close(self) -> Deferred[None]:
+        """Close idle connections."""
+        return self._pool.closeCachedConnections()
+
+    def _post(self, request: UpstreamRequest) -> Deferred[TreqResponse]:
+        headers = Headers({name: [value] for name, value in request.headers.items()})
+        return self._client.post(
+            f"{self._base_url()}/responses",
+            headers=headers,
+            data=request.body,
+            allow_redirects=False,
+            unbuffered=True,
+            reactor=self._reactor,
+        )
+
+
+class ExchangeState(enum.Enum):
+    """The life of an exchange; every state but OVER may go to OVER."""
+
+    IDLE = "idle"
+    SENT = "sent"
+    STREAMING = "streaming"
+    REFUSED = "refused"
+    DRAINING = "draining"
+    OVER = "over"
+
+
+class HttpExchange(Protocol):
+    """One POST and its event stream; see :class:`~gateway.upstream.interface.Exchange`.
+
+    It is also the protocol the response body is delivered to.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        post: Callable[[], Deferred[TreqResponse]],
+        receiver: Receiver,
+        timeouts: HttpTimeouts,
+        secret: str,
+    ) -> None:
+        self._clock = clock
+        self._post = post
+        self._receiver = receiver
+        self._timeouts = timeouts
+        self._secret = secret
+        self._state = ExchangeState.IDLE
+        self._deadline = Deadline(clock, self._timed_out)
+        self._parser = EventStreamParser()
+        self._request: Deferred[Any] | None = None
+        self._paused = False
+        self._retried = False
+        self._response: IResponse | None = None
+        self._refusal: list[bytes] = []
+        self._refusal_bytes = 0
+
+    # --- the turn's side -------------------------------------------------------------
+
+    def start(self) -> None:
+        """Send the request."""
+        self._state = ExchangeState.SENT
+        self._deadline.start(self._timeouts.first_byte)
+        self._send()
+
+    def cancel(self) -> None:
+        """Drop the request or its answer now; the receiver hears nothing more."""
+        if self._state is not ExchangeState.OVER:
+            self._drop()
+
+    def finish(self) -> None:
+        """Let the rest drain for a while; the receiver hears nothing more."""
+        if self._state is ExchangeState.STREAMING:
+            self._state = ExchangeState.DRAINING
+            self._deadline.start(_DRAIN_SECONDS)
+            self.resume()
+
+    def pause(self) -> None:
+        """Stop reading."""
+        self._paused = True
+        if self._state is ExchangeState.STREAMING and self.transport is not None:
+            self._deadline.stop()
+            self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Read on; the wait for the next event starts anew."""
+        if not self._paused:
+            return
+        self._paused = False
+        if self.transport is not None and self._state is not ExchangeState.OVER:
+            if self._state is ExchangeState.STREAMING:
+                self._deadline.start(self._timeouts.idle)
+            self.transport.resumeProducing()
+
+    # --- the connection's side -------------------------------------------------------
+
+    def _send(self) -> None:
+        self._request = self._post()
+        self._request.addCallbacks(self._answered, self._not_answered)
+        self._request.addErrback(self._broken_inside)
+
+    def _answered(self, response: TreqResponse) -> None:
+        self._request = None
+        self._response = response
+        kind = (response.headers.getRawHeaders("content-type") or [""])[0]
+        if response.code == 200 and kind.partition(";")[0].strip() == "text/event-stream":
+            self._state = ExchangeState.STREAMING
+        else:
+            self._state = ExchangeState.REFUSED
+        self._deadline.start(self._timeouts.idle)
+        response.deliverBody(self)
+        if self._paused:
+            self.pause()
+
+    def _not_answered(self, failure: Failure) -> None:
+        self._request = None
+        if self._state is ExchangeState.OVER:
+            return
+        if connection_went_stale(failure) and not self._retried:
+            self._retried = True
+            self._send()
+            return
+        self._end(upstream_failure(failure))
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes of the body."""
+        if self._state is ExchangeState.STREAMING:
+            self._deadline.touch()
+            try:
+                events = self._parser.feed(data)
+            except EventTooLarge as error:
+                self._fail(ApiError.bad_gateway(f"The upstream sent {error}."))
+                return
+            if events:
+                self._receiver.upstream_events(events)
+        elif self._state is ExchangeState.REFUSED:
+            self._refusal_bytes += len(data)
+            self._refusal.append(data)
+            if self._refusal_bytes > _MAX_REFUSAL_BYTES:
+                self._fail(self._refused_with())
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The body is over."""
+        state = self._state
+        if state is ExchangeState.STREAMING:
+            complete = reason.check(ResponseDone, PotentialDataLoss)
+            self._end(None if complete else upstream_failure(reason))
+        elif state is ExchangeState.REFUSED:
+            self._end(self._refused_with())
+        else:
+            self._state = ExchangeState.OVER
+            self._deadline.stop()
+
+    def _refused_with(self) -> ApiError:
+        response = self._response
+        assert response is not None
+        if response.code == 200:
+            return ApiError.bad_gateway("The upstream's answer is not an event stream.")
+        headers = {
+            name.decode("latin-1").lower(): values[-1].decode("latin-1")
+            for name, values in response.headers.getAllRawHeaders()
+        }
+        error = from_http(response.code, headers, b"".join(self._refusal)[:_MAX_REFUSAL_BYTES])
+        if self._secret:
+            error.message = error.message.replace(self._secret, "…")
+        return error
+
+    def _timed_out(self) -> None:
+        if self._state is ExchangeState.SENT:
+            waited, what = self._timeouts.first_byte, "did not answer"
+        elif self._state is ExchangeState.DRAINING:
+            self._drop()
+            return
+        else:
+            waited, what = self._timeouts.idle, "sent nothing"
+        error = ApiError.bad_gateway(
+            f"The upstream {what} within {waited:g} seconds.", "upstream_timeout"
+        )
+        self._fail(error)
+
+    def _fail(self, error: ApiError) -> None:
+        self._drop()
+        self._receiver.upstream_ended(error)
+
+    def _end(self, error: ApiError | None) -> None:
+        self._state = ExchangeState.OVER
+        self._deadline.stop()
+        self._receiver.upstream_ended(error)
+
+    def _drop(self) -> None:
+        self._state = ExchangeState.OVER
+        self._deadline.stop()
+        request, self._request = self._request, None
+        if request is not None:
+            request.cancel()
+        elif self.transport is not None:
+            self.transport.loseConnection()
+
+    def _broken_inside(self, failure: Failure) -> None:
+        """A bug of ours must end the turn, not leave it waiting."""
+        log_bug(failure)
+        if self._state is not ExchangeState.OVER:
+            self._fail(ApiError.bad_gateway("The gateway failed while reading the upstream."))
+
+
+@implementer(IAgent)
+class IdentityEncodingAgent:
+    """Asks for uncompressed answers: treq always offers gzip, which delays small events."""
+
+    def __init__(self, agent: IAgent) -> None:
+        self._agent = agent
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        """See ``IAgent``."""
+        headers = Headers() if headers is None else headers.copy()
+        headers.setRawHeaders(b"accept-encoding", [b"identity"])
+        return self._agent.request(method, uri, headers, bodyProducer)
+
+
+@implementer(IBodyProducer)
+class WholeBodyProducer:
+    """Writes the whole body at once: it is in memory anyway."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.length = len(body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        """See ``IBodyProducer``."""
+        consumer.write(self._body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """Nothing is left to pause."""
+
+    def resumeProducing(self) -> None:
+        """Nothing is left to resume."""
+
+    def stopProducing(self) -> None:
+        """Nothing is left to stop."""
