@@ -1,0 +1,74 @@
+"""What every turn works with, and what the door tells it of one client request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from twisted.internet.interfaces import IReactorTime
+
+from ..accounts.affinity import AffinityKey
+from ..accounts.pool import Pool
+from ..ledger.records import Ledger, Record
+from ..ledger.seals import SealRegister
+from ..protocol.errors import ApiError
+from .journal import TurnJournal
+
+if TYPE_CHECKING:
+    from .turn import Turn
+
+
+@dataclass(frozen=True)
+class TurnEnvironment:
+    """The parts of the gateway that turns share.
+
+    :ivar hold_seconds: how long the preamble of an answer is held back for a refusal.
+    :ivar keepalive_seconds: silence after which the client gets a sign of life; 0: never.
+    :ivar max_attempts: accounts that may be tried for one turn.
+    """
+
+    clock: IReactorTime
+    ledger: Ledger
+    seals: SealRegister
+    pool: Pool
+    journal: TurnJournal
+    hold_seconds: float
+    keepalive_seconds: float
+    max_attempts: int
+
+
+@dataclass(frozen=True)
+class TurnContext:
+    """Whose turn it is and what it continues.
+
+    :ivar tenant: name of the client key.
+    :ivar client_headers: of the handshake or request, names in lower case.
+    :ivar affinity: the conversation's strongest key.
+    :ivar parent: the response it continues, or None for a root.
+    :ivar continuation: how the parent was found: the client named it, or the session did.
+    """
+
+    tenant: str
+    connection: str
+    client_headers: Mapping[str, str]
+    affinity: AffinityKey
+    parent: Record | None
+    continuation: str | None
+    accepted_at: float
+
+
+class Door(Protocol):
+    """Where a turn's events go: a lane of a WebSocket, or an HTTP response."""
+
+    def relay(self, payloads: Sequence[bytes]) -> None:
+        """Send events, each one JSON text, in order."""
+
+    def refuse(self, error: ApiError) -> None:
+        """Send the error that ends the turn, in the door's own shape."""
+
+    def keep_alive(self) -> None:
+        """Send a sign of life that means nothing."""
+
+    def turn_ended(self, turn: Turn) -> None:
+        """The turn is over; its terminal event was sent."""

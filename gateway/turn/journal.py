@@ -1,0 +1,81 @@
+"""What became of each turn: one record, one log line, and a bounded ring to look into."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from twisted.logger import Logger
+
+_RING = 500
+
+
+@dataclass
+class AttemptRecord:
+    """One try on one account: how it was sent, which rule chose it, how it ended."""
+
+    account: str
+    rule: str
+    route: str
+    outcome: str = "running"
+
+
+@dataclass
+class TurnRecord:
+    """One turn.  Times are milliseconds since it was accepted; no content, no secrets."""
+
+    turn: str
+    connection: str
+    key: str
+    lane: str | None
+    model: str | None
+    previous_response_id: str | None
+    continuation: str | None
+    request_bytes: int
+    response_id: str | None = None
+    route: str | None = None
+    chained_to: str | None = None
+    reason: str | None = None
+    account: str | None = None
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    status: str = "running"
+    error_code: str | None = None
+    queued_ms: float | None = None
+    first_event_ms: float | None = None
+    first_output_ms: float | None = None
+    duration_ms: float | None = None
+    upstream_bytes: int = 0
+    events: int = 0
+    relayed_bytes: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class TurnJournal:
+    """Takes the record of every turn that ended.
+
+    :ivar totals: turns by status.
+    """
+
+    def __init__(self, log: Logger | None = None) -> None:
+        self._log = log or Logger(namespace="gateway.turn")
+        self._ring: deque[TurnRecord] = deque(maxlen=_RING)
+        self.totals: Counter[str] = Counter()
+
+    def ended(self, record: TurnRecord) -> None:
+        """Keep and log ``record``."""
+        self._ring.append(record)
+        self.totals[record.status] += 1
+        self._log.info(
+            "turn {turn} {status} key={key} model={model} account={account} route={route}"
+            " response={response_id} chained_to={chained_to} error={error_code}"
+            " duration_ms={duration_ms}",
+            **record.as_dict(),
+        )
+
+    def latest(self) -> list[TurnRecord]:
+        """The last turns, oldest first."""
+        return list(self._ring)

@@ -1,0 +1,451 @@
+"""The turn as a state machine: choose an account, send, relay, and end exactly once.
+
+``QUEUED -> RUNNING -> ENDED``.  While RUNNING, one :class:`~gateway.turn.attempt.Attempt`
+after the other may be made, as long as the client saw nothing of the one before (design
+law 4).  Whatever ends the turn, the client gets one terminal event (law 5).
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections.abc import Callable
+
+from ..accounts.account import Account
+from ..accounts.pool import Wanted
+from ..deadline import Deadline
+from ..ledger.continuation import Plan, Route, anchor_of, chain_plan, pin_of, whole_plan
+from ..ledger.records import Record
+from ..protocol.errors import ApiError
+from ..protocol.events import response_members
+from ..protocol.items import Item, read_item
+from ..protocol.made import (
+    created_event,
+    failed_event,
+    interrupted_event,
+    made_response,
+    new_response_id,
+    prewarm_events,
+)
+from ..protocol.refusals import (
+    ABOUT_THE_REQUEST,
+    for_the_client,
+    may_move,
+    most_hopeful,
+    refuses_continuation,
+    refuses_seals,
+)
+from ..protocol.relay import Broken, Finished, NotContinued, Phase, Refused, Relay
+from ..protocol.request import TurnRequest
+from ..protocol.upstream_request import UpstreamRequest, build_body, build_headers
+from .attempt import Attempt
+from .environment import Door, TurnContext, TurnEnvironment
+from .journal import AttemptRecord, TurnRecord
+
+#: ``incomplete`` responses that may be continued (protocol.md §8.2).
+_CONTINUABLE = frozenset({"interrupted", "max_output_tokens"})
+
+_numbers = itertools.count(1)
+
+
+class TurnState(enum.Enum):
+    """Where a turn stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+TRANSITIONS = {
+    TurnState.QUEUED: {TurnState.RUNNING, TurnState.ENDED},
+    TurnState.RUNNING: {TurnState.ENDED},
+    TurnState.ENDED: set(),
+}
+
+
+class Turn:
+    """One ``response.create`` up to its terminal event.
+
+    :param context: whose turn it is and what it continues.
+    :ivar recorded: what was remembered of it, once it ended well.
+    :ivar error: what ended it, when it did not.
+    :ivar record: its entry in the journal.
+    """
+
+    def __init__(
+        self,
+        environment: TurnEnvironment,
+        context: TurnContext,
+        request: TurnRequest,
+        door: Door,
+    ) -> None:
+        self._environment = environment
+        self._context = context
+        self._door = door
+        self._state = TurnState.QUEUED
+        self._attempt: Attempt | None = None
+        self._paused = False
+        self._tried: list[str] = []
+        self._refusals: list[ApiError] = []
+        self._not_continued: dict[str, str] = {}
+        self._unsealed = False
+        self._silence = Deadline(environment.clock, self._keep_alive)
+        self.request = request
+        self.recorded: Record | None = None
+        self.error: ApiError | None = None
+        self.record = TurnRecord(
+            turn=f"{context.connection}.{next(_numbers)}",
+            connection=context.connection,
+            key=context.tenant,
+            lane=request.stream_id,
+            model=request.model,
+            previous_response_id=request.previous_response_id,
+            continuation=context.continuation,
+            request_bytes=request.size,
+        )
+
+    # --- the door's side -------------------------------------------------------------
+
+    @property
+    def response_id(self) -> str:
+        """The id the client knows the running response by; empty before there is one."""
+        return self._attempt.relay.response_id if self._attempt is not None else ""
+
+    def start(self) -> None:
+        """Run it."""
+        self._enter(TurnState.RUNNING)
+        self.record.queued_ms = self._elapsed_ms()
+        if self.request.prewarm:
+            self._prewarm()
+        else:
+            self._keep_awake()
+            self._try_next_account()
+
+    def cancel(self) -> None:
+        """The client is gone: stop the upstream, send nothing."""
+        if self._state is not TurnState.ENDED:
+            self._drop_attempt("cancelled")
+            self._end("cancelled", None)
+
+    def interrupt(self, accepted: Callable[[str, int], bytes] | None) -> None:
+        """End it now with the items that are finished, as a response to go on from (§3.5).
+
+        :param accepted: makes the event to send before the terminal one, of the response's
+            id and the event's ``sequence_number``; or None.
+        """
+        relay = self._attempt.relay if self._attempt is not None else Relay()
+        payloads = relay.release()
+        response = response_members(relay.created)
+        response_id = relay.response_id
+        number = relay.last_number()
+        if not response_id:
+            response_id = new_response_id()
+            response = self._made(response_id)
+            payloads.append(created_event(response))
+            number = 0
+        if accepted is not None:
+            number += 1
+            payloads.append(accepted(response_id, number))
+        payloads.append(interrupted_event(response, relay.items, number + 1))
+        self._relayed(payloads)
+        account = self._attempt.account.name if self._attempt is not None else None
+        self._drop_attempt("interrupted")
+        self._remember(response_id, relay.items, account, held_upstream=False)
+        self._end("incomplete", "interrupted")
+
+    def abandon(self, error: ApiError) -> None:
+        """The gateway gives it up: tell the client so that it comes again."""
+        attempt = self._attempt
+        if attempt is None:
+            self._refuse(error)
+            return
+        self._drop_attempt("abandoned")
+        self._broken(attempt, error)
+
+    def pause(self) -> None:
+        """The client reads too slowly: stop reading the upstream."""
+        self._paused = True
+        self._silence.stop()
+        if self._attempt is not None:
+            self._attempt.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._paused = False
+        if self._state is TurnState.RUNNING:
+            self._keep_awake()
+        if self._attempt is not None:
+            self._attempt.resume()
+
+    # --- choosing and sending --------------------------------------------------------
+
+    def _try_next_account(self) -> None:
+        parent = self._context.parent
+        anchor, _ = anchor_of(parent)
+        wanted = Wanted(
+            self.request.model,
+            self._context.affinity,
+            anchor.account if anchor is not None else None,
+            pin_of(parent, self.request.items),
+        )
+        choice = None
+        if len(self._tried) < self._environment.max_attempts:
+            choice = self._environment.pool.choose(wanted, self._tried)
+        if choice is not None:
+            self._tried.append(choice.account.name)
+            self._send_to(choice.account, choice.rule)
+        elif self._refusals:
+            self._refuse(for_the_client(most_hopeful(self._refusals)))
+        else:
+            self._refuse(
+                ApiError.invalid_request(
+                    f"No account of this gateway offers the model '{self.request.model}'.",
+                    "model",
+                    "model_not_found",
+                )
+            )
+
+    def _send_to(self, account: Account, rule: str) -> None:
+        plan = self._plan(account)
+        body = build_body(self.request, plan.items, plan.previous_response_id)
+        headers = build_headers(self.request, self._context.client_headers, account.request_headers)
+        must_echo = account.settings.continuity == "auto"
+        relay = Relay(
+            plan.previous_response_id if must_echo else None,
+            pass_rate_limits=len(self._environment.pool.accounts) == 1,
+        )
+        record = self.record
+        record.account, record.route = account.name, plan.route.value
+        record.chained_to, record.reason = plan.previous_response_id, plan.reason
+        record.upstream_bytes += len(body)
+        record.attempts.append(AttemptRecord(account.name, rule, plan.route.value))
+        self._attempt = Attempt(
+            self._environment, account, plan, UpstreamRequest(headers, body), relay, self
+        )
+        if self._paused:
+            self._attempt.pause()
+        self._attempt.start()
+
+    def _plan(self, account: Account) -> Plan:
+        parent, request = self._context.parent, self.request
+        anchor, after = anchor_of(parent)
+        reason = self._why_not_chain(account, anchor)
+        if anchor is not None and reason is None:
+            return chain_plan(anchor, after, request.items)
+        return whole_plan(
+            parent, request.items, account.name, request.store, reason, self._unsealed
+        )
+
+    def _why_not_chain(self, account: Account, anchor: Record | None) -> str | None:
+        if anchor is None:
+            return None
+        if anchor.account != account.name:
+            return f"the previous response belongs to {anchor.account}"
+        if account.name in self._not_continued:
+            return self._not_continued[account.name]
+        if account.settings.continuity == "replay":
+            return "continuity: replay"
+        if account.settings.continuity == "auto":
+            return account.learned.reason_to_replay(anchor.store)
+        return None
+
+    # --- what attempts report --------------------------------------------------------
+
+    def attempt_relays(self, payloads: list[bytes]) -> None:
+        """See :class:`~gateway.turn.attempt.AttemptOwner`."""
+        record = self.record
+        if record.first_event_ms is None:
+            record.first_event_ms = self._elapsed_ms()
+        if record.first_output_ms is None and self._attempt is not None:
+            if self._attempt.relay.phase is not Phase.ACKNOWLEDGED:
+                record.first_output_ms = self._elapsed_ms()
+        self._silence.touch()
+        self._relayed(payloads)
+
+    def attempt_ended(self, attempt: Attempt) -> None:
+        """See :class:`~gateway.turn.attempt.AttemptOwner`."""
+        outcome = attempt.relay.outcome
+        if isinstance(outcome, Finished):
+            self._finished(attempt, outcome)
+        elif isinstance(outcome, NotContinued):
+            self._outcome("did not continue the previous response")
+            self._replay(attempt, "the upstream ignored previous_response_id")
+        elif isinstance(outcome, Refused):
+            self._outcome(outcome.error.label)
+            self._refused(attempt, outcome)
+        elif isinstance(outcome, Broken):
+            self._outcome(outcome.error.label)
+            attempt.account.failures += 1
+            self._broken(attempt, outcome.error)
+
+    def _finished(self, attempt: Attempt, outcome: Finished) -> None:
+        self._outcome(outcome.status)
+        relay = attempt.relay
+        self._learn(attempt)
+        if outcome.status == "completed" or outcome.reason in _CONTINUABLE:
+            self._remember(relay.response_id, relay.items, attempt.account.name, held_upstream=True)
+        else:
+            self.record.response_id = relay.response_id
+            self.error = outcome.error
+        self._end(outcome.status, outcome.error.label if outcome.error else outcome.reason)
+
+    def _learn(self, attempt: Attempt) -> None:
+        """Keep what the account showed about previous responses (settled: ``auto``)."""
+        anchor, _ = anchor_of(self._context.parent)
+        account = attempt.account
+        if anchor is None or anchor.account != account.name:
+            return
+        if attempt.plan.route is Route.CHAINED:
+            account.learned.continued(anchor.store)
+        elif account.name in self._not_continued:
+            account.learned.refused(anchor, self._not_continued[account.name])
+
+    def _refused(self, attempt: Attempt, outcome: Refused) -> None:
+        """Nothing of the attempt was seen: replay, move, or tell the client."""
+        error = outcome.error
+        if attempt.plan.route is Route.CHAINED and refuses_continuation(error):
+            self._replay(attempt, f"the upstream refused previous_response_id ({error.label})")
+        elif refuses_seals(error) and not self._unsealed:
+            self._unsealed = True
+            self._not_continued.setdefault(attempt.account.name, "sealed reasoning was refused")
+            self._send_to(attempt.account, "without sealed reasoning")
+        elif may_move(error):
+            attempt.account.failures += 1
+            self._refusals.append(error)
+            if outcome.terminal and error is for_the_client(error) and not self._others_left():
+                self._relay_refusal(attempt, outcome)
+            else:
+                self._try_next_account()
+        elif outcome.terminal:
+            self._relay_refusal(attempt, outcome)
+        else:
+            self._refuse(error)
+
+    def _others_left(self) -> bool:
+        untried = {account.name for account in self._environment.pool.accounts} - set(self._tried)
+        return bool(untried) and len(self._tried) < self._environment.max_attempts
+
+    def _replay(self, attempt: Attempt, why: str) -> None:
+        self._not_continued[attempt.account.name] = why
+        self._send_to(attempt.account, "replay after a refused chain")
+
+    def _broken(self, attempt: Attempt, error: ApiError) -> None:
+        """The client must start anew: what it saw cannot be taken back (§8.4)."""
+        relay = attempt.relay
+        if not (relay.released and relay.response_id):
+            self._refuse(for_the_client(error))
+            return
+        code = error.code if error.code in ABOUT_THE_REQUEST else "server_error"
+        assert code is not None
+        self._relayed(
+            [
+                failed_event(
+                    response_members(relay.created),
+                    relay.items,
+                    relay.last_number() + 1,
+                    code,
+                    error.message,
+                )
+            ]
+        )
+        self.record.response_id = relay.response_id
+        self.error = error
+        self._end("failed", error.label)
+
+    def _relay_refusal(self, attempt: Attempt, outcome: Refused) -> None:
+        """The upstream's own ``response.failed`` says it best."""
+        self._relayed(outcome.terminal)
+        self.record.response_id = attempt.relay.response_id
+        self.error = outcome.error
+        self._end("failed", outcome.error.label)
+
+    # --- ending ----------------------------------------------------------------------
+
+    def _refuse(self, error: ApiError) -> None:
+        self.error = error
+        self._door.refuse(error)
+        self._end("error", error.label)
+
+    def _prewarm(self) -> None:
+        response_id = new_response_id("prewarm")
+        now = int(self._environment.clock.seconds())
+        self.record.route = Route.PREWARM.value
+        self._relayed(prewarm_events(self._made(response_id), now))
+        self._remember(response_id, [], None, held_upstream=False)
+        self._end("completed", None)
+
+    def _made(self, response_id: str) -> dict[str, object]:
+        parent = self._context.parent
+        return made_response(
+            response_id,
+            self.request,
+            int(self._environment.clock.seconds()),
+            parent.id if parent is not None else None,
+        )
+
+    def _remember(
+        self, response_id: str, raw_items: list[bytes], account: str | None, held_upstream: bool
+    ) -> None:
+        """Keep the response for later turns; its items are those the client saw (law 3)."""
+        output: list[Item] = []
+        for raw in raw_items:
+            item = read_item(raw, lambda _: account)
+            if item.sealed and account is not None:
+                self._environment.seals.issued(raw, account)
+            output.append(item)
+        context, request = self._context, self.request
+        self.record.response_id = response_id
+        self.recorded = Record(
+            tenant=context.tenant,
+            id=response_id,
+            parent=context.parent,
+            input=request.items,
+            output=tuple(output),
+            account=account,
+            store=request.store,
+            held_upstream=held_upstream,
+            model=request.model,
+            created_at=self._environment.clock.seconds(),
+            pinned_to=pin_of(context.parent, (*request.items, *output)),
+        )
+        self._environment.ledger.add(self.recorded)
+
+    def _end(self, status: str, error_code: str | None) -> None:
+        self._enter(TurnState.ENDED)
+        self._silence.stop()
+        if self._attempt is not None:
+            self._attempt.account.turns += 1
+        record = self.record
+        record.status, record.error_code = status, error_code
+        record.duration_ms = self._elapsed_ms()
+        self._environment.journal.ended(record)
+        self._door.turn_ended(self)
+
+    def _drop_attempt(self, outcome: str) -> None:
+        if self._attempt is not None:
+            self._attempt.cancel()
+            self._outcome(outcome)
+
+    def _outcome(self, outcome: str) -> None:
+        self.record.attempts[-1].outcome = outcome
+
+    def _relayed(self, payloads: list[bytes] | tuple[bytes, ...]) -> None:
+        self.record.events += len(payloads)
+        self.record.relayed_bytes += sum(map(len, payloads))
+        self._door.relay(payloads)
+
+    def _keep_awake(self) -> None:
+        if self._environment.keepalive_seconds:
+            self._silence.start(self._environment.keepalive_seconds)
+
+    def _keep_alive(self) -> None:
+        self._door.keep_alive()
+        self._keep_awake()
+
+    def _elapsed_ms(self) -> float:
+        return round((self._environment.clock.seconds() - self._context.accepted_at) * 1000, 1)
+
+    def _enter(self, state: TurnState) -> None:
+        if state not in TRANSITIONS[self._state]:
+            raise AssertionError(f"a turn cannot go from {self._state} to {state}")
+        self._state = state
