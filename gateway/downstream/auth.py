@@ -1,0 +1,51 @@
+"""Who a client is: its key, compared in constant time (protocol.md §2.4)."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping, Sequence
+
+from ..config import KeySettings
+from ..protocol.errors import ApiError
+
+#: The tenant of every client while no keys are configured.
+EVERYBODY = "everybody"
+
+
+class Authenticator:
+    """Turns an ``Authorization`` header into a tenant.
+
+    :param keys: the configured client keys; without any, everybody is one tenant.
+    """
+
+    def __init__(self, keys: Sequence[KeySettings]) -> None:
+        self._keys = [(key.name, key.key.encode()) for key in keys]
+
+    def tenant(self, headers: Mapping[str, str]) -> str:
+        """The name of the client's key.
+
+        :param headers: names in lower case.
+        :raises ApiError: 401 for a missing or wrong key; 403 for a web page that tries to
+            use a gateway which asks for none.
+        """
+        if not self._keys:
+            if "origin" in headers:
+                raise ApiError(
+                    403,
+                    "permission_error",
+                    "This gateway has no client keys, so it serves no web pages.",
+                    "origin_not_allowed",
+                )
+            return EVERYBODY
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        presented = token.strip().encode() if scheme.lower() == "bearer" else b""
+        matches = [name for name, key in self._keys if hmac.compare_digest(key, presented)]
+        if not matches:
+            raise ApiError(
+                401,
+                "authentication_error",
+                "Incorrect API key provided: send 'Authorization: Bearer <key>' with a key"
+                " of this gateway.",
+                "invalid_api_key",
+            )
+        return matches[0]

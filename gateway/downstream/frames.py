@@ -1,0 +1,46 @@
+"""Text frames from server to client (RFC 6455 §5.2), joined for one write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from struct import Struct
+
+_FIN_TEXT = b"\x81"
+_SHORT = [_FIN_TEXT + bytes([length]) for length in range(126)]
+_PREFIX_16 = Struct("!BBH").pack
+_PREFIX_64 = Struct("!BBQ").pack
+
+#: Codex's WebSocket library refuses larger frames (protocol.md §2.5, §10.12).
+MAX_FRAME_BYTES = 15 * 1024 * 1024
+
+
+def text_frames(payloads: Iterable[bytes]) -> bytes:
+    """The frames of ``payloads``, one unmasked, uncompressed text message each.
+
+    A message above :data:`MAX_FRAME_BYTES` goes out in fragments.
+    """
+    parts: list[bytes] = []
+    for payload in payloads:
+        length = len(payload)
+        if length < 126:
+            parts.append(_SHORT[length])
+        elif length < 65536:
+            parts.append(_PREFIX_16(0x81, 126, length))
+        elif length <= MAX_FRAME_BYTES:
+            parts.append(_PREFIX_64(0x81, 127, length))
+        else:
+            parts += _fragments(payload)
+            continue
+        parts.append(payload)
+    return b"".join(parts)
+
+
+def _fragments(payload: bytes) -> list[bytes]:
+    parts: list[bytes] = []
+    opcode = 0x01
+    for start in range(0, len(payload), MAX_FRAME_BYTES):
+        piece = payload[start : start + MAX_FRAME_BYTES]
+        final = 0x80 if start + MAX_FRAME_BYTES >= len(payload) else 0
+        parts += _PREFIX_64(final | opcode, 127, len(piece)), piece
+        opcode = 0x00
+    return parts

@@ -1,0 +1,63 @@
+"""A lane: turns of one ``stream_id`` run one after the other (protocol.md §6.1)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..protocol.errors import ApiError, error_event
+from ..protocol.events import with_stream_id
+from ..protocol.request import TurnRequest
+
+if TYPE_CHECKING:
+    from ..turn.turn import Turn
+
+KEEP_ALIVE = b'{"type":"keepalive"}'
+
+
+class Lane:
+    """One lane of a session; the :class:`~gateway.turn.environment.Door` of its turns.
+
+    :param name: the ``stream_id``, or None for the default lane.
+    :param send: sends events to the client.
+    :param ended: hears of every turn that ended.
+    :ivar running: the turn in progress, or None.
+    :ivar latest: id of the last response that can be continued, or None.
+    """
+
+    def __init__(
+        self,
+        name: str | None,
+        send: Callable[[Sequence[bytes]], None],
+        ended: Callable[[Lane, Turn], None],
+    ) -> None:
+        self.name = name
+        self.queue: deque[tuple[TurnRequest, float]] = deque()
+        self.running: Turn | None = None
+        self.latest: str | None = None
+        self._send = send
+        self._ended = ended
+        self._stream_id = None if name is None else msgspec.json.encode(name)
+
+    def relay(self, payloads: Sequence[bytes]) -> None:
+        """See ``Door``; a named lane's events carry its name (§10.46)."""
+        if self._stream_id is not None:
+            stream_id = self._stream_id
+            payloads = [with_stream_id(payload, stream_id) for payload in payloads]
+        self._send(payloads)
+
+    def refuse(self, error: ApiError) -> None:
+        """See ``Door``."""
+        self.relay([error_event(error)])
+
+    def keep_alive(self) -> None:
+        """See ``Door``; clients ignore unknown types, but not silence (§4.7)."""
+        self.relay([KEEP_ALIVE])
+
+    def turn_ended(self, turn: Turn) -> None:
+        """See ``Door``."""
+        self.running = None
+        self._ended(self, turn)

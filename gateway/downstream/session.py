@@ -1,0 +1,390 @@
+"""The session: what one client connection asked for, remembers and may continue.
+
+A session reads messages and starts turns; it knows nothing of frames or sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from ..accounts.affinity import AffinityKey, affinity_keys
+from ..config import LimitSettings, SessionSettings
+from ..ledger.records import Record
+from ..protocol.errors import ApiError, error_event
+from ..protocol.events import with_stream_id
+from ..protocol.items import brings_history, unanswered_calls
+from ..protocol.made import interrupt_accepted, interrupt_failed, steer_failed
+from ..protocol.refusals import is_clients_fault
+from ..protocol.request import (
+    Members,
+    TurnRequest,
+    client_metadata,
+    member,
+    read_create,
+    read_members,
+    read_stream_id,
+    read_type,
+)
+from ..turn.environment import TurnContext, TurnEnvironment
+from ..turn.turn import Turn
+from .lane import Lane
+
+#: Turns of one connection that run at the same time, and lanes it may name (§6.1).
+MAX_RUNNING = 16
+MAX_NAMED_LANES = 32
+
+#: Ids a session remembers having given out, so that it can tell lost from unknown.
+_MAX_REMEMBERED = 4096
+
+#: WebSocket close codes (RFC 6455 §7.4.1, RFC 6455 registry).
+_CLOSE_NORMAL = 1000
+_CLOSE_GOING_AWAY = 1001
+_CLOSE_RESTART = 1012
+
+_Value = TypeVar("_Value")
+
+
+class Channel(Protocol):
+    """The connection a session talks through."""
+
+    def send(self, payloads: Sequence[bytes]) -> None:
+        """Send each payload as one text message."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the connection after what was sent."""
+
+    def turns_running(self, running: bool) -> None:
+        """Whether turns of this session want to hear of back-pressure."""
+
+
+class Session:
+    """One connection's state.
+
+    :param tenant: name of the authenticated key.
+    :param connection: the connection's own id.
+    :param client_headers: of the handshake, names in lower case.
+    """
+
+    def __init__(
+        self,
+        environment: TurnEnvironment,
+        settings: SessionSettings,
+        limits: LimitSettings,
+        channel: Channel,
+        tenant: str,
+        connection: str,
+        client_headers: Mapping[str, str],
+    ) -> None:
+        self._environment = environment
+        self._settings = settings
+        self._limits = limits
+        self._channel = channel
+        self.tenant = tenant
+        self.connection = connection
+        self._client_headers = client_headers
+        self._opened_at = environment.clock.seconds()
+        self._lanes: dict[str | None, Lane] = {}
+        self._running = 0
+        self._waiting: list[Lane] = []
+        self._issued: dict[str, str | None] = {}
+        self._calls: dict[str, str] = {}
+        self._starting = False
+        self._closing = False
+        self._paused = False
+
+    # --- the connection's side -------------------------------------------------------
+
+    @property
+    def turns_running(self) -> int:
+        """Turns in progress."""
+        return self._running
+
+    @property
+    def turns_queued(self) -> int:
+        """Turns that wait for their lane."""
+        return sum(len(lane.queue) for lane in self._lanes.values())
+
+    def message(self, payload: bytes) -> None:
+        """A text message arrived; whatever is wrong with it is answered (§10.36)."""
+        stream_id: str | None = None
+        try:
+            members = read_members(payload)
+            stream_id = read_stream_id(members)
+            kind = read_type(members)
+            handle = _HANDLERS.get(kind)
+            if handle is None:
+                raise ApiError.invalid_request(
+                    f"Unknown message type '{kind[:100]}'; this gateway understands"
+                    f" {', '.join(sorted(_HANDLERS))}.",
+                    "type",
+                )
+            handle(self, members, len(payload))
+        except ApiError as error:
+            self.refuse(error, stream_id)
+
+    def refuse(self, error: ApiError, stream_id: str | None = None) -> None:
+        """Answer a message that started no turn."""
+        event = error_event(error)
+        if stream_id is not None:
+            event = with_stream_id(event, msgspec.json.encode(stream_id))
+        self._channel.send([event])
+
+    def pause(self) -> None:
+        """The client does not keep up: stop its upstreams, nobody else's (law 12)."""
+        self._paused = True
+        for turn in self._turns():
+            turn.pause()
+
+    def resume(self) -> None:
+        """The client caught up."""
+        self._paused = False
+        for turn in self._turns():
+            turn.resume()
+
+    def closed(self) -> None:
+        """The connection is gone: cancel what runs, forget what waits (§10.15)."""
+        self._closing = True
+        self._waiting.clear()
+        for lane in self._lanes.values():
+            lane.queue.clear()
+        for turn in self._turns():
+            turn.cancel()
+        self._environment.pool.bindings.release(self._own_key())
+
+    def drain(self) -> None:
+        """The gateway stops: finish what runs, start nothing more."""
+        self._closing = True
+        if self._running == 0:
+            self._channel.close(_CLOSE_GOING_AWAY, "the gateway stops")
+
+    def abandon(self) -> None:
+        """The gateway can wait no longer."""
+        error = ApiError.bad_gateway("The gateway is restarting.", "gateway_restart")
+        for turn in self._turns():
+            turn.abandon(error)
+        self._channel.close(_CLOSE_RESTART, "the gateway restarts")
+
+    # --- messages --------------------------------------------------------------------
+
+    def _create(self, members: Members, size: int) -> None:
+        if self._closing or self._too_old():
+            self._turn_away()
+            return
+        request = read_create(members, size, self._environment.seals.issuer_of)
+        lane = self._lane(request.stream_id)
+        if len(lane.queue) >= self._limits.max_queued_turns:
+            raise ApiError(
+                429,
+                "rate_limit_error",
+                f"{len(lane.queue)} turns wait on this lane already; no more are accepted.",
+                "too_many_queued_turns",
+            )
+        lane.queue.append((request, self._environment.clock.seconds()))
+        if lane.running is None and lane not in self._waiting:
+            self._waiting.append(lane)
+            self._start_waiting()
+
+    def _interrupt(self, members: Members, size: int) -> None:
+        response_id = member(members, "response_id", str)
+        turn = next((t for t in self._turns() if t.response_id == response_id), None)
+        if turn is not None:
+            turn.interrupt(interrupt_accepted)
+        elif response_id is None:
+            self._cancel(members, size)
+        else:
+            self._channel.send([interrupt_failed(response_id)])
+
+    def _cancel(self, members: Members, size: int) -> None:
+        lane = self._lanes.get(read_stream_id(members))
+        if lane is not None and lane.running is not None:
+            lane.running.interrupt(None)
+
+    def _steer(self, members: Members, size: int) -> None:
+        self._channel.send([steer_failed(member(members, "previous_response_id", str))])
+
+    def _ignore(self, members: Members, size: int) -> None:
+        """``response.processed`` asks for nothing (§10.32)."""
+
+    # --- lanes and turns -------------------------------------------------------------
+
+    def _lane(self, name: str | None) -> Lane:
+        lane = self._lanes.get(name)
+        if lane is None:
+            named = len(self._lanes) - (None in self._lanes)
+            if name is not None and named >= MAX_NAMED_LANES:
+                raise ApiError.invalid_request(
+                    f"This connection named {MAX_NAMED_LANES} lanes already; reuse one.",
+                    "stream_id",
+                    "websocket_stream_limit_reached",
+                )
+            lane = self._lanes[name] = Lane(name, self._channel.send, self._turn_ended)
+        return lane
+
+    def _start_waiting(self) -> None:
+        """Start the next turn of every lane that waits, as far as the limit allows.
+
+        A turn may end before ``start`` returns; the loop here then takes the next.
+        """
+        if self._starting:
+            return
+        self._starting = True
+        while self._waiting and self._running < MAX_RUNNING:
+            lane = self._waiting.pop(0)
+            request, accepted_at = lane.queue.popleft()
+            try:
+                context = self._context(request, lane, accepted_at)
+            except ApiError as error:
+                lane.refuse(error)
+                self._next_on(lane)
+                continue
+            self._run(Turn(self._environment, context, request, lane), lane)
+        self._starting = False
+
+    def _context(self, request: TurnRequest, lane: Lane, accepted_at: float) -> TurnContext:
+        parent, continuation = self._parent_of(request, lane)
+        return TurnContext(
+            tenant=self.tenant,
+            connection=self.connection,
+            client_headers=self._client_headers,
+            affinity=self._affinity(request),
+            parent=parent,
+            continuation=continuation,
+            accepted_at=accepted_at,
+        )
+
+    def _run(self, turn: Turn, lane: Lane) -> None:
+        lane.running = turn
+        self._running += 1
+        if self._running == 1:
+            self._channel.turns_running(True)
+        if self._paused:
+            turn.pause()
+        turn.start()
+
+    def _turn_ended(self, lane: Lane, turn: Turn) -> None:
+        self._running -= 1
+        if self._running == 0:
+            self._channel.turns_running(False)
+        if turn.recorded is not None:
+            self._remember(turn.recorded, lane)
+        elif turn.error is not None:
+            self._evict_after(turn, lane)
+        self._next_on(lane)
+        if self._closing and self._running == 0:
+            self._channel.close(_CLOSE_GOING_AWAY, "the connection ends between turns")
+        else:
+            self._start_waiting()
+
+    def _next_on(self, lane: Lane) -> None:
+        if lane.queue and not self._closing:
+            self._waiting.append(lane)
+
+    def _turns(self) -> list[Turn]:
+        return [lane.running for lane in self._lanes.values() if lane.running is not None]
+
+    # --- what a turn continues -------------------------------------------------------
+
+    def _parent_of(self, request: TurnRequest, lane: Lane) -> tuple[Record | None, str | None]:
+        """The response a turn continues, and how that was found (design law 7).
+
+        :raises ApiError: when the client names one that it cannot continue.
+        """
+        named = request.previous_response_id
+        if named is not None:
+            return self._recall(named), "previous_response_id"
+        if request.in_conversation:
+            return None, None
+        answered = [self._calls.get(call) for call in unanswered_calls(request.items)]
+        latest = max(filter(None, answered), key=self._issue_order, default=None)
+        if latest is not None:
+            return self._recall(latest), "answers a call of this session"
+        if (
+            self._settings.chaining == "always"
+            and lane.latest is not None
+            and not brings_history(request.items)
+        ):
+            return self._recall(lane.latest), "chaining: always"
+        return None, None
+
+    def _recall(self, response_id: str) -> Record:
+        record = self._environment.ledger.get(self.tenant, response_id)
+        if record is not None:
+            return record
+        if response_id in self._issued:
+            raise ApiError.connection_limit_reached(
+                "The gateway no longer remembers this conversation; send it in full."
+            )
+        raise ApiError.previous_response_not_found(response_id)
+
+    def _issue_order(self, response_id: str) -> int:
+        return next((i for i, known in enumerate(self._issued) if known == response_id), -1)
+
+    def _remember(self, record: Record, lane: Lane) -> None:
+        lane.latest = record.id
+        _put(self._issued, record.id, lane.name)
+        for item in record.output:
+            if item.call_id is not None:
+                _put(self._calls, item.call_id, record.id)
+
+    def _evict_after(self, turn: Turn, lane: Lane) -> None:
+        """A continuation that was wrong in itself costs its lane the parent (§6.2, §10.59).
+
+        Only what the upstream would not have kept either, and only for the client's own
+        faults: an account's refusal leaves the thread whole.
+        """
+        named = turn.request.previous_response_id
+        if named is None or turn.error is None or not is_clients_fault(turn.error):
+            return
+        record = self._environment.ledger.get(self.tenant, named)
+        if record is not None and not record.store and self._issued.get(named, "") == lane.name:
+            self._environment.ledger.evict(record)
+            del self._issued[named]
+
+    def _affinity(self, request: TurnRequest) -> AffinityKey:
+        return affinity_keys(
+            self.tenant,
+            self._client_headers,
+            client_metadata(request.members),
+            member(request.members, "prompt_cache_key", str),
+            self.connection,
+        )[0]
+
+    def _own_key(self) -> AffinityKey:
+        return AffinityKey("connection", self.tenant, self.connection)
+
+    # --- age -------------------------------------------------------------------------
+
+    def _too_old(self) -> bool:
+        age = self._environment.clock.seconds() - self._opened_at
+        return age >= self._settings.max_age_minutes * 60
+
+    def _turn_away(self) -> None:
+        """Make the client come back on a new connection (§6.3)."""
+        self._closing = True
+        self.refuse(
+            ApiError.connection_limit_reached(
+                "This connection has reached its end; open a new one and send the full input."
+            )
+        )
+        if self._running == 0:
+            self._channel.close(_CLOSE_NORMAL, "open a new connection")
+
+
+_HANDLERS: dict[str, Callable[[Session, Members, int], None]] = {
+    "response.create": Session._create,
+    "response.interrupt": Session._interrupt,
+    "response.cancel": Session._cancel,
+    "response.steer": Session._steer,
+    "response.processed": Session._ignore,
+}
+
+
+def _put(memory: dict[str, _Value], key: str, value: _Value) -> None:
+    """Remember, and forget the oldest beyond the bound."""
+    memory.pop(key, None)
+    memory[key] = value
+    if len(memory) > _MAX_REMEMBERED:
+        del memory[next(iter(memory))]

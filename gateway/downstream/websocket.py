@@ -1,0 +1,338 @@
+"""The WebSocket door: Autobahn's protocol, one session per connection.
+
+``GET /v1/responses`` or ``/backend-api/codex/responses`` with an upgrade opens it; refusals
+are HTTP answers in the API's error shape (protocol.md §2).  Each text message is one JSON
+object; each event goes out as one text message (§3, §4).
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.compress import PerMessageDeflateOffer, PerMessageDeflateOfferAccept
+from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
+from twisted.internet.interfaces import IPushProducer
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from ..config import Settings
+from ..deadline import Deadline
+from ..protocol.errors import ApiError
+from ..turn.environment import TurnEnvironment
+from .auth import Authenticator
+from .frames import text_frames
+from .session import Session
+
+PATHS = frozenset({"/v1/responses", "/backend-api/codex/responses"})
+
+#: Bound on what a client may send before its handshake is complete.
+_MAX_HANDSHAKE_BYTES = 256 * 1024
+
+#: Pings keep network devices awake; nobody is dropped for not answering them (§2.5).
+_PING_SECONDS = 30
+
+_log = Logger(namespace="gateway.websocket")
+
+
+@implementer(IPushProducer)
+class ResponsesProtocol(WebSocketServerProtocol):  # type: ignore[misc]
+    """One client connection; the :class:`~gateway.downstream.session.Channel` of its session."""
+
+    factory: ResponsesFactory
+    session: Session | None = None
+    _refusal: ApiError | None = None
+    _too_long = False
+    _is_producer = False
+    _stalled: Deadline | None = None
+
+    # --- handshake -------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        """A dead peer is noticed by the kernel; idle ones may stay (§10.9)."""
+        super().connectionMade()
+        try:
+            self.transport.setTcpKeepAlive(1)
+        except AttributeError:  # a UNIX socket has none
+            pass
+
+    def onConnect(self, request: ConnectionRequest) -> None:
+        """Let the client in, or answer with an error."""
+        try:
+            self.session = self.factory.admit(self, request)
+        except ApiError as error:
+            self._refusal = error
+            raise ConnectionDeny(error.status, "refused") from None
+
+    def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
+        """Refuse the upgrade by an HTTP answer that says why."""
+        error = self._refusal
+        if error is None:
+            error = ApiError(code, "invalid_request_error", reason)
+        body = msgspec.json.encode({"error": error.body()})
+        headers = {
+            **error.headers,
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+        }
+        if code == HTTPStatus.UPGRADE_REQUIRED:
+            headers |= {"upgrade": "websocket", "sec-websocket-version": "13"}
+        lines = [f"HTTP/1.1 {code} {HTTPStatus(code).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self.sendData("\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body)
+        self.dropConnection(abort=False)
+
+    def onOpen(self) -> None:
+        """The handshake's strings are not needed any more; ten thousand of them are."""
+        self.http_request_data = b""
+        self.http_response_data = ""
+        self.http_headers = {}
+
+    # --- messages in -----------------------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        """Past Autobahn's debug line, which costs more than the work (twisted: 1 us)."""
+        if self.state == self.STATE_CONNECTING and len(self.data) > _MAX_HANDSHAKE_BYTES:
+            self.failHandshake("The request's headers are too long.", 431)
+            return
+        self._dataReceived(data)
+
+    def onMessageFrameBegin(self, length: int) -> None:
+        """Count the message; above the bound it is read on but not kept."""
+        self.frame_length = length
+        self.frame_data = []
+        self.message_data_total_length += length
+        if self.message_data_total_length > self.factory.max_message_bytes:
+            self._too_long = True
+            self.message_data = []
+
+    def onMessageFrameData(self, payload: bytes) -> None:
+        """Keep a piece."""
+        if not self._too_long:
+            self.frame_data.append(payload)
+
+    def onMessageEnd(self) -> None:
+        """A whole message: text goes to the session, anything else is answered (§10.13)."""
+        pieces, self.message_data = self.message_data, None
+        too_long, self._too_long = self._too_long, False
+        if self.failedByMe or self.session is None:
+            return
+        try:
+            if too_long:
+                self.session.refuse(
+                    ApiError.invalid_request(
+                        f"The message is longer than {self.factory.max_message_bytes} bytes.",
+                        None,
+                        "message_too_long",
+                    )
+                )
+            elif self.message_is_binary:
+                self.session.refuse(
+                    ApiError.invalid_request("Send text messages; binary ones are not read.")
+                )
+            else:
+                self.session.message(b"".join(pieces))
+        except Exception:
+            _log.failure("a message of {connection} broke the session", connection=self.peer)
+            self.sendClose(1011, "internal error")
+
+    # --- events out ------------------------------------------------------------------
+
+    def send(self, payloads: Sequence[bytes]) -> None:
+        """Write all events at once.
+
+        Frames are made here and not by ``sendMessage``, which costs eight times as much;
+        they are never compressed, which permessage-deflate leaves to each message.
+        """
+        if self.state == self.STATE_OPEN:
+            self.transport.write(text_frames(payloads))
+
+    def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
+        """Autobahn's own frames and answers, without its debug line."""
+        self.transport.write(data)
+
+    def close(self, code: int, reason: str) -> None:
+        """Close after what was written."""
+        self.sendClose(code, reason)
+
+    # --- back-pressure ---------------------------------------------------------------
+
+    def turns_running(self, running: bool) -> None:
+        """While turns run, the transport says when the client does not keep up."""
+        if running and not self._is_producer:
+            self._is_producer = True
+            self.registerProducer(self, True)
+        elif not running:
+            self._stop_producing()
+
+    def pauseProducing(self) -> None:
+        """The client's buffers are full.  Comes again with every write until they are not."""
+        if self._stalled is None and self.session is not None:
+            self._stalled = Deadline(self.factory.reactor, self._client_stalled)
+            self._stalled.start(self.factory.stall_seconds)
+            self.session.pause()
+
+    def resumeProducing(self) -> None:
+        """The client reads again."""
+        if self._stalled is not None:
+            self._stalled.stop()
+            self._stalled = None
+            if self.session is not None:
+                self.session.resume()
+
+    def stopProducing(self) -> None:
+        """The transport is gone; ``onClose`` follows."""
+
+    def _client_stalled(self) -> None:
+        _log.warn("{peer} read nothing for too long and is dropped", peer=self.peer)
+        self._stop_producing()
+        self.transport.abortConnection()
+
+    def _stop_producing(self) -> None:
+        if self._is_producer:
+            self._is_producer = False
+            self.unregisterProducer()
+        if self._stalled is not None:
+            self._stalled.stop()
+            self._stalled = None
+            if self.session is not None:
+                self.session.resume()
+
+    # --- the end ---------------------------------------------------------------------
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """A transport with a producer does not close."""
+        self._stop_producing()
+        super().dropConnection(abort)
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+        """The connection is over, however it ended (§10.15)."""
+        self._stop_producing()
+        session, self.session = self.session, None
+        if session is not None:
+            self.factory.left(self)
+            session.closed()
+
+
+class ResponsesFactory(WebSocketServerFactory):  # type: ignore[misc]
+    """Lets clients in and knows who is there.
+
+    :param environment: what their turns work with.
+    :ivar connections: the open ones.
+    """
+
+    protocol = ResponsesProtocol
+
+    def __init__(self, reactor: Any, environment: TurnEnvironment, settings: Settings) -> None:
+        super().__init__(reactor=reactor, server="responses-gateway")
+        self.reactor = reactor
+        self.connections: set[ResponsesProtocol] = set()
+        self.max_message_bytes = settings.session.max_message_bytes
+        self.stall_seconds = settings.timeouts.stall_seconds
+        self._environment = environment
+        self._settings = settings
+        self._authenticator = Authenticator(settings.keys)
+        self._numbers = itertools.count(1)
+        self._start = secrets.token_hex(3)
+        self._draining = False
+        self._when_empty: list[Callable[[], None]] = []
+        self.setProtocolOptions(
+            allowNullOrigin=True,
+            webStatus=False,
+            utf8validateIncoming=False,
+            maxMessagePayloadSize=settings.session.max_message_bytes,
+            autoFragmentSize=0,
+            failByDrop=False,
+            openHandshakeTimeout=settings.timeouts.handshake_seconds,
+            closeHandshakeTimeout=2,
+            autoPingInterval=_PING_SECONDS,
+            autoPingTimeout=0,
+            perMessageCompressionAccept=(
+                _accept_deflate if settings.session.compression else _decline_compression
+            ),
+        )
+
+    def admit(self, protocol: ResponsesProtocol, request: ConnectionRequest) -> Session:
+        """Decide on an upgrade.
+
+        :raises ApiError: with the status and headers of the refusal (§2.4).
+        """
+        if request.path not in PATHS:
+            raise ApiError(
+                404,
+                "invalid_request_error",
+                f"Nothing is served at this path; try {' or '.join(sorted(PATHS))}.",
+            )
+        tenant = self._authenticator.tenant(request.headers)
+        if self._draining:
+            raise _unavailable("The gateway is stopping.", 5)
+        if len(self.connections) >= self._settings.limits.max_connections:
+            raise _unavailable("The gateway has as many connections as it may.", 30)
+        self.connections.add(protocol)
+        return Session(
+            self._environment,
+            self._settings.session,
+            self._settings.limits,
+            protocol,
+            tenant,
+            f"{self._start}-{next(self._numbers)}",
+            dict(request.headers),
+        )
+
+    def left(self, protocol: ResponsesProtocol) -> None:
+        """A connection ended."""
+        self.connections.discard(protocol)
+        if not self.connections:
+            waiting, self._when_empty = self._when_empty, []
+            for call in waiting:
+                call()
+
+    def drain(self, when_empty: Callable[[], None]) -> None:
+        """Refuse new connections; close each one between turns.
+
+        :param when_empty: called once, when the last connection is gone.
+        """
+        self._draining = True
+        self._when_empty.append(when_empty)
+        for session in self.sessions():
+            session.drain()
+        if not self.connections:
+            self._when_empty.clear()
+            when_empty()
+
+    def abandon(self) -> None:
+        """End all turns and connections now."""
+        for session in self.sessions():
+            session.abandon()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the gateway is stopping."""
+        return self._draining
+
+    def sessions(self) -> list[Session]:
+        """The sessions of all connections."""
+        return [c.session for c in list(self.connections) if c.session is not None]
+
+
+def _unavailable(message: str, retry_after: int) -> ApiError:
+    return ApiError(
+        503, "server_error", message, "unavailable", headers={"retry-after": str(retry_after)}
+    )
+
+
+def _accept_deflate(offers: list[Any]) -> Any:
+    for offer in offers:
+        if isinstance(offer, PerMessageDeflateOffer):
+            return PerMessageDeflateOfferAccept(offer)
+    return None
+
+
+def _decline_compression(offers: list[Any]) -> None:
+    return None
