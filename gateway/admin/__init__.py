@@ -1,0 +1,1 @@
+"""The operator's view: what goes on, read over HTTP on a listener of its own."""

@@ -1,0 +1,98 @@
+"""Listening on endpoint strings: a port that cannot be had ends the start in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.python.failure import Failure
+
+from .downstream.websocket import ResponsesFactory
+
+#: How long connections may take to close after their turns were ended, in seconds.
+_CLOSE_SECONDS = 2.0
+
+
+class CannotListen(Exception):
+    """The start fails; the text is the one line the operator sees."""
+
+
+class ListenerService(Service):
+    """Listens while it runs.
+
+    :param endpoint: a Twisted endpoint string.
+    :param setting: its path in the configuration, for the error.
+    """
+
+    def __init__(self, reactor: Any, endpoint: str, factory: Any, setting: str) -> None:
+        self._reactor = reactor
+        self._endpoint = endpoint
+        self._factory = factory
+        self._setting = setting
+        self._listening: IListeningPort | None = None
+
+    def startService(self) -> None:
+        """Listen.
+
+        :raises CannotListen: with the setting, its value and the reason.
+        """
+        super().startService()
+        problems: list[Failure] = []
+        listening = serverFromString(self._reactor, self._endpoint).listen(self._factory)
+        listening.addCallbacks(self._listens, problems.append)
+        if problems:
+            raise CannotListen(
+                f"{self._setting}: '{self._endpoint}': cannot listen there:"
+                f" {_reason(problems[0].value)}"
+            )
+
+    def stopService(self) -> Deferred[Any]:
+        """Stop listening; connections live on."""
+        super().stopService()
+        listening, self._listening = self._listening, None
+        if listening is None:
+            return succeed(None)
+        return maybeDeferred(listening.stopListening)
+
+    def _listens(self, listening: IListeningPort) -> None:
+        self._listening = listening
+
+
+class DoorService(ListenerService):
+    """The clients' listener; it stays open while turns finish, to say that it stops.
+
+    :param shutdown_seconds: how long running turns may go on.
+    """
+
+    def __init__(
+        self, reactor: Any, endpoint: str, door: ResponsesFactory, shutdown_seconds: float
+    ) -> None:
+        super().__init__(reactor, endpoint, door, "listen")
+        self._door = door
+        self._shutdown_seconds = shutdown_seconds
+
+    def finish_turns(self) -> Deferred[None]:
+        """Refuse new clients and wait until the running turns are done, or time is up."""
+        finished: Deferred[None] = Deferred()
+        abandon = self._reactor.callLater(self._shutdown_seconds, self._door.abandon)
+        give_up = self._reactor.callLater(
+            self._shutdown_seconds + _CLOSE_SECONDS, lambda: finished.callback(None)
+        )
+
+        def empty() -> None:
+            for call in (abandon, give_up):
+                if call.active():
+                    call.cancel()
+            if not finished.called:
+                finished.callback(None)
+
+        self._door.drain(empty)
+        return finished
+
+
+def _reason(error: BaseException) -> str:
+    cause = getattr(error, "socketError", error)
+    return getattr(cause, "strerror", None) or str(cause)

@@ -1,0 +1,70 @@
+"""The log: text or flat JSON, one line an event, to twistd's log file or standard output."""
+
+from __future__ import annotations
+
+import sys
+from typing import IO, Any
+
+import msgspec
+from twisted.logger import (
+    FileLogObserver,
+    FilteringLogObserver,
+    ILogObserver,
+    LogEvent,
+    LogLevel,
+    LogLevelFilterPredicate,
+    formatEvent,
+    formatTime,
+)
+from twisted.python.logfile import LogFile
+
+from .config import LogSettings
+
+
+def log_observer(settings: LogSettings, logfile: str | None) -> ILogObserver:
+    """The observer that the settings ask for.
+
+    :param logfile: path of the file, or None for standard output.
+    """
+    out: Any = sys.stdout if logfile in (None, "-") else LogFile.fromFullPath(logfile)
+    format = json_line if settings.format == "json" else text_line
+    return FilteringLogObserver(_file_observer(out, format), [_at_least(settings.level)])
+
+
+def text_line(event: LogEvent) -> str | None:
+    """``time [namespace] message``, a traceback indented below it."""
+    message = formatEvent(event)
+    failure = event.get("log_failure")
+    if failure is not None:
+        message = f"{message}\n{failure.getTraceback()}".rstrip().replace("\n", "\n    ")
+    if not message:
+        return None
+    namespace = event.get("log_namespace", "-")
+    return f"{formatTime(event['log_time'])} [{namespace}] {message}\n"
+
+
+def json_line(event: LogEvent) -> str | None:
+    """One flat object: time, level, namespace, message, and the event's own fields."""
+    message = formatEvent(event)
+    if not message and "log_failure" not in event:
+        return None
+    line: dict[str, Any] = {
+        "time": formatTime(event["log_time"]),
+        "level": getattr(event.get("log_level"), "name", "info"),
+        "namespace": event.get("log_namespace", "-"),
+        "message": message,
+    }
+    if event.get("log_namespace", "").startswith("gateway"):
+        line.update((name, value) for name, value in event.items() if not name.startswith("log_"))
+    failure = event.get("log_failure")
+    if failure is not None:
+        line["traceback"] = failure.getTraceback()
+    return msgspec.json.encode(line, enc_hook=str).decode() + "\n"
+
+
+def _file_observer(out: IO[Any], format: Any) -> FileLogObserver:
+    return FileLogObserver(out, format)
+
+
+def _at_least(level: str) -> LogLevelFilterPredicate:
+    return LogLevelFilterPredicate(LogLevel.lookupByName(level))

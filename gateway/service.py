@@ -1,0 +1,175 @@
+"""Builds the gateway out of its parts; the only place that wires them together."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from twisted.application.internet import TimerService
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver
+from twisted.python.components import Componentized
+
+from .accounts.account import Account
+from .accounts.affinity import Bindings
+from .accounts.pool import Pool
+from .admin.resource import AdminSite
+from .admin.status import Status
+from .config import AccountSettings, Settings
+from .downstream.websocket import ResponsesFactory
+from .ledger.memory import MemoryLedger
+from .ledger.seals import SealRegister
+from .listening import CannotListen, DoorService, ListenerService
+from .log import log_observer
+from .options import Options
+from .simulator import SimulatedAccount, Simulator, SimulatorService
+from .turn.environment import TurnEnvironment
+from .turn.journal import TurnJournal
+from .upstream.http import HttpTimeouts, HttpUpstream
+
+__all__ = ["Options", "makeService"]
+
+#: Bound on conversations whose account is remembered.
+_MAX_BINDINGS = 100_000
+
+_EXPIRY_SECONDS = 30.0
+
+#: Pause between the events of a simulated answer, in seconds: fast, yet visibly streamed.
+_SIMULATED_PAUSE = 0.005
+
+
+class GatewayService(MultiService):
+    """All of the gateway.
+
+    :param settings: the configuration.
+    :param reactor: clock, network and threads.
+    :ivar environment: what turns work with.
+    :ivar door: the factory of client connections.
+    """
+
+    def __init__(self, settings: Settings, reactor: Any) -> None:
+        super().__init__()
+        self.settings = settings
+        self._upstreams: list[HttpUpstream] = []
+        accounts = self._simulated(reactor) if not settings.accounts else self._real(reactor)
+        ttl = settings.ledger.ttl_minutes * 60
+        ledger = MemoryLedger(settings.ledger.max_bytes, ttl, reactor.seconds)
+        self.environment = TurnEnvironment(
+            clock=reactor,
+            ledger=ledger,
+            seals=SealRegister(),
+            pool=Pool(accounts, Bindings(_MAX_BINDINGS, ttl, reactor.seconds)),
+            journal=TurnJournal(),
+            hold_seconds=settings.session.hold_seconds,
+            keepalive_seconds=settings.session.keepalive_seconds,
+            max_attempts=settings.routing.max_attempts,
+        )
+        self.door = ResponsesFactory(reactor, self.environment, settings)
+        TimerService(_EXPIRY_SECONDS, ledger.expire).setServiceParent(self)
+        if settings.admin.listen is not None:
+            status = Status(self.environment, self.door, reactor.seconds)
+            site = AdminSite(status, settings.admin.token, reactor)
+            ListenerService(reactor, settings.admin.listen, site, "admin.listen").setServiceParent(
+                self
+            )
+        self._door_service = DoorService(
+            reactor, settings.listen, self.door, settings.timeouts.shutdown_seconds
+        )
+        self._door_service.setServiceParent(self)
+
+    def stopService(self) -> Deferred[Any]:
+        """Let clients finish first; only then take away what serves them."""
+        stopped: Deferred[Any] = self._door_service.finish_turns()
+        stopped.addCallback(lambda _: MultiService.stopService(self))
+        stopped.addCallback(self._close_upstreams)
+        return stopped
+
+    def _close_upstreams(self, _: object) -> None:
+        for upstream in self._upstreams:
+            upstream.close()
+
+    def _real(self, reactor: Any) -> list[Account]:
+        return [
+            self._account(reactor, each, partial(str, each.base_url))
+            for each in self.settings.accounts
+        ]
+
+    def _simulated(self, reactor: Any) -> list[Account]:
+        """Accounts of the built-in simulator, whose port is known once it listens."""
+        wanted = self.settings.simulator
+        count, mode = (wanted.accounts, wanted.mode) if wanted is not None else (2, "stateful")
+        simulated = [
+            SimulatedAccount(f"simulated-{number}", mode=mode) for number in range(1, count + 1)
+        ]
+        simulator = Simulator(simulated, reactor, event_delay=_SIMULATED_PAUSE)
+        service = SimulatorService(simulator, reactor)
+        service.setServiceParent(self)
+        return [
+            self._account(
+                reactor,
+                AccountSettings(name=each.name, base_url="simulator", key=each.key),
+                service.base_url,
+            )
+            for each in simulated
+        ]
+
+    def _account(self, reactor: Any, settings: AccountSettings, base_url: Any) -> Account:
+        timeouts = self.settings.timeouts
+        upstream = HttpUpstream(
+            reactor,
+            base_url,
+            settings.key,
+            HttpTimeouts(
+                timeouts.connect_seconds, timeouts.first_byte_seconds, timeouts.idle_seconds
+            ),
+        )
+        self._upstreams.append(upstream)
+        return Account(settings, upstream, reactor.seconds)
+
+
+class TwistdService(GatewayService):
+    """The gateway under twistd: its log, and starts that fail in one line.
+
+    :param twistd: twistd's own options.
+    """
+
+    def __init__(self, settings: Settings, reactor: Any, twistd: Mapping[str, Any]) -> None:
+        super().__init__(settings, reactor)
+        self._twistd = twistd
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Take over the application's log, unless the operator chose an observer."""
+        super().setServiceParent(parent)
+        if isinstance(parent, Componentized) and not self._twistd.get("syslog"):
+            observer = log_observer(self.settings.log, self._logfile())
+            parent.setComponent(ILogObserver, observer)
+
+    def startService(self) -> None:
+        """Start, or say in one line why not."""
+        try:
+            super().startService()
+        except CannotListen as error:
+            if not self._twistd.get("nodaemon"):
+                raise  # twistd hands the line to the parent process, which prints it
+            print(f"responses-gateway: {error}", file=sys.stderr)
+            pidfile = self._twistd.get("pidfile")
+            if pidfile and os.path.exists(pidfile):
+                os.unlink(pidfile)
+            raise SystemExit(1) from None
+
+    def _logfile(self) -> str | None:
+        logfile = self._twistd.get("logfile")
+        if logfile or self._twistd.get("nodaemon", True):
+            return logfile or None
+        return "twistd.log"
+
+
+def makeService(options: Options, reactor: Any = None) -> TwistdService:
+    """What twistd runs; see :class:`~gateway.options.Options`."""
+    if reactor is None:
+        from twisted.internet import reactor
+    return TwistdService(options.settings, reactor, options.parent or {})
