@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import typing
 from typing import Any
 
 import pytest
@@ -255,3 +256,20 @@ def test_chaining_and_replaying_give_the_same_conversation(sayings: list[str]) -
     replayed = Talk("stateless", replay=True, reasoning={}, include=include)
     for saying in sayings:
         assert chained.say(saying) == replayed.say(saying)
+
+
+@pytest.mark.parametrize(
+    "asked", ["hello", "call lookup and note in parallel", "", "trigger a compaction"]
+)
+def test_events_have_the_public_types(asked: str) -> None:
+    openai_types = pytest.importorskip("openai.types.responses")
+    public = {
+        kind.model_fields["type"].annotation.__args__[0]: kind
+        for kind in typing.get_args(typing.get_args(openai_types.ResponseStreamEvent)[0])
+    }
+    include = ["reasoning.encrypted_content"]
+    talk = Talk(reasoning={"effort": "low"}, include=include)
+    compaction = [{"type": "compaction_trigger"}] if "compaction" in asked else []
+    answer = talk.send([{"role": "user", "content": asked}, *compaction])
+    for number, event in enumerate(answer.events()):
+        public[event["type"]].model_validate({**event, "sequence_number": number}, strict=True)
