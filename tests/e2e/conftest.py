@@ -26,7 +26,6 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -45,32 +44,33 @@ CLIENT_KEY = CLIENT_KEYS["laptop"]
 T = TypeVar("T")
 
 
-def unavailable(reason: str) -> None:
-    """Skip, or fail where the end-to-end tests are required to run."""
-    if os.environ.get("GATEWAY_REQUIRE_E2E") == "1":
-        pytest.fail(f"{reason} (GATEWAY_REQUIRE_E2E=1)")
-    pytest.skip(reason)
-
-
-def need_packages(*names: str) -> None:
-    """Make sure the SDK and its WebSocket library are there, or leave the test."""
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            unavailable(f"{name} is not installed (pip install 'openai[realtime]')")
-
-
 class Scene:
     """The parties of one test, started in order and stopped in reverse, and their logs."""
 
-    def __init__(self, directory: Path, stack: ExitStack, proxy: ProxyTrap) -> None:
+    def __init__(
+        self, directory: Path, stack: ExitStack, proxy: ProxyTrap, *, required: bool
+    ) -> None:
         self.directory = directory
         self.proxy = proxy
+        self.required = required
         self.logs: dict[str, Callable[[], str]] = {}
         self.models: dict[str, ScriptedModel] = {}
         self._stack = stack
 
     def enter(self, party: AbstractContextManager[T]) -> T:
         return self._stack.enter_context(party)
+
+    def unavailable(self, reason: str) -> None:
+        """Skip, or fail where these tests are required to run."""
+        if self.required:
+            pytest.fail(f"{reason} (GATEWAY_REQUIRE_E2E=1)")
+        pytest.skip(reason)
+
+    def need_packages(self, *names: str) -> None:
+        """Make sure the SDK and its WebSocket library are there, or leave the test."""
+        for name in names:
+            if importlib.util.find_spec(name) is None:
+                self.unavailable(f"{name} is not installed (pip install 'openai[realtime]')")
 
     def upstream(self, mode: Mode, name: str = "north") -> Strict:
         model = self.models[name] = ScriptedModel()
@@ -95,11 +95,11 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
+def scene(tmp_path: Path, require_e2e: bool) -> Iterator[Scene]:
     """Everything one test starts; no client may have tried to leave the machine."""
     with ExitStack() as stack:
         proxy = stack.enter_context(ProxyTrap())
-        yield Scene(tmp_path, stack, proxy)
+        yield Scene(tmp_path, stack, proxy, required=require_e2e)
         assert proxy.attempts == [], "a client tried to leave the machine"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.codex import CodexClient, CodexRun, run_codex
-from tests.e2e.conftest import CLIENT_KEY, Scene, need_packages, unavailable
+from tests.e2e.conftest import CLIENT_KEY, Scene
 from tests.e2e.scripted_model import recall_text, success_text, task_prompt
 from tests.e2e.tap import Connection, Tap
 from tests.support.events import Json, error_body
@@ -31,7 +31,7 @@ each_mode = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.va
 def drive(scene: Scene, client: CodexClient, base_url: str, **options: Any) -> CodexRun:
     """One `codex exec`, with the tool loop as its prompt unless `prompt` says otherwise."""
     if client.binary() is None:
-        unavailable(f"{client} is not installed under .e2e/node (see tests/e2e/conftest.py)")
+        scene.unavailable(f"{client} is not installed under .e2e/node (see tests/e2e/conftest.py)")
     options.setdefault("prompt", task_prompt(ROUNDS, scene.directory / "ran.txt"))
     run = run_codex(
         client,
@@ -201,7 +201,7 @@ def test_these_checks_see_a_lost_thread(
     scene: Scene, client: CodexClient, keep_thread: bool
 ) -> None:
     """The control: behind a front that drops previous_response_id, Codex fails as users saw it."""
-    need_packages("websockets")
+    scene.need_packages("websockets")
     from tests.e2e.lossy_front import LossyFront
 
     upstream = scene.upstream(Mode.STATEFUL)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.conftest import CLIENT_KEY, Scene, need_packages
+from tests.e2e.conftest import CLIENT_KEY, Scene
 from tests.e2e.scripted_model import recall_text, success_text, task_prompt
 from tests.support.strict import Mode
 
@@ -87,7 +87,7 @@ def tool_output(call_id: str, number: int) -> dict[str, Any]:
 def test_five_tool_turns_and_their_ids_afterwards(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, mode: Mode, store: bool | None
 ) -> None:
-    need_packages("openai", "websockets")
+    scene.need_packages("openai", "websockets")
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, scene.proxy.url)
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
