@@ -67,6 +67,10 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
 }
 # Known to the WebSocket transport only.
 _NOT_OVER_HTTP = frozenset({"generate"})
+# Items that are nothing without their call id; of other calls a server may keep it to itself.
+_NAMING_A_CALL = frozenset(
+    {"function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"}
+)
 
 
 def check_parameters(body: object) -> dict[str, Any]:
@@ -116,7 +120,7 @@ def _check_sources(body: dict[str, Any]) -> None:
 
 
 def _check_input(items: object) -> None:
-    """Items are opaque: each is an object with a type, or a role (an easy message)."""
+    """Each item is an object with a type, or a role (an easy message); most are opaque."""
     for index, item in enumerate(items if isinstance(items, list) else ()):
         where = f"input[{index}]"
         if not isinstance(item, dict):
@@ -125,6 +129,8 @@ def _check_input(items: object) -> None:
             raise missing_parameter(f"{where}.type")
         if "type" in item and not isinstance(item["type"], str):
             raise invalid_type(f"{where}.type", _STRING, item["type"])
+        if item.get("type") in _NAMING_A_CALL and not isinstance(item.get("call_id"), str):
+            raise missing_parameter(f"{where}.call_id")
 
 
 def _check_tools(tools: Sequence[object] | None) -> None:

@@ -45,12 +45,12 @@ class SimulatorResource(Resource):
         request.setHeader(b"x-request-id", new_id("req").encode())
         path = request.path.decode("latin-1").rstrip("/")
         method = request.method.decode("latin-1")
-        endpoint = path.removeprefix(self._simulator.prefix)
-        if endpoint == "/responses" and path != endpoint and method == "POST":
+        prefix = self._simulator.prefix
+        if (method, path) == ("POST", f"{prefix}/responses"):
             return self._create(request)
         try:
             engine = self._engine(request)
-            if endpoint == "/models" and method == "GET":
+            if (method, path) == ("GET", f"{prefix}/models"):
                 return _answer_json(request, 200, _models(engine))
         except Refusal as refusal:
             return _answer_json(request, refusal.status, {"error": refusal.error})

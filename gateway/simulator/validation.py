@@ -84,7 +84,8 @@ def _check_outputs(context: Sequence[Item]) -> None:
 
 def _check_calls(context: Sequence[Item]) -> None:
     """Every call has its output: the model cannot go on without it."""
-    answered = {item.get("call_id") for item in context if type_of(item) in CALLS_ANSWERED_BY}
+    outputs = [item.get("call_id") for item in context if type_of(item) in CALLS_ANSWERED_BY]
+    answered = {call_id for call_id in outputs if isinstance(call_id, str)}
     for item in context:
         kind, call_id = type_of(item), item.get("call_id")
         if kind in CALL_TYPES and isinstance(call_id, str) and call_id not in answered:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.simulator import SimulatedAccount
@@ -75,6 +75,11 @@ def test_public_parameters_are_accepted() -> None:
         ({"input": None}, "missing_required_parameter", "input"),
         ({"input": ["text"]}, "invalid_type", "input[0]"),
         ({"input": [{"id": "msg_1"}]}, "missing_required_parameter", "input[0].type"),
+        (
+            {"input": [{"type": "function_call_output", "output": ""}]},
+            "missing_required_parameter",
+            "input[0].call_id",
+        ),
         ({"store": "no"}, "invalid_type", "store"),
         ({"max_output_tokens": True}, "invalid_type", "max_output_tokens"),
         ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools[0].name"),
@@ -219,3 +224,56 @@ def test_an_item_reference_is_expanded_where_the_item_is_stored() -> None:
 
 def test_conversations_are_not_found() -> None:
     assert refusal({"conversation": {"id": "conv_1"}}).status == 404
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.sampled_from(["", "call t", "rs_1", "auto"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["id", "name", "type", "text", "tools"]), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+ITEM_TYPES = [*CALLS_ANSWERED_BY, "function_call", "reasoning", "message", "additional_tools"]
+ITEM = st.fixed_dictionaries(
+    {"type": st.sampled_from(ITEM_TYPES)},
+    optional={
+        "id": JSON,
+        "call_id": st.sampled_from(["c1", "c2"]) | JSON,
+        "role": st.just("user") | JSON,
+        "content": JSON,
+        "output": JSON,
+        "tools": JSON,
+        "encrypted_content": JSON,
+    },
+)
+BODY = st.fixed_dictionaries(
+    {"model": st.just("m")},
+    optional={
+        "input": st.lists(ITEM, max_size=4) | JSON,
+        "tools": JSON,
+        "tool_choice": JSON,
+        "reasoning": st.just({}) | JSON,
+        "include": JSON,
+        "store": JSON,
+        "text": JSON,
+    },
+)
+
+
+@settings(max_examples=600)
+@given(BODY)
+def test_any_body_is_answered_or_refused(body: Any) -> None:
+    try:
+        answer = engine().answer(body)
+    except Refusal as refused:
+        status = refused.status
+    else:
+        status = 200
+        assert list(answer.events())[-1]["type"] == "response.completed"
+    assert status in (200, 400, 404)
