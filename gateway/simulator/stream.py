@@ -115,17 +115,16 @@ class AnswerStream:
         self._request.finish()
 
     def _close(self, outcome: Outcome | None) -> None:
+        self._request.unregisterProducer()
+        self._stop(outcome)
+
+    def _client_gone(self, _reason: Failure | None) -> None:
+        if not self._over:
+            self._stop("cancelled")
+
+    def _stop(self, outcome: Outcome | None) -> None:
         self._over = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._request.unregisterProducer()
         self._ended(outcome)
-
-    def _client_gone(self, _reason: Failure | None) -> None:
-        if not self._over:
-            self._over = True
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            self._ended("cancelled")
