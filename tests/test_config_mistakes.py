@@ -1,0 +1,281 @@
+"""Every mistake in a configuration is one line: path, value, what is allowed; never a secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.config import ConfigError, Settings, load_settings, read_settings
+
+ACCOUNT = "accounts: [{name: a, base_url: 'http://x/v1', key: k}]\n"
+KEY = "keys: [{name: n, key: v}]\n"
+SECRET = "sk-leak-0123456789"
+
+
+def load(text: str, **environ: str) -> Settings:
+    return load_settings(text, environ, "gateway.yaml")
+
+
+def mistake(text: str, **environ: str) -> str:
+    """The line for `text`, without the file's name."""
+    with pytest.raises(ConfigError) as caught:
+        load(text, **environ)
+    line = str(caught.value)
+    assert "\n" not in line, f"expected one line, got {line!r}"
+    source, _, rest = line.partition(": ")
+    assert source == "gateway.yaml", f"expected the file's name first, got {line!r}"
+    return rest
+
+
+def account(**changed: str) -> str:
+    """A file with one account, some of its members given as YAML."""
+    members = {"name": "a", "base_url": "http://x", "key": "k"} | changed
+    return "accounts: [{" + ", ".join(f"{k}: {v}" for k, v in members.items()) + "}]\n"
+
+
+MISTAKES = [
+    # the file as a whole
+    ("a: [", "line 1, column 5: not valid YAML: expected the node content, but found"),
+    ("listen: x: y", "line 1, column 10: not valid YAML: mapping values are not allowed here"),
+    ("a:\n\t- b", "line 2, column 1: not valid YAML: found character '\\t' that cannot start"),
+    ("a: 1\n---\nb: 1", "line 2, column 1: not valid YAML: but found another document"),
+    ("a: \x00", "character 4: not allowed in YAML"),
+    ("[1]", "expected a mapping with the keys listen, admin, keys, "),
+    ("text", "expected a mapping with the keys listen, admin, keys, "),
+    ("a: &a [*a]", "a: unknown key; expected listen, "),
+    ("[" * 5000, "not usable as YAML: RecursionError"),
+    # keys
+    (ACCOUNT + "sesion: {}", "sesion: unknown key; did you mean 'session'? expected listen, admin"),
+    (ACCOUNT + "true: 1", "True: unknown key; expected listen"),
+    (
+        account(base_ur="x"),
+        "accounts[0].base_ur: unknown key; did you mean 'base_url'? expected name, base_url, key, "
+        "continuity, models, headers",
+    ),
+    (
+        ACCOUNT + "log: {level: info}\n" + "log: {}",
+        "log: given twice, first in line 2, again in line 3; expected once",
+    ),
+    ("accounts: [{name: a, name: b}]", "accounts[0].name: given twice, first in line 1, again"),
+    ("accounts: [{name: a, base_url: http://x}]", "accounts[0].key: missing; every entry needs it"),
+    # types, ranges and choices
+    (ACCOUNT + "listen: 8080", "listen: 8080: expected text; put it in quotes"),
+    (ACCOUNT + "session: 3", "session: expected a mapping with the keys chaining, "),
+    (ACCOUNT + "keys: {}", "keys: expected a list, got a mapping"),
+    (ACCOUNT + "session: {compression: 1}", "session.compression: 1: expected true or false"),
+    (
+        ACCOUNT + "session: {keepalive_seconds: -1}",
+        "session.keepalive_seconds: -1: expected a number from 0 to 31536000",
+    ),
+    (
+        ACCOUNT + "session: {max_age_minutes: 0}",
+        "session.max_age_minutes: 0: expected a number above 0 up to 525600",
+    ),
+    (ACCOUNT + "timeouts: {idle_seconds: .inf}", "timeouts.idle_seconds: inf: expected a number"),
+    (ACCOUNT + "timeouts: {idle_seconds: .nan}", "timeouts.idle_seconds: nan: expected a number"),
+    (ACCOUNT + "timeouts: {idle_seconds: true}", "timeouts.idle_seconds: true: expected a number"),
+    (
+        ACCOUNT + "limits: {max_connections: 1.5}",
+        "limits.max_connections: 1.5: expected a whole number from 1 to 10000000",
+    ),
+    (ACCOUNT + "limits: {max_connections: '5'}", "limits.max_connections: '5': expected a whole"),
+    (ACCOUNT + "limits: {max_connections: 0x" + "f" * 5000 + "}", "limits.max_connections: a very"),
+    (
+        ACCOUNT + "session: {chaining: never}",
+        "session.chaining: 'never': expected one of always, auto",
+    ),
+    (ACCOUNT + "log: {level: no}", "log.level: false: expected one of debug, error, info, warn"),
+    (ACCOUNT + "routing: {strategy: random}", "routing.strategy: 'random': expected round-robin"),
+    ("simulator: {mode: x}", "simulator.mode: 'x': expected one of forgetful, stateful, stateless"),
+    ("simulator: {accounts: 0}", "simulator.accounts: 0: expected a whole number from 1 to 100"),
+    (account(models="[]"), "accounts[0].models: []: expected at least one entry"),
+    (account(models="['']"), "accounts[0].models[0]: '': expected text that is not empty"),
+    (account(models="[' ']"), "accounts[0].models[0]: ' ': expected a model name or a pattern"),
+    (account(models="gpt"), "accounts[0].models: expected a list, got text"),
+    # the environment
+    (
+        account(key="'${OPENAI_API_KEY}'"),
+        "accounts[0].key: ${OPENAI_API_KEY}: the environment variable OPENAI_API_KEY is not set; "
+        "expected one that is, or ${OPENAI_API_KEY:-default}",
+    ),
+    (
+        account(name="'${A-b}'"),
+        "accounts[0].name: ${: expected ${NAME} or ${NAME:-default}, or $${",
+    ),
+    (account(name="'${A'"), "accounts[0].name: ${: expected ${NAME} or"),
+    (ACCOUNT + "limits: {max_connections: '${N:-x}'}", "limits.max_connections: 'x': expected a"),
+    # names and keys
+    (ACCOUNT + "keys: [{name: 1, key: x}]", "keys[0].name: 1: expected text; put it in quotes"),
+    (
+        ACCOUNT + "keys: [{name: n, key: a}, {name: n, key: b}]",
+        "keys[1].name: 'n': keys[0] has this name already; expected each name once",
+    ),
+    (
+        ACCOUNT + "keys: [{name: n, key: a}, {name: m, key: a}]",
+        "keys[1].key: <hidden>: keys[0] has this key already; expected each key once",
+    ),
+    (
+        "accounts: [&a {name: a, base_url: 'http://x', key: k}, *a]",
+        "accounts[1].name: 'a': accounts[0] has this name already; expected each name once",
+    ),
+    (account(name='"a\\nb"'), "accounts[0].name: 'a\\nb': expected at most 128 printable"),
+    (account(key='"k\\n"'), "accounts[0].key: <hidden>: expected printable ASCII characters"),
+    (account(key="''"), "accounts[0].key: <hidden>: expected text that is not empty"),
+    # upstreams
+    ("", "accounts: none; expected at least one account, or 'simulator: {accounts: 2}' in their"),
+    (
+        "accounts: []",
+        "accounts: none; expected at least one account, or 'simulator: {accounts: 2}'",
+    ),
+    ("simulator: null", "accounts: none; expected at least one account"),
+    (ACCOUNT + "simulator: {}", "simulator: expected either accounts or the simulator, got both"),
+    (
+        account(base_url="'ftp://x'"),
+        "accounts[0].base_url: 'ftp://x': expected an http:// or https:// URL",
+    ),
+    (account(base_url="x.com"), "accounts[0].base_url: 'x.com': expected an http:// or https://"),
+    (account(base_url="'http://'"), "accounts[0].base_url: 'http://': expected an http:// or"),
+    (account(base_url="'http://x:99999'"), "accounts[0].base_url: 'http://x:99999': expected an"),
+    (account(base_url="'http://[::1'"), "accounts[0].base_url: 'http://[::1': expected an http://"),
+    (account(base_url="'http://x y'"), "accounts[0].base_url: 'http://x y': expected an http://"),
+    (
+        account(base_url="'http://x/v1?a=b'"),
+        "accounts[0].base_url: 'http://x/v1': expected an http:// or https:// URL without a query",
+    ),
+    (
+        account(base_url="'http://user:word@x'"),
+        "accounts[0].base_url: 'http://<hidden>@x': expected an http:// or https:// URL without a "
+        "user name",
+    ),
+    (account(headers="{X-A: 1}"), "accounts[0].headers.X-A: <hidden>: expected text; put it in"),
+    (account(headers="{1: x}"), "accounts[0].headers.1: expected text as the name"),
+    (account(headers="{'X A': x}"), "accounts[0].headers.X A: expected an HTTP header name"),
+    (account(headers='{A: "x\\r\\nB: y"}'), "accounts[0].headers.A: <hidden>: expected printable"),
+    (account(headers="{A: x, a: y}"), "accounts[0].headers.a: given twice in different case"),
+    (
+        account(headers="{Content-Length: '5'}"),
+        "accounts[0].headers.Content-Length: expected another header; the gateway sets this one",
+    ),
+    # listening
+    (ACCOUNT + "listen: '8080'", "listen: '8080': expected a Twisted endpoint such as tcp:8080"),
+    (ACCOUNT + "listen: tpc:8080", "listen: 'tpc:8080': expected a Twisted endpoint such as tcp:"),
+    (ACCOUNT + "listen: tcp", "listen: 'tcp': expected a Twisted endpoint such as tcp:8080:inter"),
+    (ACCOUNT + "listen: tcp:x", "listen: 'tcp:x': expected a Twisted endpoint such as "),
+    (ACCOUNT + "listen: tcp:65536", "listen: 'tcp:65536': expected a Twisted endpoint such as "),
+    (ACCOUNT + "listen: tcp:80:iface=1", "listen: 'tcp:80:iface=1': expected a Twisted endpoint"),
+    (ACCOUNT + "listen: tcp:80:interface=::1", "listen: 'tcp:80:interface=::1': expected a"),
+    (ACCOUNT + "listen: unix:a:mode=rw", "listen: 'unix:a:mode=rw': expected a Twisted endpoint"),
+    (ACCOUNT + "listen: systemd:domain=INET", "listen: 'systemd:domain=INET': expected a Twisted"),
+    (
+        ACCOUNT + KEY + "listen: 'ssl:1:privateKey=/nowhere.pem'",
+        "listen: 'ssl:1:privateKey=/nowhere.pem': expected a Twisted endpoint such as "
+        "tcp:8080:interface=127.0.0.1: /nowhere.pem: No such file or directory",
+    ),
+    (
+        ACCOUNT + "listen: tcp:8080",
+        "keys: []: expected at least one key, because other machines can reach listen 'tcp:8080'; "
+        "without keys listen on 127.0.0.1, ::1 or unix:",
+    ),
+    (
+        ACCOUNT + "admin: {listen: tcp:8081}",
+        "admin.token: null: expected a token, because other machines can reach "
+        "admin.listen 'tcp:8081'",
+    ),
+    (
+        ACCOUNT + "admin: {listen: 'tcp:8080:interface=127.0.0.1'}",
+        "admin.listen: 'tcp:8080:interface=127.0.0.1': expected another place than listen",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), MISTAKES, ids=[line[:40] for _, line in MISTAKES])
+def test_a_mistake_is_one_line_with_path_value_and_what_is_allowed(text: str, line: str) -> None:
+    got = mistake(text)
+    assert got.startswith(line), f"expected a line that starts with {line!r}, got {got!r}"
+
+
+@pytest.mark.parametrize(
+    "listen",
+    [
+        "tcp:8080:interface=127.0.0.1",
+        "tcp:8080:127.0.0.1",
+        "tcp:port=8080:interface=127.8.9.10",
+        "tcp:8080:interface=localhost",
+        r"tcp:8080:interface=\:\:1",
+        r"tcp6:8080:interface=\:\:1",
+        "haproxy:tcp:8080:interface=127.0.0.1",
+        "unix:/run/gateway.sock",
+        "unix:address=gateway.sock:mode=600",
+        "systemd:domain=UNIX:name=clients",
+    ],
+)
+def test_no_keys_are_needed_where_only_this_machine_can_connect(listen: str) -> None:
+    assert load(ACCOUNT + f"listen: '{listen}'").listen == listen
+
+
+@pytest.mark.parametrize(
+    "listen",
+    [
+        "tcp:8080",
+        "tcp:8080:interface=0.0.0.0",
+        "tcp:8080:interface=192.168.1.5",
+        r"tcp:8080:interface=\:\:",
+        "tcp6:8080",
+        "tcp:8080:interface=gateway.example",
+        "haproxy:tcp:8080",
+        "systemd:domain=INET:name=clients",
+    ],
+)
+def test_keys_are_needed_where_others_can_connect(listen: str) -> None:
+    assert mistake(ACCOUNT + f"listen: '{listen}'").startswith("keys: []: expected at least one")
+    assert load(ACCOUNT + KEY + f"listen: '{listen}'").listen == listen
+
+
+def test_port_zero_may_be_used_twice() -> None:
+    zero = "'tcp:0:interface=127.0.0.1'"
+    assert load(ACCOUNT + f"listen: {zero}\nadmin: {{listen: {zero}}}").admin.listen
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(str(tmp_path / "none.yaml"), {})
+    assert str(caught.value) == f"{tmp_path}/none.yaml: cannot be read: No such file or directory"
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        read_settings(str(tmp_path), {})
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"# caf\xe9\n")
+    with pytest.raises(ConfigError, match="byte 6: not UTF-8 text"):
+        read_settings(str(latin), {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"keys: [{SECRET}]",
+        f"keys: {SECRET}",
+        f"keys: [{{name: n, key: [{SECRET}]}}]",
+        f"keys: [{{name: n, key: '{SECRET} x'}}]",
+        f"keys: [{{name: n, key: '${{{SECRET}}}'}}]",
+        f"keys: [{{name: n, key: *{SECRET}}}]",
+        f"keys: [{{name: n, key: !{SECRET} x}}]",
+        f"keys: [{{name: n, key: {SECRET}}}, {{name: m, key: {SECRET}}}]",
+        f"keys: [{{name: n, kee: {SECRET}}}]",
+        f"keys: [{{name: n, key: {SECRET}: x}}]",
+        f"keys: [{{name: n, key: {SECRET}",
+        f"admin: {{token: [{SECRET}]}}",
+        f"admin: {{token: '{SECRET} x'}}",
+        account(headers=f"[{SECRET}]"),
+        account(headers=SECRET),
+        account(headers=f"{{X-A: [{SECRET}]}}"),
+        account(headers=f'{{X-A: "{SECRET}\\n"}}'),
+        account(headers=f"{{Content-Length: {SECRET}}}"),
+        account(key=f"'{SECRET} '"),
+        account(base_url=f"'http://u:{SECRET}@x'"),
+        account(base_url=f"'http://{SECRET}@x:99999'"),
+        account(base_url=f"'http://x/?key={SECRET}'"),
+    ],
+)
+def test_no_mistake_shows_a_secret(text: str) -> None:
+    whole = text if text.startswith("accounts") else ACCOUNT + text
+    assert SECRET not in mistake(whole)
