@@ -6,6 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+#: Opaque, from an upstream; the client echoes it within a turn (protocol.md §4.6).
+TURN_STATE = "x-codex-turn-state"
+
 
 class AffinityKey(NamedTuple):
     """What identifies a conversation: the rule it comes from, the tenant, and the value."""
@@ -22,7 +25,11 @@ def affinity_keys(
     prompt_cache_key: str | None,
     connection: str,
 ) -> list[AffinityKey]:
-    """The keys of a turn, the strongest first (design law 8).
+    """The keys a turn is routed by, the strongest first (design law 8).
+
+    A turn state, where the client echoes one, and the strongest of the keys that outlast
+    the turn.  Weaker ones are left out, so that sub-agents, which share a session and
+    differ in thread, do not pre-empt each other.
 
     :param headers: of the client's handshake, names in lower case.
     :param metadata: the turn's ``client_metadata``.
@@ -35,20 +42,21 @@ def affinity_keys(
         or headers.get("session_id")
         or headers.get("conversation_id")
     )
-    candidates = (
+    lasting = (
         ("thread", thread),
         ("session", session),
         ("prompt_cache_key", prompt_cache_key),
         ("connection", connection),
     )
-    return [AffinityKey(rule, tenant, value) for rule, value in candidates if value]
+    keys = [next(AffinityKey(rule, tenant, value) for rule, value in lasting if value)]
+    turn_state = metadata.get(TURN_STATE) or headers.get(TURN_STATE)
+    if turn_state:
+        keys.insert(0, AffinityKey("turn state", tenant, turn_state))
+    return keys
 
 
 class Bindings:
     """Remembers the account of each conversation.
-
-    Only a turn's strongest key is bound and looked up, so sub-agents, which share a
-    session and differ in thread, do not pre-empt each other.
 
     :param max_bindings: bound on the count; the least recently used go first.
     :param ttl_seconds: how long an unused binding lasts.

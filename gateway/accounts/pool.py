@@ -20,13 +20,13 @@ class Wanted(NamedTuple):
     """What an attempt asks of the pool.
 
     :ivar model: must be offered by the account; None when the request names none.
-    :ivar key: the conversation's strongest affinity key.
+    :ivar keys: the turn's affinity keys, the strongest first; the last one is bound.
     :ivar holder: the account that holds the parent response, or None.
     :ivar pinned_to: the only account that can read the context, or None for any.
     """
 
     model: str | None
-    key: AffinityKey
+    keys: Sequence[AffinityKey]
     holder: str | None = None
     pinned_to: str | None = None
 
@@ -52,7 +52,7 @@ class Pool:
         """
         choice = self._pick(wanted, tried)
         if choice is not None:
-            self.bindings.bind(wanted.key, choice.account.name)
+            self.bindings.bind(wanted.keys[-1], choice.account.name)
         return choice
 
     def offers(self, model: str | None) -> bool:
@@ -62,10 +62,8 @@ class Pool:
     def _pick(self, wanted: Wanted, tried: Container[str]) -> Choice | None:
         if wanted.pinned_to is not None and wanted.pinned_to in self._by_name:
             return self._named(wanted.pinned_to, "sealed items", wanted, tried)
-        for name, rule in (
-            (wanted.holder, "holds the previous response"),
-            (self.bindings.account_of(wanted.key), wanted.key.rule),
-        ):
+        bound = [(self.bindings.account_of(key), key.rule) for key in wanted.keys]
+        for name, rule in ((wanted.holder, "holds the previous response"), *bound):
             choice = self._named(name, rule, wanted, tried)
             if choice is not None:
                 return choice

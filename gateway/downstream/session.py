@@ -93,6 +93,7 @@ class Session:
         self._calls: dict[str, str] = {}
         self._starting = False
         self._closing = False
+        self._close_code = _CLOSE_GOING_AWAY
         self._paused = False
 
     # --- the connection's side -------------------------------------------------------
@@ -152,20 +153,22 @@ class Session:
             lane.queue.clear()
         for turn in self._turns():
             turn.cancel()
+        self._forget_unstored()
         self._environment.pool.bindings.release(self._own_key())
 
     def drain(self) -> None:
         """The gateway stops: finish what runs, start nothing more."""
         self._closing = True
-        if self._running == 0:
-            self._channel.close(_CLOSE_GOING_AWAY, "the gateway stops")
+        self._close_between_turns()
 
     def abandon(self) -> None:
         """The gateway can wait no longer."""
+        self._closing = True
+        self._close_code = _CLOSE_RESTART
         error = ApiError.bad_gateway("The gateway is restarting.", "gateway_restart")
         for turn in self._turns():
             turn.abandon(error)
-        self._channel.close(_CLOSE_RESTART, "the gateway restarts")
+        self._close_between_turns()
 
     # --- messages --------------------------------------------------------------------
 
@@ -273,10 +276,14 @@ class Session:
         elif turn.error is not None:
             self._evict_after(turn, lane)
         self._next_on(lane)
-        if self._closing and self._running == 0:
-            self._channel.close(_CLOSE_GOING_AWAY, "the connection ends between turns")
+        if self._closing:
+            self._close_between_turns()
         else:
             self._start_waiting()
+
+    def _close_between_turns(self) -> None:
+        if self._running == 0:
+            self._channel.close(self._close_code, "the connection ends between turns")
 
     def _next_on(self, lane: Lane) -> None:
         if lane.queue and not self._closing:
@@ -343,14 +350,22 @@ class Session:
             self._environment.ledger.evict(record)
             del self._issued[named]
 
-    def _affinity(self, request: TurnRequest) -> AffinityKey:
+    def _forget_unstored(self) -> None:
+        """What was not to be stored lives as long as its connection (§6.2, §8.2)."""
+        ledger = self._environment.ledger
+        for response_id in self._issued:
+            record = ledger.get(self.tenant, response_id)
+            if record is not None and not record.store:
+                ledger.evict(record)
+
+    def _affinity(self, request: TurnRequest) -> list[AffinityKey]:
         return affinity_keys(
             self.tenant,
             self._client_headers,
             client_metadata(request.members),
             member(request.members, "prompt_cache_key", str),
             self.connection,
-        )[0]
+        )
 
     def _own_key(self) -> AffinityKey:
         return AffinityKey("connection", self.tenant, self.connection)
@@ -364,13 +379,13 @@ class Session:
     def _turn_away(self) -> None:
         """Make the client come back on a new connection (§6.3)."""
         self._closing = True
+        self._close_code = _CLOSE_NORMAL
         self.refuse(
             ApiError.connection_limit_reached(
                 "This connection has reached its end; open a new one and send the full input."
             )
         )
-        if self._running == 0:
-            self._channel.close(_CLOSE_NORMAL, "open a new connection")
+        self._close_between_turns()
 
 
 _HANDLERS: dict[str, Callable[[Session, Members, int], None]] = {

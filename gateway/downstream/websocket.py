@@ -10,12 +10,17 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-from autobahn.websocket.compress import PerMessageDeflateOffer, PerMessageDeflateOfferAccept
+from autobahn.websocket.compress import (
+    PERMESSAGE_COMPRESSION_EXTENSION,
+    PerMessageDeflateOffer,
+    PerMessageDeflateOfferAccept,
+)
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
@@ -56,13 +61,17 @@ class ResponsesProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def connectionMade(self) -> None:
         """A dead peer is noticed by the kernel; idle ones may stay (§10.9)."""
         super().connectionMade()
-        try:
+        with suppress(AttributeError):  # a UNIX socket has none
             self.transport.setTcpKeepAlive(1)
-        except AttributeError:  # a UNIX socket has none
-            pass
 
     def onConnect(self, request: ConnectionRequest) -> None:
-        """Let the client in, or answer with an error."""
+        """Let the client in, or answer with an error.
+
+        Offers of extensions that cannot be used are declined, never a reason to refuse.
+        """
+        if not self.factory.compresses:
+            self.websocket_extensions = []
+        self.websocket_extensions = [e for e in self.websocket_extensions if _is_readable(*e)]
         try:
             self.session = self.factory.admit(self, request)
         except ApiError as error:
@@ -72,6 +81,8 @@ class ResponsesProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
         """Refuse the upgrade by an HTTP answer that says why."""
         error = self._refusal
+        if any(name.lower() == "sec-websocket-version" for name, _ in responseHeaders or ()):
+            code = HTTPStatus.UPGRADE_REQUIRED
         if error is None:
             error = ApiError(code, "invalid_request_error", reason)
         body = msgspec.json.encode({"error": error.body()})
@@ -140,7 +151,7 @@ class ResponsesProtocol(WebSocketServerProtocol):  # type: ignore[misc]
                 self.session.message(b"".join(pieces))
         except Exception:
             _log.failure("a message of {connection} broke the session", connection=self.peer)
-            self.sendClose(1011, "internal error")
+            self.close(1011, "internal error")
 
     # --- events out ------------------------------------------------------------------
 
@@ -158,8 +169,12 @@ class ResponsesProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self.transport.write(data)
 
     def close(self, code: int, reason: str) -> None:
-        """Close after what was written."""
-        self.sendClose(code, reason)
+        """Close after what was written.
+
+        ``sendClose`` refuses the codes that servers are meant to use.
+        """
+        if self.state == self.STATE_OPEN:
+            self.sendCloseFrame(code=code, reasonUtf8=reason.encode(), isReply=False)
 
     # --- back-pressure ---------------------------------------------------------------
 
@@ -234,6 +249,7 @@ class ResponsesFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.reactor = reactor
         self.connections: set[ResponsesProtocol] = set()
         self.max_message_bytes = settings.session.max_message_bytes
+        self.compresses = settings.session.compression
         self.stall_seconds = settings.timeouts.stall_seconds
         self._environment = environment
         self._settings = settings
@@ -243,6 +259,7 @@ class ResponsesFactory(WebSocketServerFactory):  # type: ignore[misc]
         self._draining = False
         self._when_empty: list[Callable[[], None]] = []
         self.setProtocolOptions(
+            versions=[13],
             allowNullOrigin=True,
             webStatus=False,
             utf8validateIncoming=False,
@@ -253,9 +270,7 @@ class ResponsesFactory(WebSocketServerFactory):  # type: ignore[misc]
             closeHandshakeTimeout=2,
             autoPingInterval=_PING_SECONDS,
             autoPingTimeout=0,
-            perMessageCompressionAccept=(
-                _accept_deflate if settings.session.compression else _decline_compression
-            ),
+            perMessageCompressionAccept=_accept_deflate,
         )
 
     def admit(self, protocol: ResponsesProtocol, request: ConnectionRequest) -> Session:
@@ -334,5 +349,12 @@ def _accept_deflate(offers: list[Any]) -> Any:
     return None
 
 
-def _decline_compression(offers: list[Any]) -> None:
-    return None
+def _is_readable(extension: str, parameters: dict[str, Any]) -> bool:
+    """Whether an extension offer can be understood (RFC 7692 §5: decline it otherwise)."""
+    if extension not in PERMESSAGE_COMPRESSION_EXTENSION:
+        return False
+    try:
+        PERMESSAGE_COMPRESSION_EXTENSION[extension]["Offer"].parse(parameters)
+    except Exception:
+        return False
+    return True

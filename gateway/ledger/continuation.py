@@ -111,15 +111,19 @@ def pin_of(parent: Record | None, items: Iterable[Item]) -> str | None:
 
 
 def without_repeats(new: Sequence[Item], path: Sequence[Record]) -> list[Item]:
-    """``new`` without items the transcript already holds word for word (§10.72)."""
+    """``new`` without what the transcript holds: exact repeats and references (§8.3.4-5)."""
     known = {
         (item.type, item.id or item.call_id): item.raw
         for record in path
         for item in record.items()
         if item.id or item.call_id
     }
+    ids = {item.id for record in path for item in record.items() if item.id}
     return [
-        item for item in new if not _same(known.get((item.type, item.id or item.call_id)), item.raw)
+        item
+        for item in new
+        if not (item.type == "item_reference" and item.id in ids)
+        and not _same(known.get((item.type, item.id or item.call_id)), item.raw)
     ]
 
 

@@ -19,10 +19,11 @@ _ITEM_OVERHEAD = 220
 class _Tree:
     """One conversation: the records that share a root."""
 
-    __slots__ = ("bytes", "keys", "used_at")
+    __slots__ = ("bytes", "continuable", "keys", "used_at")
 
     def __init__(self, used_at: float) -> None:
         self.bytes = 0
+        self.continuable = 0
         self.used_at = used_at
         self.keys: list[tuple[str, str]] = []
 
@@ -77,8 +78,18 @@ class MemoryLedger:
         self._shrink()
 
     def evict(self, record: Record) -> None:
-        """Let ``record`` no longer be continued; what continued it already stays whole."""
+        """Let ``record`` no longer be continued; what continued it already stays whole.
+
+        A conversation of which nothing can be continued any more is forgotten.
+        """
+        found = self._records.get((record.tenant, record.id))
+        if found is None or record.evicted:
+            return
         record.evicted = True
+        tree = found[1]
+        tree.continuable -= 1
+        if tree.continuable == 0:
+            self._drop(tree)
 
     def expire(self) -> None:
         """Forget conversations that were not used for the ledger's lifetime."""
@@ -108,6 +119,7 @@ class MemoryLedger:
         self._records[key] = (record, tree)
         tree.keys.append(key)
         tree.bytes += size
+        tree.continuable += not record.evicted
         self._bytes += size
 
     def _forget_one(self, key: tuple[str, str], record: Record, tree: _Tree) -> None:
@@ -116,6 +128,7 @@ class MemoryLedger:
         tree.keys.remove(key)
         size = _size_of(record)
         tree.bytes -= size
+        tree.continuable -= not record.evicted
         self._bytes -= size
         if not tree.keys:
             self._trees.pop(tree, None)

@@ -76,6 +76,11 @@ class _Numbered(msgspec.Struct):
     sequence_number: int | None = None
 
 
+class _Metadata(msgspec.Struct):
+    headers: dict[str, Any] = {}
+
+
+_decode_metadata = msgspec.json.Decoder(_Metadata).decode
 _decode_response = msgspec.json.Decoder(_WithResponse).decode
 _decode_item_done = msgspec.json.Decoder(_ItemDone).decode
 _decode_typed = msgspec.json.Decoder(_Typed).decode
@@ -120,6 +125,18 @@ def read_item_done(data: bytes) -> tuple[int | None, bytes]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedEvent(str(error)) from None
     return event.output_index, bytes(event.item)
+
+
+def read_turn_state(data: bytes) -> str | None:
+    """``x-codex-turn-state`` of a ``response.metadata`` event (§4.6), or None."""
+    try:
+        headers = _decode_metadata(data).headers
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    for name, value in headers.items():
+        if name.lower() == "x-codex-turn-state":
+            return value if isinstance(value, str) else None
+    return None
 
 
 def sequence_number(data: bytes) -> int:

@@ -75,7 +75,7 @@ class _Head(msgspec.Struct):
     id: str | None = None
     call_id: str | None = None
     role: str | None = None
-    encrypted_content: msgspec.Raw | None = None
+    encrypted_content: msgspec.Raw = msgspec.Raw()
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
@@ -96,8 +96,7 @@ def read_item(raw: bytes, issuer_of: IssuerOf | None = None) -> Item:
     sealed = _SEAL in raw
     kind = head.type or ("message" if head.role else "")
     if sealed and kind == "reasoning":
-        sealed = head.encrypted_content is not None and len(bytes(head.encrypted_content)) > 2
-        sealed = sealed and bytes(head.encrypted_content or b"") != b"null"
+        sealed = bytes(head.encrypted_content) not in (b"", b'""', b"null")
     issuer = issuer_of(raw) if sealed and issuer_of is not None else None
     return Item(raw, kind, head.id, head.call_id, head.role, sealed, issuer)
 

@@ -28,12 +28,8 @@ _ORPHANS = ("No tool call found", "No tool output found")
 
 
 def refuses_continuation(error: ApiError) -> bool:
-    """Whether a chained turn was refused for its ``previous_response_id`` (§10.74).
-
-    An upstream that ignores the id finds the tool outputs without their calls: to it the
-    turn's input is wrong, to us its memory is.
-    """
-    if error.status == 404 or error.code == "previous_response_not_found":
+    """Whether a chained turn was refused for its ``previous_response_id`` (§10.74)."""
+    if error.status in (404, 501) or error.code == "previous_response_not_found":
         return True
     if error.status not in (400, 422):
         return False
@@ -41,8 +37,16 @@ def refuses_continuation(error: ApiError) -> bool:
         error.param == "previous_response_id"
         or "previous_response_id" in error.message
         or "previous response" in error.message.lower()
-        or error.message.startswith(_ORPHANS)
     )
+
+
+def misses_calls(error: ApiError) -> bool:
+    """Whether the upstream found tool outputs without their calls, or the reverse (§5.3).
+
+    An upstream that ignores ``previous_response_id`` says so of a chained turn: to it the
+    input is wrong, to us its memory is.
+    """
+    return error.status == 400 and error.message.startswith(_ORPHANS)
 
 
 def refuses_seals(error: ApiError) -> bool:

@@ -20,6 +20,7 @@ from .events import (
     event_type,
     read_item_done,
     read_response,
+    read_turn_state,
     sequence_number,
 )
 from .sse import ServerSentEvent
@@ -93,6 +94,7 @@ class Relay:
     :ivar phase: see :class:`Phase`.
     :ivar released: whether anything of this attempt was given out for relaying.
     :ivar response_id: the id of ``response.created``; empty before.
+    :ivar turn_state: ``x-codex-turn-state`` as the upstream gave it (§4.6), or None.
     :ivar outcome: None until the attempt has ended.
     :ivar last: the last payload given out.
     """
@@ -105,6 +107,7 @@ class Relay:
         self.phase = Phase.SENT
         self.released = False
         self.response_id = ""
+        self.turn_state: str | None = None
         self.created = b""
         self.outcome: Outcome | None = None
         self.last = b""
@@ -113,6 +116,11 @@ class Relay:
     def items(self) -> list[bytes]:
         """The finished output items so far, in ``output_index`` order (design law 3)."""
         return [self._items[index] for index in sorted(self._items)]
+
+    @property
+    def has_output(self) -> bool:
+        """Whether something beyond the preamble was given out."""
+        return self.phase in (Phase.OUTPUT, Phase.ENDED)
 
     def feed(self, events: Iterable[ServerSentEvent]) -> list[bytes]:
         """Read a batch; return the payloads that go to the client now.
@@ -158,7 +166,9 @@ class Relay:
         if not name.startswith(b"response.") and name != b"error":
             if data == b"[DONE]":
                 return
-            name = event_type(data) or name
+            name = event_type(data)
+            if not name:
+                return  # no client could tell what it is
         try:
             if name in PASSED_UNREAD:
                 self._output(data, payloads)
@@ -189,6 +199,8 @@ class Relay:
             self.response_id = head.id
             self.created = data
             self._enter(Phase.ACKNOWLEDGED)
+        elif name == b"response.metadata" and self.turn_state is None:
+            self.turn_state = read_turn_state(data)
         self._hold_or_pass(data, payloads)
 
     def _item_done(self, data: bytes, payloads: list[bytes]) -> None:

@@ -53,9 +53,7 @@ class EventStreamParser:
             self._at_start = False
             data = data.removeprefix(_BOM)
         blocks = data.split(b"\n\n")
-        rest = blocks.pop()
-        if rest:
-            self._hold(rest)
+        self._hold(blocks.pop())
         events: list[ServerSentEvent] = []
         for block in blocks:
             cut = block.find(b"\ndata: ", 7)
@@ -65,7 +63,7 @@ class EventStreamParser:
                 event = _read_block(block)
                 if event is not None:
                     events.append(event)
-        return events
+        return events if data.isascii() else [_in_utf8(event) for event in events]
 
     def _ends_event(self, data: bytes) -> bool:
         """Whether a blank line is complete now; if not, ``data`` is put aside unscanned later."""
@@ -93,6 +91,15 @@ class EventStreamParser:
                 return data
         self._after_cr = data.endswith(b"\r")
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _in_utf8(event: ServerSentEvent) -> ServerSentEvent:
+    """Clients must get UTF-8; event streams are decoded with replacement (WHATWG §9.2.5)."""
+    try:
+        event.data.decode()
+    except UnicodeDecodeError:
+        return ServerSentEvent(event.name, event.data.decode(errors="replace").encode())
+    return event
 
 
 def _read_block(block: bytes) -> ServerSentEvent | None:

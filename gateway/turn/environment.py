@@ -44,7 +44,7 @@ class TurnContext:
 
     :ivar tenant: name of the client key.
     :ivar client_headers: of the handshake or request, names in lower case.
-    :ivar affinity: the conversation's strongest key.
+    :ivar affinity: the keys it is routed by, the strongest first.
     :ivar parent: the response it continues, or None for a root.
     :ivar continuation: how the parent was found: the client named it, or the session did.
     """
@@ -52,7 +52,7 @@ class TurnContext:
     tenant: str
     connection: str
     client_headers: Mapping[str, str]
-    affinity: AffinityKey
+    affinity: Sequence[AffinityKey]
     parent: Record | None
     continuation: str | None
     accepted_at: float

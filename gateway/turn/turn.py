@@ -12,13 +12,14 @@ import itertools
 from collections.abc import Callable
 
 from ..accounts.account import Account
+from ..accounts.affinity import AffinityKey
 from ..accounts.pool import Wanted
 from ..deadline import Deadline
 from ..ledger.continuation import Plan, Route, anchor_of, chain_plan, pin_of, whole_plan
 from ..ledger.records import Record
 from ..protocol.errors import ApiError
-from ..protocol.events import response_members
-from ..protocol.items import Item, read_item
+from ..protocol.events import Members, response_members
+from ..protocol.items import Item, read_item, unanswered_calls
 from ..protocol.made import (
     created_event,
     failed_event,
@@ -31,11 +32,12 @@ from ..protocol.refusals import (
     ABOUT_THE_REQUEST,
     for_the_client,
     may_move,
+    misses_calls,
     most_hopeful,
     refuses_continuation,
     refuses_seals,
 )
-from ..protocol.relay import Broken, Finished, NotContinued, Phase, Refused, Relay
+from ..protocol.relay import Broken, Finished, NotContinued, Refused, Relay
 from ..protocol.request import TurnRequest
 from ..protocol.upstream_request import UpstreamRequest, build_body, build_headers
 from .attempt import Attempt
@@ -256,9 +258,9 @@ class Turn:
         record = self.record
         if record.first_event_ms is None:
             record.first_event_ms = self._elapsed_ms()
-        if record.first_output_ms is None and self._attempt is not None:
-            if self._attempt.relay.phase is not Phase.ACKNOWLEDGED:
-                record.first_output_ms = self._elapsed_ms()
+        attempt = self._attempt
+        if record.first_output_ms is None and attempt is not None and attempt.relay.has_output:
+            record.first_output_ms = self._elapsed_ms()
         self._silence.touch()
         self._relayed(payloads)
 
@@ -282,6 +284,9 @@ class Turn:
         self._outcome(outcome.status)
         relay = attempt.relay
         self._learn(attempt)
+        if relay.turn_state is not None:
+            key = AffinityKey("turn state", self._context.tenant, relay.turn_state)
+            self._environment.pool.bindings.bind(key, attempt.account.name)
         if outcome.status == "completed" or outcome.reason in _CONTINUABLE:
             self._remember(relay.response_id, relay.items, attempt.account.name, held_upstream=True)
         else:
@@ -303,7 +308,9 @@ class Turn:
     def _refused(self, attempt: Attempt, outcome: Refused) -> None:
         """Nothing of the attempt was seen: replay, move, or tell the client."""
         error = outcome.error
-        if attempt.plan.route is Route.CHAINED and refuses_continuation(error):
+        if attempt.plan.route is Route.CHAINED and (
+            refuses_continuation(error) or (misses_calls(error) and self._thread_is_whole())
+        ):
             self._replay(attempt, f"the upstream refused previous_response_id ({error.label})")
         elif refuses_seals(error) and not self._unsealed:
             self._unsealed = True
@@ -320,6 +327,12 @@ class Turn:
             self._relay_refusal(attempt, outcome)
         else:
             self._refuse(error)
+
+    def _thread_is_whole(self) -> bool:
+        """Whether every tool output has its call, as far as we know the conversation."""
+        parent = self._context.parent
+        path = [] if parent is None else [each.items() for each in parent.ancestry()]
+        return not unanswered_calls(itertools.chain(*path, self.request.items))
 
     def _others_left(self) -> bool:
         untried = {account.name for account in self._environment.pool.accounts} - set(self._tried)
@@ -374,7 +387,7 @@ class Turn:
         self._remember(response_id, [], None, held_upstream=False)
         self._end("completed", None)
 
-    def _made(self, response_id: str) -> dict[str, object]:
+    def _made(self, response_id: str) -> Members:
         parent = self._context.parent
         return made_response(
             response_id,
