@@ -61,7 +61,7 @@ class EventSplitter(Protocol):
 
     transport: Any
 
-    def __init__(self, client: NaiveGateway) -> None:
+    def __init__(self, client: Any) -> None:
         self.client = client
         self.buffer = b""
 
