@@ -93,6 +93,6 @@ class DoorService(ListenerService):
         return finished
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException | None) -> str:
     cause = getattr(error, "socketError", error)
     return getattr(cause, "strerror", None) or str(cause)

@@ -46,10 +46,11 @@ _log = Logger(namespace="gateway.websocket")
 
 
 @implementer(IPushProducer)
-class ResponsesProtocol(WebSocketServerProtocol):  # type: ignore[misc]
+class ResponsesProtocol(WebSocketServerProtocol):
     """One client connection; the :class:`~gateway.downstream.session.Channel` of its session."""
 
     factory: ResponsesFactory
+    transport: Any
     session: Session | None = None
     _refusal: ApiError | None = None
     _too_long = False
@@ -130,7 +131,7 @@ class ResponsesProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def onMessageEnd(self) -> None:
         """A whole message: text goes to the session, anything else is answered (§10.13)."""
-        pieces, self.message_data = self.message_data, None
+        pieces, self.message_data = self.message_data, []
         too_long, self._too_long = self._too_long, False
         if self.failedByMe or self.session is None:
             return
@@ -235,14 +236,14 @@ class ResponsesProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             session.closed()
 
 
-class ResponsesFactory(WebSocketServerFactory):  # type: ignore[misc]
+class ResponsesFactory(WebSocketServerFactory):
     """Lets clients in and knows who is there.
 
     :param environment: what their turns work with.
     :ivar connections: the open ones.
     """
 
-    protocol = ResponsesProtocol
+    protocol: Any = ResponsesProtocol
 
     def __init__(self, reactor: Any, environment: TurnEnvironment, settings: Settings) -> None:
         super().__init__(reactor=reactor, server="responses-gateway")
@@ -354,7 +355,8 @@ def _is_readable(extension: str, parameters: dict[str, Any]) -> bool:
     if extension not in PERMESSAGE_COMPRESSION_EXTENSION:
         return False
     try:
-        PERMESSAGE_COMPRESSION_EXTENSION[extension]["Offer"].parse(parameters)
+        offer: Any = PERMESSAGE_COMPRESSION_EXTENSION[extension]["Offer"]
+        offer.parse(parameters)
     except Exception:
         return False
     return True

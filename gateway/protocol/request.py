@@ -67,7 +67,7 @@ def read_type(members: Members) -> str:
 
     :raises ApiError: 400, when there is none.
     """
-    kind = member(members, "type", str)
+    kind: str | None = member(members, "type", str)
     if not kind:
         raise ApiError.invalid_request("The message has no 'type'; send a string.", "type")
     return kind

@@ -29,7 +29,8 @@ def connection_went_stale(failure: Failure) -> bool:
     That is how a kept-alive connection ends which the upstream closed as we wrote.
     """
     return bool(failure.check(ResponseNeverReceived, RequestTransmissionFailed)) and all(
-        reason.check(error.ConnectionDone, error.ConnectionLost) for reason in reasons_of(failure)
+        reason.type in (error.ConnectionDone, error.ConnectionLost)
+        for reason in reasons_of(failure)
     )
 
 
@@ -50,6 +51,8 @@ def upstream_failure(failure: Failure) -> ApiError:
         return ApiError.bad_gateway("The upstream refused the connection.")
     if any_is(TLSError, VerificationError):
         return ApiError.bad_gateway("The TLS connection to the upstream failed.")
+    if any_is(error.ConnectionAborted):
+        return ApiError.bad_gateway("The TLS handshake with the upstream did not end in time.")
     if any_is(error.ConnectError):
         return ApiError.bad_gateway("The upstream could not be reached.")
     if any_is(error.ConnectionDone, error.ConnectionLost):

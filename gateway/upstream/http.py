@@ -9,18 +9,27 @@ from typing import Any
 from treq.client import HTTPClient
 from treq.response import _Response as TreqResponse
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, PotentialDataLoss, ResponseDone
+from twisted.web.client import (
+    URI,
+    Agent,
+    BrowserLikePolicyForHTTPS,
+    HTTPConnectionPool,
+    ResponseDone,
+)
+from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ..deadline import Deadline
 from ..protocol.errors import ApiError, from_http
 from ..protocol.sse import EventStreamParser, EventTooLarge
 from ..protocol.upstream_request import UpstreamRequest
+from .coalescing import CoalescingEndpointFactory
 from .failures import connection_went_stale, log_bug, upstream_failure
 from .interface import Receiver
 
@@ -61,9 +70,12 @@ class HttpUpstream:
     ) -> None:
         self._pool = HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = max_kept
-        self._pool.cachedConnectionTimeout = _IDLE_CONNECTION_SECONDS
+        self._pool.cachedConnectionTimeout = _IDLE_CONNECTION_SECONDS  # type: ignore[assignment]
         self._pool.retryAutomatically = False
-        agent = Agent(reactor, connectTimeout=timeouts.connect, pool=self._pool)
+        direct = DirectEndpoints(reactor, timeouts.connect)
+        agent = Agent.usingEndpointFactory(
+            reactor, CoalescingEndpointFactory(direct, reactor, timeouts.connect), self._pool
+        )
         self._client = HTTPClient(
             IdentityEncodingAgent(agent), data_to_body_producer=WholeBodyProducer
         )
@@ -80,7 +92,8 @@ class HttpUpstream:
 
     def close(self) -> Deferred[None]:
         """Close idle connections."""
-        return self._pool.closeCachedConnections()
+        closed: Deferred[None] = self._pool.closeCachedConnections()
+        return closed
 
     def _post(self, request: UpstreamRequest) -> Deferred[TreqResponse]:
         headers = Headers({name: [value] for name, value in request.headers.items()})
@@ -110,6 +123,8 @@ class HttpExchange(Protocol):
 
     It is also the protocol the response body is delivered to.
     """
+
+    transport: Any = None
 
     def __init__(
         self,
@@ -280,6 +295,28 @@ class HttpExchange(Protocol):
         log_bug(failure)
         if self._state is not ExchangeState.OVER:
             self._fail(ApiError.bad_gateway("The gateway failed while reading the upstream."))
+
+
+@implementer(IAgentEndpointFactory)
+class DirectEndpoints:
+    """TCP for ``http``, verified TLS over TCP for ``https``.
+
+    :param connect_seconds: how long TCP may take.
+    """
+
+    def __init__(self, reactor: Any, connect_seconds: float) -> None:
+        self._reactor = reactor
+        self._connect_seconds = connect_seconds
+        self._tls = BrowserLikePolicyForHTTPS()
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        """See ``IAgentEndpointFactory``."""
+        tcp = HostnameEndpoint(
+            self._reactor, uri.host.decode("ascii"), uri.port, timeout=self._connect_seconds
+        )
+        if uri.scheme == b"https":
+            return wrapClientTLS(self._tls.creatorForNetloc(uri.host, uri.port), tcp)
+        return tcp
 
 
 @implementer(IAgent)
