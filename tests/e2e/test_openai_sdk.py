@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -97,24 +97,27 @@ def test_five_tool_turns_and_their_ids_afterwards(
     responses: list[Response] = []
     ran: list[int] = []
 
-    with conversation(tap.base_url, store) as first:
+    with ExitStack() as first_connection:
+        first = first_connection.enter_context(conversation(tap.base_url, store))
         responses.append(first.ask(task_prompt(ROUNDS, "the-application")))
         while outputs := tool_outputs(responses[-1], ran):
             responses.append(first.ask(outputs, responses[-1].id))
-    assert ran == list(range(1, ROUNDS + 1)), "the tools the SDK was told to run"
-    assert responses[-1].output_text == success_text(ROUNDS)
-    ids = [response.id for response in responses]
-    assert len(set(ids)) == ROUNDS + 1
+        assert ran == list(range(1, ROUNDS + 1)), "the tools the SDK was told to run"
+        assert responses[-1].output_text == success_text(ROUNDS)
+        ids = [response.id for response in responses]
+        assert len(set(ids)) == ROUNDS + 1
+        if store is not False:  # what must not be stored lives as long as its connection
+            first_connection.close()
 
-    with conversation(tap.base_url, store) as second:
-        resumed = second.ask("Please recall.", ids[-1])
-        assert resumed.output_text == recall_text(ROUNDS), "continued from the last id"
-        call = next(item for item in responses[2].output if item.type == "function_call")
-        answer = [tool_output(call.call_id, 3), {"role": "user", "content": "Please recall."}]
-        fork = second.ask(answer, ids[2])
-        assert fork.output_text == recall_text(3), "forked from the third response"
-        again = second.ask("Please recall.", resumed.id)
-        assert again.output_text == recall_text(ROUNDS), "the fork changed what it forked from"
+        with conversation(tap.base_url, store) as second:
+            resumed = second.ask("Please recall.", ids[-1])
+            assert resumed.output_text == recall_text(ROUNDS), "continued from the last id"
+            call = next(item for item in responses[2].output if item.type == "function_call")
+            answer = [tool_output(call.call_id, 3), {"role": "user", "content": "Please recall."}]
+            fork = second.ask(answer, ids[2])
+            assert fork.output_text == recall_text(3), "forked from the third response"
+            again = second.ask("Please recall.", resumed.id)
+            assert again.output_text == recall_text(ROUNDS), "the fork changed what it forked from"
 
     assert [each.status for each in tap.connections] == [101, 101], "not one socket each"
     used = [upstream for upstream in (north, south) if upstream.requests]
