@@ -6,7 +6,6 @@ from typing import Any
 
 from tests.conformance.conftest import Stage
 from tests.support.events import Json, error_body, user
-from tests.support.gateway import account
 from tests.support.upstream import Exchange, Recorded, Script
 from tests.support.wsclient import WsClient
 
@@ -17,9 +16,9 @@ def refusing(status: int, body: Any, headers: dict[str, str] | None = None) -> S
     return lambda exchange: exchange.json(status, body, headers)
 
 
-def solo(stage: Stage, script: Script, **config: Any) -> WsClient:
-    """A client of a gateway whose one account is answered by this script."""
-    return stage.gateway(account("solo", stage.upstream(script)), **config).connect()
+def solo(stage: Stage, script: Script) -> WsClient:
+    """A client whose model has one account, answered by this script."""
+    return stage.serve(script).connect()
 
 
 def hung(exchange: Exchange, after: int) -> None:

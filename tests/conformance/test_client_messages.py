@@ -117,7 +117,7 @@ def test_10_33_interrupted_response_is_incomplete_and_chainable(
 ) -> None:
     strict = stage.strict("s", mode)
     finished, cut = text_item("finished part"), text_item("cut in the middle")
-    client = stage.gateway(account("solo", strict.server)).connect()
+    client = stage.serve(strict).connect()
     first = completed(client.turn(input=[user("recall a")], store=store))
 
     def long_answer(exchange: Exchange) -> bool:

@@ -192,7 +192,7 @@ ORPHAN = "No tool call found for function call output with call_id call_nobody"
 @pytest.mark.parametrize("mode", Mode, ids=lambda mode: mode.value)
 def test_10_59_failed_continuation_evicts_its_parent(stage: Stage, mode: Mode) -> None:
     strict = stage.strict("s", mode)
-    client = stage.gateway(account("solo", strict.server)).connect()
+    client = stage.serve(strict).connect()
     parent = completed(client.turn(input=[user("hello")], store=False))["id"]
     orphan = [call_output("call_nobody")]
     events = client.turn(input=orphan, previous_response_id=parent, store=False)
@@ -206,7 +206,7 @@ def test_10_59_failed_continuation_evicts_its_parent(stage: Stage, mode: Mode) -
 
 def test_10_59_a_fork_that_fails_on_another_lane_keeps_the_parent(stage: Stage) -> None:
     strict = stage.strict("s")
-    client = stage.gateway(account("solo", strict.server)).connect()
+    client = stage.serve(strict).connect()
     parent = completed(client.turn(input=[user("recall a")], store=False))["id"]
     orphan = [call_output("call_nobody")]
     events = client.turn(stream_id="b", input=orphan, previous_response_id=parent, store=False)
@@ -219,7 +219,7 @@ def test_10_59_a_fork_that_fails_on_another_lane_keeps_the_parent(stage: Stage) 
 @pytest.mark.parametrize("trouble", ["restart", "switch", "cut connections"])
 def test_10_60_lost_upstream_state_is_never_shown(stage: Stage, store: bool, trouble: str) -> None:
     first, second = stage.strict("a"), stage.strict("b")
-    gateway = stage.gateway(account("a", first.server), account("b", second.server))
+    gateway = stage.serve(first, second)
     client = gateway.connect()
     parent = completed(client.turn(input=[user("recall a")], store=store))["id"]
     home = first if first.requests else second
@@ -238,7 +238,7 @@ def test_10_60_lost_upstream_state_is_never_shown(stage: Stage, store: bool, tro
 @pytest.mark.parametrize("accounts", [1, 2])
 def test_10_61_orphan_output_is_400(stage: Stage, mode: Mode, accounts: int) -> None:
     stricts = [stage.strict(name, mode) for name in "ab"[:accounts]]
-    client = stage.gateway(*(account(s.name, s.server) for s in stricts)).connect()
+    client = stage.serve(*stricts).connect()
     events = client.turn(input=[user("x"), call_output("call_nobody")], store=False)
     assert types(events) == ["error"]
     assert assert_error(events[0], 400)["message"].startswith(ORPHAN)
@@ -263,7 +263,7 @@ def test_10_62_faults_of_one_account_are_served_by_another(
     stage: Stage, status: int, body: Any
 ) -> None:
     bad, good = stage.upstream(refusing(status, body)), stage.upstream()
-    gateway = stage.gateway(account("bad", bad), account("good", good))
+    gateway = stage.serve(bad, good)
     for _ in range(3):
         events = gateway.connect().turn()
         assert output_text(events) == "hello"
@@ -285,7 +285,7 @@ def test_10_62_refusal_right_after_created_moves_unseen(stage: Stage, code: str,
         exchange.end()
 
     bad, good = stage.upstream(script), stage.upstream()
-    gateway = stage.gateway(account("bad", bad), account("good", good))
+    gateway = stage.serve(bad, good)
     for _ in range(2):
         events = gateway.connect().turn()
         final = completed(events)

@@ -108,7 +108,7 @@ def test_10_41_nothing_follows_an_error(stage: Stage) -> None:
 
     upstream = stage.upstream()
     upstream.queue(script)
-    client = stage.gateway(account("solo", upstream)).connect()
+    client = stage.serve(upstream).connect()
     events = client.turn()
     assert_one_terminal(events)
     assert_error(events[-1])
@@ -128,7 +128,7 @@ def test_10_42_cancelled_and_done_are_no_terminals(stage: Stage, kind: str, outp
         exchange.end()
 
     upstream = stage.upstream(script)
-    client = stage.gateway(account("solo", upstream)).connect()
+    client = stage.serve(upstream).connect()
     client.create()
     events = client.until_terminal()
     assert events[-1]["type"] in TERMINAL
@@ -224,7 +224,7 @@ def test_10_47_sequence_numbers_increase_after_an_unseen_retry(stage: Stage) -> 
         exchange.close()
 
     bad, good = stage.upstream(fails), stage.upstream()
-    gateway = stage.gateway(account("bad", bad), account("good", good))
+    gateway = stage.serve(bad, good)
     for _ in range(2):  # one of the two conversations starts on the bad one
         events = gateway.connect().turn()
         completed(events)
@@ -315,7 +315,7 @@ def test_10_51_end_of_stream_without_terminal_is_a_failure(
         getattr(exchange, how)()
 
     upstream = stage.upstream(script)
-    client = stage.gateway(account("solo", upstream)).connect()
+    client = stage.serve(upstream).connect()
     events = client.turn()
     if sent in ("nothing", "created"):
         assert_failed_or_502(events)
@@ -358,9 +358,12 @@ def test_an_unparsable_event_does_not_end_the_turn(rig: Rig) -> None:
         exchange.end()
 
     rig.upstream.queue(script)
-    events = rig.connect()
-    events.create()
-    seen: list[str] = []
-    while not any(f'"{kind}"' in (seen[-1] if seen else "") for kind in TERMINAL):
-        seen.append(events.text())
-    assert json.loads(seen[-1])["type"] == "response.completed"
+    client = rig.connect()
+    client.create()
+    seen: list[Json] = []
+    while not seen or seen[-1]["type"] not in TERMINAL:
+        try:
+            seen.append(json.loads(client.text()))
+        except json.JSONDecodeError:
+            continue  # passed on as it was: a client skips it
+    assert seen[-1]["type"] == "response.completed"

@@ -66,17 +66,11 @@ def test_10_69_reasoning_without_secret_is_not_replayed(replay_rig: Rig) -> None
     assert replay_rig.upstream.requests[1].input == [user("x"), kept, say, user("y")]
 
 
-def pair(stage: Stage, mode: Mode, **config: Any) -> tuple[Strict, Strict, Any]:
-    a, b = stage.strict("a", mode), stage.strict("b", mode)
-    gateway = stage.gateway(account("a", a.server), account("b", b.server), **config)
-    return a, b, gateway
-
-
 @pytest.mark.parametrize("mode", Mode, ids=lambda mode: mode.value)
 @pytest.mark.parametrize("store", [False, True])
 def test_10_70_no_secret_reaches_another_account(stage: Stage, mode: Mode, store: bool) -> None:
-    a, b, gateway = pair(stage, mode)
-    client = gateway.connect()
+    a, b = stage.strict("a", mode), stage.strict("b", mode)
+    client = stage.serve(a, b).connect()
     first = completed(client.turn(input=[user("recall one")], store=store))
     second = completed(
         client.turn(input=[user("recall two")], previous_response_id=first["id"], store=store)
@@ -108,7 +102,7 @@ def test_10_70_a_conversation_with_compaction_stays_where_it_is(stage: Stage) ->
         return [text_item("ok")]
 
     a, b = stage.strict("a", brain=brain), stage.strict("b", brain=brain)
-    client = stage.gateway(account("a", a.server), account("b", b.server)).connect()
+    client = stage.serve(a, b).connect()
     first = completed(client.turn(input=[user("x")], store=False))
     trigger = [{"type": "compaction_trigger"}]
     events = client.turn(input=trigger, previous_response_id=first["id"], store=False)
@@ -215,7 +209,7 @@ def test_10_75_no_restart_once_output_was_relayed(stage: Stage, how: str, sent: 
         exchange.end()
 
     ups = [stage.upstream(script), stage.upstream(script)]
-    client = stage.gateway(account("a", ups[0]), account("b", ups[1])).connect()
+    client = stage.serve(ups[0], ups[1]).connect()
     events = client.turn(store=False)
     assert_one_terminal(events)
     assert_failed(events[-1])

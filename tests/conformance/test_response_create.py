@@ -29,7 +29,6 @@ from tests.support.events import (
     text_item,
     user,
 )
-from tests.support.gateway import account
 from tests.support.strict import Mode
 from tests.support.upstream import Exchange
 
@@ -160,7 +159,7 @@ def test_10_24_the_latest_response_of_a_lane_resolves(
     stage: Stage, mode: Mode, store: bool
 ) -> None:
     strict = stage.strict("s", mode)
-    client = stage.gateway(account("solo", strict.server)).connect()
+    client = stage.serve(strict).connect()
     previous: str | None = None
     for word in ("apple", "pear", "plum"):
         fields: Json = {"previous_response_id": previous} if previous else {}

@@ -100,7 +100,7 @@ def test_the_recorded_sequence_keeps_its_thread(
     stage: Stage, mode: Mode, ids: str, store: bool
 ) -> None:
     strict = stage.strict("s", mode)
-    client = stage.gateway(account("solo", strict.server)).connect()
+    client = stage.serve(strict).connect()
     conversation = Conversation(client, ids, store)
     conversation.warm_up()
     assert strict.requests == [], "the warm-up is answered by the gateway"
@@ -142,7 +142,7 @@ def test_chaining_always_extends_to_every_turn_of_a_lane(
 
 def test_two_conversations_on_one_socket_do_not_mix(stage: Stage) -> None:
     strict = stage.strict("s")
-    client = stage.gateway(account("solo", strict.server)).connect()
+    client = stage.serve(strict).connect()
     for number in range(2):
         conversation = Conversation(client, "absent", False)
         conversation.tool_loop()
@@ -160,7 +160,7 @@ def test_a_call_id_used_twice_belongs_to_the_latest_response(stage: Stage) -> No
         return [call_item("call_same")]
 
     strict = stage.strict("s", brain=brain)
-    client = stage.gateway(account("solo", strict.server)).connect()
+    client = stage.serve(strict).connect()
     completed(client.turn(input=[user("one")], store=False))
     second = completed(client.turn(input=[user("two")], store=False))
     completed(client.turn(input=[call_output("call_same", "out")], store=False))
@@ -173,7 +173,7 @@ def test_the_sticky_account_refuses_turn_four_before_output(
     stage: Stage, mode: Mode, ids: str
 ) -> None:
     a, b = stage.strict("a", mode), stage.strict("b", mode)
-    client = stage.gateway(account("a", a.server), account("b", b.server)).connect()
+    client = stage.serve(a, b).connect()
     conversation = Conversation(client, ids, False)
     conversation.warm_up()
     conversation.turn([GO])

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import ipaddress
 import socket
+import ssl
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.conformance.conftest import Stage
 from tests.conformance.helpers import hung, refusing, solo
@@ -24,32 +33,88 @@ from tests.support.gateway import account, free_port
 pytestmark = pytest.mark.conformance
 
 
+TIMEOUTS: Json = {"connect_seconds": 1, "first_byte_seconds": 0.6, "idle_seconds": 0.6}
+KINDS = ["refused", "closed", "no tls", "untrusted", "silent tls"]
+
+
 def failing_accounts(stage: Stage, kind: str) -> str:
     """A base URL where a connection fails this way."""
     if kind == "refused":
         return f"http://127.0.0.1:{free_port()}/v1"
-    upstream = stage.upstream(lambda exchange: exchange.close())
-    if kind == "tls":  # plain HTTP spoken where TLS is expected
-        return upstream.base_url.replace("http:", "https:")
-    return upstream.base_url
+    if kind == "closed":
+        return stage.upstream(lambda exchange: exchange.close()).base_url
+    if kind == "untrusted":
+        return stage.upstream(tls=self_signed(stage.folder)).base_url
+    return f"https://127.0.0.1:{plain_text_server(stage, answers=kind == 'no tls')}/v1"
 
 
-@pytest.mark.parametrize("kind", ["refused", "tls", "closed"])
+def plain_text_server(stage: Stage, answers: bool) -> int:
+    """A port where no TLS is spoken: either a plain HTTP error comes, or nothing at all."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    open_sockets: list[socket.socket] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = listener.accept()
+                open_sockets.append(sock)
+                if answers and sock.recv(65536):
+                    sock.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+                    sock.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+
+    def stop() -> None:
+        for sock in [listener, *open_sockets]:
+            sock.close()
+
+    stage.on_close(stop)
+    return int(listener.getsockname()[1])
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1)
+    builder = builder.public_key(key.public_key()).not_valid_before(now)
+    builder = builder.not_valid_after(now + datetime.timedelta(days=1))
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+    certificate = builder.sign(key, hashes.SHA256())
+    path = folder / "self-signed.pem"
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    secret = key.private_bytes(pem, form, serialization.NoEncryption())
+    path.write_bytes(secret + certificate.public_bytes(pem))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_connection_failure_of_the_only_account_is_502(stage: Stage, kind: str) -> None:
-    client = stage.gateway(account("solo", failing_accounts(stage, kind))).connect()
+    url = failing_accounts(stage, kind)
+    client = stage.gateway(account("solo", url), timeouts=TIMEOUTS).connect()
     for _ in range(2):
-        events = client.turn()
-        assert_failed_or_502(events)
+        assert_failed_or_502(client.turn())
     client.ping()
     client.wait_pong()
 
 
-@pytest.mark.parametrize("kind", ["refused", "tls", "closed"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_connection_failure_is_served_by_another_account(stage: Stage, kind: str) -> None:
-    good = stage.upstream()
-    gateway = stage.gateway(account("bad", failing_accounts(stage, kind)), account("good", good))
+    bad, good = failing_accounts(stage, kind), stage.upstream()
+    gateway = stage.gateway(account("bad", bad), account("good", good), timeouts=TIMEOUTS)
     for _ in range(3):
         assert output_text(gateway.connect().turn()) == "hello"
+
+
+def test_the_connect_timeout_covers_tls(stage: Stage) -> None:
+    """A peer that accepts and then says nothing is found out before the first-byte timeout."""
+    url = failing_accounts(stage, "silent tls")
+    timeouts = {"connect_seconds": 1, "first_byte_seconds": 30}
+    client = stage.gateway(account("solo", url), timeouts=timeouts).connect()
+    assert_failed_or_502(client.turn(timeout=12))
 
 
 def test_a_base_url_without_listener_recovers(stage: Stage) -> None:
@@ -73,9 +138,6 @@ def test_a_base_url_without_listener_recovers(stage: Stage) -> None:
         assert_error(client.turn()[-1], 400)
         thread.join(10)
         assert accepted
-
-
-TIMEOUTS: Json = {"connect_seconds": 1, "first_byte_seconds": 0.6, "idle_seconds": 0.6}
 
 
 @pytest.mark.parametrize("after", [0, 2, 5], ids=["first byte", "after created", "after output"])
@@ -139,3 +201,18 @@ def test_max_attempts_bounds_the_tries(stage: Stage) -> None:
     events = client.turn()
     assert_one_terminal(events)
     assert sum(len(upstream.requests) for upstream in upstreams) == 3
+
+
+def test_the_request_body_does_not_wait_for_the_head(stage: Stage) -> None:
+    """Nagle's algorithm and delayed acknowledgements would add 40 ms to every turn."""
+    upstream = stage.upstream()
+    client = stage.serve(upstream).connect()
+    client.turn()
+    took: list[float] = []
+    for _ in range(10):  # on the kept connection
+        began = time.monotonic()
+        client.turn(input="x" * 2000)
+        took.append(time.monotonic() - began)
+    note(f"turns took {1000 * min(took):.1f} to {1000 * max(took):.1f} ms")
+    assert upstream.connections == 1, "the connection to the account is kept"
+    assert min(took) < 0.035, "a turn on a kept connection must not wait for a delayed ACK"

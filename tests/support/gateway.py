@@ -71,7 +71,7 @@ class Gateway:
         path = folder / f"gateway-{self.port}.yaml"
         path.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
         self.clients: list[WsClient] = []
-        self.stopped = False
+        self.stopped = self.terminated = False
         twistd = Path(sys.executable).parent / "twistd"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -113,7 +113,10 @@ class Gateway:
         return self.log_path.read_text("utf-8", "replace") if self.log_path.exists() else ""
 
     def terminate(self) -> None:
-        """Ask it to stop; does not wait."""
+        """Ask it to stop, once; does not wait."""
+        if self.terminated:
+            return
+        self.terminated = True
         self.process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
@@ -130,9 +133,14 @@ class Gateway:
             self.process.kill()
             self.process.wait(10)
             raise AssertionError(f"the gateway did not stop:\n{self.log()[-4000:]}") from None
-        log = self.log()
+        self.check_log()
+
+    def check_log(self, start: int = 0) -> None:
+        """No tracebacks and no secrets, from `start` on."""
+        log = self.log()[start:]
         for word in BAD_WORDS:
-            assert word not in log, f"the gateway's log has {word!r}:\n{log[-6000:]}"
+            at = log.find(word)
+            assert at < 0, f"the gateway's log has {word!r}:\n{log[max(0, at - 500) :][:5000]}"
         for secret in self.secrets():
             assert secret not in log, f"the gateway's log shows the secret {secret!r}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import socket
 import ssl
@@ -181,6 +182,10 @@ def sse_bytes(event: Json, event_line: bool = True) -> bytes:
     return f"{head}data: {data}\n\n".encode()
 
 
+def new_listener() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0), backlog=256)
+
+
 class Upstream:
     """The server. `script` answers what the queue of one-time scripts does not."""
 
@@ -202,11 +207,24 @@ class Upstream:
         self._queue: deque[Script] = deque()
         self._arrived = threading.Condition()
         self._sockets: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.port: int = self._listener.getsockname()[1]
-        scheme = "https" if tls else "http"
-        self.base_url = f"{scheme}://127.0.0.1:{self.port}/v1"
-        threading.Thread(target=self._accept, name="upstream-accept", daemon=True).start()
+        self._listener: socket.socket | None = None
+
+    # ---- where it listens
+
+    def listen(self, listener: socket.socket | None = None) -> socket.socket:
+        """Serve this socket, or a port of its own; the first call decides."""
+        if self._listener is None:
+            self._listener = listener or new_listener()
+            threading.Thread(target=self._accept, name="upstream-accept", daemon=True).start()
+        return self._listener
+
+    @property
+    def port(self) -> int:
+        return int(self.listen().getsockname()[1])
+
+    @property
+    def base_url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}/v1"
 
     # ---- for tests
 
@@ -238,9 +256,10 @@ class Upstream:
 
     def stop(self) -> None:
         self.stopping.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
         self.drop_connections()
         assert not self.errors, f"scripts of the upstream failed: {self.errors!r}"
 
@@ -249,7 +268,7 @@ class Upstream:
     def _accept(self) -> None:
         while not self.stopping.is_set():
             try:
-                sock, _ = self._listener.accept()
+                sock, _ = self.listen().accept()
             except OSError:
                 return
             self.connections += 1
@@ -285,7 +304,8 @@ class Upstream:
             self.requests.append(request)
             script = self._queue.popleft() if self._queue else self.script
             self._arrived.notify_all()
-        watcher = threading.Thread(target=_watch, args=(sock, request), daemon=True)
+        wake, over = os.pipe()
+        watcher = threading.Thread(target=_watch, args=(sock, request, wake), daemon=True)
         watcher.start()
         try:
             script(exchange)
@@ -298,20 +318,21 @@ class Upstream:
             return False
         finally:
             request.finished.set()
+            os.close(over)  # wakes the watcher
             watcher.join()
+            os.close(wake)
         return exchange.complete
 
 
-def _watch(sock: socket.socket, request: Recorded) -> None:
+def _watch(sock: socket.socket, request: Recorded, wake: int) -> None:
     """Note the moment the peer goes away while its request is being answered."""
     poller = select.poll()
-    flags = select.POLLRDHUP | select.POLLHUP | select.POLLERR
-    poller.register(sock.fileno(), flags)
-    while not request.finished.is_set():
-        if poller.poll(50):
-            request.gone_at = time.monotonic()
-            request.gone.set()
-            return
+    poller.register(sock.fileno(), select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+    poller.register(wake, select.POLLHUP)
+    ready = [number for number, _ in poller.poll()]
+    if ready != [wake]:
+        request.gone_at = time.monotonic()
+        request.gone.set()
 
 
 def read_request(reader: Any, connection: int) -> Recorded | None:

@@ -122,6 +122,7 @@ class WsClient:
     ) -> None:
         self.timeout = timeout
         self.auto_pong = True
+        self.defaults: Json = {}  # members of every response.create that does not set them
         self.tap = FrameTap()
         self.texts: list[str] = []  # every text message as it came
         self.pongs: list[bytes] = []
@@ -198,7 +199,7 @@ class WsClient:
 
     def create(self, **fields: Any) -> Json:
         """Send a response.create; returns what was sent."""
-        message = create(**fields)
+        message = create(**{**self.defaults, **fields})
         self.send(message)
         return message
 
