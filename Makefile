@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed-for-development
 .PHONY: run test fast lint bench clean
 
 run: $(STAMP) ## start the gateway on the simulator and drive one tool conversation through it
-	$(VENV)/bin/python -m gateway.demo
+	$(VENV)/bin/python -m gateway.demo $(ARGS)
 
 test: $(STAMP) ## every test; those of clients that are not installed say why they are skipped
 	$(VENV)/bin/python -m pytest

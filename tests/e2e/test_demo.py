@@ -1,0 +1,79 @@
+"""`make run`, as a new user runs it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+DEADLINE = 60
+
+
+def demo(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "gateway.demo", *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def two_free_ports() -> int:
+    """A port whose successor is free, too."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
+
+
+def test_the_demo_shows_five_turns_each_chained_to_the_one_before() -> None:
+    process = demo("--once", "--port", str(two_free_ports()))
+    out, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, f"the demo failed: {err}"
+    responses = re.findall(r"response +(resp_\w+)", out)
+    chained = re.findall(r"chained to (resp_\w+)", out)
+    accounts = set(re.findall(r"account (\S+)", out))
+    assert len(responses) == 5, f"five turns were promised:\n{out}"
+    assert chained == responses[:4], "each turn must continue the one before"
+    assert len(accounts) == 1, "a conversation stays with its account"
+    assert "heron" in out.rpartition("model")[2], "the last turn must recall the first"
+    assert err == ""
+
+
+def test_the_demo_serves_on_until_interrupted() -> None:
+    port = two_free_ports()
+    process = demo("--port", str(port))
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Serving"):
+                break
+        with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE):
+            pass
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=DEADLINE)
+        assert (process.returncode, err) == (0, ""), "Ctrl-C is a quiet end"
+    finally:
+        process.kill()
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    port = two_free_ports()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        process = demo("--port", str(port))
+        _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1
+    assert f"listen: 'tcp:{port}:interface=127.0.0.1': cannot listen there" in err
+    assert "Traceback" not in err
