@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.logger import ILogObserver
+from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
 from .accounts.account import Account
@@ -32,6 +32,8 @@ from .turn.journal import TurnJournal
 from .upstream.http import HttpTimeouts, HttpUpstream
 
 __all__ = ["Options", "makeService"]
+
+_log = Logger(namespace="gateway.service")
 
 #: Bound on conversations whose account is remembered.
 _MAX_BINDINGS = 100_000
@@ -153,13 +155,24 @@ class TwistdService(GatewayService):
         try:
             super().startService()
         except CannotListen as error:
-            if not self._twistd.get("nodaemon"):
-                raise  # twistd hands the line to the parent process, which prints it
-            print(f"responses-gateway: {error}", file=sys.stderr)
-            pidfile = self._twistd.get("pidfile")
-            if pidfile and os.path.exists(pidfile):
-                os.unlink(pidfile)
-            raise SystemExit(1) from None
+            self._give_up(f"responses-gateway: {error}")
+
+    def _give_up(self, line: str) -> NoReturn:
+        """End a start that failed the way twistd would, less the traceback.
+
+        In the foreground the line goes to the terminal; a daemon hands it to the process
+        that waits for its start, and to its log.
+        """
+        pidfile = self._twistd.get("pidfile")
+        if pidfile and os.path.exists(pidfile):
+            os.unlink(pidfile)
+        status_pipe = self._twistd.get("statusPipe")
+        if status_pipe is not None:
+            os.write(status_pipe, b"1 " + line.encode())
+            _log.error("{line}", line=line)
+        else:
+            print(line, file=sys.__stderr__)
+        raise SystemExit(1)
 
     def _logfile(self) -> str | None:
         logfile = self._twistd.get("logfile")
