@@ -40,7 +40,7 @@ class EventStreamParser:
 
         :raises EventTooLarge: when an unfinished event exceeds the bound.
         """
-        if self._after_cr or b"\r" in data:
+        if data and (self._after_cr or b"\r" in data):
             data = self._line_feeds_only(data)
         if not self._ends_event(data):
             return []

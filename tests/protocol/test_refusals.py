@@ -1,0 +1,133 @@
+"""What a refusal means for the turn: replay, move, tell the client (§5.2, §5.3, §8.1)."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.protocol.errors import ApiError
+from gateway.protocol.refusals import (
+    for_the_client,
+    is_clients_fault,
+    may_move,
+    misses_calls,
+    most_hopeful,
+    refuses_continuation,
+    refuses_seals,
+)
+
+
+def refusal(
+    status: int, code: str | None = None, message: str = "No.", param: str | None = None
+) -> ApiError:
+    return ApiError(status, "invalid_request_error", message, code, param)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ApiError.previous_response_not_found("resp_1"),
+        refusal(404),
+        refusal(501),
+        refusal(400, "unsupported_parameter", "No.", "previous_response_id"),
+        refusal(400, None, "Unsupported parameter: previous_response_id"),
+        refusal(422, None, "Extra inputs are not permitted: previous_response_id"),
+        refusal(400, None, "Previous response was deleted."),
+        refusal(500, "previous_response_not_found"),
+    ],
+    ids=str,
+)
+def test_a_refused_continuation_is_recognised(error: ApiError) -> None:
+    assert refuses_continuation(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        refusal(400, "context_length_exceeded", "Too long."),
+        refusal(429, None, "previous_response_id has nothing to do with it"),
+        refusal(500, None, "previous_response_id crashed"),
+        refusal(401),
+        refusal(400, "unsupported_parameter", "No.", "temperature"),
+    ],
+    ids=str,
+)
+def test_other_refusals_say_nothing_of_the_continuation(error: ApiError) -> None:
+    assert not refuses_continuation(error)
+
+
+def test_an_orphan_tool_output_is_recognised() -> None:
+    orphan = "No tool call found for function call output with call_id call_1."
+    assert misses_calls(refusal(400, None, orphan, "input"))
+    assert misses_calls(refusal(400, None, "No tool output found for function call call_1."))
+    assert not misses_calls(refusal(500, None, orphan))
+    assert not misses_calls(refusal(400, None, "The tool found no call."))
+
+
+def test_refused_seals_are_recognised() -> None:
+    assert refuses_seals(refusal(400, "invalid_encrypted_content"))
+    assert refuses_seals(refusal(400, None, "The encrypted content gAAA could not be verified."))
+    assert not refuses_seals(refusal(503, None, "The encrypted content store is down."))
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 408, 409, 425, 429, 500, 502, 503, 504])
+def test_another_account_may_answer_what_is_this_accounts_trouble(status: int) -> None:
+    assert may_move(refusal(status))
+    assert not is_clients_fault(refusal(status))
+
+
+@pytest.mark.parametrize("status", [400, 405, 411, 413, 422])
+def test_a_wrong_request_is_wrong_everywhere(status: int) -> None:
+    assert not may_move(refusal(status))
+    assert is_clients_fault(refusal(status))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "bio_policy",
+        "content_filter",
+        "context_length_exceeded",
+        "cyber_policy",
+        "invalid_prompt",
+        "misalignment_policy_violation",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 403, 429, 500])
+def test_what_speaks_of_the_request_stays_whatever_its_status(status: int, code: str) -> None:
+    assert not may_move(refusal(status, code))
+
+
+def test_a_lost_item_is_not_found_by_moving() -> None:
+    assert not may_move(refusal(404, None, "Item with id 'rs_1' not found."))
+
+
+def test_clients_hear_the_refusal_they_can_do_most_with() -> None:
+    unauthorized, limited, broken = refusal(401), refusal(429), refusal(502)
+    assert most_hopeful([unauthorized, broken, limited]) is broken
+    assert most_hopeful([limited, unauthorized]) is limited
+    assert most_hopeful([unauthorized]) is unauthorized
+
+
+def test_of_equal_refusals_the_last_is_told() -> None:
+    first, second = refusal(429, "a"), refusal(429, "b")
+    assert most_hopeful([first, second]) is second
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_accounts_credentials_are_not_the_clients_business(status: int) -> None:
+    told = for_the_client(ApiError(status, "x", "Incorrect API key sk-1234."))
+    assert (told.status, told.code) == (502, "upstream_unauthorized")
+    assert "sk-1234" not in told.message
+
+
+@pytest.mark.parametrize("code", ["server_is_overloaded", "slow_down"])
+def test_overload_is_told_so_that_clients_try_again(code: str) -> None:
+    told = for_the_client(ApiError(503, "x", "Busy.", code, None, {"retry-after": "2"}))
+    assert (told.status, told.code, told.type) == (503, "upstream_overloaded", "server_error")
+    assert (told.message, told.headers) == ("Busy.", {"retry-after": "2"})
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 502])
+def test_other_refusals_are_told_as_they_are(status: int) -> None:
+    error = refusal(status)
+    assert for_the_client(error) is error
