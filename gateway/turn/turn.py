@@ -47,6 +47,9 @@ from .journal import AttemptRecord, TurnRecord
 #: ``incomplete`` responses that may be continued (protocol.md §8.2).
 _CONTINUABLE = frozenset({"interrupted", "max_output_tokens"})
 
+#: Why a turn is not chained although its account never refused to continue anything.
+_SEALS_REFUSED = "sealed reasoning was refused"
+
 _numbers = itertools.count(1)
 
 
@@ -302,8 +305,10 @@ class Turn:
             return
         if attempt.plan.route is Route.CHAINED:
             account.learned.continued(anchor.store)
-        elif account.name in self._not_continued:
-            account.learned.refused(anchor, self._not_continued[account.name])
+            return
+        why = self._not_continued.get(account.name)
+        if why is not None and why != _SEALS_REFUSED:
+            account.learned.refused(anchor, why)
 
     def _refused(self, attempt: Attempt, outcome: Refused) -> None:
         """Nothing of the attempt was seen: replay, move, or tell the client."""
@@ -314,7 +319,7 @@ class Turn:
             self._replay(attempt, f"the upstream refused previous_response_id ({error.label})")
         elif refuses_seals(error) and not self._unsealed:
             self._unsealed = True
-            self._not_continued.setdefault(attempt.account.name, "sealed reasoning was refused")
+            self._not_continued.setdefault(attempt.account.name, _SEALS_REFUSED)
             self._send_to(attempt.account, "without sealed reasoning")
         elif may_move(error):
             attempt.account.failures += 1
