@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from ..protocol.errors import UNREADABLE
 from ..protocol.items import Item
 from .records import Record
 
@@ -136,4 +137,9 @@ def _reasoning_may_go(item: Item, account: str, store: bool, unsealed: bool) -> 
 def _same(known: bytes | None, raw: bytes) -> bool:
     if known is None:
         return False
-    return known == raw or msgspec.json.decode(known) == msgspec.json.decode(raw)
+    if known == raw:
+        return True
+    try:
+        return bool(msgspec.json.decode(known) == msgspec.json.decode(raw))
+    except UNREADABLE:
+        return False

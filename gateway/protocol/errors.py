@@ -11,6 +11,9 @@ from typing import Any
 
 import msgspec
 
+#: What reading JSON raises when it is broken, no UTF-8, of another shape or nested too deeply.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 #: Statuses of an ``error`` event that clients understand (protocol.md §5.1).
 _STATUS_RANGE = range(400, 600)
 
@@ -141,7 +144,7 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
     kept = {k: v for k, v in headers.items() if k in _CLIENT_HEADERS or k.startswith("x-codex-")}
     try:
         decoded = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         decoded = None
     fields = _error_object(decoded)
     if status not in _STATUS_RANGE:
@@ -158,7 +161,7 @@ def from_event(data: bytes) -> ApiError | None:
     """
     try:
         decoded = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
     fields = _error_object(decoded)
     if not any(fields.get(name) for name in ("code", "type", "message")):

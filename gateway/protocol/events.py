@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from .errors import UNREADABLE
+
 #: The events of a streamed answer that nobody but the client reads: the hot path.
 PASSED_UNREAD = frozenset(
     name.encode()
@@ -100,7 +102,7 @@ def event_type(data: bytes) -> bytes:
         return data[9 : data.find(b'"', 9)]
     try:
         return _decode_typed(data).type.encode()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return b""
 
 
@@ -111,7 +113,7 @@ def read_response(data: bytes) -> ResponseHead:
     """
     try:
         return _decode_response(data).response
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise MalformedEvent(str(error)) from None
 
 
@@ -122,7 +124,7 @@ def read_item_done(data: bytes) -> tuple[int | None, bytes]:
     """
     try:
         event = _decode_item_done(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise MalformedEvent(str(error)) from None
     return event.output_index, bytes(event.item)
 
@@ -131,7 +133,7 @@ def read_turn_state(data: bytes) -> str | None:
     """``x-codex-turn-state`` of a ``response.metadata`` event (§4.6), or None."""
     try:
         headers = _decode_metadata(data).headers
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
     for name, value in headers.items():
         if name.lower() == "x-codex-turn-state":
@@ -143,7 +145,7 @@ def sequence_number(data: bytes) -> int:
     """The ``sequence_number`` of an event, or -1."""
     try:
         number = _decode_numbered(data).sequence_number
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return -1
     return -1 if number is None else number
 
@@ -161,7 +163,7 @@ def response_members(data: bytes) -> Members:
     """The response object of a lifecycle event, as raw members; empty when unreadable."""
     try:
         return decode_members(decode_members(data)["response"])
-    except (KeyError, msgspec.DecodeError, UnicodeDecodeError):
+    except (KeyError, *UNREADABLE):
         return {}
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from .errors import UNREADABLE
+
 #: Item types of tool results; each answers the call of the same ``call_id`` (§8.3.6).
 TOOL_OUTPUTS = frozenset(
     {
@@ -91,7 +93,7 @@ def read_item(raw: bytes, issuer_of: IssuerOf | None = None) -> Item:
     """
     try:
         head = _decode_head(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return Item(raw)
     sealed = _SEAL in raw
     kind = head.type or ("message" if head.role else "")

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import ApiError
+from .errors import UNREADABLE, ApiError
 from .items import IssuerOf, Item, read_input
 
 #: Lane names: 1-256 of these characters (§5.3 ``invalid_stream_id``).
@@ -56,7 +56,7 @@ def read_members(payload: bytes) -> Members:
         raise ApiError.invalid_request(
             f"The message is not valid UTF-8 (byte {error.start}); send JSON text in UTF-8."
         ) from None
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise ApiError.invalid_request(
             f"The message is not a JSON object: {error}. Send one object with a string 'type'."
         ) from None
@@ -91,7 +91,7 @@ def read_create(members: Members, size: int, issuer_of: IssuerOf | None = None) 
     store = member(members, "store", bool)
     try:
         items = read_input(bytes(members.get("input", b"null")), issuer_of)
-    except (ValueError, msgspec.DecodeError) as error:
+    except (ValueError, *UNREADABLE) as error:
         raise ApiError.invalid_request(f"'input' cannot be read: {error}.", "input") from None
     return TurnRequest(
         members=members,
@@ -114,7 +114,10 @@ def read_stream_id(members: Members) -> str | None:
     raw = bytes(members.get("stream_id", b"null"))
     if raw == b"null":
         return None
-    value = msgspec.json.decode(raw)
+    try:
+        value = msgspec.json.decode(raw)
+    except UNREADABLE:
+        value = None
     if not isinstance(value, str) or not _STREAM_ID.match(value):
         raise ApiError.invalid_request(
             "'stream_id' must be a string of 1 to 256 characters out of A-Z a-z 0-9 _ . -",
@@ -137,7 +140,7 @@ def member(members: Members, name: str, kind: type) -> Any:
         return None
     try:
         return msgspec.json.decode(raw, type=kind)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         shown = bytes(raw)[:40].decode(errors="replace")
         raise ApiError.invalid_request(
             f"'{name}' must be {_NAMES[kind]}, not {shown}.", name, "invalid_type"
@@ -151,7 +154,7 @@ def client_metadata(members: Members) -> dict[str, str]:
         return {}
     try:
         decoded = msgspec.json.decode(raw)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return {}
     if not isinstance(decoded, dict):
         return {}
@@ -163,5 +166,8 @@ def _prewarms_cache(members: Members) -> bool:
     raw = members.get("prompt_cache_options")
     if raw is None:
         return False
-    options = msgspec.json.decode(raw)
+    try:
+        options = msgspec.json.decode(raw)
+    except UNREADABLE:
+        return False
     return isinstance(options, dict) and options.get("prewarm") is True

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from .errors import UNREADABLE
 from .events import (
     TERMINALS,
     MalformedEvent,
@@ -34,7 +35,7 @@ def finish_terminal(
     try:
         event = decode_members(data)
         response = decode_members(event["response"])
-    except (KeyError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (KeyError, *UNREADABLE) as error:
         raise MalformedEvent(f"{kind.decode()} without a response object: {error}") from None
     changed = False
     before: list[bytes] = []
@@ -72,7 +73,10 @@ def mend_usage(raw: bytes) -> bytes | None:
 
     :return: the completed JSON, or None when nothing is wrong with it.
     """
-    usage = msgspec.json.decode(raw)
+    try:
+        usage = msgspec.json.decode(raw)
+    except UNREADABLE:
+        return b"null"
     if usage is None:
         return None
     if not isinstance(usage, dict):
@@ -94,7 +98,10 @@ def mend_usage(raw: bytes) -> bytes | None:
 
 
 def _announcements(output: bytes, first_number: int) -> list[bytes]:
-    items = msgspec.json.decode(output, type=list[msgspec.Raw])
+    try:
+        items = msgspec.json.decode(output, type=list[msgspec.Raw])
+    except UNREADABLE as error:
+        raise MalformedEvent(f"an output that is no list: {error}") from None
     return [
         msgspec.json.encode(
             {

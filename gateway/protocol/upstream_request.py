@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from .errors import UNREADABLE
 from .request import TurnRequest, client_metadata
 
 #: Members that exist only between client and gateway, or that the gateway sets itself.
@@ -113,7 +114,10 @@ def build_headers(
 
 def _with_sealed_reasoning(include: bytes) -> bytes:
     """Without storage, only sealed reasoning can be replayed: always ask for it (§10.68)."""
-    wanted = msgspec.json.decode(include)
+    try:
+        wanted = msgspec.json.decode(include)
+    except UNREADABLE:
+        return include
     if not isinstance(wanted, list):
         wanted = [] if wanted is None else wanted
     if not isinstance(wanted, list) or _SEALED_REASONING in wanted:
@@ -125,7 +129,10 @@ def _http_metadata(raw: bytes) -> bytes:
     """``client_metadata`` without what stands in for WebSocket headers."""
     if not any(name.encode() in raw for name in _WEBSOCKET_METADATA):
         return raw
-    decoded = msgspec.json.decode(raw)
+    try:
+        decoded = msgspec.json.decode(raw)
+    except UNREADABLE:
+        return raw
     if not isinstance(decoded, dict):
         return raw
     return msgspec.json.encode(

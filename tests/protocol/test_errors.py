@@ -1,0 +1,287 @@
+"""Errors: one shape for clients, every shape of upstreams (protocol.md §5.1-§5.4)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.protocol.errors import (
+    ApiError,
+    error_event,
+    from_event,
+    from_failed_response,
+    from_http,
+    status_of,
+)
+
+TOO_DEEP = b"[" * 100_000
+
+JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 1000) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+ERROR_MEMBERS = st.sampled_from(
+    ["type", "code", "message", "param", "status", "status_code", "headers", "resets_at", "error"]
+)
+ERROR_OBJECTS = st.dictionaries(ERROR_MEMBERS, JSON_VALUES)
+EVENTS = st.builds(
+    lambda flat, nested: {"type": "error", **flat, **nested},
+    ERROR_OBJECTS,
+    st.just({}) | ERROR_OBJECTS.map(lambda error: {"error": error}),
+)
+
+
+def event_of(error: ApiError) -> dict[str, Any]:
+    event = json.loads(error_event(error))
+    assert isinstance(event, dict)
+    return event
+
+
+def read(event: object) -> ApiError:
+    error = from_event(json.dumps(event).encode())
+    assert error is not None, f"{event} tells of an error"
+    return error
+
+
+def assert_clients_understand(error: ApiError) -> None:
+    """§5.1 by the letter: what makes Codex ignore an error is not there."""
+    event = event_of(error)
+    assert type(event["status"]) is int, "the status is an integer"
+    assert 400 <= event["status"] <= 599, "the status is one of an error"
+    assert "status_code" not in event, "status_code beside status makes Codex deaf"
+    inner = event["error"]
+    assert isinstance(inner["type"], str), "type is a string"
+    assert inner["type"], "type is not empty"
+    assert isinstance(inner["message"], str), "message is a string"
+    assert inner["code"] is None or isinstance(inner["code"], str), "code is a string or null"
+    assert inner["param"] is None or isinstance(inner["param"], str), "param is a string or null"
+    for value in event.get("headers", {}).values():
+        assert isinstance(value, str), "headers are strings"
+
+
+def test_an_error_event_is_nested_and_has_an_integer_status() -> None:
+    error = ApiError.previous_response_not_found("resp_1")
+    assert event_of(error) == {
+        "type": "error",
+        "status": 400,
+        "error": {
+            "type": "invalid_request_error",
+            "code": "previous_response_not_found",
+            "message": "Previous response with id 'resp_1' not found.",
+            "param": "previous_response_id",
+        },
+    }
+
+
+def test_headers_stand_at_the_top_of_an_error_event() -> None:
+    error = ApiError(429, "rate_limit_error", "Later.", None, None, {"retry-after": "3"})
+    assert event_of(error)["headers"] == {"retry-after": "3"}
+
+
+def test_an_error_is_named_by_its_code_or_else_its_type() -> None:
+    assert ApiError.bad_gateway("No answer.").label == "upstream_error"
+    assert ApiError.invalid_request("No.").label == "invalid_request_error"
+    assert str(ApiError.bad_gateway("No answer.")) == "502 upstream_error: No answer."
+
+
+def test_a_connection_limit_is_what_makes_clients_come_back() -> None:
+    error = ApiError.connection_limit_reached("Old.")
+    assert (error.status, error.code) == (400, "websocket_connection_limit_reached")
+
+
+# --- what upstreams send as an event ------------------------------------------------
+
+
+def test_the_nested_event_of_websockets_is_read() -> None:
+    error = read(
+        {
+            "type": "error",
+            "status": 429,
+            "error": {
+                "type": "usage_limit_reached",
+                "code": None,
+                "message": "Usage limit reached.",
+                "plan_type": "plus",
+                "resets_at": 1795400000,
+            },
+            "headers": {"retry-after": 3, "x-codex-active-limit": "codex", "list": [1]},
+        }
+    )
+    assert (error.status, error.type, error.code) == (429, "usage_limit_reached", None)
+    assert error.details == {"plan_type": "plus", "resets_at": 1795400000}
+    assert error.headers == {"retry-after": "3", "x-codex-active-limit": "codex"}
+
+
+def test_the_flat_event_of_sse_gets_a_type_and_a_status() -> None:
+    error = read({"type": "error", "code": "rate_limit_exceeded", "message": "Slow.", "param": "x"})
+    assert (error.status, error.type) == (429, "invalid_request_error")
+    assert (error.code, error.message, error.param) == ("rate_limit_exceeded", "Slow.", "x")
+
+
+def test_a_flat_event_of_an_unknown_code_is_a_server_error() -> None:
+    error = read({"type": "error", "code": None, "message": "Oops.", "sequence_number": 3})
+    assert (error.status, error.type, error.message) == (500, "server_error", "Oops.")
+
+
+def test_headers_within_the_error_count_too() -> None:
+    event = {"type": "error", "status": 429, "error": {"code": "a", "headers": {"retry-after": 1}}}
+    assert read(event).headers == {"retry-after": "1"}
+
+
+@pytest.mark.parametrize("status", ["429", 200, 700, None, True, 429.0, [429]])
+def test_a_status_that_is_none_is_inferred_from_the_code(status: object) -> None:
+    assert read({"status": status, "error": {"code": "server_is_overloaded"}}).status == 503
+
+
+def test_status_code_alone_is_read_as_the_status() -> None:
+    assert read({"type": "error", "status_code": 403, "error": {"message": "No."}}).status == 403
+
+
+def test_an_error_given_as_text_is_its_message() -> None:
+    assert read({"type": "error", "error": "Out of memory."}).message == "Out of memory."
+
+
+def test_a_numeric_code_becomes_a_string() -> None:
+    assert read({"type": "error", "error": {"code": 42}}).code == "42"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"type":"error","error":{}}',
+        b'{"type":"error"}',
+        b'{"type":"error","error":null}',
+        b'{"type":"error","error":{"code":null,"message":""}}',
+        b"[]",
+        b"null",
+        b"nonsense",
+        b"\xff",
+        TOO_DEEP,
+    ],
+    ids=lambda data: data[:40].decode(errors="replace"),
+)
+def test_an_event_that_says_nothing_is_no_error(data: bytes) -> None:
+    assert from_event(data) is None
+
+
+@given(EVENTS)
+def test_whatever_an_event_holds_clients_understand_what_they_get(event: object) -> None:
+    error = from_event(json.dumps(event).encode())
+    if error is not None:
+        assert_clients_understand(error)
+
+
+# --- what upstreams send as an HTTP answer -------------------------------------------
+
+
+def test_an_http_error_is_read_with_its_status() -> None:
+    body = b'{"error":{"message":"No such model.","type":"x","param":"model","code":"y"}}'
+    error = from_http(404, {}, body)
+    assert (error.status, error.type, error.code, error.param) == (404, "x", "y", "model")
+    assert error.message == "No such model."
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"detail":"Unsupported parameter: previous_response_id"}', "Unsupported parameter"),
+        (b'{"detail":[{"loc":["body"]}]}', "loc"),
+        (b'{"error":"not allowed"}', "not allowed"),
+        (b'{"message":"flat","code":"c"}', "flat"),
+        (b"<html>busy</html>", "the status 503 and no message"),
+        (b"", "the status 503 and no message"),
+        (b"\xff\xfe", "the status 503 and no message"),
+        (b'{"error":{"message":null}}', "the status 503 and no message"),
+        (TOO_DEEP, "the status 503 and no message"),
+    ],
+    ids=lambda value: value[:30].decode(errors="replace") if isinstance(value, bytes) else "",
+)
+def test_any_body_gives_a_message(body: bytes, message: str) -> None:
+    error = from_http(503, {}, body)
+    assert message in error.message
+    assert error.status == 503
+
+
+def test_only_headers_that_concern_the_client_travel() -> None:
+    headers = {
+        "retry-after": "7",
+        "retry-after-ms": "7000",
+        "x-request-id": "req_1",
+        "x-codex-primary-used-percent": "100",
+        "set-cookie": "secret",
+        "openai-organization": "org-1",
+    }
+    assert set(from_http(429, headers, b"").headers) == {
+        "retry-after",
+        "retry-after-ms",
+        "x-request-id",
+        "x-codex-primary-used-percent",
+    }
+
+
+@pytest.mark.parametrize("status", [100, 204, 302, 600])
+def test_a_status_that_is_no_error_is_a_bad_gateway(status: int) -> None:
+    error = from_http(status, {}, b"")
+    assert (error.status, error.type) == (502, "server_error")
+    assert f"{status}" in error.message
+
+
+@given(st.integers(100, 999), ERROR_OBJECTS, st.sampled_from(["error", "detail", None]))
+def test_whatever_http_answers_clients_understand_what_they_get(
+    status: int, members: dict[str, Any], under: str | None
+) -> None:
+    body = members if under is None else {under: members}
+    assert_clients_understand(from_http(status, {}, json.dumps(body).encode()))
+
+
+# --- response.failed, and statuses by code -------------------------------------------
+
+
+def test_the_error_of_a_failed_response_is_read() -> None:
+    error = from_failed_response(
+        {"code": "rate_limit_exceeded", "message": "Wait.", "headers": {"retry-after": "2"}}
+    )
+    assert (error.status, error.code, error.message) == (429, "rate_limit_exceeded", "Wait.")
+    assert error.headers == {"retry-after": "2"}
+
+
+@pytest.mark.parametrize("error", [None, "text", [], {}])
+def test_a_failed_response_without_an_error_is_a_server_error(error: object) -> None:
+    read = from_failed_response(error)
+    assert (read.status, read.type) == (500, "server_error")
+    assert "failed" in read.message
+
+
+@given(JSON_VALUES | ERROR_OBJECTS)
+def test_whatever_a_failed_response_holds_clients_understand_it(error: object) -> None:
+    assert_clients_understand(from_failed_response(error))
+
+
+@pytest.mark.parametrize(
+    ("code", "type_", "status"),
+    [
+        ("previous_response_not_found", None, 400),
+        ("context_length_exceeded", None, 400),
+        ("unsupported_parameter", None, 400),
+        ("invalid_encrypted_content", None, 400),
+        ("invalid_api_key", None, 401),
+        ("insufficient_quota", None, 429),
+        ("rate_limit_exceeded", None, 429),
+        (None, "usage_limit_reached", 429),
+        (None, "usage_not_included", 429),
+        (None, "invalid_request_error", 400),
+        ("server_is_overloaded", None, 503),
+        ("slow_down", "invalid_request_error", 503),
+        ("server_error", None, 500),
+        ("unheard_of", "unheard_of", 500),
+        (None, None, 500),
+        (7, ["x"], 500),
+    ],
+)
+def test_codes_and_types_have_their_status(code: object, type_: object, status: int) -> None:
+    assert status_of(code, type_) == status
