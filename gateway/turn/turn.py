@@ -453,7 +453,7 @@ class Turn:
         self._door.relay(payloads)
 
     def _keep_awake(self) -> None:
-        if self._environment.keepalive_seconds:
+        if self._environment.keepalive_seconds and not self._paused:
             self._silence.start(self._environment.keepalive_seconds)
 
     def _keep_alive(self) -> None:
