@@ -1,0 +1,214 @@
+"""A turn's surroundings without a network: scripted upstreams, a door that writes down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.task import Clock
+
+from gateway.accounts.account import Account
+from gateway.accounts.affinity import AffinityKey, Bindings
+from gateway.accounts.pool import Pool
+from gateway.config import AccountSettings
+from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.records import Record
+from gateway.ledger.seals import SealRegister
+from gateway.protocol.errors import ApiError, error_event
+from gateway.protocol.request import TurnRequest, read_create
+from gateway.protocol.request import read_members as read_members
+from gateway.protocol.sse import ServerSentEvent
+from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.turn.environment import TurnContext, TurnEnvironment
+from gateway.turn.journal import TurnJournal
+from gateway.turn.turn import Turn
+from gateway.upstream.interface import Receiver
+from tests.support.events import Json
+
+TERMINALS = ("response.completed", "response.failed", "response.incomplete", "error")
+
+
+def sse(event: Json) -> ServerSentEvent:
+    return ServerSentEvent(event["type"].encode(), json.dumps(event).encode())
+
+
+class FakeExchange:
+    """One request as an upstream sees it; the test plays the upstream."""
+
+    def __init__(self, request: UpstreamRequest, receiver: Receiver) -> None:
+        self.headers = request.headers
+        self.body: Json = json.loads(request.body)
+        self.receiver = receiver
+        self.state = "prepared"
+        self.paused = False
+        self.answer: Any = None
+
+    def start(self) -> None:
+        assert self.state == "prepared", f"started a second time, while {self.state}"
+        self.state = "running"
+        if self.answer is not None:
+            self.answer(self)
+
+    def cancel(self) -> None:
+        if self.state != "over":
+            self.state = "cancelled"
+
+    def finish(self) -> None:
+        assert self.state == "running", f"finished while {self.state}"
+        self.state = "finished"
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def sends(self, *events: Json) -> None:
+        """One read's worth of events; nobody reads what comes after the end."""
+        if self.state == "running":
+            self.receiver.upstream_events([sse(event) for event in events])
+
+    def ends(self, error: ApiError | None = None) -> None:
+        if self.state == "running":
+            self.state = "over"
+            self.receiver.upstream_ended(error)
+
+
+class FakeUpstream:
+    """Keeps every exchange; ``answer`` plays the upstream from within ``start``."""
+
+    def __init__(self) -> None:
+        self.exchanges: list[FakeExchange] = []
+        self.answer: Any = None
+
+    def exchange(self, request: UpstreamRequest, receiver: Receiver) -> FakeExchange:
+        exchange = FakeExchange(request, receiver)
+        exchange.answer = self.answer
+        self.exchanges.append(exchange)
+        return exchange
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class FakeDoor:
+    """Everything a client would have seen, in order."""
+
+    def __init__(self) -> None:
+        self.raw: list[bytes] = []
+        self.keep_alives = 0
+        self.ended: list[Turn] = []
+
+    def relay(self, payloads: Sequence[bytes]) -> None:
+        assert not self.ended, f"relayed after the end of the turn: {payloads}"
+        self.raw += payloads
+
+    def refuse(self, error: ApiError) -> None:
+        self.relay([error_event(error)])
+
+    def keep_alive(self) -> None:
+        assert not self.ended, "kept alive after the end of the turn"
+        self.keep_alives += 1
+
+    def turn_ended(self, turn: Turn) -> None:
+        self.ended.append(turn)
+
+    @property
+    def events(self) -> list[Json]:
+        return [json.loads(raw) for raw in self.raw]
+
+    @property
+    def types(self) -> list[str]:
+        return [event["type"] for event in self.events]
+
+    @property
+    def last(self) -> Json:
+        return self.events[-1]
+
+
+class World:
+    """Accounts ``a``, ``b``, … and what turns share.
+
+    :param continuity: of all accounts.
+    """
+
+    def __init__(self, accounts: int = 1, continuity: str = "auto", **environment: Any) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_800_000_000)
+        now = self.clock.seconds
+        self.upstreams = {name: FakeUpstream() for name in "abcdefgh"[:accounts]}
+        self.accounts = {
+            name: Account(
+                AccountSettings(
+                    name=name,
+                    base_url="http://upstream",
+                    key=f"sk-{name}",
+                    continuity=continuity,  # type: ignore[arg-type]
+                ),
+                upstream,
+                now,
+            )
+            for name, upstream in self.upstreams.items()
+        }
+        self.ledger = MemoryLedger(2**24, 3600, now)
+        self.journal = TurnJournal()
+        about: dict[str, Any] = {
+            "hold_seconds": 5.0,
+            "keepalive_seconds": 20.0,
+            "max_attempts": 3,
+            **environment,
+        }
+        self.environment = TurnEnvironment(
+            clock=self.clock,
+            ledger=self.ledger,
+            seals=SealRegister(),
+            pool=Pool(list(self.accounts.values()), Bindings(100, 3600, now)),
+            journal=self.journal,
+            **about,
+        )
+        self.door = FakeDoor()
+
+    def request(self, items: list[Json] | str | None = None, **members: Any) -> TurnRequest:
+        message = {"type": "response.create", "model": "gpt-5.5", "input": items or [], **members}
+        payload = json.dumps(message).encode()
+        return read_create(read_members(payload), len(payload), self.environment.seals.issuer_of)
+
+    def turn(
+        self, items: list[Json] | str | None = None, parent: Record | None = None, **members: Any
+    ) -> Turn:
+        """A turn with a door of its own, not started yet."""
+        if parent is not None:
+            members.setdefault("previous_response_id", parent.id)
+        self.door = FakeDoor()
+        context = TurnContext(
+            tenant="laptop",
+            connection="c-1",
+            client_headers={},
+            affinity=[AffinityKey("connection", "laptop", "c-1")],
+            parent=parent,
+            continuation=None if parent is None else "previous_response_id",
+            accepted_at=self.clock.seconds(),
+        )
+        return Turn(self.environment, context, self.request(items, **members), self.door)
+
+    def exchanges(self, name: str = "a") -> list[FakeExchange]:
+        return self.upstreams[name].exchanges
+
+    def completed(self, items: list[Json], events: list[Json], **members: Any) -> Record:
+        """Run a whole turn on whichever account gets it; return what is remembered."""
+        turn = self.turn(items, **members)
+        turn.start()
+        assert turn.record.account is not None
+        self.exchanges(turn.record.account)[-1].sends(*events)
+        assert turn.recorded is not None, f"expected a completed turn, got {self.door.types}"
+        return turn.recorded
+
+    def check_rest(self) -> None:
+        """After every turn has ended, nothing of them may be left."""
+        calls = self.clock.getDelayedCalls()
+        assert not calls, f"timers outlived their turns: {calls}"
+        left = {name: account.in_flight for name, account in self.accounts.items()}
+        assert not any(left.values()), f"accounts still count turns in flight: {left}"
+        running = [e for each in self.upstreams.values() for e in each.exchanges]
+        assert all(e.state != "running" for e in running), "an upstream request was left running"
