@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from typing import NamedTuple
 
 #: Opaque, from an upstream; the client echoes it within a turn (protocol.md §4.6).
 TURN_STATE = "x-codex-turn-state"
+
+
+_MAX_VALUE = 100
 
 
 class AffinityKey(NamedTuple):
@@ -48,11 +52,28 @@ def affinity_keys(
         ("prompt_cache_key", prompt_cache_key),
         ("connection", connection),
     )
-    keys = [next(AffinityKey(rule, tenant, value) for rule, value in lasting if value)]
+    keys = [next(_key(rule, tenant, value) for rule, value in lasting if value)]
     turn_state = metadata.get(TURN_STATE) or headers.get(TURN_STATE)
     if turn_state:
-        keys.insert(0, AffinityKey("turn state", tenant, turn_state))
+        keys.insert(0, turn_state_key(tenant, turn_state))
     return keys
+
+
+def turn_state_key(tenant: str, turn_state: str) -> AffinityKey:
+    """The key of the turn that an upstream gave this ``x-codex-turn-state``."""
+    return _key("turn state", tenant, turn_state)
+
+
+def connection_key(tenant: str, connection: str) -> AffinityKey:
+    """The key of a connection without any better one."""
+    return _key("connection", tenant, connection)
+
+
+def _key(rule: str, tenant: str, value: str) -> AffinityKey:
+    """Clients choose the values: a long one must not cost more memory than another."""
+    if len(value) > _MAX_VALUE:
+        value = blake2b(value.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    return AffinityKey(rule, tenant, value)
 
 
 class Bindings:

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from ..accounts.affinity import AffinityKey, affinity_keys
+from ..accounts.affinity import AffinityKey, affinity_keys, connection_key
 from ..config import LimitSettings, SessionSettings
 from ..ledger.records import Record
 from ..protocol.errors import ApiError, error_event
@@ -65,7 +65,7 @@ class Session:
 
     :param tenant: name of the authenticated key.
     :param connection: the connection's own id.
-    :param client_headers: of the handshake, names in lower case.
+    :param client_headers: those of the handshake that matter to upstreams, in lower case.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Session:
         for turn in self._turns():
             turn.cancel()
         self._forget_unstored()
-        self._environment.pool.bindings.release(self._own_key())
+        self._environment.pool.bindings.release(connection_key(self.tenant, self.connection))
 
     def drain(self) -> None:
         """The gateway stops: finish what runs, start nothing more."""
@@ -366,9 +366,6 @@ class Session:
             member(request.members, "prompt_cache_key", str),
             self.connection,
         )
-
-    def _own_key(self) -> AffinityKey:
-        return AffinityKey("connection", self.tenant, self.connection)
 
     # --- age -------------------------------------------------------------------------
 

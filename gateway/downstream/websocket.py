@@ -29,6 +29,7 @@ from zope.interface import implementer
 from ..config import Settings
 from ..deadline import Deadline
 from ..protocol.errors import ApiError
+from ..protocol.upstream_request import forwardable
 from ..turn.environment import TurnEnvironment
 from .auth import Authenticator
 from .frames import text_frames
@@ -298,7 +299,7 @@ class ResponsesFactory(WebSocketServerFactory):
             protocol,
             tenant,
             f"{self._start}-{next(self._numbers)}",
-            dict(request.headers),
+            forwardable(request.headers),
         )
 
     def left(self, protocol: ResponsesProtocol) -> None:

@@ -110,7 +110,7 @@ class ApiError(Exception):
     def previous_response_not_found(cls, response_id: str) -> ApiError:
         """400: this client never got a response of that id, or it was forgotten (§10.58)."""
         return cls.invalid_request(
-            f"Previous response with id '{response_id}' not found.",
+            f"Previous response with id '{response_id[:100]}' not found.",
             "previous_response_id",
             "previous_response_not_found",
         )

@@ -30,6 +30,7 @@ _FORWARDED_HEADERS = (
     "x-codex-beta-features",
     "x-codex-parent-thread-id",
     "x-codex-turn-metadata",
+    "x-codex-turn-state",
     "x-codex-window-id",
     "x-openai-memgen-request",
     "x-openai-subagent",
@@ -89,6 +90,14 @@ def build_body(
     return b"".join(parts)
 
 
+def forwardable(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of a client's handshake that matter beyond it (§3.2).
+
+    :param headers: all of them, names in lower case.
+    """
+    return {name: headers[name] for name in _FORWARDED_HEADERS if headers.get(name)}
+
+
 def build_headers(
     request: TurnRequest,
     client_headers: Mapping[str, str],
@@ -96,14 +105,11 @@ def build_headers(
 ) -> dict[str, str]:
     """Choose the headers of the upstream request.
 
-    :param client_headers: headers of the client's handshake, names in lower case.
+    :param client_headers: those of the client's handshake that :func:`forwardable` kept.
     :param account_headers: the account's own, which win over everything.
     """
     headers = {"content-type": "application/json", "accept": "text/event-stream"}
-    for name in _FORWARDED_HEADERS:
-        value = client_headers.get(name)
-        if value:
-            headers[name] = value
+    headers.update(client_headers)
     for key, value in client_metadata(request.members).items():
         target = _METADATA_HEADERS.get(key)
         if target is not None and value and value.isprintable():

@@ -43,7 +43,7 @@ class TurnContext:
     """Whose turn it is and what it continues.
 
     :ivar tenant: name of the client key.
-    :ivar client_headers: of the handshake or request, names in lower case.
+    :ivar client_headers: those of the handshake that matter to upstreams, in lower case.
     :ivar affinity: the keys it is routed by, the strongest first.
     :ivar parent: the response it continues, or None for a root.
     :ivar continuation: how the parent was found: the client named it, or the session did.

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable
 
 from ..accounts.account import Account
-from ..accounts.affinity import AffinityKey
+from ..accounts.affinity import turn_state_key
 from ..accounts.pool import Wanted
 from ..deadline import Deadline
 from ..ledger.continuation import Plan, Route, anchor_of, chain_plan, pin_of, whole_plan
@@ -49,6 +49,9 @@ _CONTINUABLE = frozenset({"interrupted", "max_output_tokens"})
 
 #: Why a turn is not chained although its account never refused to continue anything.
 _SEALS_REFUSED = "sealed reasoning was refused"
+
+#: How much of a client's words goes into the journal, in characters.
+_SHOWN = 200
 
 _numbers = itertools.count(1)
 
@@ -103,7 +106,7 @@ class Turn:
             connection=context.connection,
             key=context.tenant,
             lane=request.stream_id,
-            model=request.model,
+            model=request.model and request.model[:_SHOWN],
             previous_response_id=request.previous_response_id,
             continuation=context.continuation,
             request_bytes=request.size,
@@ -288,7 +291,7 @@ class Turn:
         relay = attempt.relay
         self._learn(attempt)
         if relay.turn_state is not None:
-            key = AffinityKey("turn state", self._context.tenant, relay.turn_state)
+            key = turn_state_key(self._context.tenant, relay.turn_state)
             self._environment.pool.bindings.bind(key, attempt.account.name)
         if outcome.status == "completed" or outcome.reason in _CONTINUABLE:
             self._remember(relay.response_id, relay.items, attempt.account.name, held_upstream=True)
