@@ -20,6 +20,9 @@ from twisted.python.logfile import LogFile
 
 from .config import LogSettings
 
+#: Twisted classes that say something about every connection.
+_CHATTY = ("twisted.web.client._HTTP11ClientFactory",)
+
 
 def log_observer(settings: LogSettings, logfile: str | None) -> ILogObserver:
     """The observer that the settings ask for.
@@ -67,4 +70,7 @@ def _file_observer(out: IO[Any], format: Any) -> FileLogObserver:
 
 
 def _at_least(level: str) -> LogLevelFilterPredicate:
-    return LogLevelFilterPredicate(LogLevel.lookupByName(level))
+    predicate = LogLevelFilterPredicate(LogLevel.lookupByName(level))
+    for namespace in _CHATTY:
+        predicate.setLogLevelForNamespace(namespace, LogLevel.warn)
+    return predicate

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NoReturn
 
+from autobahn.websocket import USES_NVX
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
@@ -152,6 +154,9 @@ class TwistdService(GatewayService):
 
     def startService(self) -> None:
         """Start, or say in one line why not."""
+        _allow_open_files()
+        if not USES_NVX:
+            _log.warn("Autobahn's native code is missing: large messages will stop the gateway")
         try:
             super().startService()
         except CannotListen as error:
@@ -179,6 +184,13 @@ class TwistdService(GatewayService):
         if logfile or self._twistd.get("nodaemon", True):
             return logfile or None
         return "twistd.log"
+
+
+def _allow_open_files() -> None:
+    """A connection takes two files while a turn runs; the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def makeService(options: Options, reactor: Any = None) -> TwistdService:

@@ -43,6 +43,9 @@ _MAX_REFUSAL_BYTES = 65_536
 _DRAIN_SECONDS = 2.0
 
 
+_EVENT_STREAM = "text/event-stream"
+
+
 class HttpTimeouts:
     """How long to wait, in seconds: for a connection, the first byte, the next event."""
 
@@ -196,8 +199,8 @@ class HttpExchange(Protocol):
     def _answered(self, response: TreqResponse) -> None:
         self._request = None
         self._response = response
-        kind = (response.headers.getRawHeaders("content-type") or [""])[0]
-        if response.code == 200 and kind.partition(";")[0].strip() == "text/event-stream":
+        kind = (response.headers.getRawHeaders("content-type") or [_EVENT_STREAM])[0]
+        if response.code == 200 and kind.partition(";")[0].strip().lower() == _EVENT_STREAM:
             self._state = ExchangeState.STREAMING
         else:
             self._state = ExchangeState.REFUSED
