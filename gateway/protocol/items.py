@@ -6,6 +6,7 @@ Items are opaque (protocol.md §3.4): only ``type``, ``id``, ``call_id`` and the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -48,7 +49,8 @@ MODEL_MADE = frozenset(
     }
 )
 
-_SEAL = b'"encrypted_content"'
+_SEAL_NAME = b'"encrypted_content"'
+_SEAL = re.compile(_SEAL_NAME + rb'\s*:\s*"([^"]+)"')
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
@@ -77,7 +79,6 @@ class _Head(msgspec.Struct):
     id: str | None = None
     call_id: str | None = None
     role: str | None = None
-    encrypted_content: msgspec.Raw = msgspec.Raw()
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
@@ -95,10 +96,8 @@ def read_item(raw: bytes, issuer_of: IssuerOf | None = None) -> Item:
         head = _decode_head(raw)
     except UNREADABLE:
         return Item(raw)
-    sealed = _SEAL in raw
     kind = head.type or ("message" if head.role else "")
-    if sealed and kind == "reasoning":
-        sealed = bytes(head.encrypted_content) not in (b"", b'""', b"null")
+    sealed = seal_of(raw) is not None
     issuer = issuer_of(raw) if sealed and issuer_of is not None else None
     return Item(raw, kind, head.id, head.call_id, head.role, sealed, issuer)
 
@@ -120,16 +119,14 @@ def read_input(raw: bytes, issuer_of: IssuerOf | None = None) -> tuple[Item, ...
 
 
 def seal_of(raw: bytes) -> bytes | None:
-    """The part of a sealed item that names it: its ``encrypted_content`` and what follows.
+    """The ``encrypted_content`` of an item, wherever in it; None when it is not sealed.
 
     A client may echo an item with other members around the seal, so the seal alone counts.
     """
-    start = raw.find(_SEAL)
-    if start < 0:
-        return None
-    start = raw.find(b'"', raw.find(b":", start + len(_SEAL)) + 1) + 1
-    end = raw.find(b'"', start)
-    return raw[start:end] if 0 < start < end else None
+    if _SEAL_NAME not in raw:
+        return None  # the usual case, and the cheap one
+    found = _SEAL.search(raw)
+    return None if found is None else found[1]
 
 
 def unanswered_calls(items: Iterable[Item]) -> set[str]:

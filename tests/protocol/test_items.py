@@ -1,0 +1,172 @@
+"""Items: opaque, but for what decides how they may travel (§3.4, §8.3)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.protocol.items import (
+    MODEL_MADE,
+    TOOL_OUTPUTS,
+    Item,
+    brings_history,
+    read_input,
+    read_item,
+    seal_of,
+    unanswered_calls,
+)
+
+
+def item(**members: Any) -> Item:
+    return read_item(json.dumps(members).encode())
+
+
+def test_an_item_tells_what_routing_needs() -> None:
+    call = item(type="function_call", id="fc_1", call_id="call_1", name="f", arguments="{}")
+    assert (call.type, call.id, call.call_id, call.role) == (
+        "function_call",
+        "fc_1",
+        "call_1",
+        None,
+    )
+    assert not call.sealed
+
+
+def test_a_message_may_leave_its_type_out() -> None:
+    assert item(role="user", content="hi").type == "message"
+    assert item(content="hi").type == ""
+
+
+@pytest.mark.parametrize(
+    "raw", [b"7", b'"x"', b"null", b"[]", b'{"type":7}', b'{"type":"x","id":[1]}', b"[" * 99_999]
+)
+def test_an_item_that_cannot_be_read_passes_as_it_is(raw: bytes) -> None:
+    assert read_item(raw) == Item(raw)
+
+
+@given(st.binary())
+def test_any_bytes_stay_what_they_are(raw: bytes) -> None:
+    assert read_item(raw).raw == raw
+
+
+# --- seals ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["gAAA", "x y"])
+def test_reasoning_with_a_content_is_sealed(value: str) -> None:
+    assert item(type="reasoning", id="rs_1", encrypted_content=value).sealed
+
+
+@pytest.mark.parametrize("kind", ["reasoning", "compaction", "message"])
+def test_an_empty_seal_is_none(kind: str) -> None:
+    assert not item(type=kind, id="x_1", encrypted_content="").sealed
+    assert not item(type=kind, id="x_1", encrypted_content=None).sealed
+    assert not item(type=kind, id="x_1", summary=[]).sealed
+
+
+def test_talk_of_a_seal_is_no_seal() -> None:
+    assert not item(role="user", content='{"encrypted_content":"gAAA"}').sealed
+    assert not item(role="user", content="encrypted_content", x="gAAA").sealed
+
+
+def test_only_what_cannot_be_dropped_opens_nowhere_else() -> None:
+    assert item(type="compaction", encrypted_content="gAAA").seal_opens_nowhere_else
+    assert item(type="agent_message", content=[{"encrypted_content": "g"}]).seal_opens_nowhere_else
+    assert not item(type="reasoning", encrypted_content="gAAA").seal_opens_nowhere_else
+    assert not item(type="message", role="user").seal_opens_nowhere_else
+
+
+def test_only_sealed_items_are_asked_for_their_issuer() -> None:
+    asked: list[bytes] = []
+
+    def issuer_of(raw: bytes) -> str:
+        asked.append(raw)
+        return "primary"
+
+    sealed = b'{"type":"reasoning","encrypted_content":"gAAA"}'
+    assert read_item(sealed, issuer_of).issuer == "primary"
+    assert read_item(b'{"type":"message","role":"user"}', issuer_of).issuer is None
+    assert asked == [sealed]
+
+
+SEALS = st.text("ABCxyz019+/=_-", min_size=1, max_size=20)
+OTHERS = st.dictionaries(st.sampled_from(["id", "summary", "status", "a"]), st.text(max_size=4))
+
+
+@given(SEALS, OTHERS, OTHERS, OTHERS, st.sampled_from([None, 1]))
+def test_a_seal_is_the_same_whatever_stands_around_it(
+    seal: str, before: dict[str, str], after: dict[str, str], other: dict[str, str], indent: int
+) -> None:
+    ours = json.dumps({**before, "encrypted_content": seal, "z": after}).encode()
+    echoed = json.dumps({**other, "encrypted_content": seal}, indent=indent).encode()
+    assert seal_of(ours) == seal_of(echoed) == seal.encode()
+
+
+@pytest.mark.parametrize(
+    "raw", [b"{}", b'{"encrypted_content":null}', b'{"encrypted_content":"', b'"encrypted_content"']
+)
+def test_what_holds_no_seal_names_none(raw: bytes) -> None:
+    assert seal_of(raw) is None
+
+
+# --- input ---------------------------------------------------------------------------
+
+
+def test_an_input_is_a_list_a_text_or_nothing() -> None:
+    assert [one.raw for one in read_input(b'[{"type":"a"}, 7]')] == [b'{"type":"a"}', b"7"]
+    assert json.loads(read_input(b'"hi"')[0].raw)["content"] == "hi"
+    assert read_input(b"null") == ()
+
+
+@pytest.mark.parametrize("raw", [b"7", b"true", b"{}", b""])
+def test_any_other_input_is_refused(raw: bytes) -> None:
+    with pytest.raises(ValueError, match="a string or a list"):
+        read_input(raw)
+
+
+# --- calls and history ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(TOOL_OUTPUTS))
+def test_an_output_without_its_call_is_unanswered(kind: str) -> None:
+    output = item(type=kind, call_id="call_1")
+    call = item(type=kind.removesuffix("_output"), call_id="call_1")
+    assert unanswered_calls([output]) == {"call_1"}
+    assert unanswered_calls([call, output]) == set()
+    assert unanswered_calls([call]) == set()
+
+
+def test_each_output_needs_its_own_call() -> None:
+    items = [
+        item(type="function_call", call_id="call_1"),
+        item(type="function_call_output", call_id="call_1"),
+        item(type="custom_tool_call_output", call_id="call_2"),
+        item(role="user", content="hi"),
+    ]
+    assert unanswered_calls(items) == {"call_2"}
+
+
+@pytest.mark.parametrize("kind", sorted(MODEL_MADE))
+def test_what_only_models_make_is_history(kind: str) -> None:
+    assert brings_history([item(role="user", content="hi"), item(type=kind)])
+
+
+def test_an_assistants_message_is_history() -> None:
+    assert brings_history([item(role="assistant", content="hello")])
+
+
+def test_users_tools_and_developers_make_no_history() -> None:
+    assert not brings_history(
+        [
+            item(role="developer", content="be brief"),
+            item(role="user", content="hi"),
+            item(type="function_call_output", call_id="call_1", output="ok"),
+            item(type="additional_tools", tools=[]),
+            item(type="compaction_trigger"),
+        ]
+    )
+    assert not brings_history([])
