@@ -18,7 +18,6 @@ from tests.support.checks import (
     completed,
     note,
     output_text,
-    types,
 )
 from tests.support.events import Json, text_item
 from tests.support.gateway import account
