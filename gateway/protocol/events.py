@@ -137,6 +137,8 @@ def read_turn_state(data: bytes) -> str | None:
         return None
     for name, value in headers.items():
         if name.lower() == "x-codex-turn-state":
+            if isinstance(value, list) and value:
+                value = value[0]
             return value if isinstance(value, str) else None
     return None
 
@@ -155,8 +157,9 @@ def with_stream_id(data: bytes, stream_id: bytes) -> bytes:
 
     :param stream_id: the lane's name as JSON.
     """
-    separator = b"" if data[1:].lstrip().startswith(b"}") else b","
-    return b'{"stream_id":' + stream_id + separator + data[1:]
+    members = data[data.find(b"{") + 1 :]
+    separator = b"" if members.lstrip().startswith(b"}") else b","
+    return b'{"stream_id":' + stream_id + separator + members
 
 
 def response_members(data: bytes) -> Members:
