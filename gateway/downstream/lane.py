@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from ..protocol.errors import ApiError, error_event
 from ..protocol.events import with_stream_id
 from ..protocol.request import TurnRequest
-
-if TYPE_CHECKING:
-    from ..turn.turn import Turn
+from ..turn.turn import Turn
 
 #: Of no known type, so that it needs no place in the response's ``sequence_number``s: a
 #: repeated ``response.in_progress`` would (§4.7, §10.47).
@@ -59,7 +56,8 @@ class Lane:
         """See ``Door``; clients ignore unknown types, but not silence (§4.7)."""
         self.relay([KEEP_ALIVE])
 
-    def turn_ended(self, turn: Turn) -> None:
+    def turn_ended(self) -> None:
         """See ``Door``."""
-        self.running = None
-        self._ended(self, turn)
+        turn, self.running = self.running, None
+        if turn is not None:
+            self._ended(self, turn)

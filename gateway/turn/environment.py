@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -14,9 +14,6 @@ from ..ledger.records import Ledger, Record
 from ..ledger.seals import SealRegister
 from ..protocol.errors import ApiError
 from .journal import TurnJournal
-
-if TYPE_CHECKING:
-    from .turn import Turn
 
 
 @dataclass(frozen=True)
@@ -70,5 +67,5 @@ class Door(Protocol):
     def keep_alive(self) -> None:
         """Send a sign of life that means nothing."""
 
-    def turn_ended(self, turn: Turn) -> None:
+    def turn_ended(self) -> None:
         """The turn is over; its terminal event was sent."""

@@ -15,11 +15,11 @@ from ..accounts.account import Account
 from ..accounts.affinity import turn_state_key
 from ..accounts.pool import Wanted
 from ..deadline import Deadline
-from ..ledger.continuation import Plan, Route, anchor_of, chain_plan, pin_of, whole_plan
+from ..ledger.continuation import Route, pin_of
 from ..ledger.records import Record
 from ..protocol.errors import ApiError
 from ..protocol.events import Members, response_members
-from ..protocol.items import Item, read_item, unanswered_calls
+from ..protocol.items import Item, read_item
 from ..protocol.made import (
     created_event,
     failed_event,
@@ -32,23 +32,21 @@ from ..protocol.refusals import (
     ABOUT_THE_REQUEST,
     for_the_client,
     may_move,
-    misses_calls,
     most_hopeful,
-    refuses_continuation,
-    refuses_seals,
 )
 from ..protocol.relay import Broken, Finished, NotContinued, Refused, Relay
 from ..protocol.request import TurnRequest
 from ..protocol.upstream_request import UpstreamRequest, build_body, build_headers
 from .attempt import Attempt
+from .continuity import TurnContinuity
 from .environment import Door, TurnContext, TurnEnvironment
 from .journal import AttemptRecord, TurnRecord
 
 #: ``incomplete`` responses that may be continued (protocol.md §8.2).
 _CONTINUABLE = frozenset({"interrupted", "max_output_tokens"})
 
-#: Why a turn is not chained although its account never refused to continue anything.
-_SEALS_REFUSED = "sealed reasoning was refused"
+#: The rule that names the account of an attempt with another plan.
+_SAME_ACCOUNT = "the same account, another way"
 
 #: How much of a client's words goes into the journal, in characters.
 _SHOWN = 200
@@ -95,8 +93,7 @@ class Turn:
         self._paused = False
         self._tried: list[str] = []
         self._refusals: list[ApiError] = []
-        self._not_continued: dict[str, str] = {}
-        self._unsealed = False
+        self._continuity = TurnContinuity(context.parent, request)
         self._silence = Deadline(environment.clock, self._keep_alive)
         self.request = request
         self.recorded: Record | None = None
@@ -188,13 +185,11 @@ class Turn:
     # --- choosing and sending --------------------------------------------------------
 
     def _try_next_account(self) -> None:
-        parent = self._context.parent
-        anchor, _ = anchor_of(parent)
         wanted = Wanted(
             self.request.model,
             self._context.affinity,
-            anchor.account if anchor is not None else None,
-            pin_of(parent, self.request.items),
+            self._continuity.holder,
+            self._continuity.pinned_to,
         )
         choice = None
         if len(self._tried) < self._environment.max_attempts:
@@ -214,7 +209,7 @@ class Turn:
             )
 
     def _send_to(self, account: Account, rule: str) -> None:
-        plan = self._plan(account)
+        plan = self._continuity.plan(account)
         body = build_body(self.request, plan.items, plan.previous_response_id)
         headers = build_headers(self.request, self._context.client_headers, account.request_headers)
         must_echo = account.settings.continuity == "auto"
@@ -233,29 +228,6 @@ class Turn:
         if self._paused:
             self._attempt.pause()
         self._attempt.start()
-
-    def _plan(self, account: Account) -> Plan:
-        parent, request = self._context.parent, self.request
-        anchor, after = anchor_of(parent)
-        reason = self._why_not_chain(account, anchor)
-        if anchor is not None and reason is None:
-            return chain_plan(anchor, after, request.items)
-        return whole_plan(
-            parent, request.items, account.name, request.store, reason, self._unsealed
-        )
-
-    def _why_not_chain(self, account: Account, anchor: Record | None) -> str | None:
-        if anchor is None:
-            return None
-        if anchor.account != account.name:
-            return f"the previous response belongs to {anchor.account}"
-        if account.name in self._not_continued:
-            return self._not_continued[account.name]
-        if account.settings.continuity == "replay":
-            return "continuity: replay"
-        if account.settings.continuity == "auto":
-            return account.learned.reason_to_replay(anchor.store)
-        return None
 
     # --- what attempts report --------------------------------------------------------
 
@@ -277,7 +249,8 @@ class Turn:
             self._finished(attempt, outcome)
         elif isinstance(outcome, NotContinued):
             self._outcome("did not continue the previous response")
-            self._replay(attempt, "the upstream ignored previous_response_id")
+            self._continuity.not_taken_up(attempt.account)
+            self._send_to(attempt.account, _SAME_ACCOUNT)
         elif isinstance(outcome, Refused):
             self._outcome(outcome.error.label)
             self._refused(attempt, outcome)
@@ -289,7 +262,7 @@ class Turn:
     def _finished(self, attempt: Attempt, outcome: Finished) -> None:
         self._outcome(outcome.status)
         relay = attempt.relay
-        self._learn(attempt)
+        self._continuity.learn(attempt.account, attempt.plan)
         if relay.turn_state is not None:
             key = turn_state_key(self._context.tenant, relay.turn_state)
             self._environment.pool.bindings.bind(key, attempt.account.name)
@@ -300,30 +273,11 @@ class Turn:
             self.error = outcome.error
         self._end(outcome.status, outcome.error.label if outcome.error else outcome.reason)
 
-    def _learn(self, attempt: Attempt) -> None:
-        """Keep what the account showed about previous responses (settled: ``auto``)."""
-        anchor, _ = anchor_of(self._context.parent)
-        account = attempt.account
-        if anchor is None or anchor.account != account.name:
-            return
-        if attempt.plan.route is Route.CHAINED:
-            account.learned.continued(anchor.store)
-            return
-        why = self._not_continued.get(account.name)
-        if why is not None and why != _SEALS_REFUSED:
-            account.learned.refused(anchor, why)
-
     def _refused(self, attempt: Attempt, outcome: Refused) -> None:
         """Nothing of the attempt was seen: replay, move, or tell the client."""
         error = outcome.error
-        if attempt.plan.route is Route.CHAINED and (
-            refuses_continuation(error) or (misses_calls(error) and self._thread_is_whole())
-        ):
-            self._replay(attempt, f"the upstream refused previous_response_id ({error.label})")
-        elif refuses_seals(error) and not self._unsealed:
-            self._unsealed = True
-            self._not_continued.setdefault(attempt.account.name, _SEALS_REFUSED)
-            self._send_to(attempt.account, "without sealed reasoning")
+        if self._continuity.mended(attempt.account, attempt.plan, error):
+            self._send_to(attempt.account, _SAME_ACCOUNT)
         elif may_move(error):
             attempt.account.failures += 1
             self._refusals.append(error)
@@ -336,19 +290,9 @@ class Turn:
         else:
             self._refuse(error)
 
-    def _thread_is_whole(self) -> bool:
-        """Whether every tool output has its call, as far as we know the conversation."""
-        parent = self._context.parent
-        path = [] if parent is None else [each.items() for each in parent.ancestry()]
-        return not unanswered_calls(itertools.chain(*path, self.request.items))
-
     def _others_left(self) -> bool:
         untried = {account.name for account in self._environment.pool.accounts} - set(self._tried)
         return bool(untried) and len(self._tried) < self._environment.max_attempts
-
-    def _replay(self, attempt: Attempt, why: str) -> None:
-        self._not_continued[attempt.account.name] = why
-        self._send_to(attempt.account, "replay after a refused chain")
 
     def _broken(self, attempt: Attempt, error: ApiError) -> None:
         """The client must start anew: what it saw cannot be taken back (§8.4)."""
@@ -440,7 +384,7 @@ class Turn:
         record.status, record.error_code = status, error_code
         record.duration_ms = self._elapsed_ms()
         self._environment.journal.ended(record)
-        self._door.turn_ended(self)
+        self._door.turn_ended()
 
     def _drop_attempt(self, outcome: str) -> None:
         if self._attempt is not None:
