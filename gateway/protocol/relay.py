@@ -133,9 +133,9 @@ class Relay:
             if in_output and name in PASSED_UNREAD:
                 payloads.append(data)
                 continue
-            self._read(name, data, payloads)
-            if self.outcome is not None:
+            if self.phase is Phase.ENDED:
                 break
+            self._read(name, data, payloads)
             in_output = self.phase is Phase.OUTPUT
         if payloads:
             self.last = payloads[-1]
@@ -151,12 +151,15 @@ class Relay:
 
     def end_of_stream(self) -> None:
         """The stream ended; without a terminal event that is a failure (§10.51)."""
-        if self.outcome is None:
-            self.fail(ApiError.bad_gateway("The upstream ended its answer without finishing it."))
+        self.fail(ApiError.bad_gateway("The upstream ended its answer without finishing it."))
 
     def fail(self, error: ApiError) -> None:
-        """End the attempt with an error; who sees it depends on what was relayed."""
-        self._end(Broken(error) if self.released else Refused(error))
+        """End the attempt with an error; who sees it depends on what was relayed.
+
+        An attempt that has ended stays as it ended.
+        """
+        if self.outcome is None:
+            self._end(Broken(error) if self.released else Refused(error))
 
     def last_number(self) -> int:
         """``sequence_number`` of the last relayed event, -1 when there is none."""
@@ -198,7 +201,8 @@ class Relay:
                 return
             self.response_id = head.id
             self.created = data
-            self._enter(Phase.ACKNOWLEDGED)
+            if self.phase is Phase.SENT:
+                self._enter(Phase.ACKNOWLEDGED)
         elif name == b"response.metadata" and self.turn_state is None:
             self.turn_state = read_turn_state(data)
         self._hold_or_pass(data, payloads)
@@ -207,7 +211,15 @@ class Relay:
         index, raw = read_item_done(data)
         self._output(data, payloads)
         if self.outcome is None:
-            self._items[len(self._items) if index is None else index] = raw
+            self._keep(index, raw)
+
+    def _keep(self, index: int | None, raw: bytes) -> None:
+        """Remember a finished item: the client saw it, even if its index is another's."""
+        if index is None:
+            index = max(self._items, default=-1) + 1
+        while self._items.get(index, raw) != raw:
+            index += 1
+        self._items[index] = raw
 
     def _output(self, data: bytes, payloads: list[bytes]) -> None:
         if self.phase is not Phase.OUTPUT:
@@ -236,7 +248,7 @@ class Relay:
         if not self._items and len(ending) > 1:
             for announcement in ending[:-1]:
                 index, raw = read_item_done(announcement)
-                self._items[len(self._items) if index is None else index] = raw
+                self._keep(index, raw)
         reason = (head.incomplete_details or {}).get("reason")
         if name == b"response.cancelled":
             reason = "interrupted"
