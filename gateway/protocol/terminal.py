@@ -83,18 +83,25 @@ def mend_usage(raw: bytes) -> bytes | None:
         return b"null"
     mended = dict(usage)
     for name in ("input_tokens", "output_tokens"):
-        if not isinstance(mended.get(name), int):
-            mended[name] = 0
-    if not isinstance(mended.get("total_tokens"), int):
-        mended["total_tokens"] = mended["input_tokens"] + mended["output_tokens"]
+        mended[name] = _count(mended.get(name), 0)
+    mended["total_tokens"] = _count(
+        mended.get("total_tokens"), mended["input_tokens"] + mended["output_tokens"]
+    )
     for name, detail in (
         ("input_tokens_details", "cached_tokens"),
         ("output_tokens_details", "reasoning_tokens"),
     ):
         details = mended.get(name)
-        if isinstance(details, dict) and not isinstance(details.get(detail), int):
-            mended[name] = {**details, detail: 0}
-    return None if mended == usage else msgspec.json.encode(mended)
+        if isinstance(details, dict):
+            mended[name] = {**details, detail: _count(details.get(detail), 0)}
+    written = msgspec.json.encode(mended)  # compared as text: to Python, 1 == 1.0 == True
+    return None if written == msgspec.json.encode(usage) else written
+
+
+def _count(value: object, otherwise: int) -> int:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return int(value)
+    return otherwise
 
 
 def _announcements(output: bytes, first_number: int) -> list[bytes]:

@@ -136,6 +136,7 @@ def test_a_terminal_that_cannot_be_read_is_malformed(data: bytes) -> None:
             {**USAGE, "output_tokens_details": {"reasoning_tokens": 0, "x": 1}},
         ),
         ({**USAGE, "cost": 1.5, "total_tokens": "7"}, {**USAGE, "cost": 1.5}),
+        ({**USAGE, "input_tokens": 5.0, "total_tokens": False}, USAGE),
     ],
 )
 def test_a_usage_that_would_repeat_the_turn_is_completed(usage: object, mended: object) -> None:
@@ -148,7 +149,7 @@ def test_a_usage_that_is_no_object_is_none(raw: bytes) -> None:
     assert mend_usage(raw) == b"null"
 
 
-NUMBERS = st.none() | st.integers(0, 9) | st.text(max_size=2) | st.floats(0, 9)
+NUMBERS = st.none() | st.integers(0, 9) | st.text(max_size=2) | st.floats(0, 9) | st.booleans()
 DETAILS = (
     st.none()
     | NUMBERS
@@ -184,12 +185,12 @@ def test_whatever_an_upstream_ends_with_no_client_is_harmed(
     assert bool(response["output"]) == bool(seen), "the output is empty only when nothing was seen"
     if response["usage"] is not None:
         for name in ("input_tokens", "output_tokens", "total_tokens"):
-            assert isinstance(response["usage"][name], int), f"clients need {name}"
+            assert type(response["usage"][name]) is int, f"clients need {name}"
         for name, needed in (
             ("input_tokens_details", "cached_tokens"),
             ("output_tokens_details", "reasoning_tokens"),
         ):
             details = response["usage"].get(name)
             if isinstance(details, dict):
-                assert isinstance(details[needed], int), f"clients need {name}.{needed}"
+                assert type(details[needed]) is int, f"clients need {name}.{needed}"
     assert ending["new"] == 1, "members nobody knows stay"
