@@ -10,6 +10,15 @@ from twisted.logger import Logger
 
 _RING = 500
 
+#: A turn as a line of text; a JSON log has every member of the record besides.
+_LINE = (
+    "turn {turn} {status} key={key} model={model} account={account} attempts={tries}"
+    " route={route} reason={reason!r} response={response_id} chained_to={chained_to}"
+    " error={error_code} queued_ms={queued_ms} first_output_ms={first_output_ms}"
+    " duration_ms={duration_ms} request_bytes={request_bytes} upstream_bytes={upstream_bytes}"
+    " events={events} relayed_bytes={relayed_bytes}"
+)
+
 
 @dataclass
 class AttemptRecord:
@@ -69,12 +78,7 @@ class TurnJournal:
         """Keep and log ``record``."""
         self._ring.append(record)
         self.totals[record.status] += 1
-        self._log.info(
-            "turn {turn} {status} key={key} model={model} account={account} route={route}"
-            " response={response_id} chained_to={chained_to} error={error_code}"
-            " duration_ms={duration_ms}",
-            **record.as_dict(),
-        )
+        self._log.info(_LINE, tries=len(record.attempts), **record.as_dict())
 
     def latest(self) -> list[TurnRecord]:
         """The last turns, oldest first."""
