@@ -8,7 +8,7 @@ from typing import Any
 
 from treq.client import HTTPClient
 from treq.response import _Response as TreqResponse
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
@@ -192,9 +192,9 @@ class HttpExchange(Protocol):
     # --- the connection's side -------------------------------------------------------
 
     def _send(self) -> None:
-        self._request = self._post()
-        self._request.addCallbacks(self._answered, self._not_answered)
-        self._request.addErrback(self._broken_inside)
+        request = self._request = maybeDeferred(self._post)  # it may be over already
+        request.addCallbacks(self._answered, self._not_answered)
+        request.addErrback(self._broken_inside)
 
     def _answered(self, response: TreqResponse) -> None:
         self._request = None
