@@ -1,0 +1,387 @@
+"""One POST and its event stream, through treq and Twisted's client, over bytes in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import succeed
+from twisted.internet.error import ConnectionLost, ConnectionRefusedError, TimeoutError
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
+
+from gateway.protocol.sse import EventStreamParser
+from gateway.upstream import http
+from tests.upstream.wire import (
+    HEAD,
+    LAST_CHUNK,
+    Heard,
+    Wire,
+    chunk,
+    event,
+    refusal,
+)
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire()
+
+
+def test_the_request_is_one_post_that_asks_for_plain_events(wire: Wire) -> None:
+    exchange, _, connection = wire.started()
+    head, _, body = connection.request.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    assert lines[0] == b"post /v1/responses http/1.1"
+    assert body == b'{"input": "hi"}'
+    assert b"content-length: 15" in lines
+    assert b"authorization: bearer sk-secret" in lines
+    assert [line for line in lines if line.startswith(b"accept-encoding")] == [
+        b"accept-encoding: identity"
+    ]
+    exchange.cancel()
+    wire.check_rest()
+
+
+def test_events_arrive_as_they_come_and_the_end_is_told_once(wire: Wire) -> None:
+    _, heard, connection = wire.streaming()
+    long = event(b"response.output_text.delta", b'{"delta":"x"}')
+    connection.sends(chunk(long[:20]), chunk(long[20:] + event(b"response.completed")))
+    assert [name for name, _ in heard.events][1:] == [
+        b"response.output_text.delta",
+        b"response.completed",
+    ]
+    assert heard.endings == []
+    connection.sends(LAST_CHUNK)
+    assert heard.endings == [None]
+    wire.check_rest()
+
+
+def test_a_finished_exchange_drains_and_its_connection_serves_the_next(wire: Wire) -> None:
+    exchange, heard, connection = wire.streaming()
+    exchange.finish()
+    connection.sends(chunk(event(b"response.after_the_end")), LAST_CHUNK)
+    assert (len(heard.events), heard.endings) == (1, []), "nothing is heard after finish"
+    assert not connection.dropped
+    following = Heard()
+    wire.exchange(following).start()
+    assert wire.attempts == 1, "the kept connection was not used again"
+    connection.sends(HEAD, LAST_CHUNK)
+    assert following.endings == [None]
+    wire.check_rest()
+
+
+def test_an_answer_that_goes_on_after_its_end_loses_its_connection(wire: Wire) -> None:
+    exchange, heard, connection = wire.streaming()
+    exchange.finish()
+    for _ in range(3):
+        assert not connection.dropped
+        wire.reactor.advance(0.9)
+        connection.sends(chunk(b": chatter\n\n"))
+    assert connection.dropped
+    connection.closes()
+    assert heard.endings == []
+    wire.check_rest()
+
+
+def test_a_paused_answer_is_read_on_when_it_is_finished(wire: Wire) -> None:
+    exchange, _, connection = wire.streaming()
+    exchange.pause()
+    assert connection.paused
+    exchange.finish()
+    assert not connection.paused, "a paused connection would never be free again"
+    connection.sends(LAST_CHUNK)
+    wire.check_rest()
+
+
+def fail_to_connect(wire: Wire, error: Exception) -> None:
+    wire.reactor.tcpClients[-1][2].clientConnectionFailed(None, Failure(error))
+    wire.reactor.advance(1)  # no other address is tried
+
+
+# --- refusals ------------------------------------------------------------------------------
+
+
+def test_a_refusal_is_read_with_its_headers(wire: Wire) -> None:
+    _, heard, connection = wire.started()
+    body = b'{"error":{"message":"Slow down.","type":"x","code":"rate_limit_exceeded"}}'
+    connection.sends(
+        refusal(429, body, b"Retry-After: 7", b"x-codex-plan: plus", b"set-cookie: a=b")
+    )
+    error = heard.error
+    assert (error.status, error.code, error.message) == (429, "rate_limit_exceeded", "Slow down.")
+    assert error.headers == {"retry-after": "7", "x-codex-plan": "plus"}
+    wire.check_rest()
+
+
+def test_the_accounts_key_never_shows(wire: Wire) -> None:
+    _, heard, connection = wire.started()
+    connection.sends(refusal(401, b'{"error":{"message":"Incorrect key: sk-secret."}}'))
+    assert heard.error.message == "Incorrect key: …."
+    wire.check_rest()
+
+
+def test_of_a_refusal_only_so_much_is_read(wire: Wire) -> None:
+    _, heard, connection = wire.started()
+    connection.sends(b"HTTP/1.1 500 Said\r\ncontent-length: 99999999\r\n\r\n")
+    for _ in range(4):
+        connection.sends(b"x" * 16_384)
+        assert heard.endings == []
+    connection.sends(b"x")
+    assert heard.error.status == 500
+    assert connection.dropped
+    connection.closes()
+    wire.check_rest()
+
+
+def test_a_refusal_that_breaks_off_is_still_a_refusal(wire: Wire) -> None:
+    _, heard, connection = wire.started()
+    connection.sends(b'HTTP/1.1 404 Said\r\ncontent-length: 999\r\n\r\n{"detail":')
+    connection.closes()
+    assert heard.error.status == 404
+    wire.check_rest()
+
+
+@pytest.mark.parametrize("kind", [b"application/json", b"text/html; charset=utf-8"])
+def test_a_success_that_is_no_event_stream_is_a_bad_gateway(wire: Wire, kind: bytes) -> None:
+    _, heard, connection = wire.started()
+    connection.sends(refusal(200, b"{}", b"content-type: " + kind))
+    assert heard.error.status == 502
+    assert "not an event stream" in heard.error.message
+    wire.check_rest()
+
+
+def test_redirects_are_not_followed_with_the_accounts_key(wire: Wire) -> None:
+    _, heard, connection = wire.started()
+    connection.sends(refusal(302, b"", b"location: http://elsewhere.test/"))
+    assert heard.error.status == 502
+    assert wire.attempts == 1
+    wire.check_rest()
+
+
+def test_parameters_of_the_content_type_do_not_matter(wire: Wire) -> None:
+    _, heard, connection = wire.started()
+    connection.sends(HEAD.replace(b"stream\r\n", b"stream; charset=utf-8\r\n"), LAST_CHUNK)
+    assert heard.endings == [None]
+
+
+# --- deadlines -----------------------------------------------------------------------------
+
+
+def test_the_connection_has_a_deadline(wire: Wire) -> None:
+    heard = Heard()
+    wire.exchange(heard).start()
+    assert wire.reactor.tcpClients[0][3] == 10
+    fail_to_connect(wire, TimeoutError())
+    assert heard.error.code == "upstream_timeout"
+    wire.check_rest()
+
+
+def test_the_first_byte_has_a_deadline(wire: Wire) -> None:
+    _, heard, connection = wire.started()
+    wire.reactor.advance(119)
+    assert heard.endings == []
+    wire.reactor.advance(1.1)
+    assert (heard.error.code, heard.error.status) == ("upstream_timeout", 502)
+    assert "did not answer within 120 seconds" in heard.error.message
+    assert connection.dropped
+    connection.closes()
+    wire.check_rest()
+
+
+def test_the_next_event_has_a_deadline_that_every_byte_moves(wire: Wire) -> None:
+    _, heard, connection = wire.streaming()
+    for _ in range(3):
+        wire.reactor.advance(299)
+        connection.sends(chunk(b": still there\n\n"))
+    assert heard.endings == []
+    wire.reactor.advance(300)
+    assert "sent nothing within 300 seconds" in heard.error.message
+    assert connection.dropped
+    connection.closes()
+    wire.check_rest()
+
+
+def test_while_paused_nobody_waits_for_the_upstream(wire: Wire) -> None:
+    exchange, heard, connection = wire.streaming()
+    exchange.pause()
+    exchange.pause()
+    wire.reactor.advance(1000)
+    assert heard.endings == []
+    exchange.resume()
+    exchange.resume()
+    assert not connection.paused
+    wire.reactor.advance(299)
+    assert heard.endings == []
+    wire.reactor.advance(1)
+    assert heard.error.code == "upstream_timeout"
+    wire.check_rest()
+
+
+def test_an_exchange_paused_before_its_answer_reads_only_the_headers(wire: Wire) -> None:
+    exchange, heard, connection = wire.started()
+    exchange.pause()
+    assert not connection.paused, "the headers must be read to know what to pause"
+    connection.sends(HEAD)
+    assert connection.paused
+    exchange.resume()
+    assert not connection.paused
+    connection.sends(chunk(event(b"response.created")))
+    assert len(heard.events) == 1
+    exchange.cancel()
+    wire.check_rest()
+
+
+# --- broken connections --------------------------------------------------------------------
+
+
+def test_a_connection_that_went_stale_is_replaced_once(wire: Wire) -> None:
+    _, heard, stale = wire.started()
+    stale.closes()
+    assert (wire.attempts, heard.endings) == (2, [])
+    fresh = wire.accept()
+    assert fresh.request == stale.request
+    fresh.sends(HEAD, LAST_CHUNK)
+    assert heard.endings == [None]
+    wire.check_rest()
+
+
+def test_a_second_stale_connection_is_a_failure(wire: Wire) -> None:
+    _, heard, connection = wire.started()
+    connection.closes()
+    wire.accept().closes(ConnectionLost())
+    assert wire.attempts == 2
+    assert heard.error.status == 502
+    wire.check_rest()
+
+
+def test_after_the_first_byte_nothing_is_sent_again(wire: Wire) -> None:
+    _, heard, connection = wire.started()
+    connection.sends(b"HTTP/1.1 2")
+    connection.closes()
+    assert wire.attempts == 1
+    assert "closed the connection" in heard.error.message
+    wire.check_rest()
+
+
+def test_a_stream_that_breaks_off_is_a_failure(wire: Wire) -> None:
+    _, heard, connection = wire.streaming()
+    connection.closes(ConnectionLost())
+    assert "closed the connection before it had finished" in heard.error.message
+    wire.check_rest()
+
+
+def test_a_refused_connection_is_a_failure(wire: Wire) -> None:
+    heard = Heard()
+    wire.exchange(heard).start()
+    fail_to_connect(wire, ConnectionRefusedError())
+    assert "refused the connection" in heard.error.message
+    wire.check_rest()
+
+
+def test_a_base_url_that_is_not_known_yet_is_a_failure(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A simulator's port is known once it listens."""
+    monkeypatch.setattr(wire.upstream, "_base_url", {}.popitem)
+    heard = Heard()
+    wire.exchange(heard).start()
+    assert heard.error.status == 502
+    wire.check_rest()
+
+
+def test_an_event_beyond_all_bounds_is_a_failure(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "EventStreamParser", lambda: EventStreamParser(1000))
+    _, heard, connection = wire.streaming()
+    connection.sends(chunk(b"data: " + b"x" * 1000))
+    assert heard.error.status == 502
+    assert "an event of more than 1000 bytes" in heard.error.message
+    assert connection.dropped
+    wire.check_rest()
+
+
+def test_a_bug_of_ours_ends_the_turn_and_is_logged() -> None:
+    logged: list[Any] = []
+    globalLogPublisher.addObserver(logged.append)
+    clock, heard = Clock(), Heard()
+    timeouts = http.HttpTimeouts(10, 120, 300)
+    try:
+        http.HttpExchange(clock, lambda: succeed(None), heard, timeouts, "").start()  # type: ignore[arg-type]
+    finally:
+        globalLogPublisher.removeObserver(logged.append)
+    assert "The gateway failed" in heard.error.message
+    assert any("log_failure" in each for each in logged)
+    assert clock.getDelayedCalls() == []
+
+
+# --- cancelling ----------------------------------------------------------------------------
+
+
+def test_it_can_be_cancelled_before_it_is_connected(wire: Wire) -> None:
+    heard = Heard()
+    exchange = wire.exchange(heard)
+    exchange.start()
+    exchange.cancel()
+    exchange.cancel()
+    wire.reactor.advance(1000)
+    assert heard.endings == []
+    wire.check_rest()
+
+
+def test_it_can_be_cancelled_before_it_is_answered(wire: Wire) -> None:
+    exchange, heard, connection = wire.started()
+    exchange.cancel()
+    assert connection.dropped, "the upstream must see at once that nobody waits"
+    connection.closes()
+    assert (wire.attempts, heard.endings) == (1, []), "a cancelled request was sent again"
+    wire.check_rest()
+
+
+def test_it_can_be_cancelled_within_its_answer(wire: Wire) -> None:
+    exchange, heard, connection = wire.streaming()
+    exchange.cancel()
+    assert connection.dropped
+    connection.sends(chunk(event(b"response.late")))
+    connection.closes()
+    assert (len(heard.events), heard.endings) == (1, [])
+    wire.check_rest()
+
+
+def test_a_paused_answer_can_be_cancelled(wire: Wire) -> None:
+    exchange, heard, connection = wire.streaming()
+    exchange.pause()
+    exchange.cancel()
+    assert connection.dropped
+    connection.closes()
+    exchange.resume()
+    assert heard.endings == []
+    wire.check_rest()
+
+
+@pytest.mark.parametrize("how", ["cancel", "finish", "pause", "resume"])
+def test_after_the_end_nothing_happens(wire: Wire, how: str) -> None:
+    exchange, heard, connection = wire.streaming()
+    connection.sends(LAST_CHUNK)
+    getattr(exchange, how)()
+    wire.reactor.advance(10)
+    assert heard.endings == [None]
+    assert not connection.dropped, "the connection belongs to the pool again"
+    wire.check_rest()
+
+
+def test_a_receiver_may_cancel_from_within_an_event(wire: Wire) -> None:
+    class Leaves(Heard):
+        def upstream_events(self, events: list[Any]) -> None:
+            super().upstream_events(events)
+            exchange.cancel()
+
+    heard = Leaves()
+    exchange = wire.exchange(heard)
+    exchange.start()
+    connection = wire.accept()
+    connection.sends(HEAD + chunk(event(b"response.created")) + LAST_CHUNK)
+    assert (len(heard.events), heard.endings) == (1, [])
+    wire.check_rest()
