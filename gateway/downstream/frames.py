@@ -41,6 +41,15 @@ def _fragments(payload: bytes) -> list[bytes]:
     for start in range(0, len(payload), MAX_FRAME_BYTES):
         piece = payload[start : start + MAX_FRAME_BYTES]
         final = 0x80 if start + MAX_FRAME_BYTES >= len(payload) else 0
-        parts += _PREFIX_64(final | opcode, 127, len(piece)), piece
+        parts += _header(final | opcode, len(piece)), piece
         opcode = 0x00
     return parts
+
+
+def _header(first: int, length: int) -> bytes:
+    """A frame's head; a length in more bytes than it needs is a protocol error."""
+    if length < 126:
+        return bytes((first, length))
+    if length < 65536:
+        return _PREFIX_16(first, 126, length)
+    return _PREFIX_64(first, 127, length)
