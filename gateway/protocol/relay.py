@@ -23,7 +23,7 @@ from .events import (
     read_turn_state,
     sequence_number,
 )
-from .sse import ServerSentEvent
+from .sse import Event
 from .terminal import finish_terminal
 
 #: Events that may be held before the first output; more than this is no preamble.
@@ -122,7 +122,7 @@ class Relay:
         """Whether something beyond the preamble was given out."""
         return self.phase in (Phase.OUTPUT, Phase.ENDED)
 
-    def feed(self, events: Iterable[ServerSentEvent]) -> list[bytes]:
+    def feed(self, events: Iterable[Event]) -> list[bytes]:
         """Read a batch; return the payloads that go to the client now.
 
         Nothing is read once :attr:`outcome` is set.

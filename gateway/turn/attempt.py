@@ -9,7 +9,7 @@ from ..deadline import Deadline
 from ..ledger.continuation import Plan
 from ..protocol.errors import ApiError
 from ..protocol.relay import Finished, Phase, Relay
-from ..protocol.sse import ServerSentEvent
+from ..protocol.sse import Event
 from ..protocol.upstream_request import UpstreamRequest
 from .environment import TurnEnvironment
 
@@ -65,7 +65,7 @@ class Attempt:
         """Read on."""
         self._exchange.resume()
 
-    def upstream_events(self, events: list[ServerSentEvent]) -> None:
+    def upstream_events(self, events: list[Event]) -> None:
         """A batch of events arrived."""
         relay = self.relay
         before = relay.phase

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..protocol.errors import ApiError
-from ..protocol.sse import ServerSentEvent
+from ..protocol.sse import Event
 from ..protocol.upstream_request import UpstreamRequest
 
 
 class Receiver(Protocol):
     """Who gets an exchange's answer.  Nothing is delivered after the end, or after cancel."""
 
-    def upstream_events(self, events: list[ServerSentEvent]) -> None:
+    def upstream_events(self, events: list[Event]) -> None:
         """A batch of events, in order."""
 
     def upstream_ended(self, error: ApiError | None) -> None:
