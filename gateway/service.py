@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -154,6 +155,7 @@ class TwistdService(GatewayService):
 
     def startService(self) -> None:
         """Start, or say in one line why not."""
+        _collect_rarely()
         _allow_open_files()
         if not USES_NVX:
             _log.warn("Autobahn's native code is missing: large messages will stop the gateway")
@@ -191,6 +193,13 @@ def _allow_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _collect_rarely() -> None:
+    """Full collections stop every stream; what is loaded by now never needs one."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def makeService(options: Options, reactor: Any = None) -> TwistdService:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.logger import Logger
@@ -59,8 +59,8 @@ class TurnRecord:
     relayed_bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON.  ``dataclasses.asdict`` would copy every string, once a turn."""
+        return {**vars(self), "attempts": [vars(each) for each in self.attempts]}
 
 
 class TurnJournal:
