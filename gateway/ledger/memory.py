@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 
 from .records import LedgerFigures, Record
 
@@ -63,16 +64,18 @@ class MemoryLedger:
         A parent that was forgotten meanwhile is still whole behind the pointer: the
         conversation is taken in anew from here on.
         """
-        parent = record.parent
-        found = self._records.get((parent.tenant, parent.id)) if parent is not None else None
-        if found is None:
+        tree: _Tree | None = None
+        fresh = [record]
+        for each in islice(record.ancestry(), 1, None):
+            found = self._records.get((each.tenant, each.id))
+            if found is None:
+                fresh.append(each)
+            elif found[0] is each:
+                tree = found[1]
+                break
+        if tree is None:
             tree = _Tree(self._now())
-            self._trees[tree] = None
-            ancestry = list(record.ancestry())
-        else:
-            tree = found[1]
-            ancestry = [record]
-        for each in reversed(ancestry):
+        for each in reversed(fresh):
             self._take_in(each, tree)
         self._touch(tree)
         self._shrink()
@@ -82,10 +85,12 @@ class MemoryLedger:
 
         A conversation of which nothing can be continued any more is forgotten.
         """
-        found = self._records.get((record.tenant, record.id))
-        if found is None or record.evicted:
+        if record.evicted:
             return
-        record.evicted = True
+        record.evicted = True  # also when it is forgotten: it may be taken in anew
+        found = self._records.get((record.tenant, record.id))
+        if found is None or found[0] is not record:
+            return
         tree = found[1]
         tree.continuable -= 1
         if tree.continuable == 0:

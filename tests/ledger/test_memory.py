@@ -1,0 +1,217 @@
+"""The ledger in memory: bounded, whole conversations only, one tenant blind to another."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.records import Record
+from gateway.protocol.items import Item
+
+MINUTE = 60.0
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(clock: Clock) -> MemoryLedger:
+    return MemoryLedger(1_000_000, 10 * MINUTE, clock)
+
+
+def record(
+    name: str, parent: Record | None = None, tenant: str = "laptop", size: int = 10
+) -> Record:
+    return Record(
+        tenant=tenant,
+        id=name,
+        parent=parent,
+        input=(Item(b"i" * size),),
+        output=(Item(b"o" * size),),
+        account="primary",
+        store=False,
+        held_upstream=True,
+        model="gpt-5",
+        created_at=0.0,
+    )
+
+
+def remember(ledger: MemoryLedger, *records: Record) -> None:
+    for each in records:
+        ledger.add(each)
+
+
+def test_a_transcript_is_read_from_the_root_on() -> None:
+    root = record("resp_1")
+    child = record("resp_2", record("resp_1b", root))
+    assert [each.id for each in child.ancestry()] == ["resp_2", "resp_1b", "resp_1"]
+    assert [item.raw for item in root.items()] == [b"i" * 10, b"o" * 10]
+
+
+def test_what_was_added_is_found_by_its_tenant_alone(ledger: MemoryLedger) -> None:
+    mine, theirs = record("resp_1"), record("resp_1", tenant="desktop")
+    remember(ledger, mine, theirs)
+    assert ledger.get("laptop", "resp_1") is mine
+    assert ledger.get("desktop", "resp_1") is theirs
+    assert ledger.get("stranger", "resp_1") is None
+    assert ledger.get("laptop", "resp_2") is None
+
+
+def test_forks_and_their_root_are_one_conversation(ledger: MemoryLedger) -> None:
+    root = record("resp_1")
+    remember(ledger, root, record("resp_2", root), record("resp_3", root))
+    assert (ledger.figures().responses, ledger.figures().conversations) == (3, 1)
+
+
+def test_an_unused_conversation_is_forgotten_whole(ledger: MemoryLedger, clock: Clock) -> None:
+    root = record("resp_1")
+    remember(ledger, root, record("resp_2", root))
+    clock.now += 10 * MINUTE
+    assert ledger.get("laptop", "resp_2") is None
+    assert ledger.figures().responses == 0
+
+
+def test_using_any_response_keeps_its_whole_conversation(
+    ledger: MemoryLedger, clock: Clock
+) -> None:
+    root = record("resp_1")
+    remember(ledger, root, record("resp_2", root))
+    for _ in range(3):
+        clock.now += 9 * MINUTE
+        assert ledger.get("laptop", "resp_1") is root
+    assert ledger.get("laptop", "resp_2") is not None
+
+
+def test_what_is_too_old_is_forgotten_without_being_asked_for(
+    ledger: MemoryLedger, clock: Clock
+) -> None:
+    remember(ledger, record("resp_1"))
+    clock.now += 9 * MINUTE
+    remember(ledger, record("resp_2"))
+    clock.now += MINUTE
+    ledger.expire()
+    assert ledger.get("laptop", "resp_1") is None
+    assert ledger.get("laptop", "resp_2") is not None
+    assert (ledger.figures().conversations, ledger.figures().evicted_conversations) == (1, 0)
+
+
+def test_the_least_recently_used_conversation_makes_room(clock: Clock) -> None:
+    ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
+    for number in range(3):
+        remember(ledger, record(f"resp_{number}", size=4000))
+    ledger.get("laptop", "resp_0")
+    remember(ledger, record("resp_3", size=4000))
+    kept = [number for number in range(4) if ledger.get("laptop", f"resp_{number}")]
+    assert kept == [0, 2, 3]
+    figures = ledger.figures()
+    assert figures.bytes <= figures.max_bytes == 30_000
+    assert figures.evicted_conversations == 1
+
+
+def test_a_response_larger_than_the_ledger_is_not_remembered(clock: Clock) -> None:
+    ledger = MemoryLedger(5000, 10 * MINUTE, clock)
+    remember(ledger, record("resp_1", size=5000))
+    assert ledger.get("laptop", "resp_1") is None
+    assert (ledger.figures().responses, ledger.figures().bytes) == (0, 0)
+
+
+def test_a_conversation_that_was_forgotten_meanwhile_is_taken_in_whole(
+    ledger: MemoryLedger, clock: Clock
+) -> None:
+    root = record("resp_1")
+    parent = record("resp_2", root)
+    remember(ledger, root, parent)
+    clock.now += 10 * MINUTE
+    ledger.expire()
+    remember(ledger, record("resp_3", parent))
+    assert ledger.get("laptop", "resp_1") is root
+    assert (ledger.figures().responses, ledger.figures().conversations) == (3, 1)
+
+
+def test_forks_of_a_forgotten_conversation_find_together_again(
+    ledger: MemoryLedger, clock: Clock
+) -> None:
+    root = record("resp_1")
+    one, other = record("resp_2", root), record("resp_3", root)
+    remember(ledger, root, one, other)
+    clock.now += 10 * MINUTE
+    ledger.expire()
+    remember(ledger, record("resp_4", one), record("resp_5", other))
+    assert (ledger.figures().responses, ledger.figures().conversations) == (5, 1)
+
+
+# --- evicted responses (§6.2) --------------------------------------------------------
+
+
+def test_an_evicted_response_is_not_found_and_its_children_are(ledger: MemoryLedger) -> None:
+    root = record("resp_1")
+    child = record("resp_2", root)
+    remember(ledger, root, child)
+    ledger.evict(root)
+    ledger.evict(root)
+    assert ledger.get("laptop", "resp_1") is None
+    assert ledger.get("laptop", "resp_2") is child
+    assert [each.id for each in child.ancestry()] == ["resp_2", "resp_1"]
+
+
+def test_a_conversation_that_cannot_be_continued_is_forgotten(ledger: MemoryLedger) -> None:
+    root = record("resp_1")
+    child = record("resp_2", root)
+    remember(ledger, root, child)
+    ledger.evict(root)
+    ledger.evict(child)
+    assert (ledger.figures().responses, ledger.figures().bytes) == (0, 0)
+
+
+def test_evicted_stays_evicted_though_forgotten_meanwhile(
+    ledger: MemoryLedger, clock: Clock
+) -> None:
+    root = record("resp_1")
+    remember(ledger, root)
+    clock.now += 10 * MINUTE
+    ledger.expire()
+    ledger.evict(root)
+    remember(ledger, record("resp_2", root))
+    assert ledger.get("laptop", "resp_1") is None
+    assert ledger.get("laptop", "resp_2") is not None
+
+
+# --- upstreams that give an id twice -------------------------------------------------
+
+
+def test_of_two_responses_of_one_id_the_newer_counts(ledger: MemoryLedger) -> None:
+    first, second = record("resp_1", size=10), record("resp_1", size=99)
+    remember(ledger, first)
+    alone = ledger.figures().bytes
+    remember(ledger, second)
+    assert ledger.get("laptop", "resp_1") is second
+    assert (ledger.figures().responses, ledger.figures().conversations) == (1, 1)
+    assert ledger.figures().bytes == alone + 2 * 89
+
+
+def test_a_conversation_whose_responses_share_an_id_goes_on(ledger: MemoryLedger) -> None:
+    newest = record("resp_1")
+    remember(ledger, newest)
+    for _ in range(3):
+        newest = record("resp_1", newest)
+        remember(ledger, newest)
+    assert ledger.get("laptop", "resp_1") is newest
+    assert len(list(newest.ancestry())) == 4
+
+
+def test_the_older_of_two_responses_of_one_id_goes_without_the_newer(ledger: MemoryLedger) -> None:
+    first, second = record("resp_1"), record("resp_1")
+    remember(ledger, first, second)
+    ledger.evict(first)
+    assert ledger.get("laptop", "resp_1") is second
+    remember(ledger, record("resp_2", first))
+    assert ledger.get("laptop", "resp_1") is second
