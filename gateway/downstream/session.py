@@ -6,16 +6,14 @@ A session reads messages and starts turns; it knows nothing of frames or sockets
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 
 from ..accounts.affinity import AffinityKey, affinity_keys, connection_key
 from ..config import LimitSettings, SessionSettings
-from ..ledger.records import Record
 from ..protocol.errors import ApiError, error_event
 from ..protocol.events import with_stream_id
-from ..protocol.items import brings_history, unanswered_calls
 from ..protocol.made import interrupt_accepted, interrupt_failed, steer_failed
 from ..protocol.refusals import is_clients_fault
 from ..protocol.request import (
@@ -31,20 +29,16 @@ from ..protocol.request import (
 from ..turn.environment import TurnContext, TurnEnvironment
 from ..turn.turn import Turn
 from .lane import Lane
+from .lineage import Lineage
 
 #: Turns of one connection that run at the same time, and lanes it may name (§6.1).
 MAX_RUNNING = 16
 MAX_NAMED_LANES = 32
 
-#: Ids a session remembers having given out, so that it can tell lost from unknown.
-_MAX_REMEMBERED = 4096
-
 #: WebSocket close codes (RFC 6455 §7.4.1, RFC 6455 registry).
 _CLOSE_NORMAL = 1000
 _CLOSE_GOING_AWAY = 1001
 _CLOSE_RESTART = 1012
-
-_Value = TypeVar("_Value")
 
 
 class Channel(Protocol):
@@ -89,8 +83,7 @@ class Session:
         self._lanes: dict[str | None, Lane] = {}
         self._running = 0
         self._waiting: list[Lane] = []
-        self._issued: dict[str, str | None] = {}
-        self._calls: dict[str, str] = {}
+        self._lineage = Lineage(environment.ledger, tenant, settings.chaining == "always")
         self._starting = False
         self._closing = False
         self._close_code = _CLOSE_GOING_AWAY
@@ -153,18 +146,17 @@ class Session:
             lane.queue.clear()
         for turn in self._turns():
             turn.cancel()
-        self._forget_unstored()
+        self._lineage.close()
         self._environment.pool.bindings.release(connection_key(self.tenant, self.connection))
 
     def drain(self) -> None:
         """The gateway stops: finish what runs, start nothing more."""
-        self._closing = True
+        self._start_no_more(_CLOSE_GOING_AWAY)
         self._close_between_turns()
 
     def abandon(self) -> None:
         """The gateway can wait no longer."""
-        self._closing = True
-        self._close_code = _CLOSE_RESTART
+        self._start_no_more(_CLOSE_RESTART)
         error = ApiError.bad_gateway("The gateway is restarting.", "gateway_restart")
         for turn in self._turns():
             turn.abandon(error)
@@ -174,7 +166,7 @@ class Session:
 
     def _create(self, members: Members, size: int) -> None:
         if self._closing or self._too_old():
-            self._turn_away()
+            self._turn_away(read_stream_id(members))
             return
         request = read_create(members, size, self._environment.seals.issuer_of)
         lane = self._lane(request.stream_id)
@@ -247,7 +239,7 @@ class Session:
         self._starting = False
 
     def _context(self, request: TurnRequest, lane: Lane, accepted_at: float) -> TurnContext:
-        parent, continuation = self._parent_of(request, lane)
+        parent, continuation = self._lineage.parent_of(request, lane.latest)
         return TurnContext(
             tenant=self.tenant,
             connection=self.connection,
@@ -272,9 +264,10 @@ class Session:
         if self._running == 0:
             self._channel.turns_running(False)
         if turn.recorded is not None:
-            self._remember(turn.recorded, lane)
-        elif turn.error is not None:
-            self._evict_after(turn, lane)
+            lane.latest = turn.recorded.id
+            self._lineage.remember(turn.recorded, lane.name)
+        elif turn.error is not None and is_clients_fault(turn.error):
+            self._lineage.evict(turn.request.previous_response_id, lane.name)
         self._next_on(lane)
         if self._closing:
             self._close_between_turns()
@@ -286,77 +279,27 @@ class Session:
             self._channel.close(self._close_code, "the connection ends between turns")
 
     def _next_on(self, lane: Lane) -> None:
-        if lane.queue and not self._closing:
+        if self._closing:
+            self._give_back(lane)
+        elif lane.queue:
             self._waiting.append(lane)
+
+    def _start_no_more(self, close_code: int) -> None:
+        """The connection ends when the running turns have; lanes hear of it after theirs."""
+        self._closing = True
+        self._close_code = close_code
+        waiting, self._waiting = self._waiting, []
+        for lane in waiting:
+            self._give_back(lane)
+
+    def _give_back(self, lane: Lane) -> None:
+        """What waits on ``lane`` will not start: let the client send it elsewhere (law 5)."""
+        while lane.queue:
+            lane.queue.popleft()
+            lane.refuse(_connection_ends())
 
     def _turns(self) -> list[Turn]:
         return [lane.running for lane in self._lanes.values() if lane.running is not None]
-
-    # --- what a turn continues -------------------------------------------------------
-
-    def _parent_of(self, request: TurnRequest, lane: Lane) -> tuple[Record | None, str | None]:
-        """The response a turn continues, and how that was found (design law 7).
-
-        :raises ApiError: when the client names one that it cannot continue.
-        """
-        named = request.previous_response_id
-        if named is not None:
-            return self._recall(named), "previous_response_id"
-        if request.in_conversation:
-            return None, None
-        answered = [self._calls.get(call) for call in unanswered_calls(request.items)]
-        latest = max(filter(None, answered), key=self._issue_order, default=None)
-        if latest is not None:
-            return self._recall(latest), "answers a call of this session"
-        if (
-            self._settings.chaining == "always"
-            and lane.latest is not None
-            and not brings_history(request.items)
-        ):
-            return self._recall(lane.latest), "chaining: always"
-        return None, None
-
-    def _recall(self, response_id: str) -> Record:
-        record = self._environment.ledger.get(self.tenant, response_id)
-        if record is not None:
-            return record
-        if response_id in self._issued:
-            raise ApiError.connection_limit_reached(
-                "The gateway no longer remembers this conversation; send it in full."
-            )
-        raise ApiError.previous_response_not_found(response_id)
-
-    def _issue_order(self, response_id: str) -> int:
-        return next((i for i, known in enumerate(self._issued) if known == response_id), -1)
-
-    def _remember(self, record: Record, lane: Lane) -> None:
-        lane.latest = record.id
-        _put(self._issued, record.id, lane.name)
-        for item in record.output:
-            if item.call_id is not None:
-                _put(self._calls, item.call_id, record.id)
-
-    def _evict_after(self, turn: Turn, lane: Lane) -> None:
-        """A continuation that was wrong in itself costs its lane the parent (§6.2, §10.59).
-
-        Only what the upstream would not have kept either, and only for the client's own
-        faults: an account's refusal leaves the thread whole.
-        """
-        named = turn.request.previous_response_id
-        if named is None or turn.error is None or not is_clients_fault(turn.error):
-            return
-        record = self._environment.ledger.get(self.tenant, named)
-        if record is not None and not record.store and self._issued.get(named, "") == lane.name:
-            self._environment.ledger.evict(record)
-            del self._issued[named]
-
-    def _forget_unstored(self) -> None:
-        """What was not to be stored lives as long as its connection (§6.2, §8.2)."""
-        ledger = self._environment.ledger
-        for response_id in self._issued:
-            record = ledger.get(self.tenant, response_id)
-            if record is not None and not record.store:
-                ledger.evict(record)
 
     def _affinity(self, request: TurnRequest) -> list[AffinityKey]:
         return affinity_keys(
@@ -373,15 +316,10 @@ class Session:
         age = self._environment.clock.seconds() - self._opened_at
         return age >= self._settings.max_age_minutes * 60
 
-    def _turn_away(self) -> None:
+    def _turn_away(self, stream_id: str | None) -> None:
         """Make the client come back on a new connection (§6.3)."""
-        self._closing = True
-        self._close_code = _CLOSE_NORMAL
-        self.refuse(
-            ApiError.connection_limit_reached(
-                "This connection has reached its end; open a new one and send the full input."
-            )
-        )
+        self._start_no_more(_CLOSE_NORMAL)
+        self.refuse(_connection_ends(), stream_id)
         self._close_between_turns()
 
 
@@ -392,11 +330,3 @@ _HANDLERS: dict[str, Callable[[Session, Members, int], None]] = {
     "response.steer": Session._steer,
     "response.processed": Session._ignore,
 }
-
-
-def _put(memory: dict[str, _Value], key: str, value: _Value) -> None:
-    """Remember, and forget the oldest beyond the bound."""
-    memory.pop(key, None)
-    memory[key] = value
-    if len(memory) > _MAX_REMEMBERED:
-        del memory[next(iter(memory))]

@@ -1,0 +1,108 @@
+"""Which response a turn continues: named by its client, or found by its session (law 7).
+
+A lineage is one connection's memory of the responses it gave out.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from ..ledger.records import Ledger, Record
+from ..protocol.errors import ApiError
+from ..protocol.items import brings_history, unanswered_calls
+from ..protocol.request import TurnRequest
+
+#: Ids that are remembered as given out, so that a lost one can be told from an unknown one.
+_MAX_REMEMBERED = 4096
+
+_Value = TypeVar("_Value")
+
+
+class Lineage:
+    """What one connection may continue.
+
+    :param tenant: whose responses.
+    :param always: continue the lane's last response even without a sign of it
+        (``chaining: always``).
+    """
+
+    def __init__(self, ledger: Ledger, tenant: str, always: bool) -> None:
+        self._ledger = ledger
+        self._tenant = tenant
+        self._always = always
+        self._issued: dict[str, str | None] = {}
+        self._calls: dict[str, str] = {}
+
+    def parent_of(
+        self, request: TurnRequest, latest: str | None
+    ) -> tuple[Record | None, str | None]:
+        """The response a turn continues, and how that was found.
+
+        :param latest: id of the last response on the turn's lane, or None.
+        :raises ApiError: when the turn continues one that cannot be.
+        """
+        named = request.previous_response_id
+        if named is not None:
+            return self._recall(named), "previous_response_id"
+        if request.in_conversation:
+            return None, None
+        caller = self._caller_of(unanswered_calls(request.items))
+        if caller is not None:
+            return self._recall(caller), "answers a call of this session"
+        if self._always and latest is not None and not brings_history(request.items):
+            return self._recall(latest), "chaining: always"
+        return None, None
+
+    def remember(self, record: Record, lane: str | None) -> None:
+        """``record`` was given out on ``lane``."""
+        _put(self._issued, record.id, lane)
+        for item in record.output:
+            if item.call_id is not None:
+                _put(self._calls, item.call_id, record.id)
+
+    def evict(self, response_id: str | None, lane: str | None) -> None:
+        """A turn on ``lane`` that named ``response_id`` was wrong in itself.
+
+        That costs a lane its parent (protocol.md §6.2, §10.59): only one that it made
+        itself, and that the upstream would not have kept either.  A turn that fails for
+        its account's sake leaves the thread whole.
+        """
+        if response_id is None:
+            return
+        record = self._ledger.get(self._tenant, response_id)
+        if record is None or record.store or self._issued.get(response_id, "") != lane:
+            return
+        self._ledger.evict(record)
+        del self._issued[response_id]
+
+    def close(self) -> None:
+        """What was not to be stored lives as long as its connection (§6.2, §8.2)."""
+        for response_id in self._issued:
+            record = self._ledger.get(self._tenant, response_id)
+            if record is not None and not record.store:
+                self._ledger.evict(record)
+
+    def _caller_of(self, calls: set[str]) -> str | None:
+        """The latest response that made one of ``calls``."""
+        if not calls:
+            return None
+        made = reversed(self._calls.items())
+        return next((response_id for call, response_id in made if call in calls), None)
+
+    def _recall(self, response_id: str) -> Record:
+        record = self._ledger.get(self._tenant, response_id)
+        if record is not None:
+            return record
+        if response_id in self._issued:
+            raise ApiError.connection_limit_reached(
+                "The gateway no longer remembers this conversation; send it in full."
+            )
+        raise ApiError.previous_response_not_found(response_id)
+
+
+def _put(memory: dict[str, _Value], key: str, value: _Value) -> None:
+    """Remember, and forget the oldest beyond the bound."""
+    memory.pop(key, None)
+    memory[key] = value
+    if len(memory) > _MAX_REMEMBERED:
+        del memory[next(iter(memory))]
