@@ -330,3 +330,9 @@ _HANDLERS: dict[str, Callable[[Session, Members, int], None]] = {
     "response.steer": Session._steer,
     "response.processed": Session._ignore,
 }
+
+
+def _connection_ends() -> ApiError:
+    return ApiError.connection_limit_reached(
+        "This connection has reached its end; open a new one and send the full input."
+    )
