@@ -54,12 +54,15 @@ def anchor_of(parent: Record | None) -> tuple[Record | None, list[Record]]:
 
 
 def chain_plan(anchor: Record, after: Sequence[Record], new: Sequence[Item]) -> Plan:
-    """Name the anchor and send only what its account does not know."""
-    items = None
-    if after:
-        items = [item.raw for record in after for item in record.items()]
-        items += [item.raw for item in new]
-    return Plan(Route.CHAINED, anchor.id, items, None)
+    """Name the anchor and send only what its account does not know.
+
+    Responses after the anchor may be another account's: an interrupted one is held nowhere.
+    """
+    account = anchor.account or ""
+    carried = [raw for record in after for raw in _carried(record, account, anchor.store)]
+    own = carry(new, account, True)
+    verbatim = not after and len(own) == len(new)
+    return Plan(Route.CHAINED, anchor.id, None if verbatim else carried + own, None)
 
 
 def whole_plan(
@@ -72,7 +75,7 @@ def whole_plan(
 ) -> Plan:
     """Send everything from the root on, without a previous response.
 
-    :param account: who will read it; decides which seals may go along.
+    :param account: who will read it; decides which reasoning may go along.
     :param store: the turn's ``store``.
     :param reason: why a conversation is replayed; not used for a root.
     :param unsealed: leave out all sealed reasoning, whoever issued it.
@@ -80,7 +83,7 @@ def whole_plan(
     path = list(parent.ancestry())[::-1] if parent is not None else []
     carried: list[bytes] = []
     for record in path:
-        carried += carry(record.items(), account, store, unsealed)
+        carried += _carried(record, account, store, unsealed)
     fresh = without_repeats(new, path) if path else new
     own = carry(fresh, account, store, unsealed)
     if not any(record.held_upstream for record in path):
@@ -126,6 +129,18 @@ def without_repeats(new: Sequence[Item], path: Sequence[Record]) -> list[Item]:
         if not (item.type == "item_reference" and item.id in ids)
         and not _same(known.get((item.type, item.id or item.call_id)), item.raw)
     ]
+
+
+def _carried(record: Record, account: str, store: bool, unsealed: bool = False) -> list[bytes]:
+    """What of a remembered response may go to ``account``.
+
+    Unsealed reasoning is found by its id: only where it was stored (§8.3.3, §8.3.9).
+    """
+    known = store and record.account in (None, account)
+    stored = known and record.store and record.held_upstream
+    return carry(record.input, account, known, unsealed) + carry(
+        record.output, account, stored, unsealed
+    )
 
 
 def _reasoning_may_go(item: Item, account: str, store: bool, unsealed: bool) -> bool:

@@ -1,0 +1,223 @@
+"""Chain or replay: what an account is sent, whatever the conversation looks like (§8)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.ledger.continuation import (
+    Plan,
+    Route,
+    anchor_of,
+    chain_plan,
+    pin_of,
+    whole_plan,
+    without_repeats,
+)
+from gateway.ledger.records import Record
+from gateway.protocol.items import Item, read_item
+
+
+def item(issuer: str | None = None, **members: Any) -> Item:
+    return read_item(json.dumps(members).encode(), lambda _: issuer)
+
+
+def user(text: str) -> Item:
+    return item(type="message", role="user", content=text)
+
+
+def sealed(name: str, issuer: str | None) -> Item:
+    return item(issuer, type="reasoning", id=name, encrypted_content="g" + name)
+
+
+def bare(name: str) -> Item:
+    return item(type="reasoning", id=name, summary=[])
+
+
+CALL = item(type="function_call", id="fc_1", call_id="call_1", arguments="{}")
+OUTPUT = item(type="function_call_output", call_id="call_1", output="ok")
+
+
+def record(
+    name: str,
+    parent: Record | None = None,
+    input: tuple[Item, ...] = (),
+    output: tuple[Item, ...] = (),
+    account: str | None = "a",
+    store: bool = False,
+    held_upstream: bool = True,
+    pinned_to: str | None = None,
+) -> Record:
+    return Record(
+        "laptop",
+        name,
+        parent,
+        input,
+        output,
+        account,
+        store,
+        held_upstream,
+        "gpt-5",
+        0.0,
+        pinned_to,
+    )
+
+
+def raws(*items: Item) -> list[bytes]:
+    return [each.raw for each in items]
+
+
+PREWARM = record("resp_prewarm", input=(user("rules"),), account=None, held_upstream=False)
+
+
+def test_the_anchor_is_the_nearest_response_an_upstream_knows() -> None:
+    anchor = record("resp_1", PREWARM)
+    interrupted = record("resp_2", anchor, held_upstream=False)
+    warmed = record("resp_3", interrupted, account=None, held_upstream=False)
+    assert anchor_of(None) == (None, [])
+    assert anchor_of(PREWARM) == (None, [PREWARM])
+    assert anchor_of(anchor) == (anchor, [])
+    assert anchor_of(warmed) == (anchor, [interrupted, warmed])
+
+
+def test_a_chained_turn_sends_the_clients_own_bytes() -> None:
+    plan = chain_plan(record("resp_1"), [], [OUTPUT])
+    assert plan == Plan(Route.CHAINED, "resp_1", None, None)
+
+
+def test_a_chained_turn_brings_along_what_only_the_gateway_knows() -> None:
+    anchor = record("resp_1")
+    after = [record("resp_2", anchor, (user("a"),), (CALL,), held_upstream=False)]
+    plan = chain_plan(anchor, after, [OUTPUT])
+    assert (plan.previous_response_id, plan.items) == ("resp_1", raws(user("a"), CALL, OUTPUT))
+
+
+def test_reasoning_of_an_interrupted_answer_does_not_reach_another_account() -> None:
+    anchor = record("resp_1", account="a")
+    after = [
+        record("resp_2", anchor, (), (sealed("rs_1", "b"), bare("rs_2"), CALL), "b", True, False)
+    ]
+    assert chain_plan(anchor, after, [OUTPUT]).items == raws(CALL, OUTPUT)
+
+
+def test_a_chained_turn_brings_no_seal_of_another_account() -> None:
+    plan = chain_plan(record("resp_1"), [], [sealed("rs_1", "b"), bare("rs_2"), user("go on")])
+    assert plan.items == raws(bare("rs_2"), user("go on"))
+
+
+def test_a_new_conversation_is_sent_as_the_client_wrote_it() -> None:
+    assert whole_plan(None, [user("hi")], "a", False, "unused") == Plan(
+        Route.ROOT, None, None, None
+    )
+
+
+def test_a_prewarms_input_is_part_of_the_conversation() -> None:
+    plan = whole_plan(PREWARM, [user("hi")], "a", False, "unused")
+    assert plan == Plan(Route.ROOT, None, raws(user("rules"), user("hi")), None)
+
+
+def test_a_replay_is_the_transcript_from_the_root_on() -> None:
+    first = record("resp_1", PREWARM, (user("1"),), (CALL,))
+    second = record("resp_2", first, (OUTPUT,), (user("2"),))
+    plan = whole_plan(second, [user("3")], "b", False, "why")
+    items = raws(user("rules"), user("1"), CALL, OUTPUT, user("2"), user("3"))
+    assert plan == Plan(Route.REPLAYED, None, items, "why")
+
+
+# --- reasoning -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("issuer", "account", "goes"),
+    [("a", "a", True), ("a", "b", False), (None, "a", True), (None, "b", True)],
+)
+def test_sealed_reasoning_goes_to_its_issuer(issuer: str | None, account: str, goes: bool) -> None:
+    reasoning = sealed("rs_1", issuer)
+    parent = record("resp_1", output=(reasoning, CALL))
+    plan = whole_plan(parent, [OUTPUT], account, False, "why")
+    assert plan.items == raws(*([reasoning] if goes else []), CALL, OUTPUT)
+
+
+def test_a_new_conversation_leaves_foreign_seals_behind() -> None:
+    plan = whole_plan(None, [sealed("rs_1", "b"), user("hi")], "a", False, None)
+    assert (plan.route, plan.items) == (Route.ROOT, raws(user("hi")))
+
+
+def test_refused_seals_are_all_left_out() -> None:
+    parent = record("resp_1", output=(sealed("rs_1", "a"), CALL))
+    plan = whole_plan(parent, [sealed("rs_2", None), OUTPUT], "a", False, "why", unsealed=True)
+    assert plan.items == raws(CALL, OUTPUT)
+
+
+@pytest.mark.parametrize(
+    ("made_by", "stored", "held", "account", "store", "goes"),
+    [
+        ("a", True, True, "a", True, True),
+        ("a", True, True, "a", False, False),
+        ("a", False, True, "a", True, False),
+        ("a", True, False, "a", True, False),
+        ("a", True, True, "b", True, False),
+    ],
+)
+def test_unsealed_reasoning_goes_only_where_it_was_stored(
+    made_by: str, stored: bool, held: bool, account: str, store: bool, goes: bool
+) -> None:
+    parent = record("resp_1", output=(bare("rs_1"), CALL), account=made_by, store=stored)
+    parent.held_upstream = held
+    plan = whole_plan(parent, [OUTPUT], account, store, "why")
+    assert plan.items == raws(*([bare("rs_1")] if goes else []), CALL, OUTPUT)
+
+
+def test_unsealed_reasoning_of_the_client_is_not_sent_where_it_is_unknown() -> None:
+    parent = record("resp_1", input=(bare("rs_1"), user("1")), account="a", store=True)
+    assert whole_plan(parent, [], "b", True, "why").items == raws(user("1"))
+    assert whole_plan(parent, [], "a", True, "why").items == raws(bare("rs_1"), user("1"))
+
+
+# --- pins ----------------------------------------------------------------------------
+
+
+def test_what_cannot_be_dropped_pins_the_conversation() -> None:
+    compaction = item("a", type="compaction", encrypted_content="g")
+    unknown = item(None, type="compaction", encrypted_content="g")
+    assert pin_of(None, [user("hi"), compaction]) == "a"
+    assert pin_of(None, [sealed("rs_1", "a")]) is None
+    assert pin_of(None, [unknown]) is None
+    assert pin_of(record("resp_1", pinned_to="b"), [user("hi")]) == "b"
+    assert pin_of(record("resp_1", pinned_to="b"), [compaction]) == "a"
+
+
+# --- repeats (§8.3.4-5) --------------------------------------------------------------
+
+
+def test_what_the_transcript_holds_is_not_sent_again() -> None:
+    path = [record("resp_1", None, (user("1"),), (CALL,))]
+    echoed = read_item(json.dumps(json.loads(CALL.raw), indent=1).encode())
+    assert without_repeats([CALL, OUTPUT], path) == [OUTPUT]
+    assert without_repeats([echoed, OUTPUT], path) == [OUTPUT]
+
+
+def test_only_exact_repeats_are_left_out() -> None:
+    path = [record("resp_1", None, (user("1"),), (CALL,))]
+    changed = item(type="function_call", id="fc_1", call_id="call_1", arguments='{"x":1}')
+    other = item(type="message", id="fc_1")
+    assert without_repeats([changed, other], path) == [changed, other]
+
+
+def test_saying_the_same_twice_is_no_repeat() -> None:
+    path = [record("resp_1", None, (user("yes"),), ())]
+    assert without_repeats([user("yes")], path) == [user("yes")]
+
+
+def test_references_to_the_transcript_are_resolved_by_it() -> None:
+    path = [record("resp_1", None, (), (CALL,))]
+    known, unknown = item(type="item_reference", id="fc_1"), item(type="item_reference", id="x")
+    assert without_repeats([known, unknown], path) == [unknown]
+
+
+def test_items_that_cannot_be_compared_are_sent() -> None:
+    path = [record("resp_1", None, (read_item(b'{"type":"m","id":"m_1","n":1e999}'),), ())]
+    new = read_item(b'{"type":"m","id":"m_1", "n":1e999}')
+    assert without_repeats([new], path) == [new]
