@@ -18,7 +18,6 @@ class FakeChannel:
     def __init__(self) -> None:
         self.events: list[Json] = []
         self.closed: list[int] = []
-        self.wants_pressure = False
 
     def send(self, payloads: Sequence[bytes]) -> None:
         assert not self.closed, f"sent after the close: {payloads}"
@@ -28,8 +27,7 @@ class FakeChannel:
         self.closed.append(code)
 
     def turns_running(self, running: bool) -> None:
-        assert running is not self.wants_pressure, "told twice the same"
-        self.wants_pressure = running
+        """Nothing is slow here."""
 
     def of_lane(self, name: str | None) -> list[Json]:
         return [event for event in self.events if event.get("stream_id") == name]
