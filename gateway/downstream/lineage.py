@@ -46,10 +46,12 @@ class Lineage:
             return self._recall(named), "previous_response_id"
         if request.in_conversation:
             return None, None
+        if brings_history(request.items):
+            return None, None
         caller = self._caller_of(unanswered_calls(request.items))
-        if caller is not None:
+        if caller is not None and caller in self._issued:
             return self._recall(caller), "answers a call of this session"
-        if self._always and latest is not None and not brings_history(request.items):
+        if self._always and latest is not None:
             return self._recall(latest), "chaining: always"
         return None, None
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
+from twisted.logger import Logger
 
 from ..accounts.affinity import AffinityKey, affinity_keys, connection_key
 from ..config import LimitSettings, SessionSettings
+from ..ledger.records import Record
 from ..protocol.errors import ApiError, error_event
 from ..protocol.events import with_stream_id
 from ..protocol.made import interrupt_accepted, interrupt_failed, steer_failed
@@ -31,6 +33,8 @@ from ..turn.turn import Turn
 from .lane import Lane
 from .lineage import Lineage
 
+_log = Logger(namespace="gateway.session")
+
 #: Turns of one connection that run at the same time, and lanes it may name (§6.1).
 MAX_RUNNING = 16
 MAX_NAMED_LANES = 32
@@ -38,7 +42,11 @@ MAX_NAMED_LANES = 32
 #: WebSocket close codes (RFC 6455 §7.4.1, RFC 6455 registry).
 _CLOSE_NORMAL = 1000
 _CLOSE_GOING_AWAY = 1001
+_CLOSE_POLICY = 1008
 _CLOSE_RESTART = 1012
+
+#: Error answers that a client which reads nothing may pile up.
+_MAX_UNREAD_REFUSALS = 100
 
 
 class Channel(Protocol):
@@ -49,9 +57,6 @@ class Channel(Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Close the connection after what was sent."""
-
-    def turns_running(self, running: bool) -> None:
-        """Whether turns of this session want to hear of back-pressure."""
 
 
 class Session:
@@ -88,6 +93,8 @@ class Session:
         self._closing = False
         self._close_code = _CLOSE_GOING_AWAY
         self._paused = False
+        self._unread_refusals = 0
+        self._queued_bytes = 0
 
     # --- the connection's side -------------------------------------------------------
 
@@ -120,7 +127,15 @@ class Session:
             self.refuse(error, stream_id)
 
     def refuse(self, error: ApiError, stream_id: str | None = None) -> None:
-        """Answer a message that started no turn."""
+        """Answer a message that started no turn.
+
+        A client that goes on sending what is wrong and does not read the answers is let go.
+        """
+        if self._paused:
+            self._unread_refusals += 1
+            if self._unread_refusals > _MAX_UNREAD_REFUSALS:
+                self._channel.close(_CLOSE_POLICY, "too many errors were not read")
+                return
         event = error_event(error)
         if stream_id is not None:
             event = with_stream_id(event, msgspec.json.encode(stream_id))
@@ -135,8 +150,10 @@ class Session:
     def resume(self) -> None:
         """The client caught up."""
         self._paused = False
+        self._unread_refusals = 0
         for turn in self._turns():
             turn.resume()
+        self._start_waiting()
 
     def closed(self) -> None:
         """The connection is gone: cancel what runs, forget what waits (§10.15)."""
@@ -170,11 +187,16 @@ class Session:
             return
         request = read_create(members, size, self._environment.seals.issuer_of)
         lane = self._lane(request.stream_id)
-        if len(lane.queue) >= self._limits.max_queued_turns:
+        self._queued_bytes += size
+        if (
+            len(lane.queue) >= self._limits.max_queued_turns
+            or self._queued_bytes > 2 * self._settings.max_message_bytes
+        ):
+            self._queued_bytes -= size
             raise ApiError(
                 429,
                 "rate_limit_error",
-                f"{len(lane.queue)} turns wait on this lane already; no more are accepted.",
+                f"{self.turns_queued} turns wait on this connection already; no more are accepted.",
                 "too_many_queued_turns",
             )
         lane.queue.append((request, self._environment.clock.seconds()))
@@ -185,17 +207,20 @@ class Session:
     def _interrupt(self, members: Members, size: int) -> None:
         response_id = member(members, "response_id", str)
         turn = next((t for t in self._turns() if t.response_id == response_id), None)
-        if turn is not None:
-            turn.interrupt(interrupt_accepted)
-        elif response_id is None:
+        if not response_id:
             self._cancel(members, size)
+        elif turn is not None:
+            turn.interrupt(interrupt_accepted)
         else:
             self._channel.send([interrupt_failed(response_id)])
 
     def _cancel(self, members: Members, size: int) -> None:
+        """``response.cancel``: end what runs, unless it names a response that does not."""
         lane = self._lanes.get(read_stream_id(members))
-        if lane is not None and lane.running is not None:
-            lane.running.interrupt(None)
+        running = lane.running if lane is not None else None
+        named = member(members, "response_id", str)
+        if running is not None and (not named or named == running.response_id):
+            running.interrupt(None)
 
     def _steer(self, members: Members, size: int) -> None:
         self._channel.send([steer_failed(member(members, "previous_response_id", str))])
@@ -226,21 +251,25 @@ class Session:
         if self._starting:
             return
         self._starting = True
-        while self._waiting and self._running < MAX_RUNNING:
+        while self._waiting and self._running < MAX_RUNNING and not self._paused:
             lane = self._waiting.pop(0)
-            request, accepted_at = lane.queue.popleft()
-            try:
-                context = self._context(request, lane, accepted_at)
-            except ApiError as error:
-                lane.refuse(error)
-                self._next_on(lane)
-                continue
-            self._run(Turn(self._environment, context, request, lane), lane)
+            self._start(lane, *self._take_from(lane))
         self._starting = False
 
-    def _context(self, request: TurnRequest, lane: Lane, accepted_at: float) -> TurnContext:
-        parent, continuation = self._lineage.parent_of(request, lane.latest)
-        return TurnContext(
+    def _take_from(self, lane: Lane) -> tuple[TurnRequest, float]:
+        request, accepted_at = lane.queue.popleft()
+        self._queued_bytes -= request.size
+        return request, accepted_at
+
+    def _start(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
+        refusal: ApiError | None = None
+        parent: Record | None = None
+        continuation: str | None = None
+        try:
+            parent, continuation = self._lineage.parent_of(request, lane.latest)
+        except ApiError as error:
+            refusal = error
+        context = TurnContext(
             tenant=self.tenant,
             connection=self.connection,
             client_headers=self._client_headers,
@@ -249,20 +278,19 @@ class Session:
             continuation=continuation,
             accepted_at=accepted_at,
         )
-
-    def _run(self, turn: Turn, lane: Lane) -> None:
-        lane.running = turn
+        turn = lane.running = Turn(self._environment, context, request, lane)
         self._running += 1
-        if self._running == 1:
-            self._channel.turns_running(True)
-        if self._paused:
-            turn.pause()
-        turn.start()
+        if refusal is not None:
+            turn.abandon(refusal)
+            return
+        try:
+            turn.start()
+        except Exception:
+            _log.failure("turn {turn} could not start", turn=turn.record.turn)
+            turn.abandon(ApiError(500, "server_error", "The gateway failed.", "internal_error"))
 
     def _turn_ended(self, lane: Lane, turn: Turn) -> None:
         self._running -= 1
-        if self._running == 0:
-            self._channel.turns_running(False)
         if turn.recorded is not None:
             lane.latest = turn.recorded.id
             self._lineage.remember(turn.recorded, lane.name)
@@ -295,7 +323,7 @@ class Session:
     def _give_back(self, lane: Lane) -> None:
         """What waits on ``lane`` will not start: let the client send it elsewhere (law 5)."""
         while lane.queue:
-            lane.queue.popleft()
+            self._take_from(lane)
             lane.refuse(_connection_ends())
 
     def _turns(self) -> list[Turn]:
@@ -306,7 +334,7 @@ class Session:
             self.tenant,
             self._client_headers,
             client_metadata(request.members),
-            member(request.members, "prompt_cache_key", str),
+            request.prompt_cache_key,
             self.connection,
         )
 

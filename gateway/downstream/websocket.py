@@ -22,8 +22,10 @@ from autobahn.websocket.compress import (
     PerMessageDeflateOfferAccept,
 )
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..config import Settings
@@ -39,6 +41,12 @@ PATHS = frozenset({"/v1/responses", "/backend-api/codex/responses"})
 
 #: Bound on what a client may send before its handshake is complete.
 _MAX_HANDSHAKE_BYTES = 256 * 1024
+
+#: A client that reads slower than this for ``timeouts.stall_seconds`` is dropped.
+_SLOWEST_BYTES_PER_SECOND = 10_000
+
+#: How long the last bytes may take to reach a client whose connection is closed.
+_CLOSE_SECONDS = 2.0
 
 #: Pings keep network devices awake; nobody is dropped for not answering them (§2.5).
 _PING_SECONDS = 30
@@ -56,6 +64,8 @@ class ResponsesProtocol(WebSocketServerProtocol):
     _refusal: ApiError | None = None
     _too_long = False
     _is_producer = False
+    _last_write = 0
+    _abort: IDelayedCall | None = None
     _stalled: Deadline | None = None
 
     # --- handshake -------------------------------------------------------------------
@@ -106,6 +116,8 @@ class ResponsesProtocol(WebSocketServerProtocol):
         self.http_request_data = b""
         self.http_response_data = ""
         self.http_headers = {}
+        self._is_producer = True
+        self.registerProducer(self, True)
 
     # --- messages in -----------------------------------------------------------------
 
@@ -152,8 +164,10 @@ class ResponsesProtocol(WebSocketServerProtocol):
             else:
                 self.session.message(b"".join(pieces))
         except Exception:
-            _log.failure("a message of {connection} broke the session", connection=self.peer)
-            self.close(1011, "internal error")
+            _log.failure("a message of {peer} broke the session", peer=self.peer)
+            self.session.refuse(
+                ApiError(500, "server_error", "The gateway failed.", "internal_error")
+            )
 
     # --- events out ------------------------------------------------------------------
 
@@ -164,7 +178,9 @@ class ResponsesProtocol(WebSocketServerProtocol):
         they are never compressed, which permessage-deflate leaves to each message.
         """
         if self.state == self.STATE_OPEN:
-            self.transport.write(text_frames(payloads))
+            frames = text_frames(payloads)
+            self._last_write = len(frames)
+            self.transport.write(frames)
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Autobahn's own frames and answers, without its debug line."""
@@ -180,23 +196,20 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
     # --- back-pressure ---------------------------------------------------------------
 
-    def turns_running(self, running: bool) -> None:
-        """While turns run, the transport says when the client does not keep up."""
-        if running and not self._is_producer:
-            self._is_producer = True
-            self.registerProducer(self, True)
-        elif not running:
-            self._stop_producing()
-
     def pauseProducing(self) -> None:
-        """The client's buffers are full.  Comes again with every write until they are not."""
+        """The client's buffers are full.  Comes again with every write until they are not.
+
+        What fills them is the write under way: a large one may take its time.
+        """
         if self._stalled is None and self.session is not None:
             self._stalled = Deadline(self.factory.reactor, self._client_stalled)
-            self._stalled.start(self.factory.stall_seconds)
+            self._stalled.start(
+                self.factory.stall_seconds + self._last_write / _SLOWEST_BYTES_PER_SECOND
+            )
             self.session.pause()
 
     def resumeProducing(self) -> None:
-        """The client reads again."""
+        """The client took everything."""
         if self._stalled is not None:
             self._stalled.stop()
             self._stalled = None
@@ -207,34 +220,46 @@ class ResponsesProtocol(WebSocketServerProtocol):
         """The transport is gone; ``onClose`` follows."""
 
     def _client_stalled(self) -> None:
-        _log.warn("{peer} read nothing for too long and is dropped", peer=self.peer)
-        self._stop_producing()
+        _log.warn("{peer} reads too slowly and is dropped", peer=self.peer)
+        self._leave()
         self.transport.abortConnection()
-
-    def _stop_producing(self) -> None:
-        if self._is_producer:
-            self._is_producer = False
-            self.unregisterProducer()
-        if self._stalled is not None:
-            self._stalled.stop()
-            self._stalled = None
-            if self.session is not None:
-                self.session.resume()
 
     # --- the end ---------------------------------------------------------------------
 
     def dropConnection(self, abort: bool = False) -> None:
-        """A transport with a producer does not close."""
-        self._stop_producing()
+        """Close, and do not wait for ever for a client that takes no more bytes."""
+        self._leave()
         super().dropConnection(abort)
+        if self._abort is None:
+            self._abort = self.factory.reactor.callLater(
+                _CLOSE_SECONDS, self.transport.abortConnection
+            )
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The socket is gone."""
+        abort, self._abort = self._abort, None
+        if abort is not None and abort.active():
+            abort.cancel()
+        super().connectionLost(reason)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """The connection is over, however it ended (§10.15)."""
-        self._stop_producing()
+        self._leave()
+
+    def _leave(self) -> None:
+        """The session ends here: nothing of it may run on behind a closing socket.
+
+        The transport would not close with a producer.
+        """
+        if self._stalled is not None:
+            self._stalled.stop()
+            self._stalled = None
         session, self.session = self.session, None
         if session is not None:
-            self.factory.left(self)
+            if self._is_producer:
+                self.unregisterProducer()
             session.closed()
+            self.factory.left(self)
 
 
 class ResponsesFactory(WebSocketServerFactory):

@@ -39,6 +39,7 @@ class TurnRequest(msgspec.Struct, frozen=True):
     store: bool
     prewarm: bool
     stream_id: str | None
+    prompt_cache_key: str | None
     in_conversation: bool
     size: int
 
@@ -101,6 +102,7 @@ def read_create(members: Members, size: int, issuer_of: IssuerOf | None = None) 
         store=True if store is None else store,
         prewarm=member(members, "generate", bool) is False or _prewarms_cache(members),
         stream_id=stream_id,
+        prompt_cache_key=member(members, "prompt_cache_key", str),
         in_conversation=bytes(members.get("conversation", b"null")) != b"null",
         size=size,
     )

@@ -54,6 +54,10 @@ _SHOWN = 200
 _numbers = itertools.count(1)
 
 
+def _shown(words: str | None) -> str | None:
+    return None if words is None else words[:_SHOWN]
+
+
 class TurnState(enum.Enum):
     """Where a turn stands."""
 
@@ -103,8 +107,8 @@ class Turn:
             connection=context.connection,
             key=context.tenant,
             lane=request.stream_id,
-            model=request.model and request.model[:_SHOWN],
-            previous_response_id=request.previous_response_id,
+            model=_shown(request.model),
+            previous_response_id=_shown(request.previous_response_id),
             continuation=context.continuation,
             request_bytes=request.size,
         )
