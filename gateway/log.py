@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import IO, Any
 
@@ -24,6 +25,10 @@ from .config import LogSettings
 _CHATTY = ("twisted.web.client._HTTP11ClientFactory",)
 
 
+#: What would let a client's words (a model's name) pass for a line, or for a terminal's orders.
+_BREAKS = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")
+
+
 def log_observer(settings: LogSettings, logfile: str | None) -> ILogObserver:
     """The observer that the settings ask for.
 
@@ -36,7 +41,7 @@ def log_observer(settings: LogSettings, logfile: str | None) -> ILogObserver:
 
 def text_line(event: LogEvent) -> str | None:
     """``time [namespace] message``, a traceback indented below it."""
-    message = formatEvent(event)
+    message = _BREAKS.sub(_escaped, formatEvent(event))
     failure = event.get("log_failure")
     if failure is not None:
         message = f"{message}\n{failure.getTraceback()}".rstrip().replace("\n", "\n    ")
@@ -63,6 +68,10 @@ def json_line(event: LogEvent) -> str | None:
     if failure is not None:
         line["traceback"] = failure.getTraceback()
     return msgspec.json.encode(line, enc_hook=str).decode() + "\n"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def _file_observer(out: IO[Any], format: Any) -> FileLogObserver:
