@@ -1,0 +1,168 @@
+"""Both forms of the log: one line an event, whole, and without secrets."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.logger import Logger, LogPublisher
+from twisted.python.failure import Failure
+
+from gateway import log
+from gateway.config import LogSettings
+from gateway.log import json_line, log_observer, text_line
+from gateway.protocol.errors import ApiError
+from gateway.turn.journal import TurnJournal
+from tests.support.events import turn_events, user
+from tests.turn.fakes import World
+
+
+def logged(format: str, level: str = "info", namespace: str = "gateway.test") -> Any:
+    """A logger, and the text that its lines end up in."""
+    out = io.StringIO()
+    publisher = LogPublisher()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log.sys, "stdout", out)
+        settings = LogSettings(format=format, level=level)  # type: ignore[arg-type]
+        publisher.addObserver(log_observer(settings, None))
+    return Logger(namespace, observer=publisher), out
+
+
+def test_text_has_time_namespace_and_message() -> None:
+    logger, out = logged("text")
+    logger.info("turn {turn} ended", turn="c-1.1")
+    line = out.getvalue()
+    assert line.endswith(" [gateway.test] turn c-1.1 ended\n")
+    assert line[:2] == "20"
+
+
+def test_json_is_flat_and_has_the_events_own_fields() -> None:
+    logger, out = logged("json")
+    logger.warn("turn {turn} ended", turn="c-1.1", sizes=[1, 2])
+    line = json.loads(out.getvalue())
+    assert line.pop("time")[:2] == "20"
+    assert line == {
+        "level": "warn",
+        "namespace": "gateway.test",
+        "message": "turn c-1.1 ended",
+        "turn": "c-1.1",
+        "sizes": [1, 2],
+    }
+
+
+def test_fields_of_other_libraries_stay_out() -> None:
+    logger, out = logged("json", namespace="twisted.web")
+    logger.info("request", secret="sk-1", request=object())
+    assert set(json.loads(out.getvalue())) == {"time", "level", "namespace", "message"}
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_a_failure_brings_its_traceback(format: str) -> None:
+    logger, out = logged(format)
+    try:
+        raise ValueError("of a test")
+    except ValueError:
+        logger.failure("it broke")
+    lines = out.getvalue().splitlines()
+    if format == "json":
+        (line,) = lines
+        assert "ValueError: of a test" in json.loads(line)["traceback"]
+    else:
+        assert lines[0].endswith("it broke")
+        assert all(line.startswith("    ") for line in lines[1:])
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_what_is_below_the_level_is_left_out(format: str) -> None:
+    logger, out = logged(format, "warn")
+    logger.debug("no")
+    logger.info("no")
+    logger.error("yes")
+    assert out.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize("format", [text_line, json_line])
+def test_events_without_a_message_make_no_line(format: Any) -> None:
+    assert format({"log_time": 0.0, "log_format": ""}) is None
+
+
+class Odd:
+    """Of a kind that no encoder knows."""
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1).filter(lambda name: not name.startswith("log_")),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text()
+        | st.binary()
+        | st.builds(Odd)
+        | st.just(ApiError.bad_gateway("It broke.")),
+    )
+)
+def test_json_lines_are_json_whatever_the_fields(fields: dict[str, Any]) -> None:
+    event = {"log_time": 0.0, "log_namespace": "gateway.x", "log_format": "m", **fields}
+    line = json_line(event)
+    assert line is not None
+    assert line.count("\n") == 1
+    assert isinstance(json.loads(line), dict)
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+@pytest.mark.parametrize("evil", ["a\nb", "a\r\nb", "a\x1b[2Jb", "a\u2028b", "a\x85b"])
+def test_a_clients_words_cannot_make_a_line_of_their_own(format: str, evil: str) -> None:
+    world = World()
+    logger, out = logged(format)
+    world.journal._log = logger
+    turn = world.turn([user("hi")], model=evil)
+    turn.start()
+    turn.cancel()
+    lines = out.getvalue().splitlines() if format == "text" else out.getvalue().split("\n")[:-1]
+    assert len(lines) == 1, f"expected one line: {lines}"
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_failed_format_does_not_stop_the_log() -> None:
+    logger, out = logged("text")
+    logger.info("{missing}")
+    logger.info("next")
+    assert "next" in out.getvalue()
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_a_turns_line_has_no_secret_and_no_content(format: str) -> None:
+    world = World()
+    logger, out = logged(format)
+    journal = TurnJournal(logger)
+    world.completed([user("my secret wish")], turn_events([], "resp_1"))
+    journal.ended(world.journal.latest()[0])
+    line = out.getvalue()
+    assert line.count("\n") == 1
+    for expected in ("resp_1", "completed", "laptop", "gpt-5.5", "root"):
+        assert expected in line
+    for secret in ("sk-a", "wish", "Bearer"):
+        assert secret not in line
+
+
+def test_the_log_can_go_to_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.log"
+    observer = log_observer(LogSettings(), str(path))
+    observer({"log_time": 0.0, "log_format": "größer", "log_level": None})
+    logger = Logger("gateway.test", observer=observer)
+    logger.info("größer")
+    assert "größer" in path.read_text(encoding="utf-8")
+
+
+def test_a_traceback_of_an_error_value_is_not_needed() -> None:
+    failure = Failure(ApiError.bad_gateway("It broke."))
+    line = text_line({"log_time": 0.0, "log_format": "x", "log_failure": failure})
+    assert line is not None
+    assert "It broke." in line
