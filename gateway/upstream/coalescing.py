@@ -52,7 +52,8 @@ class _CoalescingProtocol(Protocol):
         if ISSLTransport.providedBy(transport):
             abort = transport.abortConnection
             self._handshake = self._clock.callLater(self._handshake_seconds, abort)
-        self.http.makeConnection(transport)
+        abrupt: Any = _AbruptTransport(transport)
+        self.http.makeConnection(abrupt)
 
     def handshakeCompleted(self) -> None:
         """TLS is up."""
@@ -72,6 +73,24 @@ class _CoalescingProtocol(Protocol):
         waiting, self._handshake = self._handshake, None
         if waiting is not None and waiting.active():
             waiting.cancel()
+
+
+class _AbruptTransport:
+    """A transport whose ``loseConnection`` does not wait for anybody.
+
+    An HTTP client drops a connection because the answer is over or no longer wanted.  TLS
+    would wait for the peer's goodbye and read on meanwhile, or for ever where it was paused.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def loseConnection(self) -> None:
+        """Drop it now."""
+        self._transport.abortConnection()
 
 
 class _CoalescingFactory(Factory):

@@ -26,7 +26,8 @@ def reasons_of(failure: Failure) -> list[Failure]:
 def connection_went_stale(failure: Failure) -> bool:
     """Whether a connection closed before any byte of the answer came.
 
-    That is how a kept-alive connection ends which the upstream closed as we wrote.
+    That is how a kept-alive connection ends which the upstream closed as we wrote, if it
+    ends at once.
     """
     return bool(failure.check(ResponseNeverReceived, RequestTransmissionFailed)) and all(
         reason.type in (error.ConnectionDone, error.ConnectionLost)

@@ -39,6 +39,13 @@ _IDLE_CONNECTION_SECONDS = 45.0
 #: How much of a refusal's body is read, in bytes.
 _MAX_REFUSAL_BYTES = 65_536
 
+#: How long a refusal's body may take, in seconds; its status says most of it.
+_REFUSAL_SECONDS = 5.0
+
+#: A request is sent again only this soon: a kept connection that is closed already fails at
+#: once, while an upstream that thought about the request may have done what it asks.
+_RESEND_SECONDS = 1.0
+
 #: How long an answer may go on after its terminal event before its connection is dropped.
 _DRAIN_SECONDS = 2.0
 
@@ -60,7 +67,7 @@ class HttpUpstream:
 
     :param base_url: tells the base URL, without the trailing ``/responses``; asked for each
         request, since a simulator's port is known only once it listens.
-    :param secret: the account's key, kept out of every error.
+    :param secret: the account's key, kept out of refusals that quote it.
     """
 
     def __init__(
@@ -148,6 +155,7 @@ class HttpExchange(Protocol):
         self._request: Deferred[Any] | None = None
         self._paused = False
         self._retried = False
+        self._sent_at = 0.0
         self._response: IResponse | None = None
         self._refusal: list[bytes] = []
         self._refusal_bytes = 0
@@ -157,6 +165,7 @@ class HttpExchange(Protocol):
     def start(self) -> None:
         """Send the request."""
         self._state = ExchangeState.SENT
+        self._sent_at = self._clock.seconds()
         self._deadline.start(self._timeouts.first_byte)
         self._send()
 
@@ -198,13 +207,15 @@ class HttpExchange(Protocol):
 
     def _answered(self, response: TreqResponse) -> None:
         self._request = None
+        self._post = _spent
         self._response = response
         kind = (response.headers.getRawHeaders("content-type") or [_EVENT_STREAM])[0]
         if response.code == 200 and kind.partition(";")[0].strip().lower() == _EVENT_STREAM:
             self._state = ExchangeState.STREAMING
         else:
             self._state = ExchangeState.REFUSED
-        self._deadline.start(self._timeouts.idle)
+        streams = self._state is ExchangeState.STREAMING
+        self._deadline.start(self._timeouts.idle if streams else _REFUSAL_SECONDS)
         response.deliverBody(self)
         if self._paused:
             self.pause()
@@ -213,7 +224,7 @@ class HttpExchange(Protocol):
         self._request = None
         if self._state is ExchangeState.OVER:
             return
-        if connection_went_stale(failure) and not self._retried:
+        if connection_went_stale(failure) and self._just_sent():
             self._retried = True
             self._send()
             return
@@ -248,6 +259,9 @@ class HttpExchange(Protocol):
             self._state = ExchangeState.OVER
             self._deadline.stop()
 
+    def _just_sent(self) -> bool:
+        return not self._retried and self._clock.seconds() - self._sent_at < _RESEND_SECONDS
+
     def _refused_with(self) -> ApiError:
         response = self._response
         assert response is not None
@@ -265,6 +279,9 @@ class HttpExchange(Protocol):
     def _timed_out(self) -> None:
         if self._state is ExchangeState.SENT:
             waited, what = self._timeouts.first_byte, "did not answer"
+        elif self._state is ExchangeState.REFUSED:
+            self._fail(self._refused_with())
+            return
         elif self._state is ExchangeState.DRAINING:
             self._drop()
             return
@@ -298,6 +315,11 @@ class HttpExchange(Protocol):
         log_bug(failure)
         if self._state is not ExchangeState.OVER:
             self._fail(ApiError.bad_gateway("The gateway failed while reading the upstream."))
+
+
+def _spent() -> Deferred[TreqResponse]:
+    """Stands for a request that was answered, so that its body is not kept."""
+    raise AssertionError("a request that was answered is not sent again")
 
 
 @implementer(IAgentEndpointFactory)
@@ -359,7 +381,8 @@ class WholeBodyProducer:
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """See ``IBodyProducer``."""
-        consumer.write(self._body)
+        body, self._body = self._body, b""  # the request outlives its sending
+        consumer.write(body)
         return succeed(None)
 
     def pauseProducing(self) -> None:
