@@ -152,6 +152,18 @@ def sequence_number(data: bytes) -> int:
     return -1 if number is None else number
 
 
+def with_response_id(data: bytes, response_id: str) -> bytes:
+    """Name the response in a lifecycle event; one without a response stays as it is."""
+    try:
+        event = decode_members(data)
+        response = decode_members(event["response"])
+    except (KeyError, *UNREADABLE):
+        return data
+    response["id"] = raw_value(response_id)
+    event["response"] = raw_value(response)
+    return msgspec.json.encode(event)
+
+
 def with_stream_id(data: bytes, stream_id: bytes) -> bytes:
     """Name the lane in an event, everything else untouched (§10.46).
 

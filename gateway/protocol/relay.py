@@ -22,7 +22,10 @@ from .events import (
     read_response,
     read_turn_state,
     sequence_number,
+    with_response_id,
 )
+from .made import new_response_id
+from .refusals import for_the_client
 from .sse import Event
 from .terminal import finish_terminal
 
@@ -96,7 +99,7 @@ class Relay:
     :ivar response_id: the id of ``response.created``; empty before.
     :ivar turn_state: ``x-codex-turn-state`` as the upstream gave it (§4.6), or None.
     :ivar outcome: None until the attempt has ended.
-    :ivar last: the last payload given out.
+    :ivar minted: the upstream gave its response no id; ``response_id`` is the gateway's.
     """
 
     def __init__(self, chained_to: str | None = None, pass_rate_limits: bool = True) -> None:
@@ -107,10 +110,11 @@ class Relay:
         self.phase = Phase.SENT
         self.released = False
         self.response_id = ""
+        self.minted = False
         self.turn_state: str | None = None
         self.created = b""
         self.outcome: Outcome | None = None
-        self.last = b""
+        self._last_numbered = b""
 
     @property
     def items(self) -> list[bytes]:
@@ -137,15 +141,13 @@ class Relay:
                 break
             self._read(name, data, payloads)
             in_output = self.phase is Phase.OUTPUT
-        if payloads:
-            self.last = payloads[-1]
+        self._note_number(payloads)
         return payloads
 
     def release(self) -> list[bytes]:
         """Stop holding back: return what was held; later events pass at once."""
         held, self._held = self._held, []
-        if held:
-            self.last = held[-1]
+        self._note_number(held)
         self.released = True
         return held
 
@@ -162,8 +164,15 @@ class Relay:
             self._end(Broken(error) if self.released else Refused(error))
 
     def last_number(self) -> int:
-        """``sequence_number`` of the last relayed event, -1 when there is none."""
-        return sequence_number(self.last) if self.last else -1
+        """The last ``sequence_number`` that was given out, -1 when there is none."""
+        return sequence_number(self._last_numbered) if self._last_numbered else -1
+
+    def _note_number(self, payloads: list[bytes]) -> None:
+        """Keep the last numbered event; not every event has a number."""
+        for payload in reversed(payloads):
+            if b'"sequence_number"' in payload:
+                self._last_numbered = payload
+                return
 
     def _read(self, name: bytes, data: bytes, payloads: list[bytes]) -> None:
         if not name.startswith(b"response.") and name != b"error":
@@ -194,18 +203,31 @@ class Relay:
             self.fail(ApiError.bad_gateway(f"The upstream sent an unreadable event: {error}."))
 
     def _preamble(self, name: bytes, data: bytes, payloads: list[bytes]) -> None:
-        if name == b"response.created" and not self.response_id:
+        if name == b"response.created":
+            if self.created:
+                return  # one response has one beginning (§10.38)
             head = read_response(data)
             if self._chained_to is not None and head.previous_response_id != self._chained_to:
                 self._end(NotContinued(head.previous_response_id))
                 return
-            self.response_id = head.id
+            self._name(head.id)
+            data = self._with_id(data)
             self.created = data
             if self.phase is Phase.SENT:
                 self._enter(Phase.ACKNOWLEDGED)
         elif name == b"response.metadata" and self.turn_state is None:
             self.turn_state = read_turn_state(data)
+        else:
+            data = self._with_id(data)
         self._hold_or_pass(data, payloads)
+
+    def _name(self, response_id: str) -> None:
+        """Clients continue a response by its id, so it must have one (§10.38)."""
+        self.minted = not response_id
+        self.response_id = response_id or new_response_id()
+
+    def _with_id(self, data: bytes) -> bytes:
+        return with_response_id(data, self.response_id) if self.minted else data
 
     def _item_done(self, data: bytes, payloads: list[bytes]) -> None:
         index, raw = read_item_done(data)
@@ -236,19 +258,21 @@ class Relay:
         if self._chained_to is not None and self.phase is Phase.SENT and status == "completed":
             self._end(NotContinued(head.previous_response_id))
             return
+        if not self.response_id:
+            self._name(head.id)
         ending = finish_terminal(data, name, self.response_id, self.items)
         error = from_failed_response(head.error) if status == "failed" else None
+        if error is not None and self.released and for_the_client(error) is not error:
+            self._end(Broken(error))
+            return
         if error is not None and not self.released:
             self._end(Refused(error, (*self._held, *ending)))
             return
         if not self.released:
             payloads += self.release()
         payloads += ending
-        self.response_id = self.response_id or head.id
-        if not self._items and len(ending) > 1:
-            for announcement in ending[:-1]:
-                index, raw = read_item_done(announcement)
-                self._keep(index, raw)
+        for announcement in ending[:-1]:
+            self._keep(*read_item_done(announcement))
         reason = (head.incomplete_details or {}).get("reason")
         if name == b"response.cancelled":
             reason = "interrupted"

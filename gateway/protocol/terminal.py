@@ -15,6 +15,7 @@ from .events import (
     raw_value,
     sequence_number,
 )
+from .items import read_item
 
 
 def finish_terminal(
@@ -23,7 +24,7 @@ def finish_terminal(
     """What to send for an upstream's terminal event.
 
     It is sent verbatim unless it must be mended: an empty ``output`` is filled with the
-    items the client saw (§10.40), an output the client never saw is announced first
+    items the client saw (§10.40), items the client never saw are announced first
     (§10.39), ``usage`` is completed (§10.43), the id is that of ``response.created``
     (§10.38), and a type no client knows becomes one that they do (§10.42).
 
@@ -43,10 +44,12 @@ def finish_terminal(
     if items and _is_empty(output):
         response["output"] = raw_list(items)
         changed = True
-    elif not items and not _is_empty(output):
-        before = _announcements(output, max(sequence_number(data), 0))
-        event["sequence_number"] = raw_value(max(sequence_number(data), 0) + len(before))
-        changed = True
+    elif not _is_empty(output):
+        number = max(sequence_number(data), 0)
+        before = _announcements(output, items, number)
+        if before:
+            event["sequence_number"] = raw_value(number + len(before))
+            changed = True
     usage = response.get("usage")
     if usage is not None:
         mended = mend_usage(bytes(usage))
@@ -104,22 +107,32 @@ def _count(value: object, otherwise: int) -> int:
     return otherwise
 
 
-def _announcements(output: bytes, first_number: int) -> list[bytes]:
+def _announcements(output: bytes, items: Sequence[bytes], first_number: int) -> list[bytes]:
+    """``response.output_item.done`` for what ``output`` lists and ``items`` lacks."""
     try:
-        items = msgspec.json.decode(output, type=list[msgspec.Raw])
+        listed = msgspec.json.decode(output, type=list[msgspec.Raw])
     except UNREADABLE as error:
-        raise MalformedEvent(f"an output that is no list: {error}") from None
+        raise MalformedEvent(f"an output that is no list of items: {error}") from None
+    if len(listed) <= len(items):
+        return []
+    seen = {_identity(item) for item in items}
+    missing = [(i, raw) for i, raw in enumerate(listed) if _identity(bytes(raw)) not in seen]
     return [
         msgspec.json.encode(
             {
                 "type": "response.output_item.done",
-                "sequence_number": first_number + index,
+                "sequence_number": first_number + offset,
                 "output_index": index,
-                "item": item,
+                "item": raw,
             }
         )
-        for index, item in enumerate(items)
+        for offset, (index, raw) in enumerate(missing)
     ]
+
+
+def _identity(raw: bytes) -> tuple[str, str | bytes]:
+    item = read_item(raw)
+    return item.type, item.id or item.call_id or raw
 
 
 def _is_empty(output: bytes) -> bool:

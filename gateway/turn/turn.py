@@ -271,7 +271,12 @@ class Turn:
             key = turn_state_key(self._context.tenant, relay.turn_state)
             self._environment.pool.bindings.bind(key, attempt.account.name)
         if outcome.status == "completed" or outcome.reason in _CONTINUABLE:
-            self._remember(relay.response_id, relay.items, attempt.account.name, held_upstream=True)
+            self._remember(
+                relay.response_id,
+                relay.items,
+                attempt.account.name,
+                held_upstream=not relay.minted,
+            )
         else:
             self.record.response_id = relay.response_id
             self.error = outcome.error

@@ -177,4 +177,4 @@ def test_how_events_are_batched_makes_no_difference(
     assert whole.given_out == cut.given_out
     assert whole.relay.items == cut.relay.items
     assert type(whole.relay.outcome) is type(cut.relay.outcome)
-    assert whole.relay.last == cut.relay.last
+    assert whole.relay.last_number() == cut.relay.last_number()
