@@ -79,11 +79,12 @@ def test_what_is_there_is_read() -> None:
         generate=False,
         stream_id="lane.A_1-",
         conversation="conv_1",
+        prompt_cache_key="k",
         background=False,
         stream=True,
     )
     assert (request.model, request.previous_response_id) == ("gpt-5", "resp_1")
-    assert (request.store, request.prewarm) == (False, True)
+    assert (request.store, request.prewarm, request.prompt_cache_key) == (False, True, "k")
     assert (request.stream_id, request.in_conversation) == ("lane.A_1-", True)
 
 
@@ -139,6 +140,7 @@ def test_any_items_pass_whatever_they_are(items: list[Any]) -> None:
         ("model", ["gpt-5"]),
         ("previous_response_id", 7),
         ("previous_response_id", {"id": "resp_1"}),
+        ("prompt_cache_key", 7),
         ("store", "false"),
         ("store", 0),
         ("generate", "no"),
@@ -227,7 +229,7 @@ def test_any_message_is_read_or_refused(payload: bytes) -> None:
 
 READ_MEMBERS = (
     *("model", "store", "generate", "input", "stream_id", "background"),
-    *("previous_response_id", "conversation", "prompt_cache_options"),
+    *("previous_response_id", "conversation", "prompt_cache_options", "prompt_cache_key"),
 )
 
 
