@@ -74,7 +74,9 @@ class GatewayService(MultiService):
             max_attempts=settings.routing.max_attempts,
         )
         self.door = ResponsesFactory(reactor, self.environment, settings)
-        TimerService(_EXPIRY_SECONDS, ledger.expire).setServiceParent(self)
+        expiry = TimerService(_EXPIRY_SECONDS, ledger.expire)
+        expiry.clock = reactor
+        expiry.setServiceParent(self)
         if settings.admin.listen is not None:
             status = Status(self.environment, self.door, reactor.seconds)
             site = AdminSite(status, settings.admin.token, reactor)
