@@ -1,0 +1,193 @@
+"""The tree of services on a reactor in memory: what listens, what waits, what ends a start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import txaio
+from twisted.application.service import Application
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import ILogObserver
+from twisted.python.components import Componentized
+
+from gateway import service
+from gateway.config import AccountSettings, AdminSettings, Settings, TimeoutSettings
+from gateway.ledger.records import Record
+from gateway.listening import CannotListen
+from gateway.service import GatewayService, TwistdService
+
+ACCOUNT = AccountSettings(name="a", base_url="http://upstream.test/v1", key="sk-a")
+
+
+@pytest.fixture
+def reactor(monkeypatch: pytest.MonkeyPatch) -> MemoryReactorClock:
+    reactor = MemoryReactorClock()
+    monkeypatch.setattr(txaio.config, "loop", reactor)
+    return reactor
+
+
+class NoPorts(MemoryReactorClock):
+    """Somebody else has them all."""
+
+    def listenTCP(self, port: int, *_: Any, **__: Any) -> Any:
+        raise CannotListenError("127.0.0.1", port, OSError(98, "Address already in use"))
+
+
+def settings(**about: Any) -> Settings:
+    return Settings(**{"accounts": (ACCOUNT,), **about})
+
+
+def ports(reactor: MemoryReactorClock) -> list[tuple[int, str]]:
+    return sorted((server[0], server[3]) for server in reactor.tcpServers)
+
+
+def test_it_listens_for_clients_and_operators_on_loopback(reactor: MemoryReactorClock) -> None:
+    gateway = GatewayService(settings(), reactor)
+    assert reactor.tcpServers == [], "nothing listens before the start"
+    gateway.startService()
+    assert ports(reactor) == [(8080, "127.0.0.1"), (8081, "127.0.0.1")]
+    gateway.stopService()
+
+
+def test_the_admin_side_can_be_switched_off(reactor: MemoryReactorClock) -> None:
+    gateway = GatewayService(settings(admin=AdminSettings(listen=None)), reactor)
+    gateway.startService()
+    assert ports(reactor) == [(8080, "127.0.0.1")]
+    gateway.stopService()
+
+
+def test_without_accounts_the_simulator_serves_two(reactor: MemoryReactorClock) -> None:
+    gateway = GatewayService(Settings(), reactor)
+    assert [account.name for account in gateway.environment.pool.accounts] == [
+        "simulated-1",
+        "simulated-2",
+    ]
+    gateway.startService()
+    assert len(reactor.tcpServers) == 3
+    assert {interface for _, interface in ports(reactor)} == {"127.0.0.1"}
+    gateway.stopService()
+
+
+def test_old_conversations_are_forgotten_as_time_goes_by(reactor: MemoryReactorClock) -> None:
+    gateway = GatewayService(settings(), reactor)
+    gateway.startService()
+    ledger = gateway.environment.ledger
+    ledger.add(Record("laptop", "resp_1", None, (), (), "a", True, True, None, reactor.seconds()))
+    reactor.pump([30] * 119)
+    assert ledger.figures().responses == 1
+    reactor.pump([30] * 3)
+    assert ledger.figures().responses == 0
+    gateway.stopService()
+    reactor.advance(60)
+
+
+def stopped(gateway: GatewayService) -> list[object]:
+    results: list[object] = []
+    stopping: Deferred[Any] = gateway.stopService()
+    stopping.addBoth(results.append)
+    return results
+
+
+def connected(reactor: MemoryReactorClock, gateway: GatewayService) -> Any:
+    """A client that takes part in nothing but counts."""
+
+    class Client:
+        session = None
+
+    client: Any = Client()
+    gateway.door.connections.add(client)
+    return client
+
+
+def test_an_idle_gateway_stops_at_once(reactor: MemoryReactorClock) -> None:
+    gateway = GatewayService(settings(), reactor)
+    gateway.startService()
+    assert stopped(gateway) == [None]
+    assert reactor.getDelayedCalls() == []
+
+
+def test_it_stops_when_the_last_client_is_gone(reactor: MemoryReactorClock) -> None:
+    gateway = GatewayService(settings(), reactor)
+    gateway.startService()
+    client = connected(reactor, gateway)
+    results = stopped(gateway)
+    reactor.advance(20)
+    assert results == []
+    gateway.door.left(client)
+    assert results == [None]
+    assert reactor.getDelayedCalls() == []
+
+
+def test_it_does_not_wait_longer_than_it_may(
+    reactor: MemoryReactorClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = GatewayService(settings(timeouts=TimeoutSettings(shutdown_seconds=30)), reactor)
+    gateway.startService()
+    client = connected(reactor, gateway)
+    abandoned: list[float] = []
+    monkeypatch.setattr(gateway.door, "abandon", lambda: abandoned.append(reactor.seconds()))
+    results = stopped(gateway)
+    reactor.advance(29.9)
+    assert (abandoned, results) == ([], [])
+    reactor.advance(0.2)
+    assert (len(abandoned), results) == (1, []), "the last words need a moment"
+    reactor.advance(2)
+    assert results == [None]
+    gateway.door.left(client)  # too late, and harmless
+
+
+# --- under twistd --------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_one_line_with_the_setting() -> None:
+    with pytest.raises(CannotListen) as caught:
+        GatewayService(settings(), NoPorts()).startService()
+    line = str(caught.value)
+    assert line.startswith("admin.listen: 'tcp:8081:interface=127.0.0.1': ")
+    assert "Address already in use" in line
+    assert "\n" not in line
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start tunes its process; this one is not its own."""
+    monkeypatch.setattr(service, "_collect_rarely", lambda: None)
+    monkeypatch.setattr(service, "_allow_open_files", lambda: None)
+
+
+def test_in_the_foreground_a_failed_start_is_printed_and_ends_with_1(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, quiet: None
+) -> None:
+    pidfile = tmp_path / "pid"
+    pidfile.write_text("1")
+    twistd = {"nodaemon": True, "pidfile": str(pidfile)}
+    with pytest.raises(SystemExit) as caught:
+        TwistdService(settings(), NoPorts(), twistd).startService()
+    assert caught.value.code == 1
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("responses-gateway: admin.listen: ")
+    assert not pidfile.exists(), "twistd does not get to remove it"
+
+
+def test_a_daemon_hands_the_line_to_who_waits_for_its_start(tmp_path: Path, quiet: None) -> None:
+    reader, writer = os.pipe()
+    twistd = {"nodaemon": False, "pidfile": str(tmp_path / "pid"), "statusPipe": writer}
+    with pytest.raises(SystemExit):
+        TwistdService(settings(), NoPorts(), twistd).startService()
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        assert pipe.read().startswith(b"1 responses-gateway: admin.listen: ")
+
+
+def test_it_brings_its_own_log_unless_syslog_is_wanted(reactor: MemoryReactorClock) -> None:
+    for twistd, expected in (({"nodaemon": True}, True), ({"syslog": True}, False)):
+        application: Componentized = Application("test")
+        TwistdService(settings(), reactor, twistd).setServiceParent(application)
+        observer = application.getComponent(ILogObserver, None)
+        assert (observer is not None) is expected
