@@ -59,7 +59,10 @@ def chain_plan(anchor: Record, after: Sequence[Record], new: Sequence[Item]) -> 
     Responses after the anchor may be another account's: an interrupted one is held nowhere.
     """
     account = anchor.account or ""
-    carried = [raw for record in after for raw in _carried(record, account, anchor.store)]
+    transcript = Transcript()
+    carried: list[bytes] = []
+    for record in after:
+        carried += _carried(record, account, anchor.store, False, transcript)
     own = carry(new, account, True)
     verbatim = not after and len(own) == len(new)
     return Plan(Route.CHAINED, anchor.id, None if verbatim else carried + own, None)
@@ -81,11 +84,11 @@ def whole_plan(
     :param unsealed: leave out all sealed reasoning, whoever issued it.
     """
     path = list(parent.ancestry())[::-1] if parent is not None else []
+    transcript = Transcript()
     carried: list[bytes] = []
     for record in path:
-        carried += _carried(record, account, store, unsealed)
-    fresh = without_repeats(new, path) if path else new
-    own = carry(fresh, account, store, unsealed)
+        carried += _carried(record, account, store, unsealed, transcript)
+    own = carry(transcript.fresh(new) if path else new, account, store, unsealed)
     if not any(record.held_upstream for record in path):
         verbatim = not path and len(own) == len(new)
         return Plan(Route.ROOT, None, None if verbatim else carried + own, None)
@@ -114,32 +117,41 @@ def pin_of(parent: Record | None, items: Iterable[Item]) -> str | None:
     return pin
 
 
-def without_repeats(new: Sequence[Item], path: Sequence[Record]) -> list[Item]:
-    """``new`` without what the transcript holds: exact repeats and references (§8.3.4-5)."""
-    known = {
-        (item.type, item.id or item.call_id): item.raw
-        for record in path
-        for item in record.items()
-        if item.id or item.call_id
-    }
-    ids = {item.id for record in path for item in record.items() if item.id}
-    return [
-        item
-        for item in new
-        if not (item.type == "item_reference" and item.id in ids)
-        and not _same(known.get((item.type, item.id or item.call_id)), item.raw)
-    ]
+class Transcript:
+    """What a replay holds so far; exact repeats and references to it add nothing (§8.3.4-5)."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], bytes] = {}
+        self._ids: set[str] = set()
+
+    def fresh(self, items: Iterable[Item]) -> list[Item]:
+        """What of ``items`` is not there yet; it is from now on."""
+        added: list[Item] = []
+        for item in items:
+            name = item.id or item.call_id
+            if name is not None:
+                if item.type == "item_reference" and name in self._ids:
+                    continue
+                if _same(self._known.get((item.type, name)), item.raw):
+                    continue
+                self._known[item.type, name] = item.raw
+                if item.id is not None and item.type != "item_reference":
+                    self._ids.add(item.id)
+            added.append(item)
+        return added
 
 
-def _carried(record: Record, account: str, store: bool, unsealed: bool = False) -> list[bytes]:
+def _carried(
+    record: Record, account: str, store: bool, unsealed: bool, transcript: Transcript
+) -> list[bytes]:
     """What of a remembered response may go to ``account``.
 
     Unsealed reasoning is found by its id: only where it was stored (§8.3.3, §8.3.9).
     """
     known = store and record.account in (None, account)
     stored = known and record.store and record.held_upstream
-    return carry(record.input, account, known, unsealed) + carry(
-        record.output, account, stored, unsealed
+    return carry(transcript.fresh(record.input), account, known, unsealed) + carry(
+        transcript.fresh(record.output), account, stored, unsealed
     )
 
 

@@ -8,7 +8,7 @@ refused was never seen (design law 4; protocol.md §8.4).
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from .errors import ApiError, from_event, from_failed_response
@@ -94,15 +94,23 @@ class Relay:
         required, or None to require none.
     :param pass_rate_limits: whether ``codex.rate_limits`` of this account is the client's
         business (§10.49).
+    :param is_taken: whether the client has another response of an id already.
     :ivar phase: see :class:`Phase`.
     :ivar released: whether anything of this attempt was given out for relaying.
     :ivar response_id: the id of ``response.created``; empty before.
     :ivar turn_state: ``x-codex-turn-state`` as the upstream gave it (§4.6), or None.
     :ivar outcome: None until the attempt has ended.
-    :ivar minted: the upstream gave its response no id; ``response_id`` is the gateway's.
+    :ivar minted: the upstream gave its response no id of its own; ``response_id`` is the
+        gateway's.
     """
 
-    def __init__(self, chained_to: str | None = None, pass_rate_limits: bool = True) -> None:
+    def __init__(
+        self,
+        chained_to: str | None = None,
+        pass_rate_limits: bool = True,
+        is_taken: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._is_taken = is_taken
         self._chained_to = chained_to
         self._pass_rate_limits = pass_rate_limits
         self._held: list[bytes] = []
@@ -223,8 +231,8 @@ class Relay:
 
     def _name(self, response_id: str) -> None:
         """Clients continue a response by its id, so it must have one (§10.38)."""
-        self.minted = not response_id
-        self.response_id = response_id or new_response_id()
+        self.minted = not response_id or self._is_taken(response_id)
+        self.response_id = new_response_id() if self.minted else response_id
 
     def _with_id(self, data: bytes) -> bytes:
         return with_response_id(data, self.response_id) if self.minted else data

@@ -220,6 +220,7 @@ class Turn:
         relay = Relay(
             plan.previous_response_id if must_echo else None,
             pass_rate_limits=len(self._environment.pool.accounts) == 1,
+            is_taken=self._is_taken,
         )
         record = self.record
         record.account, record.route = account.name, plan.route.value
@@ -232,6 +233,9 @@ class Turn:
         if self._paused:
             self._attempt.pause()
         self._attempt.start()
+
+    def _is_taken(self, response_id: str) -> bool:
+        return self._environment.ledger.get(self._context.tenant, response_id) is not None
 
     # --- what attempts report --------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -10,14 +11,21 @@ import pytest
 from gateway.ledger.continuation import (
     Plan,
     Route,
+    Transcript,
     anchor_of,
     chain_plan,
     pin_of,
     whole_plan,
-    without_repeats,
 )
 from gateway.ledger.records import Record
 from gateway.protocol.items import Item, read_item
+
+
+def without_repeats(new: Iterable[Item], path: Iterable[Record]) -> list[Item]:
+    transcript = Transcript()
+    for record in path:
+        transcript.fresh(record.items())
+    return transcript.fresh(new)
 
 
 def item(issuer: str | None = None, **members: Any) -> Item:
