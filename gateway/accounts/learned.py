@@ -13,6 +13,9 @@ from ..ledger.records import Record
 #: A refused parent must be younger than this, in seconds, to teach.
 TEACHES_FOR_SECONDS = 600.0
 
+#: Refusals in a row that an account which once continued a response is forgiven.
+_DOUBTS = 2
+
 
 class LearnedContinuity:
     """One account's lessons.
@@ -23,7 +26,7 @@ class LearnedContinuity:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._forgets: dict[bool, str] = {}
-        self._continues: set[bool] = set()
+        self._trust: dict[bool, int] = {}
 
     def reason_to_replay(self, store: bool) -> str | None:
         """Why responses of this ``store`` flag are not chained here, or None."""
@@ -31,16 +34,23 @@ class LearnedContinuity:
 
     def continued(self, store: bool) -> None:
         """The account took up a response it was asked to continue."""
-        self._continues.add(store)
+        self._trust[store] = _DOUBTS
 
     def refused(self, parent: Record, why: str) -> None:
-        """The account did not continue ``parent``, and a replay of the turn was accepted."""
-        if parent.created_at + TEACHES_FOR_SECONDS > self._now():
+        """The account did not continue ``parent``, and a replay of the turn was accepted.
+
+        One that has shown that it can is doubted only after several refusals in a row.
+        """
+        if parent.created_at + TEACHES_FOR_SECONDS <= self._now():
+            return
+        trust = self._trust.get(parent.store, 0) - 1
+        self._trust[parent.store] = trust
+        if trust < 0:
             self._forgets[parent.store] = why
 
     def shown(self) -> dict[str, str]:
         """For the admin side: per ``store`` flag ``chain``, ``unknown`` or why not."""
         return {
-            name: self._forgets.get(store) or ("chain" if store in self._continues else "unknown")
+            name: self._forgets.get(store) or ("chain" if store in self._trust else "unknown")
             for name, store in (("store", True), ("no_store", False))
         }

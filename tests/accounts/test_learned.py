@@ -49,8 +49,12 @@ def test_a_continued_response_is_shown(learned: LearnedContinuity) -> None:
     assert learned.reason_to_replay(True) is None
 
 
-def test_a_refusal_counts_more_than_what_went_well_before(learned: LearnedContinuity) -> None:
-    learned.continued(False)
+def test_an_account_that_could_is_forgiven_twice_in_a_row(learned: LearnedContinuity) -> None:
+    for _ in range(3):
+        learned.continued(False)
+        learned.refused(parent(False), "it was refused")
+        learned.refused(parent(False), "it was refused")
+        assert learned.shown()["no_store"] == "chain"
     learned.refused(parent(False), "it was refused")
     assert learned.shown()["no_store"] == "it was refused"
 
