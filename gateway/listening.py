@@ -41,13 +41,18 @@ class ListenerService(Service):
         """
         super().startService()
         problems: list[Failure] = []
-        listening = serverFromString(self._reactor, self._endpoint).listen(self._factory)
+        listening = maybeDeferred(self._listen)
         listening.addCallbacks(self._listens, problems.append)
         if problems:
             raise CannotListen(
                 f"{self._setting}: '{self._endpoint}': cannot listen there:"
                 f" {_reason(problems[0].value)}"
             )
+
+    def _listen(self) -> Deferred[IListeningPort]:
+        endpoint = serverFromString(self._reactor, self._endpoint)
+        listening: Deferred[IListeningPort] = endpoint.listen(self._factory)
+        return listening
 
     def stopService(self) -> Deferred[Any]:
         """Stop listening; connections live on."""

@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -37,6 +38,9 @@ from .upstream.http import HttpTimeouts, HttpUpstream
 __all__ = ["Options", "makeService"]
 
 _log = Logger(namespace="gateway.service")
+
+#: Files the gateway may open, where the system lets it.
+_OPEN_FILES = 1_048_576
 
 #: Bound on conversations whose account is remembered.
 _MAX_BINDINGS = 100_000
@@ -193,8 +197,8 @@ class TwistdService(GatewayService):
 def _allow_open_files() -> None:
     """A connection takes two files while a turn runs; the usual soft limit is 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(ValueError, OSError):  # some systems call their limit infinite, and have one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _OPEN_FILES)), hard))
 
 
 def _collect_rarely() -> None:
