@@ -313,6 +313,17 @@ def test_a_break_after_output_keeps_the_finished_items_and_goes_on_counting() ->
     world.check_rest()
 
 
+def test_numbers_go_on_after_events_that_have_none() -> None:
+    world = World()
+    world.turn([user("hi")]).start()
+    events = turn_events([text_item()], "resp_1")
+    world.exchanges()[-1].sends(*events[:4], {"type": "codex.rate_limits", "rate_limits": {}})
+    world.exchanges()[-1].ends(None)
+    assert world.door.types[-2:] == ["codex.rate_limits", "response.failed"]
+    assert world.door.last["sequence_number"] == 4
+    world.check_rest()
+
+
 def test_an_error_about_the_request_keeps_its_code_after_output() -> None:
     world = World()
     world.turn([user("hi")]).start()

@@ -64,7 +64,6 @@ class TurnMachine(RuleBasedStateMachine):
         self.door = FakeDoor()
         self.parents: list[Record | None] = [None]
         self.cancelled = False
-        self.begun: list[FakeExchange] = []
         self.acknowledged: list[FakeExchange] = []
         self.ids = itertools.count(1)
         self.numbers = itertools.count()
@@ -106,11 +105,10 @@ class TurnMachine(RuleBasedStateMachine):
 
     # --- the upstream ------------------------------------------------------------------
 
-    @precondition(lambda self: self.answering and self.exchange not in self.begun)
+    @precondition(lambda self: self.answering and self.exchange not in self.acknowledged)
     @rule(echo=st.sampled_from(["right", "right", "none", "wrong"]), more=st.booleans())
     def acknowledges(self, echo: str, more: bool) -> None:
         exchange = self.exchange
-        self.begun.append(exchange)
         self.acknowledged.append(exchange)
         sent = exchange.body.get("previous_response_id")
         echoed = {"right": sent, "none": None, "wrong": "resp_y"}[echo]
@@ -123,14 +121,11 @@ class TurnMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.answering)
     @rule(make=st.sampled_from(ITEMS), cut=st.integers(1, 20), index=st.integers(0, 3))
     def outputs(self, make: Callable[[], Json], cut: int, index: int) -> None:
-        self.begun.append(self.exchange)
         self.exchange.sends(*map(self.numbered, list(item_events(make(), index))[:cut]))
 
     @precondition(lambda self: self.answering)
     @rule(event=st.sampled_from(SIDE_EVENTS))
     def mentions(self, event: Json) -> None:
-        if event["type"].startswith("response.from"):
-            self.begun.append(self.exchange)
         self.exchange.sends(event)
 
     @precondition(lambda self: self.answering)
@@ -201,6 +196,10 @@ class TurnMachine(RuleBasedStateMachine):
         ids = {event["response"]["id"] for event in events if "response" in event}
         assert len(ids) <= 1, f"answers of several responses were spliced: {ids}"
         assert kinds.count("response.created") <= 1
+        numbered = [event for event in events if "sequence_number" in event]
+        numbers = [event["sequence_number"] for event in numbered]
+        in_order = not numbered or numbered[0]["type"] == "response.created"
+        assert not in_order or numbers == sorted(set(numbers)), f"numbers must increase: {numbers}"
         terminals = [kind for kind in kinds if kind in TERMINALS]
         if self.running:
             assert terminals == [], f"terminal events before the end of the turn: {terminals}"
