@@ -30,7 +30,6 @@ _FORWARDED_HEADERS = (
     "x-codex-beta-features",
     "x-codex-parent-thread-id",
     "x-codex-turn-metadata",
-    "x-codex-turn-state",
     "x-codex-window-id",
     "x-openai-memgen-request",
     "x-openai-subagent",
@@ -43,13 +42,16 @@ _METADATA_HEADERS = {
     "ws_request_header_x_openai_internal_codex_responses_lite": (
         "x-openai-internal-codex-responses-lite"
     ),
-    "x-codex-turn-state": "x-codex-turn-state",
     "x-codex-turn-metadata": "x-codex-turn-metadata",
     "x-codex-window-id": "x-codex-window-id",
 }
 
-#: ``client_metadata`` keys that have no meaning to an HTTP upstream.
-_WEBSOCKET_METADATA = ("ws_request_header_", "x-codex-ws-stream-request-start-ms")
+#: ``client_metadata`` keys that stand for headers, or mean nothing to an HTTP upstream.
+_WEBSOCKET_METADATA = (
+    "ws_request_header_",
+    "x-codex-turn-state",
+    "x-codex-ws-stream-request-start-ms",
+)
 
 
 class UpstreamRequest(NamedTuple):
@@ -102,11 +104,13 @@ def build_headers(
     request: TurnRequest,
     client_headers: Mapping[str, str],
     account_headers: Iterable[tuple[str, str]],
+    turn_state: str | None = None,
 ) -> dict[str, str]:
     """Choose the headers of the upstream request.
 
     :param client_headers: those of the client's handshake that :func:`forwardable` kept.
     :param account_headers: the account's own, which win over everything.
+    :param turn_state: ``x-codex-turn-state`` for this account, or None.
     """
     headers = {"content-type": "application/json", "accept": "text/event-stream"}
     headers.update(client_headers)
@@ -114,6 +118,8 @@ def build_headers(
         target = _METADATA_HEADERS.get(key)
         if target is not None and value and value.isprintable():
             headers[target] = value
+    if turn_state and turn_state.isprintable():
+        headers["x-codex-turn-state"] = turn_state
     headers.update((name.lower(), value) for name, value in account_headers)
     return headers
 

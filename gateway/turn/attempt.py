@@ -43,12 +43,14 @@ class Attempt:
         self.plan = plan
         self.relay = relay
         self._owner = owner
+        self._counted = False
         self._hold_seconds = environment.hold_seconds
         self._hold = Deadline(environment.clock, self._release)
         self._exchange = account.upstream.exchange(request, self)
 
     def start(self) -> None:
         """Send it."""
+        self._counted = True
         self.account.in_flight += 1
         self._exchange.start()
 
@@ -101,4 +103,6 @@ class Attempt:
 
     def _leave(self) -> None:
         self._hold.stop()
-        self.account.in_flight -= 1
+        if self._counted:
+            self._counted = False
+            self.account.in_flight -= 1

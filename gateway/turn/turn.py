@@ -12,8 +12,8 @@ import itertools
 from collections.abc import Callable
 
 from ..accounts.account import Account
-from ..accounts.affinity import turn_state_key
-from ..accounts.pool import Wanted
+from ..accounts.affinity import TURN_STATE, turn_state_key
+from ..accounts.pool import Choice, Wanted
 from ..deadline import Deadline
 from ..ledger.continuation import Route, pin_of
 from ..ledger.records import Record
@@ -35,7 +35,7 @@ from ..protocol.refusals import (
     most_hopeful,
 )
 from ..protocol.relay import Broken, Finished, NotContinued, Refused, Relay
-from ..protocol.request import TurnRequest
+from ..protocol.request import TurnRequest, client_metadata
 from ..protocol.upstream_request import UpstreamRequest, build_body, build_headers
 from .attempt import Attempt
 from .continuity import TurnContinuity
@@ -128,7 +128,7 @@ class Turn:
             self._prewarm()
         else:
             self._keep_awake()
-            self._try_next_account()
+            self._begin()
 
     def cancel(self) -> None:
         """The client is gone: stop the upstream, send nothing."""
@@ -188,34 +188,42 @@ class Turn:
 
     # --- choosing and sending --------------------------------------------------------
 
-    def _try_next_account(self) -> None:
+    def _begin(self) -> None:
+        choice = self._next_choice()
+        if choice is not None:
+            self._send_to(choice.account, choice.rule)
+            return
+        self._refuse(
+            ApiError.invalid_request(
+                f"No account of this gateway may serve this turn with '{self.record.model}'.",
+                "model",
+                "model_not_found",
+            )
+        )
+
+    def _next_choice(self) -> Choice | None:
+        """The next account to try, or None when no other is left."""
+        if len(self._tried) >= self._environment.max_attempts:
+            return None
         wanted = Wanted(
             self.request.model,
             self._context.affinity,
             self._continuity.holder,
             self._continuity.pinned_to,
         )
-        choice = None
-        if len(self._tried) < self._environment.max_attempts:
-            choice = self._environment.pool.choose(wanted, self._tried)
-        if choice is not None:
-            self._tried.append(choice.account.name)
-            self._send_to(choice.account, choice.rule)
-        elif self._refusals:
-            self._refuse(for_the_client(most_hopeful(self._refusals)))
-        else:
-            self._refuse(
-                ApiError.invalid_request(
-                    f"No account of this gateway offers the model '{self.request.model}'.",
-                    "model",
-                    "model_not_found",
-                )
-            )
+        return self._environment.pool.choose(wanted, self._tried)
 
     def _send_to(self, account: Account, rule: str) -> None:
+        if account.name not in self._tried:
+            self._tried.append(account.name)
         plan = self._continuity.plan(account)
         body = build_body(self.request, plan.items, plan.previous_response_id)
-        headers = build_headers(self.request, self._context.client_headers, account.request_headers)
+        headers = build_headers(
+            self.request,
+            self._context.client_headers,
+            account.request_headers,
+            self._turn_state_for(account),
+        )
         must_echo = account.settings.continuity == "auto"
         relay = Relay(
             plan.previous_response_id if must_echo else None,
@@ -233,6 +241,15 @@ class Turn:
         if self._paused:
             self._attempt.pause()
         self._attempt.start()
+
+    def _turn_state_for(self, account: Account) -> str | None:
+        """The turn state that the client echoes, if this account gave it (§4.6)."""
+        turn_state = client_metadata(self.request.members).get(TURN_STATE)
+        if turn_state is None:
+            return None
+        key = turn_state_key(self._context.tenant, turn_state)
+        issuer = self._environment.pool.bindings.account_of(key)
+        return turn_state if issuer in (None, account.name) else None
 
     def _is_taken(self, response_id: str) -> bool:
         return self._environment.ledger.get(self._context.tenant, response_id) is not None
@@ -284,6 +301,8 @@ class Turn:
         else:
             self.record.response_id = relay.response_id
             self.error = outcome.error
+        if outcome.error is not None and may_move(outcome.error):
+            attempt.account.failures += 1
         self._end(outcome.status, outcome.error.label if outcome.error else outcome.reason)
 
     def _refused(self, attempt: Attempt, outcome: Refused) -> None:
@@ -294,18 +313,17 @@ class Turn:
         elif may_move(error):
             attempt.account.failures += 1
             self._refusals.append(error)
-            if outcome.terminal and error is for_the_client(error) and not self._others_left():
+            choice = self._next_choice()
+            if choice is not None:
+                self._send_to(choice.account, choice.rule)
+            elif outcome.terminal and error is for_the_client(error):
                 self._relay_refusal(attempt, outcome)
             else:
-                self._try_next_account()
+                self._refuse(for_the_client(most_hopeful(self._refusals)))
         elif outcome.terminal:
             self._relay_refusal(attempt, outcome)
         else:
             self._refuse(error)
-
-    def _others_left(self) -> bool:
-        untried = {account.name for account in self._environment.pool.accounts} - set(self._tried)
-        return bool(untried) and len(self._tried) < self._environment.max_attempts
 
     def _broken(self, attempt: Attempt, error: ApiError) -> None:
         """The client must start anew: what it saw cannot be taken back (§8.4)."""
@@ -393,6 +411,7 @@ class Turn:
         self._silence.stop()
         if self._attempt is not None:
             self._attempt.account.turns += 1
+            self._attempt = None  # it points back here, and holds what was sent
         record = self.record
         record.status, record.error_code = status, error_code
         record.duration_ms = self._elapsed_ms()

@@ -167,23 +167,25 @@ def test_metadata_of_the_turn_becomes_headers() -> None:
             "ws_request_header_traceparent": "00-1",
             "ws_request_header_tracestate": "a=b",
             "ws_request_header_x_openai_internal_codex_responses_lite": "true",
-            "x-codex-turn-state": "opaque",
+            "x-codex-turn-state": "another account's",
             "x-codex-window-id": "new",
             "thread_id": "t",
         }
     )
-    headers = build_headers(one, {"x-codex-window-id": "old"}, [])
+    headers = build_headers(one, {"x-codex-window-id": "old"}, [], "this account's")
     assert headers["traceparent"] == "00-1"
     assert headers["tracestate"] == "a=b"
     assert headers["x-openai-internal-codex-responses-lite"] == "true"
-    assert headers["x-codex-turn-state"] == "opaque"
+    assert headers["x-codex-turn-state"] == "this account's"
     assert headers["x-codex-window-id"] == "new", "the turn knows better than the handshake"
     assert "thread_id" not in headers
 
 
 @pytest.mark.parametrize("value", ["a\r\nx-evil: 1", "a\nb", "\0", ""])
 def test_metadata_cannot_smuggle_headers(value: str) -> None:
-    headers = build_headers(request(client_metadata={"x-codex-turn-state": value}), {}, [])
+    metadata = {"x-codex-turn-metadata": value}
+    headers = build_headers(request(client_metadata=metadata), {}, [], value)
+    assert "x-codex-turn-metadata" not in headers
     assert "x-codex-turn-state" not in headers
 
 
