@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from gateway.downstream.session import MAX_NAMED_LANES, MAX_RUNNING
+from gateway.protocol.request import TurnRequest
+from gateway.turn import turn as turn_module
 from tests.downstream.stage import Stage
 from tests.support.events import turn_events
 
@@ -317,3 +320,26 @@ def test_an_old_idle_connection_is_closed_with_the_next_turn() -> None:
     stage.create()
     assert stage.channel.last["status"] == 400
     assert stage.channel.closed == [1000]
+
+
+def test_a_bug_of_ours_costs_one_turn_and_not_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage()
+    for text in ("one", "two", "three"):
+        stage.create(text)
+    really = turn_module.build_body
+
+    def broken(request: TurnRequest, *rest: Any) -> bytes:
+        if bytes(request.members["input"]) == b'"two"':
+            raise KeyError("of a test")
+        return really(request, *rest)
+
+    monkeypatch.setattr(turn_module, "build_body", broken)
+    stage.answer("resp_1")
+    assert stage.channel.last["status"] == 500
+    assert "of a test" not in json.dumps(stage.channel.events)
+    assert words(stage) == ["one", "three"]
+    stage.answer("resp_3")
+    assert stage.channel.last["type"] == "response.completed"
+    stage.world.check_rest()

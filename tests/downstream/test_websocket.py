@@ -9,132 +9,27 @@ from typing import Any
 import pytest
 import txaio
 from twisted.internet.error import ConnectionDone
-from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
-from wsproto import ConnectionType, WSConnection
-from wsproto.connection import ConnectionState
 from wsproto.events import (
     AcceptConnection,
     BytesMessage,
     CloseConnection,
-    Event,
     Message,
     Ping,
     Pong,
-    RejectConnection,
-    RejectData,
-    Request,
     TextMessage,
 )
 from wsproto.extensions import PerMessageDeflate
 
-from gateway.config import KeySettings, LimitSettings, SessionSettings, Settings, TimeoutSettings
-from gateway.downstream.websocket import ResponsesFactory
-from tests.support.events import Json, text_item, turn_events
-from tests.turn.fakes import World
-
-KEY = [("authorization", "Bearer sk-client")]
+from gateway.config import LimitSettings, SessionSettings, TimeoutSettings
+from tests.downstream.client import KEY, Client, Door, Transport
+from tests.support.events import text_item, turn_events
 
 
 @pytest.fixture(autouse=True)
 def autobahns_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Autobahn's own timers run on one global reactor; each door puts its own there."""
     monkeypatch.setattr(txaio.config, "loop", txaio.config.loop)
-
-
-class Transport(StringTransport):
-    """As forgiving as a socket's transport."""
-
-    def unregisterProducer(self) -> None:
-        if self.producer is not None:
-            super().unregisterProducer()
-
-
-class Door:
-    """The factory over scripted upstreams."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.world = World()
-        self.reactor = txaio.config.loop = MemoryReactorClock()
-        settings.setdefault("keys", (KeySettings(name="laptop", key="sk-client"),))
-        self.factory = ResponsesFactory(self.reactor, self.world.environment, Settings(**settings))
-
-        self.clients: list[Client] = []
-
-    def client(self, path: str = "/v1/responses", headers: Any = KEY, **about: Any) -> Client:
-        self.clients.append(Client(self, path, headers, **about))
-        return self.clients[-1]
-
-    def check_rest(self) -> None:
-        assert not self.factory.connections
-        self.world.check_rest()
-        self.reactor.advance(100)  # Autobahn's timers are in buckets that must run out
-        calls = self.reactor.getDelayedCalls()
-        assert not calls, f"timers outlived their connections: {calls}"
-
-
-class Client:
-    """A client by wsproto, joined to the server's protocol without a network."""
-
-    def __init__(self, door: Door, path: str, headers: Any, extensions: Any = ()) -> None:
-        self.transport = Transport()
-        self.protocol = door.factory.buildProtocol(None)
-        self.protocol.makeConnection(self.transport)
-        self.wire = WSConnection(ConnectionType.CLIENT)
-        self.events: list[Event] = []
-        self.frames: list[Json] = []
-        self.lost = False
-        request = Request(
-            host="gateway.test", target=path, extra_headers=headers, extensions=list(extensions)
-        )
-        self.protocol.dataReceived(self.wire.send(request))
-        self.read()
-
-    def read(self) -> None:
-        data = self.transport.value()
-        self.transport.clear()
-        if not data:
-            return
-        self.wire.receive_data(data)
-        text = ""
-        for event in self.wire.events():
-            self.events.append(event)
-            if isinstance(event, TextMessage):
-                text += event.data
-                if event.message_finished:
-                    self.frames.append(json.loads(text))
-                    text = ""
-
-    def sends(self, event: Event) -> None:
-        self.protocol.dataReceived(self.wire.send(event))
-        self.read()
-
-    def says(self, **message: Any) -> None:
-        self.sends(TextMessage(data=json.dumps(message)))
-
-    def create(self, **members: Any) -> None:
-        self.says(type="response.create", model="gpt-5.5", input="hi", **members)
-
-    def is_lost(self) -> None:
-        if not self.lost:
-            self.lost = True
-            self.protocol.connectionLost(Failure(ConnectionDone()))
-
-    @property
-    def is_open(self) -> bool:
-        return self.wire.state is ConnectionState.OPEN
-
-    @property
-    def refusal(self) -> tuple[int, dict[str, str], Json]:
-        rejected = next(event for event in self.events if isinstance(event, RejectConnection))
-        body = b"".join(event.data for event in self.events if isinstance(event, RejectData))
-        headers = {name.decode(): value.decode() for name, value in rejected.headers}
-        return rejected.status_code, headers, json.loads(body)
-
-    @property
-    def close_code(self) -> int | None:
-        closes = [event for event in self.events if isinstance(event, CloseConnection)]
-        return int(closes[0].code) if closes else None
 
 
 @pytest.fixture
