@@ -142,6 +142,8 @@ class Turn:
         :param accepted: makes the event to send before the terminal one, of the response's
             id and the event's ``sequence_number``; or None.
         """
+        if self._state is TurnState.ENDED:
+            return
         relay = self._attempt.relay if self._attempt is not None else Relay()
         payloads = relay.release()
         response = response_members(relay.created)
@@ -150,8 +152,9 @@ class Turn:
         if not response_id:
             response_id = new_response_id()
             response = self._made(response_id)
-            payloads.append(created_event(response))
-            number = 0
+            if number < 0:
+                payloads.append(created_event(response))
+                number = 0
         if accepted is not None:
             number += 1
             payloads.append(accepted(response_id, number))
@@ -165,6 +168,8 @@ class Turn:
     def abandon(self, error: ApiError) -> None:
         """The gateway gives it up: tell the client so that it comes again."""
         attempt = self._attempt
+        if self._state is TurnState.ENDED:
+            return
         if attempt is None:
             self._refuse(error)
             return

@@ -9,6 +9,7 @@ import enum
 import itertools
 import re
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -87,7 +88,7 @@ class Strict:
             return
         body = exchange.request.body
         store = body.get("store", True)
-        response_id = f"resp_{self.name}_{next(self._count)}"
+        response_id = f"resp_{self.name}_{uuid.uuid4().hex}"
         items = self.brain(transcript, self)
         exchange.request.response_id = response_id
         if self.mode is not Mode.STATELESS and (self.mode is not Mode.STORED_ONLY or store):
