@@ -141,7 +141,6 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
     :param body: as much of its body as was read; ``{"error": {…}}``, ``{"detail": "…"}``
         or anything else.
     """
-    kept = {k: v for k, v in headers.items() if k in _CLIENT_HEADERS or k.startswith("x-codex-")}
     try:
         decoded = msgspec.json.decode(body)
     except UNREADABLE:
@@ -150,7 +149,7 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
     if status not in _STATUS_RANGE:
         fields.setdefault("message", f"The upstream answered with the status {status}.")
         status = 502
-    return _build(status, fields, kept)
+    return _build(status, fields, headers)
 
 
 def from_event(data: bytes) -> ApiError | None:
@@ -169,18 +168,15 @@ def from_event(data: bytes) -> ApiError | None:
     status = decoded.get("status") or decoded.get("status_code")
     if not isinstance(status, int) or status not in _STATUS_RANGE:
         status = status_of(fields.get("code"), fields.get("type"))
-    headers = decoded.get("headers") or fields.get("headers")
-    kept = _text_members(headers) if isinstance(headers, dict) else {}
-    return _build(status, fields, kept)
+    return _build(status, fields, decoded.get("headers") or fields.get("headers"))
 
 
 def from_failed_response(error: object) -> ApiError:
     """Read ``response.error`` of a ``response.failed`` event (§5.4)."""
     fields = dict(error) if isinstance(error, dict) else {}
     fields.setdefault("message", "The upstream failed the response.")
-    headers = fields.get("headers")
-    kept = _text_members(headers) if isinstance(headers, dict) else {}
-    return _build(status_of(fields.get("code"), fields.get("type")), fields, kept)
+    status = status_of(fields.get("code"), fields.get("type"))
+    return _build(status, fields, fields.get("headers"))
 
 
 def status_of(code: object, type: object = None) -> int:
@@ -206,7 +202,7 @@ def _error_object(decoded: object) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if value is not None}
 
 
-def _build(status: int, fields: dict[str, Any], headers: Mapping[str, str]) -> ApiError:
+def _build(status: int, fields: dict[str, Any], headers: object) -> ApiError:
     code = fields.get("code")
     type_ = fields.get("type")
     param = fields.get("param")
@@ -220,14 +216,18 @@ def _build(status: int, fields: dict[str, Any], headers: Mapping[str, str]) -> A
         else f"The upstream answered with the status {status} and no message.",
         str(code) if code is not None else None,
         param if isinstance(param, str) else None,
-        headers,
+        _kept_headers(headers),
         {name: fields[name] for name in _DETAIL_MEMBERS if fields.get(name) is not None},
     )
 
 
-def _text_members(headers: dict[Any, Any]) -> dict[str, str]:
+def _kept_headers(headers: object) -> dict[str, str]:
+    """What of an upstream's headers concerns the client; the rest may be about the account."""
+    if not isinstance(headers, Mapping):
+        return {}
     return {
-        str(name): str(value)
+        name: str(value)
         for name, value in headers.items()
         if isinstance(value, (str, int, float))
+        and (name.lower() in _CLIENT_HEADERS or name.lower().startswith("x-codex-"))
     }
