@@ -15,11 +15,10 @@ from ..accounts.account import Account
 from ..accounts.affinity import TURN_STATE, turn_state_key
 from ..accounts.pool import Choice, Wanted
 from ..deadline import Deadline
-from ..ledger.continuation import Route, pin_of
+from ..ledger.continuation import Route
 from ..ledger.records import Record
 from ..protocol.errors import ApiError
 from ..protocol.events import Members, response_members
-from ..protocol.items import Item, read_item
 from ..protocol.made import (
     created_event,
     failed_event,
@@ -41,6 +40,7 @@ from .attempt import Attempt
 from .continuity import TurnContinuity
 from .environment import Door, TurnContext, TurnEnvironment
 from .journal import AttemptRecord, TurnRecord
+from .recording import record_response
 
 #: ``incomplete`` responses that may be continued (protocol.md §8.2).
 _CONTINUABLE = frozenset({"interrupted", "max_output_tokens"})
@@ -387,29 +387,16 @@ class Turn:
     def _remember(
         self, response_id: str, raw_items: list[bytes], account: str | None, held_upstream: bool
     ) -> None:
-        """Keep the response for later turns; its items are those the client saw (law 3)."""
-        output: list[Item] = []
-        for raw in raw_items:
-            item = read_item(raw, lambda _: account)
-            if item.sealed and account is not None:
-                self._environment.seals.issued(raw, account)
-            output.append(item)
-        context, request = self._context, self.request
         self.record.response_id = response_id
-        self.recorded = Record(
-            tenant=context.tenant,
-            id=response_id,
-            parent=context.parent,
-            input=request.items,
-            output=tuple(output),
-            account=account,
-            store=request.store,
-            held_upstream=held_upstream,
-            model=request.model,
-            created_at=self._environment.clock.seconds(),
-            pinned_to=pin_of(context.parent, (*request.items, *output)),
+        self.recorded = record_response(
+            self._environment,
+            self._context,
+            self.request,
+            response_id,
+            raw_items,
+            account,
+            held_upstream,
         )
-        self._environment.ledger.add(self.recorded)
 
     def _end(self, status: str, error_code: str | None) -> None:
         self._enter(TurnState.ENDED)

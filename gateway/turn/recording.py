@@ -1,0 +1,49 @@
+"""What later turns need of a response: written down once it ended well (design law 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..ledger.continuation import pin_of
+from ..ledger.records import Record
+from ..protocol.items import Item, read_item
+from ..protocol.request import TurnRequest
+from .environment import TurnContext, TurnEnvironment
+
+
+def record_response(
+    environment: TurnEnvironment,
+    context: TurnContext,
+    request: TurnRequest,
+    response_id: str,
+    raw_items: Sequence[bytes],
+    account: str | None,
+    held_upstream: bool,
+) -> Record:
+    """Put a response into the ledger, and its seals under its account's name.
+
+    :param raw_items: the finished items as the client saw them, in ``output_index`` order.
+    :param account: who made it, or None for the gateway itself.
+    :param held_upstream: whether that account can know it by this id.
+    """
+    output: list[Item] = []
+    for raw in raw_items:
+        item = read_item(raw, lambda _: account)
+        if item.sealed and account is not None:
+            environment.seals.issued(raw, account)
+        output.append(item)
+    record = Record(
+        tenant=context.tenant,
+        id=response_id,
+        parent=context.parent,
+        input=request.items,
+        output=tuple(output),
+        account=account,
+        store=request.store,
+        held_upstream=held_upstream,
+        model=request.model,
+        created_at=environment.clock.seconds(),
+        pinned_to=pin_of(context.parent, (*request.items, *output)),
+    )
+    environment.ledger.add(record)
+    return record
