@@ -24,7 +24,7 @@ class AdminSite(Site):
     noisy = False
 
     def __init__(self, status: Status, token: str | None, reactor: Any) -> None:
-        root = Resource()
+        root = Nothing()
         root.putChild(b"livez", JsonResource(lambda: {"status": "alive"}, None))
         root.putChild(b"readyz", ReadyResource(status))
         shown = JsonResource(status.overview, token)
@@ -37,7 +37,34 @@ class AdminSite(Site):
         """Say nothing."""
 
 
-class JsonResource(Resource):
+class AdminResource(Resource):
+    """What can only be read; all it says is JSON."""
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """What was not put here is not here."""
+        return Nothing()
+
+    def render(self, request: Request) -> bytes:
+        """Answer GET and HEAD."""
+        if request.method not in (b"GET", b"HEAD"):
+            request.setHeader("allow", "GET, HEAD")
+            return answer(request, 405, {"error": "this can only be read"})
+        return self.render_GET(request)
+
+    def render_GET(self, request: Request) -> bytes:
+        """Answer."""
+        return answer(request, 404, {"error": "nothing is here; see /status"})
+
+
+class Nothing(AdminResource):
+    """Where wrong paths lead."""
+
+    def render(self, request: Request) -> bytes:
+        """Answer whatever method."""
+        return self.render_GET(request)
+
+
+class JsonResource(AdminResource):
     """A GET that answers with what ``produce`` returns.
 
     :param token: the Bearer token it asks for, or None.
@@ -62,10 +89,8 @@ class JsonResource(Resource):
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
 
 
-class ReadyResource(Resource):
+class ReadyResource(AdminResource):
     """200 while new work is welcome, 503 otherwise."""
-
-    isLeaf = True
 
     def __init__(self, status: Status) -> None:
         super().__init__()
