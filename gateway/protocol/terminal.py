@@ -17,6 +17,8 @@ from .events import (
 )
 from .items import read_item
 
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
 
 def finish_terminal(
     data: bytes, kind: bytes, response_id: str, items: Sequence[bytes]
@@ -110,7 +112,7 @@ def _count(value: object, otherwise: int) -> int:
 def _announcements(output: bytes, items: Sequence[bytes], first_number: int) -> list[bytes]:
     """``response.output_item.done`` for what ``output`` lists and ``items`` lacks."""
     try:
-        listed = msgspec.json.decode(output, type=list[msgspec.Raw])
+        listed = _decode_list(output)
     except UNREADABLE as error:
         raise MalformedEvent(f"an output that is no list of items: {error}") from None
     if len(listed) <= len(items):

@@ -10,15 +10,6 @@ from twisted.logger import Logger
 
 _RING = 500
 
-#: A turn as a line of text; a JSON log has every member of the record besides.
-_LINE = (
-    "turn {turn} {status} key={key} model={model} account={account} attempts={tries}"
-    " route={route} reason={reason!r} response={response_id} chained_to={chained_to}"
-    " error={error_code} queued_ms={queued_ms} first_output_ms={first_output_ms}"
-    " duration_ms={duration_ms} request_bytes={request_bytes} upstream_bytes={upstream_bytes}"
-    " events={events} relayed_bytes={relayed_bytes}"
-)
-
 
 @dataclass
 class AttemptRecord:
@@ -62,6 +53,18 @@ class TurnRecord:
         """For JSON.  ``dataclasses.asdict`` would copy every string, once a turn."""
         return {**vars(self), "attempts": [vars(each) for each in self.attempts]}
 
+    def as_text(self) -> str:
+        """For a line of text.  Twisted's formatter would take 70 us for as many fields."""
+        return (
+            f"turn {self.turn} {self.status} key={self.key} model={self.model}"
+            f" account={self.account} attempts={len(self.attempts)} route={self.route}"
+            f" reason={self.reason!r} response={self.response_id} chained_to={self.chained_to}"
+            f" error={self.error_code} queued_ms={self.queued_ms}"
+            f" first_output_ms={self.first_output_ms} duration_ms={self.duration_ms}"
+            f" request_bytes={self.request_bytes} upstream_bytes={self.upstream_bytes}"
+            f" events={self.events} relayed_bytes={self.relayed_bytes}"
+        )
+
 
 class TurnJournal:
     """Takes the record of every turn that ended.
@@ -78,7 +81,7 @@ class TurnJournal:
         """Keep and log ``record``."""
         self._ring.append(record)
         self.totals[record.status] += 1
-        self._log.info(_LINE, tries=len(record.attempts), **record.as_dict())
+        self._log.info("{log_text}", log_text=record.as_text(), **record.as_dict())
 
     def latest(self) -> list[TurnRecord]:
         """The last turns, oldest first."""
