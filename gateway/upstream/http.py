@@ -6,35 +6,23 @@ import enum
 from collections.abc import Callable
 from typing import Any
 
-from treq.client import HTTPClient
 from treq.response import _Response as TreqResponse
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import (
-    URI,
-    Agent,
-    BrowserLikePolicyForHTTPS,
-    HTTPConnectionPool,
-    ResponseDone,
-)
+from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
-from zope.interface import implementer
+from twisted.web.iweb import IResponse
 
 from ..deadline import Deadline
 from ..protocol.errors import ApiError, from_http
 from ..protocol.sse import EventStreamParser, EventTooLarge
 from ..protocol.upstream_request import UpstreamRequest
-from .coalescing import CoalescingEndpointFactory
+from .client import connection_pool, http_client
 from .failures import connection_went_stale, log_bug, upstream_failure
 from .interface import Receiver
-
-#: How long an idle kept-alive connection is trusted: below what load balancers allow.
-_IDLE_CONNECTION_SECONDS = 45.0
 
 #: How much of a refusal's body is read, in bytes.
 _MAX_REFUSAL_BYTES = 65_536
@@ -48,7 +36,6 @@ _RESEND_SECONDS = 1.0
 
 #: How long an answer may go on after its terminal event before its connection is dropped.
 _DRAIN_SECONDS = 2.0
-
 
 _EVENT_STREAM = "text/event-stream"
 
@@ -78,17 +65,8 @@ class HttpUpstream:
         timeouts: HttpTimeouts,
         max_kept: int = 1000,
     ) -> None:
-        self._pool = HTTPConnectionPool(reactor)
-        self._pool.maxPersistentPerHost = max_kept
-        self._pool.cachedConnectionTimeout = _IDLE_CONNECTION_SECONDS  # type: ignore[assignment]
-        self._pool.retryAutomatically = False
-        direct = DirectEndpoints(reactor, timeouts.connect)
-        agent = Agent.usingEndpointFactory(
-            reactor, CoalescingEndpointFactory(direct, reactor, timeouts.connect), self._pool
-        )
-        self._client = HTTPClient(
-            IdentityEncodingAgent(agent), data_to_body_producer=WholeBodyProducer
-        )
+        self._pool = connection_pool(reactor, max_kept)
+        self._client = http_client(reactor, self._pool, timeouts.connect)
         self._reactor = reactor
         self._base_url = base_url
         self._secret = secret
@@ -320,76 +298,3 @@ class HttpExchange(Protocol):
 def _spent() -> Deferred[TreqResponse]:
     """Stands for a request that was answered, so that its body is not kept."""
     raise AssertionError("a request that was answered is not sent again")
-
-
-@implementer(IAgentEndpointFactory)
-class DirectEndpoints:
-    """TCP for ``http``, verified TLS over TCP for ``https``.
-
-    :param connect_seconds: how long TCP may take.
-    """
-
-    def __init__(self, reactor: Any, connect_seconds: float) -> None:
-        self._reactor = reactor
-        self._connect_seconds = connect_seconds
-        self._tls = BrowserLikePolicyForHTTPS()
-        self._made: dict[tuple[bytes, bytes, int], IStreamClientEndpoint] = {}
-
-    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
-        """See ``IAgentEndpointFactory``; made once, since TLS ones take 80 us."""
-        key = uri.scheme, uri.host, uri.port
-        if key not in self._made:
-            self._made[key] = self._make(uri)
-        return self._made[key]
-
-    def _make(self, uri: URI) -> IStreamClientEndpoint:
-        tcp = HostnameEndpoint(
-            self._reactor, uri.host.decode("ascii"), uri.port, timeout=self._connect_seconds
-        )
-        if uri.scheme == b"https":
-            return wrapClientTLS(self._tls.creatorForNetloc(uri.host, uri.port), tcp)
-        return tcp
-
-
-@implementer(IAgent)
-class IdentityEncodingAgent:
-    """Asks for uncompressed answers: treq always offers gzip, which delays small events."""
-
-    def __init__(self, agent: IAgent) -> None:
-        self._agent = agent
-
-    def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
-    ) -> Deferred[IResponse]:
-        """See ``IAgent``."""
-        headers = Headers() if headers is None else headers.copy()
-        headers.setRawHeaders(b"accept-encoding", [b"identity"])
-        return self._agent.request(method, uri, headers, bodyProducer)
-
-
-@implementer(IBodyProducer)
-class WholeBodyProducer:
-    """Writes the whole body at once: it is in memory anyway."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self.length = len(body)
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        """See ``IBodyProducer``."""
-        body, self._body = self._body, b""  # the request outlives its sending
-        consumer.write(body)
-        return succeed(None)
-
-    def pauseProducing(self) -> None:
-        """Nothing is left to pause."""
-
-    def resumeProducing(self) -> None:
-        """Nothing is left to resume."""
-
-    def stopProducing(self) -> None:
-        """Nothing is left to stop."""
