@@ -18,22 +18,23 @@ _NOT_FORWARDED = frozenset(
 _SEALED_REASONING = "reasoning.encrypted_content"
 
 #: Client headers that mean the same on the upstream's HTTP request (§3.2).
-_FORWARDED_HEADERS = (
-    "originator",
-    "session-id",
-    "session_id",
-    "thread-id",
-    "conversation_id",
-    "user-agent",
-    "version",
-    "x-client-request-id",
-    "x-codex-beta-features",
-    "x-codex-parent-thread-id",
-    "x-codex-turn-metadata",
-    "x-codex-window-id",
-    "x-openai-memgen-request",
-    "x-openai-subagent",
+_FORWARDED_HEADERS = frozenset(
+    {
+        "originator",
+        "session-id",
+        "session_id",
+        "thread-id",
+        "conversation_id",
+        "user-agent",
+        "version",
+        "x-client-request-id",
+    }
 )
+
+#: Families of headers by which Codex tells its upstream what a request is for; each version
+#: knows more of them.  A turn state is valid for one turn and account, not for a connection.
+_FORWARDED_FAMILIES = ("x-codex-", "x-openai-")
+_NOT_OF_A_CONNECTION = "x-codex-turn-state"
 
 #: ``client_metadata`` keys of a turn that are headers over HTTP (§3.2).
 _METADATA_HEADERS = {
@@ -97,7 +98,13 @@ def forwardable(headers: Mapping[str, str]) -> dict[str, str]:
 
     :param headers: all of them, names in lower case.
     """
-    return {name: headers[name] for name in _FORWARDED_HEADERS if headers.get(name)}
+    return {
+        name: value
+        for name, value in headers.items()
+        if value
+        and (name in _FORWARDED_HEADERS or name.startswith(_FORWARDED_FAMILIES))
+        and name != _NOT_OF_A_CONNECTION
+    }
 
 
 def build_headers(

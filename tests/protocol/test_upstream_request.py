@@ -149,6 +149,9 @@ def test_known_headers_of_the_client_travel_and_others_do_not() -> None:
             "host": "gateway",
             "openai-beta": "responses_websockets=2026-02-06",
             "x-codex-window-id": "",
+            "x-codex-turn-state": "of another turn",
+            "x-codex-of-a-later-version": "1",
+            "x-openai-of-a-later-version": "2",
         }
     )
     assert build_headers(request(), client_headers, []) == {
@@ -158,6 +161,8 @@ def test_known_headers_of_the_client_travel_and_others_do_not() -> None:
         "session_id": "s",
         "originator": "codex",
         "user-agent": "codex/1",
+        "x-codex-of-a-later-version": "1",
+        "x-openai-of-a-later-version": "2",
     }
 
 
