@@ -55,10 +55,6 @@ class Pool:
             self.bindings.bind(wanted.keys[-1], choice.account.name)
         return choice
 
-    def offers(self, model: str | None) -> bool:
-        """Whether any account serves ``model``."""
-        return any(account.serves(model) for account in self.accounts)
-
     def _pick(self, wanted: Wanted, tried: Container[str]) -> Choice | None:
         if wanted.pinned_to is not None and wanted.pinned_to in self._by_name:
             return self._named(wanted.pinned_to, "sealed items", wanted, tried)

@@ -9,21 +9,12 @@ from __future__ import annotations
 
 import re
 from itertools import chain
-from typing import NamedTuple
 
 _BOM = b"\xef\xbb\xbf"
 
 
-class ServerSentEvent(NamedTuple):
-    """One event: ``name`` is empty when the stream gave no ``event:`` line.
-
-    The parser gives out plain tuples of the same two: making these took as long as parsing.
-    """
-
-    name: bytes
-    data: bytes
-
-
+#: The name, empty when the stream gave no ``event:`` line, and the data.  A plain tuple: making
+#: a named one takes as long as parsing.
 Event = tuple[bytes, bytes]
 
 _USUAL = re.compile(rb"event: ([^\n]*)\ndata: ([^\n]*)\n\n")

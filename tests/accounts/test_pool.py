@@ -155,7 +155,6 @@ def test_an_account_serves_the_models_it_is_given(
 ) -> None:
     one = account("a", patterns)
     assert one.serves(model) is serves
-    assert pool_of(one).offers(model) is serves
 
 
 def test_only_accounts_that_serve_the_model_are_chosen() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.protocol.errors import ApiError
 from gateway.protocol.relay import Broken, Finished, NotContinued, Phase, Refused, Relay
-from gateway.protocol.sse import ServerSentEvent
+from tests.support.sse import ServerSentEvent
 
 MESSAGE = {"type": "message", "id": "msg_1", "content": [{"type": "output_text", "text": "hi"}]}
 CALL = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "arguments": "{}"}

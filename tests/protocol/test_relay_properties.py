@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.protocol.events import PASSED_UNREAD
 from gateway.protocol.relay import Broken, Finished, NotContinued, Refused, Relay
-from gateway.protocol.sse import ServerSentEvent
+from tests.support.sse import ServerSentEvent
 
 TERMINALS = {"response.completed", "response.failed", "response.incomplete"}
 NO_OUTPUT = {

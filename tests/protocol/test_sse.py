@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.sse import EventStreamParser, EventTooLarge, ServerSentEvent
+from gateway.protocol.sse import EventStreamParser, EventTooLarge
+from tests.support.sse import ServerSentEvent
 
 
 def parse(pieces: Iterable[bytes]) -> list[ServerSentEvent]:

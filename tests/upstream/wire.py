@@ -13,9 +13,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gateway.protocol.errors import ApiError
-from gateway.protocol.sse import ServerSentEvent
 from gateway.protocol.upstream_request import UpstreamRequest
 from gateway.upstream.http import HttpExchange, HttpTimeouts, HttpUpstream
+from tests.support.sse import ServerSentEvent
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
