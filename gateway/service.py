@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from autobahn.websocket import USES_NVX
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
@@ -23,7 +23,7 @@ from .accounts.affinity import Bindings
 from .accounts.pool import Pool
 from .admin.resource import AdminSite
 from .admin.status import Status
-from .config import AccountSettings, Settings
+from .config import AccountSettings, Settings, SimulatorSettings
 from .downstream.websocket import ResponsesFactory
 from .ledger.memory import MemoryLedger
 from .ledger.seals import SealRegister
@@ -99,9 +99,8 @@ class GatewayService(MultiService):
         stopped.addCallback(self._close_upstreams)
         return stopped
 
-    def _close_upstreams(self, _: object) -> None:
-        for upstream in self._upstreams:
-            upstream.close()
+    def _close_upstreams(self, _: object) -> Deferred[Any]:
+        return gatherResults([upstream.close() for upstream in self._upstreams])
 
     def _real(self, reactor: Any) -> list[Account]:
         return [
@@ -111,10 +110,10 @@ class GatewayService(MultiService):
 
     def _simulated(self, reactor: Any) -> list[Account]:
         """Accounts of the built-in simulator, whose port is known once it listens."""
-        wanted = self.settings.simulator
-        count, mode = (wanted.accounts, wanted.mode) if wanted is not None else (2, "stateful")
+        wanted = self.settings.simulator or SimulatorSettings()
         simulated = [
-            SimulatedAccount(f"simulated-{number}", mode=mode) for number in range(1, count + 1)
+            SimulatedAccount(f"simulated-{number}", mode=wanted.mode)
+            for number in range(1, wanted.accounts + 1)
         ]
         simulator = Simulator(simulated, reactor, event_delay=_SIMULATED_PAUSE)
         service = SimulatorService(simulator, reactor)
