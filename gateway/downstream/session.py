@@ -206,10 +206,11 @@ class Session:
 
     def _interrupt(self, members: Members, size: int) -> None:
         response_id = member(members, "response_id", str)
-        turn = next((t for t in self._turns() if t.response_id == response_id), None)
         if not response_id:
             self._cancel(members, size)
-        elif turn is not None:
+            return
+        turn = next((t for t in self._turns() if t.response_id == response_id), None)
+        if turn is not None:
             turn.interrupt(interrupt_accepted)
         else:
             self._channel.send([interrupt_failed(response_id)])

@@ -188,11 +188,8 @@ class HttpExchange(Protocol):
         self._post = _spent
         self._response = response
         kind = (response.headers.getRawHeaders("content-type") or [_EVENT_STREAM])[0]
-        if response.code == 200 and kind.partition(";")[0].strip().lower() == _EVENT_STREAM:
-            self._state = ExchangeState.STREAMING
-        else:
-            self._state = ExchangeState.REFUSED
-        streams = self._state is ExchangeState.STREAMING
+        streams = response.code == 200 and kind.partition(";")[0].strip().lower() == _EVENT_STREAM
+        self._state = ExchangeState.STREAMING if streams else ExchangeState.REFUSED
         self._deadline.start(self._timeouts.idle if streams else _REFUSAL_SECONDS)
         response.deliverBody(self)
         if self._paused:
