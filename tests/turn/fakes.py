@@ -18,13 +18,13 @@ from gateway.ledger.seals import SealRegister
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.request import TurnRequest, read_create
 from gateway.protocol.request import read_members as read_members
-from gateway.protocol.sse import ServerSentEvent
 from gateway.protocol.upstream_request import UpstreamRequest
 from gateway.turn.environment import TurnContext, TurnEnvironment
 from gateway.turn.journal import TurnJournal
 from gateway.turn.turn import Turn
 from gateway.upstream.interface import Receiver
 from tests.support.events import Json
+from tests.support.sse import ServerSentEvent
 
 TERMINALS = ("response.completed", "response.failed", "response.incomplete", "error")
 
