@@ -99,8 +99,9 @@ class GatewayService(MultiService):
         stopped.addCallback(self._close_upstreams)
         return stopped
 
-    def _close_upstreams(self, _: object) -> Deferred[Any]:
-        return gatherResults([upstream.close() for upstream in self._upstreams])
+    def _close_upstreams(self, _: object) -> Deferred[None]:
+        closed = gatherResults([upstream.close() for upstream in self._upstreams])
+        return closed.addCallback(lambda _: None)
 
     def _real(self, reactor: Any) -> list[Account]:
         return [
