@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone
-from twisted.internet.protocol import Protocol
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.web._newclient import HTTP11ClientProtocol, Request
@@ -17,6 +16,7 @@ from twisted.web.http import _ChunkedTransferDecoder
 from twisted.web.http_headers import Headers
 
 from gateway.upstream.chunks import MAX_HEAD, MAX_SIZE_LINE, MAX_TRAILERS, ChunkCoalescer
+from tests.upstream.body import Body
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -34,18 +34,6 @@ def cut(data: bytes, lengths: Iterable[int]) -> list[bytes]:
 
 def in_chunks(pieces: Iterable[bytes], extension: bytes = b"") -> bytes:
     return b"".join(b"%x%b\r\n%b\r\n" % (len(piece), extension, piece) for piece in pieces)
-
-
-class Body(Protocol):
-    def __init__(self) -> None:
-        self.received: list[bytes] = []
-        self.end: Failure | None = None
-
-    def dataReceived(self, data: bytes) -> None:
-        self.received.append(data)
-
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        self.end = reason
 
 
 def parsed(responses: Iterable[Iterable[bytes]], *, coalesce: bool) -> list[object]:

@@ -14,6 +14,7 @@ from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
 from gateway.upstream.coalescing import CoalescingEndpointFactory
+from tests.upstream.body import Body
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -25,18 +26,6 @@ class Endpoints:
 
     def endpointForURI(self, uri: URI) -> TCP4ClientEndpoint:
         return TCP4ClientEndpoint(self.reactor, "127.0.0.1", uri.port)
-
-
-class Body(Protocol):
-    def __init__(self) -> None:
-        self.received: list[bytes] = []
-        self.end: Failure | None = None
-
-    def dataReceived(self, data: bytes) -> None:
-        self.received.append(data)
-
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        self.end = reason
 
 
 class CoalescingTests(SynchronousTestCase):
