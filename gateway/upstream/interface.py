@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 from ..protocol.errors import ApiError
 from ..protocol.sse import Event
@@ -11,6 +12,12 @@ from ..protocol.upstream_request import UpstreamRequest
 
 class Receiver(Protocol):
     """Who gets an exchange's answer.  Nothing is delivered after the end, or after cancel."""
+
+    def upstream_connected(self) -> None:
+        """The request goes out on a connection."""
+
+    def upstream_answered(self, headers: Mapping[str, str]) -> None:
+        """The event stream begins; names of its response headers are in lower case."""
 
     def upstream_events(self, events: list[Event]) -> None:
         """A batch of events, in order."""
@@ -38,11 +45,55 @@ class Exchange(Protocol):
         """Read on."""
 
 
+class UpstreamCall(NamedTuple):
+    """A request that is passed as it is.
+
+    :ivar path: what follows the account's base URL, with the query.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes | None = None
+
+
+class CallReceiver(Protocol):
+    """Who gets a call's answer.  Nothing is delivered after the end, or after cancel."""
+
+    def call_answered(self, status: int, headers: Mapping[str, str]) -> None:
+        """The answer begins, whatever its status; header names are in lower case."""
+
+    def call_data(self, data: bytes) -> None:
+        """A piece of its body."""
+
+    def call_ended(self, error: ApiError | None) -> None:
+        """The answer is over: complete (None), or it failed on the way."""
+
+
+class Call(Protocol):
+    """One request that is passed as it is, and its answer."""
+
+    def start(self) -> None:
+        """Send the request.  The receiver may hear of it before this returns."""
+
+    def cancel(self) -> None:
+        """Drop it now: the upstream sees its connection close."""
+
+    def pause(self) -> None:
+        """Stop reading the answer (back-pressure).  May be called again while paused."""
+
+    def resume(self) -> None:
+        """Read on."""
+
+
 class Upstream(Protocol):
     """The way to one account."""
 
     def exchange(self, request: UpstreamRequest, receiver: Receiver) -> Exchange:
-        """Prepare a request; nothing is sent before its ``start``."""
+        """Prepare a turn's request; nothing is sent before its ``start``."""
+
+    def call(self, call: UpstreamCall, receiver: CallReceiver) -> Call:
+        """Prepare a request that is passed as it is; nothing is sent before its ``start``."""
 
     def close(self) -> object:
         """Give up idle connections; returns a Deferred or None."""
