@@ -1,0 +1,35 @@
+"""Tokens, as a response's ``usage`` counts them (protocol.md §4.3)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Usage(NamedTuple):
+    """What one answer took.
+
+    :ivar cached_tokens: those of ``input_tokens`` that came from a prompt cache.
+    """
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+def read_usage(usage: object) -> Usage | None:
+    """The ``usage`` of a response or of a chat completion; None when there is none.
+
+    :param usage: as decoded JSON; chat completions call the members otherwise.
+    """
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("input_tokens_details") or usage.get("prompt_tokens_details")
+    return Usage(
+        _count(usage.get("input_tokens", usage.get("prompt_tokens"))),
+        _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+        _count(usage.get("output_tokens", usage.get("completion_tokens"))),
+    )
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0

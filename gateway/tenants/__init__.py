@@ -1,0 +1,1 @@
+"""Tenants: who a client key is, and how much it may use."""

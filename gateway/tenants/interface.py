@@ -1,0 +1,53 @@
+"""What a turn asks of its tenant's limits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from ..protocol.errors import ApiError
+from ..protocol.usage import Usage
+
+
+class Busy(NamedTuple):
+    """A limit is reached for now.
+
+    :ivar error: what the client is told if waiting does not help.
+    :ivar free_at: when the limit ends, unix seconds; None for any moment.
+    """
+
+    error: ApiError
+    free_at: float | None
+
+
+class Visit(Protocol):
+    """A turn within its tenant's limits."""
+
+    def used(self, usage: Usage) -> None:
+        """Count the tokens of its answer."""
+
+    def leave(self) -> None:
+        """The turn is over; later calls are ignored."""
+
+
+class Admission(Protocol):
+    """The limits of all tenants."""
+
+    def enter(self, tenant: str, model: str | None) -> Visit | Busy:
+        """Let a turn in, or say what is in its way.
+
+        :raises ApiError: when the tenant may never do this.
+        """
+
+
+class EverybodyEnters:
+    """No limits at all; it is its own :class:`Visit`."""
+
+    def enter(self, tenant: str, model: str | None) -> Visit | Busy:
+        """See :class:`Admission`."""
+        return self
+
+    def used(self, usage: Usage) -> None:
+        """Nobody counts."""
+
+    def leave(self) -> None:
+        """Nobody waits."""
