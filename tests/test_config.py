@@ -85,7 +85,7 @@ def test_the_pool_example_shows_the_defaults_and_every_setting() -> None:
     settings, given_ = read_settings(str(path), environ), yaml.safe_load(path.read_text())
     for name in ("routing", "session", "ledger", "timeouts", "limits"):
         assert getattr(settings, name) == getattr(Settings(), name), f"{name} is not the default"
-        expected = set(getattr(settings, name).__struct_fields__)
+        expected = set(getattr(settings, name).__struct_encode_fields__)
         assert set(given_[name]) == expected, f"{name} does not show every setting"
     assert len(settings.accounts) == 3
 

@@ -51,14 +51,17 @@ MISTAKES = [
     (
         account(base_ur="x"),
         "accounts[0].base_ur: unknown key; did you mean 'base_url'? expected name, base_url, key, "
-        "continuity, models, headers",
+        "key_file, oauth, preset, ",
     ),
     (
         ACCOUNT + "log: {level: info}\n" + "log: {}",
         "log: given twice, first in line 2, again in line 3; expected once",
     ),
     ("accounts: [{name: a, name: b}]", "accounts[0].name: given twice, first in line 1, again"),
-    ("accounts: [{name: a, base_url: http://x}]", "accounts[0].key: missing; every entry needs it"),
+    (
+        "accounts: [{name: a, base_url: http://x}]",
+        "accounts[0]: expected one of key, key_file, oauth; got none",
+    ),
     # types, ranges and choices
     (ACCOUNT + "listen: 8080", "listen: 8080: expected text; put it in quotes"),
     (ACCOUNT + "session: 3", "session: expected a mapping with the keys chaining, "),
@@ -86,7 +89,7 @@ MISTAKES = [
         "session.chaining: 'never': expected one of always, auto",
     ),
     (ACCOUNT + "log: {level: no}", "log.level: false: expected one of debug, error, info, warn"),
-    (ACCOUNT + "routing: {strategy: random}", "routing.strategy: 'random': expected round-robin"),
+    (ACCOUNT + "routing: {strategy: random}", "routing.strategy: 'random': expected one of "),
     ("simulator: {mode: x}", "simulator.mode: 'x': expected one of forgetful, stateful, stateless"),
     ("simulator: {accounts: 0}", "simulator.accounts: 0: expected a whole number from 1 to 100"),
     (account(models="[]"), "accounts[0].models: []: expected at least one entry"),

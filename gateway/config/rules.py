@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.config.endpoints import endpoint_problem, is_loopback, same_place
 from gateway.config.errors import MistakeError
-from gateway.config.settings import MASK, AccountSettings, Settings
+from gateway.config.settings import MASK, AccountSettings, Section, Settings
 
 _ENDPOINT_WORDS = "expected a Twisted endpoint such as tcp:8080:interface=127.0.0.1"
 _URL_WORDS = "expected an http:// or https:// URL"
@@ -57,6 +57,9 @@ def _check_keys(settings: Settings) -> None:
             words = "expected printable ASCII characters without spaces or line breaks"
             raise MistakeError(path, MASK, words)
     for index, key in enumerate(settings.keys):
+        _check_one_of(key, f"keys[{index}]", "key", "key_sha256")
+        if key.key is None:
+            continue
         if key.key in first:
             taken = f"keys[{first[key.key]}] has this key already"
             raise MistakeError(f"keys[{index}].key", MASK, f"{taken}; expected each key once")
@@ -67,12 +70,24 @@ def _credentials(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.admin.token is not None:
         yield "admin.token", settings.admin.token
     for index, key in enumerate(settings.keys):
-        yield f"keys[{index}].key", key.key
+        if key.key is not None:
+            yield f"keys[{index}].key", key.key
     for index, account in enumerate(settings.accounts):
-        yield f"accounts[{index}].key", account.key
+        if account.key is not None:
+            yield f"accounts[{index}].key", account.key
+
+
+def _check_one_of(entry: Section, path: str, *names: str) -> None:
+    given = [name for name in names if getattr(entry, name) is not None]
+    if len(given) != 1:
+        words = f"expected one of {', '.join(names)}; got {' and '.join(given) or 'none'}"
+        raise MistakeError(path, words)
 
 
 def _check_account(account: AccountSettings, path: str) -> AccountSettings:
+    _check_one_of(account, path, "key", "key_file", "oauth")
+    if not account.base_url:
+        raise MistakeError(f"{path}.base_url", "missing; every entry without a preset needs it")
     _check_headers(account.headers, f"{path}.headers")
     for index, pattern in enumerate(account.models):
         if not pattern.strip():

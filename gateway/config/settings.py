@@ -17,10 +17,19 @@ PositiveMinutes = Annotated[float, Meta(gt=0, le=YEAR / 60)]
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 Bytes = Annotated[int, Meta(ge=1024, le=2**40)]
 Text = Annotated[str, Meta(min_length=1)]
+Patterns = Annotated[tuple[Text, ...], Meta(min_length=1)]
+# Tokens of a day go beyond every other count.
+Tokens = Annotated[int, Meta(ge=1, le=10**15)]
+Share = Annotated[int, Meta(ge=1, le=1000)]
 
+Preset = Literal["openai", "azure", "xai", "openrouter", "vllm", "ollama", "lmstudio", "chatgpt"]
 Continuity = Literal["auto", "chain", "replay"]
+StoreRule = Literal["client", "never"]
+ToolsRule = Literal["as-sent", "hoisted"]
 Chaining = Literal["auto", "always"]
-Strategy = Literal["round-robin"]
+Strategy = Literal["round-robin", "weighted", "least-in-flight", "fill-first", "priority"]
+ReturnRule = Literal["sticky", "stay"]
+LossRule = Literal["move", "wait", "fail"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warn", "error"]
 SimulatorMode = Literal["stateful", "stateless", "forgetful"]
@@ -39,16 +48,30 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True):
         return f"{type(self).__name__}({shown})"
 
 
-SECRET_FIELDS = frozenset({"key", "token", "headers"})
+SECRET_FIELDS = frozenset(
+    [
+        *("key", "key_sha256", "token", "headers", "proxy"),
+        *("client_id", "client_secret", "refresh_token"),
+    ]
+)
 
 
 def mask(name: str, value: Any) -> str:
     """The repr of a field, or of its shape alone when it is a secret."""
     if name not in SECRET_FIELDS or value is None:
         return repr(value)
+    if name == "proxy":
+        return repr(without_credentials(value))
     if isinstance(value, dict):
         return "{" + ", ".join(f"{header!r}: {MASK}" for header in value) + "}"
     return MASK
+
+
+def without_credentials(url: str) -> str:
+    """A URL that has passed the rules, its user name and password masked."""
+    scheme, _, rest = url.partition("://")
+    _, at, place = rest.rpartition("@")
+    return f"{scheme}://{MASK}@{place}" if at else url
 
 
 class AdminSettings(Section, frozen=True, forbid_unknown_fields=True):
@@ -59,32 +82,93 @@ class AdminSettings(Section, frozen=True, forbid_unknown_fields=True):
 
 
 class KeySettings(Section, frozen=True, forbid_unknown_fields=True):
-    """One key that clients may present."""
+    """One key that clients may present: itself or its SHA-256 in hex, and what it may use."""
 
     name: Text
-    key: Text
+    key: Text | None = None
+    key_sha256: Text | None = None
+    models: Patterns = ("*",)
+    websocket: bool = True
+    max_concurrent_turns: Count | None = None
+    requests_per_minute: Count | None = None
+    requests_per_day: Count | None = None
+    tokens_per_minute: Tokens | None = None
+    tokens_per_day: Tokens | None = None
+
+
+class OAuthSettings(Section, frozen=True, forbid_unknown_fields=True):
+    """Refresh tokens (RFC 6749 §6); the gateway keeps the newest in `token_file`, as JSON."""
+
+    token_url: Text
+    client_id: Text
+    token_file: Text
+    client_secret: Text | None = None
+    refresh_token: Text | None = None
+    scope: Text | None = None
+    refresh_before_seconds: Seconds = 300.0
 
 
 class AccountSettings(Section, frozen=True, forbid_unknown_fields=True):
-    """One upstream credential; `base_url` has no trailing slash, `models` are shell patterns."""
+    """One upstream credential; a preset has filled in what the file leaves out.
+
+    `base_url` has no trailing slash, `models` are shell patterns, `aliases` map the client's name
+    of a model to this account's, `strip` are request members that the service refuses. With a
+    loaded file exactly one of `key`, `key_file` and `oauth` is set. Of `priority` the lowest is
+    used first.
+    """
 
     name: Text
-    base_url: Text
-    key: Text
+    base_url: Text = ""
+    key: Text | None = None
+    key_file: Text | None = None
+    oauth: OAuthSettings | None = None
+    preset: Preset | None = None
+    auth_header: Text = "authorization"
     continuity: Continuity = "auto"
-    models: Annotated[tuple[Text, ...], Meta(min_length=1)] = ("*",)
+    store: StoreRule = "client"
+    strip: tuple[Text, ...] = ()
+    tools: ToolsRule = "as-sent"
+    background: bool = False
+    chat_completions: bool = True
+    models: Patterns = ("*",)
+    aliases: dict[str, Text] = field(default_factory=dict)
+    weight: Share = 1
+    priority: Share = 1
+    max_in_flight: Count | None = None
+    requests_per_minute: Count | None = None
+    derive_cache_key: bool = False
+    enabled: bool = True
+    proxy: Text | None = None
+    ca_file: Text | None = None
+    client_cert_file: Text | None = None
+    client_key_file: Text | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
 
 class RoutingSettings(Section, frozen=True, forbid_unknown_fields=True):
-    """How a turn finds its account."""
+    """How a turn finds its account, and how long it waits for one; `queue_seconds=0`: not at all.
+
+    `return_to` is `return` in the file: whether a conversation goes back to its account after a
+    stand-in (sticky) or remains where it is (stay). `on_account_loss` is for conversations that
+    only their account can continue.
+    """
 
     strategy: Strategy = "round-robin"
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
+    queue_seconds: Seconds = 15.0
+    max_waiting: Count = 1000
+    return_to: ReturnRule = field(default="sticky", name="return")
+    on_account_loss: LossRule = "move"
+    cooldown_max_seconds: PositiveSeconds = 600.0
+    affinity_minutes: PositiveMinutes = 60.0
+    max_bindings: Count = 100_000
 
 
 class SessionSettings(Section, frozen=True, forbid_unknown_fields=True):
-    """One client connection; `keepalive_seconds=0` sends no keep-alives."""
+    """One client connection; `keepalive_seconds=0` sends no keep-alives.
+
+    With `websocket=False` upgrades are answered 426, which sends clients to HTTP.
+    """
 
     chaining: Chaining = "auto"
     keepalive_seconds: Seconds = 20.0
@@ -92,6 +176,7 @@ class SessionSettings(Section, frozen=True, forbid_unknown_fields=True):
     max_message_bytes: Annotated[int, Meta(ge=1024, le=2**31 - 1)] = 67_108_864
     hold_seconds: Seconds = 5.0
     compression: bool = False
+    websocket: bool = True
 
 
 class LedgerSettings(Section, frozen=True, forbid_unknown_fields=True):

@@ -72,7 +72,7 @@ class ShapeCheck:
         return self._scalar(expected, value, path, secret)
 
     def _struct(self, expected: inspect.StructType, value: Any, path: str) -> dict[str, Any]:
-        fields = {field.name: field for field in expected.fields}
+        fields = {field.encode_name: field for field in expected.fields}
         names = ", ".join(fields)
         self._container(dict, f"a mapping with the keys {names}", value, path)
         for name in value:
