@@ -20,9 +20,10 @@ from ..deadline import Deadline
 from ..protocol.errors import ApiError, from_http
 from ..protocol.sse import EventStreamParser, EventTooLarge
 from ..protocol.upstream_request import UpstreamRequest
+from .call import HttpCall, first_byte_seconds
 from .client import connection_pool, http_client
 from .failures import connection_went_stale, log_bug, upstream_failure
-from .interface import Receiver
+from .interface import CallReceiver, Receiver, UpstreamCall
 
 #: How much of a refusal's body is read, in bytes.
 _MAX_REFUSAL_BYTES = 65_536
@@ -78,10 +79,33 @@ class HttpUpstream:
             self._reactor, lambda: self._post(request), receiver, self._timeouts, self._secret
         )
 
+    def call(self, call: UpstreamCall, receiver: CallReceiver) -> HttpCall:
+        """See :class:`~gateway.upstream.interface.Upstream`."""
+        timeouts = self._timeouts
+        return HttpCall(
+            self._reactor,
+            lambda: self._send(call),
+            receiver,
+            first_byte_seconds(call, timeouts.first_byte, timeouts.idle),
+            timeouts.idle,
+            lambda: [self._secret],
+        )
+
     def close(self) -> Deferred[None]:
         """Close idle connections."""
         closed: Deferred[None] = self._pool.closeCachedConnections()
         return closed
+
+    def _send(self, call: UpstreamCall) -> Deferred[TreqResponse]:
+        return self._client.request(
+            call.method,
+            f"{self._base_url()}{call.path}",
+            headers=Headers({name: [value] for name, value in call.headers.items()}),
+            data=call.body,
+            allow_redirects=False,
+            unbuffered=True,
+            reactor=self._reactor,
+        )
 
     def _post(self, request: UpstreamRequest) -> Deferred[TreqResponse]:
         headers = Headers({name: [value] for name, value in request.headers.items()})
