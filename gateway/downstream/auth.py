@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +20,7 @@ class Authenticator:
     """
 
     def __init__(self, keys: Sequence[KeySettings]) -> None:
-        self._keys = [(key.name, key.key.encode()) for key in keys]
+        self._keys = [(key.name, _digest(key)) for key in keys]
 
     def tenant(self, headers: Mapping[str, str]) -> str:
         """The name of the client's key.
@@ -38,7 +39,8 @@ class Authenticator:
                 )
             return EVERYBODY
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        presented = token.strip().encode() if scheme.lower() == "bearer" else b""
+        given = token.strip().encode() if scheme.lower() == "bearer" else b""
+        presented = hashlib.sha256(given).digest()
         matches = [name for name, key in self._keys if hmac.compare_digest(key, presented)]
         if not matches:
             raise ApiError(
@@ -49,3 +51,10 @@ class Authenticator:
                 "invalid_api_key",
             )
         return matches[0]
+
+
+def _digest(key: KeySettings) -> bytes:
+    """What is compared: the SHA-256 of the key, which may be all that the configuration has."""
+    if key.key_sha256 is not None:
+        return bytes.fromhex(key.key_sha256)
+    return hashlib.sha256((key.key or "").encode()).digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from hashlib import sha256
 
 import pytest
 
@@ -60,7 +61,8 @@ def test_every_key_is_compared_and_in_constant_time(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(auth.hmac, "compare_digest", compare)
     Authenticator(KEYS).tenant({"authorization": "Bearer sk-one"})
-    assert compared == [b"sk-one", b"sk-two"], "a match must not end the search early"
+    digests = [sha256(key).digest() for key in (b"sk-one", b"sk-two")]
+    assert compared == digests, "a match must not end the search early"
 
 
 def test_without_keys_everybody_is_one_tenant_but_no_web_page_is() -> None:
@@ -75,3 +77,10 @@ def test_without_keys_everybody_is_one_tenant_but_no_web_page_is() -> None:
 def test_a_web_page_with_a_key_is_a_client_like_any_other() -> None:
     headers = {"origin": "http://app.test", "authorization": "Bearer sk-one"}
     assert Authenticator(KEYS).tenant(headers) == "laptop"
+
+
+def test_a_key_may_be_configured_by_its_sha_256_alone() -> None:
+    door = Authenticator([KeySettings("hashed", key_sha256=sha256(b"sk-one").hexdigest())])
+    assert door.tenant({"authorization": "Bearer sk-one"}) == "hashed"
+    with pytest.raises(ApiError):
+        door.tenant({"authorization": f"Bearer {sha256(b'sk-one').hexdigest()}"})
