@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from .errors import UNREADABLE
+from .turn_state import TURN_STATE
 
 #: The events of a streamed answer that nobody but the client reads: the hot path.
 PASSED_UNREAD = frozenset(
@@ -59,6 +60,7 @@ class ResponseHead(msgspec.Struct):
     status: str | None = None
     error: Any = None
     incomplete_details: dict[str, Any] | None = None
+    usage: Any = None
 
 
 class _WithResponse(msgspec.Struct):
@@ -136,11 +138,28 @@ def read_turn_state(data: bytes) -> str | None:
     except UNREADABLE:
         return None
     for name, value in headers.items():
-        if name.lower() == "x-codex-turn-state":
+        if name.lower() == TURN_STATE:
             if isinstance(value, list) and value:
                 value = value[0]
             return value if isinstance(value, str) else None
     return None
+
+
+def with_turn_state(data: bytes, turn_state: str) -> bytes:
+    """Put another turn state into a ``response.metadata`` event that has one."""
+    event = msgspec.json.decode(data)
+    headers = {
+        name: value for name, value in event["headers"].items() if name.lower() != TURN_STATE
+    }
+    event["headers"] = {**headers, TURN_STATE: turn_state}
+    return msgspec.json.encode(event)
+
+
+def metadata_event(headers: Mapping[str, str]) -> bytes:
+    """A ``response.metadata`` event; it takes no part in the ``sequence_number``s (§4.6)."""
+    return msgspec.json.encode(
+        {"type": "response.metadata", "headers": dict(headers), "metadata": {}}
+    )
 
 
 def sequence_number(data: bytes) -> int:

@@ -23,11 +23,13 @@ from .events import (
     read_turn_state,
     sequence_number,
     with_response_id,
+    with_turn_state,
 )
 from .made import new_response_id
 from .refusals import for_the_client
 from .sse import Event
 from .terminal import finish_terminal
+from .usage import Usage, read_usage
 
 #: Events that may be held before the first output; more than this is no preamble.
 _MAX_HELD = 64
@@ -60,6 +62,7 @@ class Finished(NamedTuple):
     status: str
     reason: str | None
     error: ApiError | None
+    usage: Usage | None = None
 
 
 class Refused(NamedTuple):
@@ -95,10 +98,11 @@ class Relay:
     :param pass_rate_limits: whether ``codex.rate_limits`` of this account is the client's
         business (§10.49).
     :param is_taken: whether the client has another response of an id already.
+    :param wrap_turn_state: what the client gets in place of the upstream's turn state.
     :ivar phase: see :class:`Phase`.
     :ivar released: whether anything of this attempt was given out for relaying.
     :ivar response_id: the id of ``response.created``; empty before.
-    :ivar turn_state: ``x-codex-turn-state`` as the upstream gave it (§4.6), or None.
+    :ivar turn_state: ``x-codex-turn-state`` as the upstream's event gave it (§4.6), or None.
     :ivar outcome: None until the attempt has ended.
     :ivar minted: the upstream gave its response no id of its own; ``response_id`` is the
         gateway's.
@@ -109,8 +113,10 @@ class Relay:
         chained_to: str | None = None,
         pass_rate_limits: bool = True,
         is_taken: Callable[[str], bool] = lambda _: False,
+        wrap_turn_state: Callable[[str], str] = str,
     ) -> None:
         self._is_taken = is_taken
+        self._wrap_turn_state = wrap_turn_state
         self._chained_to = chained_to
         self._pass_rate_limits = pass_rate_limits
         self._held: list[bytes] = []
@@ -223,8 +229,11 @@ class Relay:
             self.created = data
             if self.phase is Phase.SENT:
                 self._enter(Phase.ACKNOWLEDGED)
-        elif name == b"response.metadata" and self.turn_state is None:
-            self.turn_state = read_turn_state(data)
+        elif name == b"response.metadata":
+            turn_state = read_turn_state(data)
+            if turn_state is not None:
+                self.turn_state = self.turn_state or turn_state
+                data = with_turn_state(data, self._wrap_turn_state(turn_state))
         else:
             data = self._with_id(data)
         self._hold_or_pass(data, payloads)
@@ -284,7 +293,11 @@ class Relay:
         reason = (head.incomplete_details or {}).get("reason")
         if name == b"response.cancelled":
             reason = "interrupted"
-        self._end(Finished(status, reason if isinstance(reason, str) else None, error))
+        self._end(
+            Finished(
+                status, reason if isinstance(reason, str) else None, error, read_usage(head.usage)
+            )
+        )
 
     def _error(self, data: bytes) -> None:
         error = from_event(data)

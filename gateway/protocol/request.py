@@ -30,6 +30,8 @@ class TurnRequest(msgspec.Struct, frozen=True):
     :ivar store: whether the upstream may keep the response; true when absent (§6.4).
     :ivar prewarm: ``generate: false`` (§2.6).
     :ivar stream_id: the named lane, or None for the default lane.
+    :ivar background: whether it goes on without its client; over HTTP only (§7).
+    :ivar stream: whether the client wants events; always over WebSocket.
     """
 
     members: Members
@@ -42,6 +44,8 @@ class TurnRequest(msgspec.Struct, frozen=True):
     prompt_cache_key: str | None
     in_conversation: bool
     size: int
+    background: bool = False
+    stream: bool = True
 
 
 def read_members(payload: bytes) -> Members:

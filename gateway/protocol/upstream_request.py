@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from .dialect import PLAIN, Dialect, hoist_tools
 from .errors import UNREADABLE
 from .request import TurnRequest, client_metadata
+from .turn_state import TURN_STATE
 
 #: Members that exist only between client and gateway, or that the gateway sets itself.
 _NOT_FORWARDED = frozenset(
@@ -34,8 +36,6 @@ _FORWARDED_HEADERS = frozenset(
 #: Families of headers by which Codex tells its upstream what a request is for; each version
 #: knows more of them.  A turn state is valid for one turn and account, not for a connection.
 _FORWARDED_FAMILIES = ("x-codex-", "x-openai-")
-_NOT_OF_A_CONNECTION = "x-codex-turn-state"
-
 #: ``client_metadata`` keys of a turn that are headers over HTTP (§3.2).
 _METADATA_HEADERS = {
     "ws_request_header_traceparent": "traceparent",
@@ -50,7 +50,7 @@ _METADATA_HEADERS = {
 #: ``client_metadata`` keys that stand for headers, or mean nothing to an HTTP upstream.
 _WEBSOCKET_METADATA = (
     "ws_request_header_",
-    "x-codex-turn-state",
+    TURN_STATE,
     "x-codex-ws-stream-request-start-ms",
 )
 
@@ -63,31 +63,45 @@ class UpstreamRequest(NamedTuple):
 
 
 def build_body(
-    request: TurnRequest, items: Sequence[bytes] | None, previous_response_id: str | None
+    request: TurnRequest,
+    items: Sequence[bytes] | None,
+    previous_response_id: str | None,
+    dialect: Dialect = PLAIN,
 ) -> bytes:
     """Write the request body; members that need no change keep the client's bytes.
 
     :param items: the whole ``input`` as raw items, or None to send the client's own.
     :param previous_response_id: the response to chain to, or None.
+    :param dialect: what the account's service wants otherwise.
     """
+    members: dict[str, bytes | msgspec.Raw] = dict(request.members)
+    if not (request.store and dialect.stores):
+        members["include"] = _with_sealed_reasoning(bytes(members.get("include", b"null")))
+    if request.store and not dialect.stores:
+        members["store"] = b"false"
+    if dialect.model is not None:
+        members["model"] = msgspec.json.encode(dialect.model)
+    if dialect.cache_key is not None and "prompt_cache_key" not in members:
+        members["prompt_cache_key"] = msgspec.json.encode(dialect.cache_key)
+    if "client_metadata" in members:
+        members["client_metadata"] = _http_metadata(bytes(members["client_metadata"]))
+    if dialect.hoists_tools:
+        whole = [item.raw for item in request.items] if items is None else items
+        kept, tools = hoist_tools(whole, bytes(members.get("tools", b"null")))
+        if len(kept) < len(whole):
+            items, members["tools"] = kept, tools
     parts = [b'{"stream":true']
     if previous_response_id is not None:
         parts += b',"previous_response_id":', msgspec.json.encode(previous_response_id)
-    for name, raw in request.members.items():
-        if name in _NOT_FORWARDED:
-            continue
-        value = bytes(raw)
-        if name == "include" and not request.store:
-            value = _with_sealed_reasoning(value)
-        elif name == "client_metadata":
-            value = _http_metadata(value)
-        parts += b",", msgspec.json.encode(name), b":", value
-    if not request.store and "include" not in request.members:
-        parts += b',"include":', _with_sealed_reasoning(b"null")
+    if request.background:
+        parts.append(b',"background":true')
+    for name, value in members.items():
+        if name not in _NOT_FORWARDED and name not in dialect.strip:
+            parts += b",", msgspec.json.encode(name), b":", value
     if items is not None:
         parts += b',"input":[', b",".join(items), b"]}"
-    elif "input" in request.members:
-        parts += b',"input":', request.members["input"], b"}"
+    elif "input" in members:
+        parts += b',"input":', members["input"], b"}"
     else:
         parts.append(b"}")
     return b"".join(parts)
@@ -103,7 +117,7 @@ def forwardable(headers: Mapping[str, str]) -> dict[str, str]:
         for name, value in headers.items()
         if value
         and (name in _FORWARDED_HEADERS or name.startswith(_FORWARDED_FAMILIES))
-        and name != _NOT_OF_A_CONNECTION
+        and name != TURN_STATE
     }
 
 
@@ -126,7 +140,7 @@ def build_headers(
         if target is not None and value and value.isprintable():
             headers[target] = value
     if turn_state and turn_state.isprintable():
-        headers["x-codex-turn-state"] = turn_state
+        headers[TURN_STATE] = turn_state
     headers.update((name.lower(), value) for name, value in account_headers)
     return headers
 
