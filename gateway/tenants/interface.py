@@ -29,7 +29,7 @@ class Visit(Protocol):
         """The turn is over; later calls are ignored."""
 
 
-class Admission(Protocol):
+class TenantLimits(Protocol):
     """The limits of all tenants."""
 
     def enter(self, tenant: str, model: str | None) -> Visit | Busy:
@@ -39,11 +39,11 @@ class Admission(Protocol):
         """
 
 
-class EverybodyEnters:
+class NoLimits:
     """No limits at all; it is its own :class:`Visit`."""
 
     def enter(self, tenant: str, model: str | None) -> Visit | Busy:
-        """See :class:`Admission`."""
+        """See :class:`TenantLimits`."""
         return self
 
     def used(self, usage: Usage) -> None:

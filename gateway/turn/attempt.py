@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from ..accounts.account import Account
@@ -66,6 +67,12 @@ class Attempt:
     def resume(self) -> None:
         """Read on."""
         self._exchange.resume()
+
+    def upstream_connected(self) -> None:
+        """The request goes out."""
+
+    def upstream_answered(self, headers: Mapping[str, str]) -> None:
+        """The upstream's event stream begins."""
 
     def upstream_events(self, events: list[Event]) -> None:
         """A batch of events arrived."""
