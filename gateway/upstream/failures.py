@@ -11,6 +11,8 @@ from twisted.web._newclient import _WrapperException
 from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 
 from ..protocol.errors import ApiError
+from .proxy import Blame, ProxyError
+from .tls import WrongCertificate
 
 _log = Logger(namespace="gateway.upstream")
 
@@ -42,6 +44,11 @@ def upstream_failure(failure: Failure) -> ApiError:
     def any_is(*kinds: type[BaseException]) -> bool:
         return any(reason.check(*kinds) for reason in reasons)
 
+    for reason in reasons:
+        if isinstance(reason.value, ProxyError):
+            return _proxy_failure(reason.value)
+        if isinstance(reason.value, (TLSError, VerificationError, WrongCertificate)):
+            return _tls_failure(reason.value)
     if any_is(error.TimeoutError, error.TCPTimedOutError):
         return ApiError.bad_gateway(
             "The upstream could not be reached in time.", "upstream_timeout"
@@ -50,8 +57,6 @@ def upstream_failure(failure: Failure) -> ApiError:
         return ApiError.bad_gateway("The upstream's host name could not be resolved.")
     if any_is(error.ConnectionRefusedError):
         return ApiError.bad_gateway("The upstream refused the connection.")
-    if any_is(TLSError, VerificationError):
-        return ApiError.bad_gateway("The TLS connection to the upstream failed.")
     if any_is(error.ConnectionAborted):
         return ApiError.bad_gateway("The TLS handshake with the upstream did not end in time.")
     if any_is(error.ConnectError):
@@ -62,6 +67,26 @@ def upstream_failure(failure: Failure) -> ApiError:
         "unexpected failure of an upstream: {reasons}", reasons=[str(r.value) for r in reasons]
     )
     return ApiError.bad_gateway("The upstream's answer could not be read.")
+
+
+def _proxy_failure(problem: ProxyError) -> ApiError:
+    """The proxy's own failures are not the account's (design law 13)."""
+    message = f"{problem}."
+    if problem.blame is Blame.PROXY:
+        return ApiError.bad_gateway(message, "egress_proxy_error")
+    return ApiError.bad_gateway(message)
+
+
+def _tls_failure(problem: Exception) -> ApiError:
+    if isinstance(problem, WrongCertificate):
+        why = f"its certificate {problem}"
+    elif isinstance(problem, VerificationError):  # seen by Twisted before us
+        why = "its certificate is for another host"
+    else:
+        queue = problem.args[0] if problem.args else None
+        why = str(queue[-1][-1]) if isinstance(queue, list) and queue else "no reason was given"
+    _log.warn("the TLS connection to an upstream failed: {why}", why=why)
+    return ApiError.bad_gateway(f"The TLS connection to the upstream failed: {why}.")
 
 
 def log_bug(failure: Failure) -> None:
