@@ -18,12 +18,16 @@ def random_key() -> str:
 
 @dataclass(frozen=True)
 class SimulatedAccount:
-    """One credential of the simulator. No `models` means that any model name is served."""
+    """One credential of the simulator. No `models` means that any model name is served.
+
+    `codex_catalogue`: whether `GET /models?client_version=…` is answered in Codex's own shape.
+    """
 
     name: str
     key: str = field(default_factory=random_key, repr=False)
     mode: Mode = "stateful"
     models: tuple[str, ...] = ()
+    codex_catalogue: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

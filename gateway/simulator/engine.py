@@ -30,6 +30,7 @@ from gateway.simulator.refusals import (
     Refusal,
     model_not_found,
     previous_response_not_found,
+    unsupported_parameter,
     zero_data_retention,
 )
 from gateway.simulator.sealing import Seal
@@ -43,6 +44,31 @@ _ID_PREFIXES = {
     "custom_tool_call": "ctc",
     "compaction": "cmp",
 }
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request together with the conversation it continues."""
+
+    request: dict[str, Any]
+    parent: Record | None
+    inherited: Sequence[Item]
+    new: Sequence[Item]
+
+    @property
+    def context(self) -> list[Item]:
+        """Everything the model reads, in order."""
+        return [*self.inherited, *self.new]
+
+    @property
+    def cached_tokens(self) -> int:
+        return estimated_tokens(list(self.inherited))
+
+    @property
+    def tokens(self) -> int:
+        """What the request's whole input counts."""
+        around = [self.request.get("instructions"), self.request.get("tools")]
+        return self.cached_tokens + estimated_tokens(list(self.new)) + estimated_tokens(around)
 
 
 @dataclass(frozen=True)
@@ -83,17 +109,11 @@ class AccountEngine:
     def answer(self, body: object, size: int = 0) -> Answer:
         """The answer to a request body of so many bytes; Refusal if the API would not take it."""
         request = check_parameters(body)
-        if self.account.models and request["model"] not in self.account.models:
-            raise model_not_found(request["model"])
-        _refuse_unknown_sources(request)
-        parent = self._parent(request.get("previous_response_id"))
-        stored = self.account.mode != "stateless" and request.get("store") is not False
-        find = self._finder(stored)
-        new = expand_references(input_items(request.get("input")), find)
-        check_new_items(new, find, self._seal.issued)
-        inherited = parent.context() if parent else []
-        context = inherited + new
-        check_context(context)
+        if request.get("background"):
+            raise unsupported_parameter("background")
+        stored = self._stores(request)
+        resolved = self.resolve(request)
+        context, parent = resolved.context, resolved.parent
         response = response_object(
             request,
             response_id=new_id("resp"),
@@ -102,19 +122,32 @@ class AccountEngine:
             store=stored,
         )
         output = self._output(context, request)
-        cached = estimated_tokens(inherited)
-        instructions = estimated_tokens([request.get("instructions"), request.get("tools")])
-        usage = usage_object(
-            cached + estimated_tokens(new) + instructions, cached, estimated_tokens(output)
-        )
+        usage = usage_object(resolved.tokens, resolved.cached_tokens, estimated_tokens(output))
         final = completed(response, output, usage, int(self._now()))
-        record = Record(response["id"], parent, new, output, final, size)
+        record = Record(response["id"], parent, resolved.new, output, final, size)
 
         def keep() -> None:
             if stored and self.account.mode == "stateful":
                 self.store.keep(record)
 
         return Answer(response["id"], context, response, final, keep)
+
+    def resolve(self, request: dict[str, Any]) -> Resolved:
+        """The conversation a checked request continues; Refusal if it is none to go on with."""
+        model = request.get("model")
+        if self.account.models and model is not None and model not in self.account.models:
+            raise model_not_found(model)
+        _refuse_unknown_sources(request)
+        parent = self._parent(request.get("previous_response_id"))
+        find = self._finder(self._stores(request))
+        new = expand_references(input_items(request.get("input")), find)
+        check_new_items(new, find, self._seal.issued)
+        resolved = Resolved(request, parent, parent.context() if parent else [], new)
+        check_context(resolved.context)
+        return resolved
+
+    def _stores(self, request: dict[str, Any]) -> bool:
+        return self.account.mode != "stateless" and request.get("store") is not False
 
     def _parent(self, response_id: str | None) -> Record | None:
         if response_id is None or self.account.mode == "forgetful":

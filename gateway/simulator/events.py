@@ -140,6 +140,17 @@ def _text_events(
     yield {"type": f"response.{name}.done", **where, **finished}
 
 
+def numbered(steps: Iterator[Any], start: int = 0) -> Iterator[Any]:
+    """The same steps, with a sequence number in every event."""
+    number = start
+    for step in steps:
+        if isinstance(step, dict):
+            rest = {name: value for name, value in step.items() if name != "type"}
+            step = {"type": step["type"], "sequence_number": number, **rest}
+            number += 1
+        yield step
+
+
 def sse(event: Event) -> bytes:
     """One event as server-sent event text."""
     return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))

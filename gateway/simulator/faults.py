@@ -10,9 +10,9 @@ import enum
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
+from gateway.simulator.endpoints import Endpoint
 from gateway.simulator.events import Event, sse
 
 
@@ -119,7 +119,7 @@ class _Stop(Fault):
     def rewrite(self, steps: Steps) -> Steps:
         if self.headers:
             yield Headers.NOW
-        yield from islice(steps, self.after)
+        yield from _first(steps, self.after)
         yield self.ending
 
 
@@ -159,7 +159,7 @@ class PauseAfter(Fault):
     after: int = 0
 
     def rewrite(self, steps: Steps) -> Steps:
-        yield from islice(steps, self.after)
+        yield from _first(steps, self.after)
         yield Pause(self.seconds)
         yield from steps
 
@@ -173,7 +173,7 @@ class InsertAfter(Fault):
     then: Ending | None = None
 
     def rewrite(self, steps: Steps) -> Steps:
-        yield from islice(steps, self.after)
+        yield from _first(steps, self.after)
         yield self.event if isinstance(self.event, bytes) else sse(self.event)
         if self.then is None:
             yield from steps
@@ -248,6 +248,16 @@ class Together(Fault):
         return steps
 
 
+def _first(steps: Steps, count: int) -> Steps:
+    """The steps up to the event of this number; pauses and the like are no events."""
+    while count > 0:
+        step = next(steps, None)
+        if step is None:
+            return
+        yield step
+        count -= isinstance(step, (dict, bytes))
+
+
 def flat_error(code: str | None, message: str | None = None) -> Event:
     """An error event in the shape SSE streams use."""
     return {"type": "error", "code": code, "message": message, "param": None}
@@ -263,25 +273,34 @@ EMPTY_ERROR: Event = {"type": "error", "error": {}}
 
 
 class FaultQueue:
-    """The faults waiting for each account's next requests, by account name."""
+    """The faults waiting for each account's next requests, by account name.
+
+    Those for one endpoint go before those for any.
+    """
 
     def __init__(self) -> None:
-        self._next: dict[str, deque[Fault]] = {}
-        self._always: dict[str, Fault] = {}
+        self._next: dict[tuple[str, Endpoint | None], deque[Fault]] = {}
+        self._always: dict[tuple[str, Endpoint | None], Fault] = {}
 
-    def push(self, account: str, *faults: Fault) -> None:
+    def push(self, account: str, *faults: Fault, to: Endpoint | None = None) -> None:
         """One fault for each of the account's next requests; `Fault()` lets one pass."""
-        self._next.setdefault(account, deque()).extend(faults)
+        self._next.setdefault((account, to), deque()).extend(faults)
 
-    def always(self, account: str, fault: Fault) -> None:
+    def always(self, account: str, fault: Fault, to: Endpoint | None = None) -> None:
         """This fault for every request that no pushed fault is waiting for."""
-        self._always[account] = fault
+        self._always[account, to] = fault
 
     def clear(self, account: str) -> None:
-        self._next.pop(account, None)
-        self._always.pop(account, None)
+        """The account does nothing wrong any more."""
+        self._next = {key: value for key, value in self._next.items() if key[0] != account}
+        self._always = {key: value for key, value in self._always.items() if key[0] != account}
 
-    def take(self, account: str) -> Fault:
+    def take(self, account: str, endpoint: Endpoint = "create") -> Fault:
         """The fault for the request that just came in."""
-        waiting = self._next.get(account)
-        return waiting.popleft() if waiting else self._always.get(account, Fault())
+        keys = ((account, endpoint), (account, None))
+        for key in keys:
+            waiting = self._next.get(key)
+            if waiting:
+                return waiting.popleft()
+        found = (self._always[key] for key in keys if key in self._always)
+        return next(found, Fault())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from collections.abc import Iterable
@@ -49,6 +50,33 @@ def input_items(value: object) -> list[Item]:
     if isinstance(value, list):
         return [item for item in value if isinstance(item, dict)]
     return []
+
+
+_INPUT_PREFIXES = {
+    "message": "msg",
+    "reasoning": "rs",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "additional_tools": "at",
+    "compaction": "cmp",
+}
+
+
+def as_stored(item: Item, seed: str) -> Item:
+    """An input item as the API shows it later: an id (the same for the same seed), full parts."""
+    kind = type_of(item)
+    digest = hashlib.sha256(seed.encode()).hexdigest()[:48]
+    shown: Item = {**item, "type": kind}
+    if not isinstance(item.get("id"), str):
+        shown["id"] = f"{_INPUT_PREFIXES.get(kind, 'item')}_{digest}"
+    if kind == "message":
+        shown.setdefault("status", "completed")
+        if isinstance(item.get("content"), str):
+            part = "output_text" if item.get("role") == "assistant" else "input_text"
+            shown["content"] = [{"type": part, "text": item["content"]}]
+    return shown
 
 
 def text_of(value: object) -> str:

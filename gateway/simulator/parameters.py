@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
 
 from gateway.simulator.refusals import (
     bad_request,
@@ -35,6 +35,7 @@ _PARAMETERS: dict[str, str] = {
     "model": _STRING,
     "moderation": _OBJECT,
     "parallel_tool_calls": _BOOLEAN,
+    "personality": _STRING,
     "previous_response_id": _STRING,
     "prompt": _OBJECT,
     "prompt_cache_key": _STRING,
@@ -65,6 +66,34 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     _STRING_OR_ARRAY: (str, list),
     _STRING_OR_OBJECT: (str, dict),
 }
+_ALL = frozenset(_PARAMETERS) - {"personality"}
+#: What `input_tokens` takes.
+COUNTED = frozenset(
+    {
+        "conversation",
+        "input",
+        "instructions",
+        "model",
+        "parallel_tool_calls",
+        "personality",
+        "previous_response_id",
+        "reasoning",
+        "text",
+        "tool_choice",
+        "tools",
+        "truncation",
+    }
+)
+Includable = Literal[
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+    "message.output_text.logprobs",
+]
 # Known to the WebSocket transport only.
 _NOT_OVER_HTTP = frozenset({"generate"})
 # Items that are nothing without their call id; of other calls a server may keep it to itself.
@@ -73,29 +102,32 @@ _NAMING_A_CALL = frozenset(
 )
 
 
-def check_parameters(body: object) -> dict[str, Any]:
-    """The request, if its top level is one the API accepts over HTTP; else a Refusal."""
+def check_parameters(
+    body: object,
+    allowed: Collection[str] = _ALL,
+    required: Sequence[str] = ("model",),
+) -> dict[str, Any]:
+    """The request, if its top level is one the endpoint accepts over HTTP; else a Refusal."""
     if not isinstance(body, dict):
         raise invalid_type("body", _OBJECT, body)
     for name, value in body.items():
-        _check_parameter(name, value)
-    if body.get("model") in (None, ""):
-        raise missing_parameter("model")
+        _check_parameter(name, value, allowed)
+    for name in required:
+        if body.get(name) in (None, ""):
+            raise missing_parameter(name)
     _check_sources(body)
     _check_input(body.get("input"))
     _check_tools(body.get("tools"))
     _check_strings("include", body.get("include"))
     _check_client_metadata(body.get("client_metadata"))
-    if body.get("background"):
-        raise unsupported_parameter("background")
     return body
 
 
-def _check_parameter(name: str, value: object) -> None:
+def _check_parameter(name: str, value: object, allowed: Collection[str]) -> None:
     if name in _NOT_OVER_HTTP:
         raise unsupported_parameter(name)
     expected = _PARAMETERS.get(name)
-    if expected is None:
+    if expected is None or name not in allowed:
         raise unknown_parameter(name)
     types = _PYTHON_TYPES[expected]
     is_number_by_accident = isinstance(value, bool) and bool not in types

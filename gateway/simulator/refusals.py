@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -16,15 +17,22 @@ class Refusal(Exception):
         code: str | None = None,
         param: str | None = None,
         kind: str = "invalid_request_error",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers or {}
         self.error: dict[str, Any] = {
             "message": message,
             "type": kind,
             "param": param,
             "code": code,
         }
+
+    @property
+    def body(self) -> Any:
+        """What the API answers."""
+        return {"error": self.error}
 
 
 def bad_request(message: str, param: str | None, code: str | None = None) -> Refusal:
@@ -41,12 +49,28 @@ def invalid_type(param: str, expected: str, got: object) -> Refusal:
     return bad_request(message, param, "invalid_type")
 
 
+def invalid_value(param: str, got: str, allowed: Sequence[str]) -> Refusal:
+    supported = " and ".join(f"'{each}'" for each in allowed)
+    message = f"Invalid value: '{got}'. Supported values are: {supported}."
+    return bad_request(message, param, "invalid_value")
+
+
 def unknown_parameter(param: str) -> Refusal:
     return bad_request(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
 
 
 def unsupported_parameter(param: str) -> Refusal:
     return bad_request(f"Unsupported parameter: '{param}'.", param, "unsupported_parameter")
+
+
+def invalid_url(method: str, path: str) -> Refusal:
+    return Refusal(404, f"Invalid URL ({method} {path})")
+
+
+def method_not_supported(method: str, path: str, allowed: Sequence[str]) -> Refusal:
+    message = f"Not allowed to {method} on {path}."
+    headers = {"allow": ", ".join(allowed)}
+    return Refusal(405, message, code="method_not_supported", headers=headers)
 
 
 def invalid_api_key() -> Refusal:
@@ -57,6 +81,15 @@ def invalid_api_key() -> Refusal:
 def previous_response_not_found(response_id: str) -> Refusal:
     message = f"Previous response with id '{response_id}' not found."
     return bad_request(message, "previous_response_id", "previous_response_not_found")
+
+
+def response_not_found(response_id: str) -> Refusal:
+    return Refusal(404, f"Response with id '{response_id}' not found.")
+
+
+def invalid_response_id(given: str) -> Refusal:
+    message = f"Invalid 'response_id': '{given}'. Expected an ID that begins with 'resp'."
+    return bad_request(message, "response_id", "invalid_value")
 
 
 def zero_data_retention() -> Refusal:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gateway.simulator.endpoints import Endpoint
 from gateway.simulator.items import Item, input_items
 
 Outcome = Literal[
@@ -16,7 +17,9 @@ Outcome = Literal[
 
 @dataclass(eq=False)
 class LoggedRequest:
-    """One POST to `/responses`.
+    """One request, whatever it asked for.
+
+    `path` is without the query; `body` is decoded, and None where there was none to decode.
 
     `ended` and `dropped` are the work of faults, `cancelled` is the client's.
     """
@@ -31,6 +34,11 @@ class LoggedRequest:
     error: dict[str, Any] | None = None
     outcome: Outcome = "running"
     events_sent: int = 0
+    method: str = "POST"
+    path: str = ""
+    query: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    content_encoding: str | None = None
+    endpoint: Endpoint | None = None
 
     @property
     def previous_response_id(self) -> str | None:
@@ -64,9 +72,13 @@ class RequestLog(Sequence[LoggedRequest]):
         self._entries.clear()
         self._bytes = 0
 
-    def of(self, account: str) -> list[LoggedRequest]:
-        """The requests of one account."""
-        return [entry for entry in self._entries if entry.account == account]
+    def of(self, account: str, path_ending: str = "") -> list[LoggedRequest]:
+        """The requests of one account, all or those whose path ends like this."""
+        return [
+            entry
+            for entry in self._entries
+            if entry.account == account and entry.path.endswith(path_ending)
+        ]
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -48,6 +48,8 @@ class ResponseStore:
         return len(self._records)
 
     def keep(self, record: Record) -> None:
+        """Remember a response, in place of an earlier state of the same one."""
+        self.forget(record.response_id)
         self._records[record.response_id] = record
         self._bytes += record.size
         for item in (*record.input, *record.output):

@@ -10,11 +10,9 @@ import pytest
 import pytest_twisted
 import treq
 from treq.testing import StubTreq
-from twisted.internet import reactor
 from twisted.internet.protocol import Protocol
-from twisted.internet.task import Clock, deferLater
-from twisted.web.client import HTTPConnectionPool, ResponseFailed
-from twisted.web.iweb import IResponse
+from twisted.internet.task import Clock
+from twisted.web.client import ResponseFailed
 
 from gateway.simulator import (
     EMPTY_ERROR,
@@ -33,11 +31,11 @@ from gateway.simulator import (
     SilenceAfter,
     SimulatedAccount,
     Simulator,
-    SimulatorService,
     TerminalAfter,
     Together,
     flat_error,
 )
+from tests.simulator.house import House, parsed, until
 
 WEATHER = {
     "type": "function",
@@ -50,65 +48,11 @@ WEATHER = {
 }
 
 
-class House:
-    """A running simulator of one account a mode, and a client for it."""
-
-    def __init__(self, clock: Any = reactor, **options: Any) -> None:
-        accounts = [
-            SimulatedAccount("stateful"),
-            SimulatedAccount("other"),
-            SimulatedAccount("stateless", mode="stateless"),
-            SimulatedAccount("forgetful", mode="forgetful"),
-        ]
-        self.simulator = Simulator(accounts, clock, **options)
-        self.service = SimulatorService(self.simulator, reactor)
-        self.pool = HTTPConnectionPool(reactor, persistent=True)
-        self.service.startService()
-
-    async def stop(self) -> None:
-        await self.pool.closeCachedConnections()
-        await self.service.stopService()
-
-    async def post(self, body: Any, account: str = "stateful", **more: Any) -> IResponse:
-        url = self.service.base_url() + "/responses"
-        key = self.simulator.account(account).key
-        headers = {"authorization": f"Bearer {key}", **more.pop("headers", {})}
-        return await treq.post(url, json=body, headers=headers, pool=self.pool, timeout=20, **more)
-
-    async def create(self, body: Any, account: str = "stateful") -> Any:
-        response = await self.post({"model": "m", **body}, account)
-        return await response.json()
-
-    async def events(self, body: Any, account: str = "stateful") -> list[dict[str, Any]]:
-        response = await self.post({"model": "m", "stream": True, **body}, account)
-        text = (await response.content()).decode()
-        assert response.code == 200, text
-        return parsed(text)
-
-
-def parsed(text: str) -> list[dict[str, Any]]:
-    found = []
-    for block in text.split("\n\n"):
-        lines = dict(line.split(": ", 1) for line in block.split("\n") if line)
-        if lines and lines["data"] != "[DONE]":
-            found.append(json.loads(lines["data"]))
-            assert lines["event"] == found[-1]["type"]
-    return found
-
-
 @pytest_twisted.async_yield_fixture()
 async def house() -> AsyncIterator[House]:
     running = House()
     yield running
     await running.stop()
-
-
-async def until(condition: Any, seconds: float = 10.0) -> None:
-    """Wait until the condition holds."""
-    deadline = reactor.seconds() + seconds
-    while not condition():
-        assert reactor.seconds() < deadline, "the condition never came true"
-        await deferLater(reactor, 0.01)
 
 
 @pytest_twisted.ensureDeferred
