@@ -24,6 +24,7 @@ from .accounts.pool import Pool
 from .admin.resource import AdminSite
 from .admin.status import Status
 from .config import AccountSettings, Settings, SimulatorSettings
+from .credentials.static import KeyCredentials
 from .downstream.websocket import ResponsesFactory
 from .ledger.memory import MemoryLedger
 from .ledger.seals import SealRegister
@@ -133,7 +134,7 @@ class GatewayService(MultiService):
         upstream = HttpUpstream(
             reactor,
             base_url,
-            settings.key,
+            KeyCredentials(settings.key or "", settings.auth_header),
             HttpTimeouts(
                 timeouts.connect_seconds, timeouts.first_byte_seconds, timeouts.idle_seconds
             ),

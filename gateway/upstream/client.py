@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IConsumer, IStreamClientEndpoint
-from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
+from twisted.web.client import URI, Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from .coalescing import CoalescingEndpointFactory
+from .egress import Egress
 
 #: How long an idle kept-alive connection is trusted: below what load balancers allow.
 _IDLE_CONNECTION_SECONDS = 45.0
@@ -31,28 +33,34 @@ def connection_pool(reactor: Any, max_kept: int) -> HTTPConnectionPool:
     return pool
 
 
-def http_client(reactor: Any, pool: HTTPConnectionPool, connect_seconds: float) -> HTTPClient:
+def http_client(
+    reactor: Any,
+    pool: HTTPConnectionPool,
+    connect_seconds: float,
+    egress: Egress | None = None,
+) -> HTTPClient:
     """A client with connections and cookies of its own.
 
-    :param connect_seconds: how long TCP may take, and TLS after it.
+    :param connect_seconds: how long TCP and a proxy's handshake may take, and TLS after it.
+    :param egress: how connections leave the machine; straight when left out.
     """
-    direct = DirectEndpoints(reactor, connect_seconds)
-    endpoints = CoalescingEndpointFactory(direct, reactor, connect_seconds)
+    paths = EgressEndpoints(reactor, connect_seconds, egress or Egress())
+    endpoints = CoalescingEndpointFactory(paths, reactor, connect_seconds)
     agent = Agent.usingEndpointFactory(reactor, endpoints, pool)
-    return HTTPClient(IdentityEncodingAgent(agent), data_to_body_producer=WholeBodyProducer)
+    return HTTPClient(IdentityEncodingAgent(agent), data_to_body_producer=_body_producer)
 
 
 @implementer(IAgentEndpointFactory)
-class DirectEndpoints:
-    """TCP for ``http``, verified TLS over TCP for ``https``.
+class EgressEndpoints:
+    """Endpoints by an account's way out, with verified TLS for ``https``.
 
-    :param connect_seconds: how long TCP may take.
+    :param connect_seconds: how long a connection may take, TLS not counted.
     """
 
-    def __init__(self, reactor: Any, connect_seconds: float) -> None:
+    def __init__(self, reactor: Any, connect_seconds: float, egress: Egress) -> None:
         self._reactor = reactor
         self._connect_seconds = connect_seconds
-        self._tls = BrowserLikePolicyForHTTPS()
+        self._egress = egress
         self._made: dict[tuple[bytes, bytes, int], IStreamClientEndpoint] = {}
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
@@ -63,11 +71,10 @@ class DirectEndpoints:
         return self._made[key]
 
     def _make(self, uri: URI) -> IStreamClientEndpoint:
-        tcp = HostnameEndpoint(
-            self._reactor, uri.host.decode("ascii"), uri.port, timeout=self._connect_seconds
-        )
+        host = uri.host.decode("ascii")
+        tcp = self._egress.endpoint(self._reactor, host, uri.port, self._connect_seconds)
         if uri.scheme == b"https":
-            return wrapClientTLS(self._tls.creatorForNetloc(uri.host, uri.port), tcp)
+            return wrapClientTLS(self._egress.tls(uri.host, uri.port), tcp)
         return tcp
 
 
@@ -93,16 +100,22 @@ class IdentityEncodingAgent:
 
 @implementer(IBodyProducer)
 class WholeBodyProducer:
-    """Writes the whole body at once: it is in memory anyway."""
+    """Writes the whole body at once: it is in memory anyway.
 
-    def __init__(self, body: bytes) -> None:
+    :param connected: called when it is written, which is when a connection is there.
+    """
+
+    def __init__(self, body: bytes, connected: Callable[[], None] | None = None) -> None:
         self._body = body
+        self._connected = connected
         self.length = len(body)
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """See ``IBodyProducer``."""
         body, self._body = self._body, b""  # the request outlives its sending
         consumer.write(body)
+        if self._connected is not None:
+            self._connected()
         return succeed(None)
 
     def pauseProducing(self) -> None:
@@ -113,3 +126,8 @@ class WholeBodyProducer:
 
     def stopProducing(self) -> None:
         """Nothing is left to stop."""
+
+
+def _body_producer(body: bytes | WholeBodyProducer) -> WholeBodyProducer:
+    """What treq makes of ``data``; forms and JSON come as bytes."""
+    return body if isinstance(body, WholeBodyProducer) else WholeBodyProducer(body)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from twisted.internet.defer import succeed
 from twisted.internet.error import ConnectionLost, ConnectionRefusedError, TimeoutError
-from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from gateway.protocol.sse import EventStreamParser
-from gateway.upstream import http
+from gateway.upstream import exchange as exchange_module
 from tests.upstream.wire import (
     HEAD,
     LAST_CHUNK,
@@ -284,7 +283,7 @@ def test_a_base_url_that_is_not_known_yet_is_a_failure(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A simulator's port is known once it listens."""
-    monkeypatch.setattr(wire.upstream, "_base_url", {}.popitem)
+    monkeypatch.setattr(wire.upstream._sender, "_base_url", {}.popitem)
     heard = Heard()
     wire.exchange(heard).start()
     assert heard.error.status == 502
@@ -294,7 +293,7 @@ def test_a_base_url_that_is_not_known_yet_is_a_failure(
 def test_an_event_beyond_all_bounds_is_a_failure(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "EventStreamParser", lambda: EventStreamParser(1000))
+    monkeypatch.setattr(exchange_module, "EventStreamParser", lambda: EventStreamParser(1000))
     _, heard, connection = wire.streaming()
     connection.sends(chunk(b"data: " + b"x" * 1000))
     assert heard.error.status == 502
@@ -303,18 +302,24 @@ def test_an_event_beyond_all_bounds_is_a_failure(
     wire.check_rest()
 
 
-def test_a_bug_of_ours_ends_the_turn_and_is_logged() -> None:
+def test_a_bug_of_ours_ends_the_turn_and_is_logged(wire: Wire) -> None:
+    class Breaks(Heard):
+        def upstream_answered(self, headers: Mapping[str, str]) -> None:
+            raise RuntimeError("a bug")
+
     logged: list[Any] = []
     globalLogPublisher.addObserver(logged.append)
-    clock, heard = Clock(), Heard()
-    timeouts = http.HttpTimeouts(10, 120, 300)
+    heard = Breaks()
     try:
-        http.HttpExchange(clock, lambda: succeed(None), heard, timeouts, "").start()  # type: ignore[arg-type]
+        wire.exchange(heard).start()
+        connection = wire.accept()
+        connection.sends(HEAD)
     finally:
         globalLogPublisher.removeObserver(logged.append)
     assert "The gateway failed" in heard.error.message
     assert any("log_failure" in each for each in logged)
-    assert clock.getDelayedCalls() == []
+    assert connection.dropped
+    wire.check_rest()
 
 
 # --- cancelling ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -12,9 +13,12 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from gateway.credentials.interface import Credentials
+from gateway.credentials.static import KeyCredentials
 from gateway.protocol.errors import ApiError
 from gateway.protocol.upstream_request import UpstreamRequest
-from gateway.upstream.http import HttpExchange, HttpTimeouts, HttpUpstream
+from gateway.upstream.exchange import HttpExchange
+from gateway.upstream.http import HttpTimeouts, HttpUpstream
 from tests.support.sse import ServerSentEvent
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -84,10 +88,22 @@ class Heard:
     """A receiver that writes down."""
 
     def __init__(self) -> None:
+        self.connected = 0
+        self.headers: Mapping[str, str] | None = None
         self.events: list[ServerSentEvent] = []
         self.endings: list[ApiError | None] = []
 
+    def upstream_connected(self) -> None:
+        assert not self.endings, "connected after the end"
+        self.connected += 1
+
+    def upstream_answered(self, headers: Mapping[str, str]) -> None:
+        assert not self.endings, f"an answer after the end: {headers}"
+        assert self.headers is None, "answered twice"
+        self.headers = headers
+
     def upstream_events(self, events: list[ServerSentEvent]) -> None:
+        assert self.headers is not None, "events before the answer began"
         assert not self.endings, f"events after the end: {events}"
         self.events += events
 
@@ -104,13 +120,16 @@ class Heard:
 class Wire:
     """One account's upstream over a reactor in memory."""
 
-    def __init__(self, secret: str = "sk-secret", base: str = "http://upstream.test/v1") -> None:
+    def __init__(
+        self, credentials: Credentials | None = None, base: str = "http://upstream.test/v1"
+    ) -> None:
         self.reactor = Reactor()
         timeouts = HttpTimeouts(connect=10, first_byte=120, idle=300)
-        self.upstream = HttpUpstream(self.reactor, lambda: base, secret, timeouts)
+        used = credentials or KeyCredentials("sk-secret")
+        self.upstream = HttpUpstream(self.reactor, lambda: base, used, timeouts)
 
     def exchange(self, heard: Heard) -> HttpExchange:
-        headers = {"authorization": "Bearer sk-secret", "content-type": "application/json"}
+        headers = {"authorization": "of the request", "content-type": "application/json"}
         request = UpstreamRequest(headers, json.dumps({"input": "hi"}).encode())
         return self.upstream.exchange(request, heard)
 

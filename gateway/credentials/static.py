@@ -1,0 +1,44 @@
+"""A key that never changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+#: The header whose value is a scheme and a key; every other one takes the bare key.
+AUTHORIZATION = "authorization"
+
+
+def key_header(key: str, auth_header: str) -> dict[str, str]:
+    """The header that presents a key.
+
+    :param auth_header: ``authorization`` for ``Bearer KEY`` (RFC 6750 §2.1), or the name of
+        the header that takes the bare key (Azure's ``api-key``).
+    """
+    name = auth_header.lower()
+    return {name: f"Bearer {key}" if name == AUTHORIZATION else key}
+
+
+class KeyCredentials:
+    """One key for good; see :class:`~gateway.credentials.interface.Credentials`.
+
+    :param auth_header: see :func:`key_header`.
+    """
+
+    def __init__(self, key: str, auth_header: str = AUTHORIZATION) -> None:
+        self._headers = key_header(key, auth_header)
+        self._secrets = (key,)
+
+    def headers(self) -> Mapping[str, str]:
+        """Always the same."""
+        return self._headers
+
+    def refused(self, used: Mapping[str, str]) -> bool:
+        """There is no other key."""
+        return False
+
+    def secrets(self) -> Sequence[str]:
+        """The key."""
+        return self._secrets
+
+    def close(self) -> None:
+        """Nothing runs."""

@@ -1,0 +1,209 @@
+"""One turn's POST and its event stream (protocol.md §8.1)."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from treq.response import _Response as TreqResponse
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+
+from ..deadline import Deadline
+from ..protocol.errors import ApiError, from_http
+from ..protocol.sse import EventStreamParser, EventTooLarge
+from ..protocol.upstream_request import UpstreamRequest
+from .failures import upstream_failure
+from .interface import Receiver, UpstreamCall
+from .sending import HttpTimeouts, Sender, Sending, drop, headers_of
+
+#: How much of a refusal's body is read, in bytes.
+_MAX_REFUSAL_BYTES = 65_536
+
+#: How long a refusal's body may take, in seconds; its status says most of it.
+_REFUSAL_SECONDS = 5.0
+
+#: How long an answer may go on after its terminal event before its connection is dropped.
+_DRAIN_SECONDS = 2.0
+
+_EVENT_STREAM = "text/event-stream"
+
+
+class ExchangeState(enum.Enum):
+    """The life of an exchange; every state but OVER may go to OVER."""
+
+    IDLE = "idle"
+    SENT = "sent"
+    STREAMING = "streaming"
+    REFUSED = "refused"
+    DRAINING = "draining"
+    OVER = "over"
+
+
+class HttpExchange(Protocol):
+    """One POST and its event stream; see :class:`~gateway.upstream.interface.Exchange`.
+
+    It is also the protocol the response body is delivered to.
+    """
+
+    transport: Any = None
+
+    def __init__(
+        self,
+        sender: Sender,
+        request: UpstreamRequest,
+        receiver: Receiver,
+        timeouts: HttpTimeouts,
+    ) -> None:
+        self._sender = sender
+        self._receiver = receiver
+        self._timeouts = timeouts
+        self._state = ExchangeState.IDLE
+        self._deadline = Deadline(sender.reactor, self._timed_out)
+        self._parser = EventStreamParser()
+        call = UpstreamCall("POST", "/responses", request.headers, request.body)
+        self._sending: Sending | None = Sending(sender, call, self)
+        self._paused = False
+        self._response: TreqResponse | None = None
+        self._refusal: list[bytes] = []
+        self._refusal_bytes = 0
+
+    # --- the turn's side -------------------------------------------------------------
+
+    def start(self) -> None:
+        """Send the request."""
+        assert self._sending is not None
+        self._state = ExchangeState.SENT
+        self._deadline.start(self._timeouts.first_byte)
+        self._sending.start()
+
+    def cancel(self) -> None:
+        """Drop the request or its answer now; the receiver hears nothing more."""
+        if self._state is not ExchangeState.OVER:
+            self._drop()
+
+    def finish(self) -> None:
+        """Let the rest drain for a while; the receiver hears nothing more."""
+        if self._state is ExchangeState.STREAMING:
+            self._state = ExchangeState.DRAINING
+            self._deadline.start(_DRAIN_SECONDS)
+            self.resume()
+
+    def pause(self) -> None:
+        """Stop reading."""
+        self._paused = True
+        if self._state is ExchangeState.STREAMING and self.transport is not None:
+            self._deadline.stop()
+            self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Read on; the wait for the next event starts anew."""
+        if not self._paused:
+            return
+        self._paused = False
+        if self.transport is not None and self._state is not ExchangeState.OVER:
+            if self._state is ExchangeState.STREAMING:
+                self._deadline.start(self._timeouts.idle)
+            self.transport.resumeProducing()
+
+    # --- the connection's side -------------------------------------------------------
+
+    def request_connected(self) -> None:
+        """The request goes out."""
+        self._receiver.upstream_connected()
+
+    def request_answered(self, response: TreqResponse) -> None:
+        """The answer begins."""
+        self._sending = None  # with the request's body, which nobody needs any more
+        self._response = response
+        kind = (response.headers.getRawHeaders("content-type") or [_EVENT_STREAM])[0]
+        streams = response.code == 200 and kind.partition(";")[0].strip().lower() == _EVENT_STREAM
+        self._state = ExchangeState.STREAMING if streams else ExchangeState.REFUSED
+        if streams:
+            self._receiver.upstream_answered(headers_of(response))
+            if self._state is ExchangeState.OVER:
+                return
+        self._deadline.start(self._timeouts.idle if streams else _REFUSAL_SECONDS)
+        response.deliverBody(self)
+        if self._paused:
+            self.pause()
+
+    def request_failed(self, error: ApiError) -> None:
+        """No answer came, or it could not be read."""
+        if self._state is not ExchangeState.OVER:
+            self._fail(error)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes of the body."""
+        if self._state is ExchangeState.STREAMING:
+            self._deadline.touch()
+            try:
+                events = self._parser.feed(data)
+            except EventTooLarge as error:
+                self._fail(ApiError.bad_gateway(f"The upstream sent {error}."))
+                return
+            if events:
+                self._receiver.upstream_events(events)
+        elif self._state is ExchangeState.REFUSED:
+            self._refusal_bytes += len(data)
+            self._refusal.append(data)
+            if self._refusal_bytes > _MAX_REFUSAL_BYTES:
+                self._fail(self._refused_with())
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The body is over."""
+        state = self._state
+        if state is ExchangeState.STREAMING:
+            complete = reason.check(ResponseDone, PotentialDataLoss)
+            self._end(None if complete else upstream_failure(reason))
+        elif state is ExchangeState.REFUSED:
+            self._end(self._refused_with())
+        else:
+            self._state = ExchangeState.OVER
+            self._deadline.stop()
+
+    def _refused_with(self) -> ApiError:
+        response = self._response
+        assert response is not None
+        if response.code == 200:
+            return ApiError.bad_gateway("The upstream's answer is not an event stream.")
+        body = b"".join(self._refusal)[:_MAX_REFUSAL_BYTES]
+        return self._sender.scrubbed(from_http(response.code, headers_of(response), body))
+
+    def _timed_out(self) -> None:
+        if self._state is ExchangeState.SENT:
+            waited, what = self._timeouts.first_byte, "did not answer"
+        elif self._state is ExchangeState.REFUSED:
+            self._fail(self._refused_with())
+            return
+        elif self._state is ExchangeState.DRAINING:
+            self._drop()
+            return
+        else:
+            waited, what = self._timeouts.idle, "sent nothing"
+        error = ApiError.bad_gateway(
+            f"The upstream {what} within {waited:g} seconds.", "upstream_timeout"
+        )
+        self._fail(error)
+
+    def _fail(self, error: ApiError) -> None:
+        self._drop()
+        self._receiver.upstream_ended(error)
+
+    def _end(self, error: ApiError | None) -> None:
+        self._state = ExchangeState.OVER
+        self._deadline.stop()
+        self._receiver.upstream_ended(error)
+
+    def _drop(self) -> None:
+        self._state = ExchangeState.OVER
+        self._deadline.stop()
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            sending.cancel()
+        elif self.transport is not None:
+            self.transport.loseConnection()
+        elif self._response is not None:
+            drop(self._response)
