@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from gateway.config.changes import changed, needs_restart
 from gateway.config.errors import ConfigError
 from gateway.config.load import load_settings, read_settings
+from gateway.config.origin import Setting, describe
 from gateway.config.settings import (
     AccountSettings,
     AdminSettings,
@@ -30,9 +32,13 @@ __all__ = [
     "OAuthSettings",
     "RoutingSettings",
     "SessionSettings",
+    "Setting",
     "Settings",
     "SimulatorSettings",
     "TimeoutSettings",
+    "changed",
+    "describe",
     "load_settings",
+    "needs_restart",
     "read_settings",
 ]

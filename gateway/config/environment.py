@@ -44,3 +44,13 @@ def substitute(text: str, environ: Mapping[str, str]) -> str:
         return value
 
     return _REFERENCE.sub(replace, text)
+
+
+def references(text: str, environ: Mapping[str, str]) -> list[str]:
+    """The variables whose values are in `text` after `substitute`, each once, in order."""
+    names = {
+        match["name"]: None
+        for match in _REFERENCE.finditer(text)
+        if match["name"] and (match["default"] is None or environ.get(match["name"]))
+    }
+    return list(names)

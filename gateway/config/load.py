@@ -9,6 +9,7 @@ import msgspec
 from msgspec import inspect
 
 from gateway.config.errors import ConfigError, MistakeError
+from gateway.config.presets import additions
 from gateway.config.rules import apply_rules
 from gateway.config.settings import Settings
 from gateway.config.shape import ShapeCheck
@@ -35,6 +36,8 @@ def load_settings(text: str, environ: Mapping[str, str], source: str) -> Setting
         value = parse(text)
         checked = ShapeCheck(environ).check(_SHAPE, {} if value is None else value, "")
         _check_upstreams(checked)
+        for entry in checked.get("accounts", ()):
+            entry.update(additions(entry))
         return apply_rules(msgspec.convert(checked, Settings))
     except MistakeError as mistake:
         raise ConfigError(source, *mistake.parts) from None

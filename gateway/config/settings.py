@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-MASK = "<hidden>"
+from gateway.config.secrets import mask
 
 # The upper bound keeps `.inf` and slips of the keyboard out of reactor.callLater.
 YEAR = 365 * 24 * 3600
@@ -20,7 +20,8 @@ Text = Annotated[str, Meta(min_length=1)]
 Patterns = Annotated[tuple[Text, ...], Meta(min_length=1)]
 # Tokens of a day go beyond every other count.
 Tokens = Annotated[int, Meta(ge=1, le=10**15)]
-Share = Annotated[int, Meta(ge=1, le=1000)]
+Weight = Annotated[int, Meta(ge=1, le=1000)]
+Priority = Annotated[int, Meta(ge=0, le=1000)]
 
 Preset = Literal["openai", "azure", "xai", "openrouter", "vllm", "ollama", "lmstudio", "chatgpt"]
 Continuity = Literal["auto", "chain", "replay"]
@@ -46,32 +47,6 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True):
             f"{name}={mask(name, getattr(self, name))}" for name in self.__struct_fields__
         )
         return f"{type(self).__name__}({shown})"
-
-
-SECRET_FIELDS = frozenset(
-    [
-        *("key", "key_sha256", "token", "headers", "proxy"),
-        *("client_id", "client_secret", "refresh_token"),
-    ]
-)
-
-
-def mask(name: str, value: Any) -> str:
-    """The repr of a field, or of its shape alone when it is a secret."""
-    if name not in SECRET_FIELDS or value is None:
-        return repr(value)
-    if name == "proxy":
-        return repr(without_credentials(value))
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{header!r}: {MASK}" for header in value) + "}"
-    return MASK
-
-
-def without_credentials(url: str) -> str:
-    """A URL that has passed the rules, its user name and password masked."""
-    scheme, _, rest = url.partition("://")
-    _, at, place = rest.rpartition("@")
-    return f"{scheme}://{MASK}@{place}" if at else url
 
 
 class AdminSettings(Section, frozen=True, forbid_unknown_fields=True):
@@ -132,8 +107,8 @@ class AccountSettings(Section, frozen=True, forbid_unknown_fields=True):
     chat_completions: bool = True
     models: Patterns = ("*",)
     aliases: dict[str, Text] = field(default_factory=dict)
-    weight: Share = 1
-    priority: Share = 1
+    weight: Weight = 1
+    priority: Priority = 1
     max_in_flight: Count | None = None
     requests_per_minute: Count | None = None
     derive_cache_key: bool = False

@@ -14,7 +14,7 @@ from msgspec import NODEFAULT, inspect
 
 from gateway.config.environment import SubstitutionError, substitute
 from gateway.config.errors import MistakeError
-from gateway.config.settings import MASK, SECRET_FIELDS
+from gateway.config.secrets import MASK, SECRET_FIELDS
 from gateway.config.source import join_path
 
 _LONGEST_SHOWN = 100

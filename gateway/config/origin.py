@@ -1,0 +1,83 @@
+"""What every setting is and where it comes from, fit to be shown to the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from gateway.config.environment import references
+from gateway.config.load import load_settings
+from gateway.config.presets import additions
+from gateway.config.secrets import masked
+from gateway.config.settings import AccountSettings, Section, Settings
+from gateway.config.source import join_path, parse
+
+
+class Setting(NamedTuple):
+    """One setting: its path in the file, its value as JSON has it, and its origin.
+
+    The origin is `default`, `file`, `environment NAME` or `preset NAME`; secrets are masked.
+    """
+
+    path: str
+    value: Any
+    origin: str
+
+
+def describe(text: str | None, environ: Mapping[str, str], source: str) -> list[Setting]:
+    """Every setting of the configuration `text`, in the order of the types; None: without a file.
+
+    Raises ConfigError as load_settings does.
+    """
+    if text is None:
+        return list(_Walk({}).section(Settings(), {}, ""))
+    settings = load_settings(text, environ, source)
+    return list(_Walk(environ).section(settings, parse(text), ""))
+
+
+class _Walk:
+    """Goes along the settings and what the file holds in their places."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def section(self, section: Section, given: Any, path: str) -> Iterator[Setting]:
+        given = given if isinstance(given, dict) else {}
+        added = self._added(section, given)
+        names = zip(section.__struct_fields__, section.__struct_encode_fields__, strict=True)
+        for field, name in names:
+            value, here = getattr(section, field), join_path(path, name)
+            raw = given.get(name)
+            if isinstance(value, Section):
+                yield from self.section(value, raw, here)
+            elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+                for index, item in enumerate(value):
+                    yield from self.section(item, raw[index], f"{here}[{index}]")
+            else:
+                # `keys:` with all its lines commented out stands for the default.
+                written = name in given and (raw is not None or value is None)
+                origin = self._origin(raw) if written else added.get(name, "default")
+                yield Setting(here, _plain(masked(name, value)), origin)
+
+    @staticmethod
+    def _added(section: Section, given: Mapping[str, Any]) -> Mapping[str, str]:
+        if not isinstance(section, AccountSettings) or section.preset is None:
+            return {}
+        entry = {**given, "preset": section.preset}
+        return dict.fromkeys(additions(entry), f"preset {section.preset}")
+
+    def _origin(self, raw: Any) -> str:
+        names = dict.fromkeys(self._variables(raw))
+        return f"environment {', '.join(names)}" if names else "file"
+
+    def _variables(self, raw: Any) -> Iterator[str]:
+        if isinstance(raw, str):
+            yield from references(raw, self._environ)
+        elif isinstance(raw, (list, dict)):
+            inner: Collection[Any] = raw.values() if isinstance(raw, dict) else raw
+            for item in inner:
+                yield from self._variables(item)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

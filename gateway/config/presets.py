@@ -1,0 +1,90 @@
+"""The quirks of known services, so that an account's entry needs little more than a key.
+
+A preset fills in what the entry leaves out and nothing else: whatever the operator writes, wins.
+What the services do: protocol.md §8.1, §8.3.10, §10.30, §10.77; their own documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+# Codex's own members, which only OpenAI's services know (§3.1, §3.2).
+_CODEX_MEMBERS = ("access_programs", "client_metadata")
+_OTHER_ENGINES = (*_CODEX_MEMBERS, "stream_options")
+# The Codex backend of ChatGPT takes a fixed list of members and answers 400 to any other.
+_CHATGPT_REFUSES = (
+    *("context_management", "frequency_penalty", "max_output_tokens", "max_tool_calls"),
+    *("metadata", "presence_penalty", "prompt_cache_retention", "safety_identifier"),
+    *("temperature", "top_logprobs", "top_p", "truncation", "user"),
+)
+# Servers on the operator's own machine ask for no key, and ignore one.
+_NO_KEY = "unused"
+_CREDENTIALS = ("key", "key_file", "oauth")
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "openai": {
+            "base_url": "https://api.openai.com/v1",
+            "background": True,
+        },
+        # Every resource has an address of its own.
+        "azure": {
+            "auth_header": "api-key",
+            "strip": _CODEX_MEMBERS,
+            "background": True,
+        },
+        "xai": {
+            "base_url": "https://api.x.ai/v1",
+            "strip": (*_OTHER_ENGINES, "metadata"),
+            "tools": "hoisted",
+        },
+        "openrouter": {
+            "base_url": "https://openrouter.ai/api/v1",
+            "continuity": "replay",
+            "store": "never",
+            "strip": _OTHER_ENGINES,
+            "tools": "hoisted",
+        },
+        "vllm": {
+            "base_url": "http://127.0.0.1:8000/v1",
+            "key": _NO_KEY,
+            "continuity": "replay",
+            "strip": _OTHER_ENGINES,
+            "tools": "hoisted",
+        },
+        "ollama": {
+            "base_url": "http://127.0.0.1:11434/v1",
+            "key": _NO_KEY,
+            "continuity": "replay",
+            "strip": _OTHER_ENGINES,
+            "tools": "hoisted",
+        },
+        # It keeps responses, but loses events of streams that continue one.
+        "lmstudio": {
+            "base_url": "http://127.0.0.1:1234/v1",
+            "key": _NO_KEY,
+            "continuity": "replay",
+            "strip": _OTHER_ENGINES,
+            "tools": "hoisted",
+        },
+        "chatgpt": {
+            "base_url": "https://chatgpt.com/backend-api/codex",
+            "continuity": "replay",
+            "store": "never",
+            "strip": _CHATGPT_REFUSES,
+            "chat_completions": False,
+        },
+    }
+)
+
+
+def additions(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What the preset of an account's entry adds to it; nothing without one."""
+    added = dict(PRESETS.get(entry.get("preset") or "", {}))
+    if any(entry.get(name) is not None for name in _CREDENTIALS):
+        added.pop("key", None)
+    if entry.get("oauth") is not None:  # whose tokens are bearer tokens (RFC 6750)
+        added.pop("auth_header", None)
+    return {name: value for name, value in added.items() if name not in entry or name == "key"}

@@ -1,0 +1,78 @@
+"""Rules for the words of a configuration: names, credentials, headers, model patterns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from gateway.config.errors import MistakeError
+from gateway.config.secrets import MASK
+from gateway.config.settings import Section
+
+_NAME_LIMIT = 128
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+_CREDENTIAL = re.compile(r"[\x21-\x7e]+")
+# The HTTP client owns the framing of its requests.
+_FRAMING_HEADERS = frozenset(
+    ["connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"]
+)
+
+
+def check_names(names: Iterable[tuple[str, str]]) -> None:
+    """Every name of a section, given as (section, name), can be shown and is its own."""
+    first: dict[str, int] = {}
+    for index, (section, name) in enumerate(names):
+        path = f"{section}[{index}].name"
+        if not name.isprintable() or name != name.strip() or len(name) > _NAME_LIMIT:
+            words = f"expected at most {_NAME_LIMIT} printable characters, no space at either end"
+            raise MistakeError(path, repr(name[:_NAME_LIMIT]), words)
+        if name in first:
+            taken = f"{section}[{first[name]}] has this name already"
+            raise MistakeError(path, repr(name), f"{taken}; expected each name once")
+        first[name] = index
+
+
+def check_one_of(entry: Section, path: str, *names: str) -> None:
+    """Exactly one of these members is given."""
+    given = [name for name in names if getattr(entry, name) is not None]
+    if len(given) != 1:
+        words = f"expected one of {', '.join(names)}; got {' and '.join(given) or 'none'}"
+        raise MistakeError(path, words)
+
+
+def check_credential(value: str, path: str) -> None:
+    """It fits into a header."""
+    if not _CREDENTIAL.fullmatch(value):
+        words = "expected printable ASCII characters without spaces or line breaks"
+        raise MistakeError(path, MASK, words)
+
+
+def check_models(patterns: Sequence[str], path: str) -> None:
+    """None is blank."""
+    for index, pattern in enumerate(patterns):
+        if not pattern.strip():
+            words = "expected a model name or a pattern such as gpt-5*"
+            raise MistakeError(f"{path}[{index}]", repr(pattern), words)
+
+
+def check_header_name(name: str, path: str, *shown: str) -> None:
+    """It is one, and not one of those that frame a request."""
+    if not _HEADER_NAME.fullmatch(name):
+        raise MistakeError(path, *shown, "expected an HTTP header name")
+    if name.lower() in _FRAMING_HEADERS:
+        words = "expected another header; the gateway sets this one itself"
+        raise MistakeError(path, *shown, words)
+
+
+def check_headers(headers: Mapping[str, str], path: str) -> None:
+    """They can be sent, and each is given once."""
+    seen: set[str] = set()
+    for name, value in headers.items():
+        here = f"{path}.{name}"
+        check_header_name(name, here)
+        if name.lower() in seen:
+            raise MistakeError(here, "given twice in different case; expected once")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise MistakeError(here, MASK, "expected printable ASCII without line breaks")
+        seen.add(name.lower())
