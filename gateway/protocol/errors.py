@@ -6,7 +6,8 @@ gateway itself uses; :func:`from_http` and :func:`from_event` read what upstream
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -23,7 +24,14 @@ _DETAIL_MEMBERS = ("plan_type", "resets_at", "resets_in_seconds")
 #: Response headers that may travel in an ``error`` event; everything else stays here.
 _CLIENT_HEADERS = ("retry-after", "retry-after-ms", "x-request-id")
 
-#: The status that goes with an error code in an event that carries none (§5.3).
+#: Response headers that speak of an account's limits (§7): for health, never for clients.
+_HINTS = re.compile(
+    r"retry-after(-ms)?|x-ratelimit-.*|x-codex-.*|x-.*-(primary|secondary)-(used|window|reset)-.*"
+)
+_MAX_HINTS = 64
+_MAX_HINT_LENGTH = 200
+
+#: The status that goes with an error code in an event that carries none (§5.3, §5.4).
 _STATUS_OF_CODE = {
     "context_length_exceeded": 400,
     "cyber_policy": 400,
@@ -32,7 +40,10 @@ _STATUS_OF_CODE = {
     "previous_response_not_found": 400,
     "unsupported_parameter": 400,
     "invalid_api_key": 401,
+    "credit_balance_exhausted": 429,
     "insufficient_quota": 429,
+    "organization_spend_limit_exceeded": 429,
+    "project_spend_limit_exceeded": 429,
     "rate_limit_exceeded": 429,
     "usage_limit_reached": 429,
     "usage_not_included": 429,
@@ -60,6 +71,8 @@ class ApiError(Exception):
     :param param: the request member at fault, or None.
     :param headers: headers the client should see (``retry-after``).
     :param details: further members of the error object (``resets_at``).
+    :param hints: what the upstream's headers said of its limits, names in lower case; for
+        :mod:`gateway.protocol.limits` alone, clients never see it.
     """
 
     def __init__(
@@ -71,6 +84,7 @@ class ApiError(Exception):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
         details: Mapping[str, Any] | None = None,
+        hints: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -80,6 +94,7 @@ class ApiError(Exception):
         self.param = param
         self.headers = dict(headers or {})
         self.details = dict(details or {})
+        self.hints = dict(hints or {})
 
     def __str__(self) -> str:
         return f"{self.status} {self.code or self.type}: {self.message}"
@@ -149,7 +164,7 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
     if status not in _STATUS_RANGE:
         fields.setdefault("message", f"The upstream answered with the status {status}.")
         status = 502
-    return _build(status, fields, headers)
+    return _build(status, fields, headers, headers)
 
 
 def from_event(data: bytes) -> ApiError | None:
@@ -168,7 +183,8 @@ def from_event(data: bytes) -> ApiError | None:
     status = decoded.get("status") or decoded.get("status_code")
     if not isinstance(status, int) or status not in _STATUS_RANGE:
         status = status_of(fields.get("code"), fields.get("type"))
-    return _build(status, fields, decoded.get("headers") or fields.get("headers"))
+    headers = decoded.get("headers")
+    return _build(status, fields, headers or fields.get("headers"), headers)
 
 
 def from_failed_response(error: object) -> ApiError:
@@ -176,7 +192,7 @@ def from_failed_response(error: object) -> ApiError:
     fields = dict(error) if isinstance(error, dict) else {}
     fields.setdefault("message", "The upstream failed the response.")
     status = status_of(fields.get("code"), fields.get("type"))
-    return _build(status, fields, fields.get("headers"))
+    return _build(status, fields, fields.get("headers"), None)
 
 
 def status_of(code: object, type: object = None) -> int:
@@ -198,11 +214,14 @@ def _error_object(decoded: object) -> dict[str, Any]:
     if "detail" in decoded:
         detail = decoded["detail"]
         return {"message": detail if isinstance(detail, str) else str(detail)}
-    flat = {name: decoded.get(name) for name in ("code", "message", "param")}
+    flat = {name: decoded.get(name) for name in ("code", "message", "param", *_DETAIL_MEMBERS)}
     return {name: value for name, value in flat.items() if value is not None}
 
 
-def _build(status: int, fields: dict[str, Any], headers: object) -> ApiError:
+def _build(
+    status: int, fields: dict[str, Any], for_clients: object, outer_headers: object
+) -> ApiError:
+    """The error of ``fields``, with the headers that came with it or within it."""
     code = fields.get("code")
     type_ = fields.get("type")
     param = fields.get("param")
@@ -216,8 +235,9 @@ def _build(status: int, fields: dict[str, Any], headers: object) -> ApiError:
         else f"The upstream answered with the status {status} and no message.",
         str(code) if code is not None else None,
         param if isinstance(param, str) else None,
-        _kept_headers(headers),
+        _kept_headers(for_clients),
         {name: fields[name] for name in _DETAIL_MEMBERS if fields.get(name) is not None},
+        _hints(fields, outer_headers),
     )
 
 
@@ -231,3 +251,26 @@ def _kept_headers(headers: object) -> dict[str, str]:
         if isinstance(value, (str, int, float))
         and (name.lower() in _CLIENT_HEADERS or name.lower().startswith("x-codex-"))
     }
+
+
+def _hints(fields: dict[str, Any], outer_headers: object) -> dict[str, str]:
+    """What all headers of an error say of limits: its answer's or event's own, and those
+    that services put into the error (``headers``; OpenRouter: ``metadata.headers``)."""
+    metadata = fields.get("metadata")
+    within = metadata.get("headers") if isinstance(metadata, dict) else None
+    hints: dict[str, str] = {}
+    for headers in (outer_headers, fields.get("headers"), within):
+        if isinstance(headers, Mapping):
+            for name, value in _limit_headers(headers):
+                if len(hints) < _MAX_HINTS:
+                    hints.setdefault(name, value)
+    return hints
+
+
+def _limit_headers(headers: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in headers.items():
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(name, str) and isinstance(first, (str, int, float)):
+            text = str(first)
+            if len(text) <= _MAX_HINT_LENGTH and _HINTS.fullmatch(name.lower()):
+                yield name.lower(), text

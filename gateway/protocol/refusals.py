@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from .errors import ApiError
@@ -22,6 +23,41 @@ ABOUT_THE_REQUEST = frozenset(
 #: Codes that tell Codex to give up although another try may help (§10.64).
 _STOPS_CLIENTS = frozenset({"server_is_overloaded", "slow_down"})
 
+#: Codes and types of an account that may spend no more (§5.3, §5.4).
+_SPENT = frozenset(
+    {
+        "credit_balance_exhausted",
+        "insufficient_quota",
+        "usage_limit_reached",
+        "usage_not_included",
+    }
+)
+
+#: Codes and types of credentials that are refused, whatever their status.
+_UNAUTHORIZED = frozenset(
+    {
+        "account_deactivated",
+        "authentication_error",
+        "invalid_api_key",
+        "token_expired",
+        "token_invalidated",
+        "token_revoked",
+        "unsupported_country_region_territory",
+        "upstream_unauthorized",
+    }
+)
+
+#: Codes of a model that an account does not offer, whatever their status.
+_NO_SUCH_MODEL = frozenset(
+    {"model_not_available", "model_not_found", "model_not_supported", "unsupported_model"}
+)
+
+#: The same said without a code, by OpenAI and by the ChatGPT backend.
+_NO_SUCH_MODEL_SAID = re.compile(
+    r"The (requested )?model ['\"`][^'\"`]*['\"`] does not exist"
+    r"|The ['\"`][^'\"`]*['\"`] model is not supported"
+)
+
 _ELSEWHERE = frozenset({401, 402, 403, 404, 408, 409, 425, 429})
 
 _ORPHANS = ("No tool call found", "No tool output found")
@@ -31,10 +67,14 @@ def refuses_continuation(error: ApiError) -> bool:
     """Whether a chained turn was refused for its ``previous_response_id`` (§10.74)."""
     if error.status in (404, 501) or error.code == "previous_response_not_found":
         return True
-    if error.status not in (400, 422):
-        return False
+    return error.status in (400, 422) and speaks_of_the_parent(error)
+
+
+def speaks_of_the_parent(error: ApiError) -> bool:
+    """Whether a refusal names the previous response as its reason."""
     return (
-        error.param == "previous_response_id"
+        error.code == "previous_response_not_found"
+        or error.param == "previous_response_id"
         or "previous_response_id" in error.message
         or "previous response" in error.message.lower()
     )
@@ -56,11 +96,47 @@ def refuses_seals(error: ApiError) -> bool:
     )
 
 
+def refuses_spending(error: ApiError) -> bool:
+    """Whether the account's quota, credit or budget is used up (§5.3, §5.4)."""
+    return (
+        error.status == 402
+        or error.code in _SPENT
+        or error.type in _SPENT
+        or (error.code or "").endswith("_spend_limit_exceeded")
+    )
+
+
+def refuses_credentials(error: ApiError) -> bool:
+    """Whether the account's key or token is refused, or could not be had."""
+    return error.status == 401 or error.code in _UNAUTHORIZED or error.type in _UNAUTHORIZED
+
+
+def refuses_model(error: ApiError) -> bool:
+    """Whether the account says that it does not offer the model."""
+    return error.code in _NO_SUCH_MODEL or (
+        error.status in (400, 403, 404)
+        and error.code is None
+        and _NO_SUCH_MODEL_SAID.match(error.message) is not None
+    )
+
+
+def is_overload(error: ApiError) -> bool:
+    """Whether the service says that it is too busy (§5.3)."""
+    return error.code in _STOPS_CLIENTS
+
+
+def is_about_the_request(error: ApiError) -> bool:
+    """Whether the refusal, whatever its status, speaks of what the client sent."""
+    return error.code in ABOUT_THE_REQUEST or error.message.startswith("Item with id")
+
+
 def may_move(error: ApiError) -> bool:
     """Whether another account might answer what this one refused (design law 13)."""
-    if error.code in ABOUT_THE_REQUEST or error.message.startswith("Item with id"):
+    if is_about_the_request(error):
         return False
-    return error.status >= 500 or error.status in _ELSEWHERE
+    if refuses_spending(error) or refuses_credentials(error) or refuses_model(error):
+        return True
+    return error.status >= 500 or error.status in _ELSEWHERE or is_overload(error)
 
 
 def is_clients_fault(error: ApiError) -> bool:
@@ -84,12 +160,12 @@ def most_hopeful(errors: Sequence[ApiError]) -> ApiError:
 
 def for_the_client(error: ApiError) -> ApiError:
     """A refusal as the client should hear it: never blamed for an account's credentials."""
-    if error.status in (401, 403):
+    if error.status == 403 or refuses_credentials(error):
         return ApiError.bad_gateway(
             "The gateway's account at the upstream was refused; its operator can see why.",
             "upstream_unauthorized",
         )
-    if error.code in _STOPS_CLIENTS:
+    if is_overload(error):
         return ApiError(
             503, "server_error", error.message, "upstream_overloaded", None, error.headers
         )

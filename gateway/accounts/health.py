@@ -1,0 +1,371 @@
+"""Whether an account can serve now: what rests because of which fault, and until when.
+
+An account has three breakers of its own (service, quota, credentials) and one for each model
+that it refused or limited.  A fault trips the one that it belongs to (design law 13).
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import random
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from ..protocol.faults import Fault, FaultKind
+from ..protocol.limits import QuotaWindow
+from .breaker import Attempt, Breaker, BreakerState
+
+#: Bounds on what is remembered of one account.
+MAX_MODELS = 200
+_MAX_MODEL_NAME = 200
+_MAX_WINDOWS = 32
+
+_SERVICE_FAILURES = 3
+
+#: First rests, in seconds, where the upstream names no time; they double (see breaker.py).
+_SERVICE_SECONDS = 1.0
+_EXHAUSTED_SECONDS = 60.0
+_UNAUTHORIZED_SECONDS = 60.0
+_RATE_LIMITED_SECONDS = 1.0
+_MODEL_REFUSED_SECONDS = 60.0
+
+#: When to ask again while a probe is on its way, in seconds.
+_PROBE_SECONDS = 1.0
+
+
+class AccountState(enum.Enum):
+    """What the operator sees of an account."""
+
+    READY = "ready"
+    COOLING = "cooling"
+    EXHAUSTED = "exhausted"
+    UNAUTHORIZED = "unauthorized"
+    DISABLED = "disabled"
+    DRAINING = "draining"
+
+
+class Wish(enum.Enum):
+    """What the operator wants of an account."""
+
+    SERVE = "serve"
+    DRAIN = "drain"
+    DISABLE = "disable"
+
+
+#: What each action of the operator makes of what was wished before.
+WISHES = {
+    "disable": dict.fromkeys(Wish, Wish.DISABLE),
+    "enable": {Wish.DISABLE: Wish.SERVE},
+    "drain": {Wish.SERVE: Wish.DRAIN},
+    "resume": {Wish.DRAIN: Wish.SERVE},
+}
+
+
+class Unavailable(NamedTuple):
+    """Why an account cannot serve.
+
+    :ivar state: of the account, or COOLING for the model alone.
+    :ivar why: for people.
+    :ivar until: unix seconds when it may be asked again; None until somebody acts.
+    :ivar resets_at: the upstream's own word for when, which may be far beyond ``until``.
+    :ivar kind: of the fault; None when the operator wants it so.
+    """
+
+    state: AccountState
+    why: str
+    until: float | None
+    resets_at: float | None = None
+    kind: FaultKind | None = None
+
+
+class _Rest:
+    """A breaker, and what tripped it."""
+
+    __slots__ = ("breaker", "fault", "state")
+
+    def __init__(self, state: AccountState, breaker: Breaker) -> None:
+        self.state = state
+        self.breaker = breaker
+        self.fault: Fault | None = None
+
+    def failed(self, attempt: Attempt | None, fault: Fault, first_seconds: float | None) -> None:
+        trips = self.breaker.trips
+        self.breaker.failed(attempt, fault.retry_at, first_seconds)
+        if self.breaker.trips != trips:
+            self.fault = fault
+
+    def unavailable(self, now: float) -> Unavailable | None:
+        if self.breaker.usable:
+            return None
+        probing = self.breaker.state is BreakerState.PROBING
+        fault = self.fault
+        why = fault.why if fault is not None else ""
+        return Unavailable(
+            self.state,
+            f"a probe is on its way after: {why}" if probing else why,
+            now + _PROBE_SECONDS if probing else self.breaker.until,
+            self.breaker.named,
+            fault.kind if fault is not None else None,
+        )
+
+    def shown(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "state": self.state.value,
+            "breaker": self.breaker.state.value,
+            "why": self.fault.why if self.fault is not None else None,
+            "since": self.breaker.since,
+            "until": self.breaker.until,
+            "resets_at": self.breaker.named,
+        }
+
+
+#: What an answer of each kind shows to work, whatever else it refuses.
+_SHOWS = {
+    FaultKind.REQUEST: ("service",),
+    FaultKind.EXHAUSTED: ("service", "credentials"),
+    FaultKind.RATE_LIMITED: ("service",),
+    FaultKind.MODEL_REFUSED: ("service", "credentials"),
+    FaultKind.UNAUTHORIZED: ("service",),
+    FaultKind.SERVICE: (),
+    FaultKind.PROXY: (),
+}
+
+#: Which of the account's breakers a fault belongs to.
+_TRIPS = {
+    FaultKind.EXHAUSTED: "quota",
+    FaultKind.UNAUTHORIZED: "credentials",
+    FaultKind.SERVICE: "service",
+}
+
+_MODEL_SECONDS = {
+    FaultKind.RATE_LIMITED: _RATE_LIMITED_SECONDS,
+    FaultKind.MODEL_REFUSED: _MODEL_REFUSED_SECONDS,
+}
+
+
+class Permit:
+    """A turn on its way to an account: ends by exactly one call, later ones are ignored."""
+
+    __slots__ = ("_attempts", "_health", "_model")
+
+    def __init__(
+        self, health: Health, model: str | None, attempts: list[tuple[_Rest, Attempt]]
+    ) -> None:
+        self._health: Health | None = health
+        self._model = model
+        self._attempts = attempts
+
+    def succeeded(self) -> None:
+        """The account took the turn up."""
+        health, self._health = self._health, None
+        if health is not None:
+            health._succeeded(self._attempts)
+
+    def refused(self, fault: Fault) -> None:
+        """It refused the turn, or broke it."""
+        health, self._health = self._health, None
+        if health is not None:
+            health._refused(self._model, self._attempts, fault)
+
+    def dropped(self) -> None:
+        """Nothing was learned of the account: the client left, or the turn went elsewhere."""
+        health, self._health = self._health, None
+        if health is not None:
+            for rest, attempt in self._attempts:
+                rest.breaker.dropped(attempt)
+
+
+class Health:
+    """One account's.
+
+    :param now: unix seconds; may jump.
+    :param cooldown_max_seconds: bound on every rest.
+    :param jitter: from 0 to 1.
+    :ivar blocked_until: surely unavailable for every model before this unix time; infinite
+        while the operator wants it so.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], float],
+        cooldown_max_seconds: float,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._now = now
+        self._max_seconds = cooldown_max_seconds
+        self._jitter = jitter
+        self._wish = Wish.SERVE
+        self._wished_at = now()
+        self._rests = {
+            "credentials": self._rest(AccountState.UNAUTHORIZED, 1, _UNAUTHORIZED_SECONDS),
+            "quota": self._rest(AccountState.EXHAUSTED, 1, _EXHAUSTED_SECONDS),
+            "service": self._rest(AccountState.COOLING, _SERVICE_FAILURES, _SERVICE_SECONDS),
+        }
+        self._models: dict[str | None, _Rest] = {}
+        self._windows: dict[str, QuotaWindow] = {}
+        self._calm = True
+        self.blocked_until = 0.0
+
+    def unavailable(self, model: str | None) -> Unavailable | None:
+        """Why no turn of ``model`` may go there now; None when one may."""
+        return None if self._calm else self._look(model)
+
+    def reserve(self, model: str | None) -> Permit:
+        """A turn goes there now; the first one after a rest is the probe."""
+        rests = [*self._rests.values()]
+        cooled = self._models.get(model)
+        if cooled is not None:
+            rests.append(cooled)
+        return Permit(self, model, [(rest, rest.breaker.attempt()) for rest in rests])
+
+    def disable(self) -> None:
+        """The operator takes the account out, until :meth:`enable`."""
+        self._wished("disable")
+
+    def enable(self) -> None:
+        """The operator puts a disabled account back."""
+        self._wished("enable")
+
+    def drain(self) -> None:
+        """The operator wants no new turns there, until :meth:`resume`."""
+        self._wished("drain")
+
+    def resume(self) -> None:
+        """The operator ends a drain."""
+        self._wished("resume")
+
+    def clear(self) -> None:
+        """The operator says that nothing is wrong with the account any more."""
+        for rest in self._rests.values():
+            rest.breaker.close()
+        self._models.clear()
+        self._changed()
+
+    def observe(self, windows: Iterable[QuotaWindow]) -> None:
+        """Remember what an answer told of the account's quotas."""
+        for window in windows:
+            if window.name in self._windows or len(self._windows) < _MAX_WINDOWS:
+                self._windows[window.name] = window
+
+    @property
+    def state(self) -> AccountState:
+        """The account's, whatever the model."""
+        if self._wish is Wish.DISABLE:
+            return AccountState.DISABLED
+        if self._wish is Wish.DRAIN:
+            return AccountState.DRAINING
+        for rest in self._rests.values():
+            if not rest.breaker.closed:
+                return rest.state
+        return AccountState.READY
+
+    def snapshot(self) -> dict[str, Any]:
+        """For the admin side, ready for JSON."""
+        open_rests = [rest for rest in self._rests.values() if not rest.breaker.closed]
+        first = open_rests[0].shown() if open_rests else {}
+        breaker = self._rests["service"].breaker
+        wished = self._wish is not Wish.SERVE
+        return {
+            "state": self.state.value,
+            "why": "the operator" if wished else first.get("why"),
+            "since": self._wished_at if wished else first.get("since", self._ready_since()),
+            "until": None if wished else first.get("until"),
+            "resets_at": first.get("resets_at"),
+            "resting": {
+                name: rest.shown() for name, rest in self._rests.items() if not rest.breaker.closed
+            },
+            "models": [{"model": model, **rest.shown()} for model, rest in self._models.items()],
+            "windows": [window._asdict() for window in self._windows.values()],
+            "breaker": {"state": breaker.state.value, "failures": breaker.failures},
+        }
+
+    def _look(self, model: str | None) -> Unavailable | None:
+        if self._wish is not Wish.SERVE:
+            disabled = self._wish is Wish.DISABLE
+            state = AccountState.DISABLED if disabled else AccountState.DRAINING
+            return Unavailable(state, f"the operator: {state.value}", None)
+        now = self._now()
+        found: Unavailable | None = None
+        for rest in self._rests.values():
+            if not rest.breaker.closed:
+                found = found or rest.unavailable(now)
+        self._block()
+        if found is None and model in self._models:
+            return self._models[model].unavailable(now)
+        return found
+
+    def _succeeded(self, attempts: list[tuple[_Rest, Attempt]]) -> None:
+        for rest, attempt in attempts:
+            rest.breaker.succeeded(attempt)
+        self._changed()
+
+    def _refused(
+        self, model: str | None, attempts: list[tuple[_Rest, Attempt]], fault: Fault
+    ) -> None:
+        if fault.kind is FaultKind.EXHAUSTED and fault.retry_at is None:
+            fault = fault._replace(retry_at=self._used_up_until())
+        shown = [self._rests[name] for name in _SHOWS[fault.kind]]
+        tripped = self._tripped(model, fault)
+        began = None
+        for rest, attempt in attempts:
+            if rest is tripped:
+                began = attempt
+            elif rest in shown:
+                rest.breaker.succeeded(attempt)
+            else:
+                rest.breaker.dropped(attempt)
+        if tripped is not None:
+            tripped.failed(began, fault, _MODEL_SECONDS.get(fault.kind))
+        self._changed()
+
+    def _tripped(self, model: str | None, fault: Fault) -> _Rest | None:
+        """What a fault belongs to."""
+        if fault.kind in _TRIPS:
+            return self._rests[_TRIPS[fault.kind]]
+        if fault.kind not in _MODEL_SECONDS or (model and len(model) > _MAX_MODEL_NAME):
+            return None
+        rest = self._models.get(model)
+        if rest is None:
+            if len(self._models) >= MAX_MODELS:
+                soonest = min(self._models, key=lambda each: self._models[each].breaker.until)
+                del self._models[soonest]
+            rest = self._rest(AccountState.COOLING, 1, _RATE_LIMITED_SECONDS)
+            self._models[model] = rest
+        return rest
+
+    def _rest(self, state: AccountState, threshold: int, first_seconds: float) -> _Rest:
+        return _Rest(
+            state, Breaker(self._now, threshold, first_seconds, self._max_seconds, self._jitter)
+        )
+
+    def _used_up_until(self) -> float | None:
+        """When the quotas reset that earlier answers told to be used up."""
+        now = self._now()
+        resets = [each.resets_at for each in self._windows.values() if each.used_up]
+        return max((at for at in resets if at is not None and at > now), default=None)
+
+    def _wished(self, action: str) -> None:
+        wish = WISHES[action].get(self._wish, self._wish)
+        if wish is not self._wish:
+            self._wish = wish
+            self._wished_at = self._now()
+            self._changed()
+
+    def _ready_since(self) -> float:
+        return max(self._wished_at, *(rest.breaker.since for rest in self._rests.values()))
+
+    def _changed(self) -> None:
+        """Keep what is asked often ready."""
+        for model in [model for model, rest in self._models.items() if rest.breaker.closed]:
+            del self._models[model]
+        self._block()
+        self._calm = self.blocked_until == 0.0 and not self._models
+
+    def _block(self) -> None:
+        """Also after a look at the clock: when it was set back, rests end earlier."""
+        if self._wish is Wish.SERVE:
+            self.blocked_until = max(rest.breaker.until for rest in self._rests.values())
+        else:
+            self.blocked_until = math.inf
