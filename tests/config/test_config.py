@@ -22,7 +22,7 @@ from gateway.config import (
     read_settings,
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = sorted((ROOT / "config").glob("*.yaml"))
 ACCOUNT = "accounts: [{name: a, base_url: 'http://x/v1', key: k}]\n"
 SECRET = "sk-leak-0123456789"
