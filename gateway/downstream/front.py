@@ -1,0 +1,98 @@
+"""The listener's protocol: reads a connection's first head, and gives it to who speaks that.
+
+WebSocket upgrades go to Autobahn's protocol, everything else to twisted.web's.  A front is
+gone once it has decided: an idle WebSocket costs what it costs alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.python.failure import Failure
+
+from .handover import hand_over, head_asks_for_websocket
+from .refusal import headers_too_long, refusal
+
+#: Bound on what a client may send before its first head is complete.
+_MAX_HEAD_BYTES = 256 * 1024
+
+_END = b"\r\n\r\n"
+
+
+class Builder(Protocol):
+    """Makes protocols."""
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """A protocol for a client at ``addr``."""
+
+
+class Front(TwistedProtocol):
+    """One connection before its first head is complete."""
+
+    factory: FrontFactory
+    transport: Any
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._deadline: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        """Wait for the head, but not for ever."""
+        self._deadline = self.factory.reactor.callLater(
+            self.factory.head_seconds, self.transport.abortConnection
+        )
+
+    def dataReceived(self, data: bytes) -> None:
+        """Decide when the head is complete."""
+        searched = max(0, len(self._head) - len(_END))
+        self._head += data
+        end = self._head.find(_END, searched)
+        if end >= 0:
+            self._decide(end + len(_END))
+        elif len(self._head) > _MAX_HEAD_BYTES:
+            self._head = b""
+            self.transport.write(refusal(headers_too_long()))
+            self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The client left without a word."""
+        self._stop_waiting()
+
+    def _decide(self, end: int) -> None:
+        self._stop_waiting()
+        data, self._head = self._head, b""
+        transport, self.transport = self.transport, None
+        builder = self.factory.builder_for(data[:end])
+        hand_over(transport, builder.buildProtocol(transport.getPeer()), data)
+
+    def _stop_waiting(self) -> None:
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None and deadline.active():
+            deadline.cancel()
+
+
+class FrontFactory(Factory):
+    """What the clients' listener serves.
+
+    :param websockets: makes the protocols of WebSocket connections.
+    :param http: makes those of all others.
+    :param head_seconds: how long a client may take for its first head.
+    """
+
+    protocol: Any = Front
+    noisy = False
+
+    def __init__(
+        self, reactor: Any, websockets: Builder, http: Builder, head_seconds: float
+    ) -> None:
+        self.reactor = reactor
+        self.head_seconds = head_seconds
+        self._websockets = websockets
+        self._http = http
+
+    def builder_for(self, head: bytes) -> Builder:
+        """Who speaks what a client begins with."""
+        return self._websockets if head_asks_for_websocket(head) else self._http

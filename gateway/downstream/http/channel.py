@@ -1,0 +1,471 @@
+"""twisted.web's HTTP/1.1 protocol, with the deadlines and bounds of a door to the world.
+
+What twisted.web leaves open and this closes: a head or a body that never ends, a body that is
+kept before anybody asked who sends it, a client that reads nothing, errors without a body.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel, Request, datetimeToString
+
+from ...deadline import Deadline
+from ...protocol.errors import ApiError
+from ..handover import asks_for_websocket, hand_over
+from ..refusal import headers_too_long, refusal, refusal_body, refusal_headers
+from .bodies import body_too_long, check_encoding, decode_body
+from .request import HttpRequest
+from .routes import Route
+
+if TYPE_CHECKING:
+    from .site import HttpSite
+
+#: Bounds on a request's line and headers, as on a WebSocket's handshake.
+MAX_HEAD_BYTES = 256 * 1024
+
+#: A client that sends or reads slower than this for ``timeouts.stall_seconds`` is dropped.
+SLOWEST_BYTES_PER_SECOND = 10_000
+
+#: How long the rest of a refused body is read, so that its client comes to read the answer.
+_LINGER_SECONDS = 2.0
+
+#: How long a connection may wait for its next request.
+IDLE_SECONDS = 75.0
+
+_log = Logger(namespace="gateway.http")
+
+
+class Phase(enum.Enum):
+    """What a connection waits for."""
+
+    IDLE = "the next request"
+    HEAD = "the rest of a head"
+    BODY = "the rest of a body"
+    ANSWER = "our answer"
+    CLOSING = "the end"
+
+
+#: The phases that may follow each phase.
+TRANSITIONS = {
+    Phase.IDLE: {Phase.HEAD, Phase.CLOSING},
+    Phase.HEAD: {Phase.BODY, Phase.ANSWER, Phase.CLOSING},
+    Phase.BODY: {Phase.ANSWER, Phase.CLOSING},
+    Phase.ANSWER: {Phase.IDLE, Phase.CLOSING},
+    Phase.CLOSING: {Phase.CLOSING},
+}
+
+
+class WireRequest(Request):
+    """twisted.web's side of one request."""
+
+    channel: Any = None  # an HttpChannel until the answer is complete
+
+    def __init__(self, channel: HttpChannel, queued: object = False) -> None:
+        super().__init__(channel, False)
+        self._site = channel.site
+        self._headers: dict[str, str] = {}
+        self._query = ""
+        self._route: Route | None = None
+        self._tenant = ""
+        self._refusal: ApiError | None = None
+        self._pieces: list[bytes] = []
+        self.face: HttpRequest | None = None
+        self.is_answered = False
+        self.is_upgrade = False
+        self.received = 0
+
+    # --- reading ---------------------------------------------------------------------
+
+    def begin(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> None:
+        """Decide, before its body is read, whether the request is welcome.
+
+        :param length: of the body; None while that is unknown.
+        """
+        self.method, self.uri, self.clientproto = method, uri, version
+        self.path, _, query = _path_of(uri).partition(b"?")
+        self._query = query.decode("latin-1")
+        self._headers = _joined(self.requestHeaders.getAllRawHeaders())
+        if length == 0 and asks_for_websocket(method, self._headers.get("upgrade", "")):
+            self.is_upgrade = True
+            return
+        try:
+            self._welcome(length)
+        except ApiError as error:
+            self._refusal = error
+            if length != 0:
+                self.answer_early(error)
+
+    def _welcome(self, length: int | None) -> None:
+        self.channel.enter()
+        self._route = self._site.routes.find(
+            self.method.decode("latin-1"), self.path.decode("latin-1")
+        )
+        self._tenant = self._site.authenticator.tenant(self._headers)
+        if length is not None and length > self._site.max_body_bytes:
+            raise body_too_long(self._site.max_body_bytes)
+        check_encoding(self._headers.get("content-encoding", ""))
+
+    @property
+    def is_welcome(self) -> bool:
+        """Whether its body is wanted."""
+        return self._refusal is None
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """A piece of the body arrived."""
+        self.received += len(data)
+        if self.is_answered:
+            return
+        if self.received > self._site.max_body_bytes:
+            self._pieces.clear()
+            self.answer_early(body_too_long(self._site.max_body_bytes))
+        else:
+            self._pieces.append(data)
+
+    def answer_early(self, error: ApiError) -> None:
+        """Answer now, read the rest for a moment, and close: no reset may eat the answer."""
+        self.is_answered = True
+        self.channel.linger()
+        body = refusal_body(error)
+        self.send_head(error.status, {**refusal_headers(error), "content-length": str(len(body))})
+        self.write(body)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The request is complete."""
+        if self.is_answered:
+            self.finish()
+        elif self.is_upgrade:
+            self.channel.upgrade(self.head())
+        else:
+            self.process()
+
+    def head(self) -> bytes:
+        """The request's line and headers, once more."""
+        lines = [b"%b %b %b" % (self.method, self.uri, self.clientproto)]
+        for name, values in self.requestHeaders.getAllRawHeaders():
+            lines += [b"%b: %b" % (name, value) for value in values]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def process(self) -> None:
+        """Hand it to its handler."""
+        route = self._route
+        face = self.face = HttpRequest(
+            self,
+            self.method.decode("latin-1"),
+            self.path.decode("latin-1"),
+            self._query,
+            route.parameters if route is not None else {},
+            self._headers,
+            self._site.next_connection(),
+        )
+        face.hold_back(self.channel.is_full)
+        try:
+            if self._refusal is not None:
+                raise self._refusal
+            assert route is not None
+            body, self._pieces = b"".join(self._pieces), []
+            encoding = self._headers.get("content-encoding", "")
+            face.body = decode_body(body, encoding, self._site.max_body_bytes)
+            del body
+            route.handler(face, self._tenant)
+        except ApiError as error:
+            face.refuse(error)
+        except Exception:
+            _log.failure("a request for {path} broke its handler", path=face.path[:200])
+            face.refuse(ApiError(500, "server_error", "The gateway failed.", "internal_error"))
+
+    def parseCookies(self) -> None:
+        """Nobody here has any."""
+
+    def gotLength(self, length: int | None) -> None:
+        """The body is kept in memory, not in a file: it is bounded, and read at once."""
+
+    # --- answering -------------------------------------------------------------------
+
+    def send_head(self, status: int, headers: Mapping[str, str]) -> None:
+        """See ``Answering``."""
+        self.setResponseCode(status)
+        self.setHeader(b"server", b"responses-gateway")
+        self.setHeader(b"date", datetimeToString())
+        for name, value in headers.items():
+            self.setHeader(name.encode("latin-1", "replace"), value.encode("latin-1", "replace"))
+        if self.channel is not None and not self.channel.persistent:
+            self.setHeader(b"connection", b"close")
+        self.write(b"")
+
+    def send(self, data: bytes) -> None:
+        """See ``Answering``."""
+        if self.channel is not None:
+            self.channel.last_write = len(data)
+        self.write(data)
+
+    def complete(self) -> None:
+        """See ``Answering``."""
+        self.finish()
+
+    def cut(self) -> None:
+        """See ``Answering``."""
+        if self.channel is not None:
+            self.channel.abort()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client left."""
+        super().connectionLost(reason)
+        if self.face is not None:
+            self.face.client_gone()
+
+
+class HttpChannel(HTTPChannel):
+    """One connection that speaks HTTP; a :class:`~gateway.downstream.admission.Guest`."""
+
+    requestFactory: Any = WireRequest
+    totalHeadersSize = MAX_HEAD_BYTES
+    MAX_LENGTH = MAX_HEAD_BYTES
+    transport: Any
+    requests: list[WireRequest]
+    _networkProducer: Any
+
+    def __init__(self, site: HttpSite) -> None:
+        super().__init__()
+        self.site = site
+        self.is_full = False
+        self.last_write = 0
+        self._phase = Phase.HEAD
+        self._is_last = False
+        self._body_began = 0.0
+        self._deadline = Deadline(site.reactor, self._too_slow)
+        self._stalled = Deadline(site.reactor, self._reads_nothing)
+        self._abort: IDelayedCall | None = None
+
+    # --- requests in -----------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        """The first request's head is here, or on its way."""
+        super().connectionMade()
+        with suppress(AttributeError):  # a UNIX socket has none
+            self.transport.setTcpKeepAlive(1)
+        self._deadline.start(self.site.head_seconds)
+
+    def dataReceived(self, data: bytes) -> None:
+        """The next request may begin with it."""
+        if self._phase is Phase.IDLE:
+            self._enter(Phase.HEAD)
+            self._deadline.start(self.site.head_seconds)
+        if self._phase is not Phase.CLOSING:
+            super().dataReceived(data)
+
+    def allHeadersReceived(self) -> None:
+        """A head is complete: say whether the body is wanted before it is sent."""
+        request = self.requests[-1]
+        self.persistent = self.checkPersistence(request, self._version)
+        if self.length != 0:
+            self._enter(Phase.BODY)
+            self._body_began = self.site.reactor.seconds()
+            self._deadline.start(self.site.stall_seconds)
+        request.begin(self._command, self._path, self._version, self.length)
+        expect = request.requestHeaders.getRawHeaders(b"expect", [b""])[0]
+        if self.length != 0 and expect.lower() == b"100-continue" and request.is_welcome:
+            self._send100Continue()
+
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
+        """Whether another request may follow (RFC 9112 §9.3)."""
+        values = request.requestHeaders.getRawHeaders(b"connection", [])
+        options = {option.strip().lower() for option in b",".join(values).split(b",")}
+        return version == b"HTTP/1.1" and b"close" not in options and not self._is_last
+
+    def allContentReceived(self) -> None:
+        """A request is complete."""
+        self._deadline.stop()
+        self._enter(Phase.ANSWER)
+        super().allContentReceived()
+
+    def requestDone(self, request: Request) -> None:
+        """An answer is complete."""
+        if self.persistent and not self._is_last:
+            self._enter(Phase.IDLE)
+            self._deadline.start(IDLE_SECONDS)
+        else:
+            self.persistent = False
+        super().requestDone(request)
+
+    def upgrade(self, head: bytes) -> None:
+        """Become a WebSocket."""
+        transport, data = self.transport, head + self.clearLineBuffer()
+        self._networkProducer.unregisterProducer()
+        self._leave()
+        self.requests.clear()
+        self.transport = None
+        hand_over(transport, self.site.websockets.buildProtocol(transport.getPeer()), data)
+
+    # --- what is wrong with them -----------------------------------------------------
+
+    def linger(self) -> None:
+        """This request was refused before it was read: close, but not into its face."""
+        self._is_last = True
+        self.persistent = False
+        if self._phase is Phase.BODY:
+            self._deadline.start(_LINGER_SECONDS)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """A line of the head is too long."""
+        self._refuse_connection(headers_too_long())
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        """twisted.web found no HTTP in what came."""
+        if self._receivedHeaderSize > self.totalHeadersSize:
+            self._refuse_connection(headers_too_long())
+        else:
+            self._refuse_connection(
+                ApiError.invalid_request("This is not a well-formed HTTP request.")
+            )
+
+    def _refuse_connection(self, error: ApiError) -> None:
+        if not any(request.is_answered for request in self.requests):
+            self.transport.write(refusal(error))
+        self.loseConnection()
+
+    def _too_slow(self) -> None:
+        """Whatever this connection waits for did not come."""
+        if self._phase is Phase.BODY:
+            self._look_at_body(self.requests[-1])
+        elif self._phase is Phase.IDLE and self.is_full:
+            self._deadline.start(IDLE_SECONDS)  # it reads the last answer, and slowly
+        else:
+            self.loseConnection()
+
+    def _look_at_body(self, request: WireRequest) -> None:
+        if request.is_answered:
+            self.loseConnection()
+            return
+        taken = self.site.reactor.seconds() - self._body_began
+        left = self.site.stall_seconds + request.received / SLOWEST_BYTES_PER_SECOND - taken
+        if left > 0:
+            self._deadline.start(left)
+        else:
+            request.answer_early(
+                ApiError(408, "invalid_request_error", "The body came too slowly.", "timeout")
+            )
+
+    # --- answers out -----------------------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        """The client's buffers are full.  Comes again with every write until they are not."""
+        if not self.is_full:
+            self.is_full = True
+            self._stalled.start(self._patience())
+        super().pauseProducing()
+        self._hold_back()
+
+    def resumeProducing(self) -> None:
+        """The client took everything."""
+        self.is_full = False
+        self._stalled.stop()
+        super().resumeProducing()
+        self._hold_back()
+
+    def _hold_back(self) -> None:
+        if self.requests and self.requests[0].face is not None:
+            self.requests[0].face.hold_back(self.is_full)
+
+    def _patience(self) -> float:
+        """How long the last write may take."""
+        return self.site.stall_seconds + self.last_write / SLOWEST_BYTES_PER_SECOND
+
+    def _reads_nothing(self) -> None:
+        _log.warn("{peer} reads too slowly and is dropped", peer=self.transport.getPeer())
+        self.abort()
+
+    # --- the end ---------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """A request wants to be served.
+
+        :raises ApiError: 503.
+        """
+        try:
+            self.site.admission.enter(self)
+        except ApiError:
+            self._is_last = True
+            self.persistent = False
+            raise
+
+    def drain(self) -> None:
+        """See ``Guest``."""
+        self._is_last = True
+        self.persistent = False
+        if self._phase is Phase.IDLE:
+            self.loseConnection()
+
+    def abandon(self) -> None:
+        """See ``Guest``."""
+        error = ApiError(
+            503,
+            "server_error",
+            "The gateway is restarting.",
+            "gateway_restart",
+            headers={"retry-after": "5"},
+        )
+        self.drain()
+        for request in list(self.requests):
+            if request.face is not None:
+                request.face.abandon(error)
+        if self._phase is not Phase.CLOSING:
+            self.abort()
+
+    def loseConnection(self) -> None:
+        """Close after what was written; a client that does not take it is not waited for."""
+        self._enter(Phase.CLOSING)
+        self._deadline.stop()
+        self._stalled.stop()
+        super().loseConnection()
+        if self._abort is None:
+            self._abort = self.site.reactor.callLater(
+                self._patience(), self.transport.abortConnection
+            )
+
+    def abort(self) -> None:
+        """Close now."""
+        self._enter(Phase.CLOSING)
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is gone."""
+        if self._phase is not Phase.CLOSING:
+            self._enter(Phase.CLOSING)
+        super().connectionLost(reason)
+        self._leave()
+
+    def _leave(self) -> None:
+        self._deadline.stop()
+        self._stalled.stop()
+        abort, self._abort = self._abort, None
+        if abort is not None and abort.active():
+            abort.cancel()
+        self.site.admission.leave(self)
+
+    def _enter(self, phase: Phase) -> None:
+        if phase not in TRANSITIONS[self._phase]:
+            raise AssertionError(f"a connection cannot go from {self._phase} to {phase}")
+        self._phase = phase
+
+
+def _joined(raw: Iterable[tuple[bytes, Sequence[bytes]]]) -> dict[str, str]:
+    """Headers by name in lower case."""
+    return {
+        name.decode("latin-1").lower(): b", ".join(values).decode("latin-1") for name, values in raw
+    }
+
+
+def _path_of(uri: bytes) -> bytes:
+    """What follows the authority of a request target (RFC 9112 §3.2.2)."""
+    if uri.startswith(b"/"):
+        return uri
+    _, _, rest = uri.partition(b"://")
+    return b"/" + rest.partition(b"/")[2]

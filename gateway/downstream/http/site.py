@@ -1,0 +1,52 @@
+"""What all HTTP connections share: routes, keys, bounds and deadlines."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Protocol
+
+from ...config import Settings
+from ..admission import Admission
+from ..auth import Authenticator
+from .channel import HttpChannel
+from .routes import Routes
+
+
+class WebSockets(Protocol):
+    """Makes the protocols of WebSocket connections."""
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """A protocol for a client at ``addr``."""
+
+
+class HttpSite:
+    """Makes the protocols of HTTP connections.
+
+    :param websockets: what a connection becomes that asks for an upgrade.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        routes: Routes,
+        settings: Settings,
+        admission: Admission,
+        websockets: WebSockets,
+    ) -> None:
+        self.reactor = reactor
+        self.routes = routes
+        self.admission = admission
+        self.websockets = websockets
+        self.authenticator = Authenticator(settings.keys)
+        self.max_body_bytes = settings.session.max_message_bytes
+        self.head_seconds = settings.timeouts.handshake_seconds
+        self.stall_seconds = settings.timeouts.stall_seconds
+        self._numbers = itertools.count(1)
+
+    def buildProtocol(self, addr: Any) -> HttpChannel:
+        """A protocol for a client at ``addr``."""
+        return HttpChannel(self)
+
+    def next_connection(self) -> str:
+        """What journals call the next request: each is a connection of its own."""
+        return f"http-{next(self._numbers)}"
