@@ -7,13 +7,11 @@ that an account's secret which it quotes can be struck out.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from treq.response import _Response as TreqResponse
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
@@ -23,6 +21,7 @@ from ..deadline import Deadline
 from ..protocol.errors import ApiError
 from .failures import log_bug, upstream_failure
 from .interface import CallReceiver, UpstreamCall
+from .sending import HttpTimeouts, Sender, Sending, drop, headers_of
 
 #: How much of a refusal's body is read, in bytes, and for how long, in seconds.
 _MAX_REFUSAL_BYTES = 65_536
@@ -54,32 +53,21 @@ class HttpCall(Protocol):
     """See :class:`~gateway.upstream.interface.Call`.
 
     It is also the protocol the answer's body is delivered to.
-
-    :param send: sends the request, with what authorizes it.
-    :param first_byte_seconds: how long the answer may take to begin.
-    :param idle_seconds: how long it may be silent.
-    :param secrets: what must never be shown.
     """
 
     transport: Any = None
 
     def __init__(
-        self,
-        clock: IReactorTime,
-        send: Callable[[], Deferred[TreqResponse]],
-        receiver: CallReceiver,
-        first_byte_seconds: float,
-        idle_seconds: float,
-        secrets: Callable[[], Sequence[str]],
+        self, sender: Sender, call: UpstreamCall, receiver: CallReceiver, timeouts: HttpTimeouts
     ) -> None:
-        self._send = send
+        self._sender = sender
         self._receiver = receiver
-        self._first_byte_seconds = first_byte_seconds
-        self._idle_seconds = idle_seconds
-        self._secrets = secrets
+        self._first_byte_seconds = first_byte_seconds(call, timeouts)
+        self._idle_seconds = timeouts.idle
         self._state = CallState.IDLE
-        self._deadline = Deadline(clock, self._timed_out)
-        self._request: Deferred[Any] | None = None
+        self._deadline = Deadline(sender.reactor, self._timed_out)
+        self._sending: Sending | None = Sending(sender, call, self)
+        self._response: TreqResponse | None = None
         self._paused = False
         self._refusal = bytearray()
 
@@ -89,9 +77,8 @@ class HttpCall(Protocol):
         """Send the request."""
         self._enter(CallState.SENT)
         self._deadline.start(self._first_byte_seconds)
-        request = self._request = maybeDeferred(self._send)  # it may be over already
-        request.addCallbacks(self._answered, self._not_answered)
-        request.addErrback(self._broken_inside)
+        assert self._sending is not None
+        self._sending.start()
 
     def cancel(self) -> None:
         """Drop the request or its answer now; the receiver hears nothing more."""
@@ -114,29 +101,30 @@ class HttpCall(Protocol):
 
     # --- the connection's side -------------------------------------------------------
 
-    def _answered(self, response: TreqResponse) -> None:
-        self._request = None
-        self._send = _spent
+    def request_connected(self) -> None:
+        """The request goes out; nobody asks."""
+
+    def request_answered(self, response: TreqResponse) -> None:
+        """The answer begins."""
+        self._sending = None  # with the request's body, which nobody needs any more
+        self._response = response
         if 200 <= response.code < 300:
             self._enter(CallState.ANSWERED)
             self._deadline.start(self._idle_seconds)
         else:
             self._enter(CallState.REFUSED)
             self._deadline.start(_REFUSAL_SECONDS)
-        self._receiver.call_answered(response.code, _headers_of(response))
+        self._receiver.call_answered(response.code, headers_of(response))
+        if self._state is CallState.OVER:
+            return
         response.deliverBody(self)
         if self._paused:
             self.pause()
 
-    def connectionMade(self) -> None:
-        """The body begins; it may not be wanted any more."""
-        if self._state is CallState.OVER:
-            self.transport.loseConnection()
-
-    def _not_answered(self, failure: Failure) -> None:
-        self._request = None
-        if self._state is CallState.SENT:
-            self._end(upstream_failure(failure))
+    def request_failed(self, error: ApiError) -> None:
+        """No answer came, or it could not be read."""
+        if self._state is not CallState.OVER:
+            self._fail(error)
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes of the body."""
@@ -163,7 +151,7 @@ class HttpCall(Protocol):
 
     def _tell_refusal(self) -> None:
         body = bytes(self._refusal[:_MAX_REFUSAL_BYTES])
-        for secret in self._secrets():
+        for secret in self._sender.credentials.secrets():
             body = body.replace(secret.encode(), _HIDDEN)
         self._receiver.call_data(body)
         self._receiver.call_ended(None)
@@ -195,11 +183,13 @@ class HttpCall(Protocol):
     def _drop(self) -> None:
         self._enter(CallState.OVER)
         self._deadline.stop()
-        request, self._request = self._request, None
-        if request is not None:
-            request.cancel()
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            sending.cancel()
         elif self.transport is not None:
             self.transport.loseConnection()
+        elif self._response is not None:
+            drop(self._response)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -207,13 +197,9 @@ class HttpCall(Protocol):
         try:
             yield
         except Exception:
-            self._broken_inside(Failure())
-
-    def _broken_inside(self, failure: Failure) -> None:
-        """A bug of ours must end the call, not leave it waiting."""
-        log_bug(failure)
-        if self._state is not CallState.OVER:
-            self._fail(ApiError.bad_gateway("The gateway failed while reading the upstream."))
+            log_bug(Failure())
+            if self._state is not CallState.OVER:
+                self._fail(ApiError.bad_gateway("The gateway failed while reading the upstream."))
 
     def _enter(self, state: CallState) -> None:
         if state not in TRANSITIONS[self._state]:
@@ -221,23 +207,13 @@ class HttpCall(Protocol):
         self._state = state
 
 
-def first_byte_seconds(call: UpstreamCall, first_byte: float, idle: float) -> float:
+def first_byte_seconds(call: UpstreamCall, timeouts: HttpTimeouts) -> float:
     """How long the answer to ``call`` may take to begin, in seconds.
 
     One in a single piece begins only when the model is done: that may take as long as a
     stream may be silent.  What is only looked up or streamed begins sooner.
     """
     streams = call.headers.get("accept", "").startswith("text/event-stream")
-    return max(first_byte, idle) if call.method == "POST" and not streams else first_byte
-
-
-def _headers_of(response: TreqResponse) -> Mapping[str, str]:
-    return {
-        name.decode("latin-1").lower(): values[-1].decode("latin-1")
-        for name, values in response.headers.getAllRawHeaders()
-    }
-
-
-def _spent() -> Deferred[TreqResponse]:
-    """Stands for a request that was answered, so that its body is not kept."""
-    raise AssertionError("a request that was answered is not sent again")
+    if call.method != "POST" or streams:
+        return timeouts.first_byte
+    return max(timeouts.first_byte, timeouts.idle)
