@@ -61,15 +61,11 @@ class EgressPaths:
 
     :param now: unix seconds.
     :param cooldown_max_seconds: the longest that a broken proxy is left alone.
-    :param connect_seconds: how long a connection attempt can take.
     """
 
-    def __init__(
-        self, now: Callable[[], float], cooldown_max_seconds: float, connect_seconds: float
-    ) -> None:
+    def __init__(self, now: Callable[[], float], cooldown_max_seconds: float) -> None:
         self._now = now
         self._cooldown_max_seconds = cooldown_max_seconds
-        self._connect_seconds = connect_seconds
         self._health: WeakValueDictionary[Proxy, ProxyHealth] = WeakValueDictionary()
 
     def egress(
@@ -91,6 +87,6 @@ class EgressPaths:
         found = Proxy.from_url(proxy)
         health = self._health.get(found)
         if health is None:
-            health = ProxyHealth(self._now, self._cooldown_max_seconds, self._connect_seconds)
+            health = ProxyHealth(self._now, self._cooldown_max_seconds)
             self._health[found] = health
         return Egress(tls, found, health)

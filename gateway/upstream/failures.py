@@ -11,6 +11,7 @@ from twisted.web._newclient import _WrapperException
 from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 
 from ..protocol.errors import ApiError
+from ..protocol.faults import PROXY_ERROR
 from .proxy import Blame, ProxyError
 from .tls import WrongCertificate
 
@@ -73,7 +74,7 @@ def _proxy_failure(problem: ProxyError) -> ApiError:
     """The proxy's own failures are not the account's (design law 13)."""
     message = f"{problem}."
     if problem.blame is Blame.PROXY:
-        return ApiError.bad_gateway(message, "egress_proxy_error")
+        return ApiError.bad_gateway(message, PROXY_ERROR)
     return ApiError.bad_gateway(message)
 
 

@@ -11,6 +11,7 @@ from ..credentials.interface import Credentials
 from ..protocol.upstream_request import UpstreamRequest
 from .call import HttpCall
 from .client import connection_pool, http_client
+from .egress import Egress
 from .exchange import HttpExchange
 from .interface import CallReceiver, Receiver, UpstreamCall
 from .sending import HttpTimeouts, Sender
@@ -23,6 +24,7 @@ class HttpUpstream:
 
     :param base_url: tells the base URL, without the trailing ``/responses``.
     :param credentials: what authorizes its requests; closed with it.
+    :param egress: how its connections leave the machine; straight when left out.
     :param max_kept: idle connections that are kept.
     """
 
@@ -32,10 +34,11 @@ class HttpUpstream:
         base_url: Callable[[], str],
         credentials: Credentials,
         timeouts: HttpTimeouts,
+        egress: Egress | None = None,
         max_kept: int = 1000,
     ) -> None:
         self._pool = connection_pool(reactor, max_kept)
-        client = http_client(reactor, self._pool, timeouts.connect)
+        client = http_client(reactor, self._pool, timeouts.connect, egress)
         self._credentials = credentials
         self._sender = Sender(reactor, client, base_url, credentials)
         self._timeouts = timeouts

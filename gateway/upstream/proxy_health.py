@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import enum
 import random
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..accounts.breaker import Attempt, Breaker, BreakerState
+
 #: Failures in a row that make the proxy rest.
 _FAILURES = 3
 
-#: How long the first rest is, in seconds; each further one is twice as long.
+#: How long its first rest is, in seconds.
 _FIRST_REST = 1.0
 
-#: A rest is between this share of its length and all of it, so that gateways part.
-_LEAST_SHARE = 0.5
-
-#: 2 ** this times a second is beyond every bound that can be configured.
-_MOST_DOUBLINGS = 30
-
-
-class _State(enum.Enum):
-    """USABLE → RESTING (failures) → PROBED (an attempt after the rest) → either of them.
-
-    A probe that is dropped leads back to RESTING, whose time is over.
-    """
-
-    USABLE = "usable"
-    RESTING = "resting"
-    PROBED = "probed"
+#: How soon somebody who found it being probed may ask again, in seconds.
+_PROBE_TAKES = 1.0
 
 
 class Barred(NamedTuple):
@@ -39,104 +26,48 @@ class Barred(NamedTuple):
 
 
 class ProxyHealth:
-    """One proxy's breaker.  No Twisted here.
+    """How one proxy has been of late; knows no Twisted.
 
     :param now: unix seconds.
-    :param rest_max_seconds: the longest that the proxy is left alone.
-    :param probe_seconds: how long a connection attempt can take.
-    :param jitter: in [0, 1).
-    :ivar failures: those in a row.
+    :param cooldown_max_seconds: the longest that the proxy is left alone.
+    :param jitter: from 0 to 1.
     """
 
     def __init__(
         self,
         now: Callable[[], float],
-        rest_max_seconds: float,
-        probe_seconds: float = 10.0,
+        cooldown_max_seconds: float,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._now = now
-        self._rest_max_seconds = rest_max_seconds
-        self._probe_seconds = probe_seconds
-        self._jitter = jitter
-        self._state = _State.USABLE
+        self._breaker = Breaker(now, _FAILURES, _FIRST_REST, cooldown_max_seconds, jitter)
         self._why = ""
-        self._until = 0.0
-        self._rests = 0
-        self.failures = 0
 
     def unavailable(self) -> Barred | None:
-        """Why it cannot be used now, or None; once a rest is over the next one may try."""
-        if self._state is _State.USABLE:
+        """Why it cannot be used now; None when it can, be it for a probe."""
+        if self._breaker.usable:
             return None
-        if self._state is _State.RESTING and self._now() >= self._until:
-            return None
-        return Barred(self._why, self._until)
+        if self._breaker.state is BreakerState.PROBING:
+            return Barred(f"{self._why}; it is being probed", self._now() + _PROBE_TAKES)
+        return Barred(self._why, self._breaker.until)
 
     def attempt(self) -> Attempt | None:
-        """Begin a connection attempt; None when none may be made now."""
-        if self.unavailable() is not None:
-            return None
-        probe = self._state is _State.RESTING
-        if probe:
-            self._state = _State.PROBED
-            self._until = self._now() + self._probe_seconds
-        return Attempt(self, probe)
+        """A connection attempt begins; None when none may.  It ends in one of the following."""
+        return self._breaker.attempt() if self._breaker.usable else None
+
+    def succeeded(self, attempt: Attempt) -> None:
+        """The proxy did its part."""
+        self._breaker.succeeded(attempt)
+
+    def failed(self, attempt: Attempt, why: str) -> None:
+        """The proxy is at fault."""
+        self._why = why
+        self._breaker.failed(attempt)
+
+    def dropped(self, attempt: Attempt) -> None:
+        """Nobody wanted to know any more."""
+        self._breaker.dropped(attempt)
 
     def clear(self) -> None:
-        """Forget all failures: by word of the operator, or since it works."""
-        self._state = _State.USABLE
-        self._why = ""
-        self._until = 0.0
-        self._rests = self.failures = 0
-
-    def _failed(self, why: str, probe: bool) -> None:
-        self.failures += 1
-        if self._state is _State.PROBED:
-            broken = probe
-        else:
-            broken = self._state is _State.USABLE and self.failures >= _FAILURES
-        if broken:
-            self._rest(why)
-
-    def _dropped(self, probe: bool) -> None:
-        if self._state is _State.PROBED and probe:
-            self._state = _State.RESTING
-            self._until = self._now()
-
-    def _rest(self, why: str) -> None:
-        longest = _FIRST_REST * 2.0 ** min(self._rests, _MOST_DOUBLINGS)
-        share = _LEAST_SHARE + (1 - _LEAST_SHARE) * self._jitter()
-        self._rests += 1
-        self._state = _State.RESTING
-        self._why = why
-        self._until = self._now() + min(longest, self._rest_max_seconds) * share
-
-
-class Attempt:
-    """One connection attempt; the first of its ends counts, later ones are ignored."""
-
-    __slots__ = ("_health", "_probe")
-
-    def __init__(self, health: ProxyHealth, probe: bool) -> None:
-        self._health: ProxyHealth | None = health
-        self._probe = probe
-
-    def succeeded(self) -> None:
-        """The proxy did its part."""
-        if (health := self._end()) is not None:
-            health.clear()
-
-    def failed(self, why: str) -> None:
-        """The proxy is at fault."""
-        if (health := self._end()) is not None:
-            health._failed(why, self._probe)
-
-    def dropped(self) -> None:
-        """Nobody wanted to know any more."""
-        if (health := self._end()) is not None:
-            health._dropped(self._probe)
-
-    def _end(self) -> ProxyHealth | None:
-        health, self._health = self._health, None
-        return health
+        """By word of the operator nothing is held against it."""
+        self._breaker.close()

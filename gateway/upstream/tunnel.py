@@ -61,24 +61,25 @@ class ProxyEndpoint:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """See ``IStreamClientEndpoint``; fails with a :class:`ProxyError`."""
-        attempt = self._health.attempt()
+        health = self._health
+        attempt = health.attempt()
         if attempt is None:
-            return fail(ProxyError(self._proxy, "failed and is not used for now"))
+            return fail(ProxyError(self._proxy, "failed and is left alone for a while"))
         handshake = _HANDSHAKES[self._proxy.kind](*self._target, self._proxy.login)
         tunnel = _Tunnel(self._proxy, handshake, protocolFactory, self._reactor)
 
         def connected(protocol: IProtocol) -> IProtocol:
-            attempt.succeeded()
+            health.succeeded(attempt)
             return protocol
 
         def failed(failure: Failure) -> Failure:
             problem = failure.value
             if not isinstance(problem, ProxyError):  # cancelled, or a bug
-                attempt.dropped()
+                health.dropped(attempt)
             elif problem.blame is Blame.PROXY:
-                attempt.failed(str(problem))
+                health.failed(attempt, str(problem))
             else:
-                attempt.succeeded()
+                health.succeeded(attempt)
             return failure
 
         return tunnel.open(self._endpoint, self._seconds).addCallbacks(connected, failed)
