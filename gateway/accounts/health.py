@@ -21,6 +21,9 @@ MAX_MODELS = 200
 _MAX_MODEL_NAME = 200
 _MAX_WINDOWS = 32
 
+#: How long after its rest a model is forgotten that no turn has probed, in seconds.
+_FORGET_SECONDS = 3_600.0
+
 _SERVICE_FAILURES = 3
 
 #: First rests, in seconds, where the upstream names no time; they double (see breaker.py).
@@ -210,7 +213,9 @@ class Health:
 
     def unavailable(self, model: str | None) -> Unavailable | None:
         """Why no turn of ``model`` may go there now; None when one may."""
-        return None if self._calm else self._look(model)
+        if self._calm or (self.blocked_until == 0.0 and model not in self._models):
+            return None
+        return self._look(model)
 
     def reserve(self, model: str | None) -> Permit:
         """A turn goes there now; the first one after a rest is the probe."""
@@ -287,19 +292,17 @@ class Health:
             state = AccountState.DISABLED if disabled else AccountState.DRAINING
             return Unavailable(state, f"the operator: {state.value}", None)
         now = self._now()
-        found: Unavailable | None = None
-        for rest in self._rests.values():
-            if not rest.breaker.closed:
-                found = found or rest.unavailable(now)
+        reasons = [rest.unavailable(now) for rest in self._rests.values()]
         self._block()
-        if found is None and model in self._models:
-            return self._models[model].unavailable(now)
-        return found
+        if model in self._models:
+            reasons.append(self._models[model].unavailable(now))
+        return max(filter(None, reasons), key=lambda reason: reason.until or 0.0, default=None)
 
     def _succeeded(self, attempts: list[tuple[_Rest, Attempt]]) -> None:
         for rest, attempt in attempts:
             rest.breaker.succeeded(attempt)
-        self._changed()
+        if not self._calm:
+            self._changed()
 
     def _refused(
         self, model: str | None, attempts: list[tuple[_Rest, Attempt]], fault: Fault
@@ -341,9 +344,13 @@ class Health:
         )
 
     def _used_up_until(self) -> float | None:
-        """When the quotas reset that earlier answers told to be used up."""
+        """When the quotas reset that earlier answers told to be used up.
+
+        Rate limits, which count what remains, are none of them.
+        """
         now = self._now()
-        resets = [each.resets_at for each in self._windows.values() if each.used_up]
+        spent = [each for each in self._windows.values() if each.remaining is None and each.used_up]
+        resets = [each.resets_at for each in spent]
         return max((at for at in resets if at is not None and at > now), default=None)
 
     def _wished(self, action: str) -> None:
@@ -357,9 +364,12 @@ class Health:
         return max(self._wished_at, *(rest.breaker.since for rest in self._rests.values()))
 
     def _changed(self) -> None:
-        """Keep what is asked often ready."""
-        for model in [model for model, rest in self._models.items() if rest.breaker.closed]:
-            del self._models[model]
+        """Keep what is asked often ready, and forget what nobody asked for in a long time."""
+        if self._models:
+            forgotten = self._now() - _FORGET_SECONDS
+            for model, rest in list(self._models.items()):
+                if rest.breaker.closed or rest.breaker.until < forgotten:
+                    del self._models[model]
         self._block()
         self._calm = self.blocked_until == 0.0 and not self._models
 

@@ -22,9 +22,6 @@ PROXY_ERROR = "egress_proxy_error"
 #: A 429 of a request that is larger than the account's limit: waiting does not help it.
 _TOO_LARGE = "Request too large"
 
-#: How ChatGPT's limit for everything is named; the others are for single models.
-_WHOLE_ACCOUNT = "codex"
-
 _MAX_WHY = 200
 
 
@@ -76,9 +73,12 @@ def attribute(error: ApiError, now: float) -> Fault:
     why = " ".join(str(error).split())
     if len(why) > _MAX_WHY:
         why = why[: _MAX_WHY - 1] + "…"
-    if kind in (FaultKind.REQUEST, FaultKind.PROXY, FaultKind.UNAUTHORIZED):
-        return Fault(kind, why)
-    return Fault(kind, why, limits.retry_at(error.hints, error.details, error.message, now))
+    at: float | None = None
+    if kind in (FaultKind.EXHAUSTED, FaultKind.RATE_LIMITED):
+        at = limits.retry_at(error.hints, error.details, error.message, now)
+    elif kind in (FaultKind.SERVICE, FaultKind.MODEL_REFUSED):
+        at = limits.ready_at(error.hints, error.message, now)
+    return Fault(kind, why, at)
 
 
 def _kind(error: ApiError) -> FaultKind:
@@ -87,9 +87,8 @@ def _kind(error: ApiError) -> FaultKind:
     if is_about_the_request(error):
         return FaultKind.REQUEST
     if refuses_spending(error):
-        active = limits.active_limit(error.hints)
-        whole = active is None or active == _WHOLE_ACCOUNT
-        return FaultKind.EXHAUSTED if whole else FaultKind.RATE_LIMITED
+        for_model = limits.limits_single_model(error.hints)
+        return FaultKind.RATE_LIMITED if for_model else FaultKind.EXHAUSTED
     if refuses_model(error):
         return FaultKind.MODEL_REFUSED
     if refuses_credentials(error):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -60,6 +60,8 @@ _UNITS = {
 _CODEX = re.compile(
     r"x-(.+)-(primary|secondary)-(used-percent|window-minutes|reset-at|reset-after-seconds)"
 )
+_ACTIVE_LIMIT = "x-codex-active-limit"
+_CODEX_LIMIT = "codex"
 _RATE = re.compile(r"x-ratelimit-(limit|remaining|reset)(?:-(.+))?")
 
 
@@ -98,15 +100,18 @@ def retry_at(
     :param now: unix seconds.
     :return: unix seconds, from now to :data:`FURTHEST_SECONDS` ahead; None when unsaid.
     """
-    said = (
+    return _first(
         _at(details.get("resets_at"), now),
         _after(details.get("resets_in_seconds"), now),
-        _after(headers.get("retry-after-ms"), now, 1e-3),
-        _retry_after(headers.get("retry-after"), now),
+        _asked_for(headers, now),
         _used_up_until(headers, now),
         _message(message, now),
     )
-    return next((moment for moment in said if moment is not None), None)
+
+
+def ready_at(headers: Mapping[str, str], message: str, now: float) -> float | None:
+    """As :func:`retry_at`, for a failure that has nothing to do with quotas."""
+    return _first(_asked_for(headers, now), _message(message, now))
 
 
 def read_windows(headers: Mapping[str, str], now: float) -> tuple[QuotaWindow, ...]:
@@ -142,7 +147,7 @@ def read_rate_limits_event(data: bytes, now: float) -> tuple[QuotaWindow, ...]:
         return ()
     if not isinstance(event, dict):
         return ()
-    limit = _limit_name(event.get("metered_limit_name") or event.get("limit_name") or "codex")
+    limit = _limit_name(event.get("metered_limit_name") or event.get("limit_name") or _CODEX_LIMIT)
     windows = list(_event_windows(limit, event.get("rate_limits"), now))
     more = event.get("additional_rate_limits")
     for each in more if isinstance(more, list) else ():
@@ -152,10 +157,12 @@ def read_rate_limits_event(data: bytes, now: float) -> tuple[QuotaWindow, ...]:
     return tuple(windows[:_MAX_WINDOWS])
 
 
-def active_limit(headers: Mapping[str, str]) -> str | None:
-    """Which of several limits refused (``x-codex-active-limit``), in the form of names here."""
-    named = headers.get("x-codex-active-limit")
-    return _limit_name(named) if named else None
+def limits_single_model(headers: Mapping[str, str]) -> bool:
+    """Whether the limit that refused is one of ChatGPT's for single models.
+
+    Those are named ``codex_…``; ``codex``, ``premium`` and others are the account's.
+    """
+    return _limit_name(headers.get(_ACTIVE_LIMIT, "")).startswith(f"{_CODEX_LIMIT}-")
 
 
 def seconds_of(text: str) -> float | None:
@@ -209,13 +216,26 @@ def _quota_header(name: str, value: str, now: float) -> tuple[str, str, float | 
 
 def _used_up_until(headers: Mapping[str, str], now: float) -> float | None:
     """When the quotas that are used up are all there again; of a named limit, its own."""
-    windows: Iterable[QuotaWindow] = read_windows(headers, now)
-    active = active_limit(headers)
-    if active is not None:
-        windows = [each for each in windows if each.name.startswith(f"{active} ")] or windows
+    windows = read_windows(headers, now)
+    for limit in (_limit_name(headers.get(_ACTIVE_LIMIT, "")), _CODEX_LIMIT):
+        of_limit = tuple(each for each in windows if each.name.startswith(f"{limit} "))
+        if of_limit:
+            windows = of_limit
+            break
     return max(
         (each.resets_at for each in windows if each.used_up and each.resets_at is not None),
         default=None,
+    )
+
+
+def _first(*said: float | None) -> float | None:
+    return next((moment for moment in said if moment is not None), None)
+
+
+def _asked_for(headers: Mapping[str, str], now: float) -> float | None:
+    return _first(
+        _after(headers.get("retry-after-ms"), now, 1e-3),
+        _retry_after(headers.get("retry-after"), now),
     )
 
 
