@@ -1,4 +1,4 @@
-"""What a conversation sticks to: its strongest key, for a while, within bounds (law 8)."""
+"""What identifies a conversation: its strongest key, or what its requests share (law 8)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.accounts.affinity import (
-    AffinityKey,
-    Bindings,
     affinity_keys,
     connection_key,
     turn_state_key,
@@ -78,88 +76,3 @@ def test_a_long_value_costs_no_more_and_is_still_its_own(one: str, other: str) -
     assert len(turn_state_key("laptop", first).value) <= 100
     same = turn_state_key("laptop", first) == turn_state_key("laptop", second)
     assert same == (one == other)
-
-
-# --- bindings ------------------------------------------------------------------------
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-def key(value: str, tenant: str = "laptop") -> AffinityKey:
-    return AffinityKey("thread", tenant, value)
-
-
-def test_a_bound_key_has_its_account(clock: Clock) -> None:
-    bindings = Bindings(10, 60.0, clock)
-    bindings.bind(key("t"), "a")
-    assert bindings.account_of(key("t")) == "a"
-    assert bindings.account_of(key("t", "desktop")) is None
-    assert bindings.account_of(connection_key("laptop", "t")) is None
-    bindings.bind(key("t"), "b")
-    assert (bindings.account_of(key("t")), len(bindings)) == ("b", 1)
-
-
-def test_an_unused_binding_ends(clock: Clock) -> None:
-    bindings = Bindings(10, 60.0, clock)
-    bindings.bind(key("t"), "a")
-    clock.now += 59
-    assert bindings.account_of(key("t")) == "a"
-    bindings.bind(key("t"), "a")
-    clock.now += 59
-    assert bindings.account_of(key("t")) == "a"
-    clock.now += 1
-    assert bindings.account_of(key("t")) is None
-    assert len(bindings) == 0, "what has ended takes no room"
-
-
-def test_the_least_recently_bound_makes_room(clock: Clock) -> None:
-    bindings = Bindings(2, 60.0, clock)
-    for value in ("t1", "t2", "t1", "t3"):
-        bindings.bind(key(value), "a")
-    assert len(bindings) == 2
-    assert [value for value in ("t1", "t2", "t3") if bindings.account_of(key(value))] == [
-        "t1",
-        "t3",
-    ]
-
-
-def test_a_released_key_is_forgotten(clock: Clock) -> None:
-    bindings = Bindings(2, 60.0, clock)
-    bindings.bind(key("t"), "a")
-    bindings.release(key("t"))
-    bindings.release(key("t"))
-    assert (bindings.account_of(key("t")), len(bindings)) == (None, 0)
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 6), st.sampled_from("ab"), st.integers(0, 30)), max_size=40),
-    st.integers(1, 4),
-)
-def test_bindings_never_outgrow_their_bound_nor_their_age(
-    steps: list[tuple[int, str, int]], bound: int
-) -> None:
-    clock = Clock()
-    bindings = Bindings(bound, 60.0, clock)
-    model: dict[int, tuple[str, float]] = {}
-    for value, account, wait in steps:
-        clock.now += wait
-        bindings.bind(key(str(value)), account)
-        model.pop(value, None)
-        model[value] = (account, clock.now)
-        while len(model) > bound:
-            del model[next(iter(model))]
-        assert len(bindings) <= bound
-    for value in range(7):
-        name, used_at = model.get(value, (None, 0.0))
-        expected = name if used_at + 60 > clock.now else None
-        assert bindings.account_of(key(str(value))) == expected

@@ -1,0 +1,188 @@
+"""Which account each conversation sticks to, since when and why; bounded in count and age."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from .affinity import AffinityKey
+
+#: With these bytes no two conversations meet, and a digest takes 48 of memory.
+_DIGEST_SIZE = 15
+
+#: Names and reasons that bindings share.
+_MAX_TEXTS = 4096
+
+#: Finding the oldest costs more the more bindings there are: this share of them goes at once.
+_EVICTED_SHARE = 128
+
+#: Bindings that :meth:`Bindings.expire` forgets at once.
+_EXPIRED_AT_ONCE = 10_000
+
+
+class Binding(Struct, gc=False):
+    """Where a conversation is at home, and why.
+
+    :ivar account: its home.
+    :ivar why: how it came there.
+    :ivar bound_at: since when it is there, in unix seconds.
+    :ivar stand_in: who serves it while its home cannot, or None.
+    :ivar stand_in_why: why its home cannot, or None.
+    :ivar used_at: when it was last used, in unix seconds.
+    :ivar rule: what it is known by: a thread, a session, ...
+    :ivar tenant: name of the client key.
+    """
+
+    account: str
+    why: str
+    bound_at: float
+    stand_in: str | None
+    stand_in_why: str | None
+    used_at: float
+    rule: str
+    tenant: str
+
+
+class Bindings:
+    """Remembers the account of each conversation; of the conversation's key only a digest.
+
+    :param max_bindings: bound on the count; the least recently used go first.
+    :param ttl_seconds: how long an unused binding lasts.
+    :param now: unix seconds.
+    """
+
+    def __init__(self, max_bindings: int, ttl_seconds: float, now: Callable[[], float]) -> None:
+        self.max_bindings = max_bindings
+        self._ttl_seconds = ttl_seconds
+        self._now = now
+        #: The least recently used first.
+        self._bound: dict[bytes, Binding] = {}
+        self._texts: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._bound)
+
+    # --- turns -----------------------------------------------------------------------
+
+    def find(self, key: AffinityKey) -> Binding | None:
+        """The binding of ``key``, which a turn uses now, or None."""
+        digest, now = _digest(key), self._now()
+        binding = self._take(digest, now)
+        if binding is not None:
+            self._put(digest, binding, now)
+        return binding
+
+    def bind(self, key: AffinityKey, account: str, why: str = "") -> None:
+        """Make ``account`` the home of ``key``, or end the time of its stand-in there.
+
+        :param why: kept as long as the home is the same.
+        """
+        digest, now = _digest(key), self._now()
+        binding = self._take(digest, now)
+        if binding is None or binding.account != account:
+            account, why = self._shared(account), self._shared(why)
+            rule, tenant = self._shared(key.rule), self._shared(key.tenant)
+            binding = Binding(account, why, now, None, None, now, rule, tenant)
+        binding.stand_in = binding.stand_in_why = None
+        self._put(digest, binding, now)
+
+    def stand_in(self, key: AffinityKey, account: str, why: str = "") -> None:
+        """Let ``account`` serve ``key`` until it is bound again; without a home it is the home.
+
+        :param why: what ails the home.
+        """
+        digest, now = _digest(key), self._now()
+        binding = self._take(digest, now)
+        if binding is None:
+            self.bind(key, account, why)
+            return
+        binding.stand_in, binding.stand_in_why = self._shared(account), self._shared(why)
+        self._put(digest, binding, now)
+
+    def release(self, key: AffinityKey) -> None:
+        """Forget ``key``; a connection's own key dies with the connection."""
+        self._bound.pop(_digest(key), None)
+
+    # --- the operator ----------------------------------------------------------------
+
+    def look(self, key: AffinityKey) -> Binding | None:
+        """The binding of ``key`` for one who only looks, or None."""
+        return self._alive(self._bound.get(_digest(key)), self._now())
+
+    def account_of(self, key: AffinityKey) -> str | None:
+        """The home of ``key``, or None."""
+        binding = self.look(key)
+        return None if binding is None else binding.account
+
+    def items(self, limit: int) -> Iterator[tuple[str, Binding]]:
+        """The ``limit`` most recently used, the last one first; each with its opaque id."""
+        now = self._now()
+        alive = takewhile(lambda item: self._alive(item[1], now), reversed(self._bound.items()))
+        return ((digest.hex(), binding) for digest, binding in islice(alive, limit))
+
+    def forget(self, opaque_id: str) -> bool:
+        """Forget the binding that :meth:`items` gave this id; False when it is gone.
+
+        :raises ValueError: when it is no such id.
+        """
+        return self._bound.pop(bytes.fromhex(opaque_id), None) is not None
+
+    def forget_account(self, account: str) -> int:
+        """Nobody is at home at ``account`` any more, nor does it stand in for another.
+
+        Who has a stand-in stays there.
+
+        :return: how many conversations lost their home.
+        """
+        moved = [item for item in self._bound.items() if item[1].account == account]
+        for digest, binding in moved:
+            if binding.stand_in is None or binding.stand_in == account:
+                del self._bound[digest]
+            else:
+                binding.account, binding.why = binding.stand_in, binding.stand_in_why or ""
+                binding.stand_in = binding.stand_in_why = None
+        for binding in self._bound.values():
+            if binding.stand_in == account:
+                binding.stand_in = binding.stand_in_why = None
+        return len(moved)
+
+    def expire(self) -> None:
+        """Forget what is too old; to be called now and then."""
+        now = self._now()
+        old = takewhile(lambda item: not self._alive(item[1], now), self._bound.items())
+        for digest in [digest for digest, _ in islice(old, _EXPIRED_AT_ONCE)]:
+            del self._bound[digest]
+
+    # --- inside ----------------------------------------------------------------------
+
+    def _alive(self, binding: Binding | None, now: float) -> Binding | None:
+        if binding is None or binding.used_at + self._ttl_seconds <= now:
+            return None
+        return binding
+
+    def _take(self, digest: bytes, now: float) -> Binding | None:
+        return self._alive(self._bound.pop(digest, None), now)
+
+    def _put(self, digest: bytes, binding: Binding, now: float) -> None:
+        binding.used_at = now
+        self._bound[digest] = binding
+        if len(self._bound) > self.max_bindings:
+            oldest = islice(self._bound, max(1, self.max_bindings // _EVICTED_SHARE))
+            for each in list(oldest):
+                del self._bound[each]
+
+    def _shared(self, text: str) -> str:
+        if len(self._texts) >= _MAX_TEXTS:
+            self._texts.clear()
+        return self._texts.setdefault(text, text)
+
+
+def _digest(key: AffinityKey) -> bytes:
+    """Lengths keep ``("ab", "c")`` apart from ``("a", "bc")``."""
+    text = f"{len(key.rule)} {len(key.tenant)} {key.rule}{key.tenant}{key.value}"
+    return blake2b(text.encode(errors="surrogatepass"), digest_size=_DIGEST_SIZE).digest()

@@ -1,0 +1,197 @@
+"""Where turns wait for an account: bounded, fair between tenants, each with its deadline."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+_log = Logger(namespace="gateway.accounts")
+
+#: Seconds between tries while somebody waits: cooldowns end without telling.
+_TRY_EVERY = 0.25
+
+#: Turns that are offered an account before others of the gateway get their time.
+_OFFERS_AT_ONCE = 32
+
+#: Pause, in seconds, after so many offers that nobody took.
+_BREATH = 0.02
+
+
+class Ticket:
+    """A turn's place in the room."""
+
+    __slots__ = ("_room", "deadline", "gave_up", "retry", "tenant", "wants")
+
+    def __init__(
+        self,
+        room: WaitingRoom,
+        tenant: str,
+        wants: Hashable,
+        retry: Callable[[], bool],
+        gave_up: Callable[[], None],
+    ) -> None:
+        self._room = room
+        self.tenant = tenant
+        self.wants: Hashable = self if wants is None else wants
+        self.retry = retry
+        self.gave_up = gave_up
+        self.deadline: IDelayedCall | None = None
+
+    def leave(self) -> None:
+        """Wait no longer; nothing is called any more.  Harmless once it is over."""
+        self._room.remove(self)
+
+
+class WaitingRoom:
+    """Turns that found no account.
+
+    When something became free it is offered to the tenants in turn, and within a tenant to
+    who waits longest.  Who cannot use it does not stand in the way of others.
+
+    :param clock: for deadlines and tries; no timer runs while nobody waits.
+    :param max_waiting: bound on the turns that wait.
+    """
+
+    def __init__(self, clock: IReactorTime, max_waiting: int) -> None:
+        self._clock = clock
+        self.max_waiting = max_waiting
+        self._count = 0
+        #: Whose turn it is first.
+        self._tenants: OrderedDict[str, OrderedDict[Ticket, None]] = OrderedDict()
+        #: What could not be had since this round of offers began.
+        self._refused: set[Hashable] = set()
+        self._again = False
+        self._offering = False
+        self._timer: IDelayedCall | None = None
+        self._stopped = False
+
+    def __len__(self) -> int:
+        return self._count
+
+    def wait(
+        self,
+        tenant: str,
+        seconds: float,
+        retry: Callable[[], bool],
+        gave_up: Callable[[], None],
+        wants: Hashable = None,
+    ) -> Ticket | None:
+        """Take a place.
+
+        :param seconds: how long at most.
+        :param retry: try to get an account; True when that worked and the place is given up.
+        :param gave_up: called once when time is up, or the room is closed.
+        :param wants: what ``retry`` depends on: the model, the accounts that are ruled out.
+            One that is refused speaks for all that want the same.  None: like nobody else.
+        :return: None when the room is full.
+        """
+        if self._stopped or self._count >= self.max_waiting:
+            return None
+        ticket = Ticket(self, tenant, wants, retry, gave_up)
+        ticket.deadline = self._clock.callLater(max(0.0, seconds), self._give_up, ticket)
+        self._tenants.setdefault(tenant, OrderedDict())[ticket] = None
+        self._count += 1
+        if self._timer is None and not self._offering:
+            self._timer = self._clock.callLater(_TRY_EVERY, self._try)
+        return ticket
+
+    def wake(self) -> None:
+        """Something may have become free: offer it."""
+        if self._offering or self._refused:
+            self._again = True
+        elif self._count:
+            self._offer()
+
+    def remove(self, ticket: Ticket) -> bool:
+        """Take ``ticket`` out; False when it was out already."""
+        if ticket.deadline is None:
+            return False
+        if ticket.deadline.active():
+            ticket.deadline.cancel()
+        ticket.deadline = None
+        queue = self._tenants[ticket.tenant]
+        del queue[ticket]
+        if not queue:
+            del self._tenants[ticket.tenant]
+        self._count -= 1
+        if not self._count and not self._offering:
+            self._set_timer(None)
+        return True
+
+    def stop(self) -> None:
+        """Let everybody give up, and nobody in."""
+        self._stopped = True
+        while self._tenants:
+            queue = next(iter(self._tenants.values()))
+            self._give_up(next(iter(queue)))
+        self._set_timer(None)
+
+    def _give_up(self, ticket: Ticket) -> None:
+        if self.remove(ticket):
+            try:
+                ticket.gave_up()
+            except Exception:
+                _log.failure("a waiting turn could not give up")
+
+    # --- offers ----------------------------------------------------------------------
+
+    def _try(self) -> None:
+        self._timer = None
+        self._offer()
+
+    def _offer(self) -> None:
+        """One step of a round of offers; a later one goes on where this one stops."""
+        served = False
+        left = _OFFERS_AT_ONCE
+        self._offering = True
+        while left:
+            ticket = self._next()
+            if ticket is None:
+                self._refused.clear()
+                if not self._again:
+                    break
+                self._again = False
+                continue
+            left -= 1
+            if self._serve(ticket):
+                served = True
+            else:
+                self._refused.add(ticket.wants)
+        self._offering = False
+        if not self._count:
+            self._refused.clear()
+            self._set_timer(None)
+        else:
+            self._set_timer(_TRY_EVERY if left else 0.0 if served else _BREATH)
+
+    def _next(self) -> Ticket | None:
+        """Who is offered an account next."""
+        refused = self._refused
+        for queue in self._tenants.values():
+            for ticket in queue:
+                if ticket.wants not in refused:
+                    return ticket
+        return None
+
+    def _serve(self, ticket: Ticket) -> bool:
+        try:
+            served = ticket.retry()
+        except Exception:
+            _log.failure("a waiting turn could not be tried again")
+            self._give_up(ticket)
+            return False
+        if served:
+            self.remove(ticket)
+            if ticket.tenant in self._tenants:
+                self._tenants.move_to_end(ticket.tenant)
+        return served
+
+    def _set_timer(self, seconds: float | None) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+        if seconds is not None:
+            self._timer = self._clock.callLater(seconds, self._try)
