@@ -34,6 +34,7 @@ from .options import Options
 from .simulator import SimulatedAccount, Simulator, SimulatorService
 from .turn.environment import TurnEnvironment
 from .turn.journal import TurnJournal
+from .upstream.egress import EgressPaths
 from .upstream.http import HttpTimeouts, HttpUpstream
 
 __all__ = ["Options", "makeService"]
@@ -65,6 +66,7 @@ class GatewayService(MultiService):
         super().__init__()
         self.settings = settings
         self._upstreams: list[HttpUpstream] = []
+        self._paths = EgressPaths(reactor.seconds, settings.routing.cooldown_max_seconds)
         accounts = self._simulated(reactor) if not settings.accounts else self._real(reactor)
         ttl = settings.ledger.ttl_minutes * 60
         ledger = MemoryLedger(settings.ledger.max_bytes, ttl, reactor.seconds)
@@ -137,6 +139,12 @@ class GatewayService(MultiService):
             KeyCredentials(settings.key or "", settings.auth_header),
             HttpTimeouts(
                 timeouts.connect_seconds, timeouts.first_byte_seconds, timeouts.idle_seconds
+            ),
+            self._paths.egress(
+                settings.proxy,
+                settings.ca_file,
+                settings.client_cert_file,
+                settings.client_key_file,
             ),
         )
         self._upstreams.append(upstream)
