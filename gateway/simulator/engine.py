@@ -28,6 +28,7 @@ from gateway.simulator.model import Model, ModelTurn
 from gateway.simulator.parameters import check_parameters
 from gateway.simulator.refusals import (
     Refusal,
+    bad_request,
     model_not_found,
     previous_response_not_found,
     unsupported_parameter,
@@ -79,6 +80,7 @@ class Answer:
     context: Sequence[Item]
     response: dict[str, Any]
     final: dict[str, Any]
+    record: Record
     keep: Callable[[], None]
 
     def events(self) -> Iterator[Event]:
@@ -109,9 +111,9 @@ class AccountEngine:
     def answer(self, body: object, size: int = 0) -> Answer:
         """The answer to a request body of so many bytes; Refusal if the API would not take it."""
         request = check_parameters(body)
-        if request.get("background"):
-            raise unsupported_parameter("background")
         stored = self._stores(request)
+        if request.get("background"):
+            self._check_background(stored)
         resolved = self.resolve(request)
         context, parent = resolved.context, resolved.parent
         response = response_object(
@@ -130,7 +132,7 @@ class AccountEngine:
             if stored and self.account.mode == "stateful":
                 self.store.keep(record)
 
-        return Answer(response["id"], context, response, final, keep)
+        return Answer(response["id"], context, response, final, record, keep)
 
     def resolve(self, request: dict[str, Any]) -> Resolved:
         """The conversation a checked request continues; Refusal if it is none to go on with."""
@@ -146,6 +148,12 @@ class AccountEngine:
         check_context(resolved.context)
         return resolved
 
+    def _check_background(self, stored: bool) -> None:
+        if self.account.mode != "stateful":
+            raise unsupported_parameter("background")
+        if not stored:
+            raise bad_request("Background mode requires 'store' to be true.", "background")
+
     def _stores(self, request: dict[str, Any]) -> bool:
         return self.account.mode != "stateless" and request.get("store") is not False
 
@@ -157,6 +165,9 @@ class AccountEngine:
         record = self.store.get(response_id)
         if record is None:
             raise previous_response_not_found(response_id)
+        if record.run is not None and not record.run.is_over:
+            message = f"Previous response with id '{response_id}' has not ended yet."
+            raise bad_request(message, "previous_response_id")
         return record
 
     def _finder(self, stored: bool) -> Callable[[str], Item | None]:

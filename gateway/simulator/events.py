@@ -43,13 +43,13 @@ def response_object(
     previous_response_id: str | None,
     store: bool,
 ) -> dict[str, Any]:
-    """A full Response object in progress, echoing the request."""
+    """A full Response object in progress (one in the background: queued), echoing the request."""
     response: dict[str, Any] = {
         "id": response_id,
         "object": "response",
         "created_at": created_at,
         "completed_at": None,
-        "status": "in_progress",
+        "status": "queued" if request.get("background") else "in_progress",
         "error": None,
         "incomplete_details": None,
         "model": request["model"],
@@ -90,6 +90,9 @@ def completed(
 
 def opening_events(response: dict[str, Any]) -> Iterator[Event]:
     yield {"type": "response.created", "response": response}
+    if response["status"] == "queued":
+        yield {"type": "response.queued", "response": response}
+        response = {**response, "status": "in_progress"}
     yield {"type": "response.in_progress", "response": response}
 
 

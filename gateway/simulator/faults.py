@@ -1,7 +1,7 @@
 """Faults for tests and demonstrations: what an account does wrong with its next requests.
 
 A fault either refuses a request outright or rewrites the steps of its answer. A step is an event,
-bytes to be sent as they are, a pause, or an end of the connection.
+bytes to be sent as they are, a pause, a wait, or an end of the connection.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from twisted.internet.defer import Deferred
 
 from gateway.simulator.endpoints import Endpoint
 from gateway.simulator.events import Event, sse
@@ -36,13 +38,17 @@ class Headers(enum.Enum):
     NOW = "now"
 
 
-Step = Event | bytes | Pause | Ending | Headers
+#: A Deferred is waited for: the next event is not made yet.
+Step = Event | bytes | Pause | Ending | Headers | Deferred[None]
 Steps = Iterator[Step]
 
 
 @dataclass(frozen=True)
 class Fault:
     """The base of all faults; by itself it changes nothing (lets one request pass)."""
+
+    #: Whether it is the response that is wrong, and not only this answer's way to the client.
+    is_of_response = False
 
     def extra_headers(self) -> Mapping[str, str]:
         """Headers to add to the answer."""
@@ -188,6 +194,7 @@ class TerminalAfter(Fault):
     error: Mapping[str, Any] | None = None
     incomplete_reason: str | None = None
     after: int = 2
+    is_of_response = True
 
     def rewrite(self, steps: Steps) -> Steps:
         response: dict[str, Any] = {}
@@ -214,6 +221,8 @@ class TerminalAfter(Fault):
 class EmptyOutput(Fault):
     """Complete with `output: []`, as the ChatGPT backend does."""
 
+    is_of_response = True
+
     def rewrite(self, steps: Steps) -> Steps:
         for step in steps:
             if isinstance(step, dict) and step["type"] == "response.completed":
@@ -224,6 +233,8 @@ class EmptyOutput(Fault):
 @dataclass(frozen=True)
 class NoEcho(Fault):
     """Leave `previous_response_id` out of what the response repeats."""
+
+    is_of_response = True
 
     def rewrite(self, steps: Steps) -> Steps:
         for step in steps:

@@ -28,8 +28,9 @@ _log = Logger()
 
 _ENDPOINTS: Mapping[Endpoint, Callable[[Exchange], Reply]] = {
     "create": creation.create,
-    "retrieve": retrieval.retrieve,
+    "retrieve": creation.retrieve,
     "delete": retrieval.delete,
+    "cancel": creation.cancel,
     "input_items": retrieval.input_items,
     "input_tokens": counting.input_tokens,
     "models": catalogue.models,
@@ -105,10 +106,12 @@ class SimulatorResource(Resource):
             entry.outcome = "completed"
             return b"".join(reply.written)
 
+        is_json = isinstance(reply.written, list)
+
         def ended(outcome: Outcome | None) -> None:
             self._simulator.streams.discard(stream)
             if entry.outcome == "running":
-                entry.outcome = outcome or "completed"
+                entry.outcome = outcome or ("completed" if is_json else "ended")
 
         clock, delay = self._simulator.clock, self._simulator.event_delay
         stream = AnswerStream(request, iter(reply.written), clock, delay, ended)

@@ -1,4 +1,4 @@
-"""Stored responses: reading one, its input items, and deleting it."""
+"""Stored responses: finding one, its input items, and deleting it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,11 @@ _PAGE = 20
 _LONGEST_PAGE = 100
 
 
-def retrieve(exchange: Exchange) -> Reply:
-    """`GET /responses/{id}`."""
-    record = find(exchange)
-    _check_include(exchange)
-    if exchange.flag("stream"):
-        raise bad_request("Only background responses can be streamed again.", "stream")
-    return json_reply(record.response, exchange.fault)
-
-
 def delete(exchange: Exchange) -> Reply:
     """`DELETE /responses/{id}`: a deleted response can be neither read nor continued."""
     record = find(exchange)
+    if record.run is not None:
+        record.run.stop()
     exchange.engine.store.forget(record.response_id)
     deleted = {"id": record.response_id, "object": "response", "deleted": True}
     return json_reply(deleted, exchange.fault)
@@ -35,7 +28,7 @@ def delete(exchange: Exchange) -> Reply:
 def input_items(exchange: Exchange) -> Reply:
     """`GET /responses/{id}/input_items`: a page of what the request itself brought as input."""
     record = find(exchange)
-    _check_include(exchange)
+    check_include(exchange)
     order = exchange.choice("order", ("desc", "asc"))
     limit = exchange.integer("limit", 1, _LONGEST_PAGE) or _PAGE
     items = listed(record)
@@ -79,7 +72,8 @@ def _page(items: list[Item], limit: int) -> dict[str, Any]:
     }
 
 
-def _check_include(exchange: Exchange) -> None:
+def check_include(exchange: Exchange) -> None:
+    """Refusal of an `include` the API does not know."""
     allowed = get_args(Includable)
     for index, value in enumerate(exchange.texts("include")):
         if value not in allowed:

@@ -89,7 +89,7 @@ class SimulatorService(Service):
     def stopService(self) -> Deferred[None]:
         super().stopService()
         listening, self._listening = self._listening, None
-        self.simulator.abort_streams()
+        self.simulator.abort()
         for channel in list(self._site.channels):
             cast(ITCPTransport, channel.transport).abortConnection()
         stopped = None if listening is None else listening.stopListening()

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from weakref import WeakSet
 
 from twisted.internet.interfaces import IReactorTime
 
 from gateway.simulator.accounts import SimulatedAccount
+from gateway.simulator.background import BackgroundRun
 from gateway.simulator.engine import AccountEngine
-from gateway.simulator.faults import FaultQueue
+from gateway.simulator.faults import FaultQueue, Steps
 from gateway.simulator.model import Model
 from gateway.simulator.request_log import RequestLog
 from gateway.simulator.resource import SimulatorResource
 from gateway.simulator.scripted import ScriptedModel
+from gateway.simulator.store import Record
 from gateway.simulator.stream import AnswerStream
 
 
 class Simulator:
     """Simulated accounts behind one resource, to be served by any twisted.web Site.
 
-    `event_delay` is the time between two events of a stream, on the clock given.
+    `event_delay` is the time between two events of a stream, `background_seconds` that from the
+    beginning of a background response to its end, both in seconds on the clock given.
     """
 
     def __init__(
@@ -30,15 +34,18 @@ class Simulator:
         model: Model | None = None,
         prefix: str = "/v1",
         event_delay: float = 0.0,
+        background_seconds: float = 0.2,
         requests: RequestLog | None = None,
     ) -> None:
         self.accounts = tuple(accounts)
         self.clock = clock
         self.prefix = prefix
         self.event_delay = event_delay
+        self.background_seconds = background_seconds
         self.requests = RequestLog() if requests is None else requests
         self.faults = FaultQueue()
         self.streams: set[AnswerStream] = set()
+        self._runs: WeakSet[BackgroundRun] = WeakSet()
         chosen = ScriptedModel() if model is None else model
         self._engines = {account.key: AccountEngine(account, chosen) for account in self.accounts}
         if len(self._engines) != len(self.accounts):
@@ -55,7 +62,30 @@ class Simulator:
                 return account
         raise KeyError(name)
 
-    def abort_streams(self) -> None:
-        """Reset every answer under way."""
+    def start_in_background(
+        self,
+        record: Record,
+        events: Steps,
+        keep: Callable[[Record], None],
+        *,
+        streamed: bool,
+    ) -> BackgroundRun:
+        """A response that is made whether or not anybody waits for it."""
+        run = BackgroundRun(
+            record,
+            events,
+            keep=keep,
+            clock=self.clock,
+            seconds=self.background_seconds,
+            streamed=streamed,
+        )
+        self._runs.add(run)
+        run.start()
+        return run
+
+    def abort(self) -> None:
+        """Reset every answer under way, and let no background response go on."""
+        for run in list(self._runs):
+            run.stop()
         for stream in list(self.streams):
             stream.abort()

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gateway.simulator.items import Item
+
+if TYPE_CHECKING:
+    from gateway.simulator.background import BackgroundRun
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +23,8 @@ class Record:
     output: Sequence[Item]
     response: Item = field(repr=False)
     size: int = 0
+    #: What makes it, if it is made in the background.
+    run: BackgroundRun | None = field(default=None, repr=False)
 
     def context(self) -> list[Item]:
         """Every item from the root of the chain to this response's output, in order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import cast
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IDelayedCall,
     IPushProducer,
@@ -18,7 +19,7 @@ from zope.interface import implementer
 from gateway.simulator.faults import Ending, Headers, Pause
 from gateway.simulator.request_log import Outcome
 
-Written = bytes | Pause | Ending | Headers
+Written = bytes | Pause | Ending | Headers | Deferred[None]
 
 
 @implementer(IPushProducer)
@@ -42,6 +43,7 @@ class AnswerStream:
         self._delay = delay
         self._ended = ended
         self._timer: IDelayedCall | None = None
+        self._awaited: Deferred[None] | None = None
         self._paused = False
         self._over = False
 
@@ -60,8 +62,7 @@ class AnswerStream:
 
     def resumeProducing(self) -> None:
         self._paused = False
-        if self._timer is None:
-            self._go_on()
+        self._go_on()
 
     def stopProducing(self) -> None:
         self._client_gone(None)
@@ -72,7 +73,7 @@ class AnswerStream:
             self._end_early(Ending.DROP)
 
     def _go_on(self) -> None:
-        while not self._paused and not self._over and self._timer is None:
+        while not (self._paused or self._over or self._timer or self._awaited):
             step = next(self._steps, None)
             if step is None:
                 self._finish(None)
@@ -82,6 +83,9 @@ class AnswerStream:
                     self._wait(self._delay)
             elif isinstance(step, Pause):
                 self._wait(step.seconds)
+            elif isinstance(step, Deferred):
+                self._awaited = step
+                step.addCallbacks(self._heard, lambda _cancelled: None)
             elif isinstance(step, Headers):
                 self._request.write(b"")
             else:
@@ -93,6 +97,10 @@ class AnswerStream:
 
     def _waited(self) -> None:
         self._timer = None
+        self._go_on()
+
+    def _heard(self, _nothing: None) -> None:
+        self._awaited = None
         self._go_on()
 
     def _end_early(self, ending: Ending) -> None:
@@ -127,4 +135,7 @@ class AnswerStream:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._awaited is not None:
+            self._awaited.cancel()
+            self._awaited = None
         self._ended(outcome)

@@ -7,6 +7,7 @@ from typing import Any
 
 import treq
 from twisted.internet import reactor
+from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
 from twisted.web.client import HTTPConnectionPool
 from twisted.web.iweb import IResponse
@@ -76,3 +77,17 @@ async def until(condition: Any, seconds: float = 10.0) -> None:
     while not condition():
         assert reactor.seconds() < deadline, "the condition never came true"
         await deferLater(reactor, 0.01)
+
+
+class Reader(Protocol):
+    """A client that reads a body when told to."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.over = False
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += len(data)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.over = True

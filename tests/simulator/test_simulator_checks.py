@@ -68,7 +68,7 @@ def test_public_parameters_are_accepted() -> None:
         ({"type": "response.create"}, "unknown_parameter", "type"),
         ({"stream_id": "s"}, "unknown_parameter", "stream_id"),
         ({"generate": False}, "unsupported_parameter", "generate"),
-        ({"background": True}, "unsupported_parameter", "background"),
+        ({"background": True, "store": False}, None, "background"),
         ({"model": None}, "missing_required_parameter", "model"),
         ({"model": 3}, "invalid_type", "model"),
         ({"input": 3}, "invalid_type", "input"),

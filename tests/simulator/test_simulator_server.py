@@ -10,7 +10,6 @@ import pytest
 import pytest_twisted
 import treq
 from treq.testing import StubTreq
-from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.web.client import ResponseFailed
 
@@ -35,7 +34,7 @@ from gateway.simulator import (
     Together,
     flat_error,
 )
-from tests.simulator.house import House, parsed, until
+from tests.simulator.house import House, Reader, parsed, until
 
 WEATHER = {
     "type": "function",
@@ -195,25 +194,11 @@ async def test_a_silent_account_notices_that_the_client_left(house: House) -> No
     response = await house.post({"model": "m", "input": "x", "stream": True}, unbuffered=True)
     entry = house.simulator.requests[-1]
     await until(lambda: entry.events_sent == 2)
-    reader = Protocol()
+    reader = Reader()
     response.original.deliverBody(reader)
     reader.transport.loseConnection()
     await until(lambda: entry.outcome == "cancelled")
     assert not house.simulator.streams
-
-
-class Reader(Protocol):
-    """A client that reads a body when told to."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self.over = False
-
-    def dataReceived(self, data: bytes) -> None:
-        self.received += len(data)
-
-    def connectionLost(self, reason: Any = None) -> None:
-        self.over = True
 
 
 class LongAnswer:
