@@ -239,6 +239,64 @@ def test_whatever_http_answers_clients_understand_what_they_get(
     assert_clients_understand(from_http(status, {}, json.dumps(body).encode()))
 
 
+# --- what headers say of limits ------------------------------------------------------
+
+LIMIT_HEADERS = {
+    "retry-after": "7",
+    "retry-after-ms": "7000",
+    "x-ratelimit-remaining-requests": "0",
+    "x-ratelimit-reset": "1s",
+    "x-codex-primary-used-percent": "100",
+    "x-codex-active-limit": "codex",
+    "x-other-secondary-reset-after-seconds": "5",
+}
+
+
+def test_hints_at_limits_are_kept_from_http() -> None:
+    headers = {**LIMIT_HEADERS, "set-cookie": "secret", "x-request-id": "req_1", "date": "today"}
+    assert from_http(429, headers, b"").hints == LIMIT_HEADERS
+
+
+def test_hints_at_limits_are_kept_from_every_place_in_an_event() -> None:
+    titled = {name.title(): value for name, value in LIMIT_HEADERS.items()}
+    error = {"code": "a", "message": "b"}
+    for event in (
+        {"status": 429, "error": error, "headers": titled},
+        {"status": 429, "error": {**error, "headers": titled}},
+        {"status": 429, "error": {**error, "metadata": {"headers": titled}}},
+        {**error, "headers": titled},
+    ):
+        assert read(event).hints == LIMIT_HEADERS, f"{event} tells of limits"
+    assert from_failed_response({**error, "headers": titled}).hints == LIMIT_HEADERS
+
+
+def test_the_headers_around_an_error_count_before_those_within() -> None:
+    event = {
+        "error": {"code": "a", "headers": {"retry-after": 1, "retry-after-ms": [20]}},
+        "headers": {"retry-after": 3},
+    }
+    assert read(event).hints == {"retry-after": "3", "retry-after-ms": "20"}
+
+
+def test_clients_never_see_hints() -> None:
+    error = from_http(429, {"x-ratelimit-remaining-requests": "77"}, b"")
+    assert error.hints
+    for told in (error_event(error).decode(), str(error), repr(error), str(error.body())):
+        assert "ratelimit" not in told
+
+
+def test_hints_are_bounded() -> None:
+    many = {f"x-ratelimit-reset-{n}": "1s" for n in range(1000)}
+    assert len(from_http(429, many, b"").hints) == 64
+    assert from_http(429, {"retry-after": "1" * 1000}, b"").hints == {}
+
+
+@given(st.dictionaries(st.sampled_from(list(LIMIT_HEADERS)), JSON_VALUES), JSON_VALUES)
+def test_whatever_stands_for_headers_hints_are_texts(headers: object, metadata: object) -> None:
+    hints = read({"error": {"code": "a", "headers": headers, "metadata": metadata}}).hints
+    assert all(isinstance(text, str) for pair in hints.items() for text in pair)
+
+
 # --- response.failed, and statuses by code -------------------------------------------
 
 
@@ -271,6 +329,9 @@ def test_whatever_a_failed_response_holds_clients_understand_it(error: object) -
         ("invalid_encrypted_content", None, 400),
         ("invalid_api_key", None, 401),
         ("insufficient_quota", None, 429),
+        ("credit_balance_exhausted", None, 429),
+        ("organization_spend_limit_exceeded", None, 429),
+        ("project_spend_limit_exceeded", None, 429),
         ("rate_limit_exceeded", None, 429),
         (None, "usage_limit_reached", 429),
         (None, "usage_not_included", 429),

@@ -97,6 +97,35 @@ def test_what_speaks_of_the_request_stays_whatever_its_status(status: int, code:
     assert not may_move(refusal(status, code))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        refusal(400, "model_not_found"),
+        refusal(400, None, "The requested model 'gpt-9' does not exist."),
+        refusal(400, None, "The 'gpt-9' model is not supported when using Codex with …"),
+        refusal(400, "insufficient_quota"),
+        refusal(400, "invalid_api_key"),
+        refusal(400, "slow_down"),
+    ],
+    ids=str,
+)
+def test_what_speaks_of_the_account_moves_whatever_its_status(error: ApiError) -> None:
+    assert may_move(error)
+    assert not is_clients_fault(error)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Unsupported parameter: 'temperature' is not supported with this model.",
+        "Write about: The model 'x' does not exist",
+        "The model's context is too small",
+    ],
+)
+def test_other_words_of_models_are_about_the_request(message: str) -> None:
+    assert not may_move(refusal(400, None, message))
+
+
 def test_a_lost_item_is_not_found_by_moving() -> None:
     assert not may_move(refusal(404, None, "Item with id 'rs_1' not found."))
 
@@ -113,9 +142,11 @@ def test_of_equal_refusals_the_last_is_told() -> None:
     assert most_hopeful([first, second]) is second
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_an_accounts_credentials_are_not_the_clients_business(status: int) -> None:
-    told = for_the_client(ApiError(status, "x", "Incorrect API key sk-1234."))
+@pytest.mark.parametrize(("status", "code"), [(401, None), (403, None), (400, "invalid_api_key")])
+def test_an_accounts_credentials_are_not_the_clients_business(
+    status: int, code: str | None
+) -> None:
+    told = for_the_client(ApiError(status, "x", "Incorrect API key sk-1234.", code))
     assert (told.status, told.code) == (502, "upstream_unauthorized")
     assert "sk-1234" not in told.message
 
