@@ -14,8 +14,8 @@ from gateway.config.secrets import MASK
 from gateway.config.settings import AccountSettings, OAuthSettings
 from gateway.config.urls import base_url, check_proxy, checked_url
 from gateway.config.words import (
+    check_auth_header,
     check_credential,
-    check_header_name,
     check_headers,
     check_models,
     check_one_of,
@@ -41,7 +41,7 @@ def apply(accounts: Sequence[AccountSettings]) -> tuple[AccountSettings, ...]:
 
 def _apply(account: AccountSettings, path: str) -> AccountSettings:
     _check_credentials(account, path)
-    check_header_name(account.auth_header, f"{path}.auth_header", repr(account.auth_header))
+    check_auth_header(account.auth_header, f"{path}.auth_header")
     check_headers(account.headers, f"{path}.headers")
     for name in account.headers:
         if name.lower() == account.auth_header.lower():

@@ -17,6 +17,7 @@ _CREDENTIAL = re.compile(r"[\x21-\x7e]+")
 _FRAMING_HEADERS = frozenset(
     ["connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"]
 )
+_OURS = "expected another header; the gateway sets this one itself"
 
 
 def check_names(names: Iterable[tuple[str, str]]) -> None:
@@ -56,13 +57,12 @@ def check_models(patterns: Sequence[str], path: str) -> None:
             raise MistakeError(f"{path}[{index}]", repr(pattern), words)
 
 
-def check_header_name(name: str, path: str, *shown: str) -> None:
-    """It is one, and not one of those that frame a request."""
+def check_auth_header(name: str, path: str) -> None:
+    """It is a name; what is not may be a whole line with the key."""
     if not _HEADER_NAME.fullmatch(name):
-        raise MistakeError(path, *shown, "expected an HTTP header name")
+        raise MistakeError(path, MASK, "expected the name of an HTTP header such as api-key")
     if name.lower() in _FRAMING_HEADERS:
-        words = "expected another header; the gateway sets this one itself"
-        raise MistakeError(path, *shown, words)
+        raise MistakeError(path, repr(name), _OURS)
 
 
 def check_headers(headers: Mapping[str, str], path: str) -> None:
@@ -70,7 +70,10 @@ def check_headers(headers: Mapping[str, str], path: str) -> None:
     seen: set[str] = set()
     for name, value in headers.items():
         here = f"{path}.{name}"
-        check_header_name(name, here)
+        if not _HEADER_NAME.fullmatch(name):
+            raise MistakeError(here, "expected an HTTP header name")
+        if name.lower() in _FRAMING_HEADERS:
+            raise MistakeError(here, _OURS)
         if name.lower() in seen:
             raise MistakeError(here, "given twice in different case; expected once")
         if not _HEADER_VALUE.fullmatch(value):

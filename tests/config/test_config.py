@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,17 +11,20 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import inspect
 
 from gateway.config import (
     AccountSettings,
     AdminSettings,
     ConfigError,
     KeySettings,
+    OAuthSettings,
     Settings,
     SimulatorSettings,
     load_settings,
     read_settings,
 )
+from gateway.config.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = sorted((ROOT / "config").glob("*.yaml"))
@@ -71,16 +75,22 @@ ledger: {max_bytes: 268435456, ttl_minutes: 60}
     assert settings.simulator is None
 
 
+@pytest.fixture
+def environ() -> dict[str, str]:
+    """Every variable that the examples name has a value of its own."""
+    names = set(re.findall(r"\$\{(\w+)", "".join(path.read_text() for path in EXAMPLES)))
+    return {name: f"value-of-{name}" for name in names} | {"GATEWAY_LOG_LEVEL": "info"}
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_every_example_loads(path: Path) -> None:
-    environ = dict.fromkeys(("OPENAI_API_KEY", "GATEWAY_ADMIN_TOKEN"), "x")
-    environ |= {"OPENAI_API_KEY_2": "y", "GATEWAY_KEY_LAPTOP": "l", "GATEWAY_KEY_CI": "c"}
+def test_every_example_loads(
+    path: Path, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where a token_file may be kept
     assert isinstance(read_settings(str(path), environ), Settings)
 
 
-def test_the_pool_example_shows_the_defaults_and_every_setting() -> None:
-    names = ("OPENAI_API_KEY", "OPENAI_API_KEY_2", "GATEWAY_ADMIN_TOKEN")
-    environ = dict.fromkeys((*names, "GATEWAY_KEY_LAPTOP"), "x") | {"GATEWAY_KEY_CI": "c"}
+def test_the_pool_example_shows_the_defaults_and_every_setting(environ: dict[str, str]) -> None:
     path = ROOT / "config" / "pool.yaml"
     settings, given_ = read_settings(str(path), environ), yaml.safe_load(path.read_text())
     for name in ("routing", "session", "ledger", "timeouts", "limits"):
@@ -88,6 +98,34 @@ def test_the_pool_example_shows_the_defaults_and_every_setting() -> None:
         expected = set(getattr(settings, name).__struct_encode_fields__)
         assert set(given_[name]) == expected, f"{name} does not show every setting"
     assert len(settings.accounts) == 3
+    for entry in (KeySettings, AccountSettings, OAuthSettings):
+        for name in entry.__struct_encode_fields__:
+            assert re.search(rf"\b{name}:", path.read_text()), f"{entry.__name__}.{name} is missing"
+
+
+def test_the_pool_example_loads_with_its_commented_token_account(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    text = (ROOT / "config" / "pool.yaml").read_text()
+    start = text.index("  #- name: tokens")
+    end = text.index("\nrouting:")
+    shown = "\n".join(line.replace("#", "", 1) for line in text[start:end].splitlines())
+    shown = shown.replace("/var/lib/responses-gateway", str(tmp_path))
+    settings = load(text[:start] + shown + text[end:], **environ)
+    assert settings.accounts[3].oauth is not None
+    assert settings.accounts[3].oauth.scope == "models offline_access"
+
+
+def test_the_presets_example_has_one_account_of_each(environ: dict[str, str]) -> None:
+    settings = read_settings(str(ROOT / "config" / "presets.yaml"), environ)
+    assert [account.preset for account in settings.accounts] == list(PRESETS)
+    assert [account.name for account in settings.accounts if not account.enabled] == ["chatgpt"]
+
+
+def test_the_team_example_has_no_key_that_anybody_could_know(environ: dict[str, str]) -> None:
+    settings = read_settings(str(ROOT / "config" / "team.yaml"), environ)
+    assert all(key.key is None and key.key_sha256 for key in settings.keys)
+    assert {account.weight for account in settings.accounts} == {3, 1}
 
 
 def test_a_section_whose_lines_are_all_commented_out_has_its_defaults() -> None:
@@ -161,18 +199,33 @@ def test_a_byte_order_mark_is_harmless(tmp_path: Path) -> None:
 # Secrets
 
 
-def test_no_repr_shows_a_secret() -> None:
+def test_no_repr_shows_a_secret(tmp_path: Path) -> None:
     text = f"""
 admin: {{token: {SECRET}a}}
-keys: [{{name: n, key: {SECRET}b}}]
-accounts: [{{name: a, base_url: 'http://x', key: {SECRET}c, headers: {{X-H: {SECRET}d}}}}]
+keys: [{{name: n, key: {SECRET}b}}, {{name: m, key_sha256: "{"0f" * 32}"}}]
+accounts:
+  - name: a
+    base_url: http://x
+    key: {SECRET}c
+    headers: {{X-H: {SECRET}d}}
+    proxy: "http://{SECRET}e:{SECRET}f@proxy.test:3128"
+  - name: b
+    base_url: http://x
+    oauth:
+      token_url: http://login.test/token
+      client_id: visible
+      client_secret: {SECRET}g
+      refresh_token: {SECRET}h
+      token_file: {tmp_path}/tokens.json
 """
     settings = load(text)
     assert settings.accounts[0].headers == {"X-H": SECRET + "d"}
-    for shown in (repr(settings), str(settings), f"{settings.accounts[0]}", f"{settings.keys!r}"):
+    parts = (settings, *settings.accounts, *settings.keys, settings.accounts[1].oauth)
+    for shown in (*map(repr, parts), *map(str, parts), f"{settings.keys!r}"):
         assert SECRET not in shown
-    assert "X-H" in repr(settings)
-    assert "<hidden>" in repr(settings)
+        assert "0f0f" not in shown
+    for word in ("X-H", "<hidden>", "proxy.test:3128", "visible"):
+        assert word in repr(settings), f"the operator should see {word}"
 
 
 # Whatever a file holds
@@ -182,17 +235,33 @@ NAMES = st.sampled_from(
     [
         *Settings.__struct_fields__,
         *AccountSettings.__struct_fields__,
-        *("token", "max_bytes", "chaining", "idle_seconds", "level", "max_attempts"),
+        *KeySettings.__struct_fields__,
+        *OAuthSettings.__struct_fields__,
+        *("return", "token", "max_bytes", "chaining", "idle_seconds", "level", "max_attempts"),
+    ]
+)
+VALUES = st.sampled_from(
+    [
+        "http://h/v1",
+        "socks5://u:p@h:1",
+        "/dev/zero",
+        "/",
+        "x\0y",
+        "\ud800",
+        "a" * 64,
+        "ollama",
+        "azure",
     ]
 )
 TREES = st.recursive(
-    SCALARS,
+    SCALARS | VALUES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
     max_leaves=12,
 )
 
 
-def settings_or_one_line(text: str, environ: Mapping[str, str] = MappingProxyType({})) -> None:
+def settings_or_one_line(text: str, environ: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The line, or nothing for settings."""
     try:
         load_settings(text, environ, "f")
     except ConfigError as error:
@@ -201,11 +270,90 @@ def settings_or_one_line(text: str, environ: Mapping[str, str] = MappingProxyTyp
         line = ""
     assert line.isprintable()
     assert " - at `$" not in line, f"a type that the shape check let through: {line}"
+    return line
 
 
 @given(st.dictionaries(NAMES, TREES, max_size=5))
 def test_any_tree_gives_settings_or_one_line(tree: object) -> None:
     settings_or_one_line(yaml.safe_dump(tree))
+
+
+def fitting(kind: inspect.Type) -> st.SearchStrategy[object]:
+    """Values of the right type, so that the rules have something to say."""
+    if isinstance(kind, inspect.UnionType):
+        return st.none() | st.one_of([fitting(inner) for inner in kind.types])
+    if isinstance(kind, inspect.StructType):
+        fields = {field.encode_name: field for field in kind.fields}
+        return st.fixed_dictionaries(
+            {name: fitting(field.type) for name, field in fields.items() if field.required},
+            optional={name: fitting(f.type) for name, f in fields.items() if not f.required},
+        )
+    if isinstance(kind, inspect.VarTupleType):
+        return st.lists(fitting(kind.item_type), min_size=kind.min_length or 0, max_size=2)
+    if isinstance(kind, inspect.DictType):
+        return st.dictionaries(st.text(max_size=3), fitting(kind.value_type), max_size=2)
+    if isinstance(kind, inspect.LiteralType):
+        return st.sampled_from(kind.values)
+    if isinstance(kind, (inspect.IntType, inspect.FloatType)):
+        return st.integers(1, 3)
+    return {inspect.BoolType: st.booleans(), inspect.NoneType: st.none()}.get(
+        type(kind), VALUES | st.text(min_size=1, max_size=4)
+    )
+
+
+ENTRIES = {
+    "accounts": st.lists(fitting(inspect.type_info(AccountSettings)), max_size=2),
+    "keys": st.lists(fitting(inspect.type_info(KeySettings)), max_size=2),
+}
+
+
+@given(st.fixed_dictionaries(ENTRIES))
+def test_any_entries_of_the_right_types_give_settings_or_one_line(tree: object) -> None:
+    settings_or_one_line(yaml.safe_dump(tree))
+
+
+@given(
+    st.sampled_from(list(AccountSettings.__struct_encode_fields__)),
+    st.fixed_dictionaries({"name": st.just("a"), "base_url": st.just("http://h")}),
+    st.data(),
+)
+def test_one_member_of_any_value_gives_settings_or_one_line(
+    member: str, entry: dict[str, object], data: st.DataObject
+) -> None:
+    fields = {field.encode_name: field for field in inspect.type_info(AccountSettings).fields}
+    value = data.draw(fitting(fields[member].type))
+    given_ = {**entry, "key": "k"} if member not in ("key_file", "oauth") else entry
+    settings_or_one_line(yaml.safe_dump({"accounts": [{**given_, member: value}]}))
+
+
+@given(
+    st.sampled_from(["key", "proxy", "key_file", "auth_header", "oauth", "headers"]),
+    st.builds("{}{}{}".format, st.text(max_size=4), st.just(SECRET), st.text(max_size=4))
+    | st.builds(
+        "{}{}{}{}".format,
+        st.sampled_from(["", "http://", "socks5://", "ftp://"]),
+        st.sampled_from(["", "u:", "u@", ":"]),
+        st.just(SECRET),
+        st.sampled_from(["", "@", "@h", "@h:0", "@h:1/x", ":x@h:1", "@@", "@h:1?", "@h:1\n"]),
+    ),
+    st.booleans(),
+)
+def test_no_message_about_an_account_shows_what_authorizes_it(
+    member: str, value: str, wrapped: bool
+) -> None:
+    if member == "auth_header":  # somebody puts the key, not the header's name, there
+        value = f"X-Key: {value}"
+    account = {"name": "a", "base_url": "http://h", "key": "k"}
+    entry: object = [value] if wrapped else value
+    if member == "headers":
+        entry = {"X-A": entry}
+    if member == "oauth":
+        inner = {"token_url": "http://h", "client_id": "c", "token_file": "t"}
+        entry = {**inner, "client_secret": entry, "refresh_token": entry}
+    if member in ("key", "key_file", "oauth"):
+        del account["key"]
+    account = {**account, member: entry}
+    assert SECRET not in settings_or_one_line(yaml.safe_dump({"accounts": [account]}))
 
 
 @given(st.text(alphabet=st.sampled_from("ab:-[]{}&*!|>'\"#%@`, \n\t\x00\x850$é"), max_size=40))
