@@ -176,10 +176,13 @@ class AccountEngine:
             return lambda item_id: {"type": "reasoning", "id": item_id, "summary": []}
         return self.store.item
 
-    def _output(self, context: list[Item], request: dict[str, Any]) -> list[Item]:
+    def turn(self, context: Sequence[Item], request: dict[str, Any]) -> ModelTurn:
+        """What the model is given to answer a context."""
         tools = tools_of(request.get("tools"), context)
-        turn = ModelTurn(context, tools, request, self._seal.close, self._seal.open)
-        items = self._model.respond(turn)
+        return ModelTurn(context, tools, request, self._seal.close, self._seal.open)
+
+    def _output(self, context: list[Item], request: dict[str, Any]) -> list[Item]:
+        items = self._model.respond(self.turn(context, request))
         is_compaction = any(item["type"] == "compaction" for item in items)
         if isinstance(request.get("reasoning"), dict) and not is_compaction:
             items = [self._reasoning(request), *items]

@@ -84,6 +84,24 @@ COUNTED = frozenset(
         "truncation",
     }
 )
+#: What `compact` takes: the documented parameters, and what Codex sends besides.
+COMPACTED = frozenset(
+    {
+        "image",
+        "input",
+        "instructions",
+        "model",
+        "parallel_tool_calls",
+        "previous_response_id",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning",
+        "service_tier",
+        "text",
+        "tools",
+    }
+)
 Includable = Literal[
     "file_search_call.results",
     "web_search_call.results",

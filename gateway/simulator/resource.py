@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from gateway.simulator import catalogue, counting, creation, retrieval
+from gateway.simulator import catalogue, compaction, counting, creation, retrieval
 from gateway.simulator.endpoints import Endpoint, find_target
 from gateway.simulator.engine import AccountEngine
 from gateway.simulator.exchange import Exchange
@@ -33,6 +33,7 @@ _ENDPOINTS: Mapping[Endpoint, Callable[[Exchange], Reply]] = {
     "cancel": creation.cancel,
     "input_items": retrieval.input_items,
     "input_tokens": counting.input_tokens,
+    "compact": compaction.compact,
     "models": catalogue.models,
     "model": catalogue.model,
 }
