@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import secrets
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,19 +20,28 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
 from .accounts.account import Account
-from .accounts.affinity import Bindings
+from .accounts.bindings import Bindings
 from .accounts.pool import Pool
+from .accounts.waiting import WaitingRoom
 from .admin.resource import AdminSite
 from .admin.status import Status
 from .config import AccountSettings, Settings, SimulatorSettings
 from .credentials.static import KeyCredentials
+from .downstream.admission import Admission
+from .downstream.front import FrontFactory
+from .downstream.http.responses import Responses
+from .downstream.http.routes import Routes
+from .downstream.http.site import HttpSite
+from .downstream.http.table import endpoints
 from .downstream.websocket import ResponsesFactory
 from .ledger.memory import MemoryLedger
 from .ledger.seals import SealRegister
 from .listening import CannotListen, DoorService, ListenerService
 from .log import log_observer
 from .options import Options
+from .protocol.turn_state import TurnStates
 from .simulator import SimulatedAccount, Simulator, SimulatorService
+from .tenants.interface import NoLimits
 from .turn.environment import TurnEnvironment
 from .turn.journal import TurnJournal
 from .upstream.egress import EgressPaths
@@ -43,9 +53,6 @@ _log = Logger(namespace="gateway.service")
 
 #: Files the gateway may open, where the system lets it.
 _OPEN_FILES = 1_048_576
-
-#: Bound on conversations whose account is remembered.
-_MAX_BINDINGS = 100_000
 
 _EXPIRY_SECONDS = 30.0
 
@@ -59,7 +66,8 @@ class GatewayService(MultiService):
     :param settings: the configuration.
     :param reactor: clock, network and threads.
     :ivar environment: what turns work with.
-    :ivar door: the factory of client connections.
+    :ivar admission: counts the clients of all doors.
+    :ivar door: the factory of WebSocket connections.
     """
 
     def __init__(self, settings: Settings, reactor: Any) -> None:
@@ -70,17 +78,25 @@ class GatewayService(MultiService):
         accounts = self._simulated(reactor) if not settings.accounts else self._real(reactor)
         ttl = settings.ledger.ttl_minutes * 60
         ledger = MemoryLedger(settings.ledger.max_bytes, ttl, reactor.seconds)
+        routing = settings.routing
+        bindings = Bindings(routing.max_bindings, routing.affinity_minutes * 60, reactor.seconds)
+        waiting = WaitingRoom(reactor, routing.max_waiting)
+        pool = Pool(accounts, bindings, routing)
+        pool.released = waiting.wake
         self.environment = TurnEnvironment(
             clock=reactor,
             ledger=ledger,
             seals=SealRegister(),
-            pool=Pool(accounts, Bindings(_MAX_BINDINGS, ttl, reactor.seconds)),
+            pool=pool,
+            waiting=waiting,
+            limits=NoLimits(),
+            turn_states=TurnStates(secrets.token_bytes(32)),
             journal=TurnJournal(),
             hold_seconds=settings.session.hold_seconds,
             keepalive_seconds=settings.session.keepalive_seconds,
-            max_attempts=settings.routing.max_attempts,
         )
-        self.door = ResponsesFactory(reactor, self.environment, settings)
+        self.admission = Admission(settings.limits.max_connections)
+        self.door = ResponsesFactory(reactor, self.environment, settings, self.admission)
         expiry = TimerService(_EXPIRY_SECONDS, ledger.expire)
         expiry.clock = reactor
         expiry.setServiceParent(self)
@@ -91,7 +107,11 @@ class GatewayService(MultiService):
                 self
             )
         self._door_service = DoorService(
-            reactor, settings.listen, self.door, settings.timeouts.shutdown_seconds
+            reactor,
+            settings.listen,
+            self._front(reactor),
+            self.admission,
+            settings.timeouts.shutdown_seconds,
         )
         self._door_service.setServiceParent(self)
 
@@ -101,6 +121,12 @@ class GatewayService(MultiService):
         stopped.addCallback(lambda _: MultiService.stopService(self))
         stopped.addCallback(self._close_upstreams)
         return stopped
+
+    def _front(self, reactor: Any) -> FrontFactory:
+        """One listener for WebSocket and HTTP clients."""
+        routes = Routes(endpoints(Responses(self.environment, self.admission)))
+        site = HttpSite(reactor, routes, self.settings, self.admission, self.door)
+        return FrontFactory(reactor, self.door, site, self.settings.timeouts.handshake_seconds)
 
     def _close_upstreams(self, _: object) -> Deferred[None]:
         closed = gatherResults([upstream.close() for upstream in self._upstreams])
@@ -148,7 +174,8 @@ class GatewayService(MultiService):
             ),
         )
         self._upstreams.append(upstream)
-        return Account(settings, upstream, reactor.seconds)
+        cooldown_max = self.settings.routing.cooldown_max_seconds
+        return Account(settings, upstream, reactor.seconds, cooldown_max)
 
 
 class TwistdService(GatewayService):

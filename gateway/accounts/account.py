@@ -1,13 +1,26 @@
-"""One upstream credential at run time: its settings, its upstream and its figures."""
+"""One upstream credential at run time: its settings, its upstream, its health and its figures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 from ..config import AccountSettings
 from ..upstream.interface import Upstream
+from .health import AccountState, Health, Unavailable
 from .learned import LearnedContinuity
+from .rate import RequestRate
+from .reservation import Reservation
+
+_FULL = Unavailable(AccountState.READY, "max_in_flight is reached", None)
+
+
+class Way(Protocol):
+    """How an account's connections leave the machine."""
+
+    def unavailable(self) -> tuple[str, float] | None:
+        """Why, and until when (unix seconds), nothing can be sent that way; None when it can."""
 
 
 class Account:
@@ -16,20 +29,35 @@ class Account:
     :param settings: what the operator said of it.
     :param upstream: how requests get to it.
     :param now: unix seconds.
+    :param cooldown_max_seconds: the longest it may be left alone before it is tried again.
+    :param way: how its connections leave the machine; None for directly.
     :ivar in_flight: turns running on it.
     :ivar turns: turns that ended on it.
     :ivar failures: attempts that it refused or broke, client errors not counted.
     """
 
     def __init__(
-        self, settings: AccountSettings, upstream: Upstream, now: Callable[[], float]
+        self,
+        settings: AccountSettings,
+        upstream: Upstream,
+        now: Callable[[], float],
+        cooldown_max_seconds: float = 600.0,
+        way: Way | None = None,
     ) -> None:
         self.settings = settings
         self.upstream = upstream
         self.learned = LearnedContinuity(now)
+        self.health = Health(now, cooldown_max_seconds)
         self.in_flight = 0
         self.turns = 0
         self.failures = 0
+        self._way = way
+        per_minute = settings.requests_per_minute
+        self._rate = None if per_minute is None else RequestRate(per_minute, now)
+        self._now = now
+        self._max_in_flight = settings.max_in_flight
+        if not settings.enabled:
+            self.health.disable()
 
     @property
     def name(self) -> str:
@@ -38,12 +66,41 @@ class Account:
 
     @property
     def request_headers(self) -> list[tuple[str, str]]:
-        """The headers that make a request this account's."""
-        return [
-            ("authorization", f"Bearer {self.settings.key}"),
-            *self.settings.headers.items(),
-        ]
+        """The headers that the operator adds to every request of this account."""
+        return list(self.settings.headers.items())
 
     def serves(self, model: str | None) -> bool:
         """Whether the operator offers ``model`` on this account."""
-        return model is None or any(fnmatchcase(model, pattern) for pattern in self.settings.models)
+        return (
+            model is None
+            or model in self.settings.aliases
+            or any(fnmatchcase(model, pattern) for pattern in self.settings.models)
+        )
+
+    def unavailable(self, model: str | None) -> Unavailable | None:
+        """Why a turn with ``model`` cannot go here now, or None when it can."""
+        blocked = self.health.unavailable(model)
+        if blocked is not None:
+            return blocked
+        if self._max_in_flight is not None and self.in_flight >= self._max_in_flight:
+            return _FULL
+        if self._rate is not None:
+            wait = self._rate.wait_seconds()
+            if wait > 0:
+                until = self._now() + wait
+                return Unavailable(AccountState.READY, "requests_per_minute is reached", until)
+        if self._way is not None:
+            barred = self._way.unavailable()
+            if barred is not None:
+                return Unavailable(AccountState.COOLING, *barred)
+        return None
+
+    def reserve(self, model: str | None, released: Callable[[], None]) -> Reservation:
+        """Take a place for one attempt; the caller has seen that it is available.
+
+        :param released: hears when the place is free again.
+        """
+        if self._rate is not None:
+            self._rate.take()
+        self.in_flight += 1
+        return Reservation(self, model, self.health.reserve(model), released)

@@ -29,6 +29,7 @@ class Record(msgspec.Struct, eq=False):
     :ivar pinned_to: the one account that can read the transcript up to here, when a sealed
         item binds it (protocol.md §8.3.9).
     :ivar evicted: no longer to be continued by its id; its descendants live on (§6.2).
+    :ivar foreign: not ours: a client named it, and only an upstream may know what it holds.
     """
 
     tenant: str
@@ -43,6 +44,7 @@ class Record(msgspec.Struct, eq=False):
     created_at: float
     pinned_to: str | None = None
     evicted: bool = False
+    foreign: bool = False
 
     def ancestry(self) -> Iterator[Record]:
         """This record, its parent, and so on to the root."""
@@ -54,6 +56,26 @@ class Record(msgspec.Struct, eq=False):
     def items(self) -> tuple[Item, ...]:
         """What it adds to a transcript: its input, then its output."""
         return self.input + self.output
+
+
+def foreign_record(tenant: str, response_id: str, now: float) -> Record:
+    """Stands for a response that an upstream may know and we do not.
+
+    :param now: unix seconds.
+    """
+    return Record(
+        tenant=tenant,
+        id=response_id,
+        parent=None,
+        input=(),
+        output=(),
+        account=None,
+        store=True,
+        held_upstream=True,
+        model=None,
+        created_at=now,
+        foreign=True,
+    )
 
 
 class LedgerFigures(msgspec.Struct, frozen=True):

@@ -103,6 +103,7 @@ class Relay:
     :ivar released: whether anything of this attempt was given out for relaying.
     :ivar response_id: the id of ``response.created``; empty before.
     :ivar turn_state: ``x-codex-turn-state`` as the upstream's event gave it (§4.6), or None.
+    :ivar rate_limits: the last ``codex.rate_limits`` event; empty when there was none.
     :ivar outcome: None until the attempt has ended.
     :ivar minted: the upstream gave its response no id of its own; ``response_id`` is the
         gateway's.
@@ -127,6 +128,7 @@ class Relay:
         self.minted = False
         self.turn_state: str | None = None
         self.created = b""
+        self.rate_limits = b""
         self.outcome: Outcome | None = None
         self._last_numbered = b""
 
@@ -207,6 +209,7 @@ class Relay:
             elif name == b"error":
                 self._error(data)
             elif name == b"codex.rate_limits":
+                self.rate_limits = data
                 if self._pass_rate_limits:
                     self._hold_or_pass(data, payloads)
             elif name.startswith(b"response."):

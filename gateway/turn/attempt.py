@@ -18,6 +18,12 @@ from .environment import TurnEnvironment
 class AttemptOwner(Protocol):
     """The turn, as its attempts see it."""
 
+    def attempt_connected(self, attempt: Attempt) -> None:
+        """Its request goes out."""
+
+    def attempt_answered(self, attempt: Attempt) -> None:
+        """Its event stream begins; ``attempt.answer_headers`` are those of the upstream."""
+
     def attempt_relays(self, payloads: list[bytes]) -> None:
         """These go to the client."""
 
@@ -29,6 +35,7 @@ class Attempt:
     """Sends one request and reads its answer.
 
     :param owner: hears of it until it ended or was cancelled.
+    :ivar answer_headers: the upstream's response headers, names in lower case.
     """
 
     def __init__(
@@ -43,21 +50,19 @@ class Attempt:
         self.account = account
         self.plan = plan
         self.relay = relay
+        self.answer_headers: Mapping[str, str] = {}
         self._owner = owner
-        self._counted = False
         self._hold_seconds = environment.hold_seconds
         self._hold = Deadline(environment.clock, self._release)
         self._exchange = account.upstream.exchange(request, self)
 
     def start(self) -> None:
         """Send it."""
-        self._counted = True
-        self.account.in_flight += 1
         self._exchange.start()
 
     def cancel(self) -> None:
         """Drop it; the owner hears nothing more."""
-        self._leave()
+        self._hold.stop()
         self._exchange.cancel()
 
     def pause(self) -> None:
@@ -70,9 +75,12 @@ class Attempt:
 
     def upstream_connected(self) -> None:
         """The request goes out."""
+        self._owner.attempt_connected(self)
 
     def upstream_answered(self, headers: Mapping[str, str]) -> None:
         """The upstream's event stream begins."""
+        self.answer_headers = headers
+        self._owner.attempt_answered(self)
 
     def upstream_events(self, events: list[Event]) -> None:
         """A batch of events arrived."""
@@ -102,14 +110,8 @@ class Attempt:
 
     def _ended(self) -> None:
         if isinstance(self.relay.outcome, Finished):
-            self._leave()
+            self._hold.stop()
             self._exchange.finish()
         else:
             self.cancel()
         self._owner.attempt_ended(self)
-
-    def _leave(self) -> None:
-        self._hold.stop()
-        if self._counted:
-            self._counted = False
-            self.account.in_flight -= 1

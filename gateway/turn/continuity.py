@@ -29,6 +29,16 @@ class TurnContinuity:
         self._anchor, self._after_anchor = anchor_of(parent)
         self._not_continued: dict[str, str] = {}
         self._unsealed = False
+        self._asked: str | None = None
+
+    @property
+    def can_replay(self) -> bool:
+        """Whether all of the conversation is known here."""
+        return self._anchor is None or not self._anchor.foreign
+
+    def unknown_parent(self) -> ApiError:
+        """What the client is told when no upstream knows a response that we do not know."""
+        return ApiError.previous_response_not_found(self._request.previous_response_id or "")
 
     @property
     def holder(self) -> str | None:
@@ -38,11 +48,14 @@ class TurnContinuity:
     @property
     def pinned_to(self) -> str | None:
         """The only account that can read the context, or None for any."""
+        if not self.can_replay and self._asked is not None:
+            return self._asked  # another would be blamed for not knowing the response
         return pin_of(self._parent, self._request.items)
 
     def plan(self, account: Account) -> Plan:
         """What to send to ``account`` now."""
         request = self._request
+        self._asked = account.name
         reason = self._why_not_chain(account)
         if self._anchor is not None and reason is None:
             return chain_plan(self._anchor, self._after_anchor, request.items)
@@ -59,6 +72,8 @@ class TurnContinuity:
 
         :param error: the refusal; nothing of the answer was seen by the client.
         """
+        if not self.can_replay:
+            return False
         if plan.route is Route.CHAINED and self._blames_the_chain(error):
             self._not_continued[account.name] = (
                 f"the upstream refused previous_response_id ({error.label})"
@@ -68,6 +83,11 @@ class TurnContinuity:
             self._unsealed = True
             return True
         return False
+
+    def translated(self, error: ApiError) -> ApiError:
+        """``error`` as it concerns the conversation: a response that nobody knows is unknown."""
+        unknown = not self.can_replay and refuses_continuation(error)
+        return self.unknown_parent() if unknown else error
 
     def learn(self, account: Account, plan: Plan) -> None:
         """``account`` answered ``plan``: keep what that shows about previous responses."""
@@ -81,7 +101,7 @@ class TurnContinuity:
 
     def _why_not_chain(self, account: Account) -> str | None:
         anchor = self._anchor
-        if anchor is None:
+        if anchor is None or anchor.foreign:
             return None
         if anchor.account != account.name:
             return f"the previous response belongs to {anchor.account}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,9 +11,12 @@ from twisted.internet.interfaces import IReactorTime
 
 from ..accounts.affinity import AffinityKey
 from ..accounts.pool import Pool
+from ..accounts.waiting import WaitingRoom
 from ..ledger.records import Ledger, Record
 from ..ledger.seals import SealRegister
 from ..protocol.errors import ApiError
+from ..protocol.turn_state import TurnStates
+from ..tenants.interface import TenantLimits
 from .journal import TurnJournal
 
 
@@ -20,19 +24,30 @@ from .journal import TurnJournal
 class TurnEnvironment:
     """The parts of the gateway that turns share.
 
+    :ivar waiting: where turns wait while no account is free.
+    :ivar limits: what each tenant may use.
     :ivar hold_seconds: how long the preamble of an answer is held back for a refusal.
     :ivar keepalive_seconds: silence after which the client gets a sign of life; 0: never.
-    :ivar max_attempts: accounts that may be tried for one turn.
     """
 
     clock: IReactorTime
     ledger: Ledger
     seals: SealRegister
     pool: Pool
+    waiting: WaitingRoom
+    limits: TenantLimits
+    turn_states: TurnStates
     journal: TurnJournal
     hold_seconds: float
     keepalive_seconds: float
-    max_attempts: int
+
+
+class Told(enum.Flag):
+    """What a WebSocket client is told in a ``response.metadata`` event (§4.6)."""
+
+    NOTHING = 0
+    TURN_STATE = enum.auto()
+    ROUTE = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,9 @@ class TurnContext:
     :ivar affinity: the keys it is routed by, the strongest first.
     :ivar parent: the response it continues, or None for a root.
     :ivar continuation: how the parent was found: the client named it, or the session did.
+    :ivar accepted_at: when the request was read, unix seconds.
+    :ivar turn_state: ``x-codex-turn-state`` as the client echoed it, or None.
+    :ivar told: what the client wants to be told beside the answer.
     """
 
     tenant: str
@@ -53,6 +71,8 @@ class TurnContext:
     parent: Record | None
     continuation: str | None
     accepted_at: float
+    turn_state: str | None = None
+    told: Told = Told.NOTHING
 
 
 class Door(Protocol):

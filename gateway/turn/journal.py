@@ -13,12 +13,21 @@ _RING = 500
 
 @dataclass
 class AttemptRecord:
-    """One try on one account: how it was sent, which rule chose it, how it ended."""
+    """One try on one account: how it was sent, which rule chose it, how it ended.
+
+    ``candidates`` counts the accounts that offer the model; ``others`` says of some of them
+    why they were not chosen.
+    """
 
     account: str
     rule: str
     route: str
+    candidates: int = 0
+    others: dict[str, str] = field(default_factory=dict)
     outcome: str = "running"
+    chosen_ms: float | None = None
+    connected_ms: float | None = None
+    first_byte_ms: float | None = None
 
 
 @dataclass
@@ -41,7 +50,11 @@ class TurnRecord:
     attempts: list[AttemptRecord] = field(default_factory=list)
     status: str = "running"
     error_code: str | None = None
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
     queued_ms: float | None = None
+    waited_ms: float | None = None
     first_event_ms: float | None = None
     first_output_ms: float | None = None
     duration_ms: float | None = None

@@ -43,7 +43,13 @@ def record_response(
         held_upstream=held_upstream,
         model=request.model,
         created_at=environment.clock.seconds(),
-        pinned_to=pin_of(context.parent, (*request.items, *output)),
+        pinned_to=pin_of(context.parent, (*request.items, *output))
+        or _holder_of_the_rest(context, account),
     )
     environment.ledger.add(record)
     return record
+
+
+def _holder_of_the_rest(context: TurnContext, account: str | None) -> str | None:
+    """The one account that knows what came before, where the ledger does not."""
+    return account if context.parent is not None and context.parent.foreign else None

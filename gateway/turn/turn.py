@@ -1,8 +1,9 @@
 """The turn as a state machine: choose an account, send, relay, and end exactly once.
 
-``QUEUED -> RUNNING -> ENDED``.  While RUNNING, one :class:`~gateway.turn.attempt.Attempt`
-after the other may be made, as long as the client saw nothing of the one before (design
-law 4).  Whatever ends the turn, the client gets one terminal event (law 5).
+``QUEUED -> (WAITING <-> RUNNING) -> ENDED``.  While RUNNING, one
+:class:`~gateway.turn.attempt.Attempt` after the other may be made, as long as the client saw
+nothing of the one before (design law 4); while WAITING no account is free.  Whatever ends
+the turn, the client gets one terminal event (law 5).
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Callable
+from functools import partial
 
-from ..accounts.account import Account
-from ..accounts.affinity import TURN_STATE, turn_state_key
 from ..accounts.pool import Choice, Wanted
+from ..accounts.reservation import Reservation
 from ..deadline import Deadline
 from ..ledger.continuation import Route
 from ..ledger.records import Record
 from ..protocol.errors import ApiError
 from ..protocol.events import Members, response_members
+from ..protocol.faults import attribute
+from ..protocol.limits import read_rate_limits_event, read_windows
 from ..protocol.made import (
     created_event,
     failed_event,
@@ -27,20 +30,18 @@ from ..protocol.made import (
     new_response_id,
     prewarm_events,
 )
-from ..protocol.refusals import (
-    ABOUT_THE_REQUEST,
-    for_the_client,
-    may_move,
-    most_hopeful,
-)
+from ..protocol.refusals import ABOUT_THE_REQUEST, for_the_client, may_move
 from ..protocol.relay import Broken, Finished, NotContinued, Refused, Relay
-from ..protocol.request import TurnRequest, client_metadata
-from ..protocol.upstream_request import UpstreamRequest, build_body, build_headers
+from ..protocol.request import TurnRequest
+from ..protocol.usage import Usage
 from .attempt import Attempt
 from .continuity import TurnContinuity
 from .environment import Door, TurnContext, TurnEnvironment
 from .journal import AttemptRecord, TurnRecord
+from .preparing import upstream_request
 from .recording import record_response
+from .search import AccountSearch
+from .telling import Telling
 
 #: ``incomplete`` responses that may be continued (protocol.md §8.2).
 _CONTINUABLE = frozenset({"interrupted", "max_output_tokens"})
@@ -58,18 +59,20 @@ def _shown(words: str | None) -> str | None:
     return None if words is None else words[:_SHOWN]
 
 
-class TurnState(enum.Enum):
+class TurnPhase(enum.Enum):
     """Where a turn stands."""
 
     QUEUED = "queued"
+    WAITING = "waiting"
     RUNNING = "running"
     ENDED = "ended"
 
 
 TRANSITIONS = {
-    TurnState.QUEUED: {TurnState.RUNNING, TurnState.ENDED},
-    TurnState.RUNNING: {TurnState.ENDED},
-    TurnState.ENDED: set(),
+    TurnPhase.QUEUED: {TurnPhase.WAITING, TurnPhase.RUNNING, TurnPhase.ENDED},
+    TurnPhase.WAITING: {TurnPhase.RUNNING, TurnPhase.ENDED},
+    TurnPhase.RUNNING: {TurnPhase.WAITING, TurnPhase.ENDED},
+    TurnPhase.ENDED: set(),
 }
 
 
@@ -92,12 +95,20 @@ class Turn:
         self._environment = environment
         self._context = context
         self._door = door
-        self._state = TurnState.QUEUED
+        self._phase = TurnPhase.QUEUED
         self._attempt: Attempt | None = None
+        self._reservation: Reservation | None = None
+        self._last_refusal: tuple[Attempt, Refused] | None = None
         self._paused = False
-        self._tried: list[str] = []
-        self._refusals: list[ApiError] = []
         self._continuity = TurnContinuity(context.parent, request)
+        self._telling = Telling(environment, context)
+        wanted = Wanted(
+            request.model,
+            context.affinity,
+            turn_state=self._telling.account,
+            background=request.background,
+        )
+        self._search = AccountSearch(environment, context, wanted, self._continuity, self)
         self._silence = Deadline(environment.clock, self._keep_alive)
         self.request = request
         self.recorded: Record | None = None
@@ -122,17 +133,23 @@ class Turn:
 
     def start(self) -> None:
         """Run it."""
-        self._enter(TurnState.RUNNING)
         self.record.queued_ms = self._elapsed_ms()
         if self.request.prewarm:
             self._prewarm()
-        else:
-            self._keep_awake()
-            self._begin()
+            return
+        self._keep_awake()
+        try:
+            self._search.next()
+        except ApiError as error:
+            self._refuse(error)
+
+    def answer_headers(self) -> dict[str, str]:
+        """What an HTTP client is told beside the answer, once it has begun (§7)."""
+        return self._telling.headers(self.record, self._attempt)
 
     def cancel(self) -> None:
         """The client is gone: stop the upstream, send nothing."""
-        if self._state is not TurnState.ENDED:
+        if self._phase is not TurnPhase.ENDED:
             self._drop_attempt("cancelled")
             self._end("cancelled", None)
 
@@ -142,7 +159,7 @@ class Turn:
         :param accepted: makes the event to send before the terminal one, of the response's
             id and the event's ``sequence_number``; or None.
         """
-        if self._state is TurnState.ENDED:
+        if self._phase is TurnPhase.ENDED:
             return
         relay = self._attempt.relay if self._attempt is not None else Relay()
         payloads = relay.release()
@@ -168,13 +185,13 @@ class Turn:
     def abandon(self, error: ApiError) -> None:
         """The gateway gives it up: tell the client so that it comes again."""
         attempt = self._attempt
-        if self._state is TurnState.ENDED:
+        if self._phase is TurnPhase.ENDED:
             return
         if attempt is None:
             self._refuse(error)
             return
         self._drop_attempt("abandoned")
-        self._broken(attempt, error)
+        self._break_off(attempt, error)
 
     def pause(self) -> None:
         """The client reads too slowly: stop reading the upstream."""
@@ -186,151 +203,174 @@ class Turn:
     def resume(self) -> None:
         """Read on."""
         self._paused = False
-        if self._state is TurnState.RUNNING:
+        if self._phase in (TurnPhase.RUNNING, TurnPhase.WAITING):
             self._keep_awake()
         if self._attempt is not None:
             self._attempt.resume()
 
     # --- choosing and sending --------------------------------------------------------
 
-    def _begin(self) -> None:
-        choice = self._next_choice()
-        if choice is not None:
-            self._send_to(choice.account, choice.rule)
-            return
-        self._refuse(
-            ApiError.invalid_request(
-                f"No account of this gateway may serve this turn with '{self.record.model}'.",
-                "model",
-                "model_not_found",
-            )
-        )
+    def search_found(self, choice: Choice) -> None:
+        """See :class:`~gateway.turn.search.SearchOwner`."""
+        self._enter(TurnPhase.RUNNING)
+        self._reservation = choice.reservation
+        self._send(choice.rule, choice)
 
-    def _next_choice(self) -> Choice | None:
-        """The next account to try, or None when no other is left."""
-        if len(self._tried) >= self._environment.max_attempts:
-            return None
-        wanted = Wanted(
-            self.request.model,
-            self._context.affinity,
-            self._continuity.holder,
-            self._continuity.pinned_to,
-        )
-        return self._environment.pool.choose(wanted, self._tried)
+    def search_waits(self) -> None:
+        """See :class:`~gateway.turn.search.SearchOwner`."""
+        self._enter(TurnPhase.WAITING)
 
-    def _send_to(self, account: Account, rule: str) -> None:
-        if account.name not in self._tried:
-            self._tried.append(account.name)
+    def search_failed(self, error: ApiError) -> None:
+        """See :class:`~gateway.turn.search.SearchOwner`."""
+        attempt, outcome = self._last_refusal or (None, None)
+        if (
+            attempt is not None
+            and outcome is not None
+            and outcome.terminal
+            and error is outcome.error
+        ):
+            self._relay_refusal(attempt, outcome)
+        else:
+            self._refuse(error)
+
+    def _send(self, rule: str, choice: Choice | None = None) -> None:
+        """Try the account whose place this turn holds."""
+        assert self._reservation is not None
+        account = self._reservation.account
         plan = self._continuity.plan(account)
-        body = build_body(self.request, plan.items, plan.previous_response_id)
-        headers = build_headers(
-            self.request,
-            self._context.client_headers,
-            account.request_headers,
-            self._turn_state_for(account),
+        request = upstream_request(
+            self.request, self._context, account, plan, self._telling.upstream_state(account.name)
         )
         must_echo = account.settings.continuity == "auto"
         relay = Relay(
             plan.previous_response_id if must_echo else None,
-            pass_rate_limits=len(self._environment.pool.accounts) == 1,
+            pass_rate_limits=self._telling.one_account,
             is_taken=self._is_taken,
+            wrap_turn_state=partial(self._telling.wrapped, account.name),
         )
         record = self.record
         record.account, record.route = account.name, plan.route.value
         record.chained_to, record.reason = plan.previous_response_id, plan.reason
-        record.upstream_bytes += len(body)
-        record.attempts.append(AttemptRecord(account.name, rule, plan.route.value))
-        self._attempt = Attempt(
-            self._environment, account, plan, UpstreamRequest(headers, body), relay, self
-        )
+        record.upstream_bytes += len(request.body)
+        noted = AttemptRecord(account.name, rule, plan.route.value, chosen_ms=self._elapsed_ms())
+        if choice is not None:
+            noted.candidates, noted.others = choice.candidates, dict(choice.others)
+        record.attempts.append(noted)
+        self._attempt = Attempt(self._environment, account, plan, request, relay, self)
         if self._paused:
             self._attempt.pause()
         self._attempt.start()
-
-    def _turn_state_for(self, account: Account) -> str | None:
-        """The turn state that the client echoes, if this account gave it (§4.6)."""
-        turn_state = client_metadata(self.request.members).get(TURN_STATE)
-        if turn_state is None:
-            return None
-        key = turn_state_key(self._context.tenant, turn_state)
-        issuer = self._environment.pool.bindings.account_of(key)
-        return turn_state if issuer in (None, account.name) else None
 
     def _is_taken(self, response_id: str) -> bool:
         return self._environment.ledger.get(self._context.tenant, response_id) is not None
 
     # --- what attempts report --------------------------------------------------------
 
+    def attempt_connected(self, attempt: Attempt) -> None:
+        """See :class:`~gateway.turn.attempt.AttemptOwner`."""
+        self.record.attempts[-1].connected_ms = self._elapsed_ms()
+
+    def attempt_answered(self, attempt: Attempt) -> None:
+        """See :class:`~gateway.turn.attempt.AttemptOwner`."""
+        self.record.attempts[-1].first_byte_ms = self._elapsed_ms()
+        windows = read_windows(attempt.answer_headers, self._environment.clock.seconds())
+        if windows:
+            attempt.account.health.observe(windows)
+
     def attempt_relays(self, payloads: list[bytes]) -> None:
         """See :class:`~gateway.turn.attempt.AttemptOwner`."""
-        record = self.record
+        record, attempt = self.record, self._attempt
+        assert attempt is not None
         if record.first_event_ms is None:
             record.first_event_ms = self._elapsed_ms()
-        attempt = self._attempt
-        if record.first_output_ms is None and attempt is not None and attempt.relay.has_output:
+            payloads = self._telling.with_metadata(payloads, record, attempt)
+        if record.first_output_ms is None and attempt.relay.has_output:
             record.first_output_ms = self._elapsed_ms()
+            if self._reservation is not None and attempt.relay.outcome is None:
+                self._reservation.acknowledged()
         self._silence.touch()
         self._relayed(payloads)
 
     def attempt_ended(self, attempt: Attempt) -> None:
         """See :class:`~gateway.turn.attempt.AttemptOwner`."""
+        if attempt.relay.rate_limits:
+            now = self._environment.clock.seconds()
+            attempt.account.health.observe(read_rate_limits_event(attempt.relay.rate_limits, now))
         outcome = attempt.relay.outcome
         if isinstance(outcome, Finished):
             self._finished(attempt, outcome)
         elif isinstance(outcome, NotContinued):
             self._outcome("did not continue the previous response")
-            self._continuity.not_taken_up(attempt.account)
-            self._send_to(attempt.account, _SAME_ACCOUNT)
+            self._not_continued(attempt)
         elif isinstance(outcome, Refused):
             self._outcome(outcome.error.label)
             self._refused(attempt, outcome)
         elif isinstance(outcome, Broken):
             self._outcome(outcome.error.label)
-            attempt.account.failures += 1
-            self._broken(attempt, outcome.error)
+            self._blame(attempt, outcome.error)
+            self._break_off(attempt, outcome.error)
 
     def _finished(self, attempt: Attempt, outcome: Finished) -> None:
         self._outcome(outcome.status)
         relay = attempt.relay
         self._continuity.learn(attempt.account, attempt.plan)
-        if relay.turn_state is not None:
-            key = turn_state_key(self._context.tenant, relay.turn_state)
-            self._environment.pool.bindings.bind(key, attempt.account.name)
         if outcome.status == "completed" or outcome.reason in _CONTINUABLE:
             self._remember(
                 relay.response_id,
                 relay.items,
                 attempt.account.name,
-                held_upstream=not relay.minted,
+                held_upstream=not relay.minted and attempt.account.settings.store != "never",
             )
         else:
             self.record.response_id = relay.response_id
             self.error = outcome.error
-        if outcome.error is not None and may_move(outcome.error):
-            attempt.account.failures += 1
+        if outcome.usage is not None:
+            self._count(outcome.usage)
+        if outcome.error is not None:
+            self._blame(attempt, outcome.error)
+        elif self._reservation is not None:
+            self._reservation.acknowledged()
         self._end(outcome.status, outcome.error.label if outcome.error else outcome.reason)
+
+    def _count(self, usage: Usage) -> None:
+        record = self.record
+        record.input_tokens, record.cached_tokens, record.output_tokens = usage
+        if self._search.visit is not None:
+            self._search.visit.used(usage)
+
+    def _not_continued(self, attempt: Attempt) -> None:
+        """The upstream answers without the history that it was asked to go on from."""
+        if not self._continuity.can_replay:
+            self._refuse(self._continuity.unknown_parent())
+            return
+        self._continuity.not_taken_up(attempt.account)
+        self._send(_SAME_ACCOUNT)
 
     def _refused(self, attempt: Attempt, outcome: Refused) -> None:
         """Nothing of the attempt was seen: replay, move, or tell the client."""
-        error = outcome.error
+        error = self._continuity.translated(outcome.error)
         if self._continuity.mended(attempt.account, attempt.plan, error):
-            self._send_to(attempt.account, _SAME_ACCOUNT)
-        elif may_move(error):
-            attempt.account.failures += 1
-            self._refusals.append(error)
-            choice = self._next_choice()
-            if choice is not None:
-                self._send_to(choice.account, choice.rule)
-            elif outcome.terminal and error is for_the_client(error):
-                self._relay_refusal(attempt, outcome)
-            else:
-                self._refuse(for_the_client(most_hopeful(self._refusals)))
+            self._send(_SAME_ACCOUNT)
+            return
+        self._blame(attempt, outcome.error)
+        if may_move(error):
+            self._last_refusal = attempt, outcome
+            self._search.refused(attempt.account, error)
+            self._give_back()
+            self._search.next()
         elif outcome.terminal:
             self._relay_refusal(attempt, outcome)
         else:
             self._refuse(error)
 
-    def _broken(self, attempt: Attempt, error: ApiError) -> None:
+    def _blame(self, attempt: Attempt, error: ApiError) -> None:
+        """Let whoever is at fault rest (design law 13)."""
+        if may_move(error):
+            attempt.account.failures += 1
+        if self._reservation is not None:
+            self._reservation.refused(attribute(error, self._environment.clock.seconds()))
+
+    def _break_off(self, attempt: Attempt, error: ApiError) -> None:
         """The client must start anew: what it saw cannot be taken back (§8.4)."""
         relay = attempt.relay
         if not (relay.released and relay.response_id):
@@ -399,16 +439,24 @@ class Turn:
         )
 
     def _end(self, status: str, error_code: str | None) -> None:
-        self._enter(TurnState.ENDED)
+        self._enter(TurnPhase.ENDED)
         self._silence.stop()
         if self._attempt is not None:
             self._attempt.account.turns += 1
-            self._attempt = None  # it points back here, and holds what was sent
+            self._attempt = self._last_refusal = None  # they point here, and hold what was sent
+        self._give_back()
+        self._search.stop()
         record = self.record
         record.status, record.error_code = status, error_code
         record.duration_ms = self._elapsed_ms()
         self._environment.journal.ended(record)
         self._door.turn_ended()
+
+    def _give_back(self) -> None:
+        """Free the place on the account; others may wait for it."""
+        reservation, self._reservation = self._reservation, None
+        if reservation is not None:
+            reservation.release()
 
     def _drop_attempt(self, outcome: str) -> None:
         if self._attempt is not None:
@@ -434,7 +482,9 @@ class Turn:
     def _elapsed_ms(self) -> float:
         return round((self._environment.clock.seconds() - self._context.accepted_at) * 1000, 1)
 
-    def _enter(self, state: TurnState) -> None:
-        if state not in TRANSITIONS[self._state]:
-            raise AssertionError(f"a turn cannot go from {self._state} to {state}")
-        self._state = state
+    def _enter(self, phase: TurnPhase) -> None:
+        if phase is self._phase:
+            return
+        if phase not in TRANSITIONS[self._phase]:
+            raise AssertionError(f"a turn cannot go from {self._phase} to {phase}")
+        self._phase = phase

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.downstream.session import MAX_NAMED_LANES, MAX_RUNNING
 from gateway.protocol.request import TurnRequest
-from gateway.turn import turn as turn_module
+from gateway.turn import preparing as preparing_module
 from tests.downstream.stage import Stage
 from tests.support.events import turn_events
 
@@ -328,14 +328,14 @@ def test_a_bug_of_ours_costs_one_turn_and_not_the_connection(
     stage = Stage()
     for text in ("one", "two", "three"):
         stage.create(text)
-    really = turn_module.build_body
+    really = preparing_module.build_body
 
     def broken(request: TurnRequest, *rest: Any) -> bytes:
         if bytes(request.members["input"]) == b'"two"':
             raise KeyError("of a test")
         return really(request, *rest)
 
-    monkeypatch.setattr(turn_module, "build_body", broken)
+    monkeypatch.setattr(preparing_module, "build_body", broken)
     stage.answer("resp_1")
     assert stage.channel.last["status"] == 500
     assert "of a test" not in json.dumps(stage.channel.events)

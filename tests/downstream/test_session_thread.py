@@ -201,6 +201,7 @@ def test_an_accounts_refusal_leaves_the_thread_whole(error: ApiError) -> None:
     stage.create("two", previous_response_id="resp_1", store=False)
     stage.sent().ends(error)
     assert stage.channel.last["type"] == "error"
+    stage.world.clock.advance(120)  # the account has rested by then
     stage.create("two", previous_response_id="resp_1", store=False)
     assert len(stage.running) == 1
 

@@ -9,16 +9,20 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from gateway.accounts.account import Account
-from gateway.accounts.affinity import AffinityKey, Bindings
+from gateway.accounts.affinity import AffinityKey
+from gateway.accounts.bindings import Bindings
 from gateway.accounts.pool import Pool
-from gateway.config import AccountSettings
+from gateway.accounts.waiting import WaitingRoom
+from gateway.config import AccountSettings, RoutingSettings
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.records import Record
 from gateway.ledger.seals import SealRegister
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.request import TurnRequest, read_create
 from gateway.protocol.request import read_members as read_members
+from gateway.protocol.turn_state import TurnStates
 from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.tenants.interface import NoLimits
 from gateway.turn.environment import TurnContext, TurnEnvironment
 from gateway.turn.journal import TurnJournal
 from gateway.turn.turn import Turn
@@ -133,7 +137,13 @@ class World:
     :param continuity: of all accounts.
     """
 
-    def __init__(self, accounts: int = 1, continuity: str = "auto", **environment: Any) -> None:
+    def __init__(
+        self,
+        accounts: int = 1,
+        continuity: str = "auto",
+        routing: RoutingSettings | None = None,
+        **environment: Any,
+    ) -> None:
         self.clock = Clock()
         self.clock.advance(1_800_000_000)
         now = self.clock.seconds
@@ -156,14 +166,20 @@ class World:
         about: dict[str, Any] = {
             "hold_seconds": 5.0,
             "keepalive_seconds": 20.0,
-            "max_attempts": 3,
             **environment,
         }
+        rules = routing or RoutingSettings(queue_seconds=0.0)
+        waiting = WaitingRoom(self.clock, rules.max_waiting)
+        pool = Pool(list(self.accounts.values()), Bindings(100, 3600, now), rules)
+        pool.released = waiting.wake
         self.environment = TurnEnvironment(
             clock=self.clock,
             ledger=self.ledger,
             seals=SealRegister(),
-            pool=Pool(list(self.accounts.values()), Bindings(100, 3600, now)),
+            pool=pool,
+            waiting=waiting,
+            limits=NoLimits(),
+            turn_states=TurnStates(b"secret"),
             journal=self.journal,
             **about,
         )

@@ -14,6 +14,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from gateway.config import RoutingSettings
 from gateway.ledger.records import Record
 from gateway.protocol.errors import ApiError
 from gateway.protocol.made import interrupt_accepted
@@ -59,7 +60,12 @@ class TurnMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(accounts=2, hold_seconds=5, keepalive_seconds=7, max_attempts=2)
+        self.world = World(
+            accounts=2,
+            hold_seconds=5,
+            keepalive_seconds=7,
+            routing=RoutingSettings(max_attempts=2, queue_seconds=0.0),
+        )
         self.turn: Turn | None = None
         self.door = FakeDoor()
         self.parents: list[Record | None] = [None]

@@ -1,0 +1,109 @@
+"""What a client is told when no account can serve its turn (protocol.md §5.2, §10.63)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..protocol.errors import ApiError
+from ..protocol.refusals import for_the_client, most_hopeful
+from .health import AccountState, Unavailable
+from .pool import Nobody
+
+
+def pool_error(nobody: Nobody, refusals: Sequence[ApiError], now: float) -> ApiError:
+    """One error for the whole pool.
+
+    :param refusals: what accounts answered to this very turn, the latest last.
+    :param now: unix seconds.
+    """
+    if not nobody.candidates:
+        return _not_offered(nobody)
+    if refusals and (len(nobody.candidates) == 1 or not nobody.reasons):
+        return for_the_client(most_hopeful(refusals))
+    states = {reason.state for reason in nobody.reasons}
+    if states == {AccountState.EXHAUSTED} and len(nobody.reasons) == len(nobody.candidates):
+        return _exhausted(nobody.reasons, refusals, now)
+    if refusals and most_hopeful(refusals).status >= 500:
+        return for_the_client(most_hopeful(refusals))
+    if states <= {AccountState.DISABLED, AccountState.DRAINING}:
+        return _unavailable(nobody)
+    if states <= {AccountState.UNAUTHORIZED, AccountState.DISABLED, AccountState.DRAINING}:
+        return for_the_client(ApiError(401, "authentication_error", ""))
+    wait = _seconds_until(nobody.free_at, now)
+    return ApiError(
+        429,
+        "rate_limit_error",
+        f"{_who(nobody)} of this gateway can take this turn now; please try again in {wait}s.",
+        "rate_limit_exceeded",
+        headers={"retry-after": str(wait)},
+    )
+
+
+def _not_offered(nobody: Nobody) -> ApiError:
+    if nobody.waits_for is not None:
+        return ApiError.invalid_request(
+            f"This conversation holds sealed items that only the account '{nobody.waits_for}'"
+            " can read, and the gateway has it no longer; start a new conversation.",
+            "input",
+            "invalid_encrypted_content",
+        )
+    what = f" with '{(nobody.wanted.model or '')[:200]}'"
+    if nobody.wanted.background:
+        return ApiError.invalid_request(
+            f"No account of this gateway takes background responses{what}.",
+            "background",
+            "unsupported_parameter",
+        )
+    return ApiError.invalid_request(
+        f"No account of this gateway may serve this turn{what}.", "model", "model_not_found"
+    )
+
+
+def _exhausted(
+    reasons: Sequence[Unavailable], refusals: Sequence[ApiError], now: float
+) -> ApiError:
+    """The pool's usage limit, with the earliest reset of all its accounts."""
+    resets = [reason.resets_at for reason in reasons if reason.resets_at is not None]
+    if not resets:
+        return ApiError(
+            429,
+            "insufficient_quota",
+            "Every account of this gateway has used up its quota.",
+            "insufficient_quota",
+        )
+    earliest = min(resets)
+    wait = _seconds_until(earliest, now)
+    plans = [error.details["plan_type"] for error in refusals if "plan_type" in error.details]
+    return ApiError(
+        429,
+        "usage_limit_reached",
+        "Every account of this gateway has reached its usage limit.",
+        headers={"retry-after": str(wait)},
+        details={
+            **({"plan_type": plans[-1]} if plans else {}),
+            "resets_at": math.ceil(earliest),
+            "resets_in_seconds": wait,
+        },
+    )
+
+
+def _unavailable(nobody: Nobody) -> ApiError:
+    return ApiError(
+        503,
+        "server_error",
+        f"{_who(nobody)} of this gateway is in service.",
+        "no_account_available",
+        headers={"retry-after": "30"},
+    )
+
+
+def _who(nobody: Nobody) -> str:
+    if nobody.waits_for is not None:
+        return "The account of this conversation is the only one that can serve it, and none"
+    return "No account"
+
+
+def _seconds_until(moment: float | None, now: float) -> int:
+    """Whole seconds, at least one."""
+    return 1 if moment is None else max(1, math.ceil(moment - now))

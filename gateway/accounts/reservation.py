@@ -1,0 +1,55 @@
+"""A turn's place on an account: taken with the choice, given back when the attempt is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..protocol.faults import Fault
+from .health import Permit
+
+if TYPE_CHECKING:
+    from .account import Account
+
+
+class Reservation:
+    """One attempt's place.
+
+    :ivar account: where it is.
+    :param released: hears when it is free again.
+    """
+
+    __slots__ = ("_held", "_model", "_permit", "_released", "_spent", "account")
+
+    def __init__(
+        self, account: Account, model: str | None, permit: Permit, released: Callable[[], None]
+    ) -> None:
+        self.account = account
+        self._model = model
+        self._permit = permit
+        self._released = released
+        self._held = True
+        self._spent = False
+
+    def acknowledged(self) -> None:
+        """The upstream took the turn up: whatever kept others away from it is over."""
+        self._spent = True
+        self._permit.succeeded()
+
+    def refused(self, fault: Fault) -> None:
+        """The attempt failed, and this is whose fault it was.
+
+        A failure after the upstream took the turn up is news of its own.
+        """
+        if self._spent:
+            self._permit = self.account.health.reserve(self._model)
+        self._spent = True
+        self._permit.refused(fault)
+
+    def release(self) -> None:
+        """The attempt is over.  An attempt that was only cancelled says nothing of the account."""
+        if self._held:
+            self._held = False
+            self.account.in_flight -= 1
+            self._permit.dropped()
+            self._released()

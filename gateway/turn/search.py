@@ -1,0 +1,161 @@
+"""Finding an account for each attempt of a turn: ask the pool, and wait where none is free."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..accounts.account import Account
+from ..accounts.exhaustion import pool_error
+from ..accounts.health import AccountState
+from ..accounts.pool import Choice, Nobody, Wanted
+from ..accounts.waiting import Ticket
+from ..protocol.errors import ApiError
+from ..protocol.refusals import for_the_client, most_hopeful
+from ..tenants.interface import Busy, Visit
+from .continuity import TurnContinuity
+from .environment import TurnContext, TurnEnvironment
+
+
+class SearchOwner(Protocol):
+    """The turn, as its search sees it."""
+
+    def search_found(self, choice: Choice) -> None:
+        """This account is next; its place is the owner's now."""
+
+    def search_waits(self) -> None:
+        """No account is free; one of the other two calls follows."""
+
+    def search_failed(self, error: ApiError) -> None:
+        """No account will serve the turn."""
+
+
+class AccountSearch:
+    """One turn's way through the pool.
+
+    :ivar visit: what the tenant's limits hold for the turn, once it was let in.
+    """
+
+    def __init__(
+        self,
+        environment: TurnEnvironment,
+        context: TurnContext,
+        wanted: Wanted,
+        continuity: TurnContinuity,
+        owner: SearchOwner,
+    ) -> None:
+        self._environment = environment
+        self._context = context
+        self._wanted = wanted
+        self._continuity = continuity
+        self._owner = owner
+        self._attempts = 0
+        self._tried: list[str] = []
+        self._refusals: list[ApiError] = []
+        self._lack: Nobody | Busy | None = None
+        self._ticket: Ticket | None = None
+        self._patience_ends: float | None = None
+        self.visit: Visit | None = None
+
+    def next(self) -> None:
+        """Find the next account; the owner hears of it at once or later.
+
+        :raises ApiError: when the tenant may never have what it asks for.
+        """
+        if self._attempts >= self._environment.pool.routing.max_attempts:
+            self._owner.search_failed(for_the_client(most_hopeful(self._refusals)))
+        elif not self._try():
+            self._wait()
+
+    def refused(self, account: Account, error: ApiError) -> None:
+        """``account`` did not serve the turn; it will not be asked again for now."""
+        self._tried.append(account.name)
+        self._refusals.append(error)
+
+    def stop(self) -> None:
+        """Nothing is searched any more."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            ticket.leave()
+        visit, self.visit = self.visit, None
+        if visit is not None:
+            visit.leave()
+
+    def _try(self) -> bool:
+        """Whether there was an account; the owner has it then."""
+        if self.visit is None:
+            entered = self._environment.limits.enter(self._context.tenant, self._wanted.model)
+            if isinstance(entered, Busy):
+                self._lack = entered
+                return False
+            self.visit = entered
+        choice = self._environment.pool.choose(
+            self._wanted._replace(
+                holder=self._continuity.holder, pinned_to=self._continuity.pinned_to
+            ),
+            self._tried,
+        )
+        if isinstance(choice, Nobody):
+            self._lack = choice
+            return False
+        self._ticket = None
+        self._attempts += 1
+        self._owner.search_found(choice)
+        return True
+
+    def _wait(self) -> None:
+        now = self._environment.clock.seconds()
+        if self._patience_ends is None:
+            self._patience_ends = now + self._environment.pool.routing.queue_seconds
+        patience = self._patience_ends - now
+        if patience <= 0 or not self._may_come_free(self._patience_ends):
+            self._owner.search_failed(self._error())
+            return
+        self._tried.clear()
+        self._ticket = self._environment.waiting.wait(
+            self._context.tenant, patience, self._retry, self._gave_up, self._wants()
+        )
+        if self._ticket is None:
+            self._owner.search_failed(self._error())
+        else:
+            self._owner.search_waits()
+
+    def _retry(self) -> bool:
+        try:
+            return self._try()
+        except ApiError as error:
+            self._ticket = None
+            self._owner.search_failed(error)
+            return True
+
+    def _gave_up(self) -> None:
+        self._ticket = None
+        self._owner.search_failed(self._error())
+
+    def _wants(self) -> tuple[object, ...]:
+        """What the search waits for; others that wait for the same fail with it."""
+        lack = self._lack
+        if isinstance(lack, Nobody):
+            return (self._wanted.model, self._wanted.background, lack.waits_for)
+        return ("limits of", self._context.tenant)
+
+    def _may_come_free(self, before: float) -> bool:
+        """Whether waiting can help: something ends in time, or at any moment."""
+        lack = self._lack
+        if isinstance(lack, Busy):
+            return lack.free_at is None or lack.free_at <= before
+        assert lack is not None
+        if lack.waits_for is not None and self._environment.pool.routing.on_account_loss == "fail":
+            return False
+        return any(
+            reason.until <= before
+            if reason.until is not None
+            else reason.state is AccountState.READY
+            for reason in lack.reasons
+        )
+
+    def _error(self) -> ApiError:
+        lack = self._lack
+        if isinstance(lack, Busy):
+            return lack.error
+        assert lack is not None
+        return pool_error(lack, self._refusals, self._environment.clock.seconds())
