@@ -54,7 +54,7 @@ class RequestRate:
         """Forget what is a minute ago; after a clock that was set back, what is yet to come."""
         now = self._now()
         taken = self._taken
-        while taken and not now < taken[0][0] + _WINDOW_SECONDS:
+        while taken and not (taken[0][1] and now < taken[0][0] + _WINDOW_SECONDS):
             self._count -= int(taken.popleft()[1])
         if taken and taken[-1][0] > now + _SLICE_SECONDS:
             behind = taken[-1][0] - now
