@@ -35,6 +35,7 @@ from .downstream.http.site import HttpSite
 from .downstream.http.table import endpoints
 from .downstream.websocket import ResponsesFactory
 from .ledger.memory import MemoryLedger
+from .ledger.owners import OwnerRegister
 from .ledger.seals import SealRegister
 from .listening import CannotListen, DoorService, ListenerService
 from .log import log_observer
@@ -87,6 +88,7 @@ class GatewayService(MultiService):
             clock=reactor,
             ledger=ledger,
             seals=SealRegister(),
+            owners=OwnerRegister(reactor.seconds),
             pool=pool,
             waiting=waiting,
             limits=NoLimits(),

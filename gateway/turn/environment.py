@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from ..accounts.affinity import AffinityKey
 from ..accounts.pool import Pool
 from ..accounts.waiting import WaitingRoom
+from ..ledger.owners import OwnerRegister
 from ..ledger.records import Ledger, Record
 from ..ledger.seals import SealRegister
 from ..protocol.errors import ApiError
@@ -24,6 +25,7 @@ from .journal import TurnJournal
 class TurnEnvironment:
     """The parts of the gateway that turns share.
 
+    :ivar owners: which account keeps a stored response.
     :ivar waiting: where turns wait while no account is free.
     :ivar limits: what each tenant may use.
     :ivar hold_seconds: how long the preamble of an answer is held back for a refusal.
@@ -33,6 +35,7 @@ class TurnEnvironment:
     clock: IReactorTime
     ledger: Ledger
     seals: SealRegister
+    owners: OwnerRegister
     pool: Pool
     waiting: WaitingRoom
     limits: TenantLimits

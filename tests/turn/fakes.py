@@ -15,6 +15,7 @@ from gateway.accounts.pool import Pool
 from gateway.accounts.waiting import WaitingRoom
 from gateway.config import AccountSettings, RoutingSettings
 from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.owners import OwnerRegister
 from gateway.ledger.records import Record
 from gateway.ledger.seals import SealRegister
 from gateway.protocol.errors import ApiError, error_event
@@ -176,6 +177,7 @@ class World:
             clock=self.clock,
             ledger=self.ledger,
             seals=SealRegister(),
+            owners=OwnerRegister(now),
             pool=pool,
             waiting=waiting,
             limits=NoLimits(),
