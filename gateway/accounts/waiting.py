@@ -35,7 +35,7 @@ class Ticket:
     ) -> None:
         self._room = room
         self.tenant = tenant
-        self.wants: Hashable = self if wants is None else wants
+        self.wants: Hashable = object() if wants is None else wants
         self.retry = retry
         self.gave_up = gave_up
         self.deadline: IDelayedCall | None = None
@@ -49,7 +49,8 @@ class WaitingRoom:
     """Turns that found no account.
 
     When something became free it is offered to the tenants in turn, and within a tenant to
-    who waits longest.  Who cannot use it does not stand in the way of others.
+    who waits longest.  Who cannot use it does not stand in the way of others.  In a full room
+    a tenant makes room for one that has fewer turns waiting.
 
     :param clock: for deadlines and tries; no timer runs while nobody waits.
     :param max_waiting: bound on the turns that wait.
@@ -83,19 +84,19 @@ class WaitingRoom:
 
         :param seconds: how long at most.
         :param retry: try to get an account; True when that worked and the place is given up.
-        :param gave_up: called once when time is up, or the room is closed.
+        :param gave_up: called once when time is up, or the place is lost.
         :param wants: what ``retry`` depends on: the model, the accounts that are ruled out.
             One that is refused speaks for all that want the same.  None: like nobody else.
         :return: None when the room is full.
         """
-        if self._stopped or self._count >= self.max_waiting:
+        if self._stopped or (self._count >= self.max_waiting and not self._make_room(tenant)):
             return None
         ticket = Ticket(self, tenant, wants, retry, gave_up)
         ticket.deadline = self._clock.callLater(max(0.0, seconds), self._give_up, ticket)
         self._tenants.setdefault(tenant, OrderedDict())[ticket] = None
         self._count += 1
         if self._timer is None and not self._offering:
-            self._timer = self._clock.callLater(_TRY_EVERY, self._try)
+            self._try_in(_TRY_EVERY)
         return ticket
 
     def wake(self) -> None:
@@ -117,8 +118,8 @@ class WaitingRoom:
         if not queue:
             del self._tenants[ticket.tenant]
         self._count -= 1
-        if not self._count and not self._offering:
-            self._set_timer(None)
+        if not self._count:
+            self._rest()
         return True
 
     def stop(self) -> None:
@@ -127,7 +128,16 @@ class WaitingRoom:
         while self._tenants:
             queue = next(iter(self._tenants.values()))
             self._give_up(next(iter(queue)))
-        self._set_timer(None)
+
+    def _make_room(self, tenant: str) -> bool:
+        """Take the latest place of whoever holds most; not from one that is being served."""
+        if self._offering or not self._tenants:
+            return False
+        most = max(self._tenants.values(), key=len)
+        if len(most) - 1 <= len(self._tenants.get(tenant, ())):
+            return False
+        self._give_up(next(reversed(most)))
+        return self._count < self.max_waiting
 
     def _give_up(self, ticket: Ticket) -> None:
         if self.remove(ticket):
@@ -162,10 +172,11 @@ class WaitingRoom:
                 self._refused.add(ticket.wants)
         self._offering = False
         if not self._count:
-            self._refused.clear()
-            self._set_timer(None)
-        else:
-            self._set_timer(_TRY_EVERY if left else 0.0 if served else _BREATH)
+            self._rest()
+        elif left == 0:
+            self._try_in(0.0 if served else _BREATH)
+        elif self._timer is None:
+            self._try_in(_TRY_EVERY)
 
     def _next(self) -> Ticket | None:
         """Who is offered an account next."""
@@ -177,21 +188,30 @@ class WaitingRoom:
         return None
 
     def _serve(self, ticket: Ticket) -> bool:
+        """Offer an account to ``ticket``; False when there is none for it."""
         try:
             served = ticket.retry()
         except Exception:
             _log.failure("a waiting turn could not be tried again")
             self._give_up(ticket)
-            return False
+            return True
         if served:
             self.remove(ticket)
             if ticket.tenant in self._tenants:
                 self._tenants.move_to_end(ticket.tenant)
         return served
 
-    def _set_timer(self, seconds: float | None) -> None:
+    def _try_in(self, seconds: float) -> None:
+        self._cancel_timer()
+        self._timer = self._clock.callLater(seconds, self._try)
+
+    def _rest(self) -> None:
+        """Nobody waits."""
+        self._refused.clear()
+        self._again = False
+        self._cancel_timer()
+
+    def _cancel_timer(self) -> None:
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()
-        if seconds is not None:
-            self._timer = self._clock.callLater(seconds, self._try)
