@@ -10,7 +10,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
-from .downstream.websocket import ResponsesFactory
+from .downstream.admission import Admission
 
 #: How long connections may take to close after their turns were ended, in seconds.
 _CLOSE_SECONDS = 2.0
@@ -69,20 +69,26 @@ class ListenerService(Service):
 class DoorService(ListenerService):
     """The clients' listener; it stays open while turns finish, to say that it stops.
 
+    :param admission: who is in.
     :param shutdown_seconds: how long running turns may go on.
     """
 
     def __init__(
-        self, reactor: Any, endpoint: str, door: ResponsesFactory, shutdown_seconds: float
+        self,
+        reactor: Any,
+        endpoint: str,
+        factory: Any,
+        admission: Admission,
+        shutdown_seconds: float,
     ) -> None:
-        super().__init__(reactor, endpoint, door, "listen")
-        self._door = door
+        super().__init__(reactor, endpoint, factory, "listen")
+        self._admission = admission
         self._shutdown_seconds = shutdown_seconds
 
     def finish_turns(self) -> Deferred[None]:
         """Refuse new clients and wait until the running turns are done, or time is up."""
         finished: Deferred[None] = Deferred()
-        abandon = self._reactor.callLater(self._shutdown_seconds, self._door.abandon)
+        abandon = self._reactor.callLater(self._shutdown_seconds, self._admission.abandon)
         give_up = self._reactor.callLater(
             self._shutdown_seconds + _CLOSE_SECONDS, lambda: finished.callback(None)
         )
@@ -94,7 +100,7 @@ class DoorService(ListenerService):
             if not finished.called:
                 finished.callback(None)
 
-        self._door.drain(empty)
+        self._admission.drain(empty)
         return finished
 
 

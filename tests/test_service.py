@@ -93,14 +93,24 @@ def stopped(gateway: GatewayService) -> list[object]:
     return results
 
 
-def connected(reactor: MemoryReactorClock, gateway: GatewayService) -> Any:
-    """A client that takes part in nothing but counts."""
+class Client:
+    """A guest that writes down what it is told."""
 
-    class Client:
-        session = None
+    def __init__(self, reactor: MemoryReactorClock) -> None:
+        self.reactor = reactor
+        self.drained: list[float] = []
+        self.abandoned: list[float] = []
 
-    client: Any = Client()
-    gateway.door.connections.add(client)
+    def drain(self) -> None:
+        self.drained.append(self.reactor.seconds())
+
+    def abandon(self) -> None:
+        self.abandoned.append(self.reactor.seconds())
+
+
+def connected(reactor: MemoryReactorClock, gateway: GatewayService) -> Client:
+    client = Client(reactor)
+    gateway.admission.enter(client)
     return client
 
 
@@ -118,27 +128,24 @@ def test_it_stops_when_the_last_client_is_gone(reactor: MemoryReactorClock) -> N
     results = stopped(gateway)
     reactor.advance(20)
     assert results == []
-    gateway.door.left(client)
+    gateway.admission.leave(client)
     assert results == [None]
     assert reactor.getDelayedCalls() == []
 
 
-def test_it_does_not_wait_longer_than_it_may(
-    reactor: MemoryReactorClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_does_not_wait_longer_than_it_may(reactor: MemoryReactorClock) -> None:
     gateway = GatewayService(settings(timeouts=TimeoutSettings(shutdown_seconds=30)), reactor)
     gateway.startService()
     client = connected(reactor, gateway)
-    abandoned: list[float] = []
-    monkeypatch.setattr(gateway.door, "abandon", lambda: abandoned.append(reactor.seconds()))
     results = stopped(gateway)
+    assert len(client.drained) == 1, "the client is told to finish"
     reactor.advance(29.9)
-    assert (abandoned, results) == ([], [])
+    assert (client.abandoned, results) == ([], [])
     reactor.advance(0.2)
-    assert (len(abandoned), results) == (1, []), "the last words need a moment"
+    assert (len(client.abandoned), results) == (1, []), "the last words need a moment"
     reactor.advance(2)
     assert results == [None]
-    gateway.door.left(client)  # too late, and harmless
+    gateway.admission.leave(client)  # too late, and harmless
 
 
 # --- under twistd --------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from ..ledger.records import Ledger, Record
+from ..ledger.records import Ledger, Record, foreign_record
 from ..protocol.errors import ApiError
 from ..protocol.items import brings_history, unanswered_calls
 from ..protocol.request import TurnRequest
@@ -24,12 +24,17 @@ class Lineage:
     :param tenant: whose responses.
     :param always: continue the lane's last response even without a sign of it
         (``chaining: always``).
+    :param asks_upstream: whether an id that nobody here knows may be an upstream's.
     """
 
-    def __init__(self, ledger: Ledger, tenant: str, always: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, tenant: str, always: bool, asks_upstream: bool = False
+    ) -> None:
         self._ledger = ledger
         self._tenant = tenant
         self._always = always
+        self._asks_upstream = asks_upstream
+        self._evicted: dict[str, bool] = {}
         self._issued: dict[str, str | None] = {}
         self._calls: dict[str, str] = {}
 
@@ -76,6 +81,7 @@ class Lineage:
             return
         self._ledger.evict(record)
         del self._issued[response_id]
+        _put(self._evicted, response_id, True)
 
     def close(self) -> None:
         """What was not to be stored lives as long as its connection (§6.2, §8.2)."""
@@ -99,6 +105,8 @@ class Lineage:
             raise ApiError.connection_limit_reached(
                 "The gateway no longer remembers this conversation; send it in full."
             )
+        if self._asks_upstream and response_id not in self._evicted:
+            return foreign_record(self._tenant, response_id)
         raise ApiError.previous_response_not_found(response_id)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -23,11 +24,12 @@ def refusal_body(error: ApiError) -> bytes:
     return msgspec.json.encode({"error": error.body()})
 
 
-def refusal(error: ApiError) -> bytes:
+def refusal(error: ApiError, more_headers: Mapping[str, str] | None = None) -> bytes:
     """The whole answer, for a connection that ends with it."""
     body = refusal_body(error)
     headers = {
         **refusal_headers(error),
+        **(more_headers or {}),
         "content-length": str(len(body)),
         "connection": "close",
     }

@@ -28,7 +28,8 @@ from ..protocol.request import (
     read_stream_id,
     read_type,
 )
-from ..turn.environment import TurnContext, TurnEnvironment
+from ..protocol.turn_state import TURN_STATE
+from ..turn.environment import Told, TurnContext, TurnEnvironment
 from ..turn.turn import Turn
 from .lane import Lane
 from .lineage import Lineage
@@ -65,6 +66,7 @@ class Session:
     :param tenant: name of the authenticated key.
     :param connection: the connection's own id.
     :param client_headers: those of the handshake that matter to upstreams, in lower case.
+    :param told: what the client is told beside its answers.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Session:
         tenant: str,
         connection: str,
         client_headers: Mapping[str, str],
+        told: Told = Told.NOTHING,
     ) -> None:
         self._environment = environment
         self._settings = settings
@@ -84,11 +87,17 @@ class Session:
         self.tenant = tenant
         self.connection = connection
         self._client_headers = client_headers
+        self._told = told
         self._opened_at = environment.clock.seconds()
         self._lanes: dict[str | None, Lane] = {}
         self._running = 0
         self._waiting: list[Lane] = []
-        self._lineage = Lineage(environment.ledger, tenant, settings.chaining == "always")
+        self._lineage = Lineage(
+            environment.ledger,
+            tenant,
+            settings.chaining == "always",
+            asks_upstream=environment.limits.one_tenant,
+        )
         self._starting = False
         self._closing = False
         self._close_code = _CLOSE_GOING_AWAY
@@ -278,6 +287,8 @@ class Session:
             parent=parent,
             continuation=continuation,
             accepted_at=accepted_at,
+            turn_state=client_metadata(request.members).get(TURN_STATE),
+            told=self._told,
         )
         turn = lane.running = Turn(self._environment, context, request, lane)
         self._running += 1

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-import msgspec
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.compress import (
     PERMESSAGE_COMPRESSION_EXTENSION,
@@ -32,9 +31,11 @@ from ..config import Settings
 from ..deadline import Deadline
 from ..protocol.errors import ApiError
 from ..protocol.upstream_request import forwardable
-from ..turn.environment import TurnEnvironment
+from ..turn.environment import Told, TurnEnvironment
+from .admission import Admission
 from .auth import Authenticator
 from .frames import text_frames
+from .refusal import headers_too_long, refusal
 from .session import Session
 
 PATHS = frozenset({"/v1/responses", "/backend-api/codex/responses"})
@@ -44,6 +45,12 @@ _MAX_HANDSHAKE_BYTES = 256 * 1024
 
 #: A client that reads slower than this for ``timeouts.stall_seconds`` is dropped.
 _SLOWEST_BYTES_PER_SECOND = 10_000
+
+#: A client that sends this header is told the account and the route of each turn.
+EXPLAIN = "x-gateway-explain"
+
+#: Sent by every Codex that echoes turn states (protocol.md §2.2, §4.6).
+_CODEX = "x-codex-turn-metadata"
 
 #: How long the last bytes may take to reach a client whose connection is closed.
 _CLOSE_SECONDS = 2.0
@@ -97,18 +104,10 @@ class ResponsesProtocol(WebSocketServerProtocol):
             code = HTTPStatus.UPGRADE_REQUIRED
         if error is None:
             error = ApiError(code, "invalid_request_error", reason)
-        body = msgspec.json.encode({"error": error.body()})
-        headers = {
-            **error.headers,
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            "connection": "close",
-        }
+        headers = {}
         if code == HTTPStatus.UPGRADE_REQUIRED:
-            headers |= {"upgrade": "websocket", "sec-websocket-version": "13"}
-        lines = [f"HTTP/1.1 {code} {HTTPStatus(code).phrase}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        self.sendData("\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body)
+            headers = {"upgrade": "websocket", "sec-websocket-version": "13"}
+        self.sendData(refusal(error, headers))
         self.dropConnection(abort=False)
 
     def onOpen(self) -> None:
@@ -124,7 +123,8 @@ class ResponsesProtocol(WebSocketServerProtocol):
     def dataReceived(self, data: bytes) -> None:
         """Past Autobahn's debug line, which costs a microsecond even when nobody reads it."""
         if self.state == self.STATE_CONNECTING and len(self.data) > _MAX_HANDSHAKE_BYTES:
-            self.failHandshake("The request's headers are too long.", 431)
+            self._refusal = headers_too_long()
+            self.failHandshake(self._refusal.message, self._refusal.status)
             return
         self._dataReceived(data)
 
@@ -225,6 +225,16 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
     # --- the end ---------------------------------------------------------------------
 
+    def drain(self) -> None:
+        """See ``Guest``."""
+        if self.session is not None:
+            self.session.drain()
+
+    def abandon(self) -> None:
+        """See ``Guest``."""
+        if self.session is not None:
+            self.session.abandon()
+
     def dropConnection(self, abort: bool = False) -> None:
         """Close, and do not wait for ever for a client that takes no more bytes."""
         self._leave()
@@ -265,12 +275,19 @@ class ResponsesFactory(WebSocketServerFactory):
     """Lets clients in and knows who is there.
 
     :param environment: what their turns work with.
+    :param admission: counts the clients of all doors.
     :ivar connections: the open ones.
     """
 
     protocol: Any = ResponsesProtocol
 
-    def __init__(self, reactor: Any, environment: TurnEnvironment, settings: Settings) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        environment: TurnEnvironment,
+        settings: Settings,
+        admission: Admission,
+    ) -> None:
         super().__init__(reactor=reactor, server="responses-gateway")
         self.reactor = reactor
         self.connections: set[ResponsesProtocol] = set()
@@ -282,8 +299,7 @@ class ResponsesFactory(WebSocketServerFactory):
         self._authenticator = Authenticator(settings.keys)
         self._numbers = itertools.count(1)
         self._start = secrets.token_hex(3)
-        self._draining = False
-        self._when_empty: list[Callable[[], None]] = []
+        self._admission = admission
         self.setProtocolOptions(
             versions=[13],
             allowNullOrigin=True,
@@ -311,10 +327,7 @@ class ResponsesFactory(WebSocketServerFactory):
                 f"Nothing is served at this path; try {' or '.join(sorted(PATHS))}.",
             )
         tenant = self._authenticator.tenant(request.headers)
-        if self._draining:
-            raise _unavailable("The gateway is stopping.", 5)
-        if len(self.connections) >= self._settings.limits.max_connections:
-            raise _unavailable("The gateway has as many connections as it may.", 30)
+        self._admission.enter(protocol)
         self.connections.add(protocol)
         return Session(
             self._environment,
@@ -324,48 +337,28 @@ class ResponsesFactory(WebSocketServerFactory):
             tenant,
             f"{self._start}-{next(self._numbers)}",
             forwardable(request.headers),
+            _told(request.headers),
         )
 
     def left(self, protocol: ResponsesProtocol) -> None:
         """A connection ended."""
         self.connections.discard(protocol)
-        if not self.connections:
-            waiting, self._when_empty = self._when_empty, []
-            for call in waiting:
-                call()
-
-    def drain(self, when_empty: Callable[[], None]) -> None:
-        """Refuse new connections; close each one between turns.
-
-        :param when_empty: called once, when the last connection is gone.
-        """
-        self._draining = True
-        self._when_empty.append(when_empty)
-        for session in self.sessions():
-            session.drain()
-        if not self.connections:
-            self._when_empty.clear()
-            when_empty()
-
-    def abandon(self) -> None:
-        """End all turns and connections now."""
-        for session in self.sessions():
-            session.abandon()
+        self._admission.leave(protocol)
 
     @property
     def draining(self) -> bool:
         """Whether the gateway is stopping."""
-        return self._draining
+        return self._admission.draining
 
     def sessions(self) -> list[Session]:
         """The sessions of all connections."""
         return [c.session for c in list(self.connections) if c.session is not None]
 
 
-def _unavailable(message: str, retry_after: int) -> ApiError:
-    return ApiError(
-        503, "server_error", message, "unavailable", headers={"retry-after": str(retry_after)}
-    )
+def _told(headers: Mapping[str, str]) -> Told:
+    """What a client understands or asks for: turn states Codex, the route who sends the header."""
+    told = Told.TURN_STATE if _CODEX in headers else Told.NOTHING
+    return told | Told.ROUTE if EXPLAIN in headers else told
 
 
 def _accept_deflate(offers: list[Any]) -> Any:

@@ -16,6 +16,9 @@ from .items import IssuerOf, Item, read_input
 #: Lane names: 1-256 of these characters (§5.3 ``invalid_stream_id``).
 _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}\Z")
 
+#: Members of ``response.create`` that a POST must not have.
+_WEBSOCKET_ONLY = ("generate", "stream_id")
+
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 Members = dict[str, msgspec.Raw]
@@ -86,13 +89,60 @@ def read_create(members: Members, size: int, issuer_of: IssuerOf | None = None) 
     :param issuer_of: see :func:`~gateway.protocol.items.read_item`.
     :raises ApiError: 400, naming the member at fault.
     """
-    stream_id = read_stream_id(members)
     if member(members, "background", bool):
         raise ApiError.invalid_request(
             "'background' cannot be true over WebSocket; send the request over HTTP.",
             "background",
             "unsupported_parameter",
         )
+    return _read(
+        members,
+        size,
+        issuer_of,
+        prewarm=member(members, "generate", bool) is False or _prewarms_cache(members),
+        stream_id=read_stream_id(members),
+    )
+
+
+def read_post(members: Members, size: int, issuer_of: IssuerOf | None = None) -> TurnRequest:
+    """Read the body of a ``POST /v1/responses`` (§7).
+
+    :param members: from :func:`read_members`.
+    :param size: bytes of the whole body.
+    :param issuer_of: see :func:`~gateway.protocol.items.read_item`.
+    :raises ApiError: 400, naming the member at fault.
+    """
+    for name in _WEBSOCKET_ONLY:
+        if bytes(members.get(name, b"null")) != b"null":
+            raise ApiError.invalid_request(
+                f"'{name}' is for WebSocket connections only.", name, "unsupported_parameter"
+            )
+    background = bool(member(members, "background", bool))
+    if background and member(members, "store", bool) is False:
+        raise ApiError.invalid_request(
+            "'background' needs 'store': a response that nobody keeps cannot be read later.",
+            "store",
+        )
+    return _read(
+        members,
+        size,
+        issuer_of,
+        background=background,
+        stream=bool(member(members, "stream", bool)),
+    )
+
+
+def _read(
+    members: Members,
+    size: int,
+    issuer_of: IssuerOf | None,
+    *,
+    prewarm: bool = False,
+    stream_id: str | None = None,
+    background: bool = False,
+    stream: bool = True,
+) -> TurnRequest:
+    """What both doors read alike."""
     store = member(members, "store", bool)
     try:
         items = read_input(bytes(members.get("input", b"null")), issuer_of)
@@ -104,11 +154,13 @@ def read_create(members: Members, size: int, issuer_of: IssuerOf | None = None) 
         model=member(members, "model", str),
         previous_response_id=member(members, "previous_response_id", str) or None,
         store=True if store is None else store,
-        prewarm=member(members, "generate", bool) is False or _prewarms_cache(members),
+        prewarm=prewarm,
         stream_id=stream_id,
         prompt_cache_key=member(members, "prompt_cache_key", str),
         in_conversation=bytes(members.get("conversation", b"null")) != b"null",
         size=size,
+        background=background,
+        stream=stream,
     )
 
 

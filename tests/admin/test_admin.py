@@ -12,6 +12,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from gateway.admin.resource import AdminSite
 from gateway.admin.status import Status
 from gateway.config import Settings
+from gateway.downstream.admission import Admission
 from gateway.downstream.websocket import ResponsesFactory
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
@@ -23,7 +24,10 @@ class Admin:
     def __init__(self, token: str | None = None, accounts: int = 2) -> None:
         self.reactor = MemoryReactorClock()
         self.world = World(accounts)
-        self.door = ResponsesFactory(self.reactor, self.world.environment, Settings())
+        self.admission = Admission(100)
+        self.door = ResponsesFactory(
+            self.reactor, self.world.environment, Settings(), self.admission
+        )
         status = Status(self.world.environment, self.door, self.world.clock.seconds)
         self.site = AdminSite(status, token, self.reactor)
         self.site.startFactory()
@@ -54,7 +58,7 @@ def test_it_lives() -> None:
 def test_it_is_ready_until_it_stops() -> None:
     admin = Admin()
     assert admin.json("/readyz") == {"status": "ready"}
-    admin.door.drain(lambda: None)
+    admin.admission.drain(lambda: None)
     status, _, body = admin.ask("/readyz")
     assert (status, json.loads(body)) == (503, {"status": "draining"})
     assert admin.ask("/livez")[0] == 200, "a gateway that finishes its turns is not dead"

@@ -21,6 +21,7 @@ from wsproto.events import (
 )
 
 from gateway.config import KeySettings, Settings
+from gateway.downstream.admission import Admission
 from gateway.downstream.websocket import ResponsesFactory
 from tests.support.events import Json
 from tests.turn.fakes import World
@@ -43,8 +44,11 @@ class Door:
         self.world = World()
         self.reactor = txaio.config.loop = MemoryReactorClock()
         settings.setdefault("keys", (KeySettings(name="laptop", key="sk-client"),))
-        self.factory = ResponsesFactory(self.reactor, self.world.environment, Settings(**settings))
-
+        self.settings = Settings(**settings)
+        self.admission = Admission(self.settings.limits.max_connections)
+        self.factory = ResponsesFactory(
+            self.reactor, self.world.environment, self.settings, self.admission
+        )
         self.clients: list[Client] = []
 
     def client(self, path: str = "/v1/responses", headers: Any = KEY, **about: Any) -> Client:
@@ -53,6 +57,7 @@ class Door:
 
     def check_rest(self) -> None:
         assert not self.factory.connections
+        assert not len(self.admission), "the door still counts clients"
         self.world.check_rest()
         self.reactor.advance(100)  # Autobahn's timers are in buckets that must run out
         calls = self.reactor.getDelayedCalls()

@@ -88,7 +88,7 @@ def test_a_refusal_is_an_http_answer_in_the_apis_shape(
 
 def test_a_gateway_that_stops_says_when_to_come_again(door: Door) -> None:
     emptied: list[bool] = []
-    door.factory.drain(lambda: emptied.append(True))
+    door.admission.drain(lambda: emptied.append(True))
     assert emptied == [True]
     client = door.client()
     status, fields, _ = client.refusal
@@ -300,7 +300,7 @@ def test_events_after_the_close_are_not_written(door: Door) -> None:
 def test_when_the_gateway_stops_idle_clients_go_first(door: Door) -> None:
     idle, busy = door.client(), running(door)
     emptied: list[bool] = []
-    door.factory.drain(lambda: emptied.append(True))
+    door.admission.drain(lambda: emptied.append(True))
     idle.read()
     busy.read()
     assert (idle.close_code, busy.close_code) == (1001, None)
@@ -316,8 +316,8 @@ def test_when_the_gateway_stops_idle_clients_go_first(door: Door) -> None:
 
 def test_when_time_is_up_all_clients_are_told_to_come_again(door: Door) -> None:
     client = running(door)
-    door.factory.drain(lambda: None)
-    door.factory.abandon()
+    door.admission.drain(lambda: None)
+    door.admission.abandon()
     client.read()
     assert client.frames[-1]["error"]["code"] == "gateway_restart"
     assert client.close_code == 1012
@@ -325,7 +325,7 @@ def test_when_time_is_up_all_clients_are_told_to_come_again(door: Door) -> None:
 
 def test_a_client_that_never_answers_the_close_is_dropped(door: Door) -> None:
     client = door.client()
-    door.factory.drain(lambda: None)
+    door.admission.drain(lambda: None)
     door.reactor.advance(2.1)
     door.reactor.advance(2.1)
     assert client.transport.disconnecting or client.transport.disconnected

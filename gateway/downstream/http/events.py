@@ -1,0 +1,30 @@
+"""Events as a client gets them over HTTP: server-sent, each payload the bytes it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ...protocol.events import event_type
+
+#: Headers of every event stream; proxies must neither keep nor buffer it.
+STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache, no-transform",
+    "x-accel-buffering": "no",
+}
+
+#: As the platform sends it; of no known type, so that it needs no ``sequence_number`` (§4.7).
+KEEP_ALIVE = b'event: keepalive\ndata: {"type":"keepalive"}\n\n'
+
+#: For typed clients, which want to see ``response.created`` before any other event.
+COMMENT = b": keepalive\n\n"
+
+
+def event_stream(payloads: Iterable[bytes]) -> bytes:
+    """The events of ``payloads``, one JSON text each, joined for one write."""
+    parts: list[bytes] = []
+    for payload in payloads:
+        if b"\n" in payload:  # in JSON between values only: each line has a field of its own
+            payload = payload.replace(b"\n", b"\ndata: ")
+        parts += b"event: ", event_type(payload), b"\ndata: ", payload, b"\n\n"
+    return b"".join(parts)
