@@ -58,11 +58,8 @@ class Record(msgspec.Struct, eq=False):
         return self.input + self.output
 
 
-def foreign_record(tenant: str, response_id: str, now: float) -> Record:
-    """Stands for a response that an upstream may know and we do not.
-
-    :param now: unix seconds.
-    """
+def foreign_record(tenant: str, response_id: str) -> Record:
+    """Stands for a response that an upstream may know and we do not."""
     return Record(
         tenant=tenant,
         id=response_id,
@@ -73,7 +70,7 @@ def foreign_record(tenant: str, response_id: str, now: float) -> Record:
         store=True,
         held_upstream=True,
         model=None,
-        created_at=now,
+        created_at=0.0,
         foreign=True,
     )
 

@@ -32,6 +32,10 @@ class Visit(Protocol):
 class TenantLimits(Protocol):
     """The limits of all tenants."""
 
+    @property
+    def one_tenant(self) -> bool:
+        """Whether there is but one, so that no other's responses can be named."""
+
     def enter(self, tenant: str, model: str | None) -> Visit | Busy:
         """Let a turn in, or say what is in its way.
 
@@ -41,6 +45,9 @@ class TenantLimits(Protocol):
 
 class NoLimits:
     """No limits at all; it is its own :class:`Visit`."""
+
+    def __init__(self, one_tenant: bool = True) -> None:
+        self.one_tenant = one_tenant
 
     def enter(self, tenant: str, model: str | None) -> Visit | Busy:
         """See :class:`TenantLimits`."""

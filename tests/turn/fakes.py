@@ -180,7 +180,7 @@ class World:
             owners=OwnerRegister(now),
             pool=pool,
             waiting=waiting,
-            limits=NoLimits(),
+            limits=NoLimits(one_tenant=False),
             turn_states=TurnStates(b"secret"),
             journal=self.journal,
             **about,
