@@ -123,7 +123,7 @@ class AccountEngine:
             previous_response_id=parent.response_id if parent else None,
             store=stored,
         )
-        output = self._output(context, request)
+        output = self.generate(context, request)
         usage = usage_object(resolved.tokens, resolved.cached_tokens, estimated_tokens(output))
         final = completed(response, output, usage, int(self._now()))
         record = Record(response["id"], parent, resolved.new, output, final, size)
@@ -181,7 +181,8 @@ class AccountEngine:
         tools = tools_of(request.get("tools"), context)
         return ModelTurn(context, tools, request, self._seal.close, self._seal.open)
 
-    def _output(self, context: list[Item], request: dict[str, Any]) -> list[Item]:
+    def generate(self, context: Sequence[Item], request: dict[str, Any]) -> list[Item]:
+        """The model's answer to a context, with ids and all."""
         items = self._model.respond(self.turn(context, request))
         is_compaction = any(item["type"] == "compaction" for item in items)
         if isinstance(request.get("reasoning"), dict) and not is_compaction:

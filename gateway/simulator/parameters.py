@@ -5,66 +5,61 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
+from gateway.simulator.parameter_types import (
+    ARRAY,
+    BOOLEAN,
+    INTEGER,
+    NUMBER,
+    OBJECT,
+    STRING,
+    STRING_OR_ARRAY,
+    STRING_OR_OBJECT,
+    check_types,
+)
 from gateway.simulator.refusals import (
     bad_request,
     invalid_type,
     missing_parameter,
-    unknown_parameter,
     unsupported_parameter,
 )
 
-_STRING, _BOOLEAN, _INTEGER = "a string", "a boolean", "an integer"
-_NUMBER, _OBJECT, _ARRAY = "a decimal", "an object", "an array"
-_STRING_OR_ARRAY = "one of a string or array of objects"
-_STRING_OR_OBJECT = "one of a string or object"
-
 _PARAMETERS: dict[str, str] = {
-    "access_programs": _OBJECT,
-    "background": _BOOLEAN,
-    "background_options": _OBJECT,
-    "client_metadata": _OBJECT,
-    "context_management": _ARRAY,
-    "conversation": _STRING_OR_OBJECT,
-    "image": _OBJECT,
-    "include": _ARRAY,
-    "input": _STRING_OR_ARRAY,
-    "instructions": _STRING,
-    "max_output_tokens": _INTEGER,
-    "max_tool_calls": _INTEGER,
-    "metadata": _OBJECT,
-    "model": _STRING,
-    "moderation": _OBJECT,
-    "parallel_tool_calls": _BOOLEAN,
-    "personality": _STRING,
-    "previous_response_id": _STRING,
-    "prompt": _OBJECT,
-    "prompt_cache_key": _STRING,
-    "prompt_cache_options": _OBJECT,
-    "prompt_cache_retention": _STRING,
-    "reasoning": _OBJECT,
-    "safety_identifier": _STRING,
-    "service_tier": _STRING,
-    "store": _BOOLEAN,
-    "stream": _BOOLEAN,
-    "stream_options": _OBJECT,
-    "temperature": _NUMBER,
-    "text": _OBJECT,
-    "tool_choice": _STRING_OR_OBJECT,
-    "tools": _ARRAY,
-    "top_logprobs": _INTEGER,
-    "top_p": _NUMBER,
-    "truncation": _STRING,
-    "user": _STRING,
-}
-_PYTHON_TYPES: dict[str, tuple[type, ...]] = {
-    _STRING: (str,),
-    _BOOLEAN: (bool,),
-    _INTEGER: (int,),
-    _NUMBER: (int, float),
-    _OBJECT: (dict,),
-    _ARRAY: (list,),
-    _STRING_OR_ARRAY: (str, list),
-    _STRING_OR_OBJECT: (str, dict),
+    "access_programs": OBJECT,
+    "background": BOOLEAN,
+    "background_options": OBJECT,
+    "client_metadata": OBJECT,
+    "context_management": ARRAY,
+    "conversation": STRING_OR_OBJECT,
+    "image": OBJECT,
+    "include": ARRAY,
+    "input": STRING_OR_ARRAY,
+    "instructions": STRING,
+    "max_output_tokens": INTEGER,
+    "max_tool_calls": INTEGER,
+    "metadata": OBJECT,
+    "model": STRING,
+    "moderation": OBJECT,
+    "parallel_tool_calls": BOOLEAN,
+    "personality": STRING,
+    "previous_response_id": STRING,
+    "prompt": OBJECT,
+    "prompt_cache_key": STRING,
+    "prompt_cache_options": OBJECT,
+    "prompt_cache_retention": STRING,
+    "reasoning": OBJECT,
+    "safety_identifier": STRING,
+    "service_tier": STRING,
+    "store": BOOLEAN,
+    "stream": BOOLEAN,
+    "stream_options": OBJECT,
+    "temperature": NUMBER,
+    "text": OBJECT,
+    "tool_choice": STRING_OR_OBJECT,
+    "tools": ARRAY,
+    "top_logprobs": INTEGER,
+    "top_p": NUMBER,
+    "truncation": STRING,
+    "user": STRING,
 }
 _ALL = frozenset(_PARAMETERS) - {"personality"}
 #: What `input_tokens` takes.
@@ -126,10 +121,10 @@ def check_parameters(
     required: Sequence[str] = ("model",),
 ) -> dict[str, Any]:
     """The request, if its top level is one the endpoint accepts over HTTP; else a Refusal."""
-    if not isinstance(body, dict):
-        raise invalid_type("body", _OBJECT, body)
-    for name, value in body.items():
-        _check_parameter(name, value, allowed)
+    for name in _NOT_OVER_HTTP:
+        if isinstance(body, dict) and name in body:
+            raise unsupported_parameter(name)
+    body = check_types(body, {name: _PARAMETERS[name] for name in allowed})
     for name in required:
         if body.get(name) in (None, ""):
             raise missing_parameter(name)
@@ -139,18 +134,6 @@ def check_parameters(
     _check_strings("include", body.get("include"))
     _check_client_metadata(body.get("client_metadata"))
     return body
-
-
-def _check_parameter(name: str, value: object, allowed: Collection[str]) -> None:
-    if name in _NOT_OVER_HTTP:
-        raise unsupported_parameter(name)
-    expected = _PARAMETERS.get(name)
-    if expected is None or name not in allowed:
-        raise unknown_parameter(name)
-    types = _PYTHON_TYPES[expected]
-    is_number_by_accident = isinstance(value, bool) and bool not in types
-    if value is not None and (is_number_by_accident or not isinstance(value, types)):
-        raise invalid_type(name, expected, value)
 
 
 def _check_sources(body: dict[str, Any]) -> None:
@@ -174,11 +157,11 @@ def _check_input(items: object) -> None:
     for index, item in enumerate(items if isinstance(items, list) else ()):
         where = f"input[{index}]"
         if not isinstance(item, dict):
-            raise invalid_type(where, _OBJECT, item)
+            raise invalid_type(where, OBJECT, item)
         if "type" not in item and "role" not in item:
             raise missing_parameter(f"{where}.type")
         if "type" in item and not isinstance(item["type"], str):
-            raise invalid_type(f"{where}.type", _STRING, item["type"])
+            raise invalid_type(f"{where}.type", STRING, item["type"])
         if item.get("type") in _NAMING_A_CALL and not isinstance(item.get("call_id"), str):
             raise missing_parameter(f"{where}.call_id")
 
@@ -187,7 +170,7 @@ def _check_tools(tools: Sequence[object] | None) -> None:
     for index, tool in enumerate(tools or ()):
         where = f"tools[{index}]"
         if not isinstance(tool, dict):
-            raise invalid_type(where, _OBJECT, tool)
+            raise invalid_type(where, OBJECT, tool)
         if not isinstance(tool.get("type"), str):
             raise missing_parameter(f"{where}.type")
         if tool["type"] in ("function", "custom") and not isinstance(tool.get("name"), str):
@@ -197,10 +180,10 @@ def _check_tools(tools: Sequence[object] | None) -> None:
 def _check_strings(name: str, values: Sequence[object] | None) -> None:
     for index, value in enumerate(values or ()):
         if not isinstance(value, str):
-            raise invalid_type(f"{name}[{index}]", _STRING, value)
+            raise invalid_type(f"{name}[{index}]", STRING, value)
 
 
 def _check_client_metadata(metadata: dict[str, object] | None) -> None:
     for name, value in (metadata or {}).items():
         if not isinstance(value, str):
-            raise invalid_type(f"client_metadata.{name}", _STRING, value)
+            raise invalid_type(f"client_metadata.{name}", STRING, value)

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from gateway.simulator import catalogue, compaction, counting, creation, retrieval
+from gateway.simulator import catalogue, chat, compaction, counting, creation, retrieval
 from gateway.simulator.endpoints import Endpoint, find_target
 from gateway.simulator.engine import AccountEngine
 from gateway.simulator.exchange import Exchange
@@ -34,6 +34,7 @@ _ENDPOINTS: Mapping[Endpoint, Callable[[Exchange], Reply]] = {
     "input_items": retrieval.input_items,
     "input_tokens": counting.input_tokens,
     "compact": compaction.compact,
+    "chat": chat.chat,
     "models": catalogue.models,
     "model": catalogue.model,
 }
