@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from gateway.config import ConfigError, Settings, load_settings, read_settings
 ACCOUNT = "accounts: [{name: a, base_url: 'http://x/v1', key: k}]\n"
 KEY = "keys: [{name: n, key: v}]\n"
 SECRET = "sk-leak-0123456789"
+DIGEST = sha256(b"v").hexdigest()
 
 
 def load(text: str, **environ: str) -> Settings:
@@ -160,6 +162,98 @@ MISTAKES = [
         account(headers="{Content-Length: '5'}"),
         "accounts[0].headers.Content-Length: expected another header; the gateway sets this one",
     ),
+    # client keys
+    (ACCOUNT + "keys: [{name: n}]", "keys[0]: expected one of key, key_sha256; got none"),
+    (
+        ACCOUNT + f"keys: [{{name: n, key: k, key_sha256: '{'0' * 64}'}}]",
+        "keys[0]: expected one of key, key_sha256; got key and key_sha256",
+    ),
+    (
+        ACCOUNT + "keys: [{name: n, key_sha256: abc}]",
+        "keys[0].key_sha256: <hidden>: expected the SHA-256 of the key, 64 hexadecimal digits",
+    ),
+    (
+        ACCOUNT + f"keys: [{{name: n, key: v}}, {{name: m, key_sha256: '{DIGEST.upper()}'}}]",
+        "keys[1].key_sha256: <hidden>: keys[0] has this key already; expected each key once",
+    ),
+    (ACCOUNT + "keys: [{name: n, key: v, models: ['']}]", "keys[0].models[0]: '': expected text"),
+    (ACCOUNT + "keys: [{name: n, key: v, models: [' ']}]", "keys[0].models[0]: ' ': expected a m"),
+    (
+        ACCOUNT + "keys: [{name: n, key: v, max_concurrent_turns: 0}]",
+        "keys[0].max_concurrent_turns: 0: expected a whole number from 1 to 10000000",
+    ),
+    # credentials of accounts
+    (
+        account(key_file="/k"),
+        "accounts[0]: expected one of key, key_file, oauth; got key and key_file",
+    ),
+    (
+        account(oauth="{}"),
+        "accounts[0].oauth.token_url: missing; every entry needs it",
+    ),
+    (
+        account(auth_header="'X-Key:'"),
+        "accounts[0].auth_header: <hidden>: expected the name of an HTTP header such as api-key",
+    ),
+    (
+        account(auth_header="Upgrade"),
+        "accounts[0].auth_header: 'Upgrade': expected another header; the gateway sets this one",
+    ),
+    (
+        account(headers="{Authorization: x}"),
+        "accounts[0].headers.Authorization: expected another header; this one carries the key",
+    ),
+    # models, members, the pool
+    (account(aliases="{'': x}"), "accounts[0].aliases.: 'x': expected a model's name for clients"),
+    (account(aliases="{a: ''}"), "accounts[0].aliases.a: '': expected text that is not empty"),
+    (
+        account(aliases="{a: ' '}"),
+        "accounts[0].aliases.a: ' ': expected a model's name for clients",
+    ),
+    (account(aliases="{1: b}"), "accounts[0].aliases.1: expected text as the name"),
+    (account(strip="['a b']"), "accounts[0].strip[0]: 'a b': expected the name of a request's"),
+    (account(strip="[user, store]"), "accounts[0].strip[1]: 'store': expected another member; "),
+    (account(weight="0"), "accounts[0].weight: 0: expected a whole number from 1 to 1000"),
+    (account(priority="-1"), "accounts[0].priority: -1: expected a whole number from 0 to 1000"),
+    (account(max_in_flight="0"), "accounts[0].max_in_flight: 0: expected a whole number from 1"),
+    (account(store="always"), "accounts[0].store: 'always': expected one of client, never"),
+    (account(tools="flat"), "accounts[0].tools: 'flat': expected one of as-sent, hoisted"),
+    (
+        account(enabled="false"),
+        "accounts: all of them have 'enabled: false'; expected at least one without it",
+    ),
+    (
+        ACCOUNT + "routing: {return_to: stay}",
+        "routing.return_to: unknown key; did you mean 'return'",
+    ),
+    (ACCOUNT + "routing: {return: home}", "routing.return: 'home': expected one of stay, sticky"),
+    (ACCOUNT + "routing: {queue_seconds: -1}", "routing.queue_seconds: -1: expected a number from"),
+    (
+        ACCOUNT + "routing: {cooldown_max_seconds: 0}",
+        "routing.cooldown_max_seconds: 0: expected a ",
+    ),
+    (
+        ACCOUNT + "routing: {max_bindings: 0}",
+        "routing.max_bindings: 0: expected a whole number fro",
+    ),
+    # proxies, of which nothing is shown
+    *(
+        (account(proxy=f"'{url}'"), "accounts[0].proxy: <hidden>: expected http://[user:password@]")
+        for url in (
+            *("https://h:1", "h:1", "http://h", "http://:1", "http://h:0", "http://h:99999"),
+            *("http://h:1/x", "http://h:1?x", "http://h:1#x", "http://u:p/w@h:1", "http://[::1"),
+            *("socks4://h:1", "socks5://h", "http://ü:p@h:1"),
+        )
+    ),
+    (account(proxy="[x]"), "accounts[0].proxy: <hidden>: expected text"),
+    (
+        account(proxy="'http://u%3Av:p@h:1'"),
+        "accounts[0].proxy: <hidden>: expected a user name without a colon",
+    ),
+    (
+        account(proxy="'socks5://u@h:1'"),
+        "accounts[0].proxy: <hidden>: expected a user name and a password of 1 to 255 bytes",
+    ),
     # listening
     (ACCOUNT + "listen: '8080'", "listen: '8080': expected a Twisted endpoint such as tcp:8080"),
     (ACCOUNT + "listen: tpc:8080", "listen: 'tpc:8080': expected a Twisted endpoint such as tcp:"),
@@ -277,8 +371,46 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         account(base_url=f"'http://u:{SECRET}@x'"),
         account(base_url=f"'http://{SECRET}@x:99999'"),
         account(base_url=f"'http://x/?key={SECRET}'"),
+        account(base_url=f"'http://u:a/{SECRET}@x'"),
+        account(key_file=SECRET),
+        account(auth_header=f"'Authorization: Bearer {SECRET}'"),
+        account(headers=f"{{Authorization: {SECRET}}}"),
+        account(proxy=f"'http://u:{SECRET}@h'"),
+        account(proxy=f"'u:{SECRET}@h:1'"),
+        account(proxy=f"'http://u:{SECRET}'"),
+        account(proxy=f"'socks5://u:{SECRET * 20}@h:1'"),
+        account(oauth=f"{{client_secret: [{SECRET}]}}"),
+        account(oauth=f"{{refresh_token: {{a: {SECRET}}}}}"),
+        f"keys: [{{name: n, key_sha256: {SECRET}}}]",
+        f"keys: [{{name: n, key_sha256: [{SECRET}]}}]",
     ],
 )
 def test_no_mistake_shows_a_secret(text: str) -> None:
     whole = text if text.startswith("accounts") else ACCOUNT + text
     assert SECRET not in mistake(whole)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h:3128",
+        "http://h:3128/",
+        "http://user:p%40ss@h:3128",
+        "http://user@h:3128",
+        "socks5://h:1080",
+        "socks5h://user:word@[::1]:1080",
+    ],
+)
+def test_proxies_that_are_understood(url: str) -> None:
+    assert load(account(proxy=f"'{url}'")).accounts[0].proxy == url
+
+
+def test_a_digest_is_kept_in_lower_case() -> None:
+    settings = load(ACCOUNT + f"keys: [{{name: n, key_sha256: '{DIGEST.upper()}'}}]")
+    assert settings.keys[0].key_sha256 == DIGEST
+
+
+def test_some_accounts_may_be_switched_off() -> None:
+    entries = "{name: a, preset: ollama, enabled: false}, {name: b, preset: vllm}"
+    settings = load(f"accounts: [{entries}]")
+    assert [account.enabled for account in settings.accounts] == [False, True]
