@@ -188,6 +188,8 @@ class Pool:
         account = self._by_name.get(name)
         if account is None:
             return Nobody(wanted, (), name, ())
+        if account not in eligible:
+            return Nobody(wanted, (), None, ())
         if self._usable(account, wanted, tried):
             return self._take(account, rule, wanted, eligible, tried)
         return self._nobody(wanted, (account,), name, tried)
