@@ -1,0 +1,371 @@
+"""One request that is passed to an account of the pool as it is, and its answer.
+
+What turns are to ``POST /responses``, passages are to everything beside it: an account is
+found, the request is sent, a refusal that another account may not share sends it on, and the
+answer is relayed byte for byte.  Nothing moves any more once the client has seen a byte.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from ..accounts.account import Account
+from ..accounts.pool import Choice, Wanted
+from ..protocol.errors import ApiError, from_http
+from ..protocol.faults import Fault, FaultKind, attribute
+from ..protocol.limits import read_windows
+from ..protocol.refusals import for_the_client, refuses_model
+from ..protocol.usage import Usage
+from ..upstream.interface import Call, UpstreamCall
+from .continuity import TurnContinuity
+from .environment import TurnContext, TurnEnvironment
+from .itinerary import InTurn, Itinerary, Known, NoPlace, Place
+from .journal import AttemptRecord, TurnRecord
+from .search import AccountSearch
+
+#: How much of a client's words goes into the journal, in characters.
+_SHOWN = 200
+
+#: The rule that names the account of a request that is sent in another way.
+_SAME_ACCOUNT = "the same account, another way"
+
+#: Answers that an upstream gives at paths which it does not serve.
+_NOT_SERVED = frozenset({404, 405, 501})
+
+_numbers = itertools.count(1)
+
+
+class Cargo(Protocol):
+    """What is passed: one request, and what is known of its kind."""
+
+    #: Its name in journals.
+    what: str
+    #: The model that the account must offer, or None for any.
+    model: str | None
+    #: Bytes of the client's body.
+    size: int
+    #: Whether answering it takes what a turn takes: then success shows that the account is well.
+    generates: bool
+    #: Bound on an answer that is held until it is whole, so that the request may move for
+    #: longer; 0 for one that is relayed as it comes.
+    held_bytes: int
+
+    def call_for(self, account: Account) -> UpstreamCall:
+        """The request as ``account`` should get it."""
+
+    def mended(self, account: Account, error: ApiError) -> bool:
+        """Whether the same account should get it again, in another way than it refused."""
+
+    def may_move(self, error: ApiError) -> bool:
+        """Whether another account should get it after this refusal or failure."""
+
+
+class PassageDoor(Protocol):
+    """Where the answer goes."""
+
+    def passage_answers(self, status: int, headers: Mapping[str, str]) -> None:
+        """The answer begins.
+
+        :param headers: all of the upstream's, names in lower case.
+        """
+
+    def passage_relays(self, data: bytes) -> None:
+        """A piece of its body."""
+
+    def passage_usage(self) -> Usage | None:
+        """What the answer took, as far as it has said; asked once, before it is over."""
+
+    def passage_ended(self, error: ApiError | None) -> None:
+        """It is whole (None), or it broke off, or there is none but this error."""
+
+
+class PassageState(enum.Enum):
+    """Where a passage stands."""
+
+    SEEKING = "seeking"
+    SENT = "sent"
+    REFUSED = "refused"
+    HELD = "held"
+    RELAYING = "relaying"
+    ENDED = "ended"
+
+
+TRANSITIONS = {
+    PassageState.SEEKING: {PassageState.SENT, PassageState.ENDED},
+    PassageState.SENT: {
+        PassageState.SEEKING,
+        PassageState.REFUSED,
+        PassageState.HELD,
+        PassageState.RELAYING,
+        PassageState.ENDED,
+    },
+    PassageState.REFUSED: {PassageState.SENT, PassageState.SEEKING, PassageState.ENDED},
+    PassageState.HELD: {PassageState.SEEKING, PassageState.RELAYING, PassageState.ENDED},
+    PassageState.RELAYING: {PassageState.ENDED},
+    PassageState.ENDED: set(),
+}
+
+
+class Passage:
+    """One request and its answer.
+
+    :param context: whose it is.
+    :ivar account: where it is, or was last; None before it was anywhere.
+    :ivar record: its entry in the journal.
+    """
+
+    def __init__(
+        self,
+        environment: TurnEnvironment,
+        context: TurnContext,
+        cargo: Cargo,
+        door: PassageDoor,
+    ) -> None:
+        self._environment = environment
+        self._context = context
+        self._cargo = cargo
+        self._door = door
+        self._state = PassageState.SEEKING
+        self._itinerary: Itinerary | None = None
+        self._place: Place = NoPlace()
+        self._call: Call | None = None
+        self._paused = False
+        self._relayed = False
+        self._status = 0
+        self._headers: Mapping[str, str] = {}
+        self._held = bytearray()
+        self.account: Account | None = None
+        self.record = TurnRecord(
+            turn=f"{context.connection}.{next(_numbers)}",
+            connection=context.connection,
+            key=context.tenant,
+            lane=None,
+            model=None if cargo.model is None else cargo.model[:_SHOWN],
+            previous_response_id=None,
+            continuation=context.continuation,
+            request_bytes=cargo.size,
+            route=cargo.what,
+        )
+
+    # --- the door's side -------------------------------------------------------------
+
+    def through_the_pool(self, wanted: Wanted, continuity: TurnContinuity) -> None:
+        """Send it to accounts that the pool chooses.
+
+        :param continuity: what binds it to an account.
+        """
+        search = AccountSearch(self._environment, self._context, wanted, continuity, self)
+        self._start(search)
+
+    def to_one_of(self, accounts: Sequence[Known], unknown: ApiError) -> None:
+        """Send it to these, one after the other, until one knows what it asks for.
+
+        :param unknown: what is answered when none does.
+        """
+        self._start(InTurn(accounts, self._at, self.search_failed, unknown))
+
+    def cancel(self) -> None:
+        """The client is gone."""
+        if self._state is not PassageState.ENDED:
+            self._close("cancelled", None)
+
+    def abandon(self, error: ApiError) -> None:
+        """The gateway gives it up."""
+        if self._state is not PassageState.ENDED:
+            self._end(error)
+
+    def pause(self) -> None:
+        """The client reads too slowly: stop reading the upstream."""
+        self._paused = True
+        if self._call is not None:
+            self._call.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._paused = False
+        if self._call is not None:
+            self._call.resume()
+
+    # --- finding and sending ---------------------------------------------------------
+
+    def _start(self, itinerary: Itinerary) -> None:
+        self._itinerary = itinerary
+        self.record.queued_ms = self._elapsed_ms()
+        self._seek()
+
+    def _seek(self) -> None:
+        assert self._itinerary is not None
+        try:
+            self._itinerary.next()
+        except ApiError as error:
+            self._end(error)
+
+    def search_found(self, choice: Choice) -> None:
+        """See :class:`~gateway.turn.search.SearchOwner`."""
+        self._place = choice.reservation
+        self._at(choice.account, choice.rule, choice)
+
+    def search_waits(self) -> None:
+        """See :class:`~gateway.turn.search.SearchOwner`."""
+
+    def search_failed(self, error: ApiError) -> None:
+        """See :class:`~gateway.turn.search.SearchOwner`."""
+        self._end(error)
+
+    def _at(self, account: Account, rule: str, choice: Choice | None = None) -> None:
+        self.account = account
+        self._enter(PassageState.SENT)
+        self._status, self._headers, self._held = 0, {}, bytearray()
+        call = self._cargo.call_for(account)
+        record = self.record
+        record.account = account.name
+        record.upstream_bytes += len(call.body or b"")
+        noted = AttemptRecord(account.name, rule, self._cargo.what, chosen_ms=self._elapsed_ms())
+        if choice is not None:
+            noted.candidates, noted.others = choice.candidates, dict(choice.others)
+        record.attempts.append(noted)
+        self._call = account.upstream.call(call, self)
+        if self._paused:
+            self._call.pause()
+        self._call.start()
+
+    # --- what the call reports -------------------------------------------------------
+
+    def call_answered(self, status: int, headers: Mapping[str, str]) -> None:
+        """See :class:`~gateway.upstream.interface.CallReceiver`."""
+        assert self.account is not None
+        self._status, self._headers = status, headers
+        self.record.attempts[-1].first_byte_ms = self._elapsed_ms()
+        windows = read_windows(headers, self._environment.clock.seconds())
+        if windows:
+            self.account.health.observe(windows)
+        if not 200 <= status < 300:
+            self._enter(PassageState.REFUSED)
+            return
+        if self._cargo.generates:
+            self._place.acknowledged()
+        if self._cargo.held_bytes:
+            self._enter(PassageState.HELD)
+        else:
+            self._relay()
+
+    def call_data(self, data: bytes) -> None:
+        """See :class:`~gateway.upstream.interface.CallReceiver`."""
+        if self._state is PassageState.RELAYING:
+            self._relay_data(data)
+            return
+        self._held += data
+        if self._state is PassageState.HELD and len(self._held) > self._cargo.held_bytes:
+            self._end(ApiError.bad_gateway("The upstream's answer is longer than it may be."))
+
+    def call_ended(self, error: ApiError | None) -> None:
+        """See :class:`~gateway.upstream.interface.CallReceiver`."""
+        self._call = None
+        if self._state is PassageState.REFUSED:
+            error = from_http(self._status, self._headers, bytes(self._held))
+        if error is None:
+            if self._state is PassageState.HELD:
+                self._relay()
+                self._relay_data(bytes(self._held))
+            self._end(None)
+        elif self._state is PassageState.RELAYING:
+            self._blame(error)
+            self._end(error)
+        else:
+            self._refused(error)
+
+    def _relay(self) -> None:
+        self._enter(PassageState.RELAYING)
+        self._relayed = True
+        self.record.first_event_ms = self.record.first_output_ms = self._elapsed_ms()
+        self._door.passage_answers(self._status, self._headers)
+
+    def _relay_data(self, data: bytes) -> None:
+        self.record.relayed_bytes += len(data)
+        self._door.passage_relays(data)
+
+    def _refused(self, error: ApiError) -> None:
+        """Nothing was seen of this attempt: send it once more, move, or tell the client."""
+        account = self.account
+        assert account is not None
+        assert self._itinerary is not None
+        self.record.attempts[-1].outcome = error.label
+        if self._cargo.mended(account, error):
+            self._at(account, _SAME_ACCOUNT)
+            return
+        self._blame(error)
+        self._give_back()
+        if not self._cargo.may_move(error):
+            self._end(for_the_client(error))
+            return
+        self._itinerary.refused(account, error)
+        self._enter(PassageState.SEEKING)
+        self._seek()
+
+    def _blame(self, error: ApiError) -> None:
+        """Let whoever is at fault rest (design law 13)."""
+        fault = self._fault(error)
+        if fault is not None:
+            assert self.account is not None
+            self.account.failures += 1
+            self._place.refused(fault)
+
+    def _fault(self, error: ApiError) -> Fault | None:
+        """Whose fault it is; a path that an account does not serve is nobody's."""
+        if error.status in _NOT_SERVED and not refuses_model(error):
+            return None
+        fault = attribute(error, self._environment.clock.seconds())
+        return None if fault.kind is FaultKind.REQUEST else fault
+
+    # --- ending ----------------------------------------------------------------------
+
+    def _end(self, error: ApiError | None) -> None:
+        if error is None:
+            self._close("completed", None)
+        else:
+            self._close("error", error.label)
+        self._door.passage_ended(error)
+
+    def _close(self, status: str, error_code: str | None) -> None:
+        self._enter(PassageState.ENDED)
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+        record = self.record
+        self._count()
+        if record.attempts and record.attempts[-1].outcome == "running":
+            record.attempts[-1].outcome = error_code or status
+        record.status, record.error_code = status, error_code
+        record.duration_ms = self._elapsed_ms()
+        if self.account is not None and self._cargo.generates:
+            self.account.turns += 1
+        self._give_back()
+        itinerary, self._itinerary = self._itinerary, None
+        if itinerary is not None:
+            itinerary.stop()
+        self._environment.journal.ended(record)
+
+    def _count(self) -> None:
+        """What was answered is counted, also where it broke off."""
+        usage = self._door.passage_usage() if self._relayed else None
+        if usage is not None:
+            record = self.record
+            record.input_tokens, record.cached_tokens, record.output_tokens = usage
+            if self._itinerary is not None and self._itinerary.visit is not None:
+                self._itinerary.visit.used(usage)
+
+    def _give_back(self) -> None:
+        """Free the place on the account; others may wait for it."""
+        place, self._place = self._place, NoPlace()
+        place.release()
+
+    def _elapsed_ms(self) -> float:
+        return round((self._environment.clock.seconds() - self._context.accepted_at) * 1000, 1)
+
+    def _enter(self, state: PassageState) -> None:
+        if state not in TRANSITIONS[self._state]:
+            raise AssertionError(f"a passage cannot go from {self._state} to {state}")
+        self._state = state

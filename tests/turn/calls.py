@@ -1,0 +1,213 @@
+"""Passages without a network: calls that the test answers, a door that writes down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from gateway.accounts.account import Account
+from gateway.accounts.affinity import AffinityKey
+from gateway.accounts.pool import Wanted
+from gateway.config import RoutingSettings
+from gateway.ledger.records import Record
+from gateway.protocol.errors import ApiError
+from gateway.protocol.refusals import may_move
+from gateway.protocol.usage import Usage
+from gateway.turn.continuity import TurnContinuity
+from gateway.turn.environment import TurnContext
+from gateway.turn.itinerary import Known
+from gateway.turn.passage import Passage
+from gateway.upstream.interface import CallReceiver, UpstreamCall
+from tests.turn.fakes import World
+
+JSON = {"content-type": "application/json"}
+
+
+class FakeCall:
+    """One call as an upstream sees it; the test plays the upstream."""
+
+    def __init__(self, call: UpstreamCall, receiver: CallReceiver) -> None:
+        self.call = call
+        self.receiver = receiver
+        self.state = "prepared"
+        self.paused = False
+
+    @property
+    def body(self) -> Any:
+        assert self.call.body is not None, "expected a body"
+        return json.loads(self.call.body)
+
+    def start(self) -> None:
+        assert self.state == "prepared", f"started a second time, while {self.state}"
+        self.state = "running"
+
+    def cancel(self) -> None:
+        if self.state != "over":
+            self.state = "cancelled"
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def begins(self, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        if self.state == "running":
+            self.receiver.call_answered(status, {**JSON, **(headers or {})})
+
+    def sends(self, data: bytes) -> None:
+        if self.state == "running":
+            self.receiver.call_data(data)
+
+    def ends(self, error: ApiError | None = None) -> None:
+        if self.state == "running":
+            self.state = "over"
+            self.receiver.call_ended(error)
+
+    def answers(self, body: Any, status: int = 200, **headers: str) -> None:
+        """A whole answer."""
+        self.begins(status, {name.replace("_", "-"): value for name, value in headers.items()})
+        self.sends(body if isinstance(body, bytes) else json.dumps(body).encode())
+        self.ends()
+
+    def refuses(self, status: int, code: str | None = None, message: str = "no") -> None:
+        self.answers({"error": {"message": message, "code": code}}, status)
+
+
+class CallingUpstream:
+    """Keeps every call."""
+
+    def __init__(self) -> None:
+        self.calls: list[FakeCall] = []
+
+    def call(self, call: UpstreamCall, receiver: CallReceiver) -> FakeCall:
+        self.calls.append(FakeCall(call, receiver))
+        return self.calls[-1]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class CallWorld(World):
+    """A world whose upstreams take calls.
+
+    :param settings: of single accounts, by name.
+    """
+
+    def __init__(
+        self,
+        accounts: int = 1,
+        routing: RoutingSettings | None = None,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(accounts, routing=routing, **more)
+        self.callees = {name: CallingUpstream() for name in self.accounts}
+        for name, account in self.accounts.items():
+            account.upstream = self.callees[name]  # type: ignore[assignment]
+            for setting, value in ((settings or {}).get(name) or {}).items():
+                _set(account, setting, value)
+        pool = self.environment.pool
+        pool.arrange(pool.accounts, pool.routing)
+
+    def calls(self, name: str = "a") -> list[FakeCall]:
+        return self.callees[name].calls
+
+    @property
+    def all_calls(self) -> list[FakeCall]:
+        return [call for callee in self.callees.values() for call in callee.calls]
+
+    def check_rest(self) -> None:
+        super().check_rest()
+        left = [call for call in self.all_calls if call.state == "running"]
+        assert not left, "a call was left running"
+
+
+def _set(account: Account, setting: str, value: Any) -> None:
+    account.settings = msgspec.structs.replace(account.settings, **{setting: value})
+
+
+class FakeCargo:
+    """The same request for every account."""
+
+    what = "errand"
+    model: str | None = "gpt-5.5"
+    size = 2
+    generates = True
+    held_bytes = 0
+    mends = 0
+
+    def call_for(self, account: Account) -> UpstreamCall:
+        return UpstreamCall("POST", "/errand", {}, json.dumps({"to": account.name}).encode())
+
+    def mended(self, account: Account, error: ApiError) -> bool:
+        self.mends -= 1
+        return self.mends >= 0
+
+    def may_move(self, error: ApiError) -> bool:
+        return may_move(error)
+
+
+class FakePassageDoor:
+    """Everything a client would have seen."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        self.body = b""
+        self.endings: list[ApiError | None] = []
+        self.usage: Usage | None = None
+
+    def passage_answers(self, status: int, headers: Mapping[str, str]) -> None:
+        assert not self.status, "answered twice"
+        self.status, self.headers = status, headers
+
+    def passage_relays(self, data: bytes) -> None:
+        assert self.status, "a body before its head"
+        assert not self.endings, "a body after the end"
+        self.body += data
+
+    def passage_usage(self) -> Usage | None:
+        return self.usage
+
+    def passage_ended(self, error: ApiError | None) -> None:
+        self.endings.append(error)
+
+    @property
+    def error(self) -> ApiError:
+        (error,) = self.endings
+        assert error is not None, "expected an error, the answer is whole"
+        return error
+
+
+class Journey:
+    """One passage of a world."""
+
+    def __init__(self, world: CallWorld, cargo: FakeCargo | None = None) -> None:
+        self.world = world
+        self.cargo = cargo or FakeCargo()
+        self.door = FakePassageDoor()
+        self.context = TurnContext(
+            tenant="laptop",
+            connection="http-1",
+            client_headers={},
+            affinity=[AffinityKey("session", "laptop", "s-1")],
+            parent=None,
+            continuation=None,
+            accepted_at=world.clock.seconds(),
+        )
+        self.passage = Passage(world.environment, self.context, self.cargo, self.door)
+
+    def starts(self, parent: Record | None = None) -> Journey:
+        continuity = TurnContinuity(parent, self.world.request("hi"))
+        wanted = Wanted(self.cargo.model, self.context.affinity)
+        self.passage.through_the_pool(wanted, continuity)
+        return self
+
+    def asks(self, names: Sequence[str]) -> Journey:
+        known = [Known(self.world.accounts[name], "may know it") for name in names]
+        self.passage.to_one_of(known, ApiError(404, "invalid_request_error", "unknown"))
+        return self
