@@ -297,6 +297,7 @@ class ResponsesFactory(WebSocketServerFactory):
         self._environment = environment
         self._settings = settings
         self._authenticator = Authenticator(settings.keys)
+        self._over_http_only = {key.name for key in settings.keys if not key.websocket}
         self._numbers = itertools.count(1)
         self._start = secrets.token_hex(3)
         self._admission = admission
@@ -327,6 +328,13 @@ class ResponsesFactory(WebSocketServerFactory):
                 f"Nothing is served at this path; try {' or '.join(sorted(PATHS))}.",
             )
         tenant = self._authenticator.tenant(request.headers)
+        if not self._settings.session.websocket or tenant in self._over_http_only:
+            raise ApiError(
+                HTTPStatus.UPGRADE_REQUIRED,  # the status that sends Codex to HTTP (§10.7)
+                "invalid_request_error",
+                "WebSocket is switched off here; send POST requests to the same URL.",
+                "websocket_disabled",
+            )
         self._admission.enter(protocol)
         self.connections.add(protocol)
         return Session(
