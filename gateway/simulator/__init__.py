@@ -5,7 +5,7 @@ It imports nothing of the gateway, so that it stays an independent witness of wh
 
 from __future__ import annotations
 
-from gateway.simulator.accounts import MODES, Mode, SimulatedAccount
+from gateway.simulator.accounts import DIALECTS, MODES, Dialect, Mode, SimulatedAccount
 from gateway.simulator.faults import (
     EMPTY_ERROR,
     CloseAfter,
@@ -26,6 +26,7 @@ from gateway.simulator.faults import (
     flat_error,
     nested_error,
 )
+from gateway.simulator.limits import CodexLimits, RateLimits, Window
 from gateway.simulator.model import Model, ModelTurn
 from gateway.simulator.request_log import LoggedRequest
 from gateway.simulator.resource import SimulatorResource
@@ -34,9 +35,12 @@ from gateway.simulator.server import SimulatorService
 from gateway.simulator.simulator import Simulator
 
 __all__ = [
+    "DIALECTS",
     "EMPTY_ERROR",
     "MODES",
     "CloseAfter",
+    "CodexLimits",
+    "Dialect",
     "DropAfter",
     "EmptyOutput",
     "EndAfter",
@@ -50,6 +54,7 @@ __all__ = [
     "ModelTurn",
     "NoEcho",
     "PauseAfter",
+    "RateLimits",
     "Refuse",
     "ResponseHeaders",
     "ScriptedModel",
@@ -60,6 +65,7 @@ __all__ = [
     "SimulatorService",
     "TerminalAfter",
     "Together",
+    "Window",
     "flat_error",
     "nested_error",
 ]

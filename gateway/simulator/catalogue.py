@@ -19,7 +19,7 @@ _DEFAULT = "gpt-simulated"
 def models(exchange: Exchange) -> Reply:
     """`GET /models`; with `client_version` the catalogue of accounts that have one."""
     account = exchange.engine.account
-    if account.codex_catalogue and exchange.text("client_version") is not None:
+    if account.has_catalogue and exchange.text("client_version") is not None:
         catalogue = {"models": [_model_info(name, n) for n, name in enumerate(_names(account))]}
         digest = hashlib.sha256(msgspec.json.encode(catalogue)).hexdigest()[:16]
         return json_reply(catalogue, exchange.fault, {"etag": f'W/"{digest}"'})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.simulator.background import BackgroundRun
+from gateway.simulator.dialects import speak_dialect
 from gateway.simulator.engine import Answer
 from gateway.simulator.events import numbered
 from gateway.simulator.exchange import Exchange
@@ -27,7 +28,8 @@ def create(exchange: Exchange) -> Reply:
     entry.context = answer.context
     if exchange.body.get("background"):
         return _start(exchange, answer)
-    steps = observed(numbered(exchange.fault.rewrite(answer.events())), entry, answer)
+    events = speak_dialect(exchange.engine.account, answer.events())
+    steps = observed(numbered(exchange.fault.rewrite(events)), entry, answer)
     return stream_reply(as_sse(steps)) if exchange.body.get("stream") else Reply(as_json(steps))
 
 

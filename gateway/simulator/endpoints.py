@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote
@@ -44,9 +45,10 @@ class Target:
     named: str = ""
 
 
-def find_target(method: str, path: str, prefix: str) -> Target:
+def find_target(method: str, path: str, prefixes: Sequence[str]) -> Target:
     """What is asked for; Refusal 404 for an unknown path, 405 for a method it does not take."""
-    if not path.startswith(f"{prefix}/"):
+    prefix = next((each for each in prefixes if path.startswith(f"{each}/")), None)
+    if prefix is None:
         raise invalid_url(method, path)
     parts = tuple(path[len(prefix) + 1 :].split("/"))
     allowed: list[str] = []

@@ -144,10 +144,10 @@ def _text_events(
 
 
 def numbered(steps: Iterator[Any], start: int = 0) -> Iterator[Any]:
-    """The same steps, with a sequence number in every event."""
+    """The same steps, with a sequence number in every event of the API."""
     number = start
     for step in steps:
-        if isinstance(step, dict):
+        if isinstance(step, dict) and not step["type"].startswith("codex."):
             rest = {name: value for name, value in step.items() if name != "type"}
             step = {"type": step["type"], "sequence_number": number, **rest}
             number += 1

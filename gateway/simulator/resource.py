@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from gateway.simulator import catalogue, chat, compaction, counting, creation, retrieval
+from gateway.simulator.dialects import check_dialect
+from gateway.simulator.encodings import decoded
 from gateway.simulator.endpoints import Endpoint, find_target
 from gateway.simulator.engine import AccountEngine
 from gateway.simulator.exchange import Exchange
 from gateway.simulator.faults import Refuse
-from gateway.simulator.items import new_id
-from gateway.simulator.refusals import Refusal, invalid_api_key, invalid_url
+from gateway.simulator.headers import account_headers, common_headers
+from gateway.simulator.refusals import Refusal, invalid_api_key
 from gateway.simulator.replies import Reply
 from gateway.simulator.request_log import LoggedRequest, Outcome
 from gateway.simulator.stream import AnswerStream
@@ -52,9 +55,9 @@ class SimulatorResource(Resource):
     def render(self, request: Request) -> bytes | int:
         assert request.content is not None
         raw = request.content.read()
+        began = time.monotonic()
         entry = _logged(request, len(raw))
         self._simulator.requests.add(entry)
-        request.setHeader(b"x-request-id", new_id("req").encode())
         try:
             exchange = self._admitted(request, entry, raw)
             if isinstance(exchange.fault, Refuse):
@@ -62,7 +65,12 @@ class SimulatorResource(Resource):
             reply = self._answered(exchange)
         except Refusal as refusal:
             _set_headers(request, refusal.headers)
+            entry.error = refusal.error
             return _refuse(request, entry, refusal.status, refusal.body)
+        finally:
+            for name, value in common_headers(time.monotonic() - began).items():
+                if not request.responseHeaders.hasHeader(name):
+                    request.setHeader(name, value)
         entry.status = 200
         request.setHeader(b"content-type", reply.content_type.encode())
         _set_headers(request, reply.headers)
@@ -72,14 +80,14 @@ class SimulatorResource(Resource):
         """The request with its account, its endpoint and its fault; Refusal of one not let in."""
         engine = self._engine(request)
         entry.account = engine.account.name
-        target = find_target(entry.method, entry.path, self._simulator.prefix)
-        if target.endpoint not in _ENDPOINTS:
-            raise invalid_url(entry.method, entry.path)
+        target = find_target(entry.method, entry.path, self._simulator.prefixes)
+        entry.endpoint = target.endpoint
+        _set_headers(request, account_headers(engine.account, target.endpoint))
         if entry.method == "POST" and (raw or target.endpoint != "cancel"):
-            entry.body = _decoded(request, raw)
+            kind, taken = entry.headers.get("content-type", ""), engine.account.taken_encodings
+            entry.body = decoded(raw, kind, entry.content_encoding, taken)
         fault = self._simulator.faults.take(entry.account, target.endpoint)
         _set_headers(request, fault.extra_headers())
-        entry.endpoint = target.endpoint
         return Exchange(self._simulator, engine, entry, fault, target.named)
 
     def _engine(self, request: Request) -> AccountEngine:
@@ -91,9 +99,11 @@ class SimulatorResource(Resource):
         return engine
 
     def _answered(self, exchange: Exchange) -> Reply:
-        assert exchange.entry.endpoint is not None
+        endpoint = exchange.entry.endpoint
+        assert endpoint is not None
         try:
-            return _ENDPOINTS[exchange.entry.endpoint](exchange)
+            check_dialect(exchange.engine.account, endpoint, exchange.body)
+            return _ENDPOINTS[endpoint](exchange)
         except Refusal:
             raise
         except Exception as error:
@@ -144,21 +154,6 @@ def _logged(request: Request, size: int) -> LoggedRequest:
     )
 
 
-def _decoded(request: Request, raw: bytes) -> Any:
-    content_type = (request.getHeader(b"content-type") or b"").decode("latin-1")
-    if content_type.partition(";")[0].strip().lower() != "application/json":
-        message = (
-            f"Unsupported content type: '{content_type}'."
-            " This API method only accepts 'application/json' requests."
-        )
-        raise Refusal(400, message, code="unsupported_content_type")
-    try:
-        return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        message = "We could not parse the JSON body of your request."
-        raise Refusal(400, message) from error
-
-
 def _set_headers(request: Request, headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
         request.setHeader(name.lower(), value)
@@ -167,7 +162,8 @@ def _set_headers(request: Request, headers: Mapping[str, str]) -> None:
 def _refuse(request: Request, entry: LoggedRequest, status: int, body: Any) -> bytes:
     """A whole answer; a body of text or bytes goes out as it is."""
     entry.status = status
-    entry.error = body.get("error", body) if isinstance(body, Mapping) else {"message": body}
+    if entry.error is None:
+        entry.error = body.get("error", body) if isinstance(body, Mapping) else {"message": body}
     entry.outcome = "refused"
     request.setResponseCode(status)
     if isinstance(body, (str, bytes)):

@@ -75,8 +75,10 @@ class SimulatorService(Service):
         return cast(int, self._listening.getHost().port)  # type: ignore[attr-defined]
 
     def base_url(self, account: SimulatedAccount | str | None = None) -> str:
-        """The base URL that reaches the account (the same for all: the key tells them apart)."""
-        return f"http://{self._interface}:{self.port}{self.simulator.prefix}"
+        """The base URL of the account's service; its key tells it from others of that service."""
+        known = self.simulator.account(account) if isinstance(account, str) else account
+        prefix = self.simulator.prefixes[0] if known is None else self.simulator.prefix_of(known)
+        return f"http://{self._interface}:{self.port}{prefix}"
 
     def startService(self) -> None:
         super().startService()

@@ -18,6 +18,9 @@ from gateway.simulator.scripted import ScriptedModel
 from gateway.simulator.store import Record
 from gateway.simulator.stream import AnswerStream
 
+#: Where the ChatGPT backend serves Codex.
+CODEX_PREFIX = "/backend-api/codex"
+
 
 class Simulator:
     """Simulated accounts behind one resource, to be served by any twisted.web Site.
@@ -39,7 +42,7 @@ class Simulator:
     ) -> None:
         self.accounts = tuple(accounts)
         self.clock = clock
-        self.prefix = prefix
+        self.prefixes = (prefix, CODEX_PREFIX)
         self.event_delay = event_delay
         self.background_seconds = background_seconds
         self.requests = RequestLog() if requests is None else requests
@@ -51,6 +54,10 @@ class Simulator:
         if len(self._engines) != len(self.accounts):
             raise ValueError("two simulated accounts have the same key")
         self.resource = SimulatorResource(self)
+
+    def prefix_of(self, account: SimulatedAccount) -> str:
+        """What the paths of this account's service begin with. All of them serve every account."""
+        return self.prefixes[-1 if account.dialect == "chatgpt" else 0]
 
     def engine_of_key(self, key: str) -> AccountEngine | None:
         return self._engines.get(key)
