@@ -63,7 +63,7 @@ class Telling:
         """For an HTTP client, once the answer has begun."""
         told = _route(record)
         if attempt is not None:
-            told.update(self._passed(attempt.answer_headers))
+            told.update(passed_headers(attempt.answer_headers, self.one_account))
             told.update(self._turn_state(attempt))
         return told
 
@@ -78,19 +78,24 @@ class Telling:
             told.update(_route(record))
         return [payloads[0], metadata_event(told), *payloads[1:]] if told else payloads
 
-    def _passed(self, headers: Mapping[str, str]) -> dict[str, str]:
-        return {
-            name: value
-            for name, value in headers.items()
-            if name in _PASSED or (self.one_account and name.startswith(_LIMITS))
-        }
-
     def _turn_state(self, attempt: Attempt) -> dict[str, str]:
         """Our own value, unless an event of the upstream has carried one already."""
         if attempt.relay.turn_state is not None:
             return {}
         upstream = attempt.answer_headers.get(TURN_STATE)
         return {TURN_STATE: self.wrapped(attempt.account.name, upstream)}
+
+
+def passed_headers(headers: Mapping[str, str], one_account: bool) -> dict[str, str]:
+    """What of an upstream's response headers concerns the client (§7).
+
+    :param one_account: whether the limits of the pool are those of one account.
+    """
+    return {
+        name: value
+        for name, value in headers.items()
+        if name in _PASSED or (one_account and name.startswith(_LIMITS))
+    }
 
 
 def _route(record: TurnRecord) -> dict[str, str]:
