@@ -161,6 +161,9 @@ class GatewayService(MultiService):
 
     def _account(self, reactor: Any, settings: AccountSettings, base_url: Any) -> Account:
         timeouts = self.settings.timeouts
+        way = self._paths.egress(
+            settings.proxy, settings.ca_file, settings.client_cert_file, settings.client_key_file
+        )
         upstream = HttpUpstream(
             reactor,
             base_url,
@@ -168,16 +171,11 @@ class GatewayService(MultiService):
             HttpTimeouts(
                 timeouts.connect_seconds, timeouts.first_byte_seconds, timeouts.idle_seconds
             ),
-            self._paths.egress(
-                settings.proxy,
-                settings.ca_file,
-                settings.client_cert_file,
-                settings.client_key_file,
-            ),
+            way,
         )
         self._upstreams.append(upstream)
         cooldown_max = self.settings.routing.cooldown_max_seconds
-        return Account(settings, upstream, reactor.seconds, cooldown_max)
+        return Account(settings, upstream, reactor.seconds, cooldown_max, way)
 
 
 class TwistdService(GatewayService):
