@@ -91,7 +91,7 @@ def derived_key(tenant: str, request: TurnRequest) -> AffinityKey:
     said = (item.raw for item in request.items if item.role == "user")
     first = next(said, request.items[0].raw if request.items else b"")
     digest = blake2b(digest_size=16)
-    for part in (*(bytes(request.members.get(name, b"")) for name in _LASTING_MEMBERS), first):
+    for part in (*(request.members.get(name, b"") for name in _LASTING_MEMBERS), first):
         digest.update(b"%d " % len(part))
         digest.update(part)
     return AffinityKey("derived from the request", tenant, digest.hexdigest())

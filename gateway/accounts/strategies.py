@@ -210,7 +210,8 @@ class _ByAccounts:
         self._orders[accounts] = order
         if len(self._orders) > _MAX_SETS:
             del self._orders[next(iter(self._orders))]
-        if len(self._known) >= _MAX_TUPLES:
+            self._known.clear()
+        elif len(self._known) >= _MAX_TUPLES:
             self._known.clear()
         if accounts is eligible:
             self._known[id(accounts)] = (accounts, order)

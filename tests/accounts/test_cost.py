@@ -1,0 +1,147 @@
+"""What routing costs: memory by binding, time by choice, for a pool as large as they come.
+
+Times are measured against a loop that asks every account once, so that a slow or busy
+machine judges no differently.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from time import process_time
+from typing import get_args
+from uuid import UUID
+
+import pytest
+from twisted.internet.task import Clock
+
+from gateway.accounts.account import Account
+from gateway.accounts.affinity import AffinityKey
+from gateway.accounts.bindings import Bindings
+from gateway.accounts.strategies import strategy
+from gateway.accounts.waiting import WaitingRoom
+from gateway.config.settings import Strategy as StrategyName
+from tests.accounts.figures import account
+
+NAMES = get_args(StrategyName)
+MEGABYTE = 1_000_000
+
+
+# --- memory --------------------------------------------------------------------------
+
+
+def thread(number: int) -> AffinityKey:
+    """As sessions make them: of equal texts, not the same ones."""
+    tenant = "".join(("tenant ", str(number % 50)))
+    return AffinityKey("thread", tenant, str(UUID(int=number << 64 | number)))
+
+
+def test_a_hundred_thousand_bindings_stay_under_30_megabytes() -> None:
+    count, now = 100_000, Clock()
+    tracemalloc.start()
+    try:
+        bindings = Bindings(count, 3600.0, now.seconds)
+        for number in range(count + count // 10):
+            now.advance(0.01)
+            bindings.bind(thread(number), f"account {number % 100}", f"rule {number % 5}")
+            bindings.find(thread(number // 2))
+            if number % 10 == 0:
+                bindings.stand_in(thread(number), f"account {number % 7}", "its home is cooling")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count * 0.98 < len(bindings) <= count
+    assert peak < 30 * MEGABYTE, f"{peak / MEGABYTE:.1f} MB at most, while it grew"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_strategy_remembers_of_a_thousand_accounts_is_small(
+    name: str, pool: tuple[Account, ...]
+) -> None:
+    chosen_by = strategy(name)
+    tracemalloc.start()
+    try:
+        for first in range(200):
+            assert chosen_by.pick(pool[first:], lambda _: True) is not None
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 20 * MEGABYTE, f"{kept / MEGABYTE:.1f} MB for 200 sets of accounts"
+
+
+# --- time ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pool() -> tuple[Account, ...]:
+    return tuple(account(str(index), 1 + index % 7, 1 + index % 3) for index in range(1000))
+
+
+def seconds_of(work: Callable[[], object], times: int) -> float:
+    """The least of a few measurements is the one that was disturbed least."""
+    best = float("inf")
+    for _ in range(5):
+        begun = process_time()
+        for _ in range(times):
+            work()
+        best = min(best, (process_time() - begun) / times)
+    return best
+
+
+def asking_everybody(pool: tuple[Account, ...], usable: Callable[[Account], bool]) -> float:
+    """Seconds of asking each account once, in the plainest way."""
+
+    def ask() -> None:
+        for each in pool:
+            usable(each)
+
+    return seconds_of(ask, 50)
+
+
+@pytest.mark.parametrize(
+    ("which", "allowed"),
+    [
+        ("all are usable", 0.4),
+        ("every other one is usable", 0.4),
+        ("all but one are unusable", 2.0),
+        ("none is usable", 2.0),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_choice_among_a_thousand_costs_no_more_than_asking_each(
+    name: str, which: str, allowed: float, pool: tuple[Account, ...]
+) -> None:
+    fit = {
+        "all are usable": set(pool),
+        "every other one is usable": set(pool[1::2]),
+        "all but one are unusable": {pool[-1]},
+        "none is usable": set(),
+    }[which]
+
+    def usable(each: Account) -> bool:
+        return each in fit
+
+    chosen_by = strategy(name)
+    chosen_by.pick(pool, usable)
+    cost = seconds_of(lambda: chosen_by.pick(pool, usable), 200)
+    whole = asking_everybody(pool, usable)
+    assert cost < allowed * whole, (
+        f"{cost * 1e6:.1f} µs a choice; asking 1,000 accounts takes {whole * 1e6:.1f} µs"
+    )
+
+
+def test_waking_a_full_room_in_vain_costs_little(pool: tuple[Account, ...]) -> None:
+    room = WaitingRoom(Clock(), 1000)
+    offers = 0
+
+    def retry() -> bool:
+        nonlocal offers
+        offers += 1
+        return False
+
+    for number in range(1000):
+        room.wait(f"tenant {number % 20}", 15.0, retry, lambda: None, "gpt-5")
+    cost = seconds_of(room.wake, 50)
+    whole = asking_everybody(pool, lambda _: True)
+    assert offers == 250, "one of them speaks for all"
+    assert cost < 5 * whole, f"{cost * 1e6:.1f} µs a wake; a loop of 1,000 {whole * 1e6:.1f} µs"
