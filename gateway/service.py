@@ -18,6 +18,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
+from twisted.web.client import HTTPConnectionPool
 
 from .accounts.account import Account
 from .accounts.bindings import Bindings
@@ -26,7 +27,7 @@ from .accounts.waiting import WaitingRoom
 from .admin.resource import AdminSite
 from .admin.status import Status
 from .config import AccountSettings, Settings, SimulatorSettings
-from .credentials.static import KeyCredentials
+from .credentials.choose import credentials_for
 from .downstream.admission import Admission
 from .downstream.front import FrontFactory
 from .downstream.http.responses import Responses
@@ -45,6 +46,7 @@ from .simulator import SimulatedAccount, Simulator, SimulatorService
 from .tenants.interface import NoLimits
 from .turn.environment import TurnEnvironment
 from .turn.journal import TurnJournal
+from .upstream.client import http_client
 from .upstream.egress import EgressPaths
 from .upstream.http import HttpTimeouts, HttpUpstream
 
@@ -164,10 +166,13 @@ class GatewayService(MultiService):
         way = self._paths.egress(
             settings.proxy, settings.ca_file, settings.client_cert_file, settings.client_key_file
         )
+        # Tokens are asked for so seldom that no connection is kept for it.
+        unkept = HTTPConnectionPool(reactor, persistent=False)
+        for_tokens = http_client(reactor, unkept, timeouts.connect_seconds, way)
         upstream = HttpUpstream(
             reactor,
             base_url,
-            KeyCredentials(settings.key or "", settings.auth_header),
+            credentials_for(settings, reactor, for_tokens),
             HttpTimeouts(
                 timeouts.connect_seconds, timeouts.first_byte_seconds, timeouts.idle_seconds
             ),

@@ -1,4 +1,4 @@
-"""A key that never changes."""
+"""A key that never changes, and the header that presents one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 
 #: The header whose value is a scheme and a key; every other one takes the bare key.
 AUTHORIZATION = "authorization"
+
+#: What is shorter is a word that local servers take for a key ("unused"): striking it out
+#: would hide nothing, and spoil their messages.
+_SHORTEST_SECRET = 8
 
 
 def key_header(key: str, auth_header: str) -> dict[str, str]:
@@ -18,6 +22,17 @@ def key_header(key: str, auth_header: str) -> dict[str, str]:
     return {name: f"Bearer {key}" if name == AUTHORIZATION else key}
 
 
+def can_be_sent(key: str) -> bool:
+    """Whether a header can carry the key: visible ASCII, without spaces."""
+    return bool(key) and key.isascii() and key.isprintable() and " " not in key
+
+
+def worth_hiding(*values: str | None) -> tuple[str, ...]:
+    """Those of ``values`` that are secrets; the longest first, in case one holds another."""
+    secrets = {value for value in values if value and len(value) >= _SHORTEST_SECRET}
+    return tuple(sorted(secrets, key=len, reverse=True))
+
+
 class KeyCredentials:
     """One key for good; see :class:`~gateway.credentials.interface.Credentials`.
 
@@ -26,7 +41,7 @@ class KeyCredentials:
 
     def __init__(self, key: str, auth_header: str = AUTHORIZATION) -> None:
         self._headers = key_header(key, auth_header)
-        self._secrets = (key,)
+        self._secrets = worth_hiding(key)
 
     def headers(self) -> Mapping[str, str]:
         """Always the same."""

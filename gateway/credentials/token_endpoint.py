@@ -1,0 +1,211 @@
+"""Asking a token endpoint for a new access token (RFC 6749 §6)."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import quote_plus, urlencode
+
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.iweb import IResponse
+
+from ..config import OAuthSettings
+from .static import can_be_sent
+
+_log = Logger(namespace="gateway.credentials")
+
+#: How long the whole answer may take, in seconds.
+_ANSWER_SECONDS = 30.0
+
+#: How large it may be, in bytes.
+_MOST_BYTES = 65_536
+
+#: No token is good for longer, in seconds; larger numbers are mistakes.
+_LONGEST_LIFE = 10 * 365 * 24 * 3600
+
+#: Refusals that are about the moment: not to be taken for a bad refresh token.
+_PASSING_STATUSES = (408, 425, 429)
+_PASSING_CODES = ("server_error", "slow_down", "temporarily_unavailable")
+
+#: A code that is shown; whatever else a server may put there is not.
+_CODE = re.compile(r"[A-Za-z0-9_.-]{1,60}")
+
+
+class GrantRefused(Exception):
+    """The endpoint refuses the refresh token or the client; the text is its code."""
+
+
+class EndpointUnavailable(Exception):
+    """No usable answer; the text continues "the token endpoint …" and holds no secret."""
+
+
+class Grant(NamedTuple):
+    """What the endpoint gave.
+
+    :ivar expires_in: seconds, None when it did not say.
+    :ivar refresh_token: replaces the one that was used; None: that one stays.
+    """
+
+    access_token: str
+    expires_in: float | None
+    refresh_token: str | None
+
+    def __repr__(self) -> str:
+        return f"Grant(<hidden>, expires_in={self.expires_in})"
+
+
+class TokenEndpoint:
+    """The token endpoint of one account.
+
+    :param client: a treq client; its connections go the account's way.
+    """
+
+    def __init__(self, settings: OAuthSettings, clock: IReactorTime, client: Any) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._client = client
+
+    async def refresh(self, refresh_token: str) -> Grant:
+        """Trade a refresh token in.
+
+        :raises GrantRefused: asking again will not help.
+        :raises EndpointUnavailable: it may, later.
+        """
+        asking: Deferred[tuple[int, bytes]] = Deferred.fromCoroutine(self._ask(refresh_token))
+        asking.addTimeout(_ANSWER_SECONDS, self._clock, _too_late)
+        try:
+            status, body = await asking
+        except (CancelledError, EndpointUnavailable):
+            raise
+        except Exception as error:
+            _log.warn(
+                "the token endpoint {url} could not be reached: {error}",
+                url=self._settings.token_url,
+                error=str(error),
+            )
+            raise EndpointUnavailable("could not be reached") from None
+        return _read(status, body)
+
+    async def _ask(self, refresh_token: str) -> tuple[int, bytes]:
+        settings = self._settings
+        form = {"grant_type": "refresh_token", "refresh_token": refresh_token}
+        headers = {
+            "accept": "application/json",
+            "content-type": "application/x-www-form-urlencoded",
+        }
+        if settings.scope is not None:
+            form["scope"] = settings.scope
+        if settings.client_secret is None:
+            form["client_id"] = settings.client_id
+        else:
+            headers["authorization"] = _basic(settings.client_id, settings.client_secret)
+        response = await self._client.post(
+            settings.token_url,
+            headers=headers,
+            data=urlencode(form).encode("ascii"),
+            allow_redirects=False,
+            unbuffered=True,
+            reactor=self._clock,
+        )
+        return response.code, await _body_of(response)
+
+
+def _too_late(_: object, seconds: float) -> NoReturn:
+    raise EndpointUnavailable(f"did not answer within {seconds:g} seconds")
+
+
+def _basic(client_id: str, client_secret: str) -> str:
+    """HTTP Basic; both are form-encoded first (RFC 6749 §2.3.1)."""
+    pair = f"{quote_plus(client_id)}:{quote_plus(client_secret)}"
+    return f"Basic {base64.b64encode(pair.encode('ascii')).decode('ascii')}"
+
+
+def _read(status: int, body: bytes) -> Grant:
+    """A grant (§5.1), or an error (§5.2); some servers answer 200 with an error."""
+    try:
+        members: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        members = None
+    if not isinstance(members, dict):
+        members = {}
+    code = _code_of(members.get("error"))
+    passing = status in _PASSING_STATUSES or code in _PASSING_CODES
+    if not passing and (400 <= status < 500 or (status == 200 and code is not None)):
+        raise GrantRefused(code or f"status {status}")
+    if status != 200:
+        raise EndpointUnavailable(f"answered with the status {status}")
+    access_token = members.get("access_token")
+    if not isinstance(access_token, str) or not can_be_sent(access_token):
+        raise EndpointUnavailable("answered without an access token")
+    if str(members.get("token_type") or "bearer").lower() != "bearer":
+        raise EndpointUnavailable("gave a token that is no bearer token")
+    refresh_token = members.get("refresh_token")
+    return Grant(
+        access_token,
+        _seconds(members.get("expires_in")),
+        refresh_token if isinstance(refresh_token, str) and refresh_token else None,
+    )
+
+
+def _code_of(error: object) -> str | None:
+    """The code in ``error``: text by the RFC, an object where it is the API's."""
+    if isinstance(error, dict):
+        error = error.get("code") or error.get("type") or "error"
+    if error is None:
+        return None
+    return error if isinstance(error, str) and _CODE.fullmatch(error) else "error"
+
+
+def _seconds(given: object) -> float | None:
+    """``expires_in``; some servers send it as text."""
+    if isinstance(given, bool) or not isinstance(given, (int, float, str)):
+        return None
+    try:
+        seconds = float(given)
+    except (ValueError, OverflowError):
+        return None
+    return min(seconds, _LONGEST_LIFE) if seconds > 0 else None
+
+
+def _body_of(response: IResponse) -> Deferred[bytes]:
+    """The whole body; cancelling it closes the connection."""
+    reader = _Reader()
+    response.deliverBody(reader)
+    return reader.body
+
+
+class _Reader(Protocol):
+    """Collects a body of bounded size."""
+
+    def __init__(self) -> None:
+        self.body: Deferred[bytes] = Deferred(lambda _: self._drop())
+        self._over = False
+        self._read = bytearray()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._read += data
+        if len(self._read) > _MOST_BYTES and not self._over:
+            self._drop()
+            self.body.errback(EndpointUnavailable("answered with more than can be read"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._over:
+            return
+        self._over = True
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.body.callback(bytes(self._read))
+        else:
+            self.body.errback(EndpointUnavailable("broke off its answer"))
+
+    def _drop(self) -> None:
+        self._over = True
+        if self.transport is not None:
+            self.transport.loseConnection()
