@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 import msgspec
+import zstandard
 
 from gateway.simulator.refusals import Refusal
 
@@ -54,9 +55,6 @@ def _gunzipped(raw: bytes) -> bytes:
 
 
 def _unzstd(raw: bytes) -> bytes:
-    # Only the accounts that take it need the package.
-    import zstandard
-
     try:
         with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(raw)) as reader:
             plain = reader.read(_LONGEST + 1)
