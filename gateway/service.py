@@ -43,7 +43,7 @@ from .log import log_observer
 from .options import Options
 from .protocol.turn_state import TurnStates
 from .simulator import SimulatedAccount, Simulator, SimulatorService
-from .tenants.interface import NoLimits
+from .tenants.tenants import Tenants
 from .turn.environment import TurnEnvironment
 from .turn.journal import TurnJournal
 from .upstream.client import http_client
@@ -69,6 +69,7 @@ class GatewayService(MultiService):
     :param settings: the configuration.
     :param reactor: clock, network and threads.
     :ivar environment: what turns work with.
+    :ivar tenants: the client keys.
     :ivar admission: counts the clients of all doors.
     :ivar door: the factory of WebSocket connections.
     """
@@ -85,7 +86,8 @@ class GatewayService(MultiService):
         bindings = Bindings(routing.max_bindings, routing.affinity_minutes * 60, reactor.seconds)
         waiting = WaitingRoom(reactor, routing.max_waiting)
         pool = Pool(accounts, bindings, routing)
-        pool.released = waiting.wake
+        self.tenants = Tenants(settings.keys, reactor.seconds)
+        pool.released = self.tenants.freed = waiting.wake
         self.environment = TurnEnvironment(
             clock=reactor,
             ledger=ledger,
@@ -93,14 +95,16 @@ class GatewayService(MultiService):
             owners=OwnerRegister(reactor.seconds),
             pool=pool,
             waiting=waiting,
-            limits=NoLimits(),
+            limits=self.tenants,
             turn_states=TurnStates(secrets.token_bytes(32)),
             journal=TurnJournal(),
             hold_seconds=settings.session.hold_seconds,
             keepalive_seconds=settings.session.keepalive_seconds,
         )
         self.admission = Admission(settings.limits.max_connections)
-        self.door = ResponsesFactory(reactor, self.environment, settings, self.admission)
+        self.door = ResponsesFactory(
+            reactor, self.environment, settings, self.tenants, self.admission
+        )
         expiry = TimerService(_EXPIRY_SECONDS, ledger.expire)
         expiry.clock = reactor
         expiry.setServiceParent(self)
@@ -129,7 +133,7 @@ class GatewayService(MultiService):
     def _front(self, reactor: Any) -> FrontFactory:
         """One listener for WebSocket and HTTP clients."""
         routes = Routes(endpoints(Responses(self.environment, self.admission)))
-        site = HttpSite(reactor, routes, self.settings, self.admission, self.door)
+        site = HttpSite(reactor, routes, self.settings, self.tenants, self.admission, self.door)
         return FrontFactory(reactor, self.door, site, self.settings.timeouts.handshake_seconds)
 
     def _close_upstreams(self, _: object) -> Deferred[None]:

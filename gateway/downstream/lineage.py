@@ -83,6 +83,10 @@ class Lineage:
         del self._issued[response_id]
         _put(self._evicted, response_id, True)
 
+    def cannot_continue(self, response_id: str) -> None:
+        """``response_id`` failed: no upstream need be asked for it (§10.76)."""
+        _put(self._evicted, response_id, True)
+
     def close(self) -> None:
         """What was not to be stored lives as long as its connection (§6.2, §8.2)."""
         for response_id in self._issued:

@@ -306,7 +306,9 @@ class Session:
         if turn.recorded is not None:
             lane.latest = turn.recorded.id
             self._lineage.remember(turn.recorded, lane.name)
-        elif turn.error is not None and is_clients_fault(turn.error):
+        elif turn.record.response_id is not None:
+            self._lineage.cannot_continue(turn.record.response_id)
+        if turn.error is not None and is_clients_fault(turn.error):
             self._lineage.evict(turn.request.previous_response_id, lane.name)
         self._next_on(lane)
         if self._closing:

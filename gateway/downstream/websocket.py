@@ -31,9 +31,9 @@ from ..config import Settings
 from ..deadline import Deadline
 from ..protocol.errors import ApiError
 from ..protocol.upstream_request import forwardable
+from ..tenants.tenants import Tenants
 from ..turn.environment import Told, TurnEnvironment
 from .admission import Admission
-from .auth import Authenticator
 from .frames import text_frames
 from .refusal import headers_too_long, refusal
 from .session import Session
@@ -275,6 +275,7 @@ class ResponsesFactory(WebSocketServerFactory):
     """Lets clients in and knows who is there.
 
     :param environment: what their turns work with.
+    :param tenants: who they are.
     :param admission: counts the clients of all doors.
     :ivar connections: the open ones.
     """
@@ -286,6 +287,7 @@ class ResponsesFactory(WebSocketServerFactory):
         reactor: Any,
         environment: TurnEnvironment,
         settings: Settings,
+        tenants: Tenants,
         admission: Admission,
     ) -> None:
         super().__init__(reactor=reactor, server="responses-gateway")
@@ -296,8 +298,7 @@ class ResponsesFactory(WebSocketServerFactory):
         self.stall_seconds = settings.timeouts.stall_seconds
         self._environment = environment
         self._settings = settings
-        self._authenticator = Authenticator(settings.keys)
-        self._over_http_only = {key.name for key in settings.keys if not key.websocket}
+        self._tenants = tenants
         self._numbers = itertools.count(1)
         self._start = secrets.token_hex(3)
         self._admission = admission
@@ -327,8 +328,8 @@ class ResponsesFactory(WebSocketServerFactory):
                 "invalid_request_error",
                 f"Nothing is served at this path; try {' or '.join(sorted(PATHS))}.",
             )
-        tenant = self._authenticator.tenant(request.headers)
-        if not self._settings.session.websocket or tenant in self._over_http_only:
+        tenant = self._tenants.tenant_of(request.headers)
+        if not self._settings.session.websocket or not self._tenants.speaks_websocket(tenant):
             raise ApiError(
                 HTTPStatus.UPGRADE_REQUIRED,  # the status that sends Codex to HTTP (§10.7)
                 "invalid_request_error",

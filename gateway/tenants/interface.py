@@ -11,10 +11,12 @@ from ..protocol.usage import Usage
 class Busy(NamedTuple):
     """A limit is reached for now.
 
+    :ivar limit: its name in the configuration.
     :ivar error: what the client is told if waiting does not help.
     :ivar free_at: when the limit ends, unix seconds; None for any moment.
     """
 
+    limit: str
     error: ApiError
     free_at: float | None
 
@@ -42,6 +44,9 @@ class TenantLimits(Protocol):
         :raises ApiError: when the tenant may never do this.
         """
 
+    def refused(self, tenant: str, limit: str) -> None:
+        """Count a turn that was refused for ``limit``, after all waiting."""
+
 
 class NoLimits:
     """No limits at all; it is its own :class:`Visit`."""
@@ -58,3 +63,6 @@ class NoLimits:
 
     def leave(self) -> None:
         """Nobody waits."""
+
+    def refused(self, tenant: str, limit: str) -> None:
+        """Nobody is refused."""

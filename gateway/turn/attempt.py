@@ -34,6 +34,7 @@ class AttemptOwner(Protocol):
 class Attempt:
     """Sends one request and reads its answer.
 
+    :param hold_seconds: how long the preamble of the answer is held back for a refusal.
     :param owner: hears of it until it ended or was cancelled.
     :ivar answer_headers: the upstream's response headers, names in lower case.
     """
@@ -45,6 +46,7 @@ class Attempt:
         plan: Plan,
         request: UpstreamRequest,
         relay: Relay,
+        hold_seconds: float,
         owner: AttemptOwner,
     ) -> None:
         self.account = account
@@ -52,7 +54,7 @@ class Attempt:
         self.relay = relay
         self.answer_headers: Mapping[str, str] = {}
         self._owner = owner
-        self._hold_seconds = environment.hold_seconds
+        self._hold_seconds = hold_seconds
         self._hold = Deadline(environment.clock, self._release)
         self._exchange = account.upstream.exchange(request, self)
 

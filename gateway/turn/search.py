@@ -135,7 +135,8 @@ class AccountSearch:
         """What the search waits for; others that wait for the same fail with it."""
         lack = self._lack
         if isinstance(lack, Nobody):
-            return (self._wanted.model, self._wanted.background, lack.waits_for)
+            wanted = self._wanted
+            return (wanted.model, wanted.background, wanted.chat, lack.waits_for)
         return ("limits of", self._context.tenant)
 
     def _may_come_free(self, before: float) -> bool:
@@ -156,6 +157,7 @@ class AccountSearch:
     def _error(self) -> ApiError:
         lack = self._lack
         if isinstance(lack, Busy):
+            self._environment.limits.refused(self._context.tenant, lack.limit)
             return lack.error
         assert lack is not None
         return pool_error(lack, self._refusals, self._environment.clock.seconds())

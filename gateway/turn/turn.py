@@ -256,7 +256,11 @@ class Turn:
         if choice is not None:
             noted.candidates, noted.others = choice.candidates, dict(choice.others)
         record.attempts.append(noted)
-        self._attempt = Attempt(self._environment, account, plan, request, relay, self)
+        # A background response is the client's once it exists: it can be asked for by its id.
+        hold_seconds = 0.0 if self.request.background else self._environment.hold_seconds
+        self._attempt = Attempt(
+            self._environment, account, plan, request, relay, hold_seconds, self
+        )
         if self._paused:
             self._attempt.pause()
         self._attempt.start()
@@ -283,6 +287,7 @@ class Turn:
         assert attempt is not None
         if record.first_event_ms is None:
             record.first_event_ms = self._elapsed_ms()
+            self._note_owner(attempt)
             payloads = self._telling.with_metadata(payloads, record, attempt)
         if record.first_output_ms is None and attempt.relay.has_output:
             record.first_output_ms = self._elapsed_ms()
@@ -309,6 +314,13 @@ class Turn:
             self._outcome(outcome.error.label)
             self._blame(attempt, outcome.error)
             self._break_off(attempt, outcome.error)
+
+    def _note_owner(self, attempt: Attempt) -> None:
+        """Requests about a stored response go to the account that keeps it."""
+        if self.request.store and attempt.account.settings.store != "never":
+            relay, owners = attempt.relay, self._environment.owners
+            if relay.response_id and not relay.minted:
+                owners.note(self._context.tenant, relay.response_id, attempt.account.name)
 
     def _finished(self, attempt: Attempt, outcome: Finished) -> None:
         self._outcome(outcome.status)

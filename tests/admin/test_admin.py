@@ -14,6 +14,7 @@ from gateway.admin.status import Status
 from gateway.config import Settings
 from gateway.downstream.admission import Admission
 from gateway.downstream.websocket import ResponsesFactory
+from gateway.tenants.tenants import Tenants
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
 
@@ -26,7 +27,11 @@ class Admin:
         self.world = World(accounts)
         self.admission = Admission(100)
         self.door = ResponsesFactory(
-            self.reactor, self.world.environment, Settings(), self.admission
+            self.reactor,
+            self.world.environment,
+            Settings(),
+            Tenants(Settings().keys, self.world.clock.seconds),
+            self.admission,
         )
         status = Status(self.world.environment, self.door, self.world.clock.seconds)
         self.site = AdminSite(status, token, self.reactor)

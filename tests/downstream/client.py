@@ -23,6 +23,7 @@ from wsproto.events import (
 from gateway.config import KeySettings, Settings
 from gateway.downstream.admission import Admission
 from gateway.downstream.websocket import ResponsesFactory
+from gateway.tenants.tenants import Tenants
 from tests.support.events import Json
 from tests.turn.fakes import World
 
@@ -47,7 +48,11 @@ class Door:
         self.settings = Settings(**settings)
         self.admission = Admission(self.settings.limits.max_connections)
         self.factory = ResponsesFactory(
-            self.reactor, self.world.environment, self.settings, self.admission
+            self.reactor,
+            self.world.environment,
+            self.settings,
+            Tenants(self.settings.keys, self.world.clock.seconds),
+            self.admission,
         )
         self.clients: list[Client] = []
 

@@ -108,7 +108,7 @@ class WireRequest(Request):
         self._route = self._site.routes.find(
             self.method.decode("latin-1"), self.path.decode("latin-1")
         )
-        self._tenant = self._site.authenticator.tenant(self._headers)
+        self._tenant = self._site.tenants.tenant_of(self._headers)
         if length is not None and length > self._site.max_body_bytes:
             raise body_too_long(self._site.max_body_bytes)
         check_encoding(self._headers.get("content-encoding", ""))

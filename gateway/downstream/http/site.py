@@ -6,8 +6,8 @@ import itertools
 from typing import Any, Protocol
 
 from ...config import Settings
+from ...tenants.tenants import Tenants
 from ..admission import Admission
-from ..auth import Authenticator
 from .channel import HttpChannel
 from .routes import Routes
 
@@ -30,6 +30,7 @@ class HttpSite:
         reactor: Any,
         routes: Routes,
         settings: Settings,
+        tenants: Tenants,
         admission: Admission,
         websockets: WebSockets,
     ) -> None:
@@ -37,7 +38,7 @@ class HttpSite:
         self.routes = routes
         self.admission = admission
         self.websockets = websockets
-        self.authenticator = Authenticator(settings.keys)
+        self.tenants = tenants
         self.max_body_bytes = settings.session.max_message_bytes
         self.head_seconds = settings.timeouts.handshake_seconds
         self.stall_seconds = settings.timeouts.stall_seconds

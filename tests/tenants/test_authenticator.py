@@ -9,7 +9,7 @@ import pytest
 
 from gateway.config import KeySettings
 from gateway.downstream import auth
-from gateway.downstream.auth import EVERYBODY, Authenticator
+from gateway.tenants.authenticator import EVERYBODY, Authenticator
 from gateway.protocol.errors import ApiError
 
 KEYS = [KeySettings(name="laptop", key="sk-one"), KeySettings(name="robot", key="sk-two")]

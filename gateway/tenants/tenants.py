@@ -1,0 +1,89 @@
+"""All client keys: who a client is, and what it may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..config import KeySettings
+from .authenticator import EVERYBODY, Authenticator
+from .interface import Busy
+from .tenant import Tenant, TenantVisit
+
+
+class Tenants:
+    """The client keys; see :class:`~gateway.tenants.interface.TenantLimits`.
+
+    :param keys: the configured ones; without any, everybody is one tenant without limits.
+    :param now: unix seconds.
+    :ivar freed: called when a turn of any of them ended.
+    """
+
+    def __init__(self, keys: Sequence[KeySettings], now: Callable[[], float]) -> None:
+        self._now = now
+        self.freed: Callable[[], None] = _nobody_waits
+        self._tenants: dict[str, Tenant] = {}
+        self.arrange(keys)
+
+    def arrange(self, keys: Sequence[KeySettings]) -> None:
+        """Take these keys from now on; a key that stays keeps what it has used."""
+        self._authenticator = Authenticator(keys)
+        allowed = keys or [KeySettings(name=EVERYBODY, key="")]
+        tenants: dict[str, Tenant] = {}
+        for settings in allowed:
+            tenant = self._tenants.get(settings.name)
+            if tenant is None:
+                tenant = Tenant(settings, self._now, self._free)
+            tenant.allow(settings)
+            tenants[settings.name] = tenant
+        self._tenants = tenants
+
+    @property
+    def one_tenant(self) -> bool:
+        """See ``TenantLimits``."""
+        return len(self._tenants) == 1
+
+    def tenant_of(self, headers: Mapping[str, str]) -> str:
+        """The name of a client's key; see :meth:`Authenticator.tenant`."""
+        return self._authenticator.tenant(headers)
+
+    def knows(self, tenant: str) -> bool:
+        """Whether the key is still configured."""
+        return tenant in self._tenants
+
+    def speaks_websocket(self, tenant: str) -> bool:
+        """Whether the operator lets the key in by WebSocket (§10.7)."""
+        found = self._tenants.get(tenant)
+        return found is not None and found.settings.websocket
+
+    def may_use(self, tenant: str, model: str) -> bool:
+        """Whether the operator allows the key this model."""
+        found = self._tenants.get(tenant)
+        return found is not None and found.may_use(model)
+
+    def enter(self, tenant: str, model: str | None) -> TenantVisit | Busy:
+        """See ``TenantLimits``.
+
+        A key that was removed may finish what it began: its connections end by themselves.
+        """
+        found = self._tenants.get(tenant)
+        if found is None:
+            return TenantVisit(Tenant(KeySettings(name=tenant, key=""), self._now, self._free))
+        return found.enter(model)
+
+    def refused(self, tenant: str, limit: str) -> None:
+        """See ``TenantLimits``."""
+        found = self._tenants.get(tenant)
+        if found is not None:
+            found.refused(limit)
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """For the admin side, ready for JSON."""
+        return [tenant.snapshot() for tenant in self._tenants.values()]
+
+    def _free(self) -> None:
+        self.freed()
+
+
+def _nobody_waits() -> None:
+    """Nobody waits for a limit to end."""
