@@ -32,6 +32,7 @@ class Wanted(NamedTuple):
     :ivar pinned_to: the only account that can read the context, or None for any.
     :ivar turn_state: the account that the client's turn state names, or None.
     :ivar background: whether the account must take background responses.
+    :ivar chat: whether it must take chat completions.
     """
 
     model: str | None
@@ -40,6 +41,7 @@ class Wanted(NamedTuple):
     pinned_to: str | None = None
     turn_state: str | None = None
     background: bool = False
+    chat: bool = False
 
 
 class Rejected(NamedTuple):
@@ -120,16 +122,18 @@ class Pool:
         """The account of that name."""
         return self._by_name.get(name)
 
-    def serving(self, model: str | None, background: bool = False) -> tuple[Account, ...]:
+    def serving(
+        self, model: str | None, background: bool = False, chat: bool = False
+    ) -> tuple[Account, ...]:
         """The accounts that offer ``model``, in the operator's order."""
-        return self._serving(model, background)
+        return self._serving(model, background, chat)
 
     def choose(self, wanted: Wanted, tried: Container[str] = ()) -> Choice | Nobody:
         """Pick an account and take a place on it, in one step.
 
         :param tried: names of accounts that refused this turn already.
         """
-        eligible = self._serving(wanted.model, wanted.background)
+        eligible = self._serving(wanted.model, wanted.background, wanted.chat)
         if wanted.pinned_to is not None:
             return self._only(wanted.pinned_to, "sealed items", wanted, eligible, tried)
         key = wanted.keys[-1]
@@ -231,11 +235,13 @@ class Pool:
     def _release(self) -> None:
         self.released()
 
-    def _find_serving(self, model: str | None, background: bool) -> tuple[Account, ...]:
+    def _find_serving(self, model: str | None, background: bool, chat: bool) -> tuple[Account, ...]:
         return tuple(
             account
             for account in self.accounts
-            if account.serves(model) and (account.settings.background or not background)
+            if account.serves(model)
+            and (account.settings.background or not background)
+            and (account.settings.chat_completions or not chat)
         )
 
 

@@ -121,11 +121,14 @@ class AccountSearch:
 
     def _retry(self) -> bool:
         try:
-            return self._try()
+            found = self._try()
         except ApiError as error:
             self._ticket = None
             self._owner.search_failed(error)
             return True
+        if not found and self._ticket is not None:
+            self._ticket.wants = self._wants()  # it may be let in by now, and lack an account
+        return found
 
     def _gave_up(self) -> None:
         self._ticket = None
