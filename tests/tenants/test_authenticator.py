@@ -8,9 +8,9 @@ from hashlib import sha256
 import pytest
 
 from gateway.config import KeySettings
-from gateway.downstream import auth
-from gateway.tenants.authenticator import EVERYBODY, Authenticator
 from gateway.protocol.errors import ApiError
+from gateway.tenants import authenticator as auth
+from gateway.tenants.authenticator import EVERYBODY, Authenticator
 
 KEYS = [KeySettings(name="laptop", key="sk-one"), KeySettings(name="robot", key="sk-two")]
 
