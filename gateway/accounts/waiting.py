@@ -21,7 +21,10 @@ _BREATH = 0.02
 
 
 class Ticket:
-    """A turn's place in the room."""
+    """A turn's place in the room.
+
+    :ivar wants: what its tries depend on; a try that finds another thing lacking changes it.
+    """
 
     __slots__ = ("_room", "deadline", "gave_up", "retry", "tenant", "wants")
 

@@ -291,6 +291,21 @@ def test_a_try_may_stop_the_room(turns: Turns) -> None:
     assert turns.clock.getDelayedCalls() == []
 
 
+def test_a_try_may_find_that_it_lacks_something_else(turns: Turns) -> None:
+    """The first has its tenant's leave by now, and waits for a model that others do not want."""
+
+    def retry() -> bool:
+        assert first is not None, "there is room"
+        first.wants = "exhausted"
+        return False
+
+    first = turns.room.wait("laptop", 15.0, retry, lambda: None, "m")
+    turns.wait("b")
+    turns.wait("c")
+    turns.release()
+    assert turns.served == ["b"]
+
+
 def test_a_try_that_wakes_in_vain_does_not_go_on_for_ever(turns: Turns) -> None:
     def retry() -> bool:
         turns.offers += 1
