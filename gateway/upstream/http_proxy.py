@@ -56,10 +56,10 @@ class ConnectHandshake:
                 self._judge(status)
                 self._open = True
                 return b""
+        if self._received[:7] != b"HTTP/1."[: len(self._received)]:
+            raise Refused("does not speak HTTP")
         if len(self._received) > MAX_HEAD:
             raise Refused("sent an endless answer to CONNECT")
-        if not b"HTTP/1."[: len(self._received)] == self._received[:7]:
-            raise Refused("does not speak HTTP")
         return b""
 
     def _status(self) -> int:
