@@ -21,7 +21,8 @@ class Credentials(Protocol):
     def refused(self, used: Mapping[str, str]) -> bool | Deferred[bool]:
         """An upstream answered 401 to a request with the headers ``used``.
 
-        :return: whether :meth:`headers` now gives others, worth one more try.
+        :return: whether :meth:`headers` now gives others, worth one more try.  The Deferred
+            fails as that of :meth:`headers` does.
         """
 
     def secrets(self) -> Sequence[str]:

@@ -133,7 +133,7 @@ class Sending:
         try:
             headers = self._sender.credentials.headers()
         except Exception:
-            self._failed(Failure())
+            self._broken_inside(Failure())
             return
         if isinstance(headers, Deferred):
             self._wait(headers, self._send, self._failed)
