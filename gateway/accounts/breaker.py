@@ -57,7 +57,7 @@ TRANSITIONS = {
     (_S.OPEN, _H.LENGTHENED): _S.OPEN,
     (_S.OPEN, _H.ELAPSED): _S.HALF_OPEN,
     (_S.OPEN, _H.CLOSED): _S.CLOSED,
-    (_S.HALF_OPEN, _H.LENGTHENED): _S.OPEN,
+    (_S.HALF_OPEN, _H.TRIPPED): _S.OPEN,
     (_S.HALF_OPEN, _H.PROBED): _S.PROBING,
     (_S.HALF_OPEN, _H.CLOSED): _S.CLOSED,
     (_S.PROBING, _H.TRIPPED): _S.OPEN,
@@ -82,8 +82,9 @@ class Attempt:
 class Breaker:
     """One thing that may fail.
 
-    Attempts that began before it tripped tell little: their success does not close it, their
-    failures do not lengthen the rest, unless the upstream named a later time.
+    Attempts that began before it tripped tell little: their success does not close it, and
+    their failures do not double the rest.  They lengthen it if the upstream names a later
+    time, and repeat it if it was just over.
 
     :param now: unix seconds; it may jump.
     :param threshold: failures in a row that trip it; a failure with a named time always does.
@@ -141,8 +142,10 @@ class Breaker:
         """An attempt begins; the first one of a half-open breaker is its probe."""
         attempt = Attempt(self.trips)
         if not self.closed and self.state is BreakerState.HALF_OPEN:
+            now = self._now()
             self._move(Happening.PROBED)
-            self._probe, self._probed_at = attempt, self._now()
+            self._probe, self._probed_at = attempt, now
+            self.until = min(self.until, now)
         return attempt
 
     def succeeded(self, attempt: Attempt) -> None:
@@ -170,6 +173,9 @@ class Breaker:
             if self.failures >= self._threshold or retry_at is not None:
                 self._trip(retry_at, first_seconds)
         elif attempt is not None and attempt is self._probe:
+            self._trip(retry_at, first_seconds)
+        elif self._state is BreakerState.HALF_OPEN:
+            self._strikes -= 1
             self._trip(retry_at, first_seconds)
         elif retry_at is not None:
             self._lengthen(retry_at)
@@ -204,7 +210,7 @@ class Breaker:
         self.named = retry_at
 
     def _lengthen(self, retry_at: float) -> None:
-        """A failure beside the probe names a time: it counts if it is the later one."""
+        """Another failure names a time: it counts if it is the later one."""
         now = self._now()
         until = now + self._spread(retry_at - now)
         if until > max(self.until, now):

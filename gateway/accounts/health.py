@@ -98,7 +98,13 @@ class _Rest:
         if self.breaker.trips != trips:
             self.fault = fault
 
+    @property
+    def due(self) -> bool:
+        """Whether it waits for a probe."""
+        return self.breaker.state is BreakerState.HALF_OPEN
+
     def unavailable(self, now: float) -> Unavailable | None:
+        """Why not, or None."""
         if self.breaker.usable:
             return None
         probing = self.breaker.state is BreakerState.PROBING
@@ -213,7 +219,7 @@ class Health:
 
     def unavailable(self, model: str | None) -> Unavailable | None:
         """Why no turn of ``model`` may go there now; None when one may."""
-        if self._calm or (self.blocked_until == 0.0 and model not in self._models):
+        if self._calm and model not in self._models:
             return None
         return self._look(model)
 
@@ -301,7 +307,7 @@ class Health:
     def _succeeded(self, attempts: list[tuple[_Rest, Attempt]]) -> None:
         for rest, attempt in attempts:
             rest.breaker.succeeded(attempt)
-        if not self._calm:
+        if self._models or not self._calm:
             self._changed()
 
     def _refused(
@@ -366,16 +372,21 @@ class Health:
     def _changed(self) -> None:
         """Keep what is asked often ready, and forget what nobody asked for in a long time."""
         if self._models:
-            forgotten = self._now() - _FORGET_SECONDS
-            for model, rest in list(self._models.items()):
-                if rest.breaker.closed or rest.breaker.until < forgotten:
-                    del self._models[model]
+            long_ago = self._now() - _FORGET_SECONDS
+            self._models = {
+                model: rest
+                for model, rest in self._models.items()
+                if not (rest.breaker.closed or (rest.due and rest.breaker.until < long_ago))
+            }
+        resting = any(not rest.breaker.closed for rest in self._rests.values())
+        self._calm = self._wish is Wish.SERVE and not resting
         self._block()
-        self._calm = self.blocked_until == 0.0 and not self._models
 
     def _block(self) -> None:
-        """Also after a look at the clock: when it was set back, rests end earlier."""
+        """Also after a look at the clock: rests may be over, or end earlier than they would."""
         if self._wish is Wish.SERVE:
-            self.blocked_until = max(rest.breaker.until for rest in self._rests.values())
+            breakers = [rest.breaker for rest in self._rests.values()]
+            untils = [each.until for each in breakers if each.state is BreakerState.OPEN]
+            self.blocked_until = max(untils, default=0.0)
         else:
             self.blocked_until = math.inf

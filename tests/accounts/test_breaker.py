@@ -237,6 +237,15 @@ def test_a_time_named_before_the_probe_began_delays_it(bench: Bench) -> None:
     assert bench.rest == 30
 
 
+def test_a_late_failure_when_the_rest_is_over_repeats_it(bench: Bench) -> None:
+    early = [bench.breaker.attempt() for _ in range(3)]
+    for attempt in early:
+        bench.breaker.failed(attempt)
+        assert bench.breaker.state is OPEN
+        assert bench.rest == 10, "no probe has failed that would double it"
+        bench.sleep()
+
+
 def test_a_late_failure_after_it_closed_is_news(bench: Bench) -> None:
     early = bench.breaker.attempt()
     bench.fail()

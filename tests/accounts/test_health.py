@@ -1,0 +1,636 @@
+"""What rests because of which fault, who may probe it, and what the operator can do."""
+
+from __future__ import annotations
+
+import json
+import math
+import timeit
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gateway.accounts.health import (
+    MAX_MODELS,
+    WISHES,
+    AccountState,
+    Health,
+    Permit,
+    Unavailable,
+    Wish,
+)
+from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.limits import QuotaWindow
+
+START = 1_795_000_000.0
+MAX = 600.0
+
+READY, COOLING, EXHAUSTED = AccountState.READY, AccountState.COOLING, AccountState.EXHAUSTED
+UNAUTHORIZED, DISABLED = AccountState.UNAUTHORIZED, AccountState.DISABLED
+DRAINING = AccountState.DRAINING
+
+
+class Bench:
+    """The health of an account whose clock and jitter the test turns."""
+
+    def __init__(self) -> None:
+        self.now = START
+        self.jitter = 0.0
+        self.health = Health(lambda: self.now, MAX, lambda: self.jitter)
+
+    def fault(self, kind: FaultKind, retry_in: float | None = None) -> Fault:
+        return Fault(
+            kind, f"it was {kind.value}", None if retry_in is None else self.now + retry_in
+        )
+
+    def refuse(self, kind: FaultKind, retry_in: float | None = None, model: str = "m") -> None:
+        self.health.reserve(model).refused(self.fault(kind, retry_in))
+
+    def look(self, model: str | None = "m") -> Unavailable:
+        found = self.health.unavailable(model)
+        assert found is not None, f"{model} rests"
+        return found
+
+    def ready(self, *models: str) -> bool:
+        return all(self.health.unavailable(model) is None for model in models or ("m",))
+
+    def rest(self, model: str = "m") -> float:
+        until = self.look(model).until
+        assert until is not None, "it ends by itself"
+        return until - self.now
+
+    def sleep(self, model: str = "m") -> None:
+        self.now += self.rest(model)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def snapshot(bench: Bench) -> dict[str, Any]:
+    """As JSON carries it."""
+    shown = json.loads(json.dumps(bench.health.snapshot(), allow_nan=False))
+    assert isinstance(shown, dict)
+    return shown
+
+
+# --- what rests ----------------------------------------------------------------------
+
+
+def test_a_new_account_is_ready(bench: Bench) -> None:
+    assert bench.health.unavailable("m") is None
+    assert bench.health.unavailable(None) is None
+    assert bench.health.blocked_until == 0.0
+    assert bench.health.state is READY
+    shown = snapshot(bench)
+    assert (shown["state"], shown["since"], shown["models"]) == ("ready", START, [])
+
+
+@pytest.mark.parametrize("kind", [FaultKind.REQUEST, FaultKind.PROXY])
+def test_what_the_account_cannot_help_costs_it_nothing(bench: Bench, kind: FaultKind) -> None:
+    for _ in range(10):
+        bench.refuse(kind)
+    assert bench.ready("m", "n")
+    assert bench.health.state is READY
+
+
+def test_a_usage_limit_rests_the_account_until_it_resets(bench: Bench) -> None:
+    bench.refuse(FaultKind.EXHAUSTED, 300)
+    why = "it was exhausted"
+    at = START + 300
+    assert bench.look("m") == Unavailable(EXHAUSTED, why, at, at, FaultKind.EXHAUSTED)
+    assert bench.look("another") == bench.look(None) == bench.look("m")
+    assert bench.health.blocked_until == at
+    assert bench.health.state is EXHAUSTED
+
+
+def test_a_usage_limit_of_hours_is_probed_earlier_and_still_tells_its_reset(bench: Bench) -> None:
+    bench.refuse(FaultKind.EXHAUSTED, 7200)
+    found = bench.look()
+    assert (found.until, found.resets_at) == (START + MAX, START + 7200)
+    shown = snapshot(bench)
+    assert (shown["state"], shown["until"], shown["resets_at"]) == (
+        "exhausted",
+        START + MAX,
+        START + 7200,
+    )
+    assert (shown["why"], shown["since"]) == ("it was exhausted", START)
+
+
+def test_a_usage_limit_without_a_time_is_tried_less_and_less(bench: Bench) -> None:
+    rests = []
+    for _ in range(6):
+        bench.refuse(FaultKind.EXHAUSTED)
+        rests.append(bench.rest())
+        bench.sleep()
+    assert rests == [60, 120, 240, 480, 600, 600]
+
+
+def test_a_usage_limit_without_a_time_resets_as_earlier_answers_told(bench: Bench) -> None:
+    bench.health.observe(
+        [
+            QuotaWindow("codex primary", 100.0, resets_at=START + 200),
+            QuotaWindow("codex secondary", 80.0, resets_at=START + 400),
+            QuotaWindow("requests", remaining=0, resets_at=START + 1),
+        ]
+    )
+    bench.refuse(FaultKind.EXHAUSTED)
+    assert bench.rest() == 200
+
+
+def test_a_rate_limit_rests_the_model_alone(bench: Bench) -> None:
+    bench.refuse(FaultKind.RATE_LIMITED, 20)
+    assert bench.look().state is COOLING
+    assert bench.rest() == 20
+    assert bench.ready("n")
+    assert bench.health.unavailable(None) is None
+    assert (bench.health.state, bench.health.blocked_until) == (READY, 0.0)
+    assert [each["model"] for each in snapshot(bench)["models"]] == ["m"]
+
+
+def test_a_rate_limit_without_a_time_rests_for_a_second(bench: Bench) -> None:
+    bench.refuse(FaultKind.RATE_LIMITED)
+    assert bench.rest() == 1
+
+
+def test_a_refused_model_rests_for_a_minute_and_twice_as_long_each_time(bench: Bench) -> None:
+    bench.refuse(FaultKind.MODEL_REFUSED)
+    assert bench.rest() == 60
+    assert bench.look().kind is FaultKind.MODEL_REFUSED
+    assert bench.ready("n")
+    bench.sleep()
+    bench.refuse(FaultKind.MODEL_REFUSED)
+    assert bench.rest() == 120
+
+
+def test_refused_credentials_rest_the_account_and_twice_as_long_each_time(bench: Bench) -> None:
+    rests = []
+    for _ in range(6):
+        bench.refuse(FaultKind.UNAUTHORIZED)
+        assert bench.look().state is UNAUTHORIZED
+        rests.append(bench.rest("n"))
+        bench.sleep()
+    assert rests == [60, 120, 240, 480, 600, 600]
+
+
+def test_the_service_rests_after_three_failures_in_a_row(bench: Bench) -> None:
+    for _ in range(2):
+        bench.refuse(FaultKind.SERVICE)
+        assert bench.ready()
+    bench.health.reserve("m").succeeded()
+    for _ in range(2):
+        bench.refuse(FaultKind.SERVICE)
+    assert bench.ready(), "a success lay between"
+    assert snapshot(bench)["breaker"] == {"state": "closed", "failures": 2}
+    bench.refuse(FaultKind.SERVICE, model="n")
+    assert bench.look().state is COOLING
+    assert bench.rest() == 1
+    bench.sleep()
+    bench.refuse(FaultKind.SERVICE)
+    assert bench.rest() == 2
+
+
+def test_the_service_rests_at_once_when_it_names_a_time(bench: Bench) -> None:
+    bench.refuse(FaultKind.SERVICE, 5)
+    assert bench.rest() == 5
+
+
+@pytest.mark.parametrize("kind", [FaultKind.REQUEST, FaultKind.RATE_LIMITED])
+def test_a_service_that_answers_works(bench: Bench, kind: FaultKind) -> None:
+    for _ in range(5):
+        bench.refuse(FaultKind.SERVICE)
+        bench.refuse(kind, model="n")
+    assert bench.ready("m")
+
+
+def test_several_reasons_the_longest_is_told(bench: Bench) -> None:
+    permits = [bench.health.reserve("m") for _ in range(3)]
+    permits[0].refused(bench.fault(FaultKind.UNAUTHORIZED))
+    permits[1].refused(bench.fault(FaultKind.EXHAUSTED, 300))
+    permits[2].refused(bench.fault(FaultKind.RATE_LIMITED, 400))
+    assert bench.look("n").state is EXHAUSTED
+    assert bench.rest("n") == 300
+    assert bench.rest("m") == 400
+    assert bench.health.state is UNAUTHORIZED, "the operator hears of what needs him first"
+    assert set(snapshot(bench)["resting"]) == {"credentials", "quota"}
+
+
+# --- the probe -----------------------------------------------------------------------
+
+
+def test_after_a_rest_one_turn_probes_and_the_others_wait(bench: Bench) -> None:
+    bench.refuse(FaultKind.EXHAUSTED, 300)
+    bench.sleep()
+    assert bench.ready()
+    probe = bench.health.reserve("m")
+    found = bench.look("n")
+    assert found.state is EXHAUSTED
+    assert found.why == "a probe is on its way after: it was exhausted"
+    assert found.until == bench.now + 1, "asking again soon is worth it"
+    probe.succeeded()
+    assert bench.ready("m", "n")
+    assert bench.health.blocked_until == 0.0
+    assert snapshot(bench)["since"] == bench.now
+
+
+def test_a_probe_of_one_model_leaves_the_others_alone(bench: Bench) -> None:
+    bench.refuse(FaultKind.RATE_LIMITED, 20)
+    bench.sleep()
+    bench.health.reserve("m")
+    assert not bench.ready("m")
+    assert bench.ready("n")
+
+
+def test_a_success_clears_the_account_and_its_model_and_no_other(bench: Bench) -> None:
+    permits = [bench.health.reserve(model) for model in ("m", "m", "n")]
+    permits[0].refused(bench.fault(FaultKind.EXHAUSTED, 10))
+    permits[1].refused(bench.fault(FaultKind.RATE_LIMITED, 10))
+    permits[2].refused(bench.fault(FaultKind.RATE_LIMITED, 50))
+    bench.now += 10
+    bench.health.reserve("m").succeeded()
+    assert bench.ready("m")
+    assert bench.rest("n") == 40
+
+
+@pytest.mark.parametrize("kind", [FaultKind.REQUEST, FaultKind.PROXY, FaultKind.RATE_LIMITED])
+def test_a_probe_that_fails_for_another_reason_may_be_made_again(
+    bench: Bench, kind: FaultKind
+) -> None:
+    bench.refuse(FaultKind.EXHAUSTED, 10)
+    bench.sleep()
+    bench.refuse(kind)
+    assert bench.health.state is EXHAUSTED, "nothing was learned of the quota"
+    assert bench.ready("n")
+
+
+def test_a_usage_limit_shows_that_the_credentials_are_accepted_again(bench: Bench) -> None:
+    bench.refuse(FaultKind.UNAUTHORIZED)
+    bench.sleep()
+    bench.refuse(FaultKind.EXHAUSTED, 10)
+    assert bench.health.state is EXHAUSTED
+
+
+def test_a_dropped_probe_may_be_made_again(bench: Bench) -> None:
+    bench.refuse(FaultKind.EXHAUSTED, 10)
+    bench.sleep()
+    probe = bench.health.reserve("m")
+    assert not bench.ready()
+    probe.dropped()
+    assert bench.ready()
+
+
+def test_a_lost_probe_does_not_block_for_ever(bench: Bench) -> None:
+    bench.refuse(FaultKind.EXHAUSTED, 10)
+    bench.sleep()
+    bench.health.reserve("m")
+    bench.now += MAX
+    assert bench.ready()
+
+
+# --- permits -------------------------------------------------------------------------
+
+
+def test_a_permit_ends_once(bench: Bench) -> None:
+    fault = bench.fault(FaultKind.EXHAUSTED, 10)
+    for end in (Permit.succeeded, Permit.dropped):
+        permit = bench.health.reserve("m")
+        end(permit)
+        permit.refused(fault)
+        assert bench.ready(), "the permit had ended"
+    permit = bench.health.reserve("m")
+    permit.refused(fault)
+    permit.succeeded()
+    permit.dropped()
+    assert not bench.ready()
+
+
+@pytest.mark.parametrize("kind", [FaultKind.EXHAUSTED, FaultKind.RATE_LIMITED])
+def test_a_success_of_a_turn_that_began_before_the_limit_does_not_end_it(
+    bench: Bench, kind: FaultKind
+) -> None:
+    early = [bench.health.reserve("m") for _ in range(3)]
+    bench.refuse(kind, 300)
+    early[0].succeeded()
+    assert bench.rest() == 300
+    bench.sleep()
+    probe = bench.health.reserve("m")
+    early[1].succeeded()
+    assert not bench.ready(), "the probe has not answered yet"
+    probe.succeeded()
+    early[2].succeeded()
+    assert bench.ready()
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second"),
+    [
+        (FaultKind.EXHAUSTED, 60, 120),
+        (FaultKind.UNAUTHORIZED, 60, 120),
+        (FaultKind.RATE_LIMITED, 1, 2),
+        (FaultKind.SERVICE, 1, 2),
+    ],
+)
+def test_turns_that_are_refused_together_lengthen_the_rest_once(
+    bench: Bench, kind: FaultKind, first: float, second: float
+) -> None:
+    for permit in [bench.health.reserve("m") for _ in range(20)]:
+        permit.refused(bench.fault(kind))
+    assert bench.rest() == first
+    bench.sleep()
+    bench.refuse(kind)
+    assert bench.rest() == second
+
+
+def test_the_later_of_two_resets_counts(bench: Bench) -> None:
+    permits = [bench.health.reserve("m") for _ in range(3)]
+    for permit, seconds in zip(permits, (100, 200, 150), strict=True):
+        permit.refused(bench.fault(FaultKind.EXHAUSTED, seconds))
+    assert bench.rest() == 200
+    assert bench.health.blocked_until == START + 200
+
+
+# --- the operator --------------------------------------------------------------------
+
+
+def test_a_disabled_account_serves_nothing_until_it_is_enabled(bench: Bench) -> None:
+    bench.now += 5
+    bench.health.disable()
+    assert bench.look() == Unavailable(DISABLED, "the operator: disabled", None)
+    assert bench.health.blocked_until == math.inf
+    shown = snapshot(bench)
+    assert (shown["state"], shown["since"], shown["until"]) == ("disabled", START + 5, None)
+    bench.now += 1e9
+    assert not bench.ready()
+    bench.health.clear()
+    assert not bench.ready(), "clearing is about faults"
+    bench.health.enable()
+    assert bench.ready()
+    assert bench.health.blocked_until == 0.0
+
+
+def test_a_draining_account_takes_nothing_new_until_it_is_resumed(bench: Bench) -> None:
+    running = bench.health.reserve("m")
+    bench.health.drain()
+    assert bench.look().state is DRAINING
+    running.succeeded()
+    assert not bench.ready()
+    bench.health.resume()
+    assert bench.ready()
+
+
+def test_disabled_outranks_draining(bench: Bench) -> None:
+    bench.health.drain()
+    bench.health.disable()
+    bench.health.drain()
+    bench.health.resume()
+    assert bench.health.state is DISABLED
+
+
+@pytest.mark.parametrize("action", sorted(WISHES))
+def test_actions_that_do_not_fit_change_nothing(bench: Bench, action: str) -> None:
+    for wish in Wish:
+        assert WISHES[action].get(wish, wish) in Wish
+    getattr(bench.health, action)()
+    since = snapshot(bench)["since"]
+    bench.now += 5
+    getattr(bench.health, action)()
+    assert snapshot(bench)["since"] == since
+
+
+def test_faults_are_remembered_while_the_account_is_disabled(bench: Bench) -> None:
+    permit = bench.health.reserve("m")
+    bench.health.disable()
+    permit.refused(bench.fault(FaultKind.EXHAUSTED, 300))
+    bench.health.enable()
+    assert bench.rest() == 300
+
+
+def test_the_operator_clears_every_fault(bench: Bench) -> None:
+    permits = [bench.health.reserve("m") for _ in range(5)]
+    kinds = (FaultKind.UNAUTHORIZED, FaultKind.EXHAUSTED, FaultKind.RATE_LIMITED)
+    for permit, kind in zip(permits, kinds, strict=False):
+        permit.refused(bench.fault(kind, 300))
+    permits[3].refused(bench.fault(FaultKind.SERVICE, 300))
+    bench.health.clear()
+    assert bench.ready("m", "n")
+    assert bench.health.state is READY
+    permits[4].succeeded()
+    bench.refuse(FaultKind.EXHAUSTED)
+    assert bench.rest() == 60, "the count began anew"
+
+
+# --- bounds, clocks, cost ------------------------------------------------------------
+
+
+def test_many_models_are_not_all_remembered(bench: Bench) -> None:
+    bench.refuse(FaultKind.RATE_LIMITED, 500, model="real")
+    for number in range(3 * MAX_MODELS):
+        bench.refuse(FaultKind.MODEL_REFUSED, model=f"made-up-{number}")
+    assert len(snapshot(bench)["models"]) == MAX_MODELS
+    assert bench.rest("real") == 500, "those that would return first are forgotten first"
+
+
+def test_a_model_with_an_endless_name_is_not_remembered(bench: Bench) -> None:
+    bench.refuse(FaultKind.MODEL_REFUSED, model="x" * 10_000)
+    assert snapshot(bench)["models"] == []
+
+
+def test_a_model_that_nobody_asks_for_again_is_forgotten(bench: Bench) -> None:
+    bench.refuse(FaultKind.MODEL_REFUSED, model="typo")
+    bench.now += 7200
+    bench.health.reserve("m").succeeded()
+    assert snapshot(bench)["models"] == []
+
+
+def test_quota_windows_are_shown_and_bounded(bench: Bench) -> None:
+    bench.health.observe([QuotaWindow("codex primary", 10.0)])
+    bench.health.observe([QuotaWindow("codex primary", 20.0, resets_at=START + 5)])
+    assert snapshot(bench)["windows"] == [
+        {
+            "name": "codex primary",
+            "used_percent": 20.0,
+            "remaining": None,
+            "limit": None,
+            "resets_at": START + 5,
+            "window_seconds": None,
+        }
+    ]
+    bench.health.observe(QuotaWindow(f"w{number}") for number in range(1000))
+    assert len(snapshot(bench)["windows"]) == 32
+
+
+def test_a_clock_that_is_set_back_does_not_keep_an_account_resting(bench: Bench) -> None:
+    bench.refuse(FaultKind.EXHAUSTED, 300)
+    bench.now -= 86_400
+    assert bench.rest() == MAX
+    assert bench.health.blocked_until == bench.now + MAX, "a scan sees it, too"
+    bench.sleep()
+    assert bench.ready()
+
+
+def test_accounts_that_hit_the_bound_together_do_not_return_together() -> None:
+    untils = set()
+    for number in range(10):
+        bench = Bench()
+        bench.jitter = number / 10
+        bench.refuse(FaultKind.EXHAUSTED, 7200)
+        untils.add(bench.look().until)
+    assert len(untils) == 10
+
+
+def test_asking_a_ready_account_allocates_nothing_and_costs_little(bench: Bench) -> None:
+    ask = bench.health.unavailable
+    bench.refuse(FaultKind.RATE_LIMITED, 500, model="other")
+    for _ in range(10):
+        ask("m")
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for _ in range(100):
+            ask("m")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 200, "100 questions leave nothing behind"
+    cheapest = min(timeit.repeat(lambda: ask("m"), number=10_000, repeat=5)) / 10_000
+    assert cheapest < 5e-6, f"asking took {cheapest * 1e6:.2f} µs"
+
+
+# --- everything at once --------------------------------------------------------------
+
+MODELS = st.sampled_from(["m", "n", None])
+KINDS = st.sampled_from(list(FaultKind))
+RETRY_IN = st.none() | st.sampled_from([0.0, 0.5, 5.0, 59.0, 3600.0, 40 * 86_400.0])
+WHICH = st.integers(0, 1000)
+
+#: What an account-wide rest is told as.
+OF_THE_ACCOUNT = {FaultKind.EXHAUSTED, FaultKind.UNAUTHORIZED, FaultKind.SERVICE}
+
+
+class Machine(RuleBasedStateMachine):
+    """Turns come and go, the clock runs, the operator acts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = START
+        self.jitter = 0.5
+        self.health = Health(lambda: self.now, MAX, lambda: self.jitter)
+        #: Permit, model, and whether it may end a rest that was promised.
+        self.running: list[tuple[Permit, str | None, bool]] = []
+        self.wish = Wish.SERVE
+        #: Until when each model must not be used, as the account last said.
+        self.promised: dict[str | None, float] = {}
+
+    def take(self, which: int) -> tuple[Permit, str | None]:
+        permit, model, may_end_rests = self.running.pop(which % len(self.running))
+        if may_end_rests:
+            self.promised.clear()
+        return permit, model
+
+    @rule(model=MODELS)
+    def begin(self, model: str | None) -> None:
+        if self.health.unavailable(model) is None:
+            is_probe = self.health.state is not READY
+            self.running.append((self.health.reserve(model), model, is_probe))
+            if is_probe:
+                assert self.health.unavailable(model) is not None, "that was the one probe"
+
+    @rule(model=MODELS)
+    def begin_in_spite_of_everything(self, model: str | None) -> None:
+        self.running.append((self.health.reserve(model), model, True))
+
+    @precondition(lambda self: self.running)
+    @rule(which=WHICH, kind=KINDS, retry_in=RETRY_IN)
+    def refuse(self, which: int, kind: FaultKind, retry_in: float | None) -> None:
+        permit, model = self.take(which)
+        permit.refused(Fault(kind, "why", None if retry_in is None else self.now + retry_in))
+        limits_model = kind in (FaultKind.RATE_LIMITED, FaultKind.MODEL_REFUSED)
+        if limits_model or kind in (FaultKind.EXHAUSTED, FaultKind.UNAUTHORIZED):
+            assert self.health.unavailable(model) is not None, "what refused is asked no more"
+
+    @precondition(lambda self: self.running)
+    @rule(which=WHICH)
+    def refuse_often(self, which: int) -> None:
+        for _ in range(3):
+            if self.running:
+                self.take(which)[0].refused(Fault(FaultKind.SERVICE, "why"))
+
+    @precondition(lambda self: self.running)
+    @rule(which=WHICH)
+    def succeed(self, which: int) -> None:
+        self.take(which)[0].succeeded()
+
+    @precondition(lambda self: self.running)
+    @rule(which=WHICH)
+    def drop(self, which: int) -> None:
+        self.take(which)[0].dropped()
+
+    @rule(seconds=st.floats(0, 700), jitter=st.floats(0, 1))
+    def wait(self, seconds: float, jitter: float) -> None:
+        self.now += seconds
+        self.jitter = jitter
+
+    @rule(seconds=st.floats(-1e7, 1e7))
+    def jump(self, seconds: float) -> None:
+        self.now += seconds
+        self.promised.clear()
+
+    @rule(action=st.sampled_from(sorted(WISHES)))
+    def act(self, action: str) -> None:
+        getattr(self.health, action)()
+        self.wish = WISHES[action].get(self.wish, self.wish)
+
+    @rule()
+    def clear(self) -> None:
+        self.health.clear()
+        self.promised.clear()
+        served = self.health.unavailable("m") is None
+        assert served is (self.wish is Wish.SERVE), "nothing is wrong with it any more"
+
+    @invariant()
+    def nobody_is_asked_before_time(self) -> None:
+        for model in ("m", "n", None):
+            found = self.health.unavailable(model)
+            if found is None:
+                assert self.now >= self.promised.get(model, 0.0), "it was to rest longer"
+            elif found.until is not None:
+                assert self.now < found.until <= self.now + MAX, "a rest ends, and soon enough"
+                if "probe" not in found.why:
+                    self.promised[model] = found.until
+
+    @invariant()
+    def a_scan_that_skips_the_blocked_skips_no_ready_one(self) -> None:
+        found = self.health.unavailable("m")
+        if self.health.blocked_until > self.now:
+            assert found is not None, "blocked for every model"
+        if found is not None and found.kind in OF_THE_ACCOUNT and "probe" not in found.why:
+            assert self.health.blocked_until > self.now
+
+    @invariant()
+    def what_the_operator_took_out_serves_nothing(self) -> None:
+        if self.wish is not Wish.SERVE:
+            assert self.health.unavailable("m") is not None
+            assert self.health.blocked_until == math.inf
+
+    @invariant()
+    def the_snapshot_is_json(self) -> None:
+        json.dumps(self.health.snapshot(), allow_nan=False)
+
+    def teardown(self) -> None:
+        """Whatever happened, and even if every permit was lost, it can be used again."""
+        self.health.enable()
+        self.health.resume()
+        for model in ("m", "n", None):
+            began = self.now
+            while self.health.unavailable(model) is not None:
+                self.now += 1.0
+                assert self.now <= began + MAX + 1, f"{model} rests for ever"
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
