@@ -59,10 +59,15 @@ class ProxyHealth:
         """The proxy did its part."""
         self._breaker.succeeded(attempt)
 
-    def failed(self, attempt: Attempt, why: str) -> None:
-        """The proxy is at fault."""
+    def failed(self, attempt: Attempt, why: str) -> float | None:
+        """The proxy is at fault.
+
+        :return: for how long it rests, in seconds, when this is what makes it rest.
+        """
+        trips = self._breaker.trips
         self._why = why
         self._breaker.failed(attempt)
+        return None if self._breaker.trips == trips else self._breaker.until - self._now()
 
     def dropped(self, attempt: Attempt) -> None:
         """Nobody wanted to know any more."""

@@ -20,6 +20,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -28,6 +29,8 @@ from .http_proxy import ConnectHandshake
 from .proxy import Blame, Handshake, Proxy, ProxyError, Refused
 from .proxy_health import ProxyHealth
 from .socks import SocksHandshake
+
+_log = Logger(namespace="gateway.upstream")
 
 _HANDSHAKES: dict[str, Callable[..., Handshake]] = {
     "http": ConnectHandshake,
@@ -77,7 +80,9 @@ class ProxyEndpoint:
             if not isinstance(problem, ProxyError):  # cancelled, or a bug
                 health.dropped(attempt)
             elif problem.blame is Blame.PROXY:
-                health.failed(attempt, str(problem))
+                rest = health.failed(attempt, str(problem))
+                if rest is not None:
+                    _log.warn("{why}; left alone for {rest:.1f} s", why=str(problem), rest=rest)
             else:
                 health.succeeded(attempt)
             return failure

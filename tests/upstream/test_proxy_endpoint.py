@@ -20,6 +20,7 @@ from twisted.internet.error import (
     TimeoutError,
 )
 from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
 from gateway.protocol.faults import FaultKind, attribute
@@ -269,6 +270,19 @@ def broken(way: Way) -> None:
     for _ in range(3):
         assert way.health.unavailable() is None, "three failures are needed"
         way.begun().sends(b"HTTP/1.1 503 Down\r\n\r\n")
+
+
+def test_the_log_tells_once_of_each_rest(way: Way) -> None:
+    with capturedLogs() as logged:
+        for _ in range(6):
+            way.connect()
+        for client in way.reactor.tcpClients[:]:
+            Connection(client[2]).sends(b"HTTP/1.1 503 Down\r\n\r\n")
+    (line,) = [formatEvent(event) for event in logged if event["log_level"] is LogLevel.warn]
+    assert line == (
+        "The proxy proxy.test:3128 does not connect to api.test:443 (status 503); "
+        "left alone for 1.0 s"
+    )
 
 
 def test_a_broken_proxy_is_left_alone_and_then_probed_once(way: Way) -> None:
