@@ -38,6 +38,7 @@ class SimulatedAccount:
     mode: Mode = "stateful"
     models: tuple[str, ...] = ()
     dialect: Dialect = "platform"
+    auth_header: Literal["authorization", "api-key"] = "authorization"
     encodings: tuple[str, ...] | None = None
     codex_catalogue: bool | None = None
     chat_completions: bool = True

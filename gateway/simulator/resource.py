@@ -91,12 +91,15 @@ class SimulatorResource(Resource):
         return Exchange(self._simulator, engine, entry, fault, target.named)
 
     def _engine(self, request: Request) -> AccountEngine:
-        header = request.getHeader(b"authorization") or b""
-        scheme, _, key = header.decode("latin-1").partition(" ")
-        engine = self._simulator.engine_of_key(key.strip())
-        if scheme.lower() != "bearer" or engine is None:
-            raise invalid_api_key()
-        return engine
+        for name in ("authorization", "api-key"):
+            value = (request.getHeader(name.encode()) or b"").decode("latin-1").strip()
+            if name == "authorization":
+                scheme, _, value = value.partition(" ")
+                value = value.strip() if scheme.lower() == "bearer" else ""
+            engine = self._simulator.engine_of_key(value)
+            if engine is not None and engine.account.auth_header == name:
+                return engine
+        raise invalid_api_key()
 
     def _answered(self, exchange: Exchange) -> Reply:
         endpoint = exchange.entry.endpoint

@@ -210,6 +210,17 @@ async def test_faults_have_the_last_word_on_headers(house: House) -> None:
         assert {name: header(answer, name) for name in told} == told
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_key_counts_only_in_the_header_of_its_service() -> None:
+    house = House(accounts=[SimulatedAccount("stateful", auth_header="api-key")])
+    key = house.simulator.account("stateful").key
+    for headers, status in (({"api-key": key}, 200), ({}, 401), ({"api-key": "k"}, 401)):
+        response = await house.request("GET", "/models", headers=headers)
+        await response.content()
+        assert response.code == status, headers
+    await house.stop()
+
+
 def test_an_unknown_dialect_is_refused() -> None:
     with pytest.raises(ValueError):
         SimulatedAccount("a", dialect="klingon")  # type: ignore[arg-type]
