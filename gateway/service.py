@@ -105,7 +105,7 @@ class GatewayService(MultiService):
         self.door = ResponsesFactory(
             reactor, self.environment, settings, self.tenants, self.admission
         )
-        expiry = TimerService(_EXPIRY_SECONDS, ledger.expire)
+        expiry = TimerService(_EXPIRY_SECONDS, self._forget_what_is_old)
         expiry.clock = reactor
         expiry.setServiceParent(self)
         if settings.admin.listen is not None:
@@ -126,6 +126,7 @@ class GatewayService(MultiService):
     def stopService(self) -> Deferred[Any]:
         """Let clients finish first; only then take away what serves them."""
         stopped: Deferred[Any] = self._door_service.finish_turns()
+        stopped.addCallback(lambda _: self.environment.waiting.stop())
         stopped.addCallback(lambda _: MultiService.stopService(self))
         stopped.addCallback(self._close_upstreams)
         return stopped
@@ -135,6 +136,10 @@ class GatewayService(MultiService):
         routes = Routes(endpoints(Responses(self.environment, self.admission)))
         site = HttpSite(reactor, routes, self.settings, self.tenants, self.admission, self.door)
         return FrontFactory(reactor, self.door, site, self.settings.timeouts.handshake_seconds)
+
+    def _forget_what_is_old(self) -> None:
+        self.environment.ledger.expire()
+        self.environment.pool.bindings.expire()
 
     def _close_upstreams(self, _: object) -> Deferred[None]:
         closed = gatherResults([upstream.close() for upstream in self._upstreams])

@@ -250,7 +250,12 @@ def test_10_48_response_metadata_passes(rig: Rig, at: int) -> None:
     client = rig.connect()
     events = client.turn()
     completed(events)
-    assert METADATA in events
+    passed = next(event for event in events if event["type"] == "response.metadata")
+    state = passed["headers"].pop("x-codex-turn-state")
+    assert passed == {**METADATA, "headers": {"openai-model": "gpt-5.5"}}
+    assert state != "opaque", "the client gets the gateway's own turn state in its place"
+    client.turn(client_metadata={"x-codex-turn-state": state})
+    assert rig.upstream.requests[-1].header("x-codex-turn-state") == "opaque"
 
 
 def test_10_48_turn_state_leads_back_to_its_account(stage: Stage) -> None:
@@ -269,11 +274,11 @@ def test_10_48_turn_state_leads_back_to_its_account(stage: Stage) -> None:
     gateway = stage.gateway(*(account(name, up) for name, up in upstreams.items()))
     events = gateway.connect().turn()
     state = next(e["headers"]["x-codex-turn-state"] for e in events if "headers" in e)
-    home = upstreams[state.removeprefix("state-")]
+    name, home = next((name, each) for name, each in upstreams.items() if each.requests)
     for count in (2, 3, 4):
         completed(gateway.connect().turn(client_metadata={"x-codex-turn-state": state}))
         assert len(home.requests) == count, "the echoed turn state names the account"
-        assert home.requests[-1].header("x-codex-turn-state") == state
+        assert home.requests[-1].header("x-codex-turn-state") == f"state-{name}"
 
 
 def test_10_49_rate_limits_never_follow_the_terminal(rig: Rig) -> None:
