@@ -19,7 +19,8 @@ Outcome = Literal[
 class LoggedRequest:
     """One request, whatever it asked for.
 
-    `path` is without the query; `body` is decoded, and None where there was none to decode.
+    `path` is without the query; `body` is decoded, and None where there was none to decode. `at`
+    is when it arrived, in seconds of the simulator's clock.
 
     `ended` and `dropped` are the work of faults, `cancelled` is the client's.
     """
@@ -39,6 +40,7 @@ class LoggedRequest:
     query: Mapping[str, Sequence[str]] = field(default_factory=dict)
     content_encoding: str | None = None
     endpoint: Endpoint | None = None
+    at: float = 0.0
 
     @property
     def previous_response_id(self) -> str | None:

@@ -56,7 +56,7 @@ class SimulatorResource(Resource):
         assert request.content is not None
         raw = request.content.read()
         began = time.monotonic()
-        entry = _logged(request, len(raw))
+        entry = _logged(request, len(raw), self._simulator.clock.seconds())
         self._simulator.requests.add(entry)
         try:
             exchange = self._admitted(request, entry, raw)
@@ -135,7 +135,7 @@ class SimulatorResource(Resource):
         return NOT_DONE_YET
 
 
-def _logged(request: Request, size: int) -> LoggedRequest:
+def _logged(request: Request, size: int, at: float) -> LoggedRequest:
     """A request as it arrived; of headers that came several times the last."""
     headers = {
         name.decode("latin-1").lower(): values[-1].decode("latin-1")
@@ -154,6 +154,7 @@ def _logged(request: Request, size: int) -> LoggedRequest:
         path=request.path.decode("latin-1").rstrip("/"),
         query=query,
         content_encoding=headers.get("content-encoding"),
+        at=at,
     )
 
 

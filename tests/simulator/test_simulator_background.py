@@ -45,8 +45,10 @@ async def test_a_background_response_completes_by_itself(house: House) -> None:
     path = f"/responses/{made['id']}"
     assert await house.send("GET", path) == made
     house.simulator.clock.advance(SECONDS / 2)
+    assert house.simulator.requests[-1].at == 0.0
     running = await house.send("GET", path)
     assert (running["status"], running["output"]) == ("in_progress", [])
+    assert house.simulator.requests[-1].at == SECONDS / 2
     early = await house.create({"input": "more", "previous_response_id": made["id"]})
     assert early["error"]["param"] == "previous_response_id", "it cannot be continued yet"
     house.simulator.clock.pump([SECONDS / 50] * 50)
