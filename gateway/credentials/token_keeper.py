@@ -153,7 +153,7 @@ class TokenKeeper:
         )
         await self._write(tokens)
         self.issued_at = now
-        self._use(tokens)
+        self._use(tokens, lasts)
         _log.info(
             "account {name} has a new access token for {lasts}",
             name=self._name,
@@ -176,13 +176,12 @@ class TokenKeeper:
         else:
             self.unwritten = False
 
-    def _use(self, tokens: Tokens) -> None:
+    def _use(self, tokens: Tokens, lasts: float | None = None) -> None:
         if self.tokens is not None and self.tokens.access_token != tokens.access_token:
             self._previous = self.tokens.access_token
         self.tokens = tokens
         if tokens.access_token is not None:
             self.headers = key_header(tokens.access_token, self._auth_header)
-        ends_at = self.ends_at
         ahead = self._settings.refresh_before_seconds * (1 + _JITTER * self._jitter())
-        # Tokens that are good for less than twice that time are renewed at half-time.
-        self.due_at = ends_at - min(ahead, max(0.0, ends_at - self._clock.seconds()) / 2)
+        # What is good for less than twice that time is renewed at half-time.
+        self.due_at = self.ends_at - (ahead if lasts is None else min(ahead, lasts / 2))
