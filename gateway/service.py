@@ -6,33 +6,35 @@ import gc
 import os
 import resource
 import secrets
+import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any, NoReturn
 
 from autobahn.websocket import USES_NVX
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
-from twisted.web.client import HTTPConnectionPool
 
-from .accounts.account import Account
 from .accounts.bindings import Bindings
+from .accounts.catalogue import Catalogues
 from .accounts.pool import Pool
 from .accounts.waiting import WaitingRoom
 from .admin.resource import AdminSite
 from .admin.status import Status
-from .config import AccountSettings, Settings, SimulatorSettings
-from .credentials.choose import credentials_for
+from .config import AccountSettings, ConfigError, Settings, SimulatorSettings
 from .downstream.admission import Admission
 from .downstream.front import FrontFactory
+from .downstream.http.chat import Chat
+from .downstream.http.compact import Inputs
+from .downstream.http.models import Models
 from .downstream.http.responses import Responses
 from .downstream.http.routes import Routes
 from .downstream.http.site import HttpSite
+from .downstream.http.stored import Stored
 from .downstream.http.table import endpoints
 from .downstream.websocket import ResponsesFactory
 from .ledger.memory import MemoryLedger
@@ -42,13 +44,12 @@ from .listening import CannotListen, DoorService, ListenerService
 from .log import log_observer
 from .options import Options
 from .protocol.turn_state import TurnStates
+from .reload import Reloads
+from .roster import Roster
 from .simulator import SimulatedAccount, Simulator, SimulatorService
 from .tenants.tenants import Tenants
 from .turn.environment import TurnEnvironment
 from .turn.journal import TurnJournal
-from .upstream.client import http_client
-from .upstream.egress import EgressPaths
-from .upstream.http import HttpTimeouts, HttpUpstream
 
 __all__ = ["Options", "makeService"]
 
@@ -77,15 +78,17 @@ class GatewayService(MultiService):
     def __init__(self, settings: Settings, reactor: Any) -> None:
         super().__init__()
         self.settings = settings
-        self._upstreams: list[HttpUpstream] = []
-        self._paths = EgressPaths(reactor.seconds, settings.routing.cooldown_max_seconds)
-        accounts = self._simulated(reactor) if not settings.accounts else self._real(reactor)
+        self._roster = Roster(reactor, settings)
+        if settings.accounts:
+            self._roster.arrange(settings)
+        else:
+            self._simulate(reactor)
         ttl = settings.ledger.ttl_minutes * 60
         ledger = MemoryLedger(settings.ledger.max_bytes, ttl, reactor.seconds)
         routing = settings.routing
         bindings = Bindings(routing.max_bindings, routing.affinity_minutes * 60, reactor.seconds)
         waiting = WaitingRoom(reactor, routing.max_waiting)
-        pool = Pool(accounts, bindings, routing)
+        pool = Pool(self._roster.accounts, bindings, routing)
         self.tenants = Tenants(settings.keys, reactor.seconds)
         pool.released = self.tenants.freed = waiting.wake
         self.environment = TurnEnvironment(
@@ -101,6 +104,7 @@ class GatewayService(MultiService):
             hold_seconds=settings.session.hold_seconds,
             keepalive_seconds=settings.session.keepalive_seconds,
         )
+        self._catalogues = Catalogues(reactor)
         self.admission = Admission(settings.limits.max_connections)
         self.door = ResponsesFactory(
             reactor, self.environment, settings, self.tenants, self.admission
@@ -128,30 +132,45 @@ class GatewayService(MultiService):
         stopped: Deferred[Any] = self._door_service.finish_turns()
         stopped.addCallback(lambda _: self.environment.waiting.stop())
         stopped.addCallback(lambda _: MultiService.stopService(self))
-        stopped.addCallback(self._close_upstreams)
+        stopped.addCallback(lambda _: self._roster.close())
         return stopped
 
     def _front(self, reactor: Any) -> FrontFactory:
         """One listener for WebSocket and HTTP clients."""
-        routes = Routes(endpoints(Responses(self.environment, self.admission)))
+        environment = self.environment
+        routes = Routes(
+            endpoints(
+                Responses(environment, self.admission),
+                Stored(environment),
+                Inputs(environment),
+                Models(environment.pool, self._catalogues, self.tenants.may_use),
+                Chat(environment),
+            )
+        )
         site = HttpSite(reactor, routes, self.settings, self.tenants, self.admission, self.door)
         return FrontFactory(reactor, self.door, site, self.settings.timeouts.handshake_seconds)
 
     def _forget_what_is_old(self) -> None:
         self.environment.ledger.expire()
         self.environment.pool.bindings.expire()
+        self._roster.release_idle()
 
-    def _close_upstreams(self, _: object) -> Deferred[None]:
-        closed = gatherResults([upstream.close() for upstream in self._upstreams])
-        return closed.addCallback(lambda _: None)
+    def arrange(self, settings: Settings, before: Settings) -> None:
+        """Put changed settings into force; what they do not name stays as it is."""
+        environment = self.environment
+        for account in self._roster.arrange(settings, before):
+            environment.pool.bindings.forget_account(account.name)
+        environment.pool.arrange(self._roster.accounts, settings.routing)
+        environment.pool.bindings.arrange(
+            settings.routing.max_bindings, settings.routing.affinity_minutes * 60
+        )
+        environment.waiting.max_waiting = settings.routing.max_waiting
+        self.tenants.arrange(settings.keys)
+        self.admission.max_connections = settings.limits.max_connections
+        self.door.arrange(settings)
+        environment.waiting.wake()
 
-    def _real(self, reactor: Any) -> list[Account]:
-        return [
-            self._account(reactor, each, partial(str, each.base_url))
-            for each in self.settings.accounts
-        ]
-
-    def _simulated(self, reactor: Any) -> list[Account]:
+    def _simulate(self, reactor: Any) -> None:
         """Accounts of the built-in simulator, whose port is known once it listens."""
         wanted = self.settings.simulator or SimulatorSettings()
         simulated = [
@@ -161,46 +180,29 @@ class GatewayService(MultiService):
         simulator = Simulator(simulated, reactor, event_delay=_SIMULATED_PAUSE)
         service = SimulatorService(simulator, reactor)
         service.setServiceParent(self)
-        return [
-            self._account(
-                reactor,
+        self._roster.accounts += [
+            self._roster.add(
                 AccountSettings(name=each.name, base_url="simulator", key=each.key),
                 service.base_url,
+                self.settings.timeouts,
+                self.settings.routing.cooldown_max_seconds,
             )
             for each in simulated
         ]
-
-    def _account(self, reactor: Any, settings: AccountSettings, base_url: Any) -> Account:
-        timeouts = self.settings.timeouts
-        way = self._paths.egress(
-            settings.proxy, settings.ca_file, settings.client_cert_file, settings.client_key_file
-        )
-        # Tokens are asked for so seldom that no connection is kept for it.
-        unkept = HTTPConnectionPool(reactor, persistent=False)
-        for_tokens = http_client(reactor, unkept, timeouts.connect_seconds, way)
-        upstream = HttpUpstream(
-            reactor,
-            base_url,
-            credentials_for(settings, reactor, for_tokens),
-            HttpTimeouts(
-                timeouts.connect_seconds, timeouts.first_byte_seconds, timeouts.idle_seconds
-            ),
-            way,
-        )
-        self._upstreams.append(upstream)
-        cooldown_max = self.settings.routing.cooldown_max_seconds
-        return Account(settings, upstream, reactor.seconds, cooldown_max, way)
 
 
 class TwistdService(GatewayService):
     """The gateway under twistd: its log, and starts that fail in one line.
 
-    :param twistd: twistd's own options.
+    :param options: the command line.
+    :ivar reloads: the settings in force, and what became of later ones.
     """
 
-    def __init__(self, settings: Settings, reactor: Any, twistd: Mapping[str, Any]) -> None:
-        super().__init__(settings, reactor)
-        self._twistd = twistd
+    def __init__(self, options: Options, reactor: Any) -> None:
+        super().__init__(options.settings, reactor)
+        self._twistd: Mapping[str, Any] = options.parent or {}
+        self._reactor = reactor
+        self.reloads = Reloads(options.settings, options.read, self.arrange, reactor.seconds)
 
     def setServiceParent(self, parent: Any) -> None:
         """Take over the application's log, unless the operator chose an observer."""
@@ -213,12 +215,21 @@ class TwistdService(GatewayService):
         """Start, or say in one line why not."""
         _collect_rarely()
         _allow_open_files()
+        signal.signal(signal.SIGHUP, self._hang_up)
         if not USES_NVX:
             _log.warn("Autobahn's native code is missing: large messages will stop the gateway")
         try:
             super().startService()
         except CannotListen as error:
             self._give_up(f"responses-gateway: {error}")
+
+    def _hang_up(self, *_: object) -> None:
+        """SIGHUP: read the configuration anew, between two events of the reactor."""
+        self._reactor.callFromThread(self._reload)
+
+    def _reload(self) -> None:
+        with suppress(ConfigError):  # the log has it, and the admin side
+            self.reloads.reload()
 
     def _give_up(self, line: str) -> NoReturn:
         """End a start that failed the way twistd would, less the traceback.
@@ -265,4 +276,4 @@ def makeService(options: Options, reactor: Any = None) -> TwistdService:
     """What twistd runs; see :class:`~gateway.options.Options`."""
     if reactor is None:
         from twisted.internet import reactor
-    return TwistdService(options.settings, reactor, options.parent or {})
+    return TwistdService(options, reactor)

@@ -32,6 +32,10 @@ class LearnedContinuity:
         """Why responses of this ``store`` flag are not chained here, or None."""
         return self._forgets.get(store)
 
+    def trusts(self, store: bool) -> bool:
+        """Whether the account has shown that it continues responses of this ``store`` flag."""
+        return store not in self._forgets and self._trust.get(store, -1) >= 0
+
     def continued(self, store: bool) -> None:
         """The account took up a response it was asked to continue."""
         self._trust[store] = _DOUBTS

@@ -167,10 +167,13 @@ class Passage:
         """
         self._start(InTurn(accounts, self._at, self.search_failed, unknown))
 
-    def cancel(self) -> None:
-        """The client is gone."""
+    def cancel(self, satisfied: bool = False) -> None:
+        """The client is gone.
+
+        :param satisfied: it had all that it wanted; some do not wait for the end.
+        """
         if self._state is not PassageState.ENDED:
-            self._close("cancelled", None)
+            self._close("completed" if satisfied else "cancelled", None)
 
     def abandon(self, error: ApiError) -> None:
         """The gateway gives it up."""

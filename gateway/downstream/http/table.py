@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from .chat import Chat
+from .compact import Inputs
+from .models import Models
 from .responses import Responses
 from .routes import Table
+from .stored import Stored
 
 
-def endpoints(responses: Responses) -> Table:
+def endpoints(
+    responses: Responses, stored: Stored, inputs: Inputs, models: Models, chat: Chat
+) -> Table:
     """What is served, without prefixes."""
     return {
         "/responses": {"POST": responses.create},
+        "/responses/compact": {"POST": inputs.compact},
+        "/responses/input_tokens": {"POST": inputs.count},
+        "/responses/{response_id}": {"GET": stored.retrieve, "DELETE": stored.delete},
+        "/responses/{response_id}/cancel": {"POST": stored.cancel},
+        "/responses/{response_id}/input_items": {"GET": stored.input_items},
+        "/models": {"GET": models.index},
+        "/models/{model}": {"GET": models.retrieve},
+        "/chat/completions": {"POST": chat.complete},
     }

@@ -1,0 +1,131 @@
+"""``POST /v1/chat/completions``: stateless, so any account that takes them will do (§7)."""
+
+from __future__ import annotations
+
+from ...accounts.account import Account
+from ...accounts.affinity import AffinityKey, affinity_keys, connection_key
+from ...accounts.pool import Wanted
+from ...protocol.chat import TAIL_BYTES, ChatRequest, chat_body, last_usage, read_chat
+from ...protocol.errors import ApiError
+from ...protocol.refusals import may_move
+from ...protocol.request import TurnRequest
+from ...protocol.usage import Usage
+from ...turn.continuity import TurnContinuity
+from ...turn.environment import TurnContext, TurnEnvironment
+from ...turn.passage import Passage
+from ...upstream.interface import UpstreamCall
+from .passing import EVENT_STREAM, JSON, PassedAnswer, call_headers, context_of
+from .request import HttpRequest
+
+_PATH = "/chat/completions"
+
+#: What ends a stream; clients leave as they see it.
+_LAST_CHUNK = b"data: [DONE]"
+
+
+class ChatCargo:
+    """One chat completion."""
+
+    what = "chat completion"
+    generates = True
+    held_bytes = 0
+
+    def __init__(self, context: TurnContext, request: ChatRequest) -> None:
+        self.model: str | None = request.model
+        self.size = len(request.body)
+        self._context = context
+        self._request = request
+
+    def call_for(self, account: Account) -> UpstreamCall:
+        """See :class:`~gateway.turn.passage.Cargo`."""
+        settings = account.settings
+        body = chat_body(
+            self._request, settings.aliases.get(self.model or ""), settings.store != "never"
+        )
+        accept = EVENT_STREAM if self._request.stream else JSON
+        return UpstreamCall("POST", _PATH, call_headers(self._context, account, accept), body)
+
+    def mended(self, account: Account, error: ApiError) -> bool:
+        """See :class:`~gateway.turn.passage.Cargo`."""
+        return False
+
+    def may_move(self, error: ApiError) -> bool:
+        """See :class:`~gateway.turn.passage.Cargo`."""
+        return may_move(error) or error.status == 405
+
+
+class ChatAnswer(PassedAnswer):
+    """The answer, whose end tells what it took.
+
+    :param passing_key: the affinity key of this request alone, or None.
+    """
+
+    def __init__(
+        self,
+        environment: TurnEnvironment,
+        request: HttpRequest,
+        passing_key: AffinityKey | None,
+    ) -> None:
+        super().__init__(environment, request)
+        self._passing_key = passing_key
+        self._tail = b""
+
+    def client_gone(self) -> None:
+        """See :class:`PassedAnswer`."""
+        self._forget()
+        if self.passage is not None:
+            self.passage.cancel(satisfied=self._tail.rstrip().endswith(_LAST_CHUNK))
+
+    def passage_relays(self, data: bytes) -> None:
+        """See ``PassageDoor``."""
+        self._tail = (self._tail + data)[-TAIL_BYTES:]
+        super().passage_relays(data)
+
+    def passage_usage(self) -> Usage | None:
+        """See ``PassageDoor``."""
+        return last_usage(self._tail)
+
+    def passage_ended(self, error: ApiError | None) -> None:
+        """See ``PassageDoor``."""
+        self._forget()
+        super().passage_ended(error)
+
+    def _forget(self) -> None:
+        if self._passing_key is not None:
+            self.environment.pool.bindings.release(self._passing_key)
+
+
+class Chat:
+    """The handler."""
+
+    def __init__(self, environment: TurnEnvironment) -> None:
+        self._environment = environment
+
+    def complete(self, request: HttpRequest, tenant: str) -> None:
+        """``POST /chat/completions``."""
+        environment = self._environment
+        chat = read_chat(request.body)
+        keys = affinity_keys(tenant, request.headers, {}, chat.prompt_cache_key, request.connection)
+        passing = connection_key(tenant, request.connection)
+        context = context_of(environment, request, tenant, keys)
+        answer = ChatAnswer(environment, request, passing if passing in keys else None)
+        passage = Passage(environment, context, ChatCargo(context, chat), answer)
+        answer.opens(passage)
+        wanted = Wanted(chat.model, keys, chat=True)
+        passage.through_the_pool(wanted, TurnContinuity(None, _as_turn(chat)))
+
+
+def _as_turn(chat: ChatRequest) -> TurnRequest:
+    """A turn that continues nothing and holds nothing of any account's."""
+    return TurnRequest(
+        members=chat.members,
+        items=(),
+        model=chat.model,
+        previous_response_id=None,
+        store=True,
+        prewarm=False,
+        stream_id=None,
+        prompt_cache_key=chat.prompt_cache_key,
+        in_conversation=False,
+        size=len(chat.body),
+    )

@@ -1,0 +1,169 @@
+"""``POST /v1/responses/compact`` and ``…/input_tokens``: a conversation as a whole (§6.5, §7).
+
+They take the input of a turn: what it continues is named to the account that holds it, or
+sent along.  A compaction starts a new chain, which only the account that sealed it can read.
+"""
+
+from __future__ import annotations
+
+from ...accounts.account import Account
+from ...accounts.affinity import derived_cache_key, http_affinity_keys
+from ...accounts.pool import Wanted
+from ...ledger.continuation import Plan, Route, whole_plan
+from ...ledger.records import Record
+from ...protocol.compacting import input_body, read_compacted
+from ...protocol.dialect import Dialect
+from ...protocol.errors import ApiError
+from ...protocol.refusals import may_move, refuses_continuation
+from ...protocol.request import TurnRequest, read_members, read_post
+from ...protocol.turn_state import TURN_STATE, TurnState
+from ...protocol.usage import Usage
+from ...turn.continuity import TurnContinuity
+from ...turn.environment import TurnContext, TurnEnvironment
+from ...turn.passage import Passage
+from ...upstream.interface import UpstreamCall
+from ..lineage import Lineage
+from .passing import JSON, PassedAnswer, call_headers, context_of
+from .request import HttpRequest
+
+#: Bounds on answers that are held until they are whole, in bytes.
+_MAX_COMPACTION = 64 * 1024 * 1024
+_MAX_COUNT = 1024 * 1024
+
+#: Answers at paths that an account's service does not have; another one's may.
+_NOT_SERVED = frozenset({404, 405, 501})
+
+
+class InputCargo:
+    """One request with the input of a turn.
+
+    :param path: without the query.
+    :param state: what the client's turn state says, or None.
+    """
+
+    def __init__(
+        self,
+        context: TurnContext,
+        request: TurnRequest,
+        continuity: TurnContinuity,
+        state: TurnState | None,
+        path: str,
+        compacts: bool,
+    ) -> None:
+        self.what = "compaction" if compacts else "token count"
+        self.model = request.model
+        self.size = request.size
+        self.generates = compacts
+        self.held_bytes = _MAX_COMPACTION if compacts else _MAX_COUNT
+        self._context = context
+        self._request = request
+        self._continuity = continuity
+        self._state = state
+        self._path = path
+        self._plan: Plan | None = None
+
+    def call_for(self, account: Account) -> UpstreamCall:
+        """See :class:`~gateway.turn.passage.Cargo`."""
+        plan = self._plan = self._planned(account)
+        settings = account.settings
+        derives = self.generates and settings.derive_cache_key
+        dialect = Dialect(
+            settings.aliases.get(self.model or ""),
+            frozenset(settings.strip),
+            cache_key=derived_cache_key(self._context.affinity) if derives else None,
+        )
+        headers = call_headers(self._context, account, JSON)
+        if self._state is not None and self._state.account == account.name and self._state.upstream:
+            headers[TURN_STATE] = self._state.upstream
+        body = input_body(self._request, plan.items, plan.previous_response_id, dialect)
+        return UpstreamCall("POST", self._path, headers, body)
+
+    def mended(self, account: Account, error: ApiError) -> bool:
+        """See :class:`~gateway.turn.passage.Cargo`."""
+        return self._plan is not None and self._continuity.mended(account, self._plan, error)
+
+    def may_move(self, error: ApiError) -> bool:
+        """See :class:`~gateway.turn.passage.Cargo`.
+
+        A response that nobody here knows was named to one account, and only that can know it.
+        """
+        if not self._continuity.can_replay and refuses_continuation(error):
+            return False
+        return may_move(error) or error.status in _NOT_SERVED
+
+    def _planned(self, account: Account) -> Plan:
+        """How the context gets there.
+
+        The answer does not show whether a previous response was taken up, so it is named
+        only where that is sure: an account that ignored it would compact half of it.
+        """
+        plan = self._continuity.plan(account)
+        parent = self._context.parent
+        if plan.route is not Route.CHAINED or parent is None or parent.foreign:
+            return plan
+        if account.settings.continuity == "chain" or account.learned.trusts(parent.store):
+            return plan
+        request = self._request
+        reason = "it is not known that the account continues responses"
+        return whole_plan(parent, request.items, account.name, request.store, reason)
+
+
+class InputAnswer(PassedAnswer):
+    """The answer; what it seals is noted under the account that sealed it."""
+
+    _usage: Usage | None = None
+
+    def passage_relays(self, data: bytes) -> None:
+        """See ``PassageDoor``; the answer was held, so this is all of it."""
+        compacted = read_compacted(data)
+        self._usage = compacted.usage
+        if self.passage is not None and self.passage.account is not None:
+            for item in compacted.items:
+                self.environment.seals.issued(item, self.passage.account.name)
+        super().passage_relays(data)
+
+    def passage_usage(self) -> Usage | None:
+        """See ``PassageDoor``."""
+        return self._usage
+
+
+class Inputs:
+    """The handlers."""
+
+    def __init__(self, environment: TurnEnvironment) -> None:
+        self._environment = environment
+
+    def compact(self, request: HttpRequest, tenant: str) -> None:
+        """``POST /responses/compact``."""
+        self._pass(request, tenant, "/responses/compact", compacts=True)
+
+    def count(self, request: HttpRequest, tenant: str) -> None:
+        """``POST /responses/input_tokens``."""
+        self._pass(request, tenant, "/responses/input_tokens", compacts=False)
+
+    def _pass(self, request: HttpRequest, tenant: str, path: str, compacts: bool) -> None:
+        environment = self._environment
+        asked = read_post(
+            read_members(request.body), len(request.body), environment.seals.issuer_of
+        )
+        keys = http_affinity_keys(tenant, request.headers, asked)
+        context = context_of(environment, request, tenant, keys, self._parent(asked, tenant))
+        continuity = TurnContinuity(context.parent, asked)
+        state = environment.turn_states.unwrap(tenant, context.turn_state)
+        cargo = InputCargo(context, asked, continuity, state, path, compacts)
+        answer = InputAnswer(environment, request)
+        passage = Passage(environment, context, cargo, answer)
+        answer.opens(passage)
+        wanted = Wanted(asked.model, keys, turn_state=None if state is None else state.account)
+        passage.through_the_pool(wanted, continuity)
+
+    def _parent(self, asked: TurnRequest, tenant: str) -> Record | None:
+        """The response whose conversation this is about.
+
+        :raises ApiError: 400 for one that cannot be continued.
+        """
+        environment = self._environment
+        lineage = Lineage(
+            environment.ledger, tenant, always=False, asks_upstream=environment.limits.one_tenant
+        )
+        return lineage.parent_of(asked, None)[0]
