@@ -85,6 +85,8 @@ def build_body(
         members["prompt_cache_key"] = msgspec.json.encode(dialect.cache_key)
     if "client_metadata" in members:
         members["client_metadata"] = _http_metadata(bytes(members["client_metadata"]))
+    if items is None and not dialect.stores and bytes(members.get("input", b""))[:1] == b'"':
+        items = [item.raw for item in request.items]  # ChatGPT's backend takes only a list
     if dialect.hoists_tools:
         whole = [item.raw for item in request.items] if items is None else items
         kept, tools = hoist_tools(whole, bytes(members.get("tools", b"null")))

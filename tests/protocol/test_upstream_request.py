@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.protocol.dialect import Dialect
 from gateway.protocol.request import TurnRequest, read_create, read_members
 from gateway.protocol.upstream_request import build_body, build_headers, forwardable
 
@@ -71,6 +72,13 @@ def test_replayed_items_keep_their_bytes() -> None:
     built = build_body(request(input="ignored"), [b'{ "a":1 }', b'{"b" :2}'], None)
     assert b'"input":[{ "a":1 },{"b" :2}]' in built
     assert b"ignored" not in built
+
+
+def test_services_that_never_store_get_text_as_a_list() -> None:
+    plain = request(model="m", input="hi")
+    assert json.loads(build_body(plain, None, None))["input"] == "hi"
+    listed = json.loads(build_body(plain, None, None, Dialect(stores=False)))["input"]
+    assert listed == [{"type": "message", "role": "user", "content": "hi"}]
 
 
 def test_nothing_of_the_gateways_own_goes_upstream() -> None:
