@@ -55,11 +55,19 @@ class Options(usage.Options):
         if surplus:
             raise usage.UsageError(f"unexpected argument '{surplus[0]}'; a file needs --config")
 
+    def read(self) -> Settings:
+        """The configuration as it is now.
+
+        :raises ConfigError: when it is not right.
+        """
+        path = self["config"]
+        return Settings() if path is None else read_settings(path, os.environ)
+
     def postOptions(self) -> None:
         """Load the configuration, and stop here when only a check was asked for."""
         path = self["config"]
         try:
-            self.settings = read_settings(path, os.environ) if path is not None else Settings()
+            self.settings = self.read()
         except ConfigError as error:
             _fail(str(error))
         if self["check"]:

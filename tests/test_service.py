@@ -19,6 +19,7 @@ from gateway import service
 from gateway.config import AccountSettings, AdminSettings, Settings, TimeoutSettings
 from gateway.ledger.records import Record
 from gateway.listening import CannotListen
+from gateway.options import Options
 from gateway.service import GatewayService, TwistdService
 
 ACCOUNT = AccountSettings(name="a", base_url="http://upstream.test/v1", key="sk-a")
@@ -29,6 +30,14 @@ def reactor(monkeypatch: pytest.MonkeyPatch) -> MemoryReactorClock:
     reactor = MemoryReactorClock()
     monkeypatch.setattr(txaio.config, "loop", reactor)
     return reactor
+
+
+def options(twistd: dict[str, Any]) -> Options:
+    """The command line of a start with ``twistd`` as its own options."""
+    made = Options()
+    made["config"] = None
+    made.settings, made.parent = settings(), twistd
+    return made
 
 
 class NoPorts(MemoryReactorClock):
@@ -174,7 +183,7 @@ def test_in_the_foreground_a_failed_start_is_printed_and_ends_with_1(
     pidfile.write_text("1")
     twistd = {"nodaemon": True, "pidfile": str(pidfile)}
     with pytest.raises(SystemExit) as caught:
-        TwistdService(settings(), NoPorts(), twistd).startService()
+        TwistdService(options(twistd), NoPorts()).startService()
     assert caught.value.code == 1
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -186,7 +195,7 @@ def test_a_daemon_hands_the_line_to_who_waits_for_its_start(tmp_path: Path, quie
     reader, writer = os.pipe()
     twistd = {"nodaemon": False, "pidfile": str(tmp_path / "pid"), "statusPipe": writer}
     with pytest.raises(SystemExit):
-        TwistdService(settings(), NoPorts(), twistd).startService()
+        TwistdService(options(twistd), NoPorts()).startService()
     os.close(writer)
     with open(reader, "rb") as pipe:
         assert pipe.read().startswith(b"1 responses-gateway: admin.listen: ")
@@ -195,6 +204,6 @@ def test_a_daemon_hands_the_line_to_who_waits_for_its_start(tmp_path: Path, quie
 def test_it_brings_its_own_log_unless_syslog_is_wanted(reactor: MemoryReactorClock) -> None:
     for twistd, expected in (({"nodaemon": True}, True), ({"syslog": True}, False)):
         application: Componentized = Application("test")
-        TwistdService(settings(), reactor, twistd).setServiceParent(application)
+        TwistdService(options(twistd), reactor).setServiceParent(application)
         observer = application.getComponent(ILogObserver, None)
         assert (observer is not None) is expected

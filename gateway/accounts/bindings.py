@@ -151,6 +151,11 @@ class Bindings:
                 binding.stand_in = binding.stand_in_why = None
         return len(moved)
 
+    def arrange(self, max_bindings: int, ttl_seconds: float) -> None:
+        """Take these bounds from now on."""
+        self.max_bindings = max_bindings
+        self._ttl_seconds = ttl_seconds
+
     def expire(self) -> None:
         """Forget what is too old; to be called now and then."""
         now = self._now()

@@ -10,6 +10,7 @@ from gateway.config.settings import Section, Settings
 # limits, timeouts, keys), by the next turn (routing, accounts) or at once (log.level, admin.token).
 _FIXED = (
     *("listen", "admin.listen", "simulator"),
+    *("session.hold_seconds", "session.keepalive_seconds"),
     # The WebSocket factory negotiates with these.
     *("session.compression", "session.max_message_bytes", "timeouts.handshake_seconds"),
     *("ledger.max_bytes", "ledger.ttl_minutes"),

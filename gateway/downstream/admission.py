@@ -25,7 +25,7 @@ class Admission:
     """
 
     def __init__(self, max_connections: int) -> None:
-        self._max_connections = max_connections
+        self.max_connections = max_connections
         self._guests: set[Guest] = set()
         self._draining = False
         self._when_empty: list[Callable[[], None]] = []
@@ -45,7 +45,7 @@ class Admission:
         """
         if self._draining:
             raise _unavailable("The gateway is stopping.", 5)
-        if guest not in self._guests and len(self._guests) >= self._max_connections:
+        if guest not in self._guests and len(self._guests) >= self.max_connections:
             raise _unavailable("The gateway has as many connections as it may.", 30)
         self._guests.add(guest)
 

@@ -105,7 +105,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         if error is None:
             error = ApiError(code, "invalid_request_error", reason)
         headers = {}
-        if code == HTTPStatus.UPGRADE_REQUIRED:
+        if error.status == HTTPStatus.UPGRADE_REQUIRED:
             headers = {"upgrade": "websocket", "sec-websocket-version": "13"}
         self.sendData(refusal(error, headers))
         self.dropConnection(abort=False)
@@ -348,6 +348,17 @@ class ResponsesFactory(WebSocketServerFactory):
             forwardable(request.headers),
             _told(request.headers),
         )
+
+    def arrange(self, settings: Settings) -> None:
+        """Take these settings for new connections; a key that is gone, or changed, takes its
+        connections along when their turns have ended."""
+        changed = set(self._settings.keys) - set(settings.keys)
+        self._settings = settings
+        self.stall_seconds = settings.timeouts.stall_seconds
+        gone = {key.name for key in changed if not self._tenants.admits(key)}
+        for session in self.sessions():
+            if session.tenant in gone or not self._tenants.knows(session.tenant):
+                session.drain()
 
     def left(self, protocol: ResponsesProtocol) -> None:
         """A connection ended."""

@@ -22,6 +22,10 @@ class Authenticator:
     def __init__(self, keys: Sequence[KeySettings]) -> None:
         self._keys = [(key.name, _digest(key)) for key in keys]
 
+    def knows(self, key: KeySettings) -> bool:
+        """Whether ``key`` opens the door, to the same tenant."""
+        return (key.name, _digest(key)) in self._keys
+
     def tenant(self, headers: Mapping[str, str]) -> str:
         """The name of the client's key.
 

@@ -47,6 +47,10 @@ class Tenants:
         """The name of a client's key; see :meth:`Authenticator.tenant`."""
         return self._authenticator.tenant(headers)
 
+    def admits(self, key: KeySettings) -> bool:
+        """Whether clients with this very key are still let in."""
+        return self._authenticator.knows(key)
+
     def knows(self, tenant: str) -> bool:
         """Whether the key is still configured."""
         return tenant in self._tenants

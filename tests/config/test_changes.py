@@ -21,7 +21,10 @@ def load(more: str = "", base: str = BASE) -> Settings:
     ("more", "paths"),
     [
         ("listen: 'tcp:1:interface=127.0.0.1'", ["listen"]),
-        ("session: {compression: true, hold_seconds: 1}", ["session.compression"]),
+        (
+            "session: {compression: true, hold_seconds: 1}",
+            ["session.hold_seconds", "session.compression"],
+        ),
         ("session: {max_message_bytes: 2048}", ["session.max_message_bytes"]),
         ("timeouts: {handshake_seconds: 1, idle_seconds: 1}", ["timeouts.handshake_seconds"]),
         (

@@ -1,0 +1,72 @@
+"""Reading the configuration anew while the gateway runs (SIGHUP, or the admin side)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from twisted.logger import Logger
+
+from .config import ConfigError, Settings, needs_restart
+
+_log = Logger(namespace="gateway.reload")
+
+
+class Rejected(NamedTuple):
+    """A configuration that was not taken.
+
+    :ivar at: unix seconds.
+    :ivar error: the line that says why.
+    """
+
+    at: float
+    error: str
+
+
+class Reloads:
+    """Replaces the settings in force, all of them or none.
+
+    :param settings: those in force.
+    :param read: reads them anew.
+    :param apply: puts new ones into force, given the old ones.
+    :param now: unix seconds.
+    :ivar generation: counts the configurations that were in force.
+    :ivar last_rejected: the last one that was not taken, until a later one is; or None.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        read: Callable[[], Settings],
+        apply: Callable[[Settings, Settings], None],
+        now: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.generation = 1
+        self.last_rejected: Rejected | None = None
+        self._read = read
+        self._apply = apply
+        self._now = now
+
+    def reload(self) -> str:
+        """Read and apply; what cannot be read changes nothing.
+
+        :return: what came of it, in one line.
+        :raises ConfigError: when the new configuration is not taken.
+        """
+        try:
+            settings = self._read()
+        except ConfigError as error:
+            self.last_rejected = Rejected(self._now(), str(error))
+            _log.error("the configuration in force stays: {error}", error=str(error))
+            raise
+        old, self.settings = self.settings, settings
+        waiting = needs_restart(old, settings)
+        self._apply(settings, old)
+        self.generation += 1
+        self.last_rejected = None
+        line = f"configuration {self.generation} is in force"
+        if waiting:
+            line += f"; a restart is needed for {', '.join(waiting)}"
+        _log.info("{line}", line=line)
+        return line

@@ -1,0 +1,56 @@
+"""A configuration read anew: what it changes at once, what waits, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.config import ConfigError, Settings, load_settings
+from gateway.reload import Reloads
+
+BASE = "accounts: [{name: a, preset: ollama}]\n"
+
+
+class Files:
+    """A configuration file that the test rewrites, and what was applied of it."""
+
+    def __init__(self) -> None:
+        self.text = BASE
+        self.applied: list[tuple[Settings, Settings]] = []
+        self.reloads = Reloads(
+            self.read(), self.read, lambda new, old: self.applied.append((new, old)), lambda: 7.0
+        )
+
+    def read(self) -> Settings:
+        return load_settings(self.text, {}, "gateway.yaml")
+
+
+def test_new_settings_come_into_force_with_the_next_number() -> None:
+    files = Files()
+    before = files.reloads.settings
+    files.text = BASE + "routing: {strategy: weighted}"
+    assert files.reloads.reload() == "configuration 2 is in force"
+    assert files.applied == [(files.reloads.settings, before)]
+    assert files.reloads.settings.routing.strategy == "weighted"
+
+
+def test_what_cannot_be_read_changes_nothing_and_is_remembered() -> None:
+    files = Files()
+    before = files.reloads.settings
+    files.text = BASE + "routing: {strategy: wild}"
+    with pytest.raises(ConfigError, match="routing.strategy"):
+        files.reloads.reload()
+    assert (files.reloads.settings, files.reloads.generation) == (before, 1)
+    assert files.applied == []
+    rejected = files.reloads.last_rejected
+    assert rejected is not None
+    assert rejected.at == 7.0
+    assert "routing.strategy" in rejected.error
+    files.text = BASE
+    files.reloads.reload()
+    assert files.reloads.last_rejected is None, "a later one was taken"
+
+
+def test_what_needs_a_restart_is_named() -> None:
+    files = Files()
+    files.text = BASE + "listen: 'tcp:1:interface=127.0.0.1'\nrouting: {max_attempts: 1}"
+    assert files.reloads.reload() == ("configuration 2 is in force; a restart is needed for listen")
