@@ -196,7 +196,7 @@ class WireRequest(Request):
         self.setHeader(b"date", datetimeToString())
         for name, value in headers.items():
             self.setHeader(name.encode("latin-1", "replace"), value.encode("latin-1", "replace"))
-        if self.channel is not None and not self.channel.persistent:
+        if self.channel is not None and (self.channel.is_last or not self.channel.persistent):
             self.setHeader(b"connection", b"close")
         self.write(b"")
 
@@ -238,7 +238,7 @@ class HttpChannel(HTTPChannel):
         self.is_full = False
         self.last_write = 0
         self._phase = Phase.HEAD
-        self._is_last = False
+        self.is_last = False
         self._body_began = 0.0
         self._deadline = Deadline(site.reactor, self._too_slow)
         self._stalled = Deadline(site.reactor, self._reads_nothing)
@@ -255,11 +255,20 @@ class HttpChannel(HTTPChannel):
 
     def dataReceived(self, data: bytes) -> None:
         """The next request may begin with it."""
+        self._may_begin()
+        if self._phase is not Phase.CLOSING:
+            super().dataReceived(data)
+
+    def lineReceived(self, line: bytes) -> None:
+        """The next request may have waited for the last answer."""
+        self._may_begin()
+        if self._phase is not Phase.CLOSING:
+            super().lineReceived(line)
+
+    def _may_begin(self) -> None:
         if self._phase is Phase.IDLE:
             self._enter(Phase.HEAD)
             self._deadline.start(self.site.head_seconds)
-        if self._phase is not Phase.CLOSING:
-            super().dataReceived(data)
 
     def allHeadersReceived(self) -> None:
         """A head is complete: say whether the body is wanted before it is sent."""
@@ -278,7 +287,7 @@ class HttpChannel(HTTPChannel):
         """Whether another request may follow (RFC 9112 §9.3)."""
         values = request.requestHeaders.getRawHeaders(b"connection", [])
         options = {option.strip().lower() for option in b",".join(values).split(b",")}
-        return version == b"HTTP/1.1" and b"close" not in options and not self._is_last
+        return version == b"HTTP/1.1" and b"close" not in options and not self.is_last
 
     def allContentReceived(self) -> None:
         """A request is complete."""
@@ -288,7 +297,7 @@ class HttpChannel(HTTPChannel):
 
     def requestDone(self, request: Request) -> None:
         """An answer is complete."""
-        if self.persistent and not self._is_last:
+        if self.persistent and not self.is_last:
             self._enter(Phase.IDLE)
             self._deadline.start(IDLE_SECONDS)
         else:
@@ -308,7 +317,7 @@ class HttpChannel(HTTPChannel):
 
     def linger(self) -> None:
         """This request was refused before it was read: close, but not into its face."""
-        self._is_last = True
+        self.is_last = True
         self.persistent = False
         if self._phase is Phase.BODY:
             self._deadline.start(_LINGER_SECONDS)
@@ -392,14 +401,13 @@ class HttpChannel(HTTPChannel):
         try:
             self.site.admission.enter(self)
         except ApiError:
-            self._is_last = True
+            self.is_last = True
             self.persistent = False
             raise
 
     def drain(self) -> None:
-        """See ``Guest``."""
-        self._is_last = True
-        self.persistent = False
+        """See ``Guest``; a request whose head is on its way gets an answer yet."""
+        self.is_last = True
         if self._phase is Phase.IDLE:
             self.loseConnection()
 
@@ -417,7 +425,7 @@ class HttpChannel(HTTPChannel):
             if request.face is not None:
                 request.face.abandon(error)
         if self._phase is not Phase.CLOSING:
-            self.abort()
+            self.loseConnection()
 
     def loseConnection(self) -> None:
         """Close after what was written; a client that does not take it is not waited for."""
