@@ -52,7 +52,7 @@ class Reloads:
         """Read and apply; what cannot be read changes nothing.
 
         :return: what came of it, in one line.
-        :raises ConfigError: when the new configuration is not taken.
+        :raises ConfigError: when the new configuration is wrong.
         """
         try:
             settings = self._read()
@@ -60,9 +60,14 @@ class Reloads:
             self.last_rejected = Rejected(self._now(), str(error))
             _log.error("the configuration in force stays: {error}", error=str(error))
             raise
-        old, self.settings = self.settings, settings
-        waiting = needs_restart(old, settings)
-        self._apply(settings, old)
+        waiting = needs_restart(self.settings, settings)
+        try:
+            self._apply(settings, self.settings)
+        except Exception as error:  # a file that vanished since it was checked, or a bug
+            self.last_rejected = Rejected(self._now(), f"it cannot be applied: {error}")
+            _log.failure("the configuration in force stays")
+            raise
+        self.settings = settings
         self.generation += 1
         self.last_rejected = None
         line = f"configuration {self.generation} is in force"

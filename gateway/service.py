@@ -25,7 +25,7 @@ from .accounts.pool import Pool
 from .accounts.waiting import WaitingRoom
 from .admin.resource import AdminSite
 from .admin.status import Status
-from .config import AccountSettings, ConfigError, Settings, SimulatorSettings
+from .config import AccountSettings, Settings, SimulatorSettings
 from .downstream.admission import Admission
 from .downstream.front import FrontFactory
 from .downstream.http.chat import Chat
@@ -228,7 +228,7 @@ class TwistdService(GatewayService):
         self._reactor.callFromThread(self._reload)
 
     def _reload(self) -> None:
-        with suppress(ConfigError):  # the log has it, and the admin side
+        with suppress(Exception):  # the log has it, and the admin side
             self.reloads.reload()
 
     def _give_up(self, line: str) -> NoReturn:
