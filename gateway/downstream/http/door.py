@@ -118,9 +118,12 @@ class ObjectDoor(HttpDoor):
     """``stream: false``: the response object of the terminal event."""
 
     _terminal = b""
+    _told: Mapping[str, str] | None = None
 
     def relay(self, payloads: Sequence[bytes]) -> None:
         """See ``Door``."""
+        if self._told is None:
+            self._told = self.headers()  # at its end the turn has left its upstream
         for payload in payloads:
             if event_type(payload) in TERMINALS:
                 self._terminal = payload
@@ -128,7 +131,7 @@ class ObjectDoor(HttpDoor):
     def turn_ended(self) -> None:
         """See ``Door``."""
         if self._terminal and not self._request.started:
-            _answer_with_response(self._request, self._terminal, self.headers())
+            _answer_with_response(self._request, self._terminal, self._told or {})
         super().turn_ended()
 
 
