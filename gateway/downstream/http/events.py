@@ -24,7 +24,8 @@ def event_stream(payloads: Iterable[bytes]) -> bytes:
     """The events of ``payloads``, one JSON text each, joined for one write."""
     parts: list[bytes] = []
     for payload in payloads:
+        parts += b"event: ", event_type(payload), b"\ndata: "
         if b"\n" in payload:  # in JSON between values only: each line has a field of its own
             payload = payload.replace(b"\n", b"\ndata: ")
-        parts += b"event: ", event_type(payload), b"\ndata: ", payload, b"\n\n"
+        parts += payload, b"\n\n"
     return b"".join(parts)
