@@ -10,11 +10,14 @@ import enum
 import math
 import random
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..protocol.faults import Fault, FaultKind
 from ..protocol.limits import QuotaWindow
 from .breaker import Attempt, Breaker, BreakerState
+from .rest import AccountState, Rest, Unavailable
+
+__all__ = ["AccountState", "Health", "Permit", "Unavailable", "Wish"]
 
 #: Bounds on what is remembered of one account.
 MAX_MODELS = 200
@@ -33,20 +36,6 @@ _UNAUTHORIZED_SECONDS = 60.0
 _RATE_LIMITED_SECONDS = 1.0
 _MODEL_REFUSED_SECONDS = 60.0
 
-#: When to ask again while a probe is on its way, in seconds.
-_PROBE_SECONDS = 1.0
-
-
-class AccountState(enum.Enum):
-    """What the operator sees of an account."""
-
-    READY = "ready"
-    COOLING = "cooling"
-    EXHAUSTED = "exhausted"
-    UNAUTHORIZED = "unauthorized"
-    DISABLED = "disabled"
-    DRAINING = "draining"
-
 
 class Wish(enum.Enum):
     """What the operator wants of an account."""
@@ -63,71 +52,6 @@ WISHES = {
     "drain": {Wish.SERVE: Wish.DRAIN},
     "resume": {Wish.DRAIN: Wish.SERVE},
 }
-
-
-class Unavailable(NamedTuple):
-    """Why an account cannot serve.
-
-    :ivar state: of the account, or COOLING for the model alone.
-    :ivar why: for people.
-    :ivar until: unix seconds when it may be asked again; None until somebody acts.
-    :ivar resets_at: the upstream's own word for when, which may be far beyond ``until``.
-    :ivar kind: of the fault; None when the operator wants it so.
-    """
-
-    state: AccountState
-    why: str
-    until: float | None
-    resets_at: float | None = None
-    kind: FaultKind | None = None
-
-
-class _Rest:
-    """A breaker, and what tripped it."""
-
-    __slots__ = ("breaker", "fault", "state")
-
-    def __init__(self, state: AccountState, breaker: Breaker) -> None:
-        self.state = state
-        self.breaker = breaker
-        self.fault: Fault | None = None
-
-    def failed(self, attempt: Attempt | None, fault: Fault, first_seconds: float | None) -> None:
-        trips = self.breaker.trips
-        self.breaker.failed(attempt, fault.retry_at, first_seconds)
-        if self.breaker.trips != trips:
-            self.fault = fault
-
-    @property
-    def due(self) -> bool:
-        """Whether it waits for a probe."""
-        return self.breaker.state is BreakerState.HALF_OPEN
-
-    def unavailable(self, now: float) -> Unavailable | None:
-        """Why not, or None."""
-        if self.breaker.usable:
-            return None
-        probing = self.breaker.state is BreakerState.PROBING
-        fault = self.fault
-        why = fault.why if fault is not None else ""
-        return Unavailable(
-            self.state,
-            f"a probe is on its way after: {why}" if probing else why,
-            now + _PROBE_SECONDS if probing else self.breaker.until,
-            self.breaker.named,
-            fault.kind if fault is not None else None,
-        )
-
-    def shown(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "state": self.state.value,
-            "breaker": self.breaker.state.value,
-            "why": self.fault.why if self.fault is not None else None,
-            "since": self.breaker.since,
-            "until": self.breaker.until,
-            "resets_at": self.breaker.named,
-        }
 
 
 #: What an answer of each kind shows to work, whatever else it refuses.
@@ -160,7 +84,7 @@ class Permit:
     __slots__ = ("_attempts", "_health", "_model")
 
     def __init__(
-        self, health: Health, model: str | None, attempts: list[tuple[_Rest, Attempt]]
+        self, health: Health, model: str | None, attempts: list[tuple[Rest, Attempt]]
     ) -> None:
         self._health: Health | None = health
         self._model = model
@@ -212,9 +136,10 @@ class Health:
             "quota": self._rest(AccountState.EXHAUSTED, 1, _EXHAUSTED_SECONDS),
             "service": self._rest(AccountState.COOLING, _SERVICE_FAILURES, _SERVICE_SECONDS),
         }
-        self._models: dict[str | None, _Rest] = {}
+        self._models: dict[str | None, Rest] = {}
         self._windows: dict[str, QuotaWindow] = {}
         self._calm = True
+        self._told: tuple[float, float, Unavailable] | None = None
         self.blocked_until = 0.0
 
     def unavailable(self, model: str | None) -> Unavailable | None:
@@ -230,6 +155,10 @@ class Health:
         if cooled is not None:
             rests.append(cooled)
         return Permit(self, model, [(rest, rest.breaker.attempt()) for rest in rests])
+
+    def broke(self, model: str | None, fault: Fault) -> None:
+        """A turn failed that the account had taken up: its permit has ended by then."""
+        self._refused(model, [], fault)
 
     def disable(self) -> None:
         """The operator takes the account out, until :meth:`enable`."""
@@ -298,20 +227,35 @@ class Health:
             state = AccountState.DISABLED if disabled else AccountState.DRAINING
             return Unavailable(state, f"the operator: {state.value}", None)
         now = self._now()
-        reasons = [rest.unavailable(now) for rest in self._rests.values()]
-        self._block()
-        if model in self._models:
-            reasons.append(self._models[model].unavailable(now))
-        return max(filter(None, reasons), key=lambda reason: reason.until or 0.0, default=None)
+        found = self._look_at_account(now)
+        of_model = self._models.get(model)
+        if of_model is not None:
+            reasons = (found, of_model.unavailable(now))
+            found = max(filter(None, reasons), key=_until, default=None)
+        return found
 
-    def _succeeded(self, attempts: list[tuple[_Rest, Attempt]]) -> None:
+    def _look_at_account(self, now: float) -> Unavailable | None:
+        """While it rests the answer stays the same: a scan of many accounts asks often."""
+        if self._told is not None:
+            since, until, told = self._told
+            if since <= now < until:
+                return told
+        reasons = [rest.unavailable(now) for rest in self._rests.values()]
+        found = max(filter(None, reasons), key=_until, default=None)
+        self._block()
+        self._told = None
+        if found is not None and self.blocked_until > now:
+            self._told = (now, self.blocked_until, found)
+        return found
+
+    def _succeeded(self, attempts: list[tuple[Rest, Attempt]]) -> None:
         for rest, attempt in attempts:
             rest.breaker.succeeded(attempt)
         if self._models or not self._calm:
             self._changed()
 
     def _refused(
-        self, model: str | None, attempts: list[tuple[_Rest, Attempt]], fault: Fault
+        self, model: str | None, attempts: list[tuple[Rest, Attempt]], fault: Fault
     ) -> None:
         if fault.kind is FaultKind.EXHAUSTED and fault.retry_at is None:
             fault = fault._replace(retry_at=self._used_up_until())
@@ -329,7 +273,7 @@ class Health:
             tripped.failed(began, fault, _MODEL_SECONDS.get(fault.kind))
         self._changed()
 
-    def _tripped(self, model: str | None, fault: Fault) -> _Rest | None:
+    def _tripped(self, model: str | None, fault: Fault) -> Rest | None:
         """What a fault belongs to."""
         if fault.kind in _TRIPS:
             return self._rests[_TRIPS[fault.kind]]
@@ -344,8 +288,8 @@ class Health:
             self._models[model] = rest
         return rest
 
-    def _rest(self, state: AccountState, threshold: int, first_seconds: float) -> _Rest:
-        return _Rest(
+    def _rest(self, state: AccountState, threshold: int, first_seconds: float) -> Rest:
+        return Rest(
             state, Breaker(self._now, threshold, first_seconds, self._max_seconds, self._jitter)
         )
 
@@ -380,6 +324,7 @@ class Health:
             }
         resting = any(not rest.breaker.closed for rest in self._rests.values())
         self._calm = self._wish is Wish.SERVE and not resting
+        self._told = None
         self._block()
 
     def _block(self) -> None:
@@ -390,3 +335,7 @@ class Health:
             self.blocked_until = max(untils, default=0.0)
         else:
             self.blocked_until = math.inf
+
+
+def _until(reason: Unavailable) -> float:
+    return reason.until or 0.0

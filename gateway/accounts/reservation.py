@@ -42,9 +42,10 @@ class Reservation:
         A failure after the upstream took the turn up is news of its own.
         """
         if self._spent:
-            self._permit = self.account.health.reserve(self._model)
-        self._spent = True
-        self._permit.refused(fault)
+            self.account.health.broke(self._model, fault)
+        else:
+            self._spent = True
+            self._permit.refused(fault)
 
     def release(self) -> None:
         """The attempt is over.  An attempt that was only cancelled says nothing of the account."""

@@ -345,6 +345,39 @@ def test_turns_that_are_refused_together_lengthen_the_rest_once(
     assert bench.rest() == second
 
 
+def test_a_turn_that_breaks_after_it_was_taken_up_is_news(bench: Bench) -> None:
+    for _ in range(3):
+        bench.health.broke("m", bench.fault(FaultKind.EXHAUSTED))
+    assert bench.rest() == 60
+    bench.sleep()
+    bench.health.broke("m", bench.fault(FaultKind.EXHAUSTED))
+    assert bench.rest() == 60, "it was no probe"
+
+
+@pytest.mark.parametrize("kind", [FaultKind.REQUEST, FaultKind.RATE_LIMITED])
+def test_how_an_old_turn_breaks_ends_no_rest(bench: Bench, kind: FaultKind) -> None:
+    bench.refuse(FaultKind.SERVICE, 300)
+    bench.health.broke("n", bench.fault(kind))
+    assert bench.rest("m") == 300
+    bench.sleep()
+    bench.health.broke("n", bench.fault(kind))
+    assert bench.ready("m"), "nor does it take the probe"
+    assert bench.health.state is COOLING
+
+
+def test_asking_a_resting_account_again_tells_the_same(bench: Bench) -> None:
+    bench.refuse(FaultKind.EXHAUSTED, 300)
+    assert bench.look("n") is bench.look("n")
+    bench.now += 299.9
+    assert bench.look("n").until == START + 300
+    bench.health.drain()
+    assert bench.look("n").state is DRAINING
+    bench.health.resume()
+    assert bench.look("n").state is EXHAUSTED
+    bench.health.clear()
+    assert bench.ready("n")
+
+
 def test_the_later_of_two_resets_counts(bench: Bench) -> None:
     permits = [bench.health.reserve("m") for _ in range(3)]
     for permit, seconds in zip(permits, (100, 200, 150), strict=True):
@@ -552,6 +585,11 @@ class Machine(RuleBasedStateMachine):
         limits_model = kind in (FaultKind.RATE_LIMITED, FaultKind.MODEL_REFUSED)
         if limits_model or kind in (FaultKind.EXHAUSTED, FaultKind.UNAUTHORIZED):
             assert self.health.unavailable(model) is not None, "what refused is asked no more"
+
+    @rule(model=MODELS, kind=KINDS, retry_in=RETRY_IN)
+    def break_off(self, model: str | None, kind: FaultKind, retry_in: float | None) -> None:
+        fault = Fault(kind, "why", None if retry_in is None else self.now + retry_in)
+        self.health.broke(model, fault)
 
     @precondition(lambda self: self.running)
     @rule(which=WHICH)
