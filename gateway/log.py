@@ -29,14 +29,41 @@ _CHATTY = ("twisted.web.client._HTTP11ClientFactory",)
 _BREAKS = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def log_observer(settings: LogSettings, logfile: str | None) -> ILogObserver:
+class LogThreshold:
+    """What is logged and what is not; may change while the gateway runs.
+
+    :param level: the first one that is logged.
+    """
+
+    def __init__(self, level: str) -> None:
+        self.predicate = LogLevelFilterPredicate(LogLevel.lookupByName(level))
+        for namespace in _CHATTY:
+            self.predicate.setLogLevelForNamespace(namespace, LogLevel.warn)
+        self._level = level
+
+    @property
+    def level(self) -> str:
+        """The first one that is logged."""
+        return self._level
+
+    @level.setter
+    def level(self, level: str) -> None:
+        self.predicate.setLogLevelForNamespace("", LogLevel.lookupByName(level))
+        self._level = level
+
+
+def log_observer(
+    settings: LogSettings, logfile: str | None, threshold: LogThreshold | None = None
+) -> ILogObserver:
     """The observer that the settings ask for.
 
     :param logfile: path of the file, or None for standard output.
+    :param threshold: what is logged; by default what the settings say.
     """
+    threshold = threshold or LogThreshold(settings.level)
     out: Any = sys.stdout if logfile in (None, "-") else LogFile.fromFullPath(logfile)
     format = json_line if settings.format == "json" else text_line
-    return FilteringLogObserver(_file_observer(out, format), [_at_least(settings.level)])
+    return FilteringLogObserver(_file_observer(out, format), [threshold.predicate])
 
 
 def text_line(event: LogEvent) -> str | None:
@@ -76,10 +103,3 @@ def _escaped(found: re.Match[str]) -> str:
 
 def _file_observer(out: IO[Any], format: Any) -> FileLogObserver:
     return FileLogObserver(out, format)
-
-
-def _at_least(level: str) -> LogLevelFilterPredicate:
-    predicate = LogLevelFilterPredicate(LogLevel.lookupByName(level))
-    for namespace in _CHATTY:
-        predicate.setLogLevelForNamespace(namespace, LogLevel.warn)
-    return predicate

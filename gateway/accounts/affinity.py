@@ -119,6 +119,12 @@ def connection_key(tenant: str, connection: str) -> AffinityKey:
     return _key("connection", tenant, connection)
 
 
+def named_keys(tenant: str, value: str) -> list[AffinityKey]:
+    """Every key that ``value`` may be of, for a search."""
+    rules = (_TURN_STATE_RULE, "thread", "session", "prompt_cache_key", "connection")
+    return [_key(rule, tenant, value) for rule in rules]
+
+
 def _key(rule: str, tenant: str, value: str) -> AffinityKey:
     """Clients choose the values: a long one must not cost more memory than another."""
     if len(value) > _MAX_VALUE:

@@ -36,6 +36,7 @@ class Binding(Struct, gc=False):
     :ivar used_at: when it was last used, in unix seconds.
     :ivar rule: what it is known by: a thread, a session, ...
     :ivar tenant: name of the client key.
+    :ivar leaves: the account that the operator wants it to leave at its next turn, or None.
     """
 
     account: str
@@ -46,6 +47,7 @@ class Binding(Struct, gc=False):
     used_at: float
     rule: str
     tenant: str
+    leaves: str | None = None
 
 
 class Bindings:
@@ -88,7 +90,7 @@ class Bindings:
             account, why = self._shared(account), self._shared(why)
             rule, tenant = self._shared(key.rule), self._shared(key.tenant)
             binding = Binding(account, why, now, None, None, now, rule, tenant)
-        binding.stand_in = binding.stand_in_why = None
+        binding.stand_in = binding.stand_in_why = binding.leaves = None
         self._put(digest, binding, now)
 
     def stand_in(self, key: AffinityKey, account: str, why: str = "") -> None:
@@ -124,6 +126,20 @@ class Bindings:
         now = self._now()
         alive = takewhile(lambda item: self._alive(item[1], now), reversed(self._bound.items()))
         return ((digest.hex(), binding) for digest, binding in islice(alive, limit))
+
+    def with_id(self, opaque_id: str) -> Binding | None:
+        """The binding that :meth:`items` gives this id, or None, also when it is no such id."""
+        return self._alive(self._bound.get(_bytes(opaque_id)), self._now())
+
+    def move(self, opaque_id: str) -> Binding | None:
+        """Let the conversation go to another account at its next turn, where there is one.
+
+        :return: its binding, or None when it is gone.
+        """
+        binding = self.with_id(opaque_id)
+        if binding is not None:
+            binding.leaves = binding.stand_in or binding.account
+        return binding
 
     def forget(self, opaque_id: str) -> bool:
         """Forget the binding that :meth:`items` gave this id; False when it is gone.
@@ -185,6 +201,18 @@ class Bindings:
         if len(self._texts) >= _MAX_TEXTS:
             self._texts.clear()
         return self._texts.setdefault(text, text)
+
+
+def opaque_id(key: AffinityKey) -> str:
+    """What :meth:`Bindings.items` calls the binding of ``key``."""
+    return _digest(key).hex()
+
+
+def _bytes(opaque_id: str) -> bytes:
+    try:
+        return bytes.fromhex(opaque_id)
+    except ValueError:
+        return b""
 
 
 def _digest(key: AffinityKey) -> bytes:

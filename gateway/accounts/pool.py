@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..config import RoutingSettings
 from .account import Account
 from .affinity import AffinityKey
-from .bindings import Bindings
+from .bindings import Binding, Bindings
 from .health import Unavailable
 from .reservation import Reservation
 from .strategies import strategy
@@ -138,7 +138,11 @@ class Pool:
             return self._only(wanted.pinned_to, "sealed items", wanted, eligible, tried)
         key = wanted.keys[-1]
         binding = self.bindings.find(key)
-        for name, rule in self._sticky(wanted):
+        if binding is not None and binding.leaves is not None:
+            moved = self._move(wanted, binding.leaves, eligible, tried)
+            if moved is not None:
+                return moved
+        for name, rule in self.sticky(wanted, self.bindings.find):
             account = self._by_name.get(name)
             if account is None or not account.serves(wanted.model):
                 continue
@@ -160,11 +164,16 @@ class Pool:
             self.bindings.bind(key, account.name, rule)
         return self._take(account, rule, wanted, eligible, tried)
 
-    def _sticky(self, wanted: Wanted) -> list[tuple[str, str]]:
-        """The accounts that the conversation may stick to, the strongest first (law 8)."""
+    def sticky(
+        self, wanted: Wanted, find: Callable[[AffinityKey], Binding | None]
+    ) -> list[tuple[str, str]]:
+        """The accounts that the conversation may stick to, the strongest first (law 8).
+
+        :param find: ``Bindings.find``, or ``look`` for one who only looks.
+        """
         names: list[tuple[str, str]] = []
         for key in wanted.keys:
-            binding = self.bindings.find(key)
+            binding = find(key)
             if binding is None:
                 continue
             if binding.stand_in is not None and wanted.holder in (None, binding.stand_in):
@@ -176,6 +185,23 @@ class Pool:
         at = 1 if names and names[0][1] == "returns to its account" else 0
         names[at:at] = [(name, rule) for name, rule in strong if name is not None]
         return names
+
+    def _move(
+        self,
+        wanted: Wanted,
+        leaves: str,
+        eligible: tuple[Account, ...],
+        tried: Container[str],
+    ) -> Choice | None:
+        """Any account but the one the operator wants the conversation to leave; None without."""
+        account = self._strategy.pick(
+            eligible, lambda each: each.name != leaves and self._usable(each, wanted, tried)
+        )
+        if account is None:
+            return None
+        rule = f"moved away from {leaves} by the operator ({self._strategy.name})"
+        self.bindings.bind(wanted.keys[-1], account.name, rule)
+        return self._take(account, rule, wanted, eligible, tried)
 
     def _usable(self, account: Account, wanted: Wanted, tried: Container[str]) -> bool:
         return account.unavailable(wanted.model) is None and account.name not in tried

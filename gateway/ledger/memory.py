@@ -105,6 +105,19 @@ class MemoryLedger:
                 return
             self._drop(tree)
 
+    def conversation(self, tenant: str, response_id: str) -> list[Record]:
+        """See :meth:`Ledger.conversation`."""
+        found = self._records.get((tenant, response_id))
+        return [] if found is None else [self._records[key][0] for key in found[1].keys]
+
+    def forget(self, tenant: str, response_id: str) -> int:
+        """See :meth:`Ledger.forget`."""
+        found = self._records.get((tenant, response_id))
+        if found is None:
+            return 0
+        self._drop(found[1])
+        return len(found[1].keys)
+
     def figures(self) -> LedgerFigures:
         """How much is remembered."""
         return LedgerFigures(

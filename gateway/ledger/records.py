@@ -100,5 +100,17 @@ class Ledger(Protocol):
     def expire(self) -> None:
         """Forget what is too old."""
 
+    def conversation(self, tenant: str, response_id: str) -> list[Record]:
+        """All of the conversation that holds this response, the earliest first.
+
+        For one who only looks: nothing is kept alive by it.
+        """
+
+    def forget(self, tenant: str, response_id: str) -> int:
+        """Forget the whole conversation that holds this response.
+
+        :return: how many responses are forgotten.
+        """
+
     def figures(self) -> LedgerFigures:
         """How much is remembered."""

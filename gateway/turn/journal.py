@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +33,10 @@ class AttemptRecord:
 
 @dataclass
 class TurnRecord:
-    """One turn.  Times are milliseconds since it was accepted; no content, no secrets."""
+    """One turn.  Times are milliseconds since it was accepted; no content, no secrets.
+
+    ``conversation`` is the opaque id of its binding (see ``Bindings.items``).
+    """
 
     turn: str
     connection: str
@@ -42,6 +46,7 @@ class TurnRecord:
     previous_response_id: str | None
     continuation: str | None
     request_bytes: int
+    conversation: str | None = None
     response_id: str | None = None
     route: str | None = None
     chained_to: str | None = None
@@ -83,18 +88,22 @@ class TurnJournal:
     """Takes the record of every turn that ended.
 
     :ivar totals: turns by status.
+    :ivar watchers: called with the record of each turn that ended; must be quick.
     """
 
     def __init__(self, log: Logger | None = None) -> None:
         self._log = log or Logger(namespace="gateway.turn")
         self._ring: deque[TurnRecord] = deque(maxlen=_RING)
         self.totals: Counter[str] = Counter()
+        self.watchers: list[Callable[[TurnRecord], None]] = []
 
     def ended(self, record: TurnRecord) -> None:
         """Keep and log ``record``."""
         self._ring.append(record)
         self.totals[record.status] += 1
         self._log.info("{log_text}", log_text=record.as_text(), **record.as_dict())
+        for watch in self.watchers:
+            watch(record)
 
     def latest(self) -> list[TurnRecord]:
         """The last turns, oldest first."""

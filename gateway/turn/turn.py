@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 
+from ..accounts.bindings import opaque_id
 from ..accounts.pool import Choice, Wanted
 from ..accounts.reservation import Reservation
 from ..deadline import Deadline
@@ -122,6 +123,7 @@ class Turn:
             previous_response_id=_shown(request.previous_response_id),
             continuation=context.continuation,
             request_bytes=request.size,
+            conversation=opaque_id(context.affinity[-1]),
         )
 
     # --- the door's side -------------------------------------------------------------
