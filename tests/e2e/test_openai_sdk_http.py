@@ -22,7 +22,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from gateway.simulator import LoggedRequest, SimulatedAccount
+from gateway.simulator import CloseAfter, LoggedRequest, SimulatedAccount
 from tests.simulator.house import House
 from tests.support.gateway import CLIENT_KEYS, Gateway, account
 
@@ -223,6 +223,42 @@ def test_a_client_that_leaves_ends_the_generation(client: OpenAI, parties: Parti
         parties.wait_for(lambda: entry.outcome == "cancelled", "the upstream's stream is left")
     finally:
         simulator.event_delay = 0.0
+
+
+@uses_sdk
+def test_a_client_that_waits_no_longer_ends_the_generation(
+    client: OpenAI, parties: Parties
+) -> None:
+    simulator = parties.house.simulator
+    simulator.event_delay = 0.5
+    try:
+        with pytest.raises(openai.APITimeoutError):
+            ask(client.with_options(timeout=1.0), "hello")
+        entry = parties.requests[-1]
+        parties.wait_for(lambda: entry.outcome == "cancelled", "the upstream's stream is left")
+        assert len(parties.requests) == 1
+    finally:
+        simulator.event_delay = 0.0
+
+
+@uses_sdk
+def test_an_upstream_lost_after_output_is_a_failed_response(
+    client: OpenAI, parties: Parties
+) -> None:
+    """What was seen cannot be taken back; whoever saw nothing gets an answer after all."""
+    faults = parties.house.simulator.faults
+    for name in ("north", "south"):
+        faults.push(name, CloseAfter(6))
+    events = list(client.responses.create(model=STORED, input="hello", stream=True))
+    failed = events[-1]
+    assert failed.type == "response.failed"
+    assert failed.response.error is not None
+    assert failed.response.error.code == "server_error"
+    assert failed.response.id == events[0].response.id  # type: ignore[union-attr]
+    assert len(parties.requests) == 1, "a turn was sent again after its output was seen"
+    for name in ("north", "south"):
+        faults.clear(name)
+    assert "hello" in ask(client, "hello").output_text
 
 
 @uses_sdk
