@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +94,32 @@ def relayed_turns(upstream: Strict, connection: Connection) -> list[Recorded]:
     return [request for request in upstream.requests if request.response_id in seen]
 
 
-def _throttle(upstream: Strict, throttled: list[Strict], exchange: Exchange) -> bool:
+def _rate_limit(exchange: Exchange) -> None:
+    message = "Rate limit reached. Please try again in 20s."
+    body = error_body("rate_limit_exceeded", message, kind="rate_limit_error")
+    exchange.json(429, body, {"Retry-After": "20"})
+
+
+def _usage_limit(exchange: Exchange) -> None:
+    """As the ChatGPT backend says it: for hours, and in the body and the headers."""
+    body = error_body(None, "The usage limit has been reached", kind="usage_limit_reached")
+    reset = int(time.time()) + 5 * 3600
+    body["error"].update(plan_type="plus", resets_at=reset, resets_in_seconds=5 * 3600)
+    used = {"x-codex-primary-used-percent": "100", "x-codex-primary-reset-at": str(reset)}
+    exchange.json(429, body, used)
+
+
+def _throttle(
+    upstream: Strict,
+    throttled: list[Strict],
+    limit: Callable[[Exchange], None],
+    exchange: Exchange,
+) -> bool:
     if len(upstream.order) == 3 and not throttled:
         throttled.append(upstream)
     if upstream not in throttled:
         return False
-    message = "Rate limit reached. Please try again in 20s."
-    exchange.json(
-        429,
-        error_body("rate_limit_exceeded", message, kind="rate_limit_error"),
-        {"Retry-After": "20"},
-    )
+    limit(exchange)
     return True
 
 
@@ -145,12 +162,15 @@ def test_ten_tool_rounds_through_the_gateway(scene: Scene, client: CodexClient, 
 
 
 @each_client
-def test_a_throttled_account_is_never_seen(scene: Scene, client: CodexClient) -> None:
+@pytest.mark.parametrize("limit", [_rate_limit, _usage_limit], ids=["rate-limit", "usage-limit"])
+def test_a_limited_account_is_never_seen(
+    scene: Scene, client: CodexClient, limit: Callable[[Exchange], None]
+) -> None:
     """The account of the conversation answers 429 on its fourth turn, and from then on."""
     both = [scene.upstream(Mode.STATEFUL, "north"), scene.upstream(Mode.STATEFUL, "south")]
     throttled: list[Strict] = []
     for upstream in both:
-        upstream.before_answer = functools.partial(_throttle, upstream, throttled)
+        upstream.before_answer = functools.partial(_throttle, upstream, throttled, limit)
     tap = scene.tap(scene.gateway(*both).port)
     run = drive(scene, client, tap.base_url)
     assert_done(run, scene.directory)
