@@ -2,59 +2,23 @@
 
 Every path by which upstreams say it (protocol.md §4.5, §5.2, §7): ``retry-after``,
 ``x-ratelimit-*`` and ``x-codex-*`` headers, members of the error, the message, and
-``codex.rate_limits`` events.  Whatever is negative, no number or far away counts as unsaid.
+``codex.rate_limits`` events.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
-from datetime import timezone
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
+from . import moments
 from .errors import UNREADABLE
-
-#: Nothing that upstreams reset takes longer: monthly budgets are the slowest.
-FURTHEST_SECONDS = 40 * 86_400.0
 
 #: Bounds on what one answer may say.
 _MAX_WINDOWS = 16
 _MAX_NAME = 60
-_MAX_TEXT = 100
-_MAX_MESSAGE = 4_000
-
-#: A plain number from here on is no delay but a unix time, and from there on in milliseconds.
-_UNIX_SECONDS = 1e9
-_UNIX_MILLISECONDS = 1e11
-
-_NUMBER = re.compile(r"\d{1,15}(\.\d{1,15})?", re.ASCII)
-_PART = re.compile(
-    r"[\s,]*(?:and\s+)?(\d{1,15}(?:\.\d{1,15})?)\s?([a-zµ]+)", re.ASCII | re.IGNORECASE
-)
-_AGAIN = re.compile(r"(?:try|retry) again (?:in|after)|retry (?:in|after)", re.IGNORECASE)
-
-_UNITS = {
-    "ns": 1e-9,
-    "us": 1e-6,
-    "µs": 1e-6,
-    "ms": 1e-3,
-    "millisecond": 1e-3,
-    "s": 1.0,
-    "sec": 1.0,
-    "second": 1.0,
-    "m": 60.0,
-    "min": 60.0,
-    "minute": 60.0,
-    "h": 3_600.0,
-    "hr": 3_600.0,
-    "hour": 3_600.0,
-    "d": 86_400.0,
-    "day": 86_400.0,
-}
 
 #: ``x-<limit>-primary-used-percent`` and its kin; ``<limit>`` is ``codex`` by default (§7).
 _CODEX = re.compile(
@@ -98,20 +62,21 @@ def retry_at(
     :param details: :attr:`ApiError.details`.
     :param message: the error's text.
     :param now: unix seconds.
-    :return: unix seconds, from now to :data:`FURTHEST_SECONDS` ahead; None when unsaid.
+    :return: unix seconds, at most :data:`~gateway.protocol.moments.FURTHEST_SECONDS` ahead;
+        None when unsaid.
     """
     return _first(
-        _at(details.get("resets_at"), now),
-        _after(details.get("resets_in_seconds"), now),
+        moments.at(details.get("resets_at"), now),
+        moments.after(details.get("resets_in_seconds"), now),
         _asked_for(headers, now),
         _used_up_until(headers, now),
-        _message(message, now),
+        moments.in_message(message, now),
     )
 
 
 def ready_at(headers: Mapping[str, str], message: str, now: float) -> float | None:
     """As :func:`retry_at`, for a failure that has nothing to do with quotas."""
-    return _first(_asked_for(headers, now), _message(message, now))
+    return _first(_asked_for(headers, now), moments.in_message(message, now))
 
 
 def read_windows(headers: Mapping[str, str], now: float) -> tuple[QuotaWindow, ...]:
@@ -165,15 +130,6 @@ def limits_single_model(headers: Mapping[str, str]) -> bool:
     return _limit_name(headers.get(_ACTIVE_LIMIT, "")).startswith(f"{_CODEX_LIMIT}-")
 
 
-def seconds_of(text: str) -> float | None:
-    """A length of time as ``x-ratelimit-reset-*`` writes it: ``6m0s``, ``20ms``, ``1.5``."""
-    text = text.strip()[:_MAX_TEXT]
-    if _NUMBER.fullmatch(text):
-        return float(text)
-    seconds, end = _parts(text, 0)
-    return seconds if end == len(text) else None
-
-
 def _event_windows(limit: str, limits: object, now: float) -> Iterator[QuotaWindow]:
     if not isinstance(limits, dict):
         return
@@ -181,12 +137,14 @@ def _event_windows(limit: str, limits: object, now: float) -> Iterator[QuotaWind
         window = limits.get(which) or limits.get(f"{which}_window")
         if not isinstance(window, dict):
             continue
-        used = _number(window.get("used_percent"))
-        minutes = _number(window.get("window_minutes"))
-        resets_at = _at(window.get("reset_at"), now)
+        used = moments.number(window.get("used_percent"))
+        minutes = moments.number(window.get("window_minutes"))
+        resets_at = moments.at(window.get("reset_at"), now)
         if resets_at is None:
-            resets_at = _after(window.get("reset_after_seconds"), now)
-        seconds = _number(window.get("limit_window_seconds")) if minutes is None else minutes * 60
+            resets_at = moments.after(window.get("reset_after_seconds"), now)
+        seconds = (
+            moments.number(window.get("limit_window_seconds")) if minutes is None else minutes * 60
+        )
         if used is not None or resets_at is not None:
             yield QuotaWindow(f"{limit} {which}", used, None, None, resets_at, seconds)
 
@@ -198,19 +156,19 @@ def _quota_header(name: str, value: str, now: float) -> tuple[str, str, float | 
         member, what = rate.groups()
         window = (what or "requests")[:_MAX_NAME]
         if member == "reset":
-            return window, "resets_at", _reset(value, now)
-        return window, member, _number(value)
+            return window, "resets_at", moments.after_length(value, now)
+        return window, member, moments.number(value)
     codex = _CODEX.fullmatch(name)
     if codex is None:
         return None
     limit, which, member = codex.groups()
     window = f"{_limit_name(limit)} {which}"
     if member == "used-percent":
-        return window, "used_percent", _number(value)
+        return window, "used_percent", moments.number(value)
     if member == "window-minutes":
-        minutes = _number(value)
+        minutes = moments.number(value)
         return window, "window_seconds", None if minutes is None else minutes * 60
-    read = _at(value, now) if member == "reset-at" else _after(value, now)
+    read = moments.at(value, now) if member == "reset-at" else moments.after(value, now)
     return window, "resets_at", read
 
 
@@ -234,98 +192,10 @@ def _first(*said: float | None) -> float | None:
 
 def _asked_for(headers: Mapping[str, str], now: float) -> float | None:
     return _first(
-        _after(headers.get("retry-after-ms"), now, 1e-3),
-        _retry_after(headers.get("retry-after"), now),
+        moments.after(headers.get("retry-after-ms"), now, 1e-3),
+        moments.after_or_date(headers.get("retry-after"), now),
     )
 
 
 def _limit_name(name: object) -> str:
     return str(name).strip().lower().replace("_", "-")[:_MAX_NAME]
-
-
-def _number(value: object) -> float | None:
-    """A finite number from 0 on, given as one or as text."""
-    if isinstance(value, str):
-        text = value.strip()[:_MAX_TEXT]
-        return float(text) if _NUMBER.fullmatch(text) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
-
-
-def _at(value: object, now: float) -> float | None:
-    """A unix time in seconds (or milliseconds); one that has passed says nothing."""
-    moment = _number(value)
-    if moment is None:
-        return None
-    if moment >= _UNIX_MILLISECONDS:
-        moment /= 1000
-    return moment if now <= moment <= now + FURTHEST_SECONDS else None
-
-
-def _after(value: object, now: float, unit: float = 1.0) -> float | None:
-    """A delay; numbers too large for one are unix times, as some services send them."""
-    number = _number(value)
-    if number is None:
-        return None
-    if number >= _UNIX_SECONDS:
-        return _at(number, now)
-    return _at_delay(number * unit, now)
-
-
-def _at_delay(seconds: float | None, now: float) -> float | None:
-    return now + seconds if seconds is not None and seconds <= FURTHEST_SECONDS else None
-
-
-def _reset(value: str, now: float) -> float | None:
-    seconds = seconds_of(value)
-    if seconds is not None and seconds >= _UNIX_SECONDS:
-        return _at(seconds, now)
-    return _at_delay(seconds, now)
-
-
-def _retry_after(value: str | None, now: float) -> float | None:
-    """Delta seconds or an HTTP date (RFC 9110 §10.2.3)."""
-    if value is None:
-        return None
-    delay = _after(value, now)
-    if delay is not None or len(value) > _MAX_TEXT:
-        return delay
-    try:
-        date = parsedate_to_datetime(value)
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=timezone.utc)
-        return _at(date.timestamp(), now)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-
-
-def _message(message: str, now: float) -> float | None:
-    """``Please try again in 1m30.5s``, ``retry after 20 seconds``."""
-    message = message[:_MAX_MESSAGE]
-    for found in _AGAIN.finditer(message):
-        seconds, _ = _parts(message, found.end())
-        if seconds is not None:
-            return _at_delay(seconds, now)
-    return None
-
-
-def _parts(text: str, start: int) -> tuple[float | None, int]:
-    """The sum of ``1h``, ``5 minutes and 2s``, … from ``start``, and where it ends."""
-    total: float | None = None
-    position = start
-    for _ in range(8):
-        part = _PART.match(text, position)
-        if part is None:
-            break
-        unit = part[2].lower()
-        scale = _UNITS.get(unit) or _UNITS.get(unit.rstrip("s"))
-        if scale is None:
-            break
-        total = (total or 0.0) + float(part[1]) * scale
-        position = part.end()
-    return total, position

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.protocol.errors import ApiError, from_event, from_failed_response, from_http
 from gateway.protocol.faults import Fault, FaultKind, attribute
-from gateway.protocol.limits import FURTHEST_SECONDS
+from gateway.protocol.moments import FURTHEST_SECONDS
 from gateway.protocol.refusals import ABOUT_THE_REQUEST, is_clients_fault, may_move
 
 NOW = 1_795_000_000.0

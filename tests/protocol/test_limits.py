@@ -11,15 +11,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.protocol.limits import (
-    FURTHEST_SECONDS,
     QuotaWindow,
     limits_single_model,
     read_rate_limits_event,
     read_windows,
     ready_at,
     retry_at,
-    seconds_of,
 )
+from gateway.protocol.moments import FURTHEST_SECONDS
 
 NOW = 1_795_000_000.0
 ABSURD = [
@@ -134,30 +133,6 @@ def test_retry_after_ms_is_more_exact_than_retry_after() -> None:
 )
 def test_the_errors_own_members_are_read(details: dict[str, Any], seconds: float | None) -> None:
     assert after(details=details) == seconds
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("1s", 1),
-        ("6m0s", 360),
-        ("20ms", 0.02),
-        ("1m30.5s", 90.5),
-        ("1h0m0s", 3600),
-        ("1d2h", 93_600),
-        ("59.7", 59.7),
-        ("0s", 0),
-        ("7us", 7e-6),
-        ("-1", None),
-        ("-1s", None),
-        ("6m0", None),
-        ("6 parsecs", None),
-        ("s", None),
-        ("", None),
-    ],
-)
-def test_lengths_of_time_have_several_forms(text: str, seconds: float | None) -> None:
-    assert seconds_of(text) == pytest.approx(seconds)
 
 
 def test_a_rate_limit_counts_once_nothing_remains() -> None:
@@ -301,19 +276,6 @@ def test_whatever_is_said_the_moment_is_within_bounds(
 ) -> None:
     moment = retry_at(headers, details, "", NOW)
     assert moment is None or NOW <= moment <= NOW + FURTHEST_SECONDS
-
-
-@given(
-    st.text()
-    | st.lists(
-        st.sampled_from(["try again in ", "5", ".", "s", "m", " ", "and", ",", "9" * 20, "retry"])
-    ).map("".join)
-)
-def test_whatever_a_message_says_the_moment_is_within_bounds(message: str) -> None:
-    moment = retry_at({}, {}, message, NOW)
-    assert moment is None or NOW <= moment <= NOW + FURTHEST_SECONDS
-    seconds = seconds_of(message)
-    assert seconds is None or (seconds >= 0 and math.isfinite(seconds))
 
 
 # --- quota windows -------------------------------------------------------------------
