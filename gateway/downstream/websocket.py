@@ -331,7 +331,7 @@ class ResponsesFactory(WebSocketServerFactory):
         tenant = self._tenants.tenant_of(request.headers)
         if not self._settings.session.websocket or not self._tenants.speaks_websocket(tenant):
             raise ApiError(
-                HTTPStatus.UPGRADE_REQUIRED,  # the status that sends Codex to HTTP (§10.7)
+                426,  # what sends Codex to HTTP (§10.7)
                 "invalid_request_error",
                 "WebSocket is switched off here; send POST requests to the same URL.",
                 "websocket_disabled",
