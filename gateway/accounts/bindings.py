@@ -55,13 +55,13 @@ class Bindings:
 
     :param max_bindings: bound on the count; the least recently used go first.
     :param ttl_seconds: how long an unused binding lasts.
-    :param now: unix seconds.
+    :ivar now: unix seconds.
     """
 
     def __init__(self, max_bindings: int, ttl_seconds: float, now: Callable[[], float]) -> None:
         self.max_bindings = max_bindings
         self._ttl_seconds = ttl_seconds
-        self._now = now
+        self.now = now
         #: The least recently used first.
         self._bound: dict[bytes, Binding] = {}
         self._texts: dict[str, str] = {}
@@ -73,7 +73,7 @@ class Bindings:
 
     def find(self, key: AffinityKey) -> Binding | None:
         """The binding of ``key``, which a turn uses now, or None."""
-        digest, now = _digest(key), self._now()
+        digest, now = _digest(key), self.now()
         binding = self._take(digest, now)
         if binding is not None:
             self._put(digest, binding, now)
@@ -84,7 +84,7 @@ class Bindings:
 
         :param why: kept as long as the home is the same.
         """
-        digest, now = _digest(key), self._now()
+        digest, now = _digest(key), self.now()
         binding = self._take(digest, now)
         if binding is None or binding.account != account:
             account, why = self._shared(account), self._shared(why)
@@ -98,7 +98,7 @@ class Bindings:
 
         :param why: what ails the home.
         """
-        digest, now = _digest(key), self._now()
+        digest, now = _digest(key), self.now()
         binding = self._take(digest, now)
         if binding is None:
             self.bind(key, account, why)
@@ -114,7 +114,7 @@ class Bindings:
 
     def look(self, key: AffinityKey) -> Binding | None:
         """The binding of ``key`` for one who only looks, or None."""
-        return self._alive(self._bound.get(_digest(key)), self._now())
+        return self._alive(self._bound.get(_digest(key)), self.now())
 
     def account_of(self, key: AffinityKey) -> str | None:
         """The home of ``key``, or None."""
@@ -123,13 +123,13 @@ class Bindings:
 
     def items(self, limit: int) -> Iterator[tuple[str, Binding]]:
         """The ``limit`` most recently used, the last one first; each with its opaque id."""
-        now = self._now()
+        now = self.now()
         alive = takewhile(lambda item: self._alive(item[1], now), reversed(self._bound.items()))
         return ((digest.hex(), binding) for digest, binding in islice(alive, limit))
 
     def with_id(self, opaque_id: str) -> Binding | None:
         """The binding that :meth:`items` gives this id, or None, also when it is no such id."""
-        return self._alive(self._bound.get(_bytes(opaque_id)), self._now())
+        return self._alive(self._bound.get(_bytes(opaque_id)), self.now())
 
     def move(self, opaque_id: str) -> Binding | None:
         """Let the conversation go to another account at its next turn, where there is one.
@@ -174,7 +174,7 @@ class Bindings:
 
     def expire(self) -> None:
         """Forget what is too old; to be called now and then."""
-        now = self._now()
+        now = self.now()
         old = takewhile(lambda item: not self._alive(item[1], now), self._bound.items())
         for digest in [digest for digest, _ in islice(old, _EXPIRED_AT_ONCE)]:
             del self._bound[digest]

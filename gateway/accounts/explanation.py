@@ -47,7 +47,7 @@ def explain(pool: Pool, wanted: Wanted) -> Explanation:
             return _one_of(wanted, eligible, others, rule)
     for name, rule in pool.sticky(wanted, pool.bindings.look):
         account = pool.named(name)
-        if account is None or not account.serves(wanted.model):
+        if account is None or account not in eligible:
             continue
         if account in usable:
             return _explained(wanted, eligible, account, rule, ())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 from ..config import RoutingSettings
 from .account import Account
 from .affinity import AffinityKey
 from .bindings import Binding, Bindings
+from .candidates import Candidates
 from .health import Unavailable
 from .reservation import Reservation
 from .strategies import strategy
@@ -17,10 +19,13 @@ from .strategies import strategy
 #: Accounts whose part in a choice is explained one by one; the others are only counted.
 _EXPLAINED = 12
 
-#: Models whose accounts are remembered; clients choose the names.
+#: Models whose accounts are remembered, and their longest name; clients choose the names.
 _MAX_MODELS = 256
+_MAX_MODEL_NAME = 200
 
 _TRIED = "refused this turn"
+_NOT_NEEDED = "another was named"
+_NOT_OFFERED = "does not take such turns"
 
 
 class Wanted(NamedTuple):
@@ -55,7 +60,7 @@ class Choice(NamedTuple):
     """The account of an attempt, with a place on it, and the rule that named it.
 
     :ivar candidates: how many accounts offer the model.
-    :ivar others: why some others were not chosen.
+    :ivar others: why others were not chosen; those that the conversation stuck to come first.
     """
 
     reservation: Reservation
@@ -95,7 +100,7 @@ class Pool:
     """All accounts.
 
     :param accounts: in the operator's order.
-    :param bindings: which conversation sticks where.
+    :param bindings: which conversation sticks where; the pool goes by the same clock.
     :param routing: the rules of choosing.
     :ivar released: called when a place became free.
     """
@@ -116,7 +121,7 @@ class Pool:
         self.routing = routing
         self._by_name = {account.name: account for account in accounts}
         self._strategy = strategy(routing.strategy)
-        self._serving = lru_cache(_MAX_MODELS)(self._find_serving)
+        self._candidates = lru_cache(_MAX_MODELS)(self._find_candidates)
 
     def named(self, name: str) -> Account | None:
         """The account of that name."""
@@ -126,43 +131,49 @@ class Pool:
         self, model: str | None, background: bool = False, chat: bool = False
     ) -> tuple[Account, ...]:
         """The accounts that offer ``model``, in the operator's order."""
-        return self._serving(model, background, chat)
+        return self._candidates_for(model, background, chat).accounts
 
-    def choose(self, wanted: Wanted, tried: Container[str] = ()) -> Choice | Nobody:
+    def choose(self, wanted: Wanted, tried: Collection[str] = ()) -> Choice | Nobody:
         """Pick an account and take a place on it, in one step.
 
         :param tried: names of accounts that refused this turn already.
         """
-        eligible = self._serving(wanted.model, wanted.background, wanted.chat)
+        candidates = self._candidates_for(wanted.model, wanted.background, wanted.chat)
         if wanted.pinned_to is not None:
-            return self._only(wanted.pinned_to, "sealed items", wanted, eligible, tried)
+            return self._only(wanted.pinned_to, "sealed items", wanted, candidates, tried)
         key = wanted.keys[-1]
         binding = self.bindings.find(key)
         if binding is not None and binding.leaves is not None:
-            moved = self._move(wanted, binding.leaves, eligible, tried)
+            moved = self._move(binding.leaves, wanted, candidates, tried)
             if moved is not None:
                 return moved
+        lost: list[Rejected] = []
         for name, rule in self.sticky(wanted, self.bindings.find):
             account = self._by_name.get(name)
-            if account is None or not account.serves(wanted.model):
+            if account is None:
                 continue
-            if self._usable(account, wanted, tried) and account in eligible:
+            if account not in candidates.members:
+                lost.append(Rejected(name, _NOT_OFFERED))
+                continue
+            blocked = candidates.unavailable(account)
+            if blocked is None and name not in tried:
                 if binding is None or binding.stand_in != name:
                     self.bindings.bind(key, name, rule)
-                return self._take(account, rule, wanted, eligible, tried)
+                return self._take(account, rule, wanted, candidates, tried, lost)
             if self.routing.on_account_loss != "move":
-                return self._only(name, rule, wanted, eligible, tried)
-        account = self._strategy.pick(eligible, lambda each: self._usable(each, wanted, tried))
+                return self._only(name, rule, wanted, candidates, tried)
+            lost.append(Rejected(name, _TRIED if blocked is None else blocked.why))
+        account = self._pick(candidates, tried)
         if account is None:
-            return self._nobody(wanted, eligible, None, tried)
+            return self._nobody(wanted, candidates, candidates.accounts, None)
         rule = self._strategy.name
         home = self._by_name.get(binding.account) if binding is not None else None
         if home is not None and self.routing.return_to == "sticky":
             rule = f"stands in for {home.name} ({rule})"
-            self.bindings.stand_in(key, account.name, rule)
+            self.bindings.stand_in(key, account.name, dict(lost).get(home.name, ""))
         else:
             self.bindings.bind(key, account.name, rule)
-        return self._take(account, rule, wanted, eligible, tried)
+        return self._take(account, rule, wanted, candidates, tried, lost)
 
     def sticky(
         self, wanted: Wanted, find: Callable[[AffinityKey], Binding | None]
@@ -170,105 +181,130 @@ class Pool:
         """The accounts that the conversation may stick to, the strongest first (law 8).
 
         :param find: ``Bindings.find``, or ``look`` for one who only looks.
+        :return: each with the rule that names it.
         """
-        names: list[tuple[str, str]] = []
-        for key in wanted.keys:
-            binding = find(key)
-            if binding is None:
-                continue
-            if binding.stand_in is not None and wanted.holder in (None, binding.stand_in):
-                names.insert(0, (binding.account, "returns to its account"))
-                names.append((binding.stand_in, f"stands in for {binding.account}"))
-            else:
-                names.append((binding.account, key.rule))
-        strong = [(wanted.holder, "holds the previous response"), (wanted.turn_state, "turn state")]
-        at = 1 if names and names[0][1] == "returns to its account" else 0
-        names[at:at] = [(name, rule) for name, rule in strong if name is not None]
-        return names
+        rules: dict[str, str] = {}
+        bound = [(key.rule, binding) for key in wanted.keys if (binding := find(key)) is not None]
+        for _, binding in bound:
+            if self._returns(binding, wanted.holder):
+                rules[binding.account] = "returns to its account"
+        if wanted.holder is not None:
+            rules.setdefault(wanted.holder, "holds the previous response")
+        if wanted.turn_state is not None:
+            rules.setdefault(wanted.turn_state, "turn state")
+        for rule, binding in bound:
+            rules.setdefault(binding.account, rule)
+            if binding.stand_in is not None:
+                rules.setdefault(binding.stand_in, f"stands in for {binding.account}")
+        return list(rules.items())
+
+    def _returns(self, binding: Binding, holder: str | None) -> bool:
+        """Whether the conversation is away from home, and wants to go back there."""
+        away = binding.stand_in is not None and self.routing.return_to == "sticky"
+        return away and (holder is None or holder == binding.stand_in)
 
     def _move(
-        self,
-        wanted: Wanted,
-        leaves: str,
-        eligible: tuple[Account, ...],
-        tried: Container[str],
+        self, leaves: str, wanted: Wanted, candidates: Candidates, tried: Collection[str]
     ) -> Choice | None:
         """Any account but the one the operator wants the conversation to leave; None without."""
-        account = self._strategy.pick(
-            eligible, lambda each: each.name != leaves and self._usable(each, wanted, tried)
-        )
+        account = self._pick(candidates, (leaves, *tried))
         if account is None:
             return None
         rule = f"moved away from {leaves} by the operator ({self._strategy.name})"
         self.bindings.bind(wanted.keys[-1], account.name, rule)
-        return self._take(account, rule, wanted, eligible, tried)
+        return self._take(account, rule, wanted, candidates, tried, [])
 
-    def _usable(self, account: Account, wanted: Wanted, tried: Container[str]) -> bool:
-        return account.unavailable(wanted.model) is None and account.name not in tried
+    def _pick(self, candidates: Candidates, without: Collection[str]) -> Account | None:
+        """The account of a conversation that sticks to none."""
+
+        def usable(account: Account) -> bool:
+            return candidates.unavailable(account) is None and account.name not in without
+
+        candidates.doubt()
+        account = self._strategy.pick(candidates.accounts, usable, candidates.resting)
+        if account is None and candidates.forget():
+            account = self._strategy.pick(candidates.accounts, usable)
+        return account
 
     def _only(
         self,
         name: str,
         rule: str,
         wanted: Wanted,
-        eligible: tuple[Account, ...],
-        tried: Container[str],
+        candidates: Candidates,
+        tried: Collection[str],
     ) -> Choice | Nobody:
         """That account or none."""
         account = self._by_name.get(name)
         if account is None:
             return Nobody(wanted, (), name, ())
-        if account not in eligible:
+        if account not in candidates.members:
             return Nobody(wanted, (), None, ())
-        if self._usable(account, wanted, tried):
-            return self._take(account, rule, wanted, eligible, tried)
-        return self._nobody(wanted, (account,), name, tried)
+        if candidates.unavailable(account) is None and name not in tried:
+            return self._take(account, rule, wanted, candidates, tried, [])
+        return self._nobody(wanted, candidates, (account,), name)
 
     def _take(
         self,
         account: Account,
         rule: str,
         wanted: Wanted,
-        eligible: tuple[Account, ...],
-        tried: Container[str],
+        candidates: Candidates,
+        tried: Collection[str],
+        lost: list[Rejected],
     ) -> Choice:
-        others = tuple(
-            Rejected(each.name, self._why_not(each, wanted.model, tried))
-            for each in eligible[: _EXPLAINED + 1]
-            if each is not account
-        )
+        others = self._others(account, candidates, tried, lost)
         reservation = account.reserve(wanted.model, self._release)
-        return Choice(reservation, rule, len(eligible), others)
+        return Choice(reservation, rule, len(candidates.accounts), others)
 
-    def _why_not(self, account: Account, model: str | None, tried: Container[str]) -> str:
-        if account.name in tried:
-            return _TRIED
-        blocked = account.unavailable(model)
-        return "another was named" if blocked is None else blocked.why
+    def _others(
+        self,
+        chosen: Account,
+        candidates: Candidates,
+        tried: Collection[str],
+        lost: list[Rejected],
+    ) -> tuple[Rejected, ...]:
+        """Why not the accounts that were named before, and some of the rest."""
+        whys = dict(lost)
+        for name in tried:
+            whys.setdefault(name, _TRIED)
+        for each in candidates.accounts[: _EXPLAINED + 1]:
+            if each is not chosen and each.name not in whys:
+                blocked = candidates.why_not(each)
+                whys[each.name] = _NOT_NEEDED if blocked is None else blocked.why
+        return tuple(map(Rejected._make, islice(whys.items(), _EXPLAINED)))
 
     def _nobody(
         self,
         wanted: Wanted,
-        candidates: Sequence[Account],
+        candidates: Candidates,
+        able: Sequence[Account],
         waits_for: str | None,
-        tried: Container[str],
     ) -> Nobody:
-        reasons = (account.unavailable(wanted.model) for account in candidates)
+        """:param able: those of the candidates that would do."""
+        reasons = map(candidates.why_not, able)
         return Nobody(
-            wanted, candidates, waits_for, tuple(reason for reason in reasons if reason is not None)
+            wanted, able, waits_for, tuple(reason for reason in reasons if reason is not None)
         )
 
     def _release(self) -> None:
         self.released()
 
-    def _find_serving(self, model: str | None, background: bool, chat: bool) -> tuple[Account, ...]:
-        return tuple(
+    def _candidates_for(self, model: str | None, background: bool, chat: bool) -> Candidates:
+        if model is not None and len(model) > _MAX_MODEL_NAME:
+            return self._find_candidates(model, background, chat)
+        return self._candidates(model, background, chat)
+
+    def _find_candidates(self, model: str | None, background: bool, chat: bool) -> Candidates:
+        found = tuple(
             account
             for account in self.accounts
             if account.serves(model)
             and (account.settings.background or not background)
             and (account.settings.chat_completions or not chat)
         )
+        everybody = len(found) == len(self.accounts)
+        return Candidates(self.accounts if everybody else found, model, self.bindings.now)
 
 
 def _nobody_waits() -> None:

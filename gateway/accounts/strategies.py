@@ -7,15 +7,19 @@ every model.  An account that is not usable when its turn comes forfeits that tu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from heapq import heapify, heapreplace
-from itertools import cycle, islice
+from itertools import cycle, filterfalse, islice
 from math import ceil
 from typing import Protocol
 
 from .account import Account
 
 Usable = Callable[[Account], bool]
+Resting = Container[Account]
+
+#: Nobody is known to rest.
+_NOBODY: frozenset[Account] = frozenset()
 
 #: Sets of accounts a strategy keeps its place in, and tuples it knows them by.
 _MAX_SETS = 32
@@ -36,19 +40,22 @@ class Strategy(Protocol):
 
     name: str
 
-    def pick(self, eligible: Sequence[Account], usable: Usable) -> Account | None:
+    def pick(
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = _NOBODY
+    ) -> Account | None:
         """Choose an account, or None when none is usable.
 
         :param eligible: those that serve the model, in the operator's order; the same tuple
             each time for the same model.
         :param usable: whether an account can take a turn now.
+        :param resting: those that need not be asked; passing over one costs next to nothing.
         """
 
 
 class Order(Protocol):
     """A strategy's place in one set of accounts."""
 
-    def pick(self, usable: Usable) -> Account | None:
+    def pick(self, usable: Usable, resting: Resting) -> Account | None:
         """Choose one of the usable accounts, or None when there is none."""
 
 
@@ -59,9 +66,9 @@ class RoundRobin:
         self._turns = cycle(accounts)
         self._count = len(accounts)
 
-    def pick(self, usable: Usable) -> Account | None:
+    def pick(self, usable: Usable, resting: Resting) -> Account | None:
         """The next usable account."""
-        return next(filter(usable, islice(self._turns, self._count)), None)
+        return next(filter(usable, _awake(islice(self._turns, self._count), resting)), None)
 
 
 class FillFirst:
@@ -70,9 +77,9 @@ class FillFirst:
     def __init__(self, accounts: Sequence[Account]) -> None:
         self._accounts = accounts
 
-    def pick(self, usable: Usable) -> Account | None:
+    def pick(self, usable: Usable, resting: Resting) -> Account | None:
         """The first usable account."""
-        return next(filter(usable, self._accounts), None)
+        return next(filter(usable, _awake(self._accounts, resting)), None)
 
 
 class Priority:
@@ -87,9 +94,9 @@ class Priority:
             tiers.setdefault(account.settings.priority, []).append(account)
         self._tiers = [RoundRobin(tiers[priority]) for priority in sorted(tiers)]
 
-    def pick(self, usable: Usable) -> Account | None:
+    def pick(self, usable: Usable, resting: Resting) -> Account | None:
         """The next usable account of the best tier that has one."""
-        found = (tier.pick(usable) for tier in self._tiers)
+        found = (tier.pick(usable, resting) for tier in self._tiers)
         return next((account for account in found if account is not None), None)
 
 
@@ -105,12 +112,12 @@ class LeastInFlight:
         self._index = {account: index for index, account in enumerate(accounts)}
         self._next = 0
 
-    def pick(self, usable: Usable) -> Account | None:
+    def pick(self, usable: Usable, resting: Resting) -> Account | None:
         """The least loaded of the next usable accounts."""
         best: Account | None = None
         least = 0.0
         in_turn = self._twice[self._next : self._next + self._count]
-        for account in islice(filter(usable, in_turn), _COMPARED):
+        for account in islice(filter(usable, _awake(in_turn, resting)), _COMPARED):
             load = account.in_flight / account.settings.weight
             if best is None or load < least:
                 best, least = account, load
@@ -141,7 +148,7 @@ class Weighted:
         heapify(self._heap)
         self._now = 0.0
 
-    def pick(self, usable: Usable) -> Account | None:
+    def pick(self, usable: Usable, resting: Resting) -> Account | None:
         """The usable account that is due first."""
         heap = self._heap
         for _ in range(_ASKED_IN_ORDER):
@@ -151,9 +158,10 @@ class Weighted:
             if up_to_date:
                 self._take_turn(account)
             heapreplace(heap, (self._due[account], index))
-            if up_to_date and usable(account):
+            if up_to_date and account not in resting and usable(account):
                 return account
-        found = min(filter(usable, self._accounts), key=self._due.__getitem__, default=None)
+        able = filter(usable, _awake(self._accounts, resting))
+        found = min(able, key=self._due.__getitem__, default=None)
         if found is not None:
             self._take_turn(found)
         return found
@@ -172,6 +180,10 @@ class Weighted:
 
     def _due_at(self, index: int) -> float:
         return (self._turns[index] + self._phases[index]) / self._weights[index]
+
+
+def _awake(accounts: Iterable[Account], resting: Resting) -> Iterator[Account]:
+    return filterfalse(resting.__contains__, accounts)
 
 
 def _phases(weights: Sequence[int]) -> Iterator[float]:
@@ -196,13 +208,15 @@ class _ByAccounts:
         #: Holds the tuples too, so that no other object gets their ids.
         self._known: dict[int, tuple[Sequence[Account], Order]] = {}
 
-    def pick(self, eligible: Sequence[Account], usable: Usable) -> Account | None:
+    def pick(
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = _NOBODY
+    ) -> Account | None:
         """Choose by the order of these accounts."""
         if not eligible:
             return None
         known = self._known.get(id(eligible))
         order = self._order_of(eligible) if known is None else known[1]
-        return order.pick(usable)
+        return order.pick(usable, resting)
 
     def _order_of(self, eligible: Sequence[Account]) -> Order:
         accounts = tuple(eligible)
