@@ -1,0 +1,63 @@
+"""The accounts that offer one model, and which of them are known to rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .account import Account
+from .health import AccountState, Unavailable
+
+#: How long, in seconds, an account that rests is not asked again whether it still does.
+_BELIEVED_SECONDS = 1.0
+
+
+class Candidates:
+    """Those among which a new conversation may choose.
+
+    In a large pool of which much rests, asking every account for each choice would cost
+    more than all else; so what they say is believed for a moment.  A choice that would find
+    nobody because of that asks everybody anew.
+
+    :param accounts: in the operator's order.
+    :param now: unix seconds.
+    :ivar members: the same accounts, for a quick look.
+    :ivar resting: those that said so of late, and why.
+    """
+
+    __slots__ = ("_believed_until", "_model", "_now", "accounts", "members", "resting")
+
+    def __init__(
+        self, accounts: tuple[Account, ...], model: str | None, now: Callable[[], float]
+    ) -> None:
+        self.accounts = accounts
+        self.members = frozenset(accounts)
+        self.resting: dict[Account, Unavailable] = {}
+        self._believed_until = 0.0
+        self._model = model
+        self._now = now
+
+    def unavailable(self, account: Account) -> Unavailable | None:
+        """Why ``account`` cannot serve, by its own word."""
+        blocked = account.unavailable(self._model)
+        if blocked is not None and (
+            blocked.until is not None or blocked.state is not AccountState.READY
+        ):  # who is only busy may be free again before the next choice
+            self.resting[account] = blocked
+        return blocked
+
+    def why_not(self, account: Account) -> Unavailable | None:
+        """The same, as known without asking again."""
+        return self.resting.get(account) or self.unavailable(account)
+
+    def doubt(self) -> None:
+        """Believe what is known no longer than a moment; no clock that jumps makes it longer."""
+        now = self._now()
+        if not now < self._believed_until <= now + _BELIEVED_SECONDS:
+            self.resting.clear()
+            self._believed_until = now + _BELIEVED_SECONDS
+
+    def forget(self) -> bool:
+        """Believe nothing; False when nothing was believed anyway."""
+        known = bool(self.resting)
+        self.resting.clear()
+        return known
