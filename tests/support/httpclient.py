@@ -111,6 +111,8 @@ class HttpClient:
     def answer(self) -> Answer:
         """The next answer, whole; an AssertionError when the connection ends within it."""
         answer = self.begin()
+        if answer.status in (204, 304):
+            return answer
         if answer.headers.get("transfer-encoding") == "chunked":
             while piece := self.chunk():
                 answer.body += piece
