@@ -94,7 +94,10 @@ class Attempt:
         if relay.outcome is not None:
             self._ended()
         elif before is Phase.SENT and relay.phase is Phase.ACKNOWLEDGED:
-            self._hold.start(self._hold_seconds)
+            if self._hold_seconds:
+                self._hold.start(self._hold_seconds)
+            else:
+                self._release()
 
     def upstream_ended(self, error: ApiError | None) -> None:
         """The upstream's answer is over."""

@@ -77,10 +77,11 @@ class TurnRecord:
             f"turn {self.turn} {self.status} key={self.key} model={self.model}"
             f" account={self.account} attempts={len(self.attempts)} route={self.route}"
             f" reason={self.reason!r} response={self.response_id} chained_to={self.chained_to}"
-            f" error={self.error_code} queued_ms={self.queued_ms}"
+            f" error={self.error_code} queued_ms={self.queued_ms} waited_ms={self.waited_ms}"
             f" first_output_ms={self.first_output_ms} duration_ms={self.duration_ms}"
             f" request_bytes={self.request_bytes} upstream_bytes={self.upstream_bytes}"
             f" events={self.events} relayed_bytes={self.relayed_bytes}"
+            f" tokens={self.input_tokens}+{self.output_tokens} cached={self.cached_tokens}"
         )
 
 

@@ -101,6 +101,7 @@ class Turn:
         self._reservation: Reservation | None = None
         self._last_refusal: tuple[Attempt, Refused] | None = None
         self._paused = False
+        self._waits_since = 0.0
         self._continuity = TurnContinuity(context.parent, request)
         self._telling = Telling(environment, context)
         wanted = Wanted(
@@ -214,6 +215,9 @@ class Turn:
 
     def search_found(self, choice: Choice) -> None:
         """See :class:`~gateway.turn.search.SearchOwner`."""
+        if self._phase is TurnPhase.WAITING:
+            waited = self._elapsed_ms() - self._waits_since
+            self.record.waited_ms = round((self.record.waited_ms or 0.0) + waited, 1)
         self._enter(TurnPhase.RUNNING)
         self._reservation = choice.reservation
         self._send(choice.rule, choice)
@@ -221,6 +225,7 @@ class Turn:
     def search_waits(self) -> None:
         """See :class:`~gateway.turn.search.SearchOwner`."""
         self._enter(TurnPhase.WAITING)
+        self._waits_since = self._elapsed_ms()
 
     def search_failed(self, error: ApiError) -> None:
         """See :class:`~gateway.turn.search.SearchOwner`."""
