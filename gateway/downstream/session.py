@@ -113,6 +113,11 @@ class Session:
         return self._running
 
     @property
+    def lanes(self) -> int:
+        """Lanes that were named so far, the default one among them once it was used."""
+        return len(self._lanes)
+
+    @property
     def turns_queued(self) -> int:
         """Turns that wait for their lane."""
         return sum(len(lane.queue) for lane in self._lanes.values())
