@@ -182,7 +182,9 @@ class GatewayService(MultiService):
         service.setServiceParent(self)
         self._roster.accounts += [
             self._roster.add(
-                AccountSettings(name=each.name, base_url="simulator", key=each.key),
+                AccountSettings(
+                    name=each.name, base_url="simulator", key=each.key, background=True
+                ),
                 service.base_url,
                 self.settings.timeouts,
                 self.settings.routing.cooldown_max_seconds,

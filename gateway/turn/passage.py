@@ -12,8 +12,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from twisted.logger import Logger
+
 from ..accounts.account import Account
 from ..accounts.pool import Choice, Wanted
+from ..ledger.continuation import Plan
 from ..protocol.errors import ApiError, from_http
 from ..protocol.faults import Fault, FaultKind, attribute
 from ..protocol.limits import read_windows
@@ -35,6 +38,8 @@ _SAME_ACCOUNT = "the same account, another way"
 #: Answers that an upstream gives at paths which it does not serve.
 _NOT_SERVED = frozenset({404, 405, 501})
 
+_log = Logger(namespace="gateway.passage")
+
 _numbers = itertools.count(1)
 
 
@@ -49,6 +54,8 @@ class Cargo(Protocol):
     size: int
     #: Whether answering it takes what a turn takes: then success shows that the account is well.
     generates: bool
+    #: How the conversation it is about was sent along, once it was sent; None without any.
+    plan: Plan | None
     #: Bound on an answer that is held until it is whole, so that the request may move for
     #: longer; 0 for one that is relayed as it comes.
     held_bytes: int
@@ -144,7 +151,7 @@ class Passage:
             key=context.tenant,
             lane=None,
             model=None if cargo.model is None else cargo.model[:_SHOWN],
-            previous_response_id=None,
+            previous_response_id=None if context.parent is None else context.parent.id[:_SHOWN],
             continuation=context.continuation,
             request_bytes=cargo.size,
             route=cargo.what,
@@ -222,9 +229,16 @@ class Passage:
         self.account = account
         self._enter(PassageState.SENT)
         self._status, self._headers, self._held = 0, {}, bytearray()
-        call = self._cargo.call_for(account)
-        record = self.record
+        try:
+            call = self._cargo.call_for(account)
+        except Exception:
+            _log.failure("a request could not be made for {account}", account=account.name)
+            self._end(ApiError(500, "server_error", "The gateway failed.", "internal_error"))
+            return
+        record, plan = self.record, self._cargo.plan
         record.account = account.name
+        if plan is not None:
+            record.chained_to, record.reason = plan.previous_response_id, plan.reason
         record.upstream_bytes += len(call.body or b"")
         noted = AttemptRecord(account.name, rule, self._cargo.what, chosen_ms=self._elapsed_ms())
         if choice is not None:
@@ -317,11 +331,17 @@ class Passage:
             self._place.refused(fault)
 
     def _fault(self, error: ApiError) -> Fault | None:
-        """Whose fault it is; a path that an account does not serve is nobody's."""
-        if error.status in _NOT_SERVED and not refuses_model(error):
-            return None
+        """Whose fault it is; a path that an account does not serve is nobody's.
+
+        Of a turn that would speak of its model.
+        """
         fault = attribute(error, self._environment.clock.seconds())
-        return None if fault.kind is FaultKind.REQUEST else fault
+        if fault.kind is FaultKind.REQUEST or (
+            not refuses_model(error)
+            and (error.status in _NOT_SERVED or fault.kind is FaultKind.MODEL_REFUSED)
+        ):
+            return None
+        return fault
 
     # --- ending ----------------------------------------------------------------------
 

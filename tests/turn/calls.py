@@ -12,6 +12,7 @@ from gateway.accounts.account import Account
 from gateway.accounts.affinity import AffinityKey
 from gateway.accounts.pool import Wanted
 from gateway.config import RoutingSettings
+from gateway.ledger.continuation import Plan
 from gateway.ledger.records import Record
 from gateway.protocol.errors import ApiError
 from gateway.protocol.refusals import may_move
@@ -137,6 +138,7 @@ class FakeCargo:
     model: str | None = "gpt-5.5"
     size = 2
     generates = True
+    plan: Plan | None = None
     held_bytes = 0
     mends = 0
 

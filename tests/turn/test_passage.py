@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.accounts.account import Account
 from gateway.accounts.health import AccountState
 from gateway.config import RoutingSettings
 from gateway.protocol.errors import ApiError
 from gateway.protocol.usage import Usage
 from gateway.tenants.interface import Busy, Visit
 from gateway.turn.passage import TRANSITIONS, PassageState
+from gateway.upstream.interface import UpstreamCall
 from tests.turn.calls import CallWorld, FakeCargo, Journey
 
 
@@ -48,7 +50,7 @@ def test_a_refusal_that_another_account_may_not_share_moves_it(status: int) -> N
     assert journey.door.body == b'{"fine": true}'
     assert journey.door.endings == [None]
     assert [each.account for each in journey.passage.record.attempts] == ["a", "b"]
-    assert world.accounts["a"].failures == 1
+    assert world.accounts["a"].failures == (status != 403), "a 403 may be the path's alone"
     world.check_rest()
 
 
@@ -146,6 +148,28 @@ def test_a_path_that_is_not_served_lets_nobody_rest(status: int) -> None:
     assert world.calls("b") or status == 405
     for call in world.calls("b"):
         call.answers({})
+    world.check_rest()
+
+
+def test_a_permission_for_the_path_alone_lets_nobody_rest() -> None:
+    world = CallWorld(2)
+    Journey(world).starts()
+    world.calls("a")[0].refuses(403, None, "Missing scopes: api.responses.write")
+    assert world.accounts["a"].unavailable("gpt-5.5") is None
+    world.calls("b")[0].refuses(404, "model_not_found")
+    resting = world.accounts["b"].unavailable("gpt-5.5")
+    assert resting is not None, "expected the model to rest there"
+    world.check_rest()
+
+
+def test_a_bug_costs_one_request() -> None:
+    class Broken(FakeCargo):
+        def call_for(self, account: Account) -> UpstreamCall:
+            raise ValueError("a bug")
+
+    world = CallWorld()
+    journey = Journey(world, Broken()).starts()
+    assert journey.door.error.code == "internal_error"
     world.check_rest()
 
 

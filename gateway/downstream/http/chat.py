@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...accounts.account import Account
 from ...accounts.affinity import AffinityKey, affinity_keys, connection_key
 from ...accounts.pool import Wanted
+from ...ledger.continuation import Plan
 from ...protocol.chat import TAIL_BYTES, ChatRequest, chat_body, last_usage, read_chat
 from ...protocol.errors import ApiError
 from ...protocol.refusals import may_move
@@ -28,6 +29,7 @@ class ChatCargo:
 
     what = "chat completion"
     generates = True
+    plan: Plan | None = None
     held_bytes = 0
 
     def __init__(self, context: TurnContext, request: ChatRequest) -> None:

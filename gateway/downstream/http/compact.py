@@ -60,11 +60,11 @@ class InputCargo:
         self._continuity = continuity
         self._state = state
         self._path = path
-        self._plan: Plan | None = None
+        self.plan: Plan | None = None
 
     def call_for(self, account: Account) -> UpstreamCall:
         """See :class:`~gateway.turn.passage.Cargo`."""
-        plan = self._plan = self._planned(account)
+        plan = self.plan = self._planned(account)
         settings = account.settings
         derives = self.generates and settings.derive_cache_key
         dialect = Dialect(
@@ -80,7 +80,7 @@ class InputCargo:
 
     def mended(self, account: Account, error: ApiError) -> bool:
         """See :class:`~gateway.turn.passage.Cargo`."""
-        return self._plan is not None and self._continuity.mended(account, self._plan, error)
+        return self.plan is not None and self._continuity.mended(account, self.plan, error)
 
     def may_move(self, error: ApiError) -> bool:
         """See :class:`~gateway.turn.passage.Cargo`.

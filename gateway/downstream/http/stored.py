@@ -12,6 +12,7 @@ from urllib.parse import quote
 from ...accounts.account import Account
 from ...accounts.affinity import affinity_keys
 from ...accounts.health import AccountState
+from ...ledger.continuation import Plan
 from ...ledger.records import Record
 from ...protocol.errors import ApiError
 from ...protocol.refusals import may_move
@@ -43,6 +44,7 @@ class StoredCargo:
     model: str | None = None
     size = 0
     generates = False
+    plan: Plan | None = None
     held_bytes = 0
 
     def __init__(

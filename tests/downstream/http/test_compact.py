@@ -90,6 +90,10 @@ def test_it_is_sent_along_where_nobody_knows_that_it_would_be_continued(path: st
     assert "previous_response_id" not in call.body
     assert texts(call.body["input"]) == ["one", "1", "two", "2", "three"]
     call.answers(COMPACTED)
+    record = hall.world.journal.latest()[-1]
+    assert record.previous_response_id == "resp_1"
+    assert record.chained_to is None
+    assert record.reason == "it is not known that the account continues responses"
     hall.check_rest()
 
 
