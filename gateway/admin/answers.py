@@ -1,0 +1,114 @@
+"""Answers of the admin side: JSON or HTML, always with the headers that keep browsers strict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+from twisted.web.http import Request
+
+HTML = "text/html; charset=utf-8"
+JSON = "application/json"
+
+_CONTENT_SECURITY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+        "base-uri 'none'",
+    ]
+)
+
+#: With ``no-referrer`` browsers would send ``Origin: null`` with our own forms (Fetch §3.2).
+_SECURITY_HEADERS = {
+    "content-security-policy": _CONTENT_SECURITY,
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "cache-control": "no-store",
+}
+
+
+class Reply(NamedTuple):
+    """An answer.
+
+    :ivar body: bytes as they are, or anything else to become JSON.
+    """
+
+    status: int
+    body: Any
+    content_type: str = JSON
+    headers: Mapping[str, str] = {}
+
+
+def see_other(place: str, headers: Mapping[str, str] | None = None) -> Reply:
+    """303: what a form led to is found there."""
+    return Reply(303, b"", HTML, {"location": place, **(headers or {})})
+
+
+def set_security_headers(request: Request) -> None:
+    """To be called before anything else; an answer may replace them."""
+    for name, value in _SECURITY_HEADERS.items():
+        request.setHeader(name, value)
+
+
+def write(request: Request, reply: Reply) -> None:
+    """Answer, and be done."""
+    body = reply.body if isinstance(reply.body, bytes) else as_json(reply.body)
+    request.setResponseCode(reply.status)
+    request.setHeader("content-type", reply.content_type)
+    for name, value in reply.headers.items():
+        request.setHeader(name, value)
+    if request.code == 304:
+        body = b""
+    else:
+        request.setHeader("content-length", str(len(body)))
+    if request.method != b"HEAD":
+        request.write(body)
+    request.finish()
+
+
+def as_json(value: Any) -> bytes:
+    """JSON that is inert in HTML, too: no ``<``, ``>`` or ``&`` stands in its strings.
+
+    Infinite and undefined numbers become null.
+    """
+    encoded = msgspec.json.encode(value)
+    for character, escaped in ((b"<", b"\\u003c"), (b">", b"\\u003e"), (b"&", b"\\u0026")):
+        encoded = encoded.replace(character, escaped)
+    return encoded
+
+
+def wants_html(request: Request) -> bool:
+    """Whether the client likes HTML better than JSON (RFC 9110 §12.5.1)."""
+    accepted = ",".join(request.requestHeaders.getRawHeaders("accept") or [])[:1000]
+    return _quality(accepted, "text/html") > _quality(accepted, JSON)
+
+
+def _quality(accepted: str, wanted: str) -> float:
+    """How much a media type is wanted; the most specific range counts."""
+    best, quality = -1, 0.0
+    for each in accepted.lower().split(","):
+        media, *parameters = (part.strip() for part in each.split(";"))
+        ranges = ("*/*", wanted.partition("/")[0] + "/*", wanted)
+        if media in ranges and ranges.index(media) > best:
+            best, quality = ranges.index(media), _weight(parameters)
+    return quality
+
+
+def _weight(parameters: list[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return min(1.0, max(0.0, float(value)))
+            except ValueError:
+                return 0.0
+    return 1.0

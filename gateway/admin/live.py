@@ -1,0 +1,177 @@
+"""``/events``: what goes on, as server-sent events; computed once for all who listen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.web.http import Request
+from zope.interface import implementer
+
+from ..turn.journal import TurnRecord
+from .answers import as_json
+from .errors import AdminError
+from .running import Running
+from .views.overview import current
+
+MAX_LISTENERS = 32
+
+#: Between two ``status`` events, in seconds.
+_STEP_SECONDS = 1.0
+
+#: Turns that are told one by one between two ``status`` events.
+_MAX_TURNS = 20
+
+#: How long a listener may take for what was sent before it is dropped, in seconds.
+_SLOW_SECONDS = 10.0
+
+#: When a browser comes back that lost its connection, in milliseconds.
+_RETRY = b"retry: 3000\n\n"
+
+
+@implementer(IPushProducer)
+class Listener:
+    """One answer that does not end by itself.
+
+    :ivar lasts: whether who listens still may.
+    """
+
+    def __init__(self, request: Request, now: Callable[[], float], lasts: Callable[[], bool]):
+        self._request = request
+        self._now = now
+        self.lasts = lasts
+        self.gone = False
+        self._slow_since: float | None = None
+        request.registerProducer(self, True)
+
+    @property
+    def too_slow(self) -> bool:
+        """Whether it did not take what was sent for too long."""
+        return self._slow_since is not None and self._now() - self._slow_since > _SLOW_SECONDS
+
+    def send(self, event: bytes) -> None:
+        """Send, unless what was sent before is still on its way: what is missed is missed."""
+        if self._slow_since is None and not self.gone:
+            self._request.write(event)
+
+    def close(self, abort: bool) -> None:
+        """Say no more."""
+        if self.gone:
+            return
+        self.gone = True
+        self._request.unregisterProducer()
+        if abort:
+            self._request.channel.transport.abortConnection()
+        else:
+            self._request.finish()
+
+    def pauseProducing(self) -> None:
+        """The connection is full."""
+        if self._slow_since is None:
+            self._slow_since = self._now()
+
+    def resumeProducing(self) -> None:
+        """It took everything."""
+        self._slow_since = None
+
+    def stopProducing(self) -> None:
+        """The connection is lost; ``notifyFinish`` tells."""
+
+
+class LiveFeed:
+    """Everybody who listens.
+
+    :ivar dropped: listeners that were too slow.
+    """
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._clock = running.environment.clock
+        self._listeners: set[Listener] = set()
+        self._step: IDelayedCall | None = None
+        self._turns = 0
+        self._omitted = 0
+        self._latest: tuple[float, bytes] | None = None
+        self.dropped = 0
+        running.environment.journal.watchers.append(self._turn_ended)
+
+    def __len__(self) -> int:
+        return len(self._listeners)
+
+    def listen(self, request: Request, lasts: Callable[[], bool]) -> None:
+        """Answer ``request`` with events from now on.
+
+        :param lasts: whether who asked may still see them; asked each second.
+        :raises AdminError: 503 when too many listen.
+        """
+        if len(self._listeners) >= MAX_LISTENERS:
+            raise AdminError(503, "too many pages are open", {"retry-after": "30"})
+        request.setHeader("content-type", "text/event-stream")
+        request.setHeader("x-accel-buffering", "no")
+        listener = Listener(request, self._clock.seconds, lasts)
+        request.notifyFinish().addBoth(lambda _: self._left(listener))
+        self._listeners.add(listener)
+        listener.send(_RETRY + self._status())
+        if self._step is None:
+            self._step = self._clock.callLater(_STEP_SECONDS, self._tell)
+
+    def close(self) -> None:
+        """The gateway stops."""
+        self._rest()
+        for listener in list(self._listeners):
+            self._left(listener, close=True)
+
+    def _tell(self) -> None:
+        self._step = None
+        for listener in list(self._listeners):
+            if listener.too_slow:
+                self.dropped += 1
+                self._left(listener, close=True, abort=True)
+            elif not listener.lasts():
+                self._left(listener, close=True)
+        if self._listeners:
+            self._step = self._clock.callLater(_STEP_SECONDS, self._tell)
+            self._send(self._status())
+
+    def _status(self) -> bytes:
+        """The last one, unless it is too old by now."""
+        now = self._clock.seconds()
+        if self._latest is None or now - self._latest[0] >= _STEP_SECONDS * 0.9:
+            shown: dict[str, Any] = {**current(self._running), "turns_omitted": self._omitted}
+            self._turns = self._omitted = 0
+            self._latest = now, _event(b"status", shown)
+        return self._latest[1]
+
+    def _turn_ended(self, record: TurnRecord) -> None:
+        if not self._listeners:
+            return
+        if self._turns >= _MAX_TURNS:
+            self._omitted += 1
+            return
+        self._turns += 1
+        self._send(_event(b"turn", record.as_dict()))
+
+    def _send(self, event: bytes) -> None:
+        for listener in list(self._listeners):
+            listener.send(event)
+
+    def _left(self, listener: Listener, close: bool = False, abort: bool = False) -> None:
+        self._listeners.discard(listener)
+        if close:
+            listener.close(abort)
+        listener.gone = True
+        if not self._listeners:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Nobody listens: nothing is computed."""
+        step, self._step = self._step, None
+        if step is not None and step.active():
+            step.cancel()
+        self._latest = None
+
+
+def _event(name: bytes, value: Any) -> bytes:
+    """JSON has no line breaks, so it is one ``data`` line."""
+    return b"event: " + name + b"\ndata: " + as_json(value) + b"\n\n"

@@ -1,0 +1,59 @@
+"""The running gateway as the admin side sees it: what it reads and what it acts on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..config import Setting
+from ..downstream.admission import Admission
+from ..downstream.websocket import ResponsesFactory
+from ..log import LogThreshold
+from ..reload import Rejected
+from ..tenants.tenants import Tenants
+from ..turn.environment import TurnEnvironment
+from .views.figures import Figures, NoFigures
+
+
+@dataclass
+class Configuration:
+    """The configuration in force.
+
+    :ivar source: where it was read, for people.
+    :ivar settings: every setting, secrets masked.
+    :ivar generation: counts the configurations that were in force.
+    :ivar last_rejected: the last one that was not taken, or None.
+    :ivar reload: reads it anew and returns what came of it in one line, or raises; None where
+        it cannot be read anew.
+    """
+
+    source: str = "defaults"
+    settings: Callable[[], Sequence[Setting]] = tuple
+    generation: Callable[[], int] = lambda: 1
+    last_rejected: Callable[[], Rejected | None] = lambda: None
+    reload: Callable[[], str] | None = None
+
+
+@dataclass
+class Running:
+    """All of the running gateway.
+
+    :ivar door: the factory of WebSocket connections.
+    :ivar threshold: of the log.
+    :ivar started_at: on the environment's clock.
+    """
+
+    environment: TurnEnvironment
+    tenants: Tenants
+    admission: Admission
+    door: ResponsesFactory
+    threshold: LogThreshold
+    figures: Figures = field(default_factory=NoFigures)
+    configuration: Configuration = field(default_factory=Configuration)
+
+    def __post_init__(self) -> None:
+        self.started_at = self.now()
+
+    def now(self) -> float:
+        """Unix seconds."""
+        return self.environment.clock.seconds()

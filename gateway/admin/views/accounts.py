@@ -1,0 +1,65 @@
+"""The accounts: state and reason, quotas, load, and what the operator may do with each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ...accounts.account import Account
+from ...accounts.health import AccountState
+from ...accounts.pool import Pool
+from ...config.secrets import without_credentials
+from ..running import Running
+
+#: Conversations that are counted by account; more would stop the streams for too long.
+_COUNTED = 20_000
+
+#: What can be done with an account in each state; the rest can always be done.
+_ACTIONS = {
+    AccountState.DISABLED: ("resume",),
+    AccountState.DRAINING: ("pause", "resume"),
+}
+_SERVING = ("pause", "drain")
+_ALWAYS = ("clear", "probe")
+
+
+def accounts(running: Running) -> dict[str, Any]:
+    """All accounts, in the operator's order."""
+    pool = running.environment.pool
+    pinned = conversations_by_account(pool)
+    return {
+        "accounts": [
+            {**account(running, each), "pinned": pinned[each.name]} for each in pool.accounts
+        ]
+    }
+
+
+def conversations_by_account(pool: Pool) -> Counter[str]:
+    """How many of the conversations that were used last are at home at each account."""
+    return Counter(binding.account for _, binding in pool.bindings.items(_COUNTED))
+
+
+def account(running: Running, account: Account) -> dict[str, Any]:
+    """One account, without what takes a look at all conversations."""
+    settings = account.settings
+    health = account.health.snapshot()
+    return {
+        "name": account.name,
+        **health,
+        "in_flight": account.in_flight,
+        "max_in_flight": settings.max_in_flight,
+        "turns": account.turns,
+        "failures": account.failures,
+        **running.figures.account(account.name),
+        "continuity": {"setting": settings.continuity, "learned": account.learned.shown()},
+        "base_url": without_credentials(settings.base_url),
+        "serves": list(settings.models),
+        "weight": settings.weight,
+        "priority": settings.priority,
+        "actions": [*_ACTIONS.get(account.health.state, _SERVING), *_ALWAYS],
+    }
+
+
+def usable(account: Account) -> bool:
+    """Whether it serves at all, be it full for the moment."""
+    return account.health.unavailable(None) is None

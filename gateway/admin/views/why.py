@@ -1,0 +1,118 @@
+"""Why a conversation is where it is: its binding, its chain, and its last turns, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ...accounts.bindings import Binding
+from ...ledger.records import Record
+from ...turn.journal import TurnRecord
+from ..running import Running
+from .conversations import binding_id_of, records_of, response_ids_of, shown
+
+#: Responses of one chain that are shown, the newest ones.
+_MAX_NODES = 1000
+
+#: Turns that are told in words.
+_MAX_TURNS = 3
+
+
+def why(running: Running, identity: str) -> dict[str, Any] | None:
+    """All that is known of a conversation.
+
+    :param identity: a response id, or the id of a binding.
+    :return: None when nothing is known of it.
+    """
+    binding_id = binding_id_of(running, identity)
+    binding = None if binding_id is None else running.environment.pool.bindings.with_id(binding_id)
+    turns = _turns(running, identity, binding_id)
+    records = _records(running, identity, binding_id)
+    if binding is None and not records and not turns:
+        return None
+    sentences = [
+        *_of_binding(running, binding),
+        *_of_records(records),
+        *(sentence for turn in turns[-_MAX_TURNS:] for sentence in _of_turn(turn)),
+    ]
+    return {
+        "explanation": sentences,
+        "binding": None if binding is None or binding_id is None else shown(binding_id, binding),
+        "chain": {"nodes": _nodes(running, records)},
+        "turns": [turn.as_dict() for turn in turns],
+    }
+
+
+def _turns(running: Running, identity: str, binding_id: str | None) -> list[TurnRecord]:
+    """The last turns of the conversation; of a response only its own."""
+    latest = running.environment.journal.latest()
+    if identity == binding_id:
+        return [turn for turn in latest if turn.conversation == identity]
+    return [turn for turn in latest if turn.response_id == identity]
+
+
+def _records(running: Running, identity: str, binding_id: str | None) -> list[Record]:
+    for response_id in dict.fromkeys([identity, *response_ids_of(running, binding_id or identity)]):
+        records = records_of(running, response_id)
+        if records:
+            return records
+    return []
+
+
+def _of_binding(running: Running, binding: Binding | None) -> Iterator[str]:
+    if binding is None:
+        yield "No binding is known: the conversation sticks to no account of its own."
+        return
+    yield f"It is at home at {binding.account}, by the rule: {binding.why}."
+    account = running.environment.pool.named(binding.account)
+    blocked = None if account is None else account.health.unavailable(None)
+    if account is None:
+        yield f"{binding.account} is no longer configured."
+    elif blocked is not None:
+        yield f"{binding.account} is {blocked.state.value}: {blocked.why}."
+    if binding.stand_in is not None:
+        yield f"{binding.stand_in} serves it meanwhile: {binding.stand_in_why}."
+    if binding.leaves is not None:
+        yield f"An operator wants it to leave {binding.leaves} at its next turn."
+
+
+def _of_records(records: list[Record]) -> Iterator[str]:
+    pins = {record.pinned_to for record in records if record.pinned_to is not None}
+    if pins:
+        yield f"It holds sealed items that only {' or '.join(sorted(pins))} can read."
+    if not records:
+        yield "The ledger remembers none of its responses."
+
+
+def _of_turn(turn: TurnRecord) -> Iterator[str]:
+    for number, attempt in enumerate(turn.attempts, 1):
+        others = "; ".join(f"{name}: {said}" for name, said in list(attempt.others.items())[:5])
+        yield (
+            f"Turn {turn.turn}, attempt {number}: {attempt.account} by the rule"
+            f" '{attempt.rule}' of {attempt.candidates} candidates, {attempt.route}, ended"
+            f" {attempt.outcome}." + (f" Not chosen: {others}." if others else "")
+        )
+    if turn.reason:
+        yield f"Turn {turn.turn} was {turn.route} because {turn.reason}."
+    if turn.error_code:
+        yield f"Turn {turn.turn} ended {turn.status} with {turn.error_code}."
+
+
+def _nodes(running: Running, records: list[Record]) -> list[dict[str, Any]]:
+    by_response = {turn.response_id: turn for turn in running.environment.journal.latest()}
+    return [_node(record, by_response.get(record.id)) for record in records[-_MAX_NODES:]]
+
+
+def _node(record: Record, turn: TurnRecord | None) -> dict[str, Any]:
+    items = record.items()
+    return {
+        "id": record.id,
+        "parent": None if record.parent is None else record.parent.id,
+        "account": record.account,
+        "route": None if turn is None else turn.route,
+        "status": "evicted" if record.evicted else (turn.status if turn else "remembered"),
+        "created_at": record.created_at,
+        "model": record.model,
+        "items": len(items),
+        "bytes": sum(len(item.raw) for item in items),
+    }
