@@ -7,7 +7,7 @@ import json
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tests.support.events import Json
@@ -49,16 +49,19 @@ def read_events(body: bytes) -> list[Json]:
 
 @dataclass
 class HttpClient:
-    """One connection. `key=None` sends no Authorization header."""
+    """One connection. `key=None` sends no Authorization header; `sock` is one in use."""
 
     port: int
     key: str | None = "key-laptop"
     timeout: float = 15.0
     receive_buffer: int | None = None
     buffered: bytes = b""
-    sock: socket.socket = field(init=False)
+    sock: Any = None
 
     def __post_init__(self) -> None:
+        if self.sock is not None:
+            self.sock.settimeout(self.timeout)
+            return
         self.sock = socket.socket()
         if self.receive_buffer:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
