@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gateway.config import KeySettings
-from gateway.protocol.chat import chat_body, last_usage, read_chat
 from gateway.protocol.errors import ApiError
-from gateway.protocol.usage import Usage
 from tests.downstream.http.hall import DESK, Hall
 
 PATH = "/chat/completions"
@@ -175,39 +170,3 @@ def test_a_key_is_held_to_its_models_and_limits() -> None:
     for call in hall.calls()[1:]:
         call.answers(ANSWER)
     hall.check_rest()
-
-
-@given(
-    text=st.text(max_size=40),
-    usage=st.fixed_dictionaries({"prompt_tokens": st.integers(0, 99)}),
-)
-def test_what_a_model_says_is_never_taken_for_usage(text: str, usage: dict[str, Any]) -> None:
-    said = f'"usage": {{"prompt_tokens": 1}} {text}'
-    answer = json.dumps({"choices": [said], "usage": usage, "more": [said]}).encode()
-    assert last_usage(answer) == Usage(usage["prompt_tokens"], 0, 0)
-    assert last_usage(json.dumps({"choices": [said]}).encode()) is None
-
-
-@given(tail=st.binary(max_size=80), cut=st.integers(0, 60))
-def test_any_tail_can_be_searched(tail: bytes, cut: int) -> None:
-    last_usage(tail)
-    last_usage(b'{"usage":{"prompt_tokens":[[[' + tail)
-    last_usage(ANSWER[cut:])
-    last_usage(b'"usage":' + b'{"a":' * 20_000)
-
-
-@given(
-    members=st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=5)
-)
-def test_a_changed_body_keeps_every_other_member(members: dict[str, Any]) -> None:
-    members = {
-        "model": "m",
-        **{
-            k: v
-            for k, v in members.items()
-            if k not in ("model", "stream", "store", "prompt_cache_key")
-        },
-    }
-    request = read_chat(json.dumps(members).encode())
-    assert json.loads(chat_body(request, "other", True)) == {**members, "model": "other"}
-    assert chat_body(request, None, True) == request.body

@@ -10,7 +10,6 @@ import pytest
 from gateway.config import RoutingSettings
 from gateway.protocol.compacting import read_compacted
 from gateway.protocol.errors import ApiError
-from gateway.protocol.usage import Usage
 from tests.downstream.http.hall import DESK, LAPTOP, Hall
 from tests.support.events import Json, text_item, user
 
@@ -262,10 +261,3 @@ def test_odd_answers_hold_nothing(body: bytes) -> None:
     hall.calls()[0].answers(body)
     assert asked.wire.body == body
     hall.check_rest()
-
-
-def test_a_compaction_is_read_without_touching_its_items() -> None:
-    raw = b'{"output":[ {"type":"compaction" ,"encrypted_content":"x"}],"usage":{"input_tokens":1}}'
-    compacted = read_compacted(raw)
-    assert compacted.items == (b'{"type":"compaction" ,"encrypted_content":"x"}',)
-    assert compacted.usage == Usage(1, 0, 0)

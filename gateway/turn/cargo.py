@@ -1,0 +1,58 @@
+"""What a passage needs of its request and of its door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from ..accounts.account import Account
+from ..ledger.continuation import Plan
+from ..protocol.errors import ApiError
+from ..protocol.usage import Usage
+from ..upstream.interface import UpstreamCall
+
+
+class Cargo(Protocol):
+    """What is passed: one request, and what is known of its kind."""
+
+    #: Its name in journals.
+    what: str
+    #: The model that the account must offer, or None for any.
+    model: str | None
+    #: Bytes of the client's body.
+    size: int
+    #: Whether answering it takes what a turn takes: then success shows that the account is well.
+    generates: bool
+    #: How the conversation it is about was sent along, once it was sent; None without any.
+    plan: Plan | None
+    #: Bound on an answer that is held until it is whole, so that the request may move for
+    #: longer; 0 for one that is relayed as it comes.
+    held_bytes: int
+
+    def call_for(self, account: Account) -> UpstreamCall:
+        """The request as ``account`` should get it."""
+
+    def mended(self, account: Account, error: ApiError) -> bool:
+        """Whether the same account should get it again, in another way than it refused."""
+
+    def may_move(self, error: ApiError) -> bool:
+        """Whether another account should get it after this refusal or failure."""
+
+
+class PassageDoor(Protocol):
+    """Where the answer goes."""
+
+    def passage_answers(self, status: int, headers: Mapping[str, str]) -> None:
+        """The answer begins.
+
+        :param headers: all of the upstream's, names in lower case.
+        """
+
+    def passage_relays(self, data: bytes) -> None:
+        """A piece of its body."""
+
+    def passage_usage(self) -> Usage | None:
+        """What the answer took, as far as it has said; asked once, before it is over."""
+
+    def passage_ended(self, error: ApiError | None) -> None:
+        """It is whole (None), or it broke off, or there is none but this error."""
