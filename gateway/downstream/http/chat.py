@@ -39,7 +39,7 @@ class ChatCargo:
         self._request = request
 
     def call_for(self, account: Account) -> UpstreamCall:
-        """See :class:`~gateway.turn.passage.Cargo`."""
+        """See :class:`~gateway.turn.cargo.Cargo`."""
         settings = account.settings
         body = chat_body(
             self._request, settings.aliases.get(self.model or ""), settings.store != "never"
@@ -48,11 +48,11 @@ class ChatCargo:
         return UpstreamCall("POST", _PATH, call_headers(self._context, account, accept), body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.passage.Cargo`."""
+        """See :class:`~gateway.turn.cargo.Cargo`."""
         return False
 
     def may_move(self, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.passage.Cargo`."""
+        """See :class:`~gateway.turn.cargo.Cargo`."""
         return may_move(error) or error.status == 405
 
 

@@ -63,7 +63,7 @@ class InputCargo:
         self.plan: Plan | None = None
 
     def call_for(self, account: Account) -> UpstreamCall:
-        """See :class:`~gateway.turn.passage.Cargo`."""
+        """See :class:`~gateway.turn.cargo.Cargo`."""
         plan = self.plan = self._planned(account)
         settings = account.settings
         derives = self.generates and settings.derive_cache_key
@@ -79,11 +79,11 @@ class InputCargo:
         return UpstreamCall("POST", self._path, headers, body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.passage.Cargo`."""
+        """See :class:`~gateway.turn.cargo.Cargo`."""
         return self.plan is not None and self._continuity.mended(account, self.plan, error)
 
     def may_move(self, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.passage.Cargo`.
+        """See :class:`~gateway.turn.cargo.Cargo`.
 
         A response that nobody here knows was named to one account, and only that can know it.
         """

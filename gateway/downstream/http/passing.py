@@ -21,7 +21,7 @@ JSON = "application/json"
 
 
 class PassedAnswer:
-    """Writes an upstream's answer as it comes; see :class:`~gateway.turn.passage.PassageDoor`.
+    """Writes an upstream's answer as it comes; see :class:`~gateway.turn.cargo.PassageDoor`.
 
     :param request: whose answer it is.
     """

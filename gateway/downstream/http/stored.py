@@ -58,17 +58,17 @@ class StoredCargo:
         self._reads = reads
 
     def call_for(self, account: Account) -> UpstreamCall:
-        """See :class:`~gateway.turn.passage.Cargo`."""
+        """See :class:`~gateway.turn.cargo.Cargo`."""
         headers = call_headers(self._context, account, self._accept, has_body=False)
         body = b"" if self._method == "POST" else None
         return UpstreamCall(self._method, self._path, headers, body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.passage.Cargo`."""
+        """See :class:`~gateway.turn.cargo.Cargo`."""
         return False
 
     def may_move(self, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.passage.Cargo`."""
+        """See :class:`~gateway.turn.cargo.Cargo`."""
         return error.status == 404 or (self._reads and may_move(error))
 
 
