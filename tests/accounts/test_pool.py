@@ -108,7 +108,7 @@ def test_sticking_does_not_disturb_the_rotation(basin: Basin) -> None:
 def test_the_strongest_name_wins_in_the_order_of_law_8(basin: Basin) -> None:
     basin.bindings.bind(thread("t"), "c")
     full = wanted("t", holder="a", turn_state="b")
-    for strongest, rule in (
+    for strongest, named in (
         (full, ("a", "holds the previous response")),
         (full._replace(holder=None), ("b", "turn state")),
         (full._replace(holder="removed", turn_state="removed"), ("c", "thread")),
@@ -116,7 +116,7 @@ def test_the_strongest_name_wins_in_the_order_of_law_8(basin: Basin) -> None:
         basin.bindings.bind(thread("t"), "c")
         choice = basin.pool.choose(strongest)
         assert isinstance(choice, Choice)
-        assert (choice.account.name, choice.rule) == rule
+        assert (choice.account.name, choice.rule) == named
 
 
 def test_a_stronger_key_wins_and_the_lasting_one_is_bound(basin: Basin) -> None:
