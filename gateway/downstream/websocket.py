@@ -35,13 +35,10 @@ from ..tenants.tenants import Tenants
 from ..turn.environment import Told, TurnEnvironment
 from .admission import Admission
 from .frames import text_frames
-from .refusal import headers_too_long, refusal
+from .refusal import refusal
 from .session import Session
 
 PATHS = frozenset({"/v1/responses", "/backend-api/codex/responses"})
-
-#: Bound on what a client may send before its handshake is complete.
-_MAX_HANDSHAKE_BYTES = 256 * 1024
 
 #: A client that reads slower than this for ``timeouts.stall_seconds`` is dropped.
 _SLOWEST_BYTES_PER_SECOND = 10_000
@@ -122,10 +119,6 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Past Autobahn's debug line, which costs a microsecond even when nobody reads it."""
-        if self.state == self.STATE_CONNECTING and len(self.data) > _MAX_HANDSHAKE_BYTES:
-            self._refusal = headers_too_long()
-            self.failHandshake(self._refusal.message, self._refusal.status)
-            return
         self._dataReceived(data)
 
     def onMessageFrameBegin(self, length: int) -> None:

@@ -129,17 +129,6 @@ def test_a_wrong_websocket_version_gets_426(door: Door) -> None:
     protocol.connectionLost(Failure(ConnectionDone()))
 
 
-def test_an_endless_handshake_is_cut_short(door: Door) -> None:
-    protocol, transport = door.factory.buildProtocol(None), Transport()
-    protocol.makeConnection(transport)
-    protocol.dataReceived(b"GET /v1/responses HTTP/1.1\r\nx: ")
-    for _ in range(70):
-        protocol.dataReceived(b"x" * 4096)
-    assert transport.value().startswith(b"HTTP/1.1 431 ")
-    assert transport.disconnecting
-    protocol.connectionLost(Failure(ConnectionDone()))
-
-
 def test_who_connects_and_says_nothing_is_dropped_and_who_is_in_may_be_silent(door: Door) -> None:
     silent, transport = door.factory.buildProtocol(None), Transport()
     silent.makeConnection(transport)

@@ -7,7 +7,6 @@ kept before anybody asked who sends it, a client that reads nothing, errors with
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +14,13 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel, Request, datetimeToString
+from twisted.web.http import HTTPChannel, Request
 
 from ...deadline import Deadline
 from ...protocol.errors import ApiError
-from ..handover import asks_for_websocket, hand_over
-from ..refusal import headers_too_long, refusal, refusal_body, refusal_headers
-from .bodies import body_too_long, check_encoding, decode_body
-from .request import HttpRequest
-from .routes import Route
+from ..handover import hand_over
+from ..refusal import headers_too_long, refusal
+from .wire import WireRequest
 
 if TYPE_CHECKING:
     from .site import HttpSite
@@ -61,165 +58,6 @@ TRANSITIONS = {
     Phase.ANSWER: {Phase.IDLE, Phase.CLOSING},
     Phase.CLOSING: {Phase.CLOSING},
 }
-
-
-class WireRequest(Request):
-    """twisted.web's side of one request."""
-
-    channel: Any = None  # an HttpChannel until the answer is complete
-
-    def __init__(self, channel: HttpChannel, queued: object = False) -> None:
-        super().__init__(channel, False)
-        self._site = channel.site
-        self._headers: dict[str, str] = {}
-        self._query = ""
-        self._route: Route | None = None
-        self._tenant = ""
-        self._refusal: ApiError | None = None
-        self._pieces: list[bytes] = []
-        self.face: HttpRequest | None = None
-        self.is_answered = False
-        self.is_upgrade = False
-        self.received = 0
-
-    # --- reading ---------------------------------------------------------------------
-
-    def begin(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> None:
-        """Decide, before its body is read, whether the request is welcome.
-
-        :param length: of the body; None while that is unknown.
-        """
-        self.method, self.uri, self.clientproto = method, uri, version
-        self.path, _, query = _path_of(uri).partition(b"?")
-        self._query = query.decode("latin-1")
-        self._headers = _joined(self.requestHeaders.getAllRawHeaders())
-        if length == 0 and asks_for_websocket(method, self._headers.get("upgrade", "")):
-            self.is_upgrade = True
-            return
-        try:
-            self._welcome(length)
-        except ApiError as error:
-            self._refusal = error
-            if length != 0:
-                self.answer_early(error)
-
-    def _welcome(self, length: int | None) -> None:
-        self.channel.enter()
-        self._route = self._site.routes.find(
-            self.method.decode("latin-1"), self.path.decode("latin-1")
-        )
-        self._tenant = self._site.tenants.tenant_of(self._headers)
-        if length is not None and length > self._site.max_body_bytes:
-            raise body_too_long(self._site.max_body_bytes)
-        check_encoding(self._headers.get("content-encoding", ""))
-
-    @property
-    def is_welcome(self) -> bool:
-        """Whether its body is wanted."""
-        return self._refusal is None
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """A piece of the body arrived."""
-        self.received += len(data)
-        if self.is_answered:
-            return
-        if self.received > self._site.max_body_bytes:
-            self._pieces.clear()
-            self.answer_early(body_too_long(self._site.max_body_bytes))
-        else:
-            self._pieces.append(data)
-
-    def answer_early(self, error: ApiError) -> None:
-        """Answer now, read the rest for a moment, and close: no reset may eat the answer."""
-        self.is_answered = True
-        self.channel.linger()
-        body = refusal_body(error)
-        self.send_head(error.status, {**refusal_headers(error), "content-length": str(len(body))})
-        self.write(body)
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """The request is complete."""
-        if self.is_answered:
-            self.finish()
-        elif self.is_upgrade:
-            self.channel.upgrade(self.head())
-        else:
-            self.process()
-
-    def head(self) -> bytes:
-        """The request's line and headers, once more."""
-        lines = [b"%b %b %b" % (self.method, self.uri, self.clientproto)]
-        for name, values in self.requestHeaders.getAllRawHeaders():
-            lines += [b"%b: %b" % (name, value) for value in values]
-        return b"\r\n".join([*lines, b"", b""])
-
-    def process(self) -> None:
-        """Hand it to its handler."""
-        route = self._route
-        face = self.face = HttpRequest(
-            self,
-            self.method.decode("latin-1"),
-            self.path.decode("latin-1"),
-            self._query,
-            route.parameters if route is not None else {},
-            self._headers,
-            self._site.next_connection(),
-        )
-        face.hold_back(self.channel.is_full)
-        try:
-            if self._refusal is not None:
-                raise self._refusal
-            assert route is not None
-            body, self._pieces = b"".join(self._pieces), []
-            encoding = self._headers.get("content-encoding", "")
-            face.body = decode_body(body, encoding, self._site.max_body_bytes)
-            del body
-            route.handler(face, self._tenant)
-        except ApiError as error:
-            face.refuse(error)
-        except Exception:
-            _log.failure("a request for {path} broke its handler", path=face.path[:200])
-            face.refuse(ApiError(500, "server_error", "The gateway failed.", "internal_error"))
-
-    def parseCookies(self) -> None:
-        """Nobody here has any."""
-
-    def gotLength(self, length: int | None) -> None:
-        """The body is kept in memory, not in a file: it is bounded, and read at once."""
-
-    # --- answering -------------------------------------------------------------------
-
-    def send_head(self, status: int, headers: Mapping[str, str]) -> None:
-        """See ``Answering``."""
-        self.setResponseCode(status)
-        self.setHeader(b"server", b"responses-gateway")
-        self.setHeader(b"date", datetimeToString())
-        for name, value in headers.items():
-            self.setHeader(name.encode("latin-1", "replace"), value.encode("latin-1", "replace"))
-        if self.channel is not None and (self.channel.is_last or not self.channel.persistent):
-            self.setHeader(b"connection", b"close")
-        self.write(b"")
-
-    def send(self, data: bytes) -> None:
-        """See ``Answering``."""
-        if self.channel is not None:
-            self.channel.last_write = len(data)
-        self.write(data)
-
-    def complete(self) -> None:
-        """See ``Answering``."""
-        self.finish()
-
-    def cut(self) -> None:
-        """See ``Answering``."""
-        if self.channel is not None:
-            self.channel.abort()
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The client left."""
-        super().connectionLost(reason)
-        if self.face is not None:
-            self.face.client_gone()
 
 
 class HttpChannel(HTTPChannel):
@@ -462,18 +300,3 @@ class HttpChannel(HTTPChannel):
         if phase not in TRANSITIONS[self._phase]:
             raise AssertionError(f"a connection cannot go from {self._phase} to {phase}")
         self._phase = phase
-
-
-def _joined(raw: Iterable[tuple[bytes, Sequence[bytes]]]) -> dict[str, str]:
-    """Headers by name in lower case."""
-    return {
-        name.decode("latin-1").lower(): b", ".join(values).decode("latin-1") for name, values in raw
-    }
-
-
-def _path_of(uri: bytes) -> bytes:
-    """What follows the authority of a request target (RFC 9112 §3.2.2)."""
-    if uri.startswith(b"/"):
-        return uri
-    _, _, rest = uri.partition(b"://")
-    return b"/" + rest.partition(b"/")[2]

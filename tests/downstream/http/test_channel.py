@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import txaio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.config import LimitSettings, SessionSettings, TimeoutSettings
 from gateway.downstream.http.channel import IDLE_SECONDS
@@ -130,7 +134,7 @@ def test_what_a_handler_raises_is_answered(
 
     reported: list[str] = []
     monkeypatch.setattr(
-        "gateway.downstream.http.channel._log.failure", lambda text, **_: reported.append(text)
+        "gateway.downstream.http.wire._log.failure", lambda text, **_: reported.append(text)
     )
     client = build({"/fails": {"GET": fails}}).client()
     answer = client.asks("GET", "/v1/fails")
@@ -310,6 +314,27 @@ def test_pipelined_requests_are_served_one_after_the_other(wired: House, handler
         assert len(handler.requests) == number + 1, "the next one waits for its turn"
         handler.last.answer_json(200, int(handler.last.body))
     assert [client.answer().json for _ in range(3)] == [0, 1, 2]
+
+
+@given(cuts=st.lists(st.integers(0, 500), max_size=20))
+def test_where_the_network_cuts_does_not_matter(cuts: list[int]) -> None:
+    handler = Handler()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(txaio.config, "loop", None)
+        house = House({"/echo": {"POST": handler}})
+    client = house.client()
+    chunked = client.head("POST", "/v1/echo", {"Transfer-Encoding": "chunked"})
+    data = echo(client, b"first") + chunked + b"3\r\nsec\r\n3\r\nond\r\n0\r\n\r\n"
+    data += client.request("GET", "/v1/nothing") + echo(client, b"third")
+    places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    for start, end in itertools.pairwise(places):
+        client.gives(data[start:end])
+    for request in handler.requests:  # grows as each answer lets the next request in
+        request.answer_json(200, request.body.decode())
+    answers = [client.answer() for _ in range(4)]
+    assert [answer.status for answer in answers] == [200, 200, 404, 200]
+    assert [answers[n].json for n in (0, 1, 3)] == ["first", "second", "third"]
+    house.check_rest()
 
 
 def test_a_client_may_ask_for_the_end(wired: House, handler: Handler) -> None:
