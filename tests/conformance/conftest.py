@@ -6,9 +6,9 @@ its kin for tests that leave no trace in an account, `stage.serve` for tests tha
 
 Each numbered check of protocol.md section 10 that concerns an HTTP upstream is a test named
 after its number. Open, because the feature comes with a later issue:
-  7 (426: nothing switches WebSocket off yet), 30 (tools hoisted for other engines), 63 (the
-  summary of a whole pool's limits; one account's limit is tested), 77 (presets for the ChatGPT
-  Codex backend), 78 and 79 (upstream WebSockets), 67 and 80-84 (the HTTP doors).
+  30 (tools hoisted for other engines), 63 (the summary of a whole pool's limits; one account's
+  limit is tested), 77 (presets for the ChatGPT Codex backend), 78 and 79 (upstream WebSockets).
+Elsewhere: 82 and 83 (tests/downstream/http).
 Not asked for: the SHOULD of 44; ids pass as the upstream made them.
 """
 

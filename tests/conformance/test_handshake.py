@@ -1,6 +1,6 @@
 """Handshake and transport: protocol.md 10.1-10.17, and the door's part of section 2.
 
-Open: 7 (426 when WebSocket is switched off for a tenant): nothing can switch it off yet.
+Number 7 (426 where WebSocket is switched off) stands in test_http.py.
 """
 
 from __future__ import annotations

@@ -13,6 +13,14 @@ from .request import HttpRequest
 
 _JSON = {"content-type": "application/json"}
 
+#: The events that carry the response object.
+_WITH_RESPONSE = {
+    b"response.created",
+    b"response.queued",
+    b"response.in_progress",
+    *TERMINALS,
+}
+
 #: What an error that comes too late for a status becomes in ``response.failed``, where its
 #: own code says nothing (§5.4): clients give up on the first two, and retry the last.
 _CODE_OF_STATUS = {400: "invalid_prompt", 422: "invalid_prompt", 429: "rate_limit_exceeded"}
@@ -154,8 +162,9 @@ class BackgroundDoor(_Detached):
 
     def relay(self, payloads: Sequence[bytes]) -> None:
         """See ``Door``."""
-        if payloads and not self._request.started:
-            _answer_with_response(self._request, payloads[0], self.headers())
+        for payload in payloads:
+            if not self._request.started and event_type(payload) in _WITH_RESPONSE:
+                _answer_with_response(self._request, payload, self.headers())
 
 
 class BackgroundStreamDoor(_Detached, StreamDoor):

@@ -364,6 +364,14 @@ def test_background_is_answered_with_the_first_event_and_runs_on(patient: House)
     assert len(record.output) == 1, "its output can be continued"
 
 
+def test_background_waits_for_an_event_with_a_response(patient: House) -> None:
+    client = patient.client()
+    client.creates(background=True)
+    limits = {"type": "codex.rate_limits", "rate_limits": {}}
+    patient.sent().sends(limits, *turn_events([text_item()], "resp_1"))
+    assert client.answer().json["id"] == "resp_1"
+
+
 def test_a_background_refusal_is_a_status(patient: House) -> None:
     client = patient.client()
     client.creates(background=True)
