@@ -19,6 +19,8 @@ def pool_error(nobody: Nobody, refusals: Sequence[ApiError], now: float) -> ApiE
     """
     if not nobody.candidates:
         return _not_offered(nobody)
+    if nobody.refuse_the_model:
+        return _not_offered(nobody._replace(candidates=(), waits_for=None))
     if refusals and (len(nobody.candidates) == 1 or not nobody.reasons):
         return for_the_client(most_hopeful(refusals))
     states = {reason.state for reason in nobody.reasons}

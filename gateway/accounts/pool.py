@@ -8,6 +8,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from ..config import RoutingSettings
+from ..protocol.faults import FaultKind
 from .account import Account
 from .affinity import AffinityKey
 from .bindings import Binding, Bindings
@@ -94,6 +95,12 @@ class Nobody(NamedTuple):
         """When the first of them may be available again, unix seconds; None when unknown."""
         known = [reason.until for reason in self.reasons if reason.until is not None]
         return min(known, default=None)
+
+    @property
+    def refuse_the_model(self) -> bool:
+        """Whether every account has said that it does not offer the model after all."""
+        kinds = [reason.kind for reason in self.reasons]
+        return len(kinds) == len(self.candidates) and set(kinds) == {FaultKind.MODEL_REFUSED}
 
 
 class Pool:

@@ -171,14 +171,14 @@ def sequence_number(data: bytes) -> int:
     return -1 if number is None else number
 
 
-def with_response_id(data: bytes, response_id: str) -> bytes:
-    """Name the response in a lifecycle event; one without a response stays as it is."""
+def with_response_members(data: bytes, members: Mapping[str, msgspec.Raw]) -> bytes:
+    """Put ``members`` into the response of a lifecycle event; without one it stays as it is."""
     try:
         event = decode_members(data)
         response = decode_members(event["response"])
     except (KeyError, *UNREADABLE):
         return data
-    response["id"] = raw_value(response_id)
+    response.update(members)
     event["response"] = raw_value(response)
     return msgspec.json.encode(event)
 

@@ -11,18 +11,22 @@ import enum
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import msgspec
+
 from .errors import ApiError, from_event, from_failed_response
 from .events import (
     PASSED_UNREAD,
     PREAMBLE,
     TERMINALS,
     MalformedEvent,
+    ResponseHead,
     event_type,
+    raw_value,
     read_item_done,
     read_response,
     read_turn_state,
     sequence_number,
-    with_response_id,
+    with_response_members,
     with_turn_state,
 )
 from .made import new_response_id
@@ -98,6 +102,8 @@ class Relay:
     :param pass_rate_limits: whether ``codex.rate_limits`` of this account is the client's
         business (§10.49).
     :param is_taken: whether the client has another response of an id already.
+    :param named: the ``previous_response_id`` that the client named, or None; it is shown that
+        one also where the upstream was sent another, or none.
     :param wrap_turn_state: what the client gets in place of the upstream's turn state.
     :ivar phase: see :class:`Phase`.
     :ivar released: whether anything of this attempt was given out for relaying.
@@ -114,8 +120,11 @@ class Relay:
         chained_to: str | None = None,
         pass_rate_limits: bool = True,
         is_taken: Callable[[str], bool] = lambda _: False,
+        named: str | None = None,
         wrap_turn_state: Callable[[str], str] = str,
     ) -> None:
+        self._named = named
+        self._shown: dict[str, msgspec.Raw] = {}
         self._is_taken = is_taken
         self._wrap_turn_state = wrap_turn_state
         self._chained_to = chained_to
@@ -227,8 +236,8 @@ class Relay:
             if self._chained_to is not None and head.previous_response_id != self._chained_to:
                 self._end(NotContinued(head.previous_response_id))
                 return
-            self._name(head.id)
-            data = self._with_id(data)
+            self._name(head)
+            data = self._as_shown(data)
             self.created = data
             if self.phase is Phase.SENT:
                 self._enter(Phase.ACKNOWLEDGED)
@@ -238,16 +247,20 @@ class Relay:
                 self.turn_state = self.turn_state or turn_state
                 data = with_turn_state(data, self._wrap_turn_state(turn_state))
         else:
-            data = self._with_id(data)
+            data = self._as_shown(data)
         self._hold_or_pass(data, payloads)
 
-    def _name(self, response_id: str) -> None:
+    def _name(self, head: ResponseHead) -> None:
         """Clients continue a response by its id, so it must have one (§10.38)."""
-        self.minted = not response_id or self._is_taken(response_id)
-        self.response_id = new_response_id() if self.minted else response_id
+        self.minted = not head.id or self._is_taken(head.id)
+        self.response_id = new_response_id() if self.minted else head.id
+        if self.minted:
+            self._shown["id"] = raw_value(self.response_id)
+        if self._named is not None and head.previous_response_id != self._named:
+            self._shown["previous_response_id"] = raw_value(self._named)
 
-    def _with_id(self, data: bytes) -> bytes:
-        return with_response_id(data, self.response_id) if self.minted else data
+    def _as_shown(self, data: bytes) -> bytes:
+        return with_response_members(data, self._shown) if self._shown else data
 
     def _item_done(self, data: bytes, payloads: list[bytes]) -> None:
         index, raw = read_item_done(data)
@@ -279,8 +292,9 @@ class Relay:
             self._end(NotContinued(head.previous_response_id))
             return
         if not self.response_id:
-            self._name(head.id)
-        ending = finish_terminal(data, name, self.response_id, self.items)
+            self._name(head)
+        shown = {**self._shown, "id": raw_value(self.response_id)}
+        ending = finish_terminal(data, name, shown, self.items)
         error = from_failed_response(head.error) if status == "failed" else None
         if error is not None and self.released and for_the_client(error) is not error:
             self._end(Broken(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -21,17 +21,17 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def finish_terminal(
-    data: bytes, kind: bytes, response_id: str, items: Sequence[bytes]
+    data: bytes, kind: bytes, shown: Mapping[str, msgspec.Raw], items: Sequence[bytes]
 ) -> list[bytes]:
     """What to send for an upstream's terminal event.
 
     It is sent verbatim unless it must be mended: an empty ``output`` is filled with the
     items the client saw (§10.40), items the client never saw are announced first
-    (§10.39), ``usage`` is completed (§10.43), the id is that of ``response.created``
-    (§10.38), and a type no client knows becomes one that they do (§10.42).
+    (§10.39), ``usage`` is completed (§10.43), the id and the like are those of
+    ``response.created`` (§10.38), and a type no client knows becomes one that they do (§10.42).
 
     :param kind: the event's type as the upstream named it.
-    :param response_id: the id of ``response.created``, or empty.
+    :param shown: members of the response as the client saw them in ``response.created``.
     :param items: the finished items, in ``output_index`` order.
     :return: the events to relay, the terminal one last.
     """
@@ -58,9 +58,10 @@ def finish_terminal(
         if mended is not None:
             response["usage"] = msgspec.Raw(mended)
             changed = True
-    if response_id and bytes(response.get("id", b"")) != msgspec.json.encode(response_id):
-        response["id"] = raw_value(response_id)
-        changed = True
+    for name, value in shown.items():
+        if bytes(response.get(name, b"")) != bytes(value):
+            response[name] = value
+            changed = True
     if TERMINALS[kind] != kind:
         event["type"] = raw_value(TERMINALS[kind].decode())
         response["status"] = raw_value(TERMINALS[kind].removeprefix(b"response.").decode())

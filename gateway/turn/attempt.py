@@ -24,6 +24,9 @@ class AttemptOwner(Protocol):
     def attempt_answered(self, attempt: Attempt) -> None:
         """Its event stream begins; ``attempt.answer_headers`` are those of the upstream."""
 
+    def attempt_acknowledged(self, attempt: Attempt) -> None:
+        """Its upstream took the turn up."""
+
     def attempt_relays(self, payloads: list[bytes]) -> None:
         """These go to the client."""
 
@@ -89,6 +92,8 @@ class Attempt:
         relay = self.relay
         before = relay.phase
         payloads = relay.feed(events)
+        if before is Phase.SENT and relay.phase in (Phase.ACKNOWLEDGED, Phase.OUTPUT):
+            self._owner.attempt_acknowledged(self)
         if payloads:
             self._owner.attempt_relays(payloads)
         if relay.outcome is not None:

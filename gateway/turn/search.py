@@ -148,6 +148,8 @@ class AccountSearch:
         if isinstance(lack, Busy):
             return lack.free_at is None or lack.free_at <= before
         assert lack is not None
+        if lack.refuse_the_model:
+            return False
         if lack.waits_for is not None and self._environment.pool.routing.on_account_loss == "fail":
             return False
         return any(

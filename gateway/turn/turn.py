@@ -253,6 +253,7 @@ class Turn:
             plan.previous_response_id if must_echo else None,
             pass_rate_limits=self._telling.one_account,
             is_taken=self._is_taken,
+            named=self.request.previous_response_id,
             wrap_turn_state=partial(self._telling.wrapped, account.name),
         )
         record = self.record
@@ -288,6 +289,11 @@ class Turn:
         if windows:
             attempt.account.health.observe(windows)
 
+    def attempt_acknowledged(self, attempt: Attempt) -> None:
+        """See :class:`~gateway.turn.attempt.AttemptOwner`."""
+        if self._reservation is not None:
+            self._reservation.acknowledged()
+
     def attempt_relays(self, payloads: list[bytes]) -> None:
         """See :class:`~gateway.turn.attempt.AttemptOwner`."""
         record, attempt = self.record, self._attempt
@@ -298,8 +304,6 @@ class Turn:
             payloads = self._telling.with_metadata(payloads, record, attempt)
         if record.first_output_ms is None and attempt.relay.has_output:
             record.first_output_ms = self._elapsed_ms()
-            if self._reservation is not None and attempt.relay.outcome is None:
-                self._reservation.acknowledged()
         self._silence.touch()
         self._relayed(payloads)
 

@@ -307,3 +307,17 @@ def test_the_last_number_is_that_of_the_last_event_given_out() -> None:
     assert relay.last_number() == 0
     relay.feed([event("response.output_text.delta", sequence_number=7)])
     assert relay.last_number() == 7
+
+
+def test_a_replayed_turn_shows_the_previous_response_that_its_client_named() -> None:
+    relay = Relay(named="resp_0")
+    sent = relay.feed([created("resp_1", None), IN_PROGRESS, DELTA, ended("completed")])
+    shown = [json.loads(payload).get("response") for payload in sent]
+    assert [each["previous_response_id"] for each in shown if each] == ["resp_0"] * 3
+    assert sent[2] is DELTA.data
+
+
+def test_a_chained_turn_passes_verbatim() -> None:
+    relay = Relay("resp_0", named="resp_0")
+    first = created("resp_1", "resp_0")
+    assert relay.feed([first, DELTA]) == [first.data, DELTA.data]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,11 +30,18 @@ def terminal(kind: str = "response.completed", number: int | None = 9, **respons
     return json.dumps(event).encode()
 
 
+def shown(response_id: str) -> dict[str, msgspec.Raw]:
+    """What the client saw in ``response.created``."""
+    return {"id": msgspec.Raw(json.dumps(response_id).encode())} if response_id else {}
+
+
 def finish(
     data: bytes, items: list[bytes] | None = None, response_id: str = "resp_1"
 ) -> list[dict[str, Any]]:
     kind = json.loads(data)["type"].encode()
-    return [json.loads(event) for event in finish_terminal(data, kind, response_id, items or [])]
+    return [
+        json.loads(event) for event in finish_terminal(data, kind, shown(response_id), items or [])
+    ]
 
 
 @pytest.mark.parametrize("items", [[], ITEMS])
@@ -41,14 +49,14 @@ def finish(
 def test_a_sound_terminal_passes_verbatim(items: list[bytes], usage: object) -> None:
     output = [json.loads(item) for item in items]
     data = terminal(output=output, usage=usage, x=[1.50])
-    assert finish_terminal(data, b"response.completed", "resp_1", items) == [data]
+    assert finish_terminal(data, b"response.completed", shown("resp_1"), items) == [data]
 
 
 @pytest.mark.parametrize("empty", [b"[]", b"[ ]", b"null", b""])
 def test_an_empty_output_is_filled_with_what_was_seen(empty: bytes) -> None:
     output = b',"output":' + empty if empty else b""
     data = b'{"type":"response.completed","response":{"id":"resp_1"' + output + b',"n":1.50}}'
-    (ending,) = finish_terminal(data, b"response.completed", "resp_1", ITEMS)
+    (ending,) = finish_terminal(data, b"response.completed", shown("resp_1"), ITEMS)
     assert b"[" + b",".join(ITEMS) + b"]" in ending, "the items are those bytes the client saw"
     assert b'"n":1.50' in ending, "what needs no change keeps its bytes"
     assert json.loads(ending)["response"]["output"] == [json.loads(item) for item in ITEMS]
@@ -110,7 +118,7 @@ def test_a_cancelled_response_was_interrupted() -> None:
 )
 def test_a_terminal_that_cannot_be_read_is_malformed(data: bytes) -> None:
     with pytest.raises(MalformedEvent):
-        finish_terminal(data, b"response.completed", "", [])
+        finish_terminal(data, b"response.completed", {}, [])
 
 
 # --- usage ---------------------------------------------------------------------------
