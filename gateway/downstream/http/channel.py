@@ -117,8 +117,7 @@ class HttpChannel(HTTPChannel):
             self._body_began = self.site.reactor.seconds()
             self._deadline.start(self.site.stall_seconds)
         request.begin(self._command, self._path, self._version, self.length)
-        expect = request.requestHeaders.getRawHeaders(b"expect", [b""])[0]
-        if self.length != 0 and expect.lower() == b"100-continue" and request.is_welcome:
+        if self.length != 0 and request.is_welcome and request.waits_for_a_word:
             self._send100Continue()
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:
@@ -135,7 +134,7 @@ class HttpChannel(HTTPChannel):
 
     def requestDone(self, request: Request) -> None:
         """An answer is complete."""
-        if self.persistent and not self.is_last:
+        if self.persistent and not self.is_last and self._phase is not Phase.CLOSING:
             self._enter(Phase.IDLE)
             self._deadline.start(IDLE_SECONDS)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
@@ -35,7 +36,7 @@ class WireRequest(Request):
         self._route: Route | None = None
         self._tenant = ""
         self._refusal: ApiError | None = None
-        self._pieces: list[bytes] = []
+        self._body = BytesIO()
         self.face: HttpRequest | None = None
         self.is_answered = False
         self.is_upgrade = False
@@ -77,16 +78,22 @@ class WireRequest(Request):
         """Whether its body is wanted."""
         return self._refusal is None
 
+    @property
+    def waits_for_a_word(self) -> bool:
+        """Whether its client wants to hear that, before it sends the body (RFC 9110 §10.1.1)."""
+        expected = self._headers.get("expect", "").lower()
+        return expected == "100-continue" and self.clientproto == b"HTTP/1.1"
+
     def handleContentChunk(self, data: bytes) -> None:
         """A piece of the body arrived."""
         self.received += len(data)
         if self.is_answered:
             return
         if self.received > self._site.max_body_bytes:
-            self._pieces.clear()
+            self._body = BytesIO()
             self.answer_early(body_too_long(self._site.max_body_bytes))
         else:
-            self._pieces.append(data)
+            self._body.write(data)
 
     def answer_early(self, error: ApiError) -> None:
         """Answer now, read the rest for a moment, and close: no reset may eat the answer."""
@@ -129,7 +136,7 @@ class WireRequest(Request):
             if self._refusal is not None:
                 raise self._refusal
             assert route is not None
-            body, self._pieces = b"".join(self._pieces), []
+            body, self._body = self._body.getvalue(), BytesIO()
             encoding = self._headers.get("content-encoding", "")
             face.body = decode_body(body, encoding, self._site.max_body_bytes)
             del body

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -95,6 +96,24 @@ def test_a_body_in_chunks_is_one_body(wired: House, handler: Handler) -> None:
     client.gives(client.head("POST", "/v1/echo", {"Transfer-Encoding": "chunked"}))
     client.gives(b"3\r\nbod\r\n1\r\ny\r\n0\r\n\r\n")
     assert handler.last.body == b"body"
+    handler.last.answer_json(200, {})
+
+
+def test_a_body_in_the_smallest_chunks_costs_no_more_memory(build: Build, handler: Handler) -> None:
+    size = 300_000
+    client = build({"/echo": {"POST": handler}}).client()
+    client.gives(client.head("POST", "/v1/echo", {"Transfer-Encoding": "chunked"}))
+    piece = b"1\r\nx\r\n" * 1000
+    tracemalloc.start()
+    try:
+        for _ in range(size // 1000):
+            client.gives(piece)
+        client.gives(b"0\r\n\r\n")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(handler.last.body) == size
+    assert peak < 10 * size, f"{peak} bytes for a body of {size}"
     handler.last.answer_json(200, {})
 
 
@@ -448,6 +467,19 @@ def test_a_client_that_reads_nothing_is_dropped(build: Build, handler: Handler) 
     assert client.is_closed
     client.is_lost()
     assert handler.gone == [handler.last]
+
+
+def test_an_answer_may_end_while_its_client_is_dropped(build: Build, handler: Handler) -> None:
+    house = build({"/echo": {"POST": handler}}, timeouts=TimeoutSettings(stall_seconds=60))
+    client = house.client()
+    client.gives(echo(client))
+    handler.last.start(200, {})
+    client.transport.producer.pauseProducing()
+    house.reactor.advance(61)
+    assert client.is_closed
+    handler.last.write(b"too late")
+    handler.last.finish()
+    assert handler.last.is_over
 
 
 def test_a_client_that_reads_a_large_answer_slowly_may_take_its_time(
