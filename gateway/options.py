@@ -9,7 +9,14 @@ from typing import Any, ClassVar, NoReturn
 from twisted.python import usage
 
 from gateway import __version__
-from gateway.config import ConfigError, Settings, read_settings
+from gateway.config import (
+    ConfigError,
+    Setting,
+    Settings,
+    describe,
+    load_settings,
+    read_text,
+)
 
 
 class Options(usage.Options):
@@ -35,6 +42,7 @@ class Options(usage.Options):
     ]
 
     settings: Settings
+    _text: str | None = None
 
     def opt_version(self) -> NoReturn:
         """Print the gateway's version and exit."""
@@ -61,7 +69,19 @@ class Options(usage.Options):
         :raises ConfigError: when it is not right.
         """
         path = self["config"]
-        return Settings() if path is None else read_settings(path, os.environ)
+        text = None if path is None else read_text(path)
+        settings = Settings() if text is None else load_settings(text, os.environ, path)
+        self._text = text
+        return settings
+
+    @property
+    def source(self) -> str:
+        """Where the configuration comes from, for people."""
+        return self["config"] or "no file: the defaults"
+
+    def described(self) -> list[Setting]:
+        """Every setting as it was read last, and its origin."""
+        return describe(self._text, os.environ, self.source)
 
     def postOptions(self) -> None:
         """Load the configuration, and stop here when only a check was asked for."""

@@ -23,9 +23,13 @@ from .accounts.bindings import Bindings
 from .accounts.catalogue import Catalogues
 from .accounts.pool import Pool
 from .accounts.waiting import WaitingRoom
-from .admin.resource import AdminSite
-from .admin.status import Status
+from .admin.access import Access
+from .admin.api import Api
+from .admin.pages import PlainPages
+from .admin.running import Configuration, Running
+from .admin.site import AdminSite
 from .config import AccountSettings, Settings, SimulatorSettings
+from .config.endpoints import is_loopback
 from .downstream.admission import Admission
 from .downstream.front import FrontFactory
 from .downstream.http.chat import Chat
@@ -41,7 +45,7 @@ from .ledger.memory import MemoryLedger
 from .ledger.owners import OwnerRegister
 from .ledger.seals import SealRegister
 from .listening import CannotListen, DoorService, ListenerService
-from .log import log_observer
+from .log import LogThreshold, log_observer
 from .options import Options
 from .protocol.turn_state import TurnStates
 from .reload import Reloads
@@ -73,6 +77,8 @@ class GatewayService(MultiService):
     :ivar tenants: the client keys.
     :ivar admission: counts the clients of all doors.
     :ivar door: the factory of WebSocket connections.
+    :ivar whole: all of it, as the admin side sees it.
+    :ivar threshold: of the log.
     """
 
     def __init__(self, settings: Settings, reactor: Any) -> None:
@@ -109,12 +115,21 @@ class GatewayService(MultiService):
         self.door = ResponsesFactory(
             reactor, self.environment, settings, self.tenants, self.admission
         )
+        self.threshold = LogThreshold(settings.log.level)
+        self.whole = Running(
+            self.environment, self.tenants, self.admission, self.door, self.threshold
+        )
+        self._access = Access(
+            settings.admin.token,
+            is_loopback(settings.admin.listen or ""),
+            settings.admin.hosts,
+            reactor.seconds,
+        )
         expiry = TimerService(_EXPIRY_SECONDS, self._forget_what_is_old)
         expiry.clock = reactor
         expiry.setServiceParent(self)
         if settings.admin.listen is not None:
-            status = Status(self.environment, self.door, reactor.seconds)
-            site = AdminSite(status, settings.admin.token, reactor)
+            site = AdminSite(Api(self.whole, self._access, PlainPages()), reactor)
             ListenerService(reactor, settings.admin.listen, site, "admin.listen").setServiceParent(
                 self
             )
@@ -168,6 +183,8 @@ class GatewayService(MultiService):
         self.tenants.arrange(settings.keys)
         self.admission.max_connections = settings.limits.max_connections
         self.door.arrange(settings)
+        self._access.arrange(settings.admin.token, settings.admin.hosts)
+        self.threshold.level = settings.log.level
         environment.waiting.wake()
 
     def _simulate(self, reactor: Any) -> None:
@@ -205,12 +222,26 @@ class TwistdService(GatewayService):
         self._twistd: Mapping[str, Any] = options.parent or {}
         self._reactor = reactor
         self.reloads = Reloads(options.settings, options.read, self.arrange, reactor.seconds)
+        self._options = options
+        self._described = options.described()
+        self.whole.configuration = Configuration(
+            options.source,
+            lambda: self._described,
+            lambda: self.reloads.generation,
+            lambda: self.reloads.last_rejected,
+            None if options["config"] is None else self.reloads.reload,
+        )
+
+    def arrange(self, settings: Settings, before: Settings) -> None:
+        """See ``GatewayService``."""
+        super().arrange(settings, before)
+        self._described = self._options.described()
 
     def setServiceParent(self, parent: Any) -> None:
         """Take over the application's log, unless the operator chose an observer."""
         super().setServiceParent(parent)
         if isinstance(parent, Componentized) and not self._twistd.get("syslog"):
-            observer = log_observer(self.settings.log, self._logfile())
+            observer = log_observer(self.settings.log, self._logfile(), self.threshold)
             parent.setComponent(ILogObserver, observer)
 
     def startService(self) -> None:

@@ -90,11 +90,16 @@ class Access:
 
         :raises AdminError: 401 for a wrong token, 429 for one too many.
         """
-        address = client_address(request)
         given = _bearer(request)
-        if given is not None and self._token is not None:
-            self._check(given, address, self.bearers)
-            return Visitor("token", address, None, True, None, by_bearer=True)
+        if given is None or self._token is None:
+            return self.by_cookie(request)
+        address = client_address(request)
+        self._check(given, address, self.bearers)
+        return Visitor("token", address, None, True, None, by_bearer=True)
+
+    def by_cookie(self, request: Request) -> Visitor:
+        """Who sent ``request``, as far as a cookie tells."""
+        address = client_address(request)
         login = self._login(request)
         if login is not None:
             return Visitor(login.name, address, login, True, None)

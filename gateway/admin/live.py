@@ -62,7 +62,8 @@ class Listener:
         self.gone = True
         self._request.unregisterProducer()
         if abort:
-            self._request.channel.transport.abortConnection()
+            transport: Any = self._request.channel.transport
+            transport.abortConnection()
         else:
             self._request.finish()
 

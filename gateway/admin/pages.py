@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
+
+from twisted.web.resource import Resource
 
 from .access import Visitor
 
 
-class Static(NamedTuple):
-    """A file that pages load."""
-
-    content_type: str
-    content: bytes
-
-
 class Pages(Protocol):
-    """Makes HTML of what the API shows."""
+    """Makes HTML of what the API shows.
 
-    def document(
-        self, view: str, shown: Mapping[str, Any], query: Mapping[str, str], visitor: Visitor
-    ) -> bytes | None:
-        """A whole HTML document, UTF-8; None when there is none and JSON has to do.
+    :ivar static: the files that pages load, mounted at ``/static``; or None.
+    """
 
-        :param view: ``status``, ``accounts``, ``conversations``, ``why``, ``turns``, ``keys``,
-            ``memory``, ``config``, ``audit``, ``login`` or ``error``.
-        :param shown: what the API shows there; of ``login`` and ``error`` ``{status, error}``,
-            the sentence being None where nothing went wrong.
-        :param query: of the request, names once each.
+    static: Resource | None
+
+    def status(self, arguments: Mapping[bytes, Sequence[bytes]], visitor: Visitor) -> bytes | None:
+        """The page of ``/status``; None when there is none and JSON has to do.
+
+        :param arguments: a request's ``args``.
         """
 
-    def static(self, name: str) -> Static | None:
-        """The file of that name, one of a fixed set; never one of the file system by path."""
+    def login(self, wrong: str | None) -> bytes:
+        """The form that posts ``token`` to ``/login``.
+
+        :param wrong: why the last try failed.
+        """
 
 
 class PlainPages:
-    """No pages but the form; see :class:`Pages`."""
+    """No page but the form; see :class:`Pages`."""
 
-    def document(
-        self, view: str, shown: Mapping[str, Any], query: Mapping[str, str], visitor: Visitor
-    ) -> bytes | None:
+    static: Resource | None = None
+
+    def status(self, arguments: Mapping[bytes, Sequence[bytes]], visitor: Visitor) -> bytes | None:
         """See ``Pages``."""
-        if view != "login":
-            return None
-        problem = f'<p role="alert">{escape(shown["error"])}</p>' if shown.get("error") else ""
+        return None
+
+    def login(self, wrong: str | None) -> bytes:
+        """See ``Pages``."""
+        problem = "" if wrong is None else f'<p role="alert">{escape(wrong)}</p>'
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width"><title>Log in</title></head>'
@@ -53,7 +52,3 @@ class PlainPages:
             ' <input type="password" name="token" autocomplete="current-password" required>'
             '</label> <button type="submit">Log in</button></form></main></body></html>'
         ).encode()
-
-    def static(self, name: str) -> Static | None:
-        """See ``Pages``."""
-        return None

@@ -1,111 +1,118 @@
-"""The admin side's HTTP resources: liveness, readiness, status and the last turns, as JSON."""
+"""The admin side over HTTP: each request checked, led to its route, and answered."""
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Callable
 from typing import Any
 
-import msgspec
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.http import Request
 from twisted.web.resource import Resource
-from twisted.web.server import Site
+from twisted.web.server import NOT_DONE_YET
 
-from .status import Status
+from .answers import Reply, wants_html, write
+from .api import Api
+from .asked import Asked, read_body, read_query, segments
+from .errors import AdminError, not_found
+from .origins import check_origin
+from .routes import Entry, Route
 
-
-class AdminSite(Site):
-    """Serves the admin side; no access log.
-
-    :param status: what is shown.
-    :param token: the Bearer token that readers need, or None where anybody may read.
-    """
-
-    noisy = False
-
-    def __init__(self, status: Status, token: str | None, reactor: Any) -> None:
-        root = Nothing()
-        root.putChild(b"livez", JsonResource(lambda: {"status": "alive"}, None))
-        root.putChild(b"readyz", ReadyResource(status))
-        shown = JsonResource(status.overview, token)
-        root.putChild(b"status", shown)
-        shown.putChild(b"turns", JsonResource(status.turns, token))
-        super().__init__(root, reactor=reactor, timeout=60)
-        self.displayTracebacks = False
-
-    def log(self, request: Request) -> None:
-        """Say nothing."""
+_log = Logger(namespace="gateway.admin")
 
 
 class AdminResource(Resource):
-    """What can only be read; all it says is JSON."""
+    """Leads every path to the API; ``/static`` alone to the files of the pages."""
+
+    isLeaf = False
+
+    def __init__(self, api: Api) -> None:
+        super().__init__()
+        self._api = api
+        if api.pages.static is not None:
+            self.putChild(b"static", api.pages.static)
+        self._leaf = _Leaf(api)
 
     def getChild(self, path: bytes, request: Request) -> Resource:
-        """What was not put here is not here."""
-        return Nothing()
+        """All that is not put elsewhere."""
+        return self._leaf
 
-    def render(self, request: Request) -> bytes:
-        """Answer GET and HEAD."""
-        if request.method not in (b"GET", b"HEAD"):
-            request.setHeader("allow", "GET, HEAD")
-            return answer(request, 405, {"error": "this can only be read"})
-        return self.render_GET(request)
-
-    def render_GET(self, request: Request) -> bytes:
-        """Answer."""
-        return answer(request, 404, {"error": "nothing is here; see /status"})
+    def render(self, request: Request) -> Any:
+        """Only ``*`` and the like come here."""
+        return self._leaf.render(request)
 
 
-class Nothing(AdminResource):
-    """Where wrong paths lead."""
+class _Leaf(Resource):
+    isLeaf = True
 
-    def render(self, request: Request) -> bytes:
-        """Answer whatever method."""
-        return self.render_GET(request)
-
-
-class JsonResource(AdminResource):
-    """A GET that answers with what ``produce`` returns.
-
-    :param token: the Bearer token it asks for, or None.
-    """
-
-    def __init__(self, produce: Callable[[], Any], token: str | None) -> None:
+    def __init__(self, api: Api) -> None:
         super().__init__()
-        self._produce = produce
-        self._token = token.encode() if token is not None else None
+        self._api = api
 
-    def render_GET(self, request: Request) -> bytes:
-        """Answer."""
-        if not self._may_read(request):
-            request.setHeader("www-authenticate", "Bearer")
-            return answer(request, 401, {"error": "send 'Authorization: Bearer <admin token>'"})
-        return answer(request, 200, self._produce())
+    def render(self, request: Request) -> Any:
+        """Check, and hand over to the route."""
+        try:
+            answer = self._answer(request)
+        except AdminError as error:
+            self._refuse(request, error)
+        except Exception:
+            self._failed(request, Failure())
+        else:
+            if isinstance(answer, Deferred):
+                gone: list[object] = []
+                request.notifyFinish().addErrback(gone.append)
+                answer.addCallback(lambda found: None if gone else _write(request, found))
+                answer.addErrback(lambda why: None if gone else self._late(request, why))
+            elif answer is not NOT_DONE_YET:
+                _write(request, answer)
+        return NOT_DONE_YET
 
-    def _may_read(self, request: Request) -> bool:
-        if self._token is None:
-            return True
-        scheme, _, token = (request.getHeader(b"authorization") or b"").partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
+    def _answer(self, request: Request) -> Any:
+        access = self._api.access
+        access.check_host(request)
+        place = segments(request)
+        routes = {} if place is None else self._api.table.find(place)
+        if not routes:
+            raise not_found()
+        method = request.method.decode("latin-1")
+        if method not in routes:
+            allowed = ", ".join(sorted(routes))
+            raise AdminError(405, f"expected {allowed}", {"allow": allowed})
+        route, names = routes[method]
+        return route.handle(self._asked(request, route, names))
+
+    def _asked(self, request: Request, route: Route, names: dict[str, str]) -> Asked:
+        access = self._api.access
+        open_to_all = route.entry is Entry.ANYBODY
+        visitor = access.by_cookie(request) if open_to_all else access.visitor(request)
+        if route.entry is Entry.READER:
+            access.check_read(visitor)
+        if route.method != "POST":
+            return Asked(request, visitor, names, read_query(request), {})
+        own_page = check_origin(request)
+        if route.entry is Entry.OPERATOR:
+            access.check_post(request, visitor)
+        body, by_form = read_body(request, own_page)
+        return Asked(request, visitor, names, read_query(request), body, by_form)
+
+    def _refuse(self, request: Request, error: AdminError) -> None:
+        if error.status == 401 and wants_html(request):
+            write(request, self._api.login_page(401, None)._replace(headers=error.headers))
+        else:
+            write(request, Reply(error.status, {"error": error.sentence}, headers=error.headers))
+
+    def _late(self, request: Request, failure: Failure) -> None:
+        if failure.check(AdminError):
+            error: Any = failure.value
+            self._refuse(request, error)
+        else:
+            self._failed(request, failure)
+
+    def _failed(self, request: Request, failure: Failure) -> None:
+        _log.failure("the admin side failed", failure)
+        if not request.startedWriting:
+            write(request, Reply(500, {"error": "the gateway failed; the log says why"}))
 
 
-class ReadyResource(AdminResource):
-    """200 while new work is welcome, 503 otherwise."""
-
-    def __init__(self, status: Status) -> None:
-        super().__init__()
-        self._status = status
-
-    def render_GET(self, request: Request) -> bytes:
-        """Answer."""
-        if self._status.ready():
-            return answer(request, 200, {"status": "ready"})
-        return answer(request, 503, {"status": "draining"})
-
-
-def answer(request: Request, code: int, body: Any) -> bytes:
-    """Set up a JSON answer and return its bytes."""
-    request.setResponseCode(code)
-    request.setHeader("content-type", "application/json")
-    request.setHeader("cache-control", "no-store")
-    return msgspec.json.encode(body)
+def _write(request: Request, answer: Any) -> None:
+    write(request, answer if isinstance(answer, Reply) else Reply(200, answer))

@@ -28,7 +28,7 @@ _MINUTE = 60.0
 
 
 class _Failures(NamedTuple):
-    count: int
+    times: int
     last: float
     barred_until: float
 
@@ -70,7 +70,7 @@ class Throttle:
         known = self._failures.pop(network, None)
         count = 1
         if known is not None and now - known.last < _REMEMBERED_SECONDS:
-            count += known.count
+            count += known.times
         wait = min(_FIRST_SECONDS * 2 ** min(count - 1, 16), _LONGEST_SECONDS)
         self._failures[network] = _Failures(count, now, now + wait)
         if len(self._failures) > MAX_ADDRESSES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.config.changes import changed, needs_restart
 from gateway.config.errors import ConfigError
-from gateway.config.load import load_settings, read_settings
+from gateway.config.load import load_settings, read_settings, read_text
 from gateway.config.origin import Setting, describe
 from gateway.config.settings import (
     AccountSettings,
@@ -41,4 +41,5 @@ __all__ = [
     "load_settings",
     "needs_restart",
     "read_settings",
+    "read_text",
 ]

@@ -20,14 +20,18 @@ _SHAPE = inspect.type_info(Settings)
 
 def read_settings(path: str, environ: Mapping[str, str]) -> Settings:
     """The settings in the file at `path`."""
+    return load_settings(read_text(path), environ, path)
+
+
+def read_text(path: str) -> str:
+    """What stands in the file at `path`. Raises ConfigError."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            text = file.read()
+            return file.read()
     except OSError as error:
         raise ConfigError(path, f"cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(path, f"byte {error.start + 1}", "not UTF-8 text") from None
-    return load_settings(text, environ, path)
 
 
 def load_settings(text: str, environ: Mapping[str, str], source: str) -> Settings:

@@ -50,10 +50,14 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AdminSettings(Section, frozen=True, forbid_unknown_fields=True):
-    """The admin side; `listen=None` switches it off."""
+    """The admin side; `listen=None` switches it off.
+
+    `hosts` are the names by which browsers may call it besides the addresses it listens on.
+    """
 
     listen: Text | None = DEFAULT_ADMIN_LISTEN
     token: Text | None = None
+    hosts: tuple[Text, ...] = ()
 
 
 class KeySettings(Section, frozen=True, forbid_unknown_fields=True):

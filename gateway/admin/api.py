@@ -1,0 +1,245 @@
+"""The admin API: what each route answers.  GET never changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.web.server import NOT_DONE_YET
+
+from .access import Access, cookie
+from .actions import Actions
+from .answers import HTML, Reply, see_other, wants_html
+from .asked import Asked
+from .audit import MAX_ACTIONS, Audit
+from .dry_run import dry_run
+from .errors import AdminError, bad_request, not_found
+from .live import MAX_LISTENERS, LiveFeed
+from .logins import MAX_LOGINS
+from .openapi import DESCRIPTION
+from .pages import Pages
+from .routes import Entry, Route, RouteTable
+from .running import Running
+from .throttle import MAX_ADDRESSES
+from .views.accounts import accounts
+from .views.configuration import configuration
+from .views.conversations import conversations
+from .views.keys import keys
+from .views.memory import memory, register
+from .views.overview import overview, ready
+from .views.turns import turns
+from .views.why import why
+
+_MAX_LISTED = 1000
+
+
+class Api:
+    """Handlers, and the table that leads to them.
+
+    :param metrics: makes the text of ``/metrics``, or None where there is none.
+    """
+
+    def __init__(
+        self,
+        running: Running,
+        access: Access,
+        pages: Pages,
+        metrics: Callable[[], tuple[str, bytes]] | None = None,
+    ) -> None:
+        self.running = running
+        self.access = access
+        self.pages = pages
+        self.audit = Audit(running.now)
+        self.live = LiveFeed(running)
+        self.actions = Actions(running)
+        self._metrics = metrics
+        anybody, reader, operator = Entry.ANYBODY, Entry.READER, Entry.OPERATOR
+        self.table = RouteTable(
+            [
+                Route("GET", "/", anybody, lambda _: see_other("/status")),
+                Route("GET", "/livez", anybody, lambda _: {"status": "alive"}),
+                Route("GET", "/readyz", anybody, self._readyz),
+                Route("GET", "/openapi.json", anybody, lambda _: Reply(200, DESCRIPTION)),
+                Route("GET", "/login", anybody, lambda _: self.login_page(200, None)),
+                Route("POST", "/login", anybody, self._log_in),
+                Route("POST", "/logout", anybody, self._log_out),
+                Route("GET", "/status", reader, self._status),
+                Route("GET", "/status/accounts", reader, lambda _: accounts(running)),
+                Route("GET", "/status/conversations", reader, self._conversations),
+                Route("GET", "/status/conversations/{id}/why", reader, self._why),
+                Route("GET", "/status/turns", reader, self._turns),
+                Route("GET", "/status/keys", reader, lambda _: keys(running)),
+                Route("GET", "/status/memory", reader, lambda _: self.memory()),
+                Route("GET", "/status/config", reader, lambda _: configuration(running)),
+                Route("GET", "/status/audit", reader, lambda _: self.audit.shown()),
+                Route("GET", "/events", reader, self._events),
+                Route("GET", "/metrics", reader, self._scrape),
+                Route("POST", "/admin/accounts/{name}/{action}", operator, self._account),
+                Route("POST", "/admin/conversations/{id}/{action}", operator, self._conversation),
+                Route("POST", "/admin/log-level", operator, self._log_level),
+                Route("POST", "/admin/drain", operator, self._drain),
+                Route("POST", "/admin/reload", operator, self._reload),
+                Route("POST", "/admin/route-dry-run", operator, self._dry_run),
+            ]
+        )
+
+    def memory(self) -> dict[str, Any]:
+        """The memory register, with what the admin side itself keeps."""
+        access = self.access
+        own = [
+            register("admin audit", len(self.audit), MAX_ACTIONS, "actions"),
+            register("admin logins", len(access.logins), MAX_LOGINS, "logins"),
+            register("admin event listeners", len(self.live), MAX_LISTENERS, "connections"),
+            register("admin wrong logins", len(access.forms), MAX_ADDRESSES, "addresses"),
+            register("admin wrong tokens", len(access.bearers), MAX_ADDRESSES, "addresses"),
+        ]
+        return memory(self.running, own)
+
+    def login_page(self, status: int, wrong: str | None) -> Reply:
+        """The form, after what went wrong."""
+        return Reply(status, self.pages.login(wrong), HTML)
+
+    # --- reading -----------------------------------------------------------------------
+
+    def _readyz(self, asked: Asked) -> Reply:
+        why_not = ready(self.running)
+        return (
+            Reply(200, {"status": "ready"}) if why_not is None else Reply(503, {"status": why_not})
+        )
+
+    def _status(self, asked: Asked) -> Reply:
+        asked.request.setHeader("vary", "accept, cookie")
+        if wants_html(asked.request):
+            arguments: Any = asked.request.args
+            document = self.pages.status(arguments, asked.visitor)
+            if document is not None:
+                return Reply(200, document, HTML)
+        return Reply(200, overview(self.running))
+
+    def _conversations(self, asked: Asked) -> Any:
+        limit = asked.number("limit", 100, _MAX_LISTED)
+        return conversations(self.running, (asked.text("q") or "").strip()[:300], limit)
+
+    def _why(self, asked: Asked) -> Any:
+        found = why(self.running, asked.names["id"])
+        if found is None:
+            raise not_found("nothing is known of this conversation")
+        return found
+
+    def _turns(self, asked: Asked) -> Any:
+        return turns(
+            self.running,
+            asked.text("account"),
+            asked.text("key"),
+            asked.text("status"),
+            asked.text("conversation"),
+            asked.number("limit", _MAX_LISTED, _MAX_LISTED),
+        )
+
+    def _events(self, asked: Asked) -> Any:
+        if asked.request.method == b"HEAD":
+            return Reply(200, b"", "text/event-stream")
+        self.live.listen(asked.request, lambda: self.access.lasts(asked.visitor))
+        return NOT_DONE_YET
+
+    def _scrape(self, asked: Asked) -> Reply:
+        if self._metrics is None:
+            raise not_found("there are no metrics")
+        content_type, text = self._metrics()
+        return Reply(200, text, content_type)
+
+    # --- coming and going ----------------------------------------------------------------
+
+    def _log_in(self, asked: Asked) -> Reply:
+        token = asked.body.get("token")
+        if not isinstance(token, str):
+            raise bad_request("token: expected the admin token")
+        address = asked.visitor.address
+        try:
+            session_id, login = self.access.log_in(asked.request, token)
+        except AdminError as error:
+            if error.status == 401:
+                self.audit.note("nobody known", address, "log in", None, False, error.sentence)
+            if asked.by_form:
+                return self.login_page(error.status, error.sentence)._replace(headers=error.headers)
+            raise
+        self.audit.note(login.name, address, "log in", None, True, "done")
+        headers = {"set-cookie": cookie(session_id, asked.request.isSecure())}
+        if asked.by_form:
+            return see_other("/status", headers)
+        return Reply(200, {"result": "logged in", "login": login.name}, headers=headers)
+
+    def _log_out(self, asked: Asked) -> Reply:
+        if asked.visitor.login is not None:
+            name, address = asked.visitor.login.name, asked.visitor.address
+            self.audit.note(name, address, "log out", None, True, "done")
+        self.access.log_out(asked.request)
+        headers = {"set-cookie": cookie("", asked.request.isSecure())}
+        if asked.by_form:
+            return see_other("/login", headers)
+        return Reply(200, {"result": "logged out"}, headers=headers)
+
+    # --- acting --------------------------------------------------------------------------
+
+    def _account(self, asked: Asked) -> Any:
+        name, action = asked.names["name"], asked.names["action"]
+        return self._act(
+            asked, action, name, "accounts", lambda: self.actions.account(name, action)
+        )
+
+    def _conversation(self, asked: Asked) -> Any:
+        identity, action = asked.names["id"], asked.names["action"]
+        return self._act(
+            asked,
+            action,
+            identity,
+            "conversations",
+            lambda: self.actions.conversation(identity, action),
+        )
+
+    def _log_level(self, asked: Asked) -> Any:
+        level = asked.body.get("level")
+        act = lambda: self.actions.log_level(level)  # noqa: E731
+        return self._act(asked, "set the log level", str(level), "configuration", act)
+
+    def _drain(self, asked: Asked) -> Any:
+        return self._act(asked, "drain", None, "configuration", self.actions.drain)
+
+    def _reload(self, asked: Asked) -> Any:
+        return self._act(asked, "reload", None, "configuration", self.actions.reload)
+
+    def _dry_run(self, asked: Asked) -> Any:
+        return dry_run(self.running, asked.body)
+
+    def _act(
+        self, asked: Asked, action: str, target: str | None, section: str, act: Callable[[], Any]
+    ) -> Any:
+        """Do it, note it, and answer; a browser goes back to where the button was."""
+        visitor = asked.visitor
+
+        def note(done: bool, result: str) -> None:
+            self.audit.note(
+                visitor.name or "nobody known", visitor.address, action, target, done, result
+            )
+
+        def did(done: dict[str, Any]) -> Any:
+            note(True, done["result"])
+            return see_other(f"/status#{section}") if asked.by_form else done
+
+        def failed(failure: Failure) -> Failure:
+            note(False, "the gateway failed; the log says why")
+            return failure
+
+        try:
+            done = act()
+        except AdminError as error:
+            note(False, error.sentence)
+            raise
+        except Exception:
+            note(False, "the gateway failed; the log says why")
+            raise
+        if isinstance(done, Deferred):
+            return done.addCallbacks(did, failed)
+        return did(done)

@@ -1,0 +1,89 @@
+"""Where a turn would go: the choice explained, no place taken, nothing remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..accounts.affinity import affinity_keys
+from ..accounts.explanation import explain
+from ..accounts.pool import Wanted
+from ..ledger.continuation import anchor_of
+from ..ledger.records import Record
+from .errors import bad_request
+from .running import Running
+
+_MEMBERS = (
+    "model",
+    "key",
+    "headers",
+    "previous_response_id",
+    "prompt_cache_key",
+    "background",
+    "chat",
+)
+
+#: Stands for the connection, which the turn does not have.
+_NO_CONNECTION = "dry-run"
+
+
+def dry_run(running: Running, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Explain the choice for a turn as the client of ``key`` would send it.
+
+    :raises AdminError: 400 when the description of the turn is wrong.
+    """
+    _check(body)
+    key = body.get("key") or running.tenants.snapshot()[0]["name"]
+    if not running.tenants.knows(key):
+        raise bad_request("key: expected the name of a configured client key")
+    model = body.get("model")
+    headers = {name.lower(): value for name, value in (body.get("headers") or {}).items()}
+    keys = affinity_keys(key, headers, {}, body.get("prompt_cache_key"), _NO_CONNECTION)
+    parent = _parent(running, key, body.get("previous_response_id"))
+    anchor, _ = anchor_of(parent)
+    found = explain(
+        running.environment.pool,
+        Wanted(
+            model,
+            keys,
+            holder=None if anchor is None else anchor.account,
+            pinned_to=None if parent is None else parent.pinned_to,
+            background=body.get("background") is True,
+            chat=body.get("chat") is True,
+        ),
+    )
+    return {
+        "account": found.account,
+        "rule": found.rule,
+        "among": list(found.among),
+        "candidates": list(found.candidates),
+        "rejected": [each._asdict() for each in found.rejected],
+        "waits_for": found.waits_for,
+        "key": key,
+        "key_may_use_model": model is None or running.tenants.may_use(key, model),
+        "affinity": [each.rule for each in keys],
+    }
+
+
+def _parent(running: Running, key: str, response_id: str | None) -> Record | None:
+    if response_id is None:
+        return None
+    records = running.environment.ledger.conversation(key, response_id)
+    parent = next((record for record in records if record.id == response_id), None)
+    if parent is None:
+        raise bad_request("previous_response_id: this key has no such response")
+    return parent
+
+
+def _check(body: Mapping[str, Any]) -> None:
+    unknown = [name for name in body if name not in _MEMBERS]
+    if unknown:
+        raise bad_request(f"{unknown[0][:100]}: expected one of {', '.join(_MEMBERS)}")
+    for name in ("model", "key", "previous_response_id", "prompt_cache_key"):
+        if not isinstance(body.get(name), (str, type(None))):
+            raise bad_request(f"{name}: expected text")
+    headers = body.get("headers")
+    if headers is not None and not (
+        isinstance(headers, dict) and all(isinstance(value, str) for value in headers.values())
+    ):
+        raise bad_request("headers: expected an object of texts")

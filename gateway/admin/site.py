@@ -1,0 +1,162 @@
+"""The admin side's connections: few, and each request bounded in size and time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel, Request
+from twisted.web.resource import Resource
+from twisted.web.server import Request as SiteRequest
+from twisted.web.server import Site
+
+from ..deadline import Deadline
+from .answers import set_security_headers
+from .api import Api
+from .resource import AdminResource
+
+#: Bounds on what a request may bring, in bytes.
+MAX_HEAD_BYTES = 16 * 1024
+MAX_BODY_BYTES = 64 * 1024
+_MAX_HEADERS = 100
+
+#: How long a request may take to arrive, and a connection may be idle, in seconds.
+REQUEST_SECONDS = 10.0
+_IDLE_SECONDS = 60.0
+
+#: Connections at the same time; each open page takes one or two.
+MAX_CONNECTIONS = 100
+
+#: Bodies are read by :mod:`~gateway.admin.asked`; Twisted would read multipart ones, too.
+_FORMS: Any = {"parsePOSTFormSubmission": False}
+
+
+class AdminRequest(SiteRequest):
+    """A request whose body is bounded, and whose answers make browsers strict."""
+
+    channel: Any
+    _received = 0
+
+    def gotLength(self, length: int | None) -> None:
+        """Refuse what announces too much."""
+        super().gotLength(None if length is None else min(length, MAX_BODY_BYTES))
+        if length is not None and length > MAX_BODY_BYTES:
+            self.channel.refuse(413)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Refuse what turns out to be too much."""
+        self._received += len(data)
+        if self._received > MAX_BODY_BYTES:
+            self.channel.refuse(413)
+        else:
+            super().handleContentChunk(data)
+
+    def process(self) -> None:
+        """Answer, unless the connection was given up meanwhile."""
+        if self.channel is None or self.channel.refused:
+            return
+        set_security_headers(self)
+        super().process()
+
+    def render(self, resrc: Resource) -> None:
+        """The server's name is nobody's business."""
+        self.responseHeaders.removeHeader(b"server")
+        super().render(resrc)
+
+
+class AdminChannel(HTTPChannel):
+    """One connection.
+
+    :ivar refused: whether it was given up.
+    """
+
+    totalHeadersSize = MAX_HEAD_BYTES
+    maxHeaders = _MAX_HEADERS
+    requestFactory: Any = AdminRequest
+    refused = False
+    site: AdminSite
+    transport: Any
+    _arrival: Deadline | None = None
+    _arriving = False
+
+    def connectionMade(self) -> None:
+        """Count it, and see that its first request comes soon."""
+        super().connectionMade()
+        self._arrival = Deadline(self.site.reactor, self._too_slow)
+        if len(self.site.connections) >= MAX_CONNECTIONS:
+            self.refuse(503)
+            return
+        self.site.connections.add(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """The first byte of a request starts its time."""
+        if self.refused:
+            return
+        if not self._handlingRequest and self._arrival is not None and not self._arriving:
+            self._arriving = True
+            self._arrival.start(REQUEST_SECONDS)
+        super().dataReceived(data)
+
+    def allContentReceived(self) -> None:
+        """It arrived in time."""
+        self._arriving = False
+        if self._arrival is not None:
+            self._arrival.stop()
+        if not self.refused:
+            super().allContentReceived()
+
+    def refuse(self, status: int) -> None:
+        """Answer with a bare status and let go."""
+        if self.refused:
+            return
+        self.refused = True
+        self._stop()
+        self.transport.write(
+            b"HTTP/1.1 %d Refused\r\nconnection: close\r\ncontent-length: 0\r\n\r\n" % status
+        )
+        self.loseConnection()
+
+    def timeoutConnection(self) -> None:
+        """Idle for too long; that is nothing to log."""
+        self.setTimeout(None)
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """It is gone."""
+        self._stop()
+        self.site.connections.discard(self)
+        super().connectionLost(reason)
+
+    def _too_slow(self) -> None:
+        self.refuse(408)
+        self.transport.abortConnection()
+
+    def _stop(self) -> None:
+        if self._arrival is not None:
+            self._arrival.stop()
+
+
+class AdminSite(Site):
+    """Serves the admin side; no access log.
+
+    :ivar connections: the open ones.
+    """
+
+    noisy = False
+    protocol: Any = AdminChannel
+    requestFactory: Any = AdminRequest
+
+    def __init__(self, api: Api, reactor: Any) -> None:
+        super().__init__(AdminResource(api), reactor=reactor, timeout=_IDLE_SECONDS, **_FORMS)
+        self.api = api
+        self.connections: set[AdminChannel] = set()
+        self.displayTracebacks = False
+
+    def log(self, request: Request) -> None:
+        """Say nothing."""
+
+    def stopFactory(self) -> None:
+        """Nobody listens any more."""
+        self.api.live.close()
+        super().stopFactory()
