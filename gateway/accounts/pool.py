@@ -21,9 +21,10 @@ from .strategies import strategy
 _EXPLAINED = 12
 
 #: Models whose accounts are remembered, and their longest name; clients choose the names.
-_MAX_MODELS = 256
+MAX_MODELS = 256
 _MAX_MODEL_NAME = 200
 
+_RETURNS = "returns to its account"
 _TRIED = "refused this turn"
 _NOT_NEEDED = "another was named"
 _NOT_OFFERED = "does not take such turns"
@@ -128,7 +129,12 @@ class Pool:
         self.routing = routing
         self._by_name = {account.name: account for account in accounts}
         self._strategy = strategy(routing.strategy)
-        self._candidates = lru_cache(_MAX_MODELS)(self._find_candidates)
+        self._candidates = lru_cache(MAX_MODELS)(self._find_candidates)
+
+    @property
+    def models_remembered(self) -> int:
+        """Models whose accounts are known without a look; at most :data:`MAX_MODELS`."""
+        return self._candidates.cache_info().currsize
 
     def named(self, name: str) -> Account | None:
         """The account of that name."""
@@ -164,8 +170,7 @@ class Pool:
                 continue
             blocked = candidates.unavailable(account)
             if blocked is None and name not in tried:
-                if binding is None or binding.stand_in != name:
-                    self.bindings.bind(key, name, rule)
+                self._settle(key, binding, name, rule, lost)
                 return self._take(account, rule, wanted, candidates, tried, lost)
             if self.routing.on_account_loss != "move":
                 return self._only(name, rule, wanted, candidates, tried)
@@ -193,22 +198,38 @@ class Pool:
         rules: dict[str, str] = {}
         bound = [(key.rule, binding) for key in wanted.keys if (binding := find(key)) is not None]
         for _, binding in bound:
-            if self._returns(binding, wanted.holder):
-                rules[binding.account] = "returns to its account"
+            if self._is_away(binding) and wanted.holder in (None, binding.stand_in):
+                rules[binding.account] = _RETURNS
         if wanted.holder is not None:
             rules.setdefault(wanted.holder, "holds the previous response")
         if wanted.turn_state is not None:
             rules.setdefault(wanted.turn_state, "turn state")
         for rule, binding in bound:
-            rules.setdefault(binding.account, rule)
+            rules.setdefault(binding.account, _RETURNS if self._is_away(binding) else rule)
             if binding.stand_in is not None:
                 rules.setdefault(binding.stand_in, f"stands in for {binding.account}")
         return list(rules.items())
 
-    def _returns(self, binding: Binding, holder: str | None) -> bool:
-        """Whether the conversation is away from home, and wants to go back there."""
-        away = binding.stand_in is not None and self.routing.return_to == "sticky"
-        return away and (holder is None or holder == binding.stand_in)
+    def _is_away(self, binding: Binding) -> bool:
+        """Whether a stand-in serves the conversation, which means to return."""
+        return binding.stand_in is not None and self.routing.return_to == "sticky"
+
+    def _settle(
+        self,
+        key: AffinityKey,
+        binding: Binding | None,
+        name: str,
+        rule: str,
+        lost: list[Rejected],
+    ) -> None:
+        """The conversation goes to an account that it sticks to: is that its home now?
+
+        While it is away from home, whoever else serves it only stands in.
+        """
+        if binding is None or name == binding.account or not self._is_away(binding):
+            self.bindings.bind(key, name, rule)
+        elif name != binding.stand_in:
+            self.bindings.stand_in(key, name, dict(lost).get(binding.account, ""))
 
     def _move(
         self, leaves: str, wanted: Wanted, candidates: Candidates, tried: Collection[str]

@@ -227,6 +227,26 @@ def test_a_fork_from_before_the_move_stays_with_the_stand_in(basin: Basin) -> No
     assert basin.goes("t1", holder="a") == ("b", "stands in for a")
 
 
+def test_a_former_stand_in_does_not_become_the_home(basin: Basin) -> None:
+    """What it made is still the latest, as the answer of the stand-in after it broke off."""
+    basin.goes("t1")
+    basin.fails("a", seconds=100.0)
+    assert basin.goes("t1")[0] == "b"
+    assert basin.goes("t1", ["b"], holder="b")[0] == "c"
+    assert basin.goes("t1", holder="b") == ("b", "holds the previous response")
+    basin.clock.advance(150)
+    assert basin.goes("t1", holder="b") == ("a", "returns to its account")
+
+
+def test_who_comes_home_because_no_stand_in_is_left_returns(basin: Basin) -> None:
+    basin.goes("t1")
+    basin.fails("a", seconds=10.0)
+    assert basin.goes("t1")[0] == "b"
+    basin.fails("b", "c", seconds=100.0)
+    basin.clock.advance(20)
+    assert basin.goes("t1", holder="c") == ("a", "returns to its account")
+
+
 def test_a_turn_that_goes_where_its_parent_is_takes_the_conversation_along(basin: Basin) -> None:
     basin.goes("t1")
     assert basin.goes("t1", holder="c") == ("c", "holds the previous response")
