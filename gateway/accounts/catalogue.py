@@ -29,7 +29,7 @@ ANSWER_SECONDS = 5.0
 _MAX_BYTES = 8 * 1024 * 1024
 
 #: Catalogues that are remembered: services times versions of Codex.
-_MAX_CATALOGUES = 64
+MAX_CATALOGUES = 64
 
 _log = Logger(namespace="gateway.catalogue")
 
@@ -82,6 +82,9 @@ class Catalogues:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._entries: OrderedDict[tuple[str, str | None], _Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def of(
         self,
@@ -138,7 +141,7 @@ class Catalogues:
     def _forget(self) -> None:
         """Client versions are the clients' to choose: remember only so many."""
         for key, entry in list(self._entries.items()):
-            if len(self._entries) <= _MAX_CATALOGUES:
+            if len(self._entries) <= MAX_CATALOGUES:
                 return
             if entry.asking is None:
                 del self._entries[key]

@@ -353,6 +353,11 @@ class ResponsesFactory(WebSocketServerFactory):
             if session.tenant in gone or not self._tenants.knows(session.tenant):
                 session.drain()
 
+    @property
+    def max_queued_turns(self) -> int:
+        """Turns that may wait on one lane."""
+        return self._settings.limits.max_queued_turns
+
     def left(self, protocol: ResponsesProtocol) -> None:
         """A connection ended."""
         self.connections.discard(protocol)

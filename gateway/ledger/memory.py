@@ -120,12 +120,14 @@ class MemoryLedger:
 
     def figures(self) -> LedgerFigures:
         """How much is remembered."""
+        next_to_go = next(iter(self._trees), None)
         return LedgerFigures(
             responses=len(self._records),
             conversations=len(self._trees),
             bytes=self._bytes,
             max_bytes=self._max_bytes,
             evicted_conversations=self._evicted_conversations,
+            longest_unused=None if next_to_go is None else self._now() - next_to_go.used_at,
         )
 
     def _take_in(self, record: Record, tree: _Tree) -> None:

@@ -22,7 +22,7 @@ class OwnerRegister:
     entry, which makes it small.
 
     :param now: a clock, in seconds.
-    :param max_responses: bound; one costs some 130 bytes.
+    :ivar max_responses: bound; one costs some 130 bytes.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class OwnerRegister:
     ) -> None:
         self._now = now
         self._ttl_seconds = ttl_seconds
+        self.max_responses = max_responses
         self._max_of_generation = max(1, max_responses // 2)
         self._young: dict[bytes, str] = {}
         self._old: dict[bytes, str] = {}

@@ -76,13 +76,17 @@ def foreign_record(tenant: str, response_id: str) -> Record:
 
 
 class LedgerFigures(msgspec.Struct, frozen=True):
-    """The size of a ledger against its bound, for the admin side."""
+    """The size of a ledger against its bound, for the admin side.
+
+    :ivar longest_unused: seconds since the last use of the conversation that is forgotten next.
+    """
 
     responses: int
     conversations: int
     bytes: int
     max_bytes: int
     evicted_conversations: int
+    longest_unused: float | None = None
 
 
 class Ledger(Protocol):

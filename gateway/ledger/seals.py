@@ -11,11 +11,11 @@ from ..protocol.items import seal_of
 class SealRegister:
     """Remembers the issuer of each seal, bounded in count; the oldest are forgotten first.
 
-    :param max_seals: bound; one costs some 150 bytes.
+    :ivar max_seals: bound; one costs some 150 bytes.
     """
 
     def __init__(self, max_seals: int = 200_000) -> None:
-        self._max_seals = max_seals
+        self.max_seals = max_seals
         self._issuers: OrderedDict[bytes, str] = OrderedDict()
 
     def __len__(self) -> int:
@@ -28,7 +28,7 @@ class SealRegister:
             return
         self._issuers[digest] = account
         self._issuers.move_to_end(digest)
-        if len(self._issuers) > self._max_seals:
+        if len(self._issuers) > self.max_seals:
             self._issuers.popitem(last=False)
 
     def issuer_of(self, raw: bytes) -> str | None:

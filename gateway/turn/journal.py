@@ -9,7 +9,8 @@ from typing import Any
 
 from twisted.logger import Logger
 
-_RING = 500
+#: Turns that are kept to look into.
+RING = 500
 
 
 @dataclass
@@ -94,9 +95,12 @@ class TurnJournal:
 
     def __init__(self, log: Logger | None = None) -> None:
         self._log = log or Logger(namespace="gateway.turn")
-        self._ring: deque[TurnRecord] = deque(maxlen=_RING)
+        self._ring: deque[TurnRecord] = deque(maxlen=RING)
         self.totals: Counter[str] = Counter()
         self.watchers: list[Callable[[TurnRecord], None]] = []
+
+    def __len__(self) -> int:
+        return len(self._ring)
 
     def ended(self, record: TurnRecord) -> None:
         """Keep and log ``record``."""

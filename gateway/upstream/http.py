@@ -25,7 +25,7 @@ class HttpUpstream:
     :param base_url: tells the base URL, without the trailing ``/responses``.
     :param credentials: what authorizes its requests; closed with it.
     :param egress: how its connections leave the machine; straight when left out.
-    :param max_kept: idle connections that are kept.
+    :ivar max_kept: idle connections that may be kept.
     """
 
     def __init__(
@@ -37,11 +37,17 @@ class HttpUpstream:
         egress: Egress | None = None,
         max_kept: int = 1000,
     ) -> None:
+        self.max_kept = max_kept
         self._pool = connection_pool(reactor, max_kept)
         client = http_client(reactor, self._pool, timeouts.connect, egress)
         self._credentials = credentials
         self._sender = Sender(reactor, client, base_url, credentials)
         self._timeouts = timeouts
+
+    @property
+    def kept(self) -> int:
+        """Idle connections that are kept; at most ``max_kept``."""
+        return sum(map(len, self._pool._connections.values()))
 
     def exchange(self, request: UpstreamRequest, receiver: Receiver) -> HttpExchange:
         """See :class:`~gateway.upstream.interface.Upstream`."""
