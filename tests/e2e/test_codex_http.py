@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
+import time
 from typing import Any
 
 import pytest
+import zstandard
 
+from tests.e2e import codex
 from tests.e2e.codex import CodexClient
 from tests.e2e.conftest import Scene
 from tests.e2e.tap import Tap
 from tests.e2e.test_codex import ROUNDS, assert_done, drive, each_client
-from tests.support.events import Json
+from tests.support.events import Json, error_body
 from tests.support.gateway import CLIENT_KEYS, Gateway, account
 from tests.support.strict import Mode, Strict
 from tests.support.upstream import Exchange
@@ -41,8 +45,8 @@ class _stopping:
         self.gateway.stop()
 
 
-def posted(tap: Tap) -> list[Json]:
-    """The bodies of all requests to `/v1/responses`, in the order of their connections."""
+def posted(tap: Tap, path: str = "/v1/responses") -> list[Json]:
+    """The bodies of all requests to `path`, in the order of their connections."""
     bodies: list[Json] = []
     for connection in tap.connections:
         rest = bytes(connection.sent)
@@ -52,7 +56,9 @@ def posted(tap: Tap) -> list[Json]:
             fields = {k.lower(): v.strip() for k, _, v in (x.partition(":") for x in lines[1:])}
             length = int(fields.get("content-length", 0))
             body, rest = rest[:length], rest[length:]
-            if lines[0].startswith("POST /v1/responses "):
+            if fields.get("content-encoding") == "zstd":
+                body = zstandard.ZstdDecompressor().decompressobj().decompress(body)
+            if lines[0].startswith(f"POST {path} "):
                 bodies.append(json.loads(body))
     return bodies
 
@@ -129,3 +135,68 @@ def test_an_exhausted_account_is_never_seen(scene: Scene, client: CodexClient) -
     for request in second.requests:
         assert b"sealed:%b:" % first.name.encode() not in request.raw, "encrypted_content moved"
     print(f"{client}: 3 turns by {first.name}, 429, {ROUNDS - 2} by {second.name} over HTTP")
+
+
+# --- a ChatGPT login, whose requests come compressed ---------------------------------------
+
+
+def signed_in() -> str:
+    """A token as Codex keeps one after a login; it reads the claims and checks nothing."""
+    about = {"chatgpt_plan_type": "plus", "chatgpt_account_id": "acc-1", "chatgpt_user_id": "u-1"}
+    now = int(time.time())
+    claims = {
+        "email": "user@example.test",
+        "iat": now,
+        "exp": now + 86400,
+        "https://api.openai.com/auth": about,
+    }
+    parts = [json.dumps(part).encode() for part in ({"alg": "none", "typ": "JWT"}, claims)]
+    return ".".join(base64.urlsafe_b64encode(x).rstrip(b"=").decode() for x in [*parts, b"sig"])
+
+
+def login_config(client: CodexClient, base_url: str, websockets: bool) -> str:
+    """The built-in provider instead of one of ours."""
+    usual = USUAL_CONFIG(client, base_url, websockets)
+    top, _, rest = usual.replace('model_provider = "gateway"\n', "").partition("[model_providers")
+    features = rest.partition("[features]")[2]
+    backend = base_url.removesuffix("codex")
+    return (
+        f'{top}openai_base_url = "{base_url}"\nchatgpt_base_url = "{backend}"\n'
+        f'cli_auth_credentials_store = "file"\n[features]{features}'
+    )
+
+
+USUAL_CONFIG = codex._config
+
+
+def _without_models(exchange: Exchange) -> bool:
+    if exchange.request.method == "GET":
+        exchange.json(404, error_body(None, "no models here"))
+        return True
+    return False
+
+
+def test_10_84_codex_sends_zstd_after_a_chatgpt_login(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 0.118.0; 0.169.0 also wants a backend with HTTPS and answers of its own."""
+    client = CodexClient("0.118.0", "gpt-5.4")
+    token = signed_in()
+    upstream = scene.upstream(Mode.STATELESS)
+    upstream.before_answer = _without_models
+    tap = scene.tap(http_gateway(scene, upstream, keys=[{"name": "login", "key": token}]).port)
+    home = scene.directory / "codex" / "home" / ".codex"
+    home.mkdir(parents=True)
+    tokens = {"id_token": token, "access_token": token, "refresh_token": "r", "account_id": "acc-1"}
+    login = {"auth_mode": "chatgpt", "OPENAI_API_KEY": None, "tokens": tokens}
+    login["last_refresh"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    (home / "auth.json").write_text(json.dumps(login))
+    monkeypatch.setattr(codex, "_config", login_config)
+    run = drive(scene, client, f"http://127.0.0.1:{tap.port}/backend-api/codex")
+    assert_done(run, scene.directory)
+    compressed = [
+        each for each in tap.connections if b"content-encoding: zstd" in each.sent.lower()
+    ]
+    assert len(compressed) == ROUNDS + 1, "Codex did not compress; nothing was shown"
+    bodies = posted(tap, "/backend-api/codex/responses")
+    assert scene.models[upstream.name].transcripts[-1] == bodies[-1]["input"]
