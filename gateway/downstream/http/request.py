@@ -124,11 +124,17 @@ class HttpRequest:
             self._wire.send(data)
 
     def finish(self) -> None:
-        """The answer is whole."""
+        """The answer is whole.
+
+        What produces it may go on behind it: the client's pace does not matter any more.
+        """
         wire = self._wire
         if wire is not None:
+            resume = self._resume if self._is_held_back else None
             self._forget()
             wire.complete()
+            if resume is not None:
+                resume()
 
     # --- what happens meanwhile ------------------------------------------------------
 

@@ -372,6 +372,26 @@ def test_background_waits_for_an_event_with_a_response(patient: House) -> None:
     assert client.answer().json["id"] == "resp_1"
 
 
+def test_a_large_first_answer_does_not_stop_what_goes_on_behind_it(patient: House) -> None:
+    """It fills the connection's buffers, and nobody tells the turn when they are empty."""
+    client = patient.client()
+    client.creates(background=True)
+    send = client.transport.write
+
+    def fills_up(data: bytes) -> None:
+        send(data)
+        client.transport.producer.pauseProducing()
+
+    client.transport.write = fills_up
+    created, *rest = turn_events([text_item("late")], "resp_1", background=True)
+    patient.sent().sends(created)
+    assert not patient.sent().paused, "the turn needs its client no more"
+    client.transport.write = send
+    client.transport.producer.resumeProducing()
+    patient.sent().sends(*rest)
+    assert patient.world.ledger.get("laptop", "resp_1") is not None
+
+
 def test_a_background_refusal_is_a_status(patient: House) -> None:
     client = patient.client()
     client.creates(background=True)
