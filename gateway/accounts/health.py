@@ -12,9 +12,9 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..breaker import Attempt, Breaker, BreakerState
 from ..protocol.faults import Fault, FaultKind
 from ..protocol.limits import QuotaWindow
-from .breaker import Attempt, Breaker, BreakerState
 from .rest import AccountState, Rest, Unavailable
 
 __all__ = ["AccountState", "Health", "Permit", "Unavailable", "Wish"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 from typing import Any, NamedTuple
 
+from ..breaker import Attempt, Breaker, BreakerState
 from ..protocol.faults import Fault, FaultKind
-from .breaker import Attempt, Breaker, BreakerState
 
 #: When to ask again while a probe is on its way, in seconds.
 _PROBE_SECONDS = 1.0

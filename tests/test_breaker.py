@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.accounts.breaker import TRANSITIONS, Breaker, BreakerState, Happening
+from gateway.breaker import TRANSITIONS, Breaker, BreakerState, Happening
 
 START = 1_795_000_000.0
 MAX = 600.0
