@@ -46,6 +46,7 @@ from .ledger.owners import OwnerRegister
 from .ledger.seals import SealRegister
 from .listening import CannotListen, DoorService, ListenerService
 from .log import LogThreshold, log_observer
+from .observe.observatory import Observatory
 from .options import Options
 from .protocol.turn_state import TurnStates
 from .reload import Reloads
@@ -116,8 +117,12 @@ class GatewayService(MultiService):
             reactor, self.environment, settings, self.tenants, self.admission
         )
         self.threshold = LogThreshold(settings.log.level)
+        figures = Observatory(
+            reactor, self.environment, self.tenants, self.admission, self.door, self._catalogues
+        )
+        figures.setServiceParent(self)
         self.whole = Running(
-            self.environment, self.tenants, self.admission, self.door, self.threshold
+            self.environment, self.tenants, self.admission, self.door, self.threshold, figures
         )
         self._access = Access(
             settings.admin.token,

@@ -1,0 +1,182 @@
+"""All measurements of the gateway, taken every few seconds while it runs.
+
+What the admin side reads of it is kept until the next step: an open page asks each second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from ..accounts.catalogue import Catalogues
+from ..downstream.admission import Admission
+from ..downstream.websocket import ResponsesFactory
+from ..tenants.tenants import Tenants
+from ..turn.environment import TurnEnvironment
+from .alarms import Alarms, Signs, findings
+from .garbage import GarbagePauses
+from .history import MINUTE, STEP_SECONDS, History
+from .loop_lag import LoopLag
+from .process import look, memory_budget
+from .registers import Registers
+from .tally import Tally
+
+#: Steps between two marks of the accounts' figures: those tell of 10 to 15 minutes.
+_ACCOUNT_STEPS = 300 // STEP_SECONDS
+
+_log = Logger(namespace="gateway.observe")
+
+
+class Observatory(Service):
+    """What the admin side calls :class:`~gateway.admin.views.figures.Figures`.
+
+    :param catalogues: which models upstreams offer.
+    :ivar tally: what is counted of turns.
+    :ivar started_at: unix seconds.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        environment: TurnEnvironment,
+        tenants: Tenants,
+        admission: Admission,
+        door: ResponsesFactory,
+        catalogues: Catalogues,
+    ) -> None:
+        self._reactor = reactor
+        self._environment = environment
+        self._admission = admission
+        self._door = door
+        self.started_at = reactor.seconds()
+        self.tally = Tally()
+        self.history_of_all = History(self.tally, self.started_at)
+        self.loop_lag = LoopLag(reactor, MINUTE)
+        self.garbage = GarbagePauses()
+        self.memory_registers = Registers(
+            environment, tenants, admission, door, catalogues, self.tally, self.history_of_all
+        )
+        self.memory_budget = memory_budget()
+        self.looked = look()
+        self._alarms = Alarms()
+        self._evicted = 0
+        self._steps = 0
+        self._accounts: dict[str, Mapping[str, Any]] = {}
+        self._step: IDelayedCall | None = None
+        environment.journal.watchers.append(self.tally.count)
+
+    # --- the service -------------------------------------------------------------------
+
+    def startService(self) -> None:
+        """Begin to measure."""
+        super().startService()
+        self.loop_lag.start()
+        self.garbage.start()
+        self._ask()
+
+    def stopService(self) -> None:
+        """Measure no more."""
+        super().stopService()
+        self.loop_lag.stop()
+        self.garbage.stop()
+        step, self._step = self._step, None
+        if step is not None:
+            step.cancel()
+
+    def _ask(self) -> None:
+        self._step = self._reactor.callLater(STEP_SECONDS, self._take_step)
+
+    def _take_step(self) -> None:
+        self._ask()
+        try:
+            self.step()
+        except Exception:
+            _log.failure("a step of the measurements failed")
+
+    def step(self) -> None:
+        """Measure once."""
+        now = self._reactor.seconds()
+        self._steps += 1
+        self.looked = look()
+        self._alarms.update(findings(self._signs()), now)
+        self.history_of_all.step(now, self.gauges())
+        self.loop_lag.recent.mark()
+        if self._steps % _ACCOUNT_STEPS == 0:
+            self.tally.mark()
+        self._accounts.clear()
+
+    def gauges(self) -> dict[str, float]:
+        """What there is of each at this moment."""
+        sessions = self._door.sessions()
+        guests, websockets = len(self._admission), len(self._door.connections)
+        over_websockets = sum(session.turns_running for session in sessions)
+        return {
+            "connections": guests,
+            "websockets": websockets,
+            "lanes": sum(session.lanes for session in sessions),
+            # Guests that are no WebSocket are HTTP requests, or work that one left behind.
+            "turns_in_flight": over_websockets + max(0, guests - websockets),
+            "turns_queued": sum(session.turns_queued for session in sessions),
+            "turns_waiting": len(self._environment.waiting),
+        }
+
+    def _signs(self) -> Signs:
+        ledger = self._environment.ledger.figures()
+        evicted, self._evicted = (
+            ledger.evicted_conversations - self._evicted,
+            ledger.evicted_conversations,
+        )
+        turns, failed = self.history_of_all.in_the_last_minute()
+        return Signs(
+            self.loop_lag.recent.percentiles()["p99"],
+            self.looked.rss_bytes,
+            self.memory_budget,
+            self.looked.open_files,
+            self.looked.open_files_limit,
+            evicted,
+            ledger.longest_unused,
+            turns,
+            failed,
+        )
+
+    # --- what the admin side reads -------------------------------------------------------
+
+    def process(self) -> Mapping[str, Any]:
+        """See ``Figures``."""
+        looked = self.looked
+        return {
+            "memory": {"rss_bytes": looked.rss_bytes, "budget_bytes": self.memory_budget},
+            "open_files": {"used": looked.open_files, "limit": looked.open_files_limit},
+            "loop_lag_ms": self.loop_lag.recent.percentiles(),
+        }
+
+    def rates(self) -> Mapping[str, Any]:
+        """See ``Figures``."""
+        return self.history_of_all.rates(self._reactor.seconds())
+
+    def history(self) -> Mapping[str, Any]:
+        """See ``Figures``."""
+        return self.history_of_all.shown()
+
+    def newest(self) -> Mapping[str, Any]:
+        """See ``Figures``."""
+        return self.history_of_all.newest()
+
+    def account(self, name: str) -> Mapping[str, Any]:
+        """See ``Figures``."""
+        found = self._accounts.get(name)
+        if found is None:
+            found = self._accounts[name] = self.tally.account(name)
+        return found
+
+    def registers(self) -> Sequence[Mapping[str, Any]]:
+        """See ``Figures``."""
+        return self.memory_registers.shown()
+
+    def alarms(self) -> Sequence[Mapping[str, Any]]:
+        """See ``Figures``."""
+        return self._alarms.shown()
