@@ -20,25 +20,19 @@ from ..deadline import Deadline
 from ..ledger.continuation import Route
 from ..ledger.records import Record
 from ..protocol.errors import ApiError
-from ..protocol.events import Members, response_members
+from ..protocol.events import Members
 from ..protocol.faults import attribute
-from ..protocol.limits import read_rate_limits_event, read_windows
-from ..protocol.made import (
-    created_event,
-    failed_event,
-    interrupted_event,
-    made_response,
-    new_response_id,
-    prewarm_events,
-)
-from ..protocol.refusals import ABOUT_THE_REQUEST, for_the_client, may_move
+from ..protocol.made import made_response, new_response_id, prewarm_events
+from ..protocol.refusals import for_the_client, may_move
 from ..protocol.relay import Broken, Finished, NotContinued, Refused, Relay
 from ..protocol.request import TurnRequest
 from ..protocol.usage import Usage
 from .attempt import Attempt
 from .continuity import TurnContinuity
 from .environment import Door, TurnContext, TurnEnvironment
-from .journal import AttemptRecord, TurnRecord
+from .journal import TurnRecord
+from .lessons import learn_from_events, learn_from_headers, note_owner
+from .own_answers import broken_answer, interrupted_answer
 from .preparing import upstream_request
 from .recording import record_response
 from .search import AccountSearch
@@ -165,20 +159,7 @@ class Turn:
         if self._phase is TurnPhase.ENDED:
             return
         relay = self._attempt.relay if self._attempt is not None else Relay()
-        payloads = relay.release()
-        response = response_members(relay.created)
-        response_id = relay.response_id
-        number = relay.last_number()
-        if not response_id:
-            response_id = new_response_id()
-            response = self._made(response_id)
-            if number < 0:
-                payloads.append(created_event(response))
-                number = 0
-        if accepted is not None:
-            number += 1
-            payloads.append(accepted(response_id, number))
-        payloads.append(interrupted_event(response, relay.items, number + 1))
+        response_id, payloads = interrupted_answer(relay, self._made, accepted)
         self._relayed(payloads)
         account = self._attempt.account.name if self._attempt is not None else None
         self._drop_attempt("interrupted")
@@ -257,13 +238,11 @@ class Turn:
             wrap_turn_state=partial(self._telling.wrapped, account.name),
         )
         record = self.record
-        record.account, record.route = account.name, plan.route.value
         record.chained_to, record.reason = plan.previous_response_id, plan.reason
         record.upstream_bytes += len(request.body)
-        noted = AttemptRecord(account.name, rule, plan.route.value, chosen_ms=self._elapsed_ms())
+        noted = record.tries(account.name, rule, plan.route.value, self._elapsed_ms())
         if choice is not None:
             noted.candidates, noted.others = choice.candidates, dict(choice.others)
-        record.attempts.append(noted)
         # A background response is the client's once it exists: it can be asked for by its id.
         hold_seconds = 0.0 if self.request.background else self._environment.hold_seconds
         self._attempt = Attempt(
@@ -285,9 +264,7 @@ class Turn:
     def attempt_answered(self, attempt: Attempt) -> None:
         """See :class:`~gateway.turn.attempt.AttemptOwner`."""
         self.record.attempts[-1].first_byte_ms = self._elapsed_ms()
-        windows = read_windows(attempt.answer_headers, self._environment.clock.seconds())
-        if windows:
-            attempt.account.health.observe(windows)
+        learn_from_headers(self._environment, attempt)
 
     def attempt_acknowledged(self, attempt: Attempt) -> None:
         """See :class:`~gateway.turn.attempt.AttemptOwner`."""
@@ -300,7 +277,7 @@ class Turn:
         assert attempt is not None
         if record.first_event_ms is None:
             record.first_event_ms = self._elapsed_ms()
-            self._note_owner(attempt)
+            note_owner(self._environment, self._context.tenant, self.request, attempt)
             payloads = self._telling.with_metadata(payloads, record, attempt)
         if record.first_output_ms is None and attempt.relay.has_output:
             record.first_output_ms = self._elapsed_ms()
@@ -309,9 +286,7 @@ class Turn:
 
     def attempt_ended(self, attempt: Attempt) -> None:
         """See :class:`~gateway.turn.attempt.AttemptOwner`."""
-        if attempt.relay.rate_limits:
-            now = self._environment.clock.seconds()
-            attempt.account.health.observe(read_rate_limits_event(attempt.relay.rate_limits, now))
+        learn_from_events(self._environment, attempt)
         outcome = attempt.relay.outcome
         if isinstance(outcome, Finished):
             self._finished(attempt, outcome)
@@ -325,13 +300,6 @@ class Turn:
             self._outcome(outcome.error.label)
             self._blame(attempt, outcome.error)
             self._break_off(attempt, outcome.error)
-
-    def _note_owner(self, attempt: Attempt) -> None:
-        """Requests about a stored response go to the account that keeps it."""
-        if self.request.store and attempt.account.settings.store != "never":
-            relay, owners = attempt.relay, self._environment.owners
-            if relay.response_id and not relay.minted:
-                owners.note(self._context.tenant, relay.response_id, attempt.account.name)
 
     def _finished(self, attempt: Attempt, outcome: Finished) -> None:
         self._outcome(outcome.status)
@@ -377,7 +345,7 @@ class Turn:
             return
         self._blame(attempt, outcome.error)
         if may_move(error):
-            self._last_refusal = attempt, outcome
+            self._attempt, self._last_refusal = None, (attempt, outcome)
             self._search.refused(attempt.account, error)
             self._give_back()
             self._search.next()
@@ -399,19 +367,7 @@ class Turn:
         if not (relay.released and relay.response_id):
             self._refuse(for_the_client(error))
             return
-        code = error.code if error.code in ABOUT_THE_REQUEST else "server_error"
-        assert code is not None
-        self._relayed(
-            [
-                failed_event(
-                    response_members(relay.created),
-                    relay.items,
-                    relay.last_number() + 1,
-                    code,
-                    error.message,
-                )
-            ]
-        )
+        self._relayed([broken_answer(relay, error)])
         self.record.response_id = relay.response_id
         self.error = error
         self._end("failed", error.label)
@@ -466,7 +422,7 @@ class Turn:
         self._silence.stop()
         if self._attempt is not None:
             self._attempt.account.turns += 1
-            self._attempt = self._last_refusal = None  # they point here, and hold what was sent
+        self._attempt = self._last_refusal = None  # they point here, and hold what was sent
         self._give_back()
         self._search.stop()
         record = self.record

@@ -1,0 +1,33 @@
+"""What an attempt shows beside its answer: the account's quotas, and whose a response is."""
+
+from __future__ import annotations
+
+from ..protocol.limits import read_rate_limits_event, read_windows
+from ..protocol.request import TurnRequest
+from .attempt import Attempt
+from .environment import TurnEnvironment
+
+
+def learn_from_headers(environment: TurnEnvironment, attempt: Attempt) -> None:
+    """Quotas, as the upstream's response headers tell them (protocol.md §7)."""
+    windows = read_windows(attempt.answer_headers, environment.clock.seconds())
+    if windows:
+        attempt.account.health.observe(windows)
+
+
+def learn_from_events(environment: TurnEnvironment, attempt: Attempt) -> None:
+    """Quotas, as ``codex.rate_limits`` tells them (§4.5)."""
+    if attempt.relay.rate_limits:
+        now = environment.clock.seconds()
+        attempt.account.health.observe(read_rate_limits_event(attempt.relay.rate_limits, now))
+
+
+def note_owner(
+    environment: TurnEnvironment, tenant: str, request: TurnRequest, attempt: Attempt
+) -> None:
+    """Requests about a stored response go to the account that keeps it."""
+    relay, account = attempt.relay, attempt.account
+    if not request.store or account.settings.store == "never":
+        return
+    if relay.response_id and not relay.minted:
+        environment.owners.note(tenant, relay.response_id, account.name)
