@@ -38,6 +38,7 @@ _MAX_LISTED = 1000
 class Api:
     """Handlers, and the table that leads to them.
 
+    :param pages: for browsers.
     :param metrics: makes the text of ``/metrics``, or None where there is none.
     """
 
@@ -226,6 +227,7 @@ class Api:
 
         def did(done: dict[str, Any]) -> Any:
             note(True, done["result"])
+            self.pages.forget()
             return see_other(f"/status#{section}") if asked.by_form else done
 
         def failed(failure: Failure) -> Failure:

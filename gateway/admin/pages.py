@@ -1,4 +1,4 @@
-"""Where the pages for browsers come in; without them there is a plain form to log in with."""
+"""Where the page for browsers comes in; without it there is a plain form to log in with."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ class Pages(Protocol):
         :param wrong: why the last try failed.
         """
 
+    def forget(self) -> None:
+        """Somebody changed something: what was kept of the page is old."""
+
 
 class PlainPages:
     """No page but the form; see :class:`Pages`."""
@@ -52,3 +55,6 @@ class PlainPages:
             ' <input type="password" name="token" autocomplete="current-password" required>'
             '</label> <button type="submit">Log in</button></form></main></body></html>'
         ).encode()
+
+    def forget(self) -> None:
+        """See ``Pages``."""

@@ -1,0 +1,161 @@
+"""The admin side over its real ``Site``, in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.protocol import connectionDone
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+
+from gateway.admin.access import Access
+from gateway.admin.api import Api
+from gateway.admin.pages import Pages, PlainPages
+from gateway.admin.running import Running
+from gateway.admin.site import AdminSite
+from gateway.config import KeySettings, Settings
+from gateway.downstream.admission import Admission
+from gateway.downstream.websocket import ResponsesFactory
+from gateway.log import LogThreshold
+from gateway.tenants.tenants import Tenants
+from tests.turn.fakes import World
+
+TOKEN = "t0ken"
+BEARER = f"authorization: Bearer {TOKEN}"
+OWN = "origin: http://localhost:8081"
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def cookie(self) -> str:
+        """The request header that brings the cookie back."""
+        return "cookie: " + self.headers["set-cookie"].partition(";")[0]
+
+
+class Client:
+    """One connection."""
+
+    def __init__(self, site: AdminSite, address: str = "127.0.0.1") -> None:
+        self.transport = StringTransport(
+            hostAddress=IPv4Address("TCP", "127.0.0.1", 8081),
+            peerAddress=IPv4Address("TCP", address, 40000),
+        )
+        self.channel: Any = site.buildProtocol(None)
+        self.channel.makeConnection(self.transport)
+
+    def sends(self, data: bytes) -> None:
+        self.channel.dataReceived(data)
+
+    def leaves(self) -> None:
+        self.channel.connectionLost(connectionDone)
+
+    @property
+    def received(self) -> bytes:
+        return bytes(self.transport.value())
+
+    @property
+    def answer(self) -> Answer:
+        head, _, body = self.received.partition(b"\r\n\r\n")
+        assert head, "expected an answer, got nothing"
+        status, *rest = head.decode().split("\r\n")
+        fields = (line.split(": ", 1) for line in rest)
+        return Answer(int(status.split()[1]), {n.lower(): value for n, value in fields}, body)
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.transport.disconnecting)
+
+
+class Admin:
+    """A gateway of a few accounts and its admin side.
+
+    :param loopback: whether only this machine can reach it.
+    """
+
+    def __init__(
+        self,
+        token: str | None = None,
+        accounts: int = 2,
+        loopback: bool = True,
+        hosts: tuple[str, ...] = (),
+        pages: Callable[[Running, Access], Pages] = lambda *_: PlainPages(),
+        world: World | None = None,
+    ) -> None:
+        self.reactor = MemoryReactorClock()
+        self.world = world or World(accounts)
+        self.admission = Admission(100)
+        self.clock = self.world.clock
+        self.tenants = Tenants([KeySettings(name="laptop", key="sk-gw-1")], self.clock.seconds)
+        self.door = ResponsesFactory(
+            self.reactor, self.world.environment, Settings(), self.tenants, self.admission
+        )
+        self.threshold = LogThreshold("info")
+        self.running = Running(
+            self.world.environment, self.tenants, self.admission, self.door, self.threshold
+        )
+        self.access = Access(token, loopback, hosts, self.clock.seconds)
+        self.api = Api(self.running, self.access, pages(self.running, self.access))
+        self.site = AdminSite(self.api, self.reactor)
+        self.site.startFactory()
+
+    def client(self, address: str = "127.0.0.1") -> Client:
+        return Client(self.site, address)
+
+    def ask(
+        self,
+        path: str,
+        *headers: str,
+        method: str = "GET",
+        body: bytes = b"",
+        host: str = "localhost:8081",
+        address: str = "127.0.0.1",
+    ) -> Answer:
+        client = self.client(address)
+        length = f"content-length: {len(body)}"
+        lines = [f"{method} {path} HTTP/1.1", f"host: {host}", length, *headers, "", ""]
+        client.sends("\r\n".join(lines).encode("latin-1") + body)
+        answer = client.answer
+        client.leaves()
+        return answer
+
+    def post(self, path: str, body: Any = None, *headers: str, **more: Any) -> Answer:
+        if body is None:
+            return self.ask(path, *headers, method="POST", **more)
+        raw = json.dumps(body).encode()
+        return self.ask(
+            path, "content-type: application/json", *headers, method="POST", body=raw, **more
+        )
+
+    def form(self, path: str, body: str, *headers: str, **more: Any) -> Answer:
+        kind = "content-type: application/x-www-form-urlencoded"
+        return self.ask(path, kind, *headers, method="POST", body=body.encode(), **more)
+
+    def json(self, path: str, *headers: str) -> Any:
+        answer = self.ask(path, *headers)
+        assert answer.status == 200, f"{path} answered {answer.status}: {answer.body!r}"
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["cache-control"] == "no-store"
+        return answer.json
+
+    def log_in(self, *headers: str) -> Answer:
+        answer = self.form("/login", f"token={TOKEN}", OWN, *headers)
+        assert answer.status == 303, f"the login answered {answer.status}: {answer.body!r}"
+        return answer
+
+    def check_nothing_was_done(self) -> None:
+        """No account, no binding, no log level was touched, and nobody let in."""
+        states = {name: each.health.state.value for name, each in self.world.accounts.items()}
+        assert set(states.values()) == {"ready"}, f"something acted on the accounts: {states}"
+        assert self.threshold.level == "info", "something changed the log level"
+        assert not self.admission.draining, "something drained the gateway"
+        assert not len(self.access.logins), "somebody was logged in"
