@@ -11,6 +11,7 @@ from ..ledger.records import Ledger, Record, foreign_record
 from ..protocol.errors import ApiError
 from ..protocol.items import brings_history, unanswered_calls
 from ..protocol.request import TurnRequest
+from ..tenants.interface import TenantLimits
 
 #: Ids that are remembered as given out, so that a lost one can be told from an unknown one.
 _MAX_REMEMBERED = 4096
@@ -24,16 +25,15 @@ class Lineage:
     :param tenant: whose responses.
     :param always: continue the lane's last response even without a sign of it
         (``chaining: always``).
-    :param asks_upstream: whether an id that nobody here knows may be an upstream's.
+    :param limits: tell whether an id that nobody here knows may be an upstream's: not while
+        it could be another tenant's, and a reload may bring in another tenant.
     """
 
-    def __init__(
-        self, ledger: Ledger, tenant: str, always: bool, asks_upstream: bool = False
-    ) -> None:
+    def __init__(self, ledger: Ledger, tenant: str, always: bool, limits: TenantLimits) -> None:
         self._ledger = ledger
         self._tenant = tenant
         self._always = always
-        self._asks_upstream = asks_upstream
+        self._limits = limits
         self._evicted: dict[str, bool] = {}
         self._issued: dict[str, str | None] = {}
         self._calls: dict[str, str] = {}
@@ -109,7 +109,7 @@ class Lineage:
             raise ApiError.connection_limit_reached(
                 "The gateway no longer remembers this conversation; send it in full."
             )
-        if self._asks_upstream and response_id not in self._evicted:
+        if self._limits.one_tenant and response_id not in self._evicted:
             return foreign_record(self._tenant, response_id)
         raise ApiError.previous_response_not_found(response_id)
 

@@ -96,7 +96,7 @@ class Session:
             environment.ledger,
             tenant,
             settings.chaining == "always",
-            asks_upstream=environment.limits.one_tenant,
+            environment.limits,
         )
         self._starting = False
         self._closing = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.protocol.errors import ApiError
+from gateway.tenants.interface import NoLimits
 from tests.downstream.stage import FakeChannel, Stage
 from tests.support.events import Json, call_item, call_output, text_item, user
 
@@ -107,6 +108,19 @@ def test_an_unknown_id_is_not_found_and_the_connection_goes_on() -> None:
     stage.create("hi")
     stage.answer("resp_1")
     assert stage.channel.last["type"] == "response.completed"
+
+
+def test_an_unknown_id_is_no_upstreams_once_it_may_be_another_tenants() -> None:
+    """A reload that adds a key holds for the connections that are open."""
+    stage = Stage()
+    tenants = stage.world.environment.limits
+    assert isinstance(tenants, NoLimits)
+    tenants.one_tenant = True
+    stage.session = stage.connect(stage.channel)
+    tenants.one_tenant = False
+    stage.create("hi", previous_response_id="resp_of_another")
+    assert code_of(stage.channel.last) == "previous_response_not_found"
+    assert stage.running == []
 
 
 def test_an_unknown_id_does_not_stop_the_lane() -> None:

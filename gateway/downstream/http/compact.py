@@ -163,7 +163,5 @@ class Inputs:
         :raises ApiError: 400 for one that cannot be continued.
         """
         environment = self._environment
-        lineage = Lineage(
-            environment.ledger, tenant, always=False, asks_upstream=environment.limits.one_tenant
-        )
+        lineage = Lineage(environment.ledger, tenant, False, environment.limits)
         return lineage.parent_of(asked, None)[0]

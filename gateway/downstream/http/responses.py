@@ -46,9 +46,7 @@ class Responses:
         refusal: ApiError | None = None
         parent: Record | None = None
         continuation: str | None = None
-        lineage = Lineage(
-            environment.ledger, tenant, always=False, asks_upstream=environment.limits.one_tenant
-        )
+        lineage = Lineage(environment.ledger, tenant, False, environment.limits)
         try:
             parent, continuation = lineage.parent_of(turn_request, None)
         except ApiError as error:
