@@ -21,6 +21,9 @@ _THINKS = 0.6
 #: Attempts of a client at one turn that broke off before its eyes.
 _MAX_TRIES = 6
 
+#: Seconds before it asks again; twice as long each time.
+_BACKS_OFF = 0.1
+
 
 @dataclass
 class Try:
@@ -122,6 +125,7 @@ class Conversation:
             if not broken:
                 self.faults.append(f"turn {name} ended with {attempt.terminal}")
                 return False
+            time.sleep(_BACKS_OFF * 2**again)
         self.faults.append(f"turn {turn} of conversation {self.number} broke off each time")
         return False
 
