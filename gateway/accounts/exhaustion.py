@@ -11,6 +11,10 @@ from .health import AccountState, Unavailable
 from .pool import Nobody
 
 
+#: Accounts that are out of the pool until somebody acts, as far as clients are concerned.
+_OUT = frozenset({AccountState.DISABLED, AccountState.DRAINING, AccountState.UNAUTHORIZED})
+
+
 def pool_error(nobody: Nobody, refusals: Sequence[ApiError], now: float) -> ApiError:
     """One error for the whole pool.
 
@@ -19,19 +23,38 @@ def pool_error(nobody: Nobody, refusals: Sequence[ApiError], now: float) -> ApiE
     """
     if not nobody.candidates:
         return _not_offered(nobody)
-    if nobody.refuse_the_model:
-        return _not_offered(nobody._replace(candidates=(), waits_for=None))
     if refusals and (len(nobody.candidates) == 1 or not nobody.reasons):
         return for_the_client(most_hopeful(refusals))
-    states = {reason.state for reason in nobody.reasons}
-    if states == {AccountState.EXHAUSTED} and len(nobody.reasons) == len(nobody.candidates):
-        return _exhausted(nobody.reasons, refusals, now)
+    working = [reason for reason in nobody.reasons if reason.state not in _OUT]
+    untold = len(nobody.candidates) - len(nobody.reasons)  # they refused, and do not rest
+    if working and not untold and {each.state for each in working} == {AccountState.EXHAUSTED}:
+        return _exhausted(working, refusals, now)
     if refusals and most_hopeful(refusals).status >= 500:
         return for_the_client(most_hopeful(refusals))
-    if states <= {AccountState.DISABLED, AccountState.DRAINING}:
-        return _unavailable(nobody)
-    if states <= {AccountState.UNAUTHORIZED, AccountState.DISABLED, AccountState.DRAINING}:
-        return for_the_client(ApiError(401, "authentication_error", ""))
+    if not working and not untold:
+        unauthorized = any(each.state is AccountState.UNAUTHORIZED for each in nobody.reasons)
+        refused = ApiError(401, "authentication_error", "")
+        return for_the_client(refused) if unauthorized else _unavailable(nobody)
+    return _limited(nobody, now)
+
+
+def attempts_error(refusals: Sequence[ApiError]) -> ApiError:
+    """The error of a turn that was tried as often as it may be, while accounts are left.
+
+    One account's limit is not the pool's (§10.62): clients that come again find others.
+
+    :param refusals: what accounts answered to it, at least one, the latest last.
+    """
+    error = most_hopeful(refusals)
+    if error.status >= 500:
+        return for_the_client(error)
+    return ApiError.bad_gateway(
+        f"{len(refusals)} accounts of this gateway refused this turn; please try again.",
+        "upstream_refused",
+    )
+
+
+def _limited(nobody: Nobody, now: float) -> ApiError:
     wait = _seconds_until(nobody.free_at, now)
     return ApiError(
         429,
@@ -74,8 +97,7 @@ def _exhausted(
             "Every account of this gateway has used up its quota.",
             "insufficient_quota",
         )
-    earliest = min(resets)
-    wait = _seconds_until(earliest, now)
+    wait = _seconds_until(min(resets), now)
     plans = [error.details["plan_type"] for error in refusals if "plan_type" in error.details]
     return ApiError(
         429,
@@ -84,7 +106,7 @@ def _exhausted(
         headers={"retry-after": str(wait)},
         details={
             **({"plan_type": plans[-1]} if plans else {}),
-            "resets_at": math.ceil(earliest),
+            "resets_at": math.ceil(max(min(resets), now + 1)),
             "resets_in_seconds": wait,
         },
     )

@@ -118,9 +118,9 @@ def test_two_concurrent_turns_of_a_key_hold_over_three_sockets(tmp_path: Path) -
     try:
         busy.upstream.default = busy.upstream.script = hold
         clients = [busy.gateway.connect(key=LAPTOP) for _ in range(3)]
-        for client in clients:
+        for number, client in enumerate(clients, 1):
             begin(client)
-        busy.upstream.wait_for(2)
+            busy.upstream.wait_for(min(number, 2))
         time.sleep(1.0)  # as long as a third turn would need many times over
         assert len(busy.upstream.requests) == 2, "the third turn of the key must wait"
         busy.upstream.default = busy.upstream.script = Exchange.answer
