@@ -1,0 +1,74 @@
+"""The client keys: use against limits, what was refused, and when each was last used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import wording
+from .layout import bar, numeric, of_limit, since, table
+from .markup import Html, tag
+from .source import Json
+
+
+def keys_table(keys: Sequence[Json], now: float) -> Html:
+    """One row for each key."""
+    if not keys:
+        return tag("p", "No client keys are configured: everybody is one client.")
+    columns = [
+        "Key",
+        numeric("Turns now"),
+        numeric("Turns"),
+        numeric("Tokens"),
+        "Limits",
+        "Refused for",
+        "Last used",
+        "Models",
+    ]
+    return table("Client keys", columns, [_row(each, now) for each in keys], "keys")
+
+
+def _row(key: Json, now: float) -> Html:
+    running, most = key.get("turns_running"), key.get("max_concurrent_turns")
+    return tag(
+        "tr",
+        tag("th", key.get("name"), scope="row"),
+        tag(
+            "td",
+            wording.number(running),
+            tag("span", f" / {wording.number(most)}", class_="muted") if most else None,
+            class_="n",
+        ),
+        tag("td", wording.number(key.get("turns")), class_="n"),
+        tag("td", wording.number(key.get("tokens")), class_="n"),
+        tag("td", _limits(key.get("limits") or {})),
+        tag("td", _refusals(key.get("refusals") or {})),
+        tag("td", since(key.get("last_used_at"), now) if key.get("last_used_at") else "never"),
+        tag("td", ", ".join(map(str, key.get("models") or ())) or wording.NONE),
+        data_key=key.get("name"),
+    )
+
+
+def _limits(limits: Json) -> Any:
+    return [_limit(name, each.get("used"), each.get("limit")) for name, each in limits.items()] or (
+        wording.NONE
+    )
+
+
+def _limit(name: str, used: Any, limit: Any) -> Html:
+    text = f"{wording.number(used)} of {wording.number(limit)}"
+    return tag(
+        "span",
+        tag("span", name.replace("_", " "), class_="name"),
+        bar(of_limit(used, limit), f"{name.replace('_', ' ')}: {text}"),
+        tag("span", text, class_="figure"),
+        class_="window",
+    )
+
+
+def _refusals(refusals: Json) -> Any:
+    return [
+        tag("span", f"{name.replace('_', ' ')} ", tag("b", wording.number(count)), class_="count")
+        for name, count in refusals.items()
+        if count
+    ] or wording.NONE

@@ -1,0 +1,35 @@
+"""The memory register: every bounded structure, how large it is and how large it may become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import wording
+from .layout import bar, numeric, of_limit, table
+from .markup import Html, tag
+from .source import Json
+
+
+def memory_table(registers: Sequence[Json]) -> Html:
+    """One row for each structure."""
+    if not registers:
+        return tag("p", "Nothing is registered.")
+    columns = ["Structure", numeric("Holds"), numeric("Bound"), "", numeric("Memory")]
+    columns[3] = tag("th", "Filled", scope="col")
+    return table("Memory register", columns, [_row(each) for each in registers], "memory")
+
+
+def _row(register: Json) -> Html:
+    size, bound, unit = register.get("size"), register.get("bound"), register.get("unit")
+    part = of_limit(size, bound)
+    form = wording.size if unit == "bytes" else wording.number
+    named = "" if unit in (None, "bytes") else f" {unit}"
+    return tag(
+        "tr",
+        tag("th", register.get("name"), scope="row"),
+        tag("td", form(size), named, class_="n"),
+        tag("td", form(bound), class_="n"),
+        tag("td", bar(part, f"{wording.share(part)} filled"), class_="filled"),
+        tag("td", wording.size(register.get("bytes")), class_="n"),
+        data_key=register.get("name"),
+    )

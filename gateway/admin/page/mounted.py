@@ -1,0 +1,79 @@
+"""The page of the running gateway, as the admin side mounts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from twisted.web.resource import Resource
+
+from ..access import Access, Visitor
+from ..running import Running
+from ..views.configuration import configuration
+from ..views.conversations import conversations
+from ..views.memory import memory
+from ..views.overview import overview
+from ..views.turns import turns
+from ..views.why import why
+from .files import StaticFiles
+from .login import render_login
+from .page import Page
+from .source import Json, Viewer
+
+
+class BrowserPages:
+    """See :class:`gateway.admin.pages.Pages`.
+
+    :ivar memory: gives the memory register; whoever knows of more structures replaces it.
+    """
+
+    def __init__(self, running: Running, access: Access) -> None:
+        self.static: Resource | None = StaticFiles()
+        self.memory: Callable[[], Json] = lambda: memory(running)
+        self._access = access
+        self._page = Page(_Source(running, lambda: self.memory()), running.now)
+
+    def status(self, arguments: Mapping[bytes, Sequence[bytes]], visitor: Visitor) -> bytes:
+        """See ``Pages``."""
+        viewer = Viewer(visitor.why_not, visitor.login is not None, self._access.has_token)
+        return self._page.render(arguments, viewer)
+
+    def login(self, wrong: str | None) -> bytes:
+        """See ``Pages``."""
+        return render_login(wrong)
+
+    def forget(self) -> None:
+        """Somebody acted: show what is so now."""
+        self._page.forget()
+
+
+class _Source:
+    """See :class:`~gateway.admin.page.source.PageSource`."""
+
+    def __init__(self, running: Running, registers: Callable[[], Json]) -> None:
+        self._running = running
+        self._registers = registers
+
+    def status(self) -> Json:
+        return overview(self._running)
+
+    def conversations(self, query: str, limit: int) -> Json:
+        return conversations(self._running, query, limit)
+
+    def why(self, name: str) -> Json | None:
+        return why(self._running, name)
+
+    def turns(self, account: str, key: str, status: str, limit: int) -> Json:
+        return turns(
+            self._running,
+            account or None,
+            key or None,
+            status or None,
+            conversation=None,
+            limit=limit,
+        )
+
+    def memory(self) -> Json:
+        return self._registers()
+
+    def configuration(self) -> Json:
+        return configuration(self._running)

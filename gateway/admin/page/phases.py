@@ -1,0 +1,41 @@
+"""Where the time of a turn went."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .source import Json
+
+#: In the order a turn goes through them, and what the page calls them.
+PHASES = ("queue", "choose", "connect", "first byte", "stream")
+
+
+class Phase(NamedTuple):
+    """A part of a turn's time, in milliseconds from when it was accepted."""
+
+    name: str
+    begin: float
+    end: float
+
+
+def phases(turn: Json) -> list[Phase]:
+    """Those of a turn record that are known; the attempt that answered is the last one.
+
+    Failed attempts before it count as choosing: the turn had no account yet.
+    """
+    attempts = turn.get("attempts") or [{}]
+    last = attempts[-1]
+    ends = (
+        turn.get("queued_ms"),
+        last.get("chosen_ms"),
+        last.get("connected_ms"),
+        last.get("first_byte_ms"),
+        turn.get("duration_ms"),
+    )
+    found = []
+    begin = 0.0
+    for name, end in zip(PHASES, ends, strict=True):
+        if end is not None and end >= begin:
+            found.append(Phase(name, begin, end))
+            begin = end
+    return found

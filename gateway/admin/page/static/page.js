@@ -1,0 +1,396 @@
+// Keeps the status page current.  The server draws everything; this writes new figures into the
+// cells that changed, asks for a section anew when its shape changed, and sends the buttons.
+"use strict";
+
+const NONE = "–";
+const SPACE = "\u00a0";
+const STEP_MS = 5000;
+const POINTS = 180;
+const LINE_HEIGHT = 32;
+
+// ---- figures, written as gateway/admin/page/wording.py writes them
+
+const thousands = (value) => String(value).replace(/\B(?=(\d{3})+$)/g, ",");
+
+function number(value) {
+  if (Number.isInteger(value) || Math.abs(value) >= 10) return thousands(Math.floor(value + 0.5));
+  return (Math.floor(value * 10 + 0.5) / 10).toFixed(1);
+}
+
+function ms(value) {
+  return value < 1000 ? `${number(value)}${SPACE}ms` : `${number(value / 1000)}${SPACE}s`;
+}
+
+function size(value) {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  while (value >= 1000 && unit < units.length - 1) {
+    value /= 1000;
+    unit += 1;
+  }
+  return `${number(value)}${SPACE}${units[unit]}`;
+}
+
+function duration(seconds) {
+  let left = Math.max(0, Math.floor(seconds));
+  const parts = [];
+  for (const [name, length] of [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]]) {
+    const count = Math.floor(left / length);
+    left %= length;
+    if (count || (name === "s" && !parts.length)) parts.push(`${count}${SPACE}${name}`);
+    else if (parts.length) break;
+  }
+  return parts.slice(0, 2).join(" ");
+}
+
+const FORMS = {
+  number,
+  ms,
+  size,
+  duration,
+  share: (value) => `${Math.floor(value * 100 + 0.5)}${SPACE}%`,
+  text: String,
+};
+
+const written = (form, value) => (value === null ? NONE : FORMS[form](value));
+
+// ---- cells
+
+const at = (values, path) => path.split(".").reduce((found, name) => found?.[name], values);
+
+function write(element, text) {
+  const only = element.firstChild;
+  if (only?.nodeType === Node.TEXT_NODE && !only.nextSibling) {
+    if (only.data !== text) only.data = text;
+  } else {
+    element.textContent = text;
+  }
+}
+
+function patch(root, values, wanted) {
+  for (const cell of root.querySelectorAll("[data-v]")) {
+    if (!cell.dataset.v || !wanted(cell)) continue;
+    const value = at(values, cell.dataset.v);
+    if (value !== undefined) write(cell, written(cell.dataset.as, value));
+  }
+}
+
+function patchAccounts(accounts) {
+  const byName = new Map(accounts.map((account) => [account.name, account]));
+  for (const row of document.querySelectorAll("tr[data-account]")) {
+    const account = byName.get(row.dataset.account);
+    if (!account) continue;
+    patch(row, account, () => true);
+    for (const cell of row.querySelectorAll("[data-at]")) {
+      const moment = account[cell.dataset.at];
+      if (moment === undefined) continue;
+      const kind = cell.dataset.at === "until" ? "ahead" : "ago";
+      if (moment === null) delete cell.dataset[kind];
+      else cell.dataset[kind] = Math.round(moment);
+      if (moment === null) write(cell, NONE);
+    }
+  }
+}
+
+// ---- moments that come nearer or go by
+
+const offset = Number(document.getElementById("status").dataset.now) * 1000 - Date.now();
+
+function tick() {
+  const now = (Date.now() + offset) / 1000;
+  for (const cell of document.querySelectorAll("[data-ago]")) {
+    write(cell, `${duration(now - cell.dataset.ago)} ago`);
+  }
+  for (const cell of document.querySelectorAll("[data-ahead]")) {
+    const left = cell.dataset.ahead - now;
+    write(cell, left > 0 ? `in ${duration(left)}` : "now");
+  }
+}
+
+// ---- lines
+
+function path(points, top) {
+  const first = POINTS - points.length;
+  let pen = "M";
+  let steps = "";
+  points.forEach((value, index) => {
+    if (value === null) {
+      pen = "M";
+      return;
+    }
+    const y = LINE_HEIGHT + 1 - (value / top) * LINE_HEIGHT;
+    steps += `${pen}${first + index} ${y.toFixed(1)}`;
+    pen = "L";
+  });
+  return steps || "M0 0";
+}
+
+function extend(line, value) {
+  const known = line.dataset.points ? line.dataset.points.split(",") : [];
+  const points = known.map((each) => (each === "" ? null : Number(each)));
+  points.push(value ?? null);
+  points.splice(0, points.length - POINTS);
+  const measured = points.filter((each) => each !== null);
+  const peak = measured.length ? Math.max(...measured) : null;
+  const stroke = path(points, Math.max(peak ?? 0, 1e-9));
+  const whole = measured.length === points.length;
+  const bottom = LINE_HEIGHT + 1;
+  const ground = `L${POINTS - 1} ${bottom}L${POINTS - points.length} ${bottom}Z`;
+  line.dataset.points = points.map((each) => each ?? "").join(",");
+  line.querySelector(".stroke").setAttribute("d", stroke);
+  line.querySelector(".area").setAttribute("d", whole ? stroke + ground : "M0 0");
+  const shown = line.parentElement.querySelector(".peak [data-as]");
+  write(shown, written(shown.dataset.as, peak));
+}
+
+let extendedAt = Date.now();
+
+function extendLines(status) {
+  if (Date.now() - extendedAt < STEP_MS) return;
+  extendedAt = Date.now();
+  for (const line of document.querySelectorAll("svg[data-series]")) {
+    extend(line, at(status, line.dataset.series));
+  }
+}
+
+// ---- sections drawn anew by the server
+
+const key = (node) =>
+  node.nodeType === Node.ELEMENT_NODE &&
+  (node.id || node.dataset.key || node.dataset.account || node.dataset.part || null);
+
+function morph(from, to) {
+  if (from.nodeType === Node.TEXT_NODE) {
+    if (from.data !== to.data) from.data = to.data;
+    return;
+  }
+  const keep = from.tagName === "DETAILS" ? ["open"] : [];
+  for (const { name } of [...from.attributes]) {
+    if (!to.hasAttribute(name) && !keep.includes(name)) from.removeAttribute(name);
+  }
+  for (const { name, value } of to.attributes) {
+    if (from.getAttribute(name) !== value) from.setAttribute(name, value);
+  }
+  morphChildren(from, to);
+}
+
+function morphChildren(from, to) {
+  const keyed = new Map();
+  for (const child of from.childNodes) if (key(child)) keyed.set(key(child), child);
+  let next = from.firstChild;
+  for (const wanted of [...to.childNodes]) {
+    const name = key(wanted);
+    let found = name ? keyed.get(name) : next;
+    if (found && !name && (key(found) || found.nodeName !== wanted.nodeName)) found = null;
+    if (!found) {
+      from.insertBefore(wanted, next);
+      continue;
+    }
+    if (found === next) next = next.nextSibling;
+    else if (name) {
+      // what stands before it is gone, or was moved; focus survives only in what is not moved
+      while (next && next !== found && !(key(next) && stays(to, key(next)))) {
+        const gone = next;
+        next = next.nextSibling;
+        gone.remove();
+      }
+      if (found === next) next = next.nextSibling;
+      else from.insertBefore(found, next);
+    }
+    morph(found, wanted);
+  }
+  while (next) {
+    const gone = next;
+    next = next.nextSibling;
+    gone.remove();
+  }
+}
+
+const stays = (parent, name) => [...parent.childNodes].some((child) => key(child) === name);
+
+const refreshes = new Map();
+
+// Asks for a part at most once in `gap` milliseconds.
+function refresh(part, gap = 3000) {
+  const entry = refreshes.get(part) ?? { last: -Infinity, timer: null };
+  refreshes.set(part, entry);
+  if (entry.timer !== null) {
+    if (gap > 0) return;
+    clearTimeout(entry.timer);
+  }
+  const wait = Math.max(0, entry.last + gap - performance.now());
+  entry.timer = setTimeout(async () => {
+    entry.timer = null;
+    entry.last = performance.now();
+    try {
+      await fetchPart(part);
+    } catch (error) {
+      // the stream of events says that the gateway is away
+    }
+  }, wait);
+}
+
+async function fetchPart(part) {
+  const query = new URLSearchParams(location.search);
+  query.set("part", part);
+  const answer = await fetch(`/status?${query}`, { headers: { accept: "text/html" } });
+  if (!answer.ok) return;
+  const drawn = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const wanted = drawn.querySelector("[data-part]");
+  const shown = document.querySelector(`[data-part="${part}"]`);
+  if (!wanted || !shown) return;
+  const active = document.activeElement;
+  morph(shown, document.importNode(wanted, true));
+  keepFocus(active);
+  tick();
+}
+
+// A button that has gone hands its focus to the next one.
+function keepFocus(element) {
+  if (!element?.hidden || document.activeElement === element) {
+    if (!element?.hidden) return;
+  }
+  element.form?.querySelector("button:not([hidden])")?.focus();
+}
+
+// ---- events
+
+const link = document.getElementById("link");
+let events = null;
+let shape = {};
+
+// What patching cells cannot show: which rows there are, and cells of several figures.
+function changed(name, value) {
+  const now = JSON.stringify(value);
+  const before = shape[name];
+  shape[name] = now;
+  return before !== undefined && before !== now;
+}
+
+const composite = (account) => [
+  account.name,
+  account.state,
+  account.windows,
+  account.errors,
+  account.models,
+  account.continuity,
+  account.actions,
+];
+
+function onStatus(status) {
+  const main = document.getElementById("status");
+  patch(main, status, (cell) => !cell.closest("tr[data-account]"));
+  extendLines(status);
+  if (status.accounts) {
+    patchAccounts(status.accounts);
+    const states = status.accounts.map((each) => [each.name, each.state, each.actions]);
+    if (changed("states", states)) refresh("accounts", 500);
+    else if (changed("accounts", status.accounts.map(composite))) refresh("accounts", 5000);
+  }
+  if (status.keys && changed("keys", status.keys)) refresh("keys", 5000);
+  if (changed("alarms", [status.alarms, status.state])) refresh("top", 500);
+  if (changed("state", status.state)) say(`The gateway is now ${status.state}.`);
+  document.title = `${status.state ?? "ready"} · responses-gateway`;
+  tick();
+}
+
+function listen() {
+  if (events || document.hidden) return;
+  events = new EventSource("/events");
+  let lost = false;
+  events.addEventListener("open", () => {
+    write(link, "live");
+    link.dataset.link = "live";
+    if (lost) for (const part of ["top", "accounts", "turns", "keys"]) refresh(part, 500);
+    lost = false;
+  });
+  events.addEventListener("error", () => {
+    lost = true;
+    write(link, "not connected");
+    link.dataset.link = "lost";
+    if (events.readyState === EventSource.CLOSED) {
+      ignore();
+      setTimeout(listen, 5000);
+    }
+  });
+  events.addEventListener("status", (event) => onStatus(JSON.parse(event.data)));
+  events.addEventListener("turn", () => {
+    refresh("turns", 2000);
+    if (!new URLSearchParams(location.search).has("why")) refresh("conversations", 5000);
+  });
+}
+
+function ignore() {
+  events?.close();
+  events = null;
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) return ignore();
+  for (const part of ["top", "accounts", "turns", "keys"]) refresh(part, 500);
+  listen();
+});
+
+setInterval(() => document.hidden || refresh("memory", 5000), 10000);
+setInterval(() => document.hidden || tick(), 1000);
+
+// ---- actions
+
+const said = document.getElementById("said");
+
+function say(text) {
+  write(said, text);
+}
+
+async function act(form, button) {
+  const what = button.getAttribute("aria-label") || button.textContent;
+  const part = form.closest("[data-part]")?.dataset.part;
+  button.setAttribute("aria-busy", "true");
+  try {
+    const answer = await fetch(button.formAction, {
+      method: "POST",
+      headers: { accept: "application/json", "content-type": "application/json" },
+      body: JSON.stringify(Object.fromEntries(new FormData(form))),
+    });
+    const told = await answer.json().catch(() => ({}));
+    say(`${what}: ${told.result ?? told.error ?? `answered ${answer.status}`}.`);
+  } catch (error) {
+    say(`${what}: the gateway did not answer.`);
+  }
+  button.removeAttribute("aria-busy");
+  if (part) await fetchPart(part).catch(() => {});
+}
+
+document.addEventListener("submit", (event) => {
+  const { target, submitter } = event;
+  if (!submitter || !submitter.hasAttribute("formaction")) return;
+  event.preventDefault();
+  act(target, submitter);
+});
+
+// ---- theme
+
+const THEMES = ["auto", "light", "dark"];
+const toggle = document.getElementById("theme");
+
+function showTheme() {
+  const theme = document.documentElement.dataset.theme ?? "auto";
+  write(toggle, `Theme: ${theme}`);
+  return theme;
+}
+
+toggle.addEventListener("click", () => {
+  const next = THEMES[(THEMES.indexOf(showTheme()) + 1) % THEMES.length];
+  if (next === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = next;
+  try {
+    localStorage.setItem("theme", next);
+  } catch (error) {
+    // it holds for this page
+  }
+  showTheme();
+});
+
+showTheme();
+toggle.hidden = false;
+listen();
