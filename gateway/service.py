@@ -25,6 +25,7 @@ from .accounts.pool import Pool
 from .accounts.waiting import WaitingRoom
 from .admin.access import Access
 from .admin.api import Api
+from .admin.metrics import Metrics
 from .admin.pages import PlainPages
 from .admin.running import Configuration, Running
 from .admin.site import AdminSite
@@ -134,7 +135,9 @@ class GatewayService(MultiService):
         expiry.clock = reactor
         expiry.setServiceParent(self)
         if settings.admin.listen is not None:
-            site = AdminSite(Api(self.whole, self._access, PlainPages()), reactor)
+            metrics = Metrics(self.whole, figures)
+            api = Api(self.whole, self._access, PlainPages(), metrics.render)
+            site = AdminSite(api, reactor)
             ListenerService(reactor, settings.admin.listen, site, "admin.listen").setServiceParent(
                 self
             )

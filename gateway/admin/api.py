@@ -39,7 +39,8 @@ class Api:
     """Handlers, and the table that leads to them.
 
     :param pages: for browsers.
-    :param metrics: makes the text of ``/metrics``, or None where there is none.
+    :param metrics: makes the type and text of ``/metrics`` for an ``Accept`` header, or None
+        where there is none.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Api:
         running: Running,
         access: Access,
         pages: Pages,
-        metrics: Callable[[], tuple[str, bytes]] | None = None,
+        metrics: Callable[[str | None], tuple[str, bytes]] | None = None,
     ) -> None:
         self.running = running
         self.access = access
@@ -148,7 +149,7 @@ class Api:
     def _scrape(self, asked: Asked) -> Reply:
         if self._metrics is None:
             raise not_found("there are no metrics")
-        content_type, text = self._metrics()
+        content_type, text = self._metrics(asked.request.getHeader("accept"))
         return Reply(200, text, content_type)
 
     # --- coming and going ----------------------------------------------------------------

@@ -1,0 +1,116 @@
+"""The accounts: state, quotas, load, what became of their turns and attempts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from prometheus_client.core import Metric, SummaryMetricFamily
+
+from ...accounts.account import Account
+from ...accounts.health import AccountState
+from ...observe.tally import Tally
+from .families import Row, counter, gauge
+
+_STATES = [state.value for state in AccountState]
+
+#: Members of a quota window, the metric of each, and what makes it a base unit.
+_QUOTAS = (
+    ("used_percent", "used_ratio", "Used share of a quota, as the upstream told last.", 0.01),
+    ("remaining", "remaining", "Requests or tokens that are left of a quota.", 1.0),
+    ("limit", "limit", "Requests or tokens of a quota.", 1.0),
+    ("resets_at", "resets_timestamp_seconds", "When a quota begins anew.", 1.0),
+)
+
+
+def account_families(accounts: Sequence[Account], tally: Tally) -> Iterator[Metric]:
+    """What is known of each."""
+    yield gauge(
+        "gateway_account_state",
+        "1 for the state that the account is in.",
+        ("account", "state"),
+        (
+            ((account.name, state), float(state == account.health.state.value))
+            for account in accounts
+            for state in _STATES
+        ),
+    )
+    yield gauge(
+        "gateway_account_rests_until_timestamp_seconds",
+        "When the cooldown of an account ends; absent while nothing of it is known.",
+        ("account",),
+        (
+            ((account.name,), account.health.blocked_until)
+            for account in accounts
+            if 0 < account.health.blocked_until < math.inf
+        ),
+    )
+    yield gauge(
+        "gateway_account_turns_in_flight",
+        "Turns that run on the account.",
+        ("account",),
+        (((account.name,), account.in_flight) for account in accounts),
+    )
+    yield gauge(
+        "gateway_account_max_turns_in_flight",
+        "Turns that may run on the account, where that is limited.",
+        ("account",),
+        (
+            ((account.name,), account.settings.max_in_flight)
+            for account in accounts
+            if account.settings.max_in_flight is not None
+        ),
+    )
+    yield from _quotas(accounts)
+    yield from _counted(tally)
+
+
+def _quotas(accounts: Sequence[Account]) -> Iterator[Metric]:
+    windows: list[tuple[str, dict[str, Any]]] = [
+        (account.name, window)
+        for account in accounts
+        for window in account.health.snapshot()["windows"]
+    ]
+    for member, name, about, factor in _QUOTAS:
+        rows: list[Row] = [
+            ((account, window["name"]), window[member] * factor)
+            for account, window in windows
+            if window[member] is not None
+        ]
+        yield gauge(f"gateway_account_quota_{name}", about, ("account", "window"), rows)
+
+
+def _counted(tally: Tally) -> Iterator[Metric]:
+    counted = tally.accounts.items()
+    yield counter(
+        "gateway_account_turns",
+        "Turns that ended on the account, by status.",
+        ("account", "status"),
+        (((name, status), n) for name, each in counted for status, n in each.statuses.items()),
+    )
+    yield counter(
+        "gateway_account_errors",
+        "Attempts that the account refused or broke, by error; also of turns that moved on.",
+        ("account", "error"),
+        (((name, error), n) for name, each in counted for error, n in each.errors.items()),
+    )
+    for way, what in (
+        ("input", "input_tokens"),
+        ("cached", "cached_input_tokens"),
+        ("output", "output_tokens"),
+    ):
+        yield counter(
+            f"gateway_account_{what}",
+            f"The {what.replace('_', ' ')} of the account's answers.",
+            ("account",),
+            (((name,), getattr(each.tokens, way)) for name, each in counted),
+        )
+    first = SummaryMetricFamily(
+        "gateway_account_time_to_first_output_seconds",
+        "From the request on the account's connection to its first output.",
+        labels=("account",),
+    )
+    for name, each in counted:
+        first.add_metric((name,), sum(each.first_token.counts), each.first_token.sum / 1000)
+    yield first

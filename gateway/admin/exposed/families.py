@@ -1,0 +1,96 @@
+"""Short ways to make the families of Prometheus' client library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from ...observe.percentiles import Histogram
+
+#: Label values and a number.
+Row = tuple[Sequence[str], float]
+
+#: Upper ends of the buckets of times, in milliseconds.
+TIMES = (
+    *(1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0),
+    *(1_000.0, 2_500.0, 5_000.0, 10_000.0, 30_000.0, 60_000.0, 300_000.0),
+)
+
+_MILLISECONDS = 1000.0
+
+
+def counter(name: str, about: str, labels: Sequence[str], rows: Iterable[Row]) -> Metric:
+    """Something that only rises.
+
+    :param name: without the ``_total`` that it gets.
+    """
+    family = CounterMetricFamily(name, about, labels=labels)
+    for values, number in rows:
+        family.add_metric(values, number)
+    return family
+
+
+def gauge(name: str, about: str, labels: Sequence[str], rows: Iterable[Row]) -> Metric:
+    """Something that rises and falls."""
+    family = GaugeMetricFamily(name, about, labels=labels)
+    for values, number in rows:
+        family.add_metric(values, number)
+    return family
+
+
+def number(name: str, about: str, value: float | None) -> Metric:
+    """A gauge without labels; without a value, too, when nobody knows it."""
+    return gauge(name, about, (), () if value is None else (((), value),))
+
+
+def times(
+    name: str,
+    about: str,
+    labels: Sequence[str],
+    rows: Iterable[tuple[Sequence[str], Histogram]],
+    bounds: tuple[float, ...] = TIMES,
+) -> Metric:
+    """Histograms of milliseconds, in seconds.
+
+    :param bounds: some of the histograms' own, in milliseconds.
+    """
+    return _histogram(name, about, labels, rows, bounds, _MILLISECONDS)
+
+
+def sizes(
+    name: str,
+    about: str,
+    labels: Sequence[str],
+    rows: Iterable[tuple[Sequence[str], Histogram]],
+    bounds: tuple[float, ...],
+) -> Metric:
+    """Histograms of counts."""
+    return _histogram(name, about, labels, rows, bounds, 1)
+
+
+def _histogram(
+    name: str,
+    about: str,
+    labels: Sequence[str],
+    rows: Iterable[tuple[Sequence[str], Histogram]],
+    bounds: tuple[float, ...],
+    unit: float,
+) -> Metric:
+    family = HistogramMetricFamily(name, about, labels=labels)
+    ends = _ends(bounds, unit)
+    for values, histogram in rows:
+        buckets = list(zip(ends, histogram.cumulative(bounds), strict=True))
+        family.add_metric(values, buckets, histogram.sum / unit)
+    return family
+
+
+@lru_cache(16)
+def _ends(bounds: tuple[float, ...], unit: float) -> list[str]:
+    return [*(str(bound / unit) for bound in bounds), "+Inf"]

@@ -1,0 +1,128 @@
+"""The gateway as a whole: process, event loop, connections, keys, memory, configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import InfoMetricFamily, Metric
+
+from ... import __version__
+from ...observe.observatory import Observatory
+from ..running import Running
+from ..views.overview import ready
+from .families import counter, gauge, number, times
+
+_LAGS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0)
+_PAUSES = (0.1, 0.25, *_LAGS)
+
+_GAUGES = {
+    "connections": "Clients that are connected, and work that some left behind.",
+    "websockets": "Clients that are connected by WebSocket.",
+    "lanes": "Lanes of all WebSocket connections.",
+    "turns_in_flight": "Turns that run.",
+    "turns_queued": "Turns that wait for the one before them on their lane.",
+    "turns_waiting": "Turns that wait for an account.",
+}
+
+
+def whole_families(running: Running, observatory: Observatory) -> Iterator[Metric]:
+    """What there is but once."""
+    yield InfoMetricFamily("gateway_build", "The gateway's version.", {"version": __version__})
+    yield number("gateway_start_time_seconds", "When the gateway started.", observatory.started_at)
+    yield number("gateway_ready", "1 while new work is welcome.", float(ready(running) is None))
+    yield number("gateway_draining", "1 while it stops.", float(running.admission.draining))
+    configuration = running.configuration
+    yield number(
+        "gateway_config_generation",
+        "Configurations that were in force.",
+        configuration.generation(),
+    )
+    yield number(
+        "gateway_config_last_reload_successful",
+        "0 after a configuration was rejected.",
+        float(configuration.last_rejected() is None),
+    )
+    levels = [alarm["level"] for alarm in observatory.alarms()]
+    yield gauge(
+        "gateway_alarms",
+        "Alarms of what is measured, by level.",
+        ("level",),
+        (((level,), levels.count(level)) for level in ("red", "amber")),
+    )
+    gauges = observatory.gauges()
+    for name, about in _GAUGES.items():
+        yield number(f"gateway_{name}", about, gauges[name])
+    yield from _process(observatory)
+    yield from _keys(running)
+    yield from _registers(running, observatory)
+
+
+def _process(observatory: Observatory) -> Iterator[Metric]:
+    looked = observatory.looked
+    yield number("process_resident_memory_bytes", "Memory that is resident.", looked.rss_bytes)
+    yield number(
+        "gateway_memory_budget_bytes",
+        "Memory that the process's control groups leave it.",
+        observatory.memory_budget,
+    )
+    yield number("process_open_fds", "Open files, sockets among them.", looked.open_files)
+    yield number("process_max_fds", "Files that may be open.", looked.open_files_limit)
+    yield counter("process_cpu_seconds", "CPU time.", (), [((), looked.cpu_seconds)])
+    yield times(
+        "gateway_event_loop_lag_seconds",
+        "How late the event loop calls, sampled four times a second.",
+        (),
+        [((), observatory.loop_lag.lag)],
+        _LAGS,
+    )
+    yield times(
+        "gateway_gc_pause_seconds",
+        "How long the garbage collector stopped everything, by generation.",
+        ("generation",),
+        (((str(n),), pauses) for n, pauses in enumerate(observatory.garbage.pauses)),
+        _PAUSES,
+    )
+
+
+def _keys(running: Running) -> Iterator[Metric]:
+    keys = running.tenants.snapshot()
+    yield gauge(
+        "gateway_key_turns_in_flight",
+        "Turns of a client key that run.",
+        ("key",),
+        (((key["name"],), key["turns_running"]) for key in keys),
+    )
+    limits = [(key["name"], name, use) for key in keys for name, use in key["limits"].items()]
+    for which, about in (("used", "Use of a key's limit."), ("limit", "A key's limit.")):
+        rows = (((key, name), use[which]) for key, name, use in limits)
+        yield gauge(f"gateway_key_quota_{which}", about, ("key", "quota"), rows)
+    yield counter(
+        "gateway_key_refusals",
+        "Turns of a key that were refused, by the limit that they met.",
+        ("key", "limit"),
+        (((key["name"], limit), n) for key in keys for limit, n in key["refusals"].items()),
+    )
+
+
+def _registers(running: Running, observatory: Observatory) -> Iterator[Metric]:
+    registers = observatory.memory_registers.read()
+    labels = ("register", "unit")
+    yield gauge(
+        "gateway_register_size",
+        "What a bounded structure holds.",
+        labels,
+        (((each.name, each.unit), each.size) for each in registers),
+    )
+    yield gauge(
+        "gateway_register_bound",
+        "What it may hold.",
+        labels,
+        (((each.name, each.unit), each.bound) for each in registers if each.bound is not None),
+    )
+    ledger = running.environment.ledger.figures()
+    yield counter(
+        "gateway_ledger_evicted_conversations",
+        "Conversations that were forgotten for want of room.",
+        (),
+        [((), ledger.evicted_conversations)],
+    )
