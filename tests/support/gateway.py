@@ -31,6 +31,8 @@ BASE: Json = {
         "idle_seconds": 20,
         "shutdown_seconds": 3,
     },
+    # Refusals are looked at often; a test that wants turns to wait says so.
+    "routing": {"queue_seconds": 1},
     "log": {"format": "text", "level": "info"},
 }
 
