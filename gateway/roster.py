@@ -33,24 +33,29 @@ class Roster:
         self.accounts: list[Account] = []
 
     def arrange(self, settings: Settings, before: Settings | None = None) -> list[Account]:
-        """Take the accounts of ``settings``; who is named as before stays as it is.
+        """Take the accounts of ``settings``; who is described as before stays as it is.
+
+        Settings without any leave all as it was: simulated ones are made at the start.
 
         :param before: the settings so far, or None at the start.
         :return: those that are gone, or were made anew.
         """
-        same = before is not None and (
-            settings.timeouts == before.timeouts
-            and settings.routing.cooldown_max_seconds == before.routing.cooldown_max_seconds
-        )
-        known = {account.name: account for account in self.accounts} if same else {}
+        if not settings.accounts:
+            return []
+        cooldown_max = settings.routing.cooldown_max_seconds
+        as_cautious = before is not None and cooldown_max == before.routing.cooldown_max_seconds
+        as_patient = before is not None and settings.timeouts == before.timeouts
+        known = {account.name: account for account in self.accounts}
         arranged: list[Account] = []
         for each in settings.accounts:
             account = known.get(each.name)
-            if account is None or account.settings != each:
-                cooldown_max = settings.routing.cooldown_max_seconds
+            if account is None or account.settings != each or not (as_cautious and as_patient):
                 account = self.add(
                     each, partial(str, each.base_url), settings.timeouts, cooldown_max
                 )
+                former = known.get(each.name)
+                if former is not None and as_cautious:
+                    account.succeed(former)
             arranged.append(account)
         gone = [account for account in self.accounts if account not in arranged]
         self._leaving += gone

@@ -26,7 +26,7 @@ from .accounts.waiting import WaitingRoom
 from .admin.access import Access
 from .admin.api import Api
 from .admin.metrics import Metrics
-from .admin.pages import PlainPages
+from .admin.page import BrowserPages
 from .admin.running import Configuration, Running
 from .admin.site import AdminSite
 from .config import AccountSettings, Settings, SimulatorSettings
@@ -135,8 +135,10 @@ class GatewayService(MultiService):
         expiry.clock = reactor
         expiry.setServiceParent(self)
         if settings.admin.listen is not None:
+            pages = BrowserPages(self.whole, self._access)
             metrics = Metrics(self.whole, figures)
-            api = Api(self.whole, self._access, PlainPages(), metrics.render)
+            api = Api(self.whole, self._access, pages, metrics.render)
+            pages.memory = api.memory
             site = AdminSite(api, reactor)
             ListenerService(reactor, settings.admin.listen, site, "admin.listen").setServiceParent(
                 self
@@ -181,8 +183,9 @@ class GatewayService(MultiService):
     def arrange(self, settings: Settings, before: Settings) -> None:
         """Put changed settings into force; what they do not name stays as it is."""
         environment = self.environment
-        for account in self._roster.arrange(settings, before):
-            environment.pool.bindings.forget_account(account.name)
+        gone = {account.name for account in self._roster.arrange(settings, before)}
+        for name in gone - {account.name for account in self._roster.accounts}:
+            environment.pool.bindings.forget_account(name)
         environment.pool.arrange(self._roster.accounts, settings.routing)
         environment.pool.bindings.arrange(
             settings.routing.max_bindings, settings.routing.affinity_minutes * 60

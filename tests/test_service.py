@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import txaio
+from msgspec.structs import replace
 from twisted.application.service import Application
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
@@ -16,10 +17,13 @@ from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
 
 from gateway import service
+from gateway.accounts.affinity import AffinityKey
+from gateway.accounts.health import AccountState
 from gateway.config import AccountSettings, AdminSettings, Settings, TimeoutSettings
 from gateway.ledger.records import Record
 from gateway.listening import CannotListen
 from gateway.options import Options
+from gateway.protocol.faults import Fault, FaultKind
 from gateway.service import GatewayService, TwistdService
 
 ACCOUNT = AccountSettings(name="a", base_url="http://upstream.test/v1", key="sk-a")
@@ -93,6 +97,78 @@ def test_old_conversations_are_forgotten_as_time_goes_by(reactor: MemoryReactorC
     assert ledger.figures().responses == 0
     gateway.stopService()
     reactor.advance(60)
+
+
+# --- reloads -------------------------------------------------------------------------------
+
+
+def arranged(gateway: GatewayService, **about: Any) -> GatewayService:
+    """After a reload."""
+    before, after = gateway.settings, settings(**about)
+    gateway.arrange(after, before)
+    return gateway
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"accounts": (replace(ACCOUNT, weight=7),)},
+        {"timeouts": TimeoutSettings(stall_seconds=7.0)},
+    ],
+)
+def test_an_account_described_otherwise_is_still_the_same(
+    reactor: MemoryReactorClock, about: Any
+) -> None:
+    """Neither its rest nor the operator's wish nor its conversations are lost."""
+    gateway = GatewayService(settings(), reactor)
+    pool = gateway.environment.pool
+    health = pool.accounts[0].health
+    health.broke(None, Fault(FaultKind.EXHAUSTED, "used up", reactor.seconds() + 300))
+    health.drain()
+    key = AffinityKey("thread", "laptop", "t-1")
+    pool.bindings.bind(key, ACCOUNT.name, "round-robin")
+    arranged(gateway, **about)
+    health = pool.accounts[0].health
+    assert health.state is AccountState.DRAINING, "the operator wished so"
+    health.resume()
+    assert health.state is AccountState.EXHAUSTED
+    assert pool.bindings.account_of(key) == ACCOUNT.name, "its prompt cache is there"
+
+
+def test_another_key_is_another_account(reactor: MemoryReactorClock) -> None:
+    gateway = GatewayService(settings(), reactor)
+    pool = gateway.environment.pool
+    pool.accounts[0].health.broke(None, Fault(FaultKind.UNAUTHORIZED, "refused"))
+    arranged(gateway, accounts=(replace(ACCOUNT, key="sk-another"),))
+    assert pool.accounts[0].health.state is AccountState.READY
+
+
+def test_what_a_reload_disables_and_enables_is_so(reactor: MemoryReactorClock) -> None:
+    gateway = GatewayService(settings(), reactor)
+    pool = gateway.environment.pool
+    off = settings(accounts=(replace(ACCOUNT, enabled=False),))
+    gateway.arrange(off, gateway.settings)
+    assert pool.accounts[0].health.state is AccountState.DISABLED
+    gateway.arrange(settings(), off)
+    assert pool.accounts[0].health.state is AccountState.READY
+
+
+def test_conversations_of_an_account_that_is_gone_have_no_home(
+    reactor: MemoryReactorClock,
+) -> None:
+    gateway = GatewayService(settings(), reactor)
+    bindings = gateway.environment.pool.bindings
+    key = AffinityKey("thread", "laptop", "t-1")
+    bindings.bind(key, ACCOUNT.name, "round-robin")
+    arranged(gateway, accounts=(replace(ACCOUNT, name="another"),))
+    assert bindings.account_of(key) is None
+
+
+def test_a_reload_leaves_simulated_accounts_in_service(reactor: MemoryReactorClock) -> None:
+    gateway = GatewayService(settings(accounts=()), reactor)
+    names = [account.name for account in gateway.environment.pool.accounts]
+    arranged(gateway, accounts=())
+    assert [account.name for account in gateway.environment.pool.accounts] == names
 
 
 def stopped(gateway: GatewayService) -> list[object]:

@@ -15,6 +15,9 @@ from .reservation import Reservation
 
 _FULL = Unavailable(AccountState.READY, "max_in_flight is reached", None)
 
+#: What makes an account another one at its upstream.
+_IDENTITY = ("base_url", "key", "key_file", "oauth", "auth_header")
+
 
 class Way(Protocol):
     """How an account's connections leave the machine."""
@@ -68,6 +71,21 @@ class Account:
     def request_headers(self) -> list[tuple[str, str]]:
         """The headers that the operator adds to every request of this account."""
         return list(self.settings.headers.items())
+
+    def succeed(self, former: Account) -> None:
+        """Take the place of ``former``, which is described otherwise now.
+
+        Its limits and rests are the credential's and the service's: they go on where both
+        are the same, and with them what the operator wished of it.
+        """
+        mine, its = self.settings, former.settings
+        if any(getattr(mine, each) != getattr(its, each) for each in _IDENTITY):
+            return
+        self.health = former.health
+        if mine.enabled and not its.enabled:
+            self.health.enable()
+        elif its.enabled and not mine.enabled:
+            self.health.disable()
 
     def serves(self, model: str | None) -> bool:
         """Whether the operator offers ``model`` on this account."""
