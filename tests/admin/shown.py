@@ -50,6 +50,7 @@ class Shown:
             ],
             "now": {
                 "connections": 2013,
+                "websockets": 2000,
                 "lanes": 2417,
                 "turns_in_flight": 184,
                 "turns_queued": 12,

@@ -67,7 +67,7 @@ def accounts_table(accounts: Sequence[Json], viewer: Viewer, now: float) -> Html
         "Continues by",
     ]
     if viewer.may_act:
-        columns.append("Actions")
+        columns.append(tag("th", "Actions", scope="col", class_="actions"))
     rows = [_row(account, names, viewer, now) for account in accounts]
     return joined(
         tag("p", counts or "no accounts", class_="muted"),

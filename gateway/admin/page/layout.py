@@ -69,7 +69,7 @@ def table(label: str, columns: Sequence[Any], rows: Iterable[Any], class_: str =
         ),
         class_="scroll",
         role="region",
-        aria_label=label,
+        aria_label=f"{label}: a table that scrolls",
         tabindex="0",
     )
 
@@ -113,7 +113,7 @@ def bar(part: float | None, label: str) -> Html | None:
     if part is None:
         return None
     width = round(max(0.0, min(part, 1.0)) * 100, 1)
-    level = "full" if part >= 0.95 else "high" if part >= 0.8 else None
+    level = "high" if part >= 0.9 else None
     return tag(
         "svg",
         tag("rect", class_="room", width="100", height="6"),

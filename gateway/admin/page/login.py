@@ -24,6 +24,15 @@ def render_login(wrong: str | None = None) -> bytes:
     )
     form = tag(
         "form",
+        # password managers want to know whose password it is
+        tag(
+            "input",
+            name="username",
+            value="admin",
+            autocomplete="username",
+            hidden=True,
+            readonly=True,
+        ),
         tag("label", "Admin token", for_="token"),
         field,
         tag("p", wrong, id="wrong", class_="wrong", role="alert") if wrong else None,

@@ -24,7 +24,7 @@ class Tile(NamedTuple):
 
 
 _TILES = (
-    Tile("Connections", "connections", beside=("lanes", "number", "lanes")),
+    Tile("Connections", "connections", beside=("websockets", "number", "WebSockets")),
     Tile("Turns in flight", "turns_in_flight"),
     Tile("Turns queued", "turns_queued", beside=("turns_waiting", "number", "for an account")),
     Tile("Turns a minute", "turns_per_minute"),
@@ -63,10 +63,13 @@ def _tile(tile: Tile, status: Json) -> Html:
     return tag(
         "div",
         tag("h3", tile.title),
-        tag("p", live(f"now.{tile.path}", tile.form, _at(now, tile.path)), class_="value"),
-        tag("p", beside, class_="beside"),
+        tag(
+            "p",
+            tag("span", live(f"now.{tile.path}", tile.form, _at(now, tile.path)), class_="value"),
+            beside,
+            tag("span", "peak ", live("", tile.form, highest), class_="peak"),
+        ),
         charts.line(series, f"{tile.title}, the last 15 minutes", f"now.{tile.path}"),
-        tag("p", "peak ", live("", tile.form, highest), class_="peak"),
         class_="tile",
     )
 

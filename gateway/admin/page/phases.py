@@ -34,8 +34,14 @@ def phases(turn: Json) -> list[Phase]:
     )
     found = []
     begin = 0.0
-    for name, end in zip(PHASES, ends, strict=True):
-        if end is not None and end >= begin:
-            found.append(Phase(name, begin, end))
-            begin = end
+    reached = 0
+    for number, (name, end) in enumerate(zip(PHASES, ends, strict=True)):
+        if end is None or end < begin:
+            continue
+        # what a turn ended in is the phase it had not got through, not the last of all
+        if number == len(PHASES) - 1 and last.get("first_byte_ms") is None:
+            name = PHASES[reached]
+        found.append(Phase(name, begin, end))
+        begin = end
+        reached = number + 1
     return found

@@ -48,7 +48,10 @@ def turns_table(turns: Sequence[Json], names: Sequence[str], asked: Asked, now: 
     """The newest turn is the first row."""
     legend = tag(
         "p",
-        [[tag("span", class_=f"chip {_class(each)}", aria_hidden="true"), each] for each in PHASES],
+        [
+            tag("span", tag("span", class_=f"chip {_class(each)}", aria_hidden="true"), each)
+            for each in PHASES
+        ],
         class_="legend",
     )
     if not turns:

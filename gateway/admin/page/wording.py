@@ -68,8 +68,11 @@ def duration(seconds: Any) -> str:
 
 
 def ago(at: Any, now: float) -> str:
-    """A moment that is over."""
-    return NONE if at is None else duration(now - at) + " ago"
+    """A moment that is over; seconds matter in its first minute alone."""
+    if at is None:
+        return NONE
+    gone = duration(now - at)
+    return (gone.partition(" ")[0] if now - at < 3600 else gone) + " ago"
 
 
 def ahead(at: Any, now: float) -> str:

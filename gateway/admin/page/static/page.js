@@ -99,7 +99,8 @@ const offset = Number(document.getElementById("status").dataset.now) * 1000 - Da
 function tick() {
   const now = (Date.now() + offset) / 1000;
   for (const cell of document.querySelectorAll("[data-ago]")) {
-    write(cell, `${duration(now - cell.dataset.ago)} ago`);
+    const gone = duration(now - cell.dataset.ago);
+    write(cell, `${now - cell.dataset.ago < 3600 ? gone.split(" ")[0] : gone} ago`);
   }
   for (const cell of document.querySelectorAll("[data-ahead]")) {
     const left = cell.dataset.ahead - now;
