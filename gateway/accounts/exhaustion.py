@@ -10,7 +10,6 @@ from ..protocol.refusals import for_the_client, most_hopeful
 from .health import AccountState, Unavailable
 from .pool import Nobody
 
-
 #: Accounts that are out of the pool until somebody acts, as far as clients are concerned.
 _OUT = frozenset({AccountState.DISABLED, AccountState.DRAINING, AccountState.UNAUTHORIZED})
 

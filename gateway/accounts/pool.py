@@ -187,6 +187,17 @@ class Pool:
             self.bindings.bind(key, account.name, rule)
         return self._take(account, rule, wanted, candidates, tried, lost)
 
+    def lacking(self, wanted: Wanted, tried: Collection[str]) -> Nobody | None:
+        """Why nobody is left to choose; None while somebody is.  No place is taken."""
+        candidates = self._candidates_for(wanted.model, wanted.background, wanted.chat)
+        able: Sequence[Account] = candidates.accounts
+        if wanted.pinned_to is not None:
+            able = [each for each in able if each.name == wanted.pinned_to]
+        candidates.forget()
+        if any(candidates.why_not(each) is None and each.name not in tried for each in able):
+            return None
+        return self._nobody(wanted, candidates, able, wanted.pinned_to)
+
     def sticky(
         self, wanted: Wanted, find: Callable[[AffinityKey], Binding | None]
     ) -> list[tuple[str, str]]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..accounts.account import Account
-from ..accounts.exhaustion import pool_error
+from ..accounts.exhaustion import attempts_error, pool_error
 from ..accounts.health import AccountState
 from ..accounts.pool import Choice, Nobody, Wanted
 from ..accounts.waiting import Ticket
 from ..protocol.errors import ApiError
-from ..protocol.refusals import for_the_client, most_hopeful
 from ..tenants.interface import Busy, Visit
 from .continuity import TurnContinuity
 from .environment import TurnContext, TurnEnvironment
@@ -62,7 +61,7 @@ class AccountSearch:
         :raises ApiError: when the tenant may never have what it asks for.
         """
         if self._attempts >= self._environment.pool.routing.max_attempts:
-            self._owner.search_failed(for_the_client(most_hopeful(self._refusals)))
+            self._owner.search_failed(self._tried_enough())
         elif not self._try():
             self._wait()
 
@@ -88,12 +87,7 @@ class AccountSearch:
                 self._lack = entered
                 return False
             self.visit = entered
-        choice = self._environment.pool.choose(
-            self._wanted._replace(
-                holder=self._continuity.holder, pinned_to=self._continuity.pinned_to
-            ),
-            self._tried,
-        )
+        choice = self._environment.pool.choose(self._asked(), self._tried)
         if isinstance(choice, Nobody):
             self._lack = choice
             return False
@@ -101,6 +95,12 @@ class AccountSearch:
         self._attempts += 1
         self._owner.search_found(choice)
         return True
+
+    def _asked(self) -> Wanted:
+        """What is wanted now; attempts may have changed it."""
+        return self._wanted._replace(
+            holder=self._continuity.holder, pinned_to=self._continuity.pinned_to
+        )
 
     def _wait(self) -> None:
         now = self._environment.clock.seconds()
@@ -158,6 +158,12 @@ class AccountSearch:
             else reason.state is AccountState.READY
             for reason in lack.reasons
         )
+
+    def _tried_enough(self) -> ApiError:
+        lacking = self._environment.pool.lacking(self._asked(), self._tried)
+        if lacking is None:
+            return attempts_error(self._refusals)
+        return pool_error(lacking, self._refusals, self._environment.clock.seconds())
 
     def _error(self) -> ApiError:
         lack = self._lack

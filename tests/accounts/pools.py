@@ -51,7 +51,7 @@ class Basin:
         self.clock.advance(1_800_000_000)
         given = accounts or {}
         self.accounts = {name: self.account(name, **given.get(name, {})) for name in names}
-        self.bindings = Bindings(1000, 3600.0, self.clock.seconds)
+        self.bindings = Bindings(1000, 1e9, self.clock.seconds)
         self.pool = Pool(list(self.accounts.values()), self.bindings, RoutingSettings(**routing))
 
     @property
