@@ -53,9 +53,13 @@ def explain(pool: Pool, wanted: Wanted) -> Explanation:
             return _explained(wanted, eligible, account, rule, ())
         if pool.routing.on_account_loss != "move":
             return _only(wanted, eligible, usable, name, rule)
+    home = None if binding is None else pool.named(binding.account)
+    rule = strategy
+    if home is not None and pool.routing.return_to == "sticky":
+        rule = f"stands in for {home.name} ({strategy})"
     if strategy == "fill-first":
-        return _explained(wanted, eligible, usable[0] if usable else None, strategy, ())
-    return _one_of(wanted, eligible, usable, strategy)
+        return _explained(wanted, eligible, usable[0] if usable else None, rule, ())
+    return _one_of(wanted, eligible, usable, rule)
 
 
 def _only(

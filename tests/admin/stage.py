@@ -42,11 +42,22 @@ class Answer(NamedTuple):
         return "cookie: " + self.headers["set-cookie"].partition(";")[0]
 
 
+class Transport(StringTransport):
+    """Tells a connection that was aborted from one that was closed."""
+
+    aborted = False
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self.unregisterProducer()
+        self.loseConnection()
+
+
 class Client:
     """One connection."""
 
     def __init__(self, site: AdminSite, address: str = "127.0.0.1") -> None:
-        self.transport = StringTransport(
+        self.transport = Transport(
             hostAddress=IPv4Address("TCP", "127.0.0.1", 8081),
             peerAddress=IPv4Address("TCP", address, 40000),
         )
