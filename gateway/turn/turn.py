@@ -196,9 +196,6 @@ class Turn:
 
     def search_found(self, choice: Choice) -> None:
         """See :class:`~gateway.turn.search.SearchOwner`."""
-        if self._phase is TurnPhase.WAITING:
-            waited = self._elapsed_ms() - self._waits_since
-            self.record.waited_ms = round((self.record.waited_ms or 0.0) + waited, 1)
         self._enter(TurnPhase.RUNNING)
         self._reservation = choice.reservation
         self._send(choice.rule, choice)
@@ -466,4 +463,7 @@ class Turn:
             return
         if phase not in TRANSITIONS[self._phase]:
             raise AssertionError(f"a turn cannot go from {self._phase} to {phase}")
+        if self._phase is TurnPhase.WAITING:
+            waited = self._elapsed_ms() - self._waits_since
+            self.record.waited_ms = round((self.record.waited_ms or 0.0) + waited, 1)
         self._phase = phase
