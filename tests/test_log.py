@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from gateway import log
 from gateway.config import LogSettings
-from gateway.log import json_line, log_observer, text_line
+from gateway.log import LogThreshold, json_line, log_observer, text_line
 from gateway.protocol.errors import ApiError
 from gateway.turn.journal import TurnJournal
 from tests.support.events import turn_events, user
@@ -166,3 +166,18 @@ def test_a_traceback_of_an_error_value_is_not_needed() -> None:
     line = text_line({"log_time": 0.0, "log_format": "x", "log_failure": failure})
     assert line is not None
     assert "It broke." in line
+
+
+def test_the_threshold_moves_while_the_gateway_runs(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.log"
+    threshold = LogThreshold("info")
+    observer = log_observer(LogSettings(level="error"), str(path), threshold)
+    logger = Logger("gateway.test", observer=observer)
+    logger.debug("before")
+    threshold.level = "debug"
+    logger.debug("between")
+    threshold.level = "warn"
+    logger.info("after")
+    assert threshold.level == "warn"
+    lines = path.read_text(encoding="utf-8")
+    assert [word for word in ("before", "between", "after") if word in lines] == ["between"]

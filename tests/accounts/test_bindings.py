@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.accounts.affinity import AffinityKey, connection_key
-from gateway.accounts.bindings import Binding, Bindings
+from gateway.accounts.bindings import Binding, Bindings, opaque_id
 
 
 class Clock:
@@ -261,3 +261,25 @@ def test_a_shown_binding_can_be_forgotten(bindings: Bindings) -> None:
     assert (bindings.find(key("t2")), len(bindings)) == (None, 1)
     with pytest.raises(ValueError):
         bindings.forget("no such id")
+
+
+def test_a_conversation_leaves_who_serves_it_until_it_is_bound_again(
+    clock: Clock, bindings: Bindings
+) -> None:
+    bindings.bind(key(), "a")
+    name = opaque_id(key())
+    assert bindings.with_id(name) is bindings.look(key())
+    assert found(bindings.move(name)).leaves == "a"
+    bindings.stand_in(key(), "b")
+    assert found(bindings.move(name)).leaves == "b", "it should leave its stand-in, not its home"
+    bindings.bind(key(), "a")
+    assert found(bindings.look(key())).leaves is None
+    clock.now += 60
+    assert bindings.move(name) is None
+
+
+@pytest.mark.parametrize("name", ["", "00", "no id", "\u00e9", "0" * 1000])
+def test_what_is_no_id_names_no_binding(bindings: Bindings, name: str) -> None:
+    bindings.bind(key(), "a")
+    assert bindings.with_id(name) is None
+    assert bindings.move(name) is None
