@@ -4,12 +4,9 @@ A gateway process takes up to a second to start, so tests share them where they 
 its kin for tests that leave no trace in an account, `stage.serve` for tests that break one, and
 `stage.gateway` for tests that need a configuration of their own.
 
-Each numbered check of protocol.md section 10 that concerns an HTTP upstream is a test named
-after its number. Open, because the feature comes with a later issue:
-  30 (tools hoisted for other engines), 63 (the summary of a whole pool's limits; one account's
-  limit is tested), 77 (presets for the ChatGPT Codex backend), 78 and 79 (upstream WebSockets).
-Elsewhere: 82 and 83 (tests/downstream/http).
-Not asked for: the SHOULD of 44; ids pass as the upstream made them.
+Each numbered check of protocol.md section 10 is a test named after its number. Open: 78 and 79,
+which are about upstream WebSockets. Not asked for: the SHOULD of 44; ids pass as the upstream made
+them.
 """
 
 from __future__ import annotations
