@@ -92,7 +92,9 @@ class WaitingRoom:
             One that is refused speaks for all that want the same.  None: like nobody else.
         :return: None when the room is full.
         """
-        if self._stopped or (self._count >= self.max_waiting and not self._make_room(tenant)):
+        full = self._count >= self.max_waiting
+        leaves = self._who_makes_room(tenant) if full else None
+        if self._stopped or (full and leaves is None):
             return None
         ticket = Ticket(self, tenant, wants, retry, gave_up)
         ticket.deadline = self._clock.callLater(max(0.0, seconds), self._give_up, ticket)
@@ -100,6 +102,8 @@ class WaitingRoom:
         self._count += 1
         if self._timer is None and not self._offering:
             self._try_in(_TRY_EVERY)
+        if leaves is not None:
+            self._give_up(leaves)  # not before: what follows it would take the place at once
         return ticket
 
     def wake(self) -> None:
@@ -132,15 +136,14 @@ class WaitingRoom:
             queue = next(iter(self._tenants.values()))
             self._give_up(next(iter(queue)))
 
-    def _make_room(self, tenant: str) -> bool:
-        """Take the latest place of whoever holds most; not from one that is being served."""
+    def _who_makes_room(self, tenant: str) -> Ticket | None:
+        """The latest of whoever holds most; nobody while one of them is being served."""
         if self._offering or not self._tenants:
-            return False
+            return None
         most = max(self._tenants.values(), key=len)
         if len(most) - 1 <= len(self._tenants.get(tenant, ())):
-            return False
-        self._give_up(next(reversed(most)))
-        return self._count < self.max_waiting
+            return None
+        return next(reversed(most))
 
     def _give_up(self, ticket: Ticket) -> None:
         if self.remove(ticket):

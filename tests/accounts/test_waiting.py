@@ -239,6 +239,26 @@ def test_who_fills_the_room_makes_room_for_others() -> None:
     assert turns.served == ["a1", "b1", "c1", "b2"]
 
 
+def test_what_follows_a_turn_that_made_room_does_not_take_it_back() -> None:
+    """The next turn of a connection starts as the one before it gives up."""
+    room = WaitingRoom(Clock(), 2)
+    refused: list[str] = []
+
+    def waits(name: str, tenant: str, left: int = 0) -> Ticket | None:
+        def gave_up() -> None:
+            if left and waits(f"{name}+", tenant, left - 1) is None:
+                refused.append(f"{name}+")
+
+        return room.wait(tenant, 15.0, lambda: False, gave_up)
+
+    waits("a1", "a", left=3)
+    waits("a2", "a", left=3)
+    assert waits("b1", "b") is not None, "b has fewer turns there than a"
+    assert refused == ["a2+"]
+    assert len(room) == 2
+    room.stop()
+
+
 # --- what a try may do ---------------------------------------------------------------
 
 
