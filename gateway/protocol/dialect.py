@@ -36,6 +36,7 @@ _HOISTED = b'"additional_tools"'
 class _Tool(msgspec.Struct):
     type: str | None = None
     name: str | None = None
+    server_label: str | None = None
 
 
 class _ToolItem(msgspec.Struct):
@@ -83,13 +84,13 @@ def _read_tool_item(raw: bytes) -> _ToolItem | None:
 
 
 def _by_name(tools: Iterable[msgspec.Raw]) -> list[bytes]:
-    """Each tool once, at the place of its first definition."""
-    known: dict[tuple[str | None, str | None], bytes] = {}
+    """Each tool once, at the place of its first definition; MCP servers are told by labels."""
+    known: dict[tuple[str | None, ...], bytes] = {}
     for number, tool in enumerate(tools):
         raw = bytes(tool)
         try:
             head = _decode_tool(raw)
         except UNREADABLE:
             head = _Tool(name=f"unreadable {number}")
-        known[head.type, head.name] = raw
+        known[head.type, head.name, head.server_label] = raw
     return list(known.values())

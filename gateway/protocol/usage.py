@@ -32,4 +32,5 @@ def read_usage(usage: object) -> Usage | None:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    """Whatever is no count counts nothing."""
+    return value if type(value) is int and value > 0 else 0
