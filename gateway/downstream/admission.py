@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ..protocol.errors import ApiError
+
+_Kind = TypeVar("_Kind")
 
 
 class Guest(Protocol):
@@ -37,6 +39,10 @@ class Admission:
     def draining(self) -> bool:
         """Whether the gateway is stopping."""
         return self._draining
+
+    def of_kind(self, kind: type[_Kind]) -> list[_Kind]:
+        """The guests of one kind; nobody else needs to keep a list of them."""
+        return [guest for guest in self._guests if isinstance(guest, kind)]
 
     def enter(self, guest: Guest) -> None:
         """Let a client in, or let one that is in do something more.

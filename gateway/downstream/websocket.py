@@ -270,7 +270,6 @@ class ResponsesFactory(WebSocketServerFactory):
     :param environment: what their turns work with.
     :param tenants: who they are.
     :param admission: counts the clients of all doors.
-    :ivar connections: the open ones.
     """
 
     protocol: Any = ResponsesProtocol
@@ -285,7 +284,6 @@ class ResponsesFactory(WebSocketServerFactory):
     ) -> None:
         super().__init__(reactor=reactor, server="responses-gateway")
         self.reactor = reactor
-        self.connections: set[ResponsesProtocol] = set()
         self.max_message_bytes = settings.session.max_message_bytes
         self.compresses = settings.session.compression
         self.stall_seconds = settings.timeouts.stall_seconds
@@ -330,7 +328,6 @@ class ResponsesFactory(WebSocketServerFactory):
                 "websocket_disabled",
             )
         self._admission.enter(protocol)
-        self.connections.add(protocol)
         return Session(
             self._environment,
             self._settings.session,
@@ -360,8 +357,12 @@ class ResponsesFactory(WebSocketServerFactory):
 
     def left(self, protocol: ResponsesProtocol) -> None:
         """A connection ended."""
-        self.connections.discard(protocol)
         self._admission.leave(protocol)
+
+    @property
+    def connections(self) -> list[ResponsesProtocol]:
+        """The open ones."""
+        return self._admission.of_kind(ResponsesProtocol)
 
     @property
     def draining(self) -> bool:
@@ -370,7 +371,7 @@ class ResponsesFactory(WebSocketServerFactory):
 
     def sessions(self) -> list[Session]:
         """The sessions of all connections."""
-        return [c.session for c in list(self.connections) if c.session is not None]
+        return [c.session for c in self.connections if c.session is not None]
 
 
 def _told(headers: Mapping[str, str]) -> Told:
