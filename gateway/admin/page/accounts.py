@@ -179,7 +179,7 @@ def _continuity(continuity: Any) -> str:
 
 def _actions(name: str, allowed: Any) -> Html:
     wanted = list(_ACTIONS) if allowed is None else allowed
-    path = f"/admin/accounts/{quote(name, safe='')}"
+    path = f"/admin/accounts/{quote(name, safe='', errors='replace')}"
     return posting(
         [
             button(

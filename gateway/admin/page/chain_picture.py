@@ -15,6 +15,7 @@ _MOST = 300
 #: Columns that are drawn; forks beyond them meet in the last.
 _WIDEST = 40
 _STEP = 14
+_WORDS = {"chained": "chained to", "replayed": "replayed after", "follows": "follows"}
 _HEIGHT = 28
 _MIDDLE = _HEIGHT // 2
 
@@ -56,7 +57,9 @@ def _row(row: Row, columns: int, names: Sequence[str], now: float, wanted: str) 
     node = row.node
     name, parent = str(node["id"]), node.get("parent")
     continues = (
-        "begins" if parent is None else f"{_route(node)} {wording.shortened(str(parent), 15)}"
+        "begins"
+        if parent is None
+        else f"{_WORDS[_route(node)]} {wording.shortened(str(parent), 15)}"
     )
     if row.children > 1:
         continues += f" · forks in {row.children}"

@@ -98,7 +98,7 @@ def _row(each: Json, names: Sequence[str], asked: Asked, viewer: Viewer, now: fl
         tag("td", since(each.get("used_at"), now)),
     ]
     if viewer.may_act:
-        path = f"/admin/conversations/{quote(name, safe='')}"
+        path = f"/admin/conversations/{quote(name, safe='', errors='replace')}"
         short = wording.shortened(name)
         cells.append(
             tag(

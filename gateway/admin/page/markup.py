@@ -71,7 +71,7 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
         if value is None or value is False:
             continue
         key = _name(key)
-        if key in _LINKS and not str(value).startswith(_LOCAL):
+        if key in _LINKS and not _is_local(str(value)):
             raise ValueError(f"{key} leads elsewhere: {value!r}")
         head += f" {key}" if value is True else f' {key}="{escaped(value)}"'
     if name in _VOID:
@@ -82,6 +82,11 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
 def joined(*children: Any) -> Html:
     """Several pieces as one."""
     return Html(content(children))
+
+
+def _is_local(link: str) -> bool:
+    """Two slashes, also of the other kind, begin the name of a host (WHATWG URL, 4.4)."""
+    return link.startswith(_LOCAL) and link[1:2] not in ("/", "\\")
 
 
 _names: dict[str, str] = {}

@@ -69,7 +69,7 @@ def _tile(tile: Tile, status: Json) -> Html:
             beside,
             tag("span", "peak ", live("", tile.form, highest), class_="peak"),
         ),
-        charts.line(series, f"{tile.title}, the last 15 minutes", f"now.{tile.path}"),
+        charts.line(series, f"{tile.title}, the last 15 minutes", tile.path),
         class_="tile",
     )
 

@@ -70,13 +70,13 @@ class Page:
         state = str(self._status().get("state", "ready"))
         return document(
             f"{state} · responses-gateway",
-            tag("a", "Skip to the status", href="#status", class_="skip"),
+            tag("a", "Skip to the status", href="#main", class_="skip"),
             _head(viewer),
             tag(
                 "main",
                 tag("p", id="said", role="status", class_="said"),
                 [section(name, title, bodies[name]) for name, title in _SECTIONS],
-                id="status",
+                id="main",
                 tabindex="-1",
                 data_now=f"{self._now():.3f}",
             ),

@@ -71,7 +71,7 @@ class Asked(NamedTuple):
 
     def address(self, path: str, **more: str) -> str:
         """``path`` with the filters and ``more``."""
-        query = urlencode({**self.filters(), **more})
+        query = urlencode({**self.filters(), **more}, errors="replace")
         return f"{path}?{query}" if query else path
 
 

@@ -91,7 +91,7 @@ def _row(turn: Json, names: Sequence[str], asked: Asked, now: float) -> Html:
         "tr",
         tag(
             "th",
-            tag("code", wording.shortened(str(turn.get("turn")), 12)),
+            _explained(tag("code", wording.shortened(str(turn.get("turn")), 12)), response, asked),
             tag("span", since(ended, now), class_="under") if ended is not None else None,
             scope="row",
         ),
@@ -122,8 +122,14 @@ def _figure(text: str) -> Html:
 def _response(response: Any, asked: Asked) -> Any:
     if response is None:
         return wording.NONE
-    address = asked.address("/status", why=str(response)) + "#why"
-    return tag("a", tag("code", wording.shortened(str(response))), href=address)
+    return _explained(tag("code", wording.shortened(str(response))), response, asked)
+
+
+def _explained(name: Html, response: Any, asked: Asked) -> Html:
+    """A link from a name to why the response's conversation is where it is."""
+    if response is None:
+        return name
+    return tag("a", name, href=asked.address("/status", why=str(response)) + "#why")
 
 
 def _tries(attempts: Sequence[Json]) -> str | None:

@@ -4,7 +4,6 @@
 
 const NONE = "–";
 const SPACE = "\u00a0";
-const STEP_MS = 5000;
 const POINTS = 180;
 const LINE_HEIGHT = 32;
 
@@ -94,7 +93,7 @@ function patchAccounts(accounts) {
 
 // ---- moments that come nearer or go by
 
-const offset = Number(document.getElementById("status").dataset.now) * 1000 - Date.now();
+const offset = Number(document.getElementById("main").dataset.now) * 1000 - Date.now();
 
 function tick() {
   const now = (Date.now() + offset) / 1000;
@@ -144,13 +143,18 @@ function extend(line, value) {
   write(shown, written(shown.dataset.as, peak));
 }
 
-let extendedAt = Date.now();
+let extendedAt = null;
 
+// The server measures a point every few seconds; the page came with those before the first event.
 function extendLines(status) {
-  if (Date.now() - extendedAt < STEP_MS) return;
-  extendedAt = Date.now();
+  const newest = status.newest;
+  if (!newest?.at || newest.at === extendedAt) return;
+  const first = extendedAt === null;
+  extendedAt = newest.at;
+  if (first) return;
   for (const line of document.querySelectorAll("svg[data-series]")) {
-    extend(line, at(status, line.dataset.series));
+    const value = newest.values[line.dataset.series];
+    if (value !== undefined) extend(line, value);
   }
 }
 
@@ -248,10 +252,7 @@ async function fetchPart(part) {
 
 // A button that has gone hands its focus to the next one.
 function keepFocus(element) {
-  if (!element?.hidden || document.activeElement === element) {
-    if (!element?.hidden) return;
-  }
-  element.form?.querySelector("button:not([hidden])")?.focus();
+  if (element?.hidden) element.form?.querySelector("button:not([hidden])")?.focus();
 }
 
 // ---- events
@@ -279,7 +280,7 @@ const composite = (account) => [
 ];
 
 function onStatus(status) {
-  const main = document.getElementById("status");
+  const main = document.getElementById("main");
   patch(main, status, (cell) => !cell.closest("tr[data-account]"));
   extendLines(status);
   if (status.accounts) {
