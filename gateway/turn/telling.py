@@ -94,7 +94,8 @@ def passed_headers(headers: Mapping[str, str], one_account: bool) -> dict[str, s
     return {
         name: value
         for name, value in headers.items()
-        if name in _PASSED or (one_account and name.startswith(_LIMITS))
+        if name in _PASSED
+        or (one_account and name.startswith(_LIMITS) and name != TURN_STATE)  # ours takes its place
     }
 
 
