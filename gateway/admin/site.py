@@ -25,6 +25,9 @@ _MAX_HEADERS = 100
 REQUEST_SECONDS = 10.0
 _IDLE_SECONDS = 60.0
 
+#: How long the last bytes may take to a client that was refused, in seconds.
+_LEAVE_SECONDS = 2.0
+
 #: Connections at the same time; each open page takes one or two.
 MAX_CONNECTIONS = 100
 
@@ -77,13 +80,15 @@ class AdminChannel(HTTPChannel):
     refused = False
     site: AdminSite
     transport: Any
-    _arrival: Deadline | None = None
+    _arrival: Deadline
+    _leaving: Deadline
     _arriving = False
 
     def connectionMade(self) -> None:
         """Count it, and see that its first request comes soon."""
         super().connectionMade()
         self._arrival = Deadline(self.site.reactor, self._too_slow)
+        self._leaving = Deadline(self.site.reactor, self._abort)
         if len(self.site.connections) >= MAX_CONNECTIONS:
             self.refuse(503)
             return
@@ -93,7 +98,7 @@ class AdminChannel(HTTPChannel):
         """The first byte of a request starts its time."""
         if self.refused:
             return
-        if not self._handlingRequest and self._arrival is not None and not self._arriving:
+        if not self._handlingRequest and not self._arriving:
             self._arriving = True
             self._arrival.start(REQUEST_SECONDS)
         super().dataReceived(data)
@@ -101,8 +106,7 @@ class AdminChannel(HTTPChannel):
     def allContentReceived(self) -> None:
         """It arrived in time."""
         self._arriving = False
-        if self._arrival is not None:
-            self._arrival.stop()
+        self._arrival.stop()
         if not self.refused:
             super().allContentReceived()
 
@@ -111,11 +115,12 @@ class AdminChannel(HTTPChannel):
         if self.refused:
             return
         self.refused = True
-        self._stop()
+        self._arrival.stop()
         self.transport.write(
             b"HTTP/1.1 %d Refused\r\nconnection: close\r\ncontent-length: 0\r\n\r\n" % status
         )
         self.loseConnection()
+        self._leaving.start(_LEAVE_SECONDS)
 
     def timeoutConnection(self) -> None:
         """Idle for too long; that is nothing to log."""
@@ -124,17 +129,17 @@ class AdminChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """It is gone."""
-        self._stop()
+        self._arrival.stop()
+        self._leaving.stop()
         self.site.connections.discard(self)
         super().connectionLost(reason)
 
     def _too_slow(self) -> None:
         self.refuse(408)
-        self.transport.abortConnection()
 
-    def _stop(self) -> None:
-        if self._arrival is not None:
-            self._arrival.stop()
+    def _abort(self) -> None:
+        """It does not take the last bytes either."""
+        self.transport.abortConnection()
 
 
 class AdminSite(Site):

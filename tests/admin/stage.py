@@ -49,8 +49,7 @@ class Transport(StringTransport):
 
     def abortConnection(self) -> None:
         self.aborted = True
-        self.unregisterProducer()
-        self.loseConnection()
+        super().abortConnection()
 
 
 class Client:

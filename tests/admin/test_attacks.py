@@ -9,6 +9,7 @@ import pytest
 
 from gateway.accounts.affinity import connection_key
 from gateway.accounts.bindings import opaque_id
+from gateway.admin.access import cookie
 from gateway.admin.page import BrowserPages
 from gateway.admin.site import MAX_BODY_BYTES, MAX_CONNECTIONS, REQUEST_SECONDS
 from gateway.config import AccountSettings
@@ -89,6 +90,7 @@ def test_the_cookie_does_not_go_along_with_other_sites_and_scripts_cannot_read_i
     for part in ("HttpOnly", "SameSite=Strict", "Path=/"):
         assert part in said.split("; "), f"the cookie lacks {part}: {said}"
     assert "Secure" not in said, "the connection was not TLS: the browser would drop the cookie"
+    assert "Secure" in cookie("x", secure=True).split("; ")
 
 
 def test_a_simple_request_cannot_carry_json() -> None:
@@ -460,6 +462,12 @@ def test_bytes_in_time_do_not_lengthen_the_time_of_a_request() -> None:
         admin.reactor.advance(1)
     assert client.closed
     assert client.answer.status == 408
+    assert not client.transport.aborted, "the answer should have a moment to get through"
+    admin.reactor.advance(2)
+    assert client.transport.aborted, "a client that does not take the answer stays for ever"
+    client.leaves()
+    left = [call for call in admin.reactor.getDelayedCalls() if "_update" not in str(call.func)]
+    assert left == [], "a timer outlived its connection"
 
 
 def test_only_so_many_connections_are_open_and_closed_ones_make_room() -> None:

@@ -12,7 +12,7 @@ from ...ledger.records import Record
 from ..running import Running
 
 #: Conversations that a search by words looks at, the last used first.
-_SEARCHED = 20_000
+_SEARCHED = 10_000
 
 
 def conversations(running: Running, q: str = "", limit: int = 100) -> dict[str, Any]:
@@ -77,11 +77,8 @@ def _all(running: Running) -> Iterator[dict[str, Any]]:
 
 
 def _search(running: Running, q: str) -> Iterator[dict[str, Any]]:
-    seen = set()
-    for entry in (*_exactly(running, q), *_by_words(running, q.lower())):
-        if entry["id"] not in seen:
-            seen.add(entry["id"])
-            yield entry
+    exactly = {entry["id"]: entry for entry in _exactly(running, q)}
+    return iter(exactly.values()) if exactly else _by_words(running, q.lower())
 
 
 def _exactly(running: Running, q: str) -> Iterator[dict[str, Any]]:
