@@ -172,8 +172,12 @@ class GatewayService(MultiService):
                 Chat(environment),
             )
         )
-        site = HttpSite(reactor, routes, self.settings, self.tenants, self.admission, self.door)
-        return FrontFactory(reactor, self.door, site, self.settings.timeouts.handshake_seconds)
+        self._site = HttpSite(
+            reactor, routes, self.settings, self.tenants, self.admission, self.door
+        )
+        return FrontFactory(
+            reactor, self.door, self._site, self.settings.timeouts.handshake_seconds
+        )
 
     def _forget_what_is_old(self) -> None:
         self.environment.ledger.expire()
@@ -194,6 +198,7 @@ class GatewayService(MultiService):
         self.tenants.arrange(settings.keys)
         self.admission.max_connections = settings.limits.max_connections
         self.door.arrange(settings)
+        self._site.arrange(settings)
         self._access.arrange(settings.admin.token, settings.admin.hosts)
         self.threshold.level = settings.log.level
         environment.waiting.wake()

@@ -44,6 +44,10 @@ class HttpSite:
         self.stall_seconds = settings.timeouts.stall_seconds
         self._numbers = itertools.count(1)
 
+    def arrange(self, settings: Settings) -> None:
+        """Take these settings; those that bound a request need a restart."""
+        self.stall_seconds = settings.timeouts.stall_seconds
+
     def buildProtocol(self, addr: Any) -> HttpChannel:
         """A protocol for a client at ``addr``."""
         return HttpChannel(self)

@@ -14,7 +14,7 @@ import txaio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import LimitSettings, SessionSettings, TimeoutSettings
+from gateway.config import LimitSettings, SessionSettings, Settings, TimeoutSettings
 from gateway.downstream.http.channel import IDLE_SECONDS
 from gateway.downstream.http.request import HttpRequest
 from gateway.protocol.errors import ApiError
@@ -467,6 +467,17 @@ def test_a_client_that_reads_nothing_is_dropped(build: Build, handler: Handler) 
     assert client.is_closed
     client.is_lost()
     assert handler.gone == [handler.last]
+
+
+def test_a_reload_changes_how_long_a_slow_client_is_waited_for(
+    wired: House, handler: Handler
+) -> None:
+    client = wired.client()
+    wired.site.arrange(Settings(timeouts=TimeoutSettings(stall_seconds=5)))
+    client.gives(echo(client))
+    client.transport.producer.pauseProducing()
+    wired.reactor.advance(5.1)
+    assert client.is_closed
 
 
 def test_an_answer_may_end_while_its_client_is_dropped(build: Build, handler: Handler) -> None:
