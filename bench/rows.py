@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import load
 import measure
@@ -138,6 +141,17 @@ class Measurements:
                 self.idle_connections,
                 rounds=scale.idle_rounds,
             ),
+            Measurement(
+                "choose",
+                [
+                    *(
+                        Row(f"choose.{n}", f"CPU per choice among {n:,} accounts", "us")
+                        for n in (2, 100, 1000)
+                    ),
+                    Row("choose.resting", "CPU per choice, 999 of 1,000 accounts resting", "us"),
+                ],
+                self.choosing,
+            ),
         ]
 
     def _spent(self, subject: Subject, what: str, spent: measure.Spent) -> None:
@@ -242,6 +256,16 @@ class Measurements:
                     self.mistakes.add(f"{subject.name} chained while set to replay")
             self._spent(subject, "replay", spent)
             yield f"replay.{transcript}", spent.cpu / self.scale.replayed_turns * 1e6
+
+    def choosing(self, subject: Subject, round_: int) -> Iterator[tuple[str, float]]:
+        """Only the gateway chooses; what that costs is measured without a network."""
+        if subject.name != "gateway":
+            return
+        command = [sys.executable, str(Path(__file__).with_name("choosing.py"))]
+        found = subprocess.run(command, capture_output=True, text=True)
+        if found.returncode:
+            raise load.BenchError(f"choosing.py failed:\n{found.stderr[-2000:]}")
+        yield from json.loads(found.stdout).items()
 
     def idle_connections(self, subject: Subject, round_: int) -> Iterator[tuple[str, float]]:
         process = subject.start()

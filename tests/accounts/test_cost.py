@@ -22,6 +22,7 @@ from gateway.accounts.strategies import strategy
 from gateway.accounts.waiting import WaitingRoom
 from gateway.config.settings import Strategy as StrategyName
 from tests.accounts.figures import account
+from tests.accounts.pools import Basin
 
 NAMES = get_args(StrategyName)
 MEGABYTE = 1_000_000
@@ -127,6 +128,20 @@ def test_a_choice_among_a_thousand_costs_no_more_than_asking_each(
     whole = asking_everybody(pool, usable)
     assert cost < allowed * whole, (
         f"{cost * 1e6:.1f} µs a choice; asking 1,000 accounts takes {whole * 1e6:.1f} µs"
+    )
+
+
+@pytest.mark.parametrize("resting", [0, 500, 999])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_whole_choice_costs_less_than_asking_a_thousand_accounts(name: str, resting: int) -> None:
+    """With its binding, its place, its explanation, and whatever ails the others."""
+    basin = Basin(*map(str, range(1000)), strategy=name)
+    accounts = basin.pool.accounts
+    whole = seconds_of(lambda: [each.unavailable("gpt-5") for each in accounts], 20)
+    basin.fails(*map(str, range(resting)), seconds=500.0)
+    cost = seconds_of(basin.goes, 200)
+    assert cost < whole, (
+        f"{cost * 1e6:.1f} µs a choice; asking 1,000 idle accounts takes {whole * 1e6:.1f} µs"
     )
 
 
