@@ -223,7 +223,9 @@ function refresh(part, gap = 3000) {
     if (gap > 0) return;
     clearTimeout(entry.timer);
   }
-  const wait = Math.max(0, entry.last + gap - performance.now());
+  const soonest = Math.max(0, entry.last + gap - performance.now());
+  // All open pages ask in the same moment, by the gateway's clock: it draws once for all.
+  const wait = gap < 2000 ? soonest : gap - ((Date.now() + offset) % gap);
   entry.timer = setTimeout(async () => {
     entry.timer = null;
     entry.last = performance.now();
