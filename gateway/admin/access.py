@@ -35,6 +35,7 @@ class Visitor(NamedTuple):
     :ivar may_read: whether it may see anything.
     :ivar why_not: the sentence that says why it may not act; None when it may.
     :ivar by_bearer: whether it sent the token itself, which no other site's page can.
+    :ivar tokens: how many tokens were configured by then.
     """
 
     name: str | None
@@ -43,6 +44,7 @@ class Visitor(NamedTuple):
     may_read: bool
     why_not: str | None
     by_bearer: bool = False
+    tokens: int = 0
 
 
 class Access:
@@ -66,6 +68,7 @@ class Access:
         self.forms = Throttle(now)
         self._loopback = loopback
         self._token: bytes | None = None
+        self._tokens = 0
         self.arrange(token, hosts)
 
     def arrange(self, token: str | None, hosts: tuple[str, ...]) -> None:
@@ -73,6 +76,7 @@ class Access:
         wanted = None if token is None else token.encode()
         if wanted != self._token:
             self.logins.end_all()
+            self._tokens += 1
         self._token = wanted
         self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
 
@@ -95,14 +99,14 @@ class Access:
             return self.by_cookie(request)
         address = client_address(request)
         self._check(given, address, self.bearers)
-        return Visitor("token", address, None, True, None, by_bearer=True)
+        return Visitor("token", address, None, True, None, True, self._tokens)
 
     def by_cookie(self, request: Request) -> Visitor:
         """Who sent ``request``, as far as a cookie tells."""
         address = client_address(request)
         login = self._login(request)
         if login is not None:
-            return Visitor(login.name, address, login, True, None)
+            return Visitor(login.name, address, login, True, None, tokens=self._tokens)
         open_to_all = self._token is None and self._loopback
         return Visitor(
             None,
@@ -110,6 +114,7 @@ class Access:
             None,
             open_to_all,
             _NO_TOKEN if self._token is None else "log in, or send 'Authorization: Bearer <token>'",
+            tokens=self._tokens,
         )
 
     def check_read(self, visitor: Visitor) -> None:
@@ -156,7 +161,8 @@ class Access:
 
     def lasts(self, visitor: Visitor) -> bool:
         """Whether who was let in to listen may go on."""
-        return visitor.login is None or self.logins.lasts(visitor.login)
+        goes_on = visitor.login is None or self.logins.lasts(visitor.login)
+        return goes_on and visitor.tokens == self._tokens
 
     def _login(self, request: Request) -> Login | None:
         session_id = _cookie(request)

@@ -11,7 +11,7 @@ from gateway.admin import live
 from gateway.admin.live import MAX_LISTENERS
 from tests.support.events import text_item, turn_events, user
 
-from .stage import OWN, TOKEN, Admin, Client
+from .stage import BEARER, OWN, TOKEN, Admin, Client
 
 
 def listen(admin: Admin, *headers: str) -> Client:
@@ -133,6 +133,15 @@ def test_a_logout_ends_what_its_pages_hear() -> None:
     admin.form("/logout", "", OWN, cookie)
     admin.clock.advance(1)
     assert len(statuses(client)) == 2, "a page went on to hear after its logout"
+    assert len(admin.api.live) == 0
+
+
+@pytest.mark.parametrize("before", [None, TOKEN])
+def test_another_token_ends_what_was_heard_with_the_old_one(before: str | None) -> None:
+    admin = Admin(before)
+    listen(admin, BEARER)
+    admin.access.arrange("another", ())
+    admin.clock.advance(1)
     assert len(admin.api.live) == 0
 
 
