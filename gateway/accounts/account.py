@@ -59,6 +59,7 @@ class Account:
         self._rate = None if per_minute is None else RequestRate(per_minute, now)
         self._now = now
         self._max_in_flight = settings.max_in_flight
+        self._to_tell: set[Callable[[Account], None]] = set()
         if not settings.enabled:
             self.health.disable()
 
@@ -122,3 +123,15 @@ class Account:
             self._rate.take()
         self.in_flight += 1
         return Reservation(self, model, self.health.reserve(model), released)
+
+    def leave(self) -> None:
+        """An attempt is over, its place is free."""
+        self.in_flight -= 1
+        if self._to_tell:
+            told, self._to_tell = self._to_tell, set()
+            for tell in told:
+                tell(self)
+
+    def tell_when_free(self, tell: Callable[[Account], None]) -> None:
+        """Call ``tell`` once, when the next place becomes free; asking twice changes nothing."""
+        self._to_tell.add(tell)

@@ -39,10 +39,10 @@ class Candidates:
     def unavailable(self, account: Account) -> Unavailable | None:
         """Why ``account`` cannot serve, by its own word."""
         blocked = account.unavailable(self._model)
-        if blocked is not None and (
-            blocked.until is not None or blocked.state is not AccountState.READY
-        ):  # who is only busy may be free again before the next choice
+        if blocked is not None:
             self.resting[account] = blocked
+            if blocked.until is None and blocked.state is AccountState.READY:
+                account.tell_when_free(self._free)  # it is only busy
         return blocked
 
     def why_not(self, account: Account) -> Unavailable | None:
@@ -55,6 +55,9 @@ class Candidates:
         if not now < self._believed_until <= now + _BELIEVED_SECONDS:
             self.resting.clear()
             self._believed_until = now + _BELIEVED_SECONDS
+
+    def _free(self, account: Account) -> None:
+        self.resting.pop(account, None)
 
     def forget(self) -> bool:
         """Believe nothing; False when nothing was believed anyway."""

@@ -51,6 +51,6 @@ class Reservation:
         """The attempt is over.  An attempt that was only cancelled says nothing of the account."""
         if self._held:
             self._held = False
-            self.account.in_flight -= 1
+            self.account.leave()
             self._permit.dropped()
             self._released()

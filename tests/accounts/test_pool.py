@@ -404,6 +404,25 @@ def test_a_choice_takes_its_place_at_once() -> None:
     assert narrow.pool.choose(wanted()).account is second.account  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_place_that_becomes_free_is_taken_at_once(name: str) -> None:
+    narrow = {each: {"max_in_flight": 1} for each in "abc"}
+    basin = Basin("a", "b", "c", accounts=narrow, strategy=name)
+    held = {}
+    for _ in range(3):
+        answer = basin.pool.choose(wanted())
+        assert isinstance(answer, Choice)
+        held[answer.account.name] = answer.reservation
+    basin.nobody()
+    basin.nobody(model="o3")
+    held["b"].release()
+    for model in (MODEL, "o3"):
+        assert basin.goes(model=model)[0] == "b", "no time passes between a release and the next"
+    held["c"].release()
+    held["a"].release()
+    assert {basin.goes()[0] for _ in range(9)} >= {"a"}
+
+
 def test_more_requests_than_a_minute_may_hold_wait_for_the_next() -> None:
     basin = Basin("a", accounts={"a": {"requests_per_minute": 3}})
     for _ in range(3):
