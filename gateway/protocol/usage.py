@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+#: Bytes of a request that make one token, and of a stream: each event carries about one.
+_SENT_BYTES = 4
+_STREAMED_BYTES = 250
+
 
 class Usage(NamedTuple):
     """What one answer took.
@@ -29,6 +33,11 @@ def read_usage(usage: object) -> Usage | None:
         _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
         _count(usage.get("output_tokens", usage.get("completion_tokens"))),
     )
+
+
+def estimated_usage(sent_bytes: int, streamed_bytes: int) -> Usage:
+    """About what an answer took that never said: its client left before, or did not ask."""
+    return Usage(sent_bytes // _SENT_BYTES, 0, streamed_bytes // _STREAMED_BYTES)
 
 
 def _count(value: Any) -> int:

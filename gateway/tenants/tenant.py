@@ -61,7 +61,9 @@ class Tenant:
         if not self.may_use(model):
             self._refusals["model"] += 1
             raise ApiError.invalid_request(
-                f"The key '{self.settings.name}' may not use the model '{(model or '')[:200]}'.",
+                f"The key '{self.settings.name}' may not use the model '{(model or '')[:200]}'."
+                if model
+                else f"The key '{self.settings.name}' must name its model.",
                 "model",
                 "model_not_found",
             )
@@ -77,8 +79,11 @@ class Tenant:
         return TenantVisit(self)
 
     def may_use(self, model: str | None) -> bool:
-        """Whether the operator allows the key this model."""
-        return model is None or any(fnmatchcase(model, each) for each in self.settings.models)
+        """Whether the operator allows the key this model.
+
+        A request that names none gets one from its upstream, whichever that is.
+        """
+        return any(fnmatchcase(model or "", each) for each in self.settings.models)
 
     def used(self, usage: Usage) -> None:
         """Count the tokens of an answer."""

@@ -19,6 +19,7 @@ from ..protocol.errors import ApiError, from_http
 from ..protocol.faults import Fault, FaultKind, attribute
 from ..protocol.limits import read_windows
 from ..protocol.refusals import for_the_client, refuses_model
+from ..protocol.usage import estimated_usage
 from ..upstream.interface import Call
 from .cargo import Cargo, PassageDoor
 from .continuity import TurnContinuity
@@ -324,13 +325,19 @@ class Passage:
         self._environment.journal.ended(record)
 
     def _count(self) -> None:
-        """What was answered is counted, also where it broke off."""
-        usage = self._door.passage_usage() if self._relayed else None
+        """What was answered is counted, also where it broke off, or did not say what it took."""
+        if not self._relayed:
+            return
+        record = self.record
+        usage = self._door.passage_usage()
         if usage is not None:
-            record = self.record
             record.input_tokens, record.cached_tokens, record.output_tokens = usage
-            if self._itinerary is not None and self._itinerary.visit is not None:
-                self._itinerary.visit.used(usage)
+        elif self._cargo.generates:
+            sent = record.upstream_bytes // len(record.attempts)
+            usage = estimated_usage(sent, record.relayed_bytes)
+        visit = None if self._itinerary is None else self._itinerary.visit
+        if usage is not None and visit is not None:
+            visit.used(usage)
 
     def _give_back(self) -> None:
         """Free the place on the account; others may wait for it."""

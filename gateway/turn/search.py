@@ -65,6 +65,19 @@ class AccountSearch:
         elif not self._try():
             self._wait()
 
+    def let_in(self) -> None:
+        """Take what the tenant's limits hold for a turn that needs no account.
+
+        It costs memory all the same, and so it counts; but it is not worth waiting for.
+
+        :raises ApiError: when a limit is in its way.
+        """
+        entered = self._environment.limits.enter(self._context.tenant, self._wanted.model)
+        if isinstance(entered, Busy):
+            self._lack = entered
+            raise self._error()
+        self.visit = entered
+
     def refused(self, account: Account, error: ApiError) -> None:
         """``account`` did not serve the turn; it will not be asked again for now."""
         self._tried.append(account.name)

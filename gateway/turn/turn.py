@@ -26,7 +26,7 @@ from ..protocol.made import made_response, new_response_id, prewarm_events
 from ..protocol.refusals import for_the_client, may_move
 from ..protocol.relay import Broken, Finished, NotContinued, Refused, Relay
 from ..protocol.request import TurnRequest
-from ..protocol.usage import Usage
+from ..protocol.usage import Usage, estimated_usage
 from .attempt import Attempt
 from .continuity import TurnContinuity
 from .environment import Door, TurnContext, TurnEnvironment
@@ -131,12 +131,13 @@ class Turn:
     def start(self) -> None:
         """Run it."""
         self.record.queued_ms = self._elapsed_ms()
-        if self.request.prewarm:
-            self._prewarm()
-            return
-        self._keep_awake()
         try:
-            self._search.next()
+            if self.request.prewarm:
+                self._search.let_in()
+                self._prewarm()
+            else:
+                self._keep_awake()
+                self._search.next()
         except ApiError as error:
             self._refuse(error)
 
@@ -147,6 +148,7 @@ class Turn:
     def cancel(self) -> None:
         """The client is gone: stop the upstream, send nothing."""
         if self._phase is not TurnPhase.ENDED:
+            self._estimate()
             self._drop_attempt("cancelled")
             self._end("cancelled", None)
 
@@ -162,6 +164,7 @@ class Turn:
         response_id, payloads = interrupted_answer(relay, self._made, accepted)
         self._relayed(payloads)
         account = self._attempt.account.name if self._attempt is not None else None
+        self._estimate()
         self._drop_attempt("interrupted")
         self._remember(response_id, relay.items, account, held_upstream=False)
         self._end("incomplete", "interrupted")
@@ -314,6 +317,8 @@ class Turn:
             self.error = outcome.error
         if outcome.usage is not None:
             self._count(outcome.usage)
+        elif outcome.error is None:
+            self._estimate()
         if outcome.error is not None:
             self._blame(attempt, outcome.error)
         elif self._reservation is not None:
@@ -325,6 +330,13 @@ class Turn:
         record.input_tokens, record.cached_tokens, record.output_tokens = usage
         if self._search.visit is not None:
             self._search.visit.used(usage)
+
+    def _estimate(self) -> None:
+        """Who leaves before the end, where the usage is told, is not free of its limits."""
+        record, visit = self.record, self._search.visit
+        if visit is not None and self._attempt is not None and self._attempt.relay.created:
+            sent = record.upstream_bytes // len(record.attempts)
+            visit.used(estimated_usage(sent, record.relayed_bytes))
 
     def _not_continued(self, attempt: Attempt) -> None:
         """The upstream answers without the history that it was asked to go on from."""
