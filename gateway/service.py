@@ -122,9 +122,11 @@ class GatewayService(MultiService):
             reactor, self.environment, self.tenants, self.admission, self.door, self._catalogues
         )
         figures.setServiceParent(self)
+        self._responses = Responses(self.environment, self.admission)
         self.whole = Running(
             self.environment, self.tenants, self.admission, self.door, self.threshold, figures
         )
+        self.whole.http_turns = lambda: self._responses.turns_running
         self._access = Access(
             settings.admin.token,
             is_loopback(settings.admin.listen or ""),
@@ -165,7 +167,7 @@ class GatewayService(MultiService):
         environment = self.environment
         routes = Routes(
             endpoints(
-                Responses(environment, self.admission),
+                self._responses,
                 Stored(environment),
                 Inputs(environment),
                 Models(environment.pool, self._catalogues, self.tenants.may_use),

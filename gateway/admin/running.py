@@ -40,6 +40,7 @@ class Running:
 
     :ivar door: the factory of WebSocket connections.
     :ivar threshold: of the log.
+    :ivar http_turns: counts the turns of HTTP clients.
     :ivar started_at: on the environment's clock.
     """
 
@@ -50,6 +51,7 @@ class Running:
     threshold: LogThreshold
     figures: Figures = field(default_factory=NoFigures)
     configuration: Configuration = field(default_factory=Configuration)
+    http_turns: Callable[[], int] = lambda: 0
 
     def __post_init__(self) -> None:
         self.started_at = self.now()

@@ -72,14 +72,12 @@ def current(running: Running) -> dict[str, Any]:
 def at_present(running: Running) -> dict[str, Any]:
     """The counts of this moment and the rates of the last minute."""
     sessions = running.door.sessions()
-    guests, websockets = len(running.admission), len(running.door.connections)
     over_websockets = sum(session.turns_running for session in sessions)
     return {
-        # Guests that are no WebSocket are HTTP requests, or work that one left behind.
-        "connections": guests,
-        "websockets": websockets,
+        "connections": len(running.admission),
+        "websockets": len(running.door.connections),
         "lanes": sum(session.lanes for session in sessions),
-        "turns_in_flight": over_websockets + max(0, guests - websockets),
+        "turns_in_flight": over_websockets + running.http_turns(),
         "turns_queued": sum(session.turns_queued for session in sessions),
         "turns_waiting": len(running.environment.waiting),
         **running.figures.rates(),
