@@ -9,7 +9,8 @@ from . import wording
 from .files import address
 from .markup import Html, joined, tag
 
-_FORMS = {
+#: How figures are written, by the names that cells and the script use.
+FORMS = {
     "number": wording.number,
     "ms": wording.milliseconds,
     "share": wording.share,
@@ -85,7 +86,7 @@ def live(path: str, form: str, value: Any, class_: str | None = None) -> Html:
     :param path: where the value stands in the status, or in its row of it.
     :param form: how it is written.
     """
-    return tag("span", _FORMS[form](value), data_v=path, data_as=form, class_=class_)
+    return tag("span", FORMS[form](value), data_v=path, data_as=form, class_=class_)
 
 
 def word(path: str, value: Any, class_: str | None = None) -> Html:

@@ -84,9 +84,12 @@ function patchAccounts(accounts) {
       const moment = account[cell.dataset.at];
       if (moment === undefined) continue;
       const kind = cell.dataset.at === "until" ? "ahead" : "ago";
-      if (moment === null) delete cell.dataset[kind];
-      else cell.dataset[kind] = Math.round(moment);
-      if (moment === null) write(cell, NONE);
+      if (moment === null) {
+        delete cell.dataset[kind];
+        write(cell, NONE);
+      } else if (cell.dataset[kind] !== moment.toFixed(0)) {
+        cell.dataset[kind] = moment.toFixed(0);
+      }
     }
   }
 }
