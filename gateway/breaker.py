@@ -148,12 +148,20 @@ class Breaker:
             self.until = min(self.until, now)
         return attempt
 
+    def began(self, attempt: Attempt) -> None:
+        """It works so far: a rest is over, but failures in a row are still counted."""
+        if not self.closed and attempt.trips == self.trips:
+            self.close()
+
     def succeeded(self, attempt: Attempt) -> None:
         """It worked."""
+        self.began(attempt)
+        self.ended_well()
+
+    def ended_well(self) -> None:
+        """An attempt that had begun well ended so: the next failure is the first in a row."""
         if self.closed:
             self.failures = 0
-        elif attempt.trips == self.trips:
-            self.close()
 
     def failed(
         self,

@@ -90,11 +90,18 @@ class Permit:
         self._model = model
         self._attempts = attempts
 
-    def succeeded(self) -> None:
-        """The account took the turn up."""
+    def acknowledged(self) -> None:
+        """The account took the turn up; :meth:`Health.ended_well` or ``broke`` follows."""
         health, self._health = self._health, None
         if health is not None:
-            health._succeeded(self._attempts)
+            health._acknowledged(self._attempts)
+
+    def succeeded(self) -> None:
+        """The account served the turn."""
+        health, self._health = self._health, None
+        if health is not None:
+            health._acknowledged(self._attempts)
+            health.ended_well()
 
     def refused(self, fault: Fault) -> None:
         """It refused the turn, or broke it."""
@@ -155,6 +162,13 @@ class Health:
         if cooled is not None:
             rests.append(cooled)
         return Permit(self, model, [(rest, rest.breaker.attempt()) for rest in rests])
+
+    def ended_well(self) -> None:
+        """A turn ended that the account had taken up, and nothing went wrong.
+
+        Only this ends a row of failures: who breaks off every answer begins each one well.
+        """
+        self._rests["service"].breaker.ended_well()
 
     def broke(self, model: str | None, fault: Fault) -> None:
         """A turn failed that the account had taken up: its permit has ended by then."""
@@ -248,9 +262,9 @@ class Health:
             self._told = (now, self.blocked_until, found)
         return found
 
-    def _succeeded(self, attempts: list[tuple[Rest, Attempt]]) -> None:
+    def _acknowledged(self, attempts: list[tuple[Rest, Attempt]]) -> None:
         for rest, attempt in attempts:
-            rest.breaker.succeeded(attempt)
+            rest.breaker.began(attempt)
         if self._models or not self._calm:
             self._changed()
 

@@ -19,7 +19,7 @@ class Reservation:
     :param released: hears when it is free again.
     """
 
-    __slots__ = ("_held", "_model", "_permit", "_released", "_spent", "account")
+    __slots__ = ("_held", "_model", "_permit", "_released", "_spent", "_works", "account")
 
     def __init__(
         self, account: Account, model: str | None, permit: Permit, released: Callable[[], None]
@@ -30,17 +30,20 @@ class Reservation:
         self._released = released
         self._held = True
         self._spent = False
+        self._works = False
 
     def acknowledged(self) -> None:
         """The upstream took the turn up: whatever kept others away from it is over."""
-        self._spent = True
-        self._permit.succeeded()
+        if not self._spent:
+            self._spent = self._works = True
+            self._permit.acknowledged()
 
     def refused(self, fault: Fault) -> None:
         """The attempt failed, and this is whose fault it was.
 
         A failure after the upstream took the turn up is news of its own.
         """
+        self._works = False
         if self._spent:
             self.account.health.broke(self._model, fault)
         else:
@@ -52,5 +55,7 @@ class Reservation:
         if self._held:
             self._held = False
             self.account.leave()
+            if self._works:
+                self.account.health.ended_well()
             self._permit.dropped()
             self._released()
