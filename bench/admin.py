@@ -149,6 +149,11 @@ def answers(port: int, path: str, accept: str, times: int) -> tuple[list[float],
     return taken, size
 
 
+def _next(gap: float) -> float:
+    """The page's script keeps to multiples of its gaps; on the monotonic clock."""
+    return time.monotonic() + gap - time.time() % gap
+
+
 class Pages:
     """Listeners of ``/events`` that read what comes.
 
@@ -160,9 +165,7 @@ class Pages:
         self._stopped = threading.Event()
         self._port = port
         self._due = [
-            (time.monotonic() + gap * page / count, part, gap)
-            for part, gap in refreshes.items()
-            for page in range(count)
+            (_next(gap), part, gap) for part, gap in refreshes.items() for _ in range(count)
         ]
         heapq.heapify(self._due)
         self._selector = selectors.DefaultSelector()
