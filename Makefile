@@ -19,8 +19,9 @@ lint: $(STAMP) ## format, rules, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy gateway
 
-bench: $(STAMP) ## one table of measurements
+bench: $(STAMP) ## tables of measurements: the relay, and the admin side
 	$(VENV)/bin/python bench/run.py
+	$(VENV)/bin/python bench/admin.py
 
 clean: ## what the other targets made
 	rm -rf $(VENV) .e2e

@@ -61,24 +61,26 @@ QUICK = Scale(4, 5.0, 2)
 class Line(NamedTuple):
     """One line of the table.
 
-    ``bound`` is what the value must not reach, or None.
+    ``bound`` is what the values must stay under but for one in ten, which the machine may have
+    held up; or None.
     """
 
     title: str
     unit: str
-    value: float
-    most: float
+    values: Sequence[float]
     bound: float | None = None
 
     def text(self) -> str:
         verdict = ""
         if self.bound is not None:
             verdict = f"must be under {self.bound:g}: " + ("yes" if self.holds else "NO")
-        return f"{self.title:<60}{self.value:>9.2f}{self.most:>9.2f} {self.unit:<4}  {verdict}"
+        median, most = statistics.median(self.values), max(self.values)
+        return f"{self.title:<60}{median:>9.2f}{most:>9.2f} {self.unit:<4}  {verdict}"
 
     @property
     def holds(self) -> bool:
-        return self.bound is None or self.most < self.bound
+        most = sorted(self.values)[: max(1, len(self.values) * 9 // 10)][-1]
+        return self.bound is None or most < self.bound
 
 
 def config(port: int, admin_port: int, source_port: int) -> str:
@@ -248,7 +250,7 @@ def measured(stage: Stage, scale: Scale) -> list[Line]:
         answers(stage.admin_port, path, accept, 2)
         taken, size = answers(stage.admin_port, path, accept, scale.answers)
         title = f"GET {path} as {accept}, {size / 1024:.0f} KiB"
-        lines.append(Line(title, "ms", statistics.median(taken), max(taken), bound))
+        lines.append(Line(title, "ms", taken, bound))
     for what, rate, refreshes in (
         ("idle", 0, {}),
         (f"{RATE} turns a second", RATE, REFRESHES),
@@ -256,9 +258,9 @@ def measured(stage: Stage, scale: Scale) -> list[Line]:
         alone, cost = (
             100 * share for share in cost_of_pages(stage, scale.seconds, rate, refreshes)
         )
-        lines.append(Line(f"{what}, no page open: share of a core", "%", alone, alone))
+        lines.append(Line(f"{what}, no page open: share of a core", "%", [alone]))
         title = f"{what}, {PAGES} pages open: share of a core besides"
-        lines.append(Line(title, "%", cost, cost, 100 * MAX_SHARE))
+        lines.append(Line(title, "%", [cost], 100 * MAX_SHARE))
     return lines
 
 
