@@ -17,7 +17,9 @@ Codex comes from npm, two versions side by side (some 570 MB, not tracked by git
     npm install --prefix .e2e/node --no-save --no-package-lock \
         codex-0169@npm:@openai/codex@0.169.0 codex-0118@npm:@openai/codex@0.118.0
 
-Without it (or without the `openai[realtime]` extra) the tests skip, and say so; with
+The admin page's tests drive a real Chromium (`apt install chromium`; `browser` steers it).
+
+Without them (or without the test extra) the tests skip, and say so; with
 GATEWAY_REQUIRE_E2E=1 they fail instead. Alone and with their figures: `pytest tests/e2e -rP`.
 """
 

@@ -51,6 +51,7 @@ def rows(nodes: Sequence[Json]) -> list[Row]:
     reserved: dict[str, int] = {}
     taken: dict[int, Json] = {}  # the response that a column leads to
     for node in nodes:
+        drawn.add(node["id"])
         column = reserved.pop(node["id"], None)
         above = column is not None
         if column is None:
@@ -66,7 +67,6 @@ def rows(nodes: Sequence[Json]) -> list[Row]:
             reserved[child["id"]] = own
             row.forks.append((own, child))
         laid.append(row)
-        drawn.add(node["id"])
     return laid
 
 

@@ -76,7 +76,8 @@ def _group_of(setting: Json) -> str:
 
 def _group(name: str, members: Sequence[Json]) -> Html:
     own = sum(1 for each in members if str(each.get("origin")) != "default")
-    count = f"{len(members)} values, {own} not the default" if own else f"{len(members)} defaults"
+    values = "1 value" if len(members) == 1 else f"{len(members)} values"
+    count = f"{values}, {own} not the default" if own else f"{values}, as by default"
     rows = [
         tag(
             "tr",

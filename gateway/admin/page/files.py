@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 
-from twisted.web.http import Request
+from twisted.web.http import CACHED, Request
 from twisted.web.resource import Resource
 
 _TYPES = {
@@ -34,28 +34,43 @@ class StaticFiles(Resource):
 
     def render(self, request: Request) -> bytes:
         """There is no list of them."""
-        request.setResponseCode(404)
-        request.setHeader("content-type", "text/plain")
-        return b"nothing is here\n"
+        return _refuse(request, 404, b"nothing is here\n")
 
     def getChild(self, path: bytes, request: Request) -> Resource:
         """What was not put here is not here."""
-        return self
+        return _Nothing()
+
+
+class _Nothing(Resource):
+    isLeaf = True
+
+    def render(self, request: Request) -> bytes:
+        return _refuse(request, 404, b"nothing is here\n")
 
 
 class _File(Resource):
-    isLeaf = True
-
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
 
-    def render_GET(self, request: Request) -> bytes:
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        return _Nothing()
+
+    def render(self, request: Request) -> bytes:
+        if request.method not in (b"GET", b"HEAD"):
+            request.setHeader("allow", "GET, HEAD")
+            return _refuse(request, 405, b"this can only be read\n")
         name = self._name
-        asked_for = request.uri.partition(b"?")[2].decode("ascii", "replace")
-        lasting = asked_for == _DIGESTS[name]
+        lasting = request.uri.partition(b"?")[2] == _DIGESTS[name].encode()
         request.setHeader("content-type", _TYPES[name])
         request.setHeader("x-content-type-options", "nosniff")
         request.setHeader("cache-control", "max-age=31536000, immutable" if lasting else "no-cache")
-        request.setHeader("etag", f'"{_DIGESTS[name]}"')
+        if request.setETag(f'"{_DIGESTS[name]}"'.encode()) is CACHED:
+            return b""
         return _FILES[name]
+
+
+def _refuse(request: Request, status: int, why: bytes) -> bytes:
+    request.setResponseCode(status)
+    request.setHeader("content-type", "text/plain; charset=utf-8")
+    return why

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from . import charts
 from .layout import live
-from .markup import Html, tag
+from .markup import Html, joined, tag
 from .source import Json
 
 
@@ -49,7 +49,10 @@ _TILES = (
 
 def now_tiles(status: Json) -> Html:
     """All of them."""
-    return tag("div", [_tile(each, status) for each in _TILES], class_="tiles")
+    return joined(
+        tag("div", [_tile(each, status) for each in _TILES], class_="tiles"),
+        tag("p", "Lines: the last 15 minutes, from zero to their peak.", class_="muted note"),
+    )
 
 
 def _tile(tile: Tile, status: Json) -> Html:

@@ -315,16 +315,21 @@ function listen() {
     lost = true;
     write(link, "not connected");
     link.dataset.link = "lost";
-    if (events.readyState === EventSource.CLOSED) {
-      ignore();
-      setTimeout(listen, 5000);
-    }
+    if (events.readyState === EventSource.CLOSED) refused();
   });
   events.addEventListener("status", (event) => onStatus(JSON.parse(event.data)));
   events.addEventListener("turn", () => {
     refresh("turns", 2000);
     if (!new URLSearchParams(location.search).has("why")) refresh("conversations", 5000);
   });
+}
+
+// The browser tries again by itself unless it was refused; a login that is over stays over.
+async function refused() {
+  ignore();
+  const answer = await fetch("/status?part=top", { headers: { accept: "text/html" } }).catch(() => null);
+  if (answer?.status === 401) write(link, "signed out; reload to sign in");
+  else setTimeout(listen, 5000);
 }
 
 function ignore() {
@@ -345,8 +350,12 @@ setInterval(() => document.hidden || tick(), 1000);
 
 const said = document.getElementById("said");
 
+let saidTimer = null;
+
 function say(text) {
   write(said, text);
+  clearTimeout(saidTimer);
+  saidTimer = setTimeout(() => write(said, ""), 15000);
 }
 
 async function act(form, button) {
@@ -360,7 +369,7 @@ async function act(form, button) {
       body: JSON.stringify(Object.fromEntries(new FormData(form))),
     });
     const told = await answer.json().catch(() => ({}));
-    say(`${what}: ${told.result ?? told.error ?? `answered ${answer.status}`}.`);
+    say(told.result ?? `${what}: ${told.error ?? `answered ${answer.status}`}`);
   } catch (error) {
     say(`${what}: the gateway did not answer.`);
   }
