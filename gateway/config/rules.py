@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from gateway.config import account_rules, key_rules
@@ -10,6 +12,7 @@ from gateway.config.errors import MistakeError
 from gateway.config.settings import Settings
 from gateway.config.words import check_credential, check_names
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _ENDPOINT_WORDS = "expected a Twisted endpoint such as tcp:8080:interface=127.0.0.1"
 
 
@@ -19,10 +22,18 @@ def apply_rules(settings: Settings) -> Settings:
     check_names([("accounts", account.name) for account in settings.accounts])
     if settings.admin.token is not None:
         check_credential(settings.admin.token, "admin.token")
+    _check_hosts(settings)
     keys = key_rules.apply(settings.keys)
     accounts = account_rules.apply(settings.accounts)
     _check_listeners(settings)
     return msgspec.structs.replace(settings, keys=keys, accounts=accounts)
+
+
+def _check_hosts(settings: Settings) -> None:
+    for index, host in enumerate(settings.admin.hosts):
+        if not _HOST_NAME.fullmatch(host):
+            words = "expected a host name such as gateway.internal, without scheme and port"
+            raise MistakeError(f"admin.hosts[{index}]", repr(host), words)
 
 
 def _check_listeners(settings: Settings) -> None:

@@ -280,6 +280,11 @@ MISTAKES = [
         "admin.listen 'tcp:8081'",
     ),
     (
+        ACCOUNT + "admin: {hosts: [gateway.internal, 'gateway.internal:8081']}",
+        "admin.hosts[1]: 'gateway.internal:8081': expected a host name",
+    ),
+    (ACCOUNT + "admin: {hosts: ['https://x']}", "admin.hosts[0]: 'https://x': expected a host"),
+    (
         ACCOUNT + "admin: {listen: 'tcp:8080:interface=127.0.0.1'}",
         "admin.listen: 'tcp:8080:interface=127.0.0.1': expected another place than listen",
     ),
