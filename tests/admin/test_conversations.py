@@ -95,6 +95,14 @@ def test_the_explanation_tells_of_rests_stand_ins_and_wishes() -> None:
         assert part in told, f"expected '{part}' in: {told}"
 
 
+def test_of_a_response_whose_transcript_is_gone_its_account_is_still_known() -> None:
+    admin = Admin()
+    admin.world.environment.owners.note("laptop", "resp_old", "b")
+    shown = admin.json("/status/conversations/resp_old/why")
+    assert "b keeps this response." in shown["explanation"]
+    assert (shown["binding"], shown["chain"]["nodes"], shown["turns"]) == (None, [], [])
+
+
 def test_nothing_is_known_of_what_never_was() -> None:
     assert Admin().ask("/status/conversations/resp_x/why").status == 404
 

@@ -28,11 +28,13 @@ def why(running: Running, identity: str) -> dict[str, Any] | None:
     binding = None if binding_id is None else running.environment.pool.bindings.with_id(binding_id)
     turns = _turns(running, identity, binding_id)
     records = _records(running, identity, binding_id)
-    if binding is None and not records and not turns:
+    owner = _owner(running, identity)
+    if binding is None and not records and not turns and owner is None:
         return None
     sentences = [
         *_of_binding(running, binding),
         *_of_records(records),
+        *([] if owner is None else [f"{owner} keeps this response."]),
         *(sentence for turn in turns[-_MAX_TURNS:] for sentence in _of_turn(turn)),
     ]
     return {
@@ -57,6 +59,13 @@ def _records(running: Running, identity: str, binding_id: str | None) -> list[Re
         if records:
             return records
     return []
+
+
+def _owner(running: Running, response_id: str) -> str | None:
+    """The account that keeps a response, which is known for longer than what stands in it."""
+    owners = running.environment.owners
+    names = (key["name"] for key in running.tenants.snapshot())
+    return next(filter(None, (owners.owner_of(name, response_id) for name in names)), None)
 
 
 def _of_binding(running: Running, binding: Binding | None) -> Iterator[str]:
