@@ -1,0 +1,143 @@
+"""The measurements as the admin side reads them, of a gateway without a network."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway.accounts.catalogue import Catalogues
+from gateway.admin.views.figures import Figures, NoFigures
+from gateway.observe.history import STEP_SECONDS
+from gateway.observe.observatory import Observatory
+from tests.admin.stage import Admin
+from tests.observe.test_tally import attempt, turn
+
+
+def observatory_of(admin: Admin) -> Observatory:
+    return Observatory(
+        admin.clock,
+        admin.world.environment,
+        admin.tenants,
+        admin.admission,
+        admin.door,
+        Catalogues(admin.clock),
+    )
+
+
+@pytest.fixture
+def admin() -> Admin:
+    return Admin()
+
+
+@pytest.fixture
+def observatory(admin: Admin) -> Observatory:
+    return observatory_of(admin)
+
+
+def test_it_says_all_that_the_admin_side_asks_for(observatory: Observatory) -> None:
+    figures: Figures = observatory
+    nothing = NoFigures()
+    assert set(figures.process()) == set(nothing.process())
+    assert set(figures.rates()) == set(nothing.rates())
+    assert set(figures.history()) == set(nothing.history())
+    assert set(figures.newest()) == set(nothing.newest())
+    assert set(figures.account("north")) == set(nothing.account("north"))
+
+
+def test_turns_that_end_are_counted_by_way_of_the_journal(
+    admin: Admin, observatory: Observatory
+) -> None:
+    admin.world.environment.journal.ended(turn())
+    assert observatory.tally.turns == 1
+
+
+def test_it_measures_while_it_runs_and_leaves_no_timer(
+    admin: Admin, observatory: Observatory
+) -> None:
+    observatory.startService()
+    for _ in range(3 * STEP_SECONDS * 4):
+        admin.clock.advance(0.25)
+    assert len(observatory.history()["series"]["connections"]) == 3
+    assert observatory.process()["loop_lag_ms"]["p99"] is not None
+    observatory.stopService()
+    assert admin.clock.getDelayedCalls() == [], "timers expected to be gone"
+
+
+def test_a_step_that_fails_is_not_the_last(
+    admin: Admin, observatory: Observatory, monkeypatch: pytest.MonkeyPatch, flush: Any
+) -> None:
+    observatory.startService()
+    with monkeypatch.context() as broken:
+        broken.setattr(observatory, "gauges", lambda: 1 / 0)
+        admin.clock.advance(STEP_SECONDS)
+    admin.clock.advance(STEP_SECONDS)
+    assert len(observatory.history()["series"]["connections"]) == 1
+    observatory.stopService()
+    assert len(flush(ZeroDivisionError)) == 1
+
+
+@pytest.fixture
+def flush() -> Any:
+    """Takes logged failures out, as trial would."""
+    from twisted.logger import globalLogPublisher
+
+    logged: list[Any] = []
+
+    def watch(event: Any) -> None:
+        if "log_failure" in event:
+            logged.append(event["log_failure"])
+
+    globalLogPublisher.addObserver(watch)
+    yield lambda kind: [failure for failure in logged if failure.check(kind)]
+    globalLogPublisher.removeObserver(watch)
+
+
+def test_an_accounts_figures_are_worked_out_once_a_step(
+    admin: Admin, observatory: Observatory
+) -> None:
+    before = observatory.account("one")
+    admin.world.environment.journal.ended(turn(attempt("one", "server_error"), account="one"))
+    assert observatory.account("one") is before
+    observatory.step()
+    assert observatory.account("one")["errors"] == {"server_error": 1}
+
+
+def test_alarms_come_with_a_step(observatory: Observatory) -> None:
+    assert observatory.alarms() == []
+    observatory.memory_budget = 1
+    observatory.step()
+    if observatory.looked.rss_bytes is not None:
+        assert [alarm["level"] for alarm in observatory.alarms()] == ["red"]
+
+
+def test_every_register_has_a_size_within_its_bound(admin: Admin, observatory: Observatory) -> None:
+    registers = observatory.registers()
+    names = [register["name"] for register in registers]
+    assert len(names) == len(set(names))
+    for name in ("ledger", "seals", "owners", "bindings", "waiting room", "journal", "history"):
+        assert name in names, f"{name} expected in the register"
+    for register in registers:
+        assert set(register) == {"name", "size", "bound", "unit", "bytes"}
+        assert register["size"] >= 0
+        assert register["bound"] is None or register["size"] <= register["bound"], register
+
+
+def test_registers_grow_with_what_they_tell_of(
+    admin: Admin, observatory: Observatory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sizes() -> dict[str, int]:
+        return {register["name"]: register["size"] for register in observatory.registers()}
+
+    before = sizes()
+    admin.world.environment.journal.ended(turn())
+    admin.world.environment.owners.note("laptop", "resp_1", "one")
+    session: Any = SimpleNamespace(lanes=3, turns_queued=2, turns_running=1)
+    monkeypatch.setattr(admin.door, "sessions", lambda: [session])
+    after = sizes()
+    assert after["journal"] == before["journal"] + 1
+    assert after["owners"] == before["owners"] + 1
+    assert after["queued turns"] == before["queued turns"] + 2
+    gauges = observatory.gauges()
+    assert (gauges["lanes"], gauges["turns_queued"]) == (3, 2)
