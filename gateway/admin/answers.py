@@ -88,8 +88,14 @@ def as_json(value: Any) -> bytes:
 
 def wants_html(request: Request) -> bool:
     """Whether the client likes HTML better than JSON (RFC 9110 §12.5.1)."""
-    accepted = ",".join(request.requestHeaders.getRawHeaders("accept") or [])[:1000]
-    return _quality(accepted, "text/html") > _quality(accepted, JSON)
+    said = accepted(request)
+    return _quality(said, "text/html") > _quality(said, JSON)
+
+
+def accepted(request: Request) -> str:
+    """What the client says that it accepts, bounded; its bytes may be any."""
+    values = request.requestHeaders.getRawHeaders(b"accept") or []
+    return b",".join(values)[:1000].decode("latin-1")
 
 
 def _quality(accepted: str, wanted: str) -> float:

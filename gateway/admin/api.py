@@ -11,7 +11,7 @@ from twisted.web.server import NOT_DONE_YET
 
 from .access import Access, cookie
 from .actions import Actions
-from .answers import HTML, Reply, see_other, wants_html
+from .answers import HTML, Reply, accepted, see_other, wants_html
 from .asked import Asked
 from .audit import MAX_ACTIONS, Audit
 from .dry_run import dry_run
@@ -48,7 +48,7 @@ class Api:
         running: Running,
         access: Access,
         pages: Pages,
-        metrics: Callable[[str | None], tuple[str, bytes]] | None = None,
+        metrics: Callable[[str], tuple[str, bytes]] | None = None,
     ) -> None:
         self.running = running
         self.access = access
@@ -149,7 +149,7 @@ class Api:
     def _scrape(self, asked: Asked) -> Reply:
         if self._metrics is None:
             raise not_found("there are no metrics")
-        content_type, text = self._metrics(asked.request.getHeader("accept"))
+        content_type, text = self._metrics(accepted(asked.request))
         return Reply(200, text, content_type)
 
     # --- coming and going ----------------------------------------------------------------

@@ -17,9 +17,6 @@ from .exposed.turns import turn_families
 from .exposed.whole import whole_families
 from .running import Running
 
-#: What is read of an ``Accept`` header, in characters.
-_MAX_ACCEPT = 1000
-
 
 class Metrics(Collector):
     """Reads the running gateway when it is scraped.
@@ -47,10 +44,10 @@ class Metrics(Collector):
             self._running.environment.pool.accounts, self._observatory.tally
         )
 
-    def render(self, accept: str | None = None) -> tuple[str, bytes]:
+    def render(self, accept: str = "") -> tuple[str, bytes]:
         """The content type and the text.
 
-        :param accept: the client's ``Accept`` header; OpenMetrics for who asks for that.
+        :param accept: the client's ``Accept`` header; who asks for OpenMetrics gets it.
         """
-        encode, content_type = choose_encoder((accept or "")[:_MAX_ACCEPT])
+        encode, content_type = choose_encoder(accept)
         return content_type, encode(self._registry)
