@@ -12,6 +12,7 @@ from twisted.web.http import Request
 from ..protocol.errors import UNREADABLE
 from .access import Visitor
 from .errors import AdminError, bad_request
+from .heads import header_values
 
 #: A form sends what a page's own buttons send; everything else is JSON.
 FORM = "application/x-www-form-urlencoded"
@@ -84,7 +85,7 @@ def read_body(request: Request, own_page: bool) -> tuple[dict[str, Any], bool]:
     """
     content: Any = request.content
     raw = content.read()
-    kind = (request.getHeader("content-type") or "").partition(";")[0].strip().lower()
+    kind = "".join(header_values(request, b"content-type")[:1]).partition(";")[0].strip().lower()
     if kind == FORM:
         if not own_page:
             raise AdminError(403, "forms are taken from our own pages only; send JSON")

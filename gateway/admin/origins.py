@@ -17,6 +17,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.web.http import Request
 
 from .errors import AdminError, bad_request
+from .heads import header_values
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?\Z")
 
@@ -32,7 +33,7 @@ def check_host(request: Request, names: Collection[str]) -> None:
     :param names: host names by which the admin side may be called besides its addresses.
     :raises AdminError: 400 or 421 (RFC 9110 §15.5.20).
     """
-    values = request.requestHeaders.getRawHeaders("host") or []
+    values = header_values(request, b"host")
     if len(values) != 1:
         raise bad_request("send one Host header")
     name, _ = _split(values[0])
@@ -50,8 +51,8 @@ def check_origin(request: Request) -> bool:
     :return: whether the request shows that it comes from a page of our own.
     :raises AdminError: 403.
     """
-    sites = request.requestHeaders.getRawHeaders("sec-fetch-site") or []
-    origins = request.requestHeaders.getRawHeaders("origin") or []
+    sites = header_values(request, b"sec-fetch-site")
+    origins = header_values(request, b"origin")
     if any(site not in _FRIENDLY_SITES for site in sites):
         raise AdminError(403, "another site sent this; nothing was done")
     if any(not _is_own(origin, request) for origin in origins):
@@ -71,7 +72,7 @@ def _is_own(origin: str, request: Request) -> bool:
         return False
     if parts.scheme not in _DEFAULT_PORTS or (request.isSecure() and parts.scheme != "https"):
         return False
-    name, own_port = _split((request.requestHeaders.getRawHeaders("host") or [""])[0])
+    name, own_port = _split(header_values(request, b"host")[0])
     own = own_port or _DEFAULT_PORTS[parts.scheme]
     return (parts.hostname or "").rstrip(".") == name and port == own
 

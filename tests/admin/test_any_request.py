@@ -27,7 +27,7 @@ _known = st.sampled_from(
 _segments = st.lists(
     st.one_of(_known, st.binary(max_size=10).map(quote_from_bytes).map(str.encode))
 )
-_line = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60)
+_line = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=60)
 
 
 @given(_segments, st.binary(max_size=30).map(quote_from_bytes), st.sampled_from(["GET", "POST"]))
@@ -44,7 +44,14 @@ def test_any_path_and_query_is_answered(segments: list[bytes], query: str, metho
 
 @given(_line, _line, _line, _line)
 def test_any_header_is_answered(host: str, origin: str, cookie: str, accept: str) -> None:
-    headers = [f"origin: {origin}", f"cookie: {cookie}", f"accept: {accept}"]
+    headers = [
+        f"origin: {origin}",
+        f"cookie: {cookie}",
+        f"accept: {accept}",
+        f"content-type: {accept}",
+        f"authorization: {cookie}",
+        f"sec-fetch-site: {host}",
+    ]
     for method in ("GET", "POST"):
         answer = _admin.ask("/login", *headers, method=method, host=host or "localhost")
         assert answer.status < 500, f"{method} with {headers} was answered {answer.status}"
