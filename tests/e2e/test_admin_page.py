@@ -288,6 +288,22 @@ def test_the_chain_of_a_forked_conversation_is_drawn(gateway: Gateway, visit: Op
 # --- who may -----------------------------------------------------------------------------------
 
 
+def test_a_clients_words_stay_words_in_the_browser(gateway: Gateway, visit: Open) -> None:
+    opened = visit()
+    attack = "<img src=x onerror='document.title=`taken`'><script>document.title=`taken`</script>"
+    client = gateway.connect(headers=[("session_id", attack), ("user-agent", attack)])
+    client.turn(input=[user("hi")], model=attack, prompt_cache_key=attack)
+    rows = opened.page.locator("table.turns tbody tr")
+    opened.wait_until(lambda: rows.count() == 1, "the turn is a row")
+    assert attack in rows.first.inner_text(), "the model's name is not shown as it is"
+    opened.page.get_by_label("Response, thread").fill(attack)
+    opened.page.keyboard.press("Enter")
+    opened.page.wait_for_url("**/status?q=**")
+    assert opened.page.get_by_role("searchbox").input_value() == attack
+    assert "taken" not in opened.page.title()
+    assert opened.page.locator("main img, main script").count() == 0
+
+
 def test_login_and_logout(gateway: Gateway, visit: Open) -> None:
     opened = visit(signed_in=False)
     page = opened.page

@@ -93,6 +93,7 @@ def _row(each: Json, names: Sequence[str], asked: Asked, viewer: Viewer, now: fl
             tag("a", "why here", href=reason, aria_label=f"why here: {name}"),
             " ",
             tag("span", each.get("stand_in_why") or each.get("why"), class_="muted"),
+            class_="why",
         ),
         tag("td", since(each.get("bound_at"), now)),
         tag("td", since(each.get("used_at"), now)),

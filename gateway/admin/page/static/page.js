@@ -277,6 +277,7 @@ function changed(name, value) {
 const composite = (account) => [
   account.name,
   account.state,
+  account.max_in_flight,
   account.windows,
   account.errors,
   account.models,
