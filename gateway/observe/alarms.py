@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-#: The 99th percentile of the event loop's lag over a minute, in milliseconds.
+#: The 99th percentile of the event loop's lag over a minute, in milliseconds, and for how many
+#: seconds it is forgiven: a window of a minute remembers one bad moment for nearly as long.
 LAG_MS = 250.0
+LAG_FORGIVEN = 60.0
 
 #: Shares of the memory's budget, and of the files that may be open.
 MEMORY_AMBER, MEMORY_RED = 0.8, 0.9
@@ -26,7 +28,7 @@ class Signs(NamedTuple):
     """What alarms go by.
 
     :ivar lag_ms: 99th percentile of the event loop's lag over the last minute.
-    :ivar evicted: conversations that the ledger forgot for want of room in the last step.
+    :ivar evicted: conversations that the ledger forgot for want of room in the last minute.
     :ivar evicted_age: seconds since the last use of the one that is next.
     :ivar turns: that ended in the last minute.
     :ivar failed: those of them that failed.
@@ -47,17 +49,20 @@ class Finding(NamedTuple):
     """A condition that holds.
 
     :ivar name: it is the same alarm while the name is the same.
+    :ivar forgiven: for so many seconds it is none.
     """
 
     name: str
     level: str
     what: str
+    forgiven: float = 0.0
 
 
 def findings(signs: Signs) -> Iterator[Finding]:
     """What is wrong."""
     if signs.lag_ms is not None and signs.lag_ms > LAG_MS:
-        yield Finding("lag", "red", f"the event loop is {signs.lag_ms:.0f} ms late (p99)")
+        what = f"the event loop is {signs.lag_ms:.0f} ms late (p99)"
+        yield Finding("lag", "red", what, LAG_FORGIVEN)
     memory = _share(signs.memory, signs.memory_budget)
     if memory > MEMORY_AMBER:
         level = "red" if memory > MEMORY_RED else "amber"
@@ -78,25 +83,25 @@ class Alarms:
     """Remembers since when each condition holds."""
 
     def __init__(self) -> None:
-        self._alarms: dict[str, dict[str, Any]] = {}
+        self._since: dict[str, float] = {}
+        self._alarms: list[dict[str, Any]] = []
 
     def update(self, found: Iterable[Finding], now: float) -> None:
         """These hold now.
 
         :param now: unix seconds.
         """
-        self._alarms = {
-            each.name: {
-                "level": each.level,
-                "what": each.what,
-                "since": self._alarms.get(each.name, {"since": now})["since"],
-            }
-            for each in found
-        }
+        found = list(found)
+        self._since = {each.name: min(self._since.get(each.name, now), now) for each in found}
+        self._alarms = [
+            {"level": each.level, "what": each.what, "since": self._since[each.name]}
+            for each in sorted(found, key=lambda each: each.level != "red")
+            if now - self._since[each.name] >= each.forgiven
+        ]
 
     def shown(self) -> list[dict[str, Any]]:
         """All of them, red ones first, for JSON."""
-        return sorted(self._alarms.values(), key=lambda alarm: str(alarm["level"] != "red"))
+        return self._alarms
 
 
 def _share(part: int | None, whole: int | None) -> float:

@@ -5,6 +5,7 @@ What the admin side reads of it is kept until the next step: an open page asks e
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ class Observatory(Service):
         self.memory_budget = memory_budget()
         self.looked = look()
         self._alarms = Alarms()
-        self._evicted = 0
+        self._evicted: deque[int] = deque([0], maxlen=MINUTE)
         self._steps = 0
         self._accounts: dict[str, Mapping[str, Any]] = {}
         self._step: IDelayedCall | None = None
@@ -126,10 +127,8 @@ class Observatory(Service):
 
     def _signs(self) -> Signs:
         ledger = self._environment.ledger.figures()
-        evicted, self._evicted = (
-            ledger.evicted_conversations - self._evicted,
-            ledger.evicted_conversations,
-        )
+        evicted = ledger.evicted_conversations - self._evicted[0]
+        self._evicted.append(ledger.evicted_conversations)
         turns, failed = self.history_of_all.in_the_last_minute()
         return Signs(
             self.loop_lag.recent.percentiles()["p99"],

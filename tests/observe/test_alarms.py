@@ -72,3 +72,12 @@ def test_an_alarm_knows_since_when() -> None:
     assert alarms.shown() == []
     alarms.update([slow], 115.0)
     assert alarms.shown()[0]["since"] == 115.0
+
+
+def test_a_bad_moment_is_forgiven() -> None:
+    alarms = Alarms()
+    for now in range(0, 60, 5):
+        alarms.update(findings(CALM._replace(lag_ms=300.0)), float(now))
+        assert alarms.shown() == [], f"after {now} s"
+    alarms.update(findings(CALM._replace(lag_ms=300.0)), 60.0)
+    assert [alarm["since"] for alarm in alarms.shown()] == [0.0]
