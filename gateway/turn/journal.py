@@ -64,6 +64,7 @@ class TurnRecord:
     first_event_ms: float | None = None
     first_output_ms: float | None = None
     duration_ms: float | None = None
+    ended_at: float | None = None
     upstream_bytes: int = 0
     events: int = 0
     relayed_bytes: int = 0

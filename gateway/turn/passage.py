@@ -62,7 +62,7 @@ TRANSITIONS = {
         PassageState.RELAYING,
         PassageState.ENDED,
     },
-    PassageState.REFUSED: {PassageState.SENT, PassageState.SEEKING, PassageState.ENDED},
+    PassageState.REFUSED: {PassageState.SEEKING, PassageState.ENDED},
     PassageState.HELD: {PassageState.SEEKING, PassageState.RELAYING, PassageState.ENDED},
     PassageState.RELAYING: {PassageState.ENDED},
     PassageState.ENDED: set(),
@@ -264,6 +264,7 @@ class Passage:
         assert self._itinerary is not None
         self.record.attempts[-1].outcome = error.label
         if self._cargo.mended(account, error):
+            self._enter(PassageState.SEEKING)
             self._at(account, _SAME_ACCOUNT)
             return
         self._blame(error)
@@ -316,6 +317,7 @@ class Passage:
             record.attempts[-1].outcome = error_code or status
         record.status, record.error_code = status, error_code
         record.duration_ms = self._elapsed_ms()
+        record.ended_at = round(self._environment.clock.seconds(), 3)
         if self.account is not None and self._cargo.generates:
             self.account.turns += 1
         self._give_back()

@@ -437,6 +437,7 @@ class Turn:
         record = self.record
         record.status, record.error_code = status, error_code
         record.duration_ms = self._elapsed_ms()
+        record.ended_at = round(self._environment.clock.seconds(), 3)
         self._environment.journal.ended(record)
         self._door.turn_ended()
 
