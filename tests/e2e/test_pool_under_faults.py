@@ -46,7 +46,11 @@ class Run:
         began = time.monotonic()
         config = {
             "accounts": [],
-            "routing": {"cooldown_max_seconds": COOLDOWN_MAX, "max_attempts": len(ACCOUNTS)},
+            "routing": {
+                "cooldown_max_seconds": COOLDOWN_MAX,
+                "max_attempts": len(ACCOUNTS),
+                "queue_seconds": 15,
+            },
             "log": {"format": "json", "level": "info"},
         }
         with weather(folder / "weather.log", ACCOUNTS) as url:
@@ -234,10 +238,13 @@ def uses_of_cooling_accounts(run: Run) -> Iterator[str]:
             requests[arrival.account].append((sent + tried["chosen_ms"] / 1000, arrival))
     for each in requests.values():
         each.sort(key=lambda request: request[1].at)
+    unnamed: dict[str, float] = defaultdict(float)
     for refusal in run.arrivals:
         until = rests_until(refusal)
-        if until is None:
+        if until is None or refusal.at < unnamed[refusal.account]:
             continue
+        if refusal.until is None:
+            unnamed[refusal.account] = until  # what was under way then does not lengthen it
         learned = learned_at(run, refusal)
         for chosen, arrival in requests[refusal.account]:
             if chosen > learned and arrival.at < until:
