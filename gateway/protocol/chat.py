@@ -18,6 +18,9 @@ TAIL_BYTES = 16_384
 #: Quotes within a text are escaped, so this is never part of what a model said.
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 
+#: The name of a member, or maybe of one: its letters may be escaped.
+_MODEL = re.compile(rb'"model"|\\u006[45CDFcdf]')
+
 _decoder = json.JSONDecoder()
 
 
@@ -62,12 +65,17 @@ def chat_body(request: ChatRequest, model: str | None, stores: bool) -> bytes:
         changed["model"] = msgspec.json.encode(model)
     if request.stores and not stores:
         changed["store"] = b"false"
-    if not changed:
+    if not changed and not _may_repeat_the_model(request.body):
         return request.body
     return b"{%b}" % b",".join(
         msgspec.json.encode(name) + b":" + changed.get(name, bytes(raw))
         for name, raw in request.members.items()
     )
+
+
+def _may_repeat_the_model(body: bytes) -> bool:
+    """Whether a service might read another model than we did: the first of two, not the last."""
+    return len(_MODEL.findall(body)) > 1
 
 
 def last_usage(tail: bytes) -> Usage | None:

@@ -19,6 +19,8 @@ _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}\Z")
 #: Members of ``response.create`` that a POST must not have.
 _WEBSOCKET_ONLY = ("generate", "stream_id")
 
+_MODEL = "model"
+
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 Members = dict[str, msgspec.Raw]
@@ -59,7 +61,7 @@ def read_members(payload: bytes) -> Members:
     try:
         if not payload.isascii():
             payload.decode()
-        return _decode_members(payload)
+        members = _decode_members(payload)
     except UnicodeDecodeError as error:
         raise ApiError.invalid_request(
             f"The message is not valid UTF-8 (byte {error.start}); send JSON text in UTF-8."
@@ -68,6 +70,11 @@ def read_members(payload: bytes) -> Members:
         raise ApiError.invalid_request(
             f"The message is not a JSON object: {error}. Send one object with a string 'type'."
         ) from None
+    for name in members:
+        if len(name) == len(_MODEL) and name != _MODEL and name.lower() == _MODEL:
+            # Some services read names in any case: this one would get past the key's models.
+            raise ApiError.invalid_request(f"Unknown parameter: '{name}'.", name)
+    return members
 
 
 def read_type(members: Members) -> str:

@@ -116,7 +116,10 @@ class TurnJournal:
         self.totals[record.status] += 1
         self._log.info("{log_text}", log_text=record.as_text(), **record.as_dict())
         for watch in self.watchers:
-            watch(record)
+            try:
+                watch(record)
+            except Exception:  # a turn that cannot end would hold up its lane for ever
+                self._log.failure("a watcher of turns failed")
 
     def latest(self) -> list[TurnRecord]:
         """The last turns, oldest first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,3 +50,11 @@ def test_a_changed_body_keeps_every_other_member(members: dict[str, Any]) -> Non
     request = read_chat(json.dumps(members).encode())
     assert json.loads(chat_body(request, "other", True)) == {**members, "model": "other"}
     assert chat_body(request, None, True) == request.body
+
+
+@pytest.mark.parametrize("second", [b'"model"', b'"mod\\u0065l"'])
+def test_a_model_that_is_named_twice_is_sent_once(second: bytes) -> None:
+    """The key's models were compared with the last one; some services read the first."""
+    chat = read_chat(b'{"model":"forbidden",%b:"allowed"}' % second)
+    assert chat.model == "allowed"
+    assert chat_body(chat, None, True) == b'{"model":"allowed"}'

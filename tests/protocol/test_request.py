@@ -264,3 +264,10 @@ def test_a_member_is_decoded_when_it_is_there() -> None:
 )
 def test_only_texts_of_the_client_metadata_count(raw: bytes, read: dict[str, str]) -> None:
     assert client_metadata(read_members(raw)) == read
+
+
+@pytest.mark.parametrize("name", ["Model", "MODEL", "modeL"])
+def test_a_model_has_one_name(name: str) -> None:
+    """Services in Go read names in any case, the last one wins."""
+    with pytest.raises(ApiError, match=f"Unknown parameter: '{name}'"):
+        read_members(json.dumps({"model": "allowed", name: "another"}).encode())

@@ -262,3 +262,17 @@ def test_the_journal_has_one_line_a_turn_with_its_times_and_sizes() -> None:
     assert record.upstream_bytes > 0
     assert world.journal.totals == {"completed": 1}
     json.dumps(record.as_dict())
+
+
+def test_a_watcher_that_fails_stops_no_turn() -> None:
+    world = World()
+
+    def fails(record: object) -> None:
+        raise ValueError("broken")
+
+    world.journal.watchers.append(fails)
+    turn = world.turn([user("hi")])
+    turn.start()
+    world.exchanges()[0].sends(*turn_events([text_item()], "resp_1"))
+    assert world.door.ended == 1
+    world.check_rest()
