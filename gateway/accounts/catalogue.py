@@ -28,6 +28,9 @@ ANSWER_SECONDS = 5.0
 
 _MAX_BYTES = 8 * 1024 * 1024
 
+#: Versions of Codex that one service is asked about within :data:`FRESH_SECONDS`.
+_MAX_VERSIONS = 8
+
 #: Catalogues that are remembered: services times versions of Codex.
 MAX_CATALOGUES = 64
 
@@ -99,7 +102,7 @@ class Catalogues:
             platform's.
         :param told: called once, with None when nothing could be learned.
         """
-        key = (accounts[0].settings.base_url, client_version)
+        key = self._known(accounts[0].settings.base_url, client_version)
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = _Entry()
@@ -119,6 +122,23 @@ class Catalogues:
             if entry.asking is not None:
                 entry.asking.cancel()
                 self._answered(entry, None)
+
+    def _known(self, service: str, version: str | None) -> tuple[str, str | None]:
+        """Whose answer will do for ``version``: of many, another's which was told of late.
+
+        Versions are the clients' to choose: they must not make the gateway ask all the time.
+        """
+        key = (service, version)
+        told = [each for each in self._entries if each[0] == service and each[1] is not None]
+        if version is None or key in self._entries or len(told) < _MAX_VERSIONS:
+            return key
+        now = self._clock.seconds()
+        for each in told:
+            entry = self._entries[each]
+            if entry.asking is None and now - entry.asked_at >= FRESH_SECONDS:
+                del self._entries[each]
+                return key
+        return told[-1]
 
     def _ask(self, entry: _Entry, account: Account, client_version: str | None) -> None:
         entry.asking = _Question(

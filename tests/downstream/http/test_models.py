@@ -231,3 +231,19 @@ def test_versions_that_clients_make_up_are_not_remembered_for_ever() -> None:
         hall.calls()[-1].answers(codex("gpt-6"))
     assert len(hall.catalogues._entries) <= 64
     hall.check_rest()
+
+
+def test_versions_that_clients_make_up_do_not_keep_a_service_busy() -> None:
+    hall = Hall()
+    for number in range(50):
+        asked = hall.asks("GET", f"/models?client_version=0.1.{number}")
+        if asked.wire.status == 0:
+            hall.calls()[-1].answers(codex("m-1"))
+        assert [each["slug"] for each in asked.wire.json["models"]] == ["m-1"]
+    assert len(hall.calls()) == 8
+    hall.world.clock.advance(FRESH_SECONDS)
+    asked = hall.asks("GET", "/models?client_version=1.0.0")
+    assert hall.calls()[-1].call.path.endswith("client_version=1.0.0"), "it may be a real one"
+    hall.calls()[-1].answers(codex("m-2"))
+    assert asked.wire.json["models"][0]["slug"] == "m-2"
+    hall.check_rest()
