@@ -38,6 +38,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
+        self._observatory.tally.catch_up()
         yield from whole_families(self._running, self._observatory)
         yield from turn_families(self._observatory.tally)
         yield from account_families(

@@ -80,6 +80,7 @@ class History:
     def in_the_last_minute(self) -> tuple[int, int]:
         """Turns that ended, and those of them that failed."""
         before = self._before[0]
+        self._tally.catch_up()
         return self._tally.turns - before.turns, self._tally.failed - before.failed
 
     def shown(self) -> dict[str, Any]:
@@ -101,6 +102,7 @@ class History:
 
     def _totals(self, now: float) -> _Totals:
         tally = self._tally
+        tally.catch_up()
         tokens = tally.tokens
         return _Totals(now, tally.turns, tally.failed, tokens.total, tokens.input, tokens.cached)
 

@@ -1,7 +1,8 @@
 """Counts turns that ended: by key, model, account, status, route and error, with their times.
 
-All of it is plain integers, so that a turn costs a few microseconds and no event anything.
-Labels are bounded: clients choose the names of models, upstreams those of errors.
+All of it is plain integers, so that a turn costs a few microseconds and no event anything; turns
+are counted many at a time, while the processor has what that takes at hand.  Labels are bounded:
+clients choose the names of models, upstreams those of errors.
 
 A turn's time to its first output has four parts, of which three are the gateway's side::
 
@@ -17,6 +18,8 @@ the event loop's lag is its measure.
 from __future__ import annotations
 
 from collections import Counter, deque
+
+from twisted.logger import Logger
 
 from ..ledger.continuation import Route
 from ..turn.journal import AttemptRecord, TurnRecord
@@ -45,6 +48,11 @@ ERRORS = frozenset({"error", "failed"})
 
 #: Marks of an account's recent figures.
 _MARKS = 3
+
+#: Turns that are put by before they are counted.
+_AT_ONCE = 100
+
+_log = Logger(namespace="gateway.observe")
 
 
 class Labels:
@@ -154,6 +162,8 @@ class AccountTally:
 class Tally:
     """All counts since the start; a watcher of the :class:`~gateway.turn.journal.TurnJournal`.
 
+    Who reads them calls :meth:`catch_up` first.
+
     :ivar turns: that ended.
     :ivar failed: those of them that ended in an error.
     :ivar uses: by key and model.
@@ -177,13 +187,28 @@ class Tally:
         self.first_output = Histogram()
         self.added = Histogram()
         self.upstream = Histogram()
+        self._ended: list[TurnRecord] = []
         self._keys = Labels(MAX_NAMES)
         self._models = Labels(MAX_MODELS)
         self._accounts = Labels(MAX_NAMES)
         self._errors = Labels(MAX_ERRORS)
 
     def count(self, record: TurnRecord) -> None:
-        """Count a turn that ended."""
+        """Count a turn that ended, soon."""
+        self._ended.append(record)
+        if len(self._ended) >= _AT_ONCE:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Count what ended so far."""
+        ended, self._ended = self._ended, []
+        for record in ended:
+            try:
+                self._count(record)
+            except Exception:  # whatever it is, no turn may end badly because of it
+                _log.failure("turn {turn} could not be counted", turn=record.turn)
+
+    def _count(self, record: TurnRecord) -> None:
         status = record.status
         self.turns += 1
         self.routes[record.route or "none", status] += 1
@@ -206,6 +231,7 @@ class Tally:
 
     def account(self, name: str) -> dict[str, object]:
         """See :meth:`AccountTally.shown`; also of an account that did nothing yet."""
+        self.catch_up()
         found = self.accounts.get(name)
         if found is None:
             return {"errors": {}, "first_token_ms": unmeasured(), "cached_share": None}
@@ -213,6 +239,7 @@ class Tally:
 
     def mark(self) -> None:
         """A step of the accounts' figures is over."""
+        self.catch_up()
         for account in self.accounts.values():
             account.mark()
 

@@ -50,6 +50,7 @@ def test_turns_that_end_are_counted_by_way_of_the_journal(
     admin: Admin, observatory: Observatory
 ) -> None:
     admin.world.environment.journal.ended(turn())
+    observatory.step()
     assert observatory.tally.turns == 1
 
 
