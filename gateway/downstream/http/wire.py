@@ -60,6 +60,8 @@ class WireRequest(Request):
             self._welcome(length)
         except ApiError as error:
             self._refusal = error
+            if not self._tenant and self._is_strangers():
+                self.channel.is_last = True  # it would take a place from who has a key
             if length != 0:
                 self.answer_early(error)
 
@@ -72,6 +74,14 @@ class WireRequest(Request):
         if length is not None and length > self._site.max_body_bytes:
             raise body_too_long(self._site.max_body_bytes)
         check_encoding(self._headers.get("content-encoding", ""))
+
+    def _is_strangers(self) -> bool:
+        """Whether it comes without one of our keys."""
+        try:
+            self._site.tenants.tenant_of(self._headers)
+        except ApiError:
+            return True
+        return False
 
     @property
     def is_welcome(self) -> bool:

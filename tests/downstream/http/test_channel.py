@@ -216,9 +216,18 @@ def test_a_refused_body_that_never_ends_is_not_waited_for(wired: House) -> None:
 
 
 def test_a_refused_request_without_a_body_keeps_the_connection(wired: House) -> None:
-    client = wired.client(None)
-    assert client.asks("GET", "/v1/echo").status == 401
+    client = wired.client()
+    assert client.asks("PUT", "/v1/echo").status == 405
     assert not client.is_closed
+
+
+@pytest.mark.parametrize("path", ["/v1/echo", "/v1/nothing"])
+def test_who_has_no_key_keeps_no_connection(wired: House, path: str) -> None:
+    """Idle ones count, and would take the places of those who have."""
+    client = wired.client(None)
+    answer = client.asks("GET", path)
+    assert (answer.status, answer.headers["connection"]) in [(401, "close"), (404, "close")]
+    assert client.is_closed
 
 
 def test_100_continue_only_for_who_is_welcome(wired: House, handler: Handler) -> None:
