@@ -165,24 +165,24 @@ class Pool:
             account = self._by_name.get(name)
             if account is None:
                 continue
-            if account not in candidates.members:
-                lost.append(Rejected(name, _NOT_OFFERED))
-                continue
-            blocked = candidates.unavailable(account)
-            if blocked is None and name not in tried:
-                self._settle(key, binding, name, rule, lost)
+            why = _why_not(account, candidates, tried)
+            if why is None:
+                if self._keeps_home(binding, name, candidates, tried):
+                    self._stand_in(key, binding, name, candidates, tried)
+                elif not _is_on_its_way(binding, name, wanted.holder):
+                    self.bindings.bind(key, name, rule)
                 return self._take(account, rule, wanted, candidates, tried, lost)
-            if self.routing.on_account_loss != "move":
+            if account in candidates.members and self.routing.on_account_loss != "move":
                 return self._only(name, rule, wanted, candidates, tried)
-            lost.append(Rejected(name, _TRIED if blocked is None else blocked.why))
+            lost.append(Rejected(name, why))
         account = self._pick(candidates, tried)
         if account is None:
             return self._nobody(wanted, candidates, candidates.accounts, None)
         rule = self._strategy.name
-        home = self._by_name.get(binding.account) if binding is not None else None
-        if home is not None and self.routing.return_to == "sticky":
-            rule = f"stands in for {home.name} ({rule})"
-            self.bindings.stand_in(key, account.name, dict(lost).get(home.name, ""))
+        if self._keeps_home(binding, account.name, candidates, tried):
+            assert binding is not None
+            rule = f"stands in for {binding.account} ({rule})"
+            self._stand_in(key, binding, account.name, candidates, tried)
         else:
             self.bindings.bind(key, account.name, rule)
         return self._take(account, rule, wanted, candidates, tried, lost)
@@ -225,22 +225,31 @@ class Pool:
         """Whether a stand-in serves the conversation, which means to return."""
         return binding.stand_in is not None and self.routing.return_to == "sticky"
 
-    def _settle(
+    def _keeps_home(
+        self, binding: Binding | None, name: str, candidates: Candidates, tried: Collection[str]
+    ) -> bool:
+        """Whether account ``name`` only stands in for the conversation's home.
+
+        It does while the home cannot serve, and until the conversation was back there.
+        """
+        if binding is None or name == binding.account or self.routing.return_to != "sticky":
+            return False
+        home = self._by_name.get(binding.account)
+        return home is not None and (
+            binding.stand_in is not None or _why_not(home, candidates, tried) is not None
+        )
+
+    def _stand_in(
         self,
         key: AffinityKey,
         binding: Binding | None,
         name: str,
-        rule: str,
-        lost: list[Rejected],
+        candidates: Candidates,
+        tried: Collection[str],
     ) -> None:
-        """The conversation goes to an account that it sticks to: is that its home now?
-
-        While it is away from home, whoever else serves it only stands in.
-        """
-        if binding is None or name == binding.account or not self._is_away(binding):
-            self.bindings.bind(key, name, rule)
-        elif name != binding.stand_in:
-            self.bindings.stand_in(key, name, dict(lost).get(binding.account, ""))
+        if binding is not None and binding.stand_in != name:
+            why = _why_not(self._by_name[binding.account], candidates, tried)
+            self.bindings.stand_in(key, name, why or "")
 
     def _move(
         self, leaves: str, wanted: Wanted, candidates: Candidates, tried: Collection[str]
@@ -344,6 +353,22 @@ class Pool:
         )
         everybody = len(found) == len(self.accounts)
         return Candidates(self.accounts if everybody else found, model, self.bindings.now)
+
+
+def _why_not(account: Account, candidates: Candidates, tried: Collection[str]) -> str | None:
+    """Why the turn cannot go to ``account`` now, by its own word; None when it can."""
+    if account not in candidates.members:
+        return _NOT_OFFERED
+    blocked = candidates.unavailable(account)
+    if blocked is not None:
+        return blocked.why or blocked.state.value
+    return _TRIED if account.name in tried else None
+
+
+def _is_on_its_way(binding: Binding | None, name: str, holder: str | None) -> bool:
+    """Whether this turn brings the conversation home: it is there once the home has answered."""
+    away = binding is not None and name == binding.account and binding.stand_in is not None
+    return away and holder is not None and holder != name
 
 
 def _nobody_waits() -> None:

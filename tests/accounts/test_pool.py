@@ -238,6 +238,17 @@ def test_a_former_stand_in_does_not_become_the_home(basin: Basin) -> None:
     assert basin.goes("t1", holder="b") == ("a", "returns to its account")
 
 
+def test_a_home_that_fails_at_the_return_stays_the_home(basin: Basin) -> None:
+    """The one that stood in holds the latest response, and is asked again in the same turn."""
+    basin.goes("t1")
+    basin.fails("a", seconds=10.0)
+    assert basin.goes("t1")[0] == "b"
+    basin.clock.advance(20)
+    assert basin.goes("t1", holder="b") == ("a", "returns to its account")
+    assert basin.goes("t1", ["a"], holder="b") == ("b", "holds the previous response")
+    assert basin.goes("t1", holder="b") == ("a", "returns to its account")
+
+
 def test_who_comes_home_because_no_stand_in_is_left_returns(basin: Basin) -> None:
     basin.goes("t1")
     basin.fails("a", seconds=10.0)
@@ -491,16 +502,22 @@ class PoolMachine(RuleBasedStateMachine):
         self.basin = Basin(*"abcd", accounts=limits)
         self.running: list[Choice] = []
         self.home: dict[str, str] = {}
+        self.latest: dict[str, str] = {}
 
-    @rule(key=st.sampled_from(["t1", "t2", "t3"]), tried=st.sets(st.sampled_from("abcd")))
-    def turn(self, key: str, tried: set[str]) -> None:
+    @rule(
+        key=st.sampled_from(["t1", "t2", "t3"]),
+        tried=st.sets(st.sampled_from("abcd")),
+        ends_well=st.booleans(),
+    )
+    def turn(self, key: str, tried: set[str], ends_well: bool) -> None:
         pool = self.basin.pool
         free = {
             each.name
             for each in pool.accounts
             if each.unavailable(MODEL) is None and each.name not in tried
         }
-        answer = pool.choose(wanted(key), tried)
+        holder = self.latest.get(key)
+        answer = pool.choose(wanted(key, holder=holder), tried)
         if isinstance(answer, Nobody):
             assert not free, f"{free} could have taken the turn"
             return
@@ -508,7 +525,13 @@ class PoolMachine(RuleBasedStateMachine):
         assert name in free, f"{name} was chosen, only {free} could"
         self.running.append(answer)
         home = self.home.setdefault(key, name)
-        assert name == home or home not in free, f"{key} left {home} without a reason"
+        reasonable = name in (home, holder) or home not in free
+        assert reasonable, f"{key} left {home} without a reason"
+        binding = pool.bindings.look(thread(key))
+        assert binding is not None
+        assert binding.account == home, f"{key} has lost its home"
+        if ends_well:
+            self.latest[key] = name
         told = dict(answer.others)
         assert name not in told
         if home not in free and home != name:
