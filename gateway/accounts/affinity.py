@@ -8,12 +8,6 @@ from itertools import islice
 from typing import NamedTuple
 
 from ..protocol.request import TurnRequest, client_metadata
-from .bindings import Bindings as Bindings
-
-#: Opaque, from an upstream; the client echoes it within a turn (protocol.md §4.6).
-TURN_STATE = "x-codex-turn-state"
-
-_TURN_STATE_RULE = "turn state"
 
 #: Members that stay the same over a conversation's requests.
 _LASTING_MEMBERS = ("model", "instructions", "tools")
@@ -36,16 +30,15 @@ def affinity_keys(
     prompt_cache_key: str | None,
     connection: str | None,
 ) -> list[AffinityKey]:
-    """The keys a turn is routed by, the strongest first (design law 8).
+    """The key a conversation is bound by: the strongest that the client gives (design law 8).
 
-    A turn state, where the client echoes one, and the strongest of the keys that outlast
-    the turn.  Weaker ones are left out, so that sub-agents, which share a session and
-    differ in thread, do not pre-empt each other.
+    Weaker ones are left out, so that sub-agents, which share a session and differ in thread,
+    do not pre-empt each other.
 
     :param headers: of the client's handshake or request, names in lower case.
     :param metadata: the turn's ``client_metadata``.
     :param connection: the connection's own id; None for a request of its own, which may
-        then be without a lasting key (see :func:`http_affinity_keys`).
+        then have no key at all (see :func:`http_affinity_keys`).
     """
     thread = metadata.get("thread_id") or headers.get("thread-id")
     session = (
@@ -60,26 +53,16 @@ def affinity_keys(
         ("prompt_cache_key", prompt_cache_key),
         ("connection", connection),
     )
-    turn_state = metadata.get(TURN_STATE) or headers.get(TURN_STATE)
-    keys = [turn_state_key(tenant, turn_state)] if turn_state else []
-    keys += islice((_key(rule, tenant, value) for rule, value in lasting if value), 1)
-    return keys
+    return list(islice((_key(rule, tenant, value) for rule, value in lasting if value), 1))
 
 
 def http_affinity_keys(
     tenant: str, headers: Mapping[str, str], request: TurnRequest
 ) -> list[AffinityKey]:
-    """As :func:`affinity_keys`; the last key lasts, even where the client sends none at all."""
+    """As :func:`affinity_keys`, and never empty, even where the client sends none at all."""
     metadata = client_metadata(request.members)
     keys = affinity_keys(tenant, headers, metadata, request.prompt_cache_key, None)
-    if lasting_key(keys) is None:
-        keys.append(derived_key(tenant, request))
-    return keys
-
-
-def lasting_key(keys: Sequence[AffinityKey]) -> AffinityKey | None:
-    """The strongest key that outlasts the turn, or None."""
-    return next((key for key in keys if key.rule != _TURN_STATE_RULE), None)
+    return keys or [derived_key(tenant, request)]
 
 
 def derived_key(tenant: str, request: TurnRequest) -> AffinityKey:
@@ -103,15 +86,9 @@ def derived_cache_key(keys: Sequence[AffinityKey]) -> str:
     The same conversation gets the same one at any time and from any gateway, and tenants do
     not share any.  It tells the upstream nothing of the client's ids.
 
-    :param keys: the turn's; one of them lasts.
+    :param keys: the turn's.
     """
-    key = lasting_key(keys) or keys[0]
-    return _hashed("\0".join(("prompt_cache_key", *key)))
-
-
-def turn_state_key(tenant: str, turn_state: str) -> AffinityKey:
-    """The key of the turn that an upstream gave this ``x-codex-turn-state``."""
-    return _key(_TURN_STATE_RULE, tenant, turn_state)
+    return _hashed("\0".join(("prompt_cache_key", *keys[-1])))
 
 
 def connection_key(tenant: str, connection: str) -> AffinityKey:
@@ -121,7 +98,7 @@ def connection_key(tenant: str, connection: str) -> AffinityKey:
 
 def named_keys(tenant: str, value: str) -> list[AffinityKey]:
     """Every key that ``value`` may be of, for a search."""
-    rules = (_TURN_STATE_RULE, "thread", "session", "prompt_cache_key", "connection")
+    rules = ("thread", "session", "prompt_cache_key", "connection")
     return [_key(rule, tenant, value) for rule in rules]
 
 

@@ -209,7 +209,7 @@ class Pool:
         rules: dict[str, str] = {}
         bound = [(key.rule, binding) for key in wanted.keys if (binding := find(key)) is not None]
         for _, binding in bound:
-            if self._is_away(binding) and wanted.holder in (None, binding.stand_in):
+            if self._comes_home(binding, wanted):
                 rules[binding.account] = _RETURNS
         if wanted.holder is not None:
             rules.setdefault(wanted.holder, "holds the previous response")
@@ -220,6 +220,17 @@ class Pool:
             if binding.stand_in is not None:
                 rules.setdefault(binding.stand_in, f"stands in for {binding.account}")
         return list(rules.items())
+
+    def _comes_home(self, binding: Binding, wanted: Wanted) -> bool:
+        """Whether a conversation may leave its stand-in: between its user's turns.
+
+        Within one, which the turn state tells, the stand-in's caches are warm.
+        """
+        return (
+            self._is_away(binding)
+            and wanted.holder in (None, binding.stand_in)
+            and wanted.turn_state != binding.stand_in
+        )
 
     def _is_away(self, binding: Binding) -> bool:
         """Whether a stand-in serves the conversation, which means to return."""

@@ -128,8 +128,8 @@ class RoutingSettings(Section, frozen=True, forbid_unknown_fields=True):
     """How a turn finds its account, and how long it waits for one; `queue_seconds=0`: not at all.
 
     `return_to` is `return` in the file: whether a conversation goes back to its account after a
-    stand-in (sticky) or remains where it is (stay). `on_account_loss` is for conversations that
-    only their account can continue.
+    stand-in (sticky) or remains where it is (stay). `on_account_loss` says what a conversation does
+    whose account cannot serve it; one with sealed items that no other can read never moves.
     """
 
     strategy: Strategy = "round-robin"

@@ -13,8 +13,6 @@ from gateway.accounts.affinity import (
     derived_cache_key,
     derived_key,
     http_affinity_keys,
-    lasting_key,
-    turn_state_key,
 )
 from gateway.protocol.request import TurnRequest, read_create, read_members
 
@@ -59,28 +57,20 @@ def test_the_turn_knows_its_thread_better_than_the_handshake() -> None:
     assert keys({"thread-id": "old"}, {"thread_id": "new"}) == [("thread", "new")]
 
 
-@pytest.mark.parametrize(("headers", "metadata"), [({STATE: "x"}, {}), ({}, {STATE: "x"})])
-def test_a_turn_state_comes_before_what_outlasts_the_turn(
-    headers: dict[str, str], metadata: dict[str, str]
-) -> None:
-    assert keys(headers, metadata, "k") == [("turn state", "x"), ("prompt_cache_key", "k")]
-
-
 def test_keys_of_different_tenants_and_rules_differ() -> None:
     values = {
-        turn_state_key("laptop", "x"),
-        turn_state_key("desktop", "x"),
         connection_key("laptop", "x"),
+        connection_key("desktop", "x"),
         *affinity_keys("laptop", {}, {"thread_id": "x"}, None, "c1"),
     }
-    assert len(values) == 4
+    assert len(values) == 3
 
 
 @given(st.text(), st.text())
 def test_a_long_value_costs_no_more_and_is_still_its_own(one: str, other: str) -> None:
     first, second = ("a" * 200 + text for text in (one, other))
-    assert len(turn_state_key("laptop", first).value) <= 100
-    same = turn_state_key("laptop", first) == turn_state_key("laptop", second)
+    assert len(connection_key("laptop", first).value) <= 100
+    same = connection_key("laptop", first) == connection_key("laptop", second)
     assert same == (one == other)
 
 
@@ -132,14 +122,11 @@ def test_a_name_is_better_than_a_derived_key(
     assert [each.rule for each in found] == [rule]
 
 
-def test_a_turn_state_does_not_outlast_its_turn() -> None:
+def test_a_turn_state_identifies_no_conversation() -> None:
+    """It names an account itself, and is asked for that."""
     found = http_affinity_keys("laptop", {STATE: "x"}, request(**BEGINNING))
-    assert [each.rule for each in found] == ["turn state", "derived from the request"]
-    assert lasting_key(found) == found[1]
-    assert lasting_key(found[:1]) is None
-    assert [each.rule for each in affinity_keys("laptop", {STATE: "x"}, {}, None, None)] == [
-        "turn state"
-    ], "without a connection nothing else is known"
+    assert [each.rule for each in found] == ["derived from the request"]
+    assert affinity_keys("laptop", {STATE: "x"}, {}, None, None) == []
 
 
 def test_a_conversation_that_goes_on_keeps_its_derived_key() -> None:

@@ -181,6 +181,16 @@ def test_a_stand_in_serves_until_the_home_can_again(basin: Basin) -> None:
     assert (binding.account, binding.stand_in) == ("a", None)
 
 
+def test_within_its_users_turn_a_conversation_stays_with_the_stand_in(basin: Basin) -> None:
+    basin.goes("t1")
+    basin.fails("a", seconds=30.0)
+    assert basin.goes("t1")[0] == "b"
+    basin.clock.advance(40)
+    within = ("b", "holds the previous response")
+    assert basin.goes("t1", holder="b", turn_state="b") == within
+    assert basin.goes("t1", holder="b") == ("a", "returns to its account")
+
+
 def test_the_binding_says_what_ails_the_home(basin: Basin) -> None:
     basin.goes("t1")
     basin.fails("a", why="429 slow down")
