@@ -91,60 +91,19 @@ class GatewayService(MultiService):
             self._roster.arrange(settings)
         else:
             self._simulate(reactor)
-        ttl = settings.ledger.ttl_minutes * 60
-        ledger = MemoryLedger(settings.ledger.max_bytes, ttl, reactor.seconds)
-        routing = settings.routing
-        bindings = Bindings(routing.max_bindings, routing.affinity_minutes * 60, reactor.seconds)
-        waiting = WaitingRoom(reactor, routing.max_waiting)
-        pool = Pool(self._roster.accounts, bindings, routing)
         self.tenants = Tenants(settings.keys, reactor.seconds)
-        pool.released = self.tenants.freed = waiting.wake
-        self.environment = TurnEnvironment(
-            clock=reactor,
-            ledger=ledger,
-            seals=SealRegister(),
-            owners=OwnerRegister(reactor.seconds),
-            pool=pool,
-            waiting=waiting,
-            limits=self.tenants,
-            turn_states=TurnStates(secrets.token_bytes(32)),
-            journal=TurnJournal(),
-            hold_seconds=settings.session.hold_seconds,
-            keepalive_seconds=settings.session.keepalive_seconds,
-        )
-        self._catalogues = Catalogues(reactor)
+        self.environment = self._environment(reactor)
         self.admission = Admission(settings.limits.max_connections)
         self.door = ResponsesFactory(
             reactor, self.environment, settings, self.tenants, self.admission
         )
-        self.threshold = LogThreshold(settings.log.level)
-        figures = Observatory(
-            reactor, self.environment, self.tenants, self.admission, self.door, self._catalogues
-        )
-        figures.setServiceParent(self)
         self._responses = Responses(self.environment, self.admission)
-        self.whole = Running(
-            self.environment, self.tenants, self.admission, self.door, self.threshold, figures
-        )
-        self.whole.http_turns = lambda: self._responses.turns_running
-        self._access = Access(
-            settings.admin.token,
-            is_loopback(settings.admin.listen or ""),
-            settings.admin.hosts,
-            reactor.seconds,
-        )
+        self._catalogues = Catalogues(reactor)
+        self.threshold = LogThreshold(settings.log.level)
+        self._open_admin_side(reactor)
         expiry = TimerService(_EXPIRY_SECONDS, self._forget_what_is_old)
         expiry.clock = reactor
         expiry.setServiceParent(self)
-        if settings.admin.listen is not None:
-            pages = BrowserPages(self.whole, self._access)
-            metrics = Metrics(self.whole, figures)
-            api = Api(self.whole, self._access, pages, metrics.render)
-            pages.memory = api.memory
-            site = AdminSite(api, reactor)
-            ListenerService(reactor, settings.admin.listen, site, "admin.listen").setServiceParent(
-                self
-            )
         self._door_service = DoorService(
             reactor,
             settings.listen,
@@ -161,6 +120,50 @@ class GatewayService(MultiService):
         stopped.addCallback(lambda _: MultiService.stopService(self))
         stopped.addCallback(lambda _: self._roster.close())
         return stopped
+
+    def _environment(self, reactor: Any) -> TurnEnvironment:
+        """What turns work with."""
+        settings, routing = self.settings, self.settings.routing
+        bindings = Bindings(routing.max_bindings, routing.affinity_minutes * 60, reactor.seconds)
+        waiting = WaitingRoom(reactor, routing.max_waiting)
+        pool = Pool(self._roster.accounts, bindings, routing)
+        pool.released = self.tenants.freed = waiting.wake
+        ttl = settings.ledger.ttl_minutes * 60
+        return TurnEnvironment(
+            clock=reactor,
+            ledger=MemoryLedger(settings.ledger.max_bytes, ttl, reactor.seconds),
+            seals=SealRegister(),
+            owners=OwnerRegister(reactor.seconds),
+            pool=pool,
+            waiting=waiting,
+            limits=self.tenants,
+            turn_states=TurnStates(secrets.token_bytes(32)),
+            journal=TurnJournal(),
+            hold_seconds=settings.session.hold_seconds,
+            keepalive_seconds=settings.session.keepalive_seconds,
+        )
+
+    def _open_admin_side(self, reactor: Any) -> None:
+        """What is counted, and who may see it and act."""
+        admin = self.settings.admin
+        figures = Observatory(
+            reactor, self.environment, self.tenants, self.admission, self.door, self._catalogues
+        )
+        figures.setServiceParent(self)
+        self.whole = Running(
+            self.environment, self.tenants, self.admission, self.door, self.threshold, figures
+        )
+        self.whole.http_turns = lambda: self._responses.turns_running
+        self._access = Access(
+            admin.token, is_loopback(admin.listen or ""), admin.hosts, reactor.seconds
+        )
+        if admin.listen is None:
+            return
+        pages = BrowserPages(self.whole, self._access)
+        api = Api(self.whole, self._access, pages, Metrics(self.whole, figures).render)
+        pages.memory = api.memory
+        listener = ListenerService(reactor, admin.listen, AdminSite(api, reactor), "admin.listen")
+        listener.setServiceParent(self)
 
     def _front(self, reactor: Any) -> FrontFactory:
         """One listener for WebSocket and HTTP clients."""
