@@ -192,10 +192,9 @@ class GatewayService(MultiService):
     def arrange(self, settings: Settings, before: Settings) -> None:
         """Put changed settings into force; what they do not name stays as it is."""
         environment = self.environment
-        if settings.accounts:  # simulated ones stay: they wait for a restart
-            gone = {account.name for account in self._roster.arrange(settings, before)}
-            for name in gone - {account.name for account in self._roster.accounts}:
-                environment.pool.bindings.forget_account(name)
+        gone = {account.name for account in self._roster.arrange(settings, before)}
+        for name in gone - {account.name for account in self._roster.accounts}:
+            environment.pool.bindings.forget_account(name)
         environment.pool.arrange(self._roster.accounts, settings.routing)
         environment.pool.bindings.arrange(
             settings.routing.max_bindings, settings.routing.affinity_minutes * 60
