@@ -1,7 +1,8 @@
 """The ledger in memory, bounded in bytes and age.
 
-What is forgotten is always a whole conversation (a tree), the least recently used first:
-half a transcript would be worse than none.
+What is forgotten is always a whole conversation (a tree): half a transcript would be worse
+than none.  When memory runs out, the tenant that holds the most gives up its least recently
+used one, so that no tenant can push out what those with less hold.
 """
 
 from __future__ import annotations
@@ -20,19 +21,31 @@ _ITEM_OVERHEAD = 220
 class _Tree:
     """One conversation: the records that share a root."""
 
-    __slots__ = ("bytes", "continuable", "keys", "used_at")
+    __slots__ = ("bytes", "continuable", "keys", "share", "used_at")
 
-    def __init__(self, used_at: float) -> None:
+    def __init__(self, share: _Share, used_at: float) -> None:
         self.bytes = 0
         self.continuable = 0
+        self.share = share
         self.used_at = used_at
         self.keys: list[tuple[str, str]] = []
+
+
+class _Share:
+    """What one tenant holds: its conversations, the least recently used first."""
+
+    __slots__ = ("bytes", "tenant", "trees")
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+        self.bytes = 0
+        self.trees: OrderedDict[_Tree, None] = OrderedDict()
 
 
 class MemoryLedger:
     """See :class:`~gateway.ledger.records.Ledger`.
 
-    :param max_bytes: bound on everything remembered.
+    :param max_bytes: bound on everything remembered, of all tenants together.
     :param ttl_seconds: how long a conversation is kept after its last use.
     :param now: the clock, in seconds.
     """
@@ -42,7 +55,7 @@ class MemoryLedger:
         self._ttl_seconds = ttl_seconds
         self._now = now
         self._records: dict[tuple[str, str], tuple[Record, _Tree]] = {}
-        self._trees: OrderedDict[_Tree, None] = OrderedDict()
+        self._shares: dict[str, _Share] = {}
         self._bytes = 0
         self._evicted_conversations = 0
 
@@ -74,7 +87,8 @@ class MemoryLedger:
                 tree = found[1]
                 break
         if tree is None:
-            tree = _Tree(self._now())
+            share = self._shares.setdefault(record.tenant, _Share(record.tenant))
+            tree = _Tree(share, self._now())
         for each in reversed(fresh):
             self._take_in(each, tree)
         self._touch(tree)
@@ -98,12 +112,10 @@ class MemoryLedger:
 
     def expire(self) -> None:
         """Forget conversations that were not used for the ledger's lifetime."""
-        oldest = self._now() - self._ttl_seconds
-        while self._trees:
-            tree = next(iter(self._trees))
-            if tree.used_at > oldest:
-                return
-            self._drop(tree)
+        too_old = self._now() - self._ttl_seconds
+        for share in list(self._shares.values()):
+            while share.trees and (tree := next(iter(share.trees))).used_at <= too_old:
+                self._drop(tree)
 
     def conversation(self, tenant: str, response_id: str) -> list[Record]:
         """See :meth:`Ledger.conversation`."""
@@ -120,10 +132,10 @@ class MemoryLedger:
 
     def figures(self) -> LedgerFigures:
         """How much is remembered."""
-        next_to_go = next(iter(self._trees), None)
+        next_to_go = self._next_to_go()
         return LedgerFigures(
             responses=len(self._records),
-            conversations=len(self._trees),
+            conversations=sum(len(share.trees) for share in self._shares.values()),
             bytes=self._bytes,
             max_bytes=self._max_bytes,
             evicted_conversations=self._evicted_conversations,
@@ -140,6 +152,7 @@ class MemoryLedger:
         tree.keys.append(key)
         tree.bytes += size
         tree.continuable += not record.evicted
+        tree.share.bytes += size
         self._bytes += size
 
     def _forget_one(self, key: tuple[str, str], record: Record, tree: _Tree) -> None:
@@ -149,23 +162,35 @@ class MemoryLedger:
         size = _size_of(record)
         tree.bytes -= size
         tree.continuable -= not record.evicted
+        tree.share.bytes -= size
         self._bytes -= size
         if not tree.keys:
-            self._trees.pop(tree, None)
+            tree.share.trees.pop(tree, None)  # the share stays: the newer response is its own
 
     def _touch(self, tree: _Tree) -> None:
         tree.used_at = self._now()
-        self._trees[tree] = None
-        self._trees.move_to_end(tree)
+        tree.share.trees[tree] = None
+        tree.share.trees.move_to_end(tree)
 
     def _shrink(self) -> None:
         """Forget old conversations until the bound holds; in the end the newest one too."""
-        while self._bytes > self._max_bytes and self._trees:
-            self._drop(next(iter(self._trees)))
+        while self._bytes > self._max_bytes and (tree := self._next_to_go()) is not None:
+            self._drop(tree)
             self._evicted_conversations += 1
 
+    def _next_to_go(self) -> _Tree | None:
+        """The oldest of the tenant that holds the most; tenants are few."""
+        if not self._shares:
+            return None
+        largest = max(self._shares.values(), key=lambda share: (share.bytes, share.tenant))
+        return next(iter(largest.trees), None)
+
     def _drop(self, tree: _Tree) -> None:
-        del self._trees[tree]
+        share = tree.share
+        del share.trees[tree]
+        share.bytes -= tree.bytes
+        if not share.trees:
+            del self._shares[share.tenant]
         self._bytes -= tree.bytes
         for key in tree.keys:
             del self._records[key]

@@ -117,6 +117,55 @@ def test_the_least_recently_used_conversation_makes_room(clock: Clock) -> None:
     assert figures.evicted_conversations == 1
 
 
+def test_the_tenant_that_holds_the_most_makes_room(clock: Clock) -> None:
+    ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
+    remember(ledger, record("resp_1", tenant="desktop", size=1000))
+    for number in range(10):
+        clock.now += 1
+        remember(ledger, record(f"resp_{number}", size=4000))
+    assert ledger.get("desktop", "resp_1"), "the tenant with less keeps its older conversation"
+    kept = [number for number in range(10) if ledger.get("laptop", f"resp_{number}")]
+    assert kept == [8, 9], "the tenant with more keeps its newest"
+    assert ledger.figures().evicted_conversations == 8
+
+
+def test_who_holds_the_most_makes_room_for_another_tenant(clock: Clock) -> None:
+    ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
+    for number in range(3):
+        remember(ledger, record(f"resp_{number}", size=4000))
+    remember(ledger, record("resp_1", tenant="desktop", size=4000))
+    assert ledger.get("desktop", "resp_1"), "the newcomer holds less"
+    kept = [number for number in range(3) if ledger.get("laptop", f"resp_{number}")]
+    assert kept == [1, 2]
+
+
+def test_too_large_a_response_costs_no_other_tenant_anything(clock: Clock) -> None:
+    ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
+    remember(ledger, record("resp_1"), record("resp_1", tenant="desktop", size=20_000))
+    assert ledger.get("desktop", "resp_1") is None
+    assert ledger.get("laptop", "resp_1") is not None
+    remember(ledger, record("resp_2", tenant="desktop"))
+    assert ledger.get("desktop", "resp_2") is not None, "a tenant that lost all begins anew"
+
+
+def test_the_figures_are_of_all_tenants_together(ledger: MemoryLedger, clock: Clock) -> None:
+    assert ledger.figures().longest_unused is None
+    remember(ledger, record("resp_1"))
+    clock.now += MINUTE
+    remember(ledger, record("resp_1", tenant="desktop"))
+    clock.now += MINUTE
+    figures = ledger.figures()
+    assert (figures.responses, figures.conversations) == (2, 2)
+    assert figures.longest_unused == 2 * MINUTE, "of tenants that hold equally much, the last"
+    remember(ledger, record("resp_2", tenant="desktop"))
+    assert ledger.figures().longest_unused == MINUTE, "the one with more gives up its oldest next"
+    clock.now += 8 * MINUTE
+    ledger.expire()
+    assert ledger.get("desktop", "resp_1"), "its lifetime has not passed yet"
+    assert ledger.get("laptop", "resp_1") is None
+    assert ledger.figures().conversations == 2
+
+
 def test_a_response_larger_than_the_ledger_is_not_remembered(clock: Clock) -> None:
     ledger = MemoryLedger(5000, 10 * MINUTE, clock)
     remember(ledger, record("resp_1", size=5000))
@@ -198,6 +247,16 @@ def test_of_two_responses_of_one_id_the_newer_counts(ledger: MemoryLedger) -> No
     assert ledger.figures().bytes == alone + 2 * 89
 
 
+def test_a_tenant_holds_no_response_twice(clock: Clock) -> None:
+    ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
+    for _ in range(9):
+        remember(ledger, record("resp_1", size=4000))
+    for number in range(3):
+        remember(ledger, record(f"resp_{number}", tenant="desktop", size=4000))
+    assert ledger.get("laptop", "resp_1"), "its one response is less than what the other holds"
+    assert ledger.get("desktop", "resp_0") is None
+
+
 def test_a_conversation_whose_responses_share_an_id_goes_on(ledger: MemoryLedger) -> None:
     newest = record("resp_1")
     remember(ledger, newest)
@@ -206,6 +265,22 @@ def test_a_conversation_whose_responses_share_an_id_goes_on(ledger: MemoryLedger
         remember(ledger, newest)
     assert ledger.get("laptop", "resp_1") is newest
     assert len(list(newest.ancestry())) == 4
+
+
+def test_a_forgotten_conversation_whose_responses_share_an_id_is_still_bounded(
+    clock: Clock,
+) -> None:
+    ledger = MemoryLedger(5000, 10 * MINUTE, clock)
+    newest = record("resp_1", record("resp_1"))
+    remember(ledger, newest)
+    clock.now += 10 * MINUTE
+    ledger.expire()
+    newest = record("resp_1", newest)
+    remember(ledger, newest)
+    assert ledger.get("laptop", "resp_1") is newest
+    remember(ledger, record("resp_2", size=1500))
+    assert ledger.get("laptop", "resp_1") is None
+    assert ledger.get("laptop", "resp_2") is not None
 
 
 def test_the_older_of_two_responses_of_one_id_goes_without_the_newer(ledger: MemoryLedger) -> None:
