@@ -37,7 +37,7 @@ def test_what_cannot_be_read_changes_nothing_and_is_remembered() -> None:
     files = Files()
     before = files.reloads.settings
     files.text = BASE + "routing: {strategy: wild}"
-    with pytest.raises(ConfigError, match="routing.strategy"):
+    with pytest.raises(ConfigError, match=r"routing\.strategy"):
         files.reloads.reload()
     assert (files.reloads.settings, files.reloads.generation) == (before, 1)
     assert files.applied == []
