@@ -12,7 +12,7 @@ from gateway.config.errors import MistakeError
 TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
 MERGE_TAG = "tag:yaml.org,2002:merge"
 # More than a character or an escape, and not the parser's own '<stream end>'.
-_QUOTED = re.compile(r"""(['"])(?!<[a-z ]+>)[^'"]{3,}\1""")
+_QUOTED = re.compile(r"""(?<=\s)(['"])(?!<[a-z ]+>)[^'"]{3,}\1""")
 
 
 class _Loader(yaml.SafeLoader):

@@ -39,6 +39,7 @@ def account(**changed: str) -> str:
 MISTAKES = [
     # the file as a whole
     ("a: [", "line 1, column 5: not valid YAML: expected the node content, but found"),
+    ("a: {b: ${X:-7}}", "line 1, column 9: not valid YAML: expected ',' or '}', but got '{'"),
     ("listen: x: y", "line 1, column 10: not valid YAML: mapping values are not allowed here"),
     ("a:\n\t- b", "line 2, column 1: not valid YAML: found character '\\t' that cannot start"),
     ("a: 1\n---\nb: 1", "line 2, column 1: not valid YAML: but found another document"),
