@@ -24,7 +24,7 @@ class Options(usage.Options):
 
     synopsis = "[options]"
     longdesc = (
-        "Serves the OpenAI Responses API to WebSocket clients from a pool of HTTP accounts, "
+        "Serves the OpenAI Responses API over WebSocket and HTTP from a pool of accounts, "
         "and keeps the thread of each conversation. Without --config it listens on "
         "127.0.0.1:8080 and answers from a built-in simulator, so that it can be tried "
         "without any key."
