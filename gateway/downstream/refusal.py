@@ -33,7 +33,7 @@ def refusal(error: ApiError, more_headers: Mapping[str, str] | None = None) -> b
         "content-length": str(len(body)),
         "connection": "close",
     }
-    lines = [f"HTTP/1.1 {error.status} {_phrase(error.status)}"]
+    lines = [f"HTTP/1.1 {error.status} {phrase_of(error.status)}"]
     lines += [f"{name}: {_one_line(value)}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body
 
@@ -45,7 +45,8 @@ def headers_too_long() -> ApiError:
     )
 
 
-def _phrase(status: int) -> str:
+def phrase_of(status: int) -> str:
+    """The reason phrase of a status; Twisted knows none of the newer ones."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:

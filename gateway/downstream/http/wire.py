@@ -12,7 +12,7 @@ from twisted.web.http import Request, datetimeToString
 
 from ...protocol.errors import ApiError
 from ..handover import asks_for_websocket
-from ..refusal import refusal_body, refusal_headers
+from ..refusal import phrase_of, refusal_body, refusal_headers
 from .bodies import body_too_long, check_encoding, decode_body
 from .request import HttpRequest
 from .routes import Route
@@ -167,7 +167,7 @@ class WireRequest(Request):
 
     def send_head(self, status: int, headers: Mapping[str, str]) -> None:
         """See ``Answering``."""
-        self.setResponseCode(status)
+        self.setResponseCode(status, phrase_of(status).encode())
         self.setHeader(b"server", b"responses-gateway")
         self.setHeader(b"date", datetimeToString())
         for name, value in headers.items():
