@@ -296,6 +296,7 @@ function onStatus(status) {
     else if (changed("accounts", status.accounts.map(composite))) refresh("accounts", 5000);
   }
   if (status.keys && changed("keys", status.keys)) refresh("keys", 5000);
+  if (changed("turns", status.turns)) refresh("turns", 2000);
   if (changed("alarms", [status.alarms, status.state])) refresh("top", 500);
   if (changed("state", status.state)) say(`The gateway is now ${status.state}.`);
   document.title = `${status.state ?? "ready"} · responses-gateway`;
@@ -310,6 +311,8 @@ function listen() {
     write(link, "live");
     link.dataset.link = "live";
     if (lost) for (const part of ["top", "accounts", "turns", "keys"]) refresh(part, 500);
+    // A turn may have ended between the drawing of the page and now; drawings are kept a second.
+    else setTimeout(() => refresh("turns", 500), 1200);
     lost = false;
   });
   events.addEventListener("error", () => {
