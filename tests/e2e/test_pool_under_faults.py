@@ -35,7 +35,7 @@ SHORTEST_CAPPED = COOLDOWN_MAX * 0.75
 NO_REASON = ("another was named", None)
 RETURNS = "returns to its account"
 
-#: The fault that looks like a kept connection that the server closed meanwhile.
+#: Faults that look like a kept connection that the server closed meanwhile.
 DEAD = {"reset before the first byte", "reset after created"}
 
 
