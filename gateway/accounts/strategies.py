@@ -160,8 +160,10 @@ class Weighted:
             heapreplace(heap, (self._due[account], index))
             if up_to_date and account not in resting and usable(account):
                 return account
-        able = filter(usable, _awake(self._accounts, resting))
-        found = min(able, key=self._due.__getitem__, default=None)
+        awake = list(_awake(self._accounts, resting))
+        found = min(awake, key=self._due.__getitem__, default=None)
+        if found is not None and not usable(found):
+            found = min(filter(usable, awake), key=self._due.__getitem__, default=None)
         if found is not None:
             self._take_turn(found)
         return found
