@@ -46,8 +46,11 @@ _CLOSE_GOING_AWAY = 1001
 _CLOSE_POLICY = 1008
 _CLOSE_RESTART = 1012
 
-#: Error answers that a client which reads nothing may pile up.
-_MAX_UNREAD_REFUSALS = 100
+#: Answers beside its turns that a client which reads nothing may pile up.
+_MAX_UNREAD_ANSWERS = 100
+
+#: How much of a response's id is echoed; no real one is longer.
+_MAX_ECHO = 4096
 
 
 class Channel(Protocol):
@@ -102,7 +105,7 @@ class Session:
         self._closing = False
         self._close_code = _CLOSE_GOING_AWAY
         self._paused = False
-        self._unread_refusals = 0
+        self._unread_answers = 0
         self._queued_bytes = 0
 
     # --- the connection's side -------------------------------------------------------
@@ -141,19 +144,11 @@ class Session:
             self.refuse(error, stream_id)
 
     def refuse(self, error: ApiError, stream_id: str | None = None) -> None:
-        """Answer a message that started no turn.
-
-        A client that goes on sending what is wrong and does not read the answers is let go.
-        """
-        if self._paused:
-            self._unread_refusals += 1
-            if self._unread_refusals > _MAX_UNREAD_REFUSALS:
-                self._channel.close(_CLOSE_POLICY, "too many errors were not read")
-                return
+        """Answer a message that started no turn."""
         event = error_event(error)
         if stream_id is not None:
             event = with_stream_id(event, msgspec.json.encode(stream_id))
-        self._channel.send([event])
+        self._answer(event)
 
     def pause(self) -> None:
         """The client does not keep up: stop its upstreams, nobody else's (law 12)."""
@@ -164,7 +159,7 @@ class Session:
     def resume(self) -> None:
         """The client caught up."""
         self._paused = False
-        self._unread_refusals = 0
+        self._unread_answers = 0
         for turn in self._turns():
             turn.resume()
         self._start_waiting()
@@ -227,7 +222,7 @@ class Session:
         if turn is not None:
             turn.interrupt(interrupt_accepted)
         else:
-            self._channel.send([interrupt_failed(response_id)])
+            self._answer(interrupt_failed(response_id[:_MAX_ECHO]))
 
     def _cancel(self, members: Members, size: int) -> None:
         """``response.cancel``: end what runs, unless it names a response that does not."""
@@ -238,10 +233,24 @@ class Session:
             running.interrupt(None)
 
     def _steer(self, members: Members, size: int) -> None:
-        self._channel.send([steer_failed(member(members, "previous_response_id", str))])
+        named = member(members, "previous_response_id", str)
+        self._answer(steer_failed(named and named[:_MAX_ECHO]))
 
     def _ignore(self, members: Members, size: int) -> None:
         """``response.processed`` asks for nothing (§10.32)."""
+
+    def _answer(self, event: bytes) -> None:
+        """Answer what runs no turn.
+
+        A client that goes on asking and does not read the answers is let go: they would fill
+        the memory.
+        """
+        if self._paused:
+            self._unread_answers += 1
+            if self._unread_answers > _MAX_UNREAD_ANSWERS:
+                self._channel.close(_CLOSE_POLICY, "too many answers were not read")
+                return
+        self._channel.send([event])
 
     # --- lanes and turns -------------------------------------------------------------
 

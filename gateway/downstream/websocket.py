@@ -71,6 +71,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
     _last_write = 0
     _abort: IDelayedCall | None = None
     _stalled: Deadline | None = None
+    _last_ping: bytes | None = None
 
     # --- handshake -------------------------------------------------------------------
 
@@ -161,6 +162,13 @@ class ResponsesProtocol(WebSocketServerProtocol):
             _log.failure("a message of {peer} broke the session", peer=self.peer)
             session.refuse(ApiError(500, "server_error", "The gateway failed.", "internal_error"))
 
+    def onPing(self, payload: bytes) -> None:
+        """Answer; to a client that reads nothing only the last one, later (RFC 6455 §5.5.3)."""
+        if self._stalled is None:
+            super().onPing(payload)
+        else:
+            self._last_ping = payload
+
     # --- events out ------------------------------------------------------------------
 
     def send(self, payloads: Sequence[bytes]) -> None:
@@ -205,6 +213,9 @@ class ResponsesProtocol(WebSocketServerProtocol):
         if self._stalled is not None:
             self._stalled.stop()
             self._stalled = None
+            ping, self._last_ping = self._last_ping, None
+            if ping is not None:
+                super().onPing(ping)
             if self.session is not None:
                 self.session.resume()
 

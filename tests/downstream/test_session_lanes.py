@@ -11,7 +11,7 @@ from gateway.downstream.session import MAX_NAMED_LANES, MAX_RUNNING
 from gateway.protocol.request import TurnRequest
 from gateway.turn import preparing as preparing_module
 from tests.downstream.stage import Stage
-from tests.support.events import turn_events
+from tests.support.events import Json, turn_events
 
 
 def words(stage: Stage) -> list[str]:
@@ -155,6 +155,43 @@ def test_steering_is_refused_honestly() -> None:
     assert stage.channel.last["type"] == "response.steer.failed"
     assert stage.channel.last["error"]["code"] == "steering_not_supported"
     assert stage.channel.last["steer"] == {"previous_response_id": "resp_1"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "response.steer", "previous_response_id": "resp_1"},
+        {"type": "response.interrupt", "response_id": "resp_1"},
+        {"type": "response.create", "stream_id": "not a name"},
+    ],
+)
+def test_who_reads_no_answers_may_not_pile_them_up(message: Json) -> None:
+    stage = Stage()
+    stage.session.pause()
+    for _ in range(100):
+        stage.says(**message)
+    assert not stage.channel.closed
+    stage.says(**message)
+    assert stage.channel.closed == [1008]
+    assert len(stage.channel.events) == 100
+
+
+def test_who_reads_the_answers_may_go_on_asking() -> None:
+    stage = Stage()
+    for _ in range(5):
+        stage.session.pause()
+        for _ in range(90):
+            stage.says(type="response.steer")
+        stage.session.resume()
+    assert not stage.channel.closed
+
+
+def test_an_endless_id_is_not_echoed_whole() -> None:
+    stage = Stage()
+    stage.says(type="response.steer", previous_response_id="r" * 1_000_000)
+    stage.says(type="response.interrupt", response_id="r" * 1_000_000)
+    for event in stage.channel.events:
+        assert len(json.dumps(event)) < 10_000
 
 
 def test_an_interrupt_ends_the_response_it_names() -> None:

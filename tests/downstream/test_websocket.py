@@ -260,6 +260,21 @@ def test_a_client_that_reads_nothing_is_dropped_in_the_end() -> None:
     door.check_rest()
 
 
+def test_a_client_that_reads_nothing_gets_one_pong_for_all_its_pings(door: Door) -> None:
+    """The pongs would fill the memory (RFC 6455 §5.5.3 asks for the last one only)."""
+    client = running(door)
+    client.transport.producer.pauseProducing()
+    for number in range(1000):
+        client.protocol.dataReceived(client.wire.send(Ping(payload=str(number).encode())))
+    assert client.transport.value() == b""
+    client.transport.producer.resumeProducing()
+    client.read()
+    pongs = [event.payload for event in client.events if isinstance(event, Pong)]
+    assert pongs == [b"999"]
+    client.sends(Ping(payload=b"and now"))
+    assert isinstance(client.events[-1], Pong)
+
+
 # --- the end -------------------------------------------------------------------------------
 
 
