@@ -108,6 +108,14 @@ class HttpChannel(HTTPChannel):
             self._enter(Phase.HEAD)
             self._deadline.start(self.site.head_seconds)
 
+    def headerReceived(self, line: bytes) -> bool:
+        """A header is complete; ``int`` reads no more than a few thousand digits."""
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:
+            self._respondToBadRequestAndDisconnect()
+            return False
+
     def allHeadersReceived(self) -> None:
         """A head is complete: say whether the body is wanted before it is sent."""
         request = self.requests[-1]
@@ -165,7 +173,8 @@ class HttpChannel(HTTPChannel):
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         """twisted.web found no HTTP in what came."""
-        if self._receivedHeaderSize > self.totalHeadersSize:
+        too_many = self._receivedHeaderCount > self.maxHeaders
+        if too_many or self._receivedHeaderSize > self.totalHeadersSize:
             self._refuse_connection(headers_too_long())
         else:
             self._refuse_connection(
