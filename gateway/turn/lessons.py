@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..protocol.limits import read_rate_limits_event, read_windows
+from ..protocol.relay import Broken, Finished, Refused
 from ..protocol.request import TurnRequest
 from .attempt import Attempt
 from .environment import TurnEnvironment
@@ -16,10 +17,12 @@ def learn_from_headers(environment: TurnEnvironment, attempt: Attempt) -> None:
 
 
 def learn_from_events(environment: TurnEnvironment, attempt: Attempt) -> None:
-    """Quotas, as ``codex.rate_limits`` tells them (§4.5)."""
-    if attempt.relay.rate_limits:
-        now = environment.clock.seconds()
-        attempt.account.health.observe(read_rate_limits_event(attempt.relay.rate_limits, now))
+    """Quotas, as ``codex.rate_limits`` and the error that ended it tell them (§4.5, §5.2)."""
+    relay, health = attempt.relay, attempt.account.health
+    if relay.rate_limits:
+        health.observe(read_rate_limits_event(relay.rate_limits, environment.clock.seconds()))
+    if isinstance(relay.outcome, (Refused, Broken, Finished)) and relay.outcome.error is not None:
+        health.observe(read_windows(relay.outcome.error.hints, environment.clock.seconds()))
 
 
 def note_owner(
