@@ -71,11 +71,16 @@ def upstream_failure(failure: Failure) -> ApiError:
 
 
 def _proxy_failure(problem: ProxyError) -> ApiError:
-    """The proxy's own failures are not the account's (design law 13)."""
-    message = f"{problem}."
+    """The proxy's own failures are not the account's (design law 13).
+
+    Where the proxy is concerns the operator only.
+    """
+    _log.warn("{problem}", problem=str(problem))
     if problem.blame is Blame.PROXY:
-        return ApiError.bad_gateway(message, PROXY_ERROR)
-    return ApiError.bad_gateway(message)
+        return ApiError.bad_gateway(
+            "The proxy of the gateway's account failed; its operator can see why.", PROXY_ERROR
+        )
+    return ApiError.bad_gateway("The proxy of the gateway's account cannot reach the upstream.")
 
 
 def _tls_failure(problem: Exception) -> ApiError:
