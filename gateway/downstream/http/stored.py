@@ -29,6 +29,9 @@ _MOST_ASKED = 16
 #: No id is longer; some services put a whole state into theirs.
 _MAX_ID = 4096
 
+#: In a path these are no names but steps, to what is no response (RFC 3986 §5.2.4).
+_DOTS = frozenset({".", ".."})
+
 #: What may stand in a query as it is (RFC 3986 §3.4).
 _QUERY = "%/?:@!$&'()*+,;=-._~[]"
 
@@ -118,7 +121,7 @@ class Stored:
     ) -> list[Known]:
         """The accounts that may keep a response, the likeliest first."""
         environment = self._environment
-        if len(response_id) > _MAX_ID:
+        if len(response_id) > _MAX_ID or response_id in _DOTS:
             return []
         owner = environment.owners.owner_of(context.tenant, response_id)
         if owner is None and record is not None:

@@ -57,6 +57,16 @@ def test_the_owner_is_known_longer_than_the_transcript(method: str, suffix: str)
     hall.check_rest()
 
 
+@pytest.mark.parametrize("dots", [".", "..", "%2e%2e", "%2E."])
+@pytest.mark.parametrize(("method", "suffix"), VERBS)
+def test_no_path_leads_out_of_the_responses(method: str, suffix: str, dots: str) -> None:
+    hall = Hall(2)
+    asked = hall.asks(method, f"/responses/{dots}{suffix}")
+    assert asked.wire.status == 404
+    assert not hall.world.all_calls, "it would have asked for something else in our name"
+    hall.check_rest()
+
+
 @pytest.mark.parametrize(("method", "suffix"), VERBS)
 def test_another_tenants_response_does_not_exist(method: str, suffix: str) -> None:
     hall = Hall(2, keys=(LAPTOP, DESK))
