@@ -46,7 +46,7 @@ class FileCredentials:
     def headers(self) -> Mapping[str, str] | Deferred[Mapping[str, str]]:
         """The key's; fails while there is none."""
         now = self._now()
-        if now >= self._next_look:
+        if not self._next_look - _LOOK_SECONDS <= now < self._next_look:  # it may be set back
             self._next_look = now + _LOOK_SECONDS
             if self._problem is not None or look_at(self._path) != self._stamp:
                 self._look()

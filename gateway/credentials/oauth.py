@@ -4,6 +4,9 @@ A renewal is one for all who need it.  It starts when a request meets a token ne
 which goes on being used meanwhile, or one that has ended or was answered 401, and then the
 request waits.  A new refresh token is in the file before the access token that came with it
 is used: the old one may be void from then on.
+
+The ends of tokens and pauses are counted from a moment; a clock that was set back to before it
+makes them worth nothing.
 """
 
 from __future__ import annotations
@@ -80,6 +83,7 @@ class OAuthCredentials:
         self._clock = reactor
         self._keeper = TokenKeeper(name, settings, reactor, client, in_thread, auth_header, jitter)
         self._jitter = jitter
+        self._tried_at = 0.0
         self._carefree_until = 0.0
         self._doubted: str | None = None
         self._renewal: Deferred[None] | None = None
@@ -92,7 +96,7 @@ class OAuthCredentials:
     def headers(self) -> Mapping[str, str] | Deferred[Mapping[str, str]]:
         """The access token's; a Deferred while none is usable."""
         now = self._clock.seconds()
-        if now < self._carefree_until:
+        if self._tried_at <= now < self._carefree_until:
             return self._keeper.headers
         problem = self._standing_problem(now)
         if problem is None:
@@ -110,7 +114,7 @@ class OAuthCredentials:
             return True
         now = self._clock.seconds()
         if self._renewal is None:
-            if now - self._keeper.issued_at < _SETTLED_SECONDS:
+            if 0 <= now - self._keeper.issued_at < _SETTLED_SECONDS:
                 return False
             problem = self._standing_problem(now)
             if problem is not None:
@@ -148,9 +152,11 @@ class OAuthCredentials:
 
     def _standing_problem(self, now: float) -> Problem | None:
         """What the last renewal failed of, while there is no reason to try again."""
-        if self._problem is None or self._renewal is not None or now >= self._pause_until:
+        if self._problem is None or self._renewal is not None:
             return None
-        if now >= self._next_look:
+        if not self._tried_at <= now < self._pause_until:
+            return None
+        if not self._next_look - _LOOK_SECONDS <= now < self._next_look:
             self._next_look = now + _LOOK_SECONDS
             if self._keeper.file_changed():
                 return None
@@ -171,7 +177,8 @@ class OAuthCredentials:
 
     def _succeeded(self, _: None) -> None:
         keeper = self._keeper
-        again = self._clock.seconds() + _REWRITE_SECONDS if keeper.unwritten else keeper.due_at
+        self._tried_at = self._clock.seconds()
+        again = self._tried_at + _REWRITE_SECONDS if keeper.unwritten else keeper.due_at
         self._carefree_until = min(again, keeper.due_at)
         self._problem = None
         self._failures = 0
@@ -185,7 +192,8 @@ class OAuthCredentials:
         pause = min(longest, shortest * 2.0 ** min(self._failures, 30))
         self._failures += 1
         self._problem = problem
-        self._pause_until = self._clock.seconds() + pause * (1 - self._jitter() / 2)
+        self._tried_at = self._clock.seconds()
+        self._pause_until = self._tried_at + pause * (1 - self._jitter() / 2)
         # Until then the token that is there is used on, if any.
         self._carefree_until = min(self._pause_until, self._keeper.ends_at)
         _log.error(

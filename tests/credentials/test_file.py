@@ -165,3 +165,10 @@ def test_a_401_while_the_file_is_missing_changes_nothing(stage: Stage) -> None:
 def test_nothing_shows_the_key(stage: Stage) -> None:
     assert "sk-first-key" not in repr(stage.credentials)
     assert stage.credentials.close() is None
+
+
+def test_a_clock_that_is_set_back_does_not_hide_a_new_key(stage: Stage) -> None:
+    assert stage.key == "sk-first-key"
+    stage.replace("sk-second-key")
+    stage.clock.rightNow -= 3600
+    assert stage.key == "sk-second-key"

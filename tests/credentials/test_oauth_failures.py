@@ -252,3 +252,13 @@ def test_a_bug_is_logged_and_ends_the_wait(stage: Stage, monkeypatch: pytest.Mon
         globalLogPublisher.removeObserver(logged.append)
     assert first.error.code == "upstream_token_unavailable"
     assert any("log_failure" in each for each in logged), "the bug was not logged"
+
+
+def test_a_clock_that_is_set_back_makes_no_pause_longer(stage: Stage) -> None:
+    stage.clock.advance(7200)
+    stage.headers()
+    stage.endpoint.last.answers(503, {})
+    assert stage.headers().error.code == "upstream_token_unavailable"
+    stage.clock.rightNow -= 600
+    assert stage.headers().waits, "the pause was of a second"
+    stage.endpoint.last.gives("access-2", expires_in=3600)

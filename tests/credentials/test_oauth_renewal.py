@@ -302,3 +302,29 @@ def test_all_that_it_has_is_secret(tmp_path: Path) -> None:
     assert set(stage.credentials.secrets()) == {
         *("access-2", "refresh-2", "access-1", "refresh-config", "client-secret")
     }
+
+
+# --- a clock that is set right -----------------------------------------------------------
+
+
+def set_back(stage: Stage) -> None:
+    """An hour too fast until now; a token made then seems good for an hour more than it is."""
+    stage.clock.rightNow -= 3600
+
+
+def test_a_401_after_the_clock_was_set_back_is_still_answered_by_a_renewal(stage: Stage) -> None:
+    stage.ready()
+    set_back(stage)
+    assert stage.refused("access-1").waits, "the token only seems to be young"
+    stage.endpoint.last.gives("access-2", expires_in=3600)
+    assert stage.headers().token == "access-2"
+
+
+def test_a_token_from_the_future_is_renewed_while_it_is_used(stage: Stage) -> None:
+    stage.ready()
+    set_back(stage)
+    assert stage.headers().token == "access-1"
+    assert len(stage.endpoint.asked) == 2, "nobody knows when it ends"
+    stage.endpoint.last.gives("access-2", expires_in=3600)
+    assert stage.headers().token == "access-2"
+    assert len(stage.endpoint.asked) == 2
