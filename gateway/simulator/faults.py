@@ -145,7 +145,7 @@ class CloseAfter(_Stop):
 
 @dataclass(frozen=True)
 class DropAfter(_Stop):
-    """Reset the connection after N events; what was not yet delivered may be lost."""
+    """Reset the connection after N events have left the simulator."""
 
     ending = Ending.DROP
 

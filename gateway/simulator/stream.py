@@ -10,14 +10,15 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IPushProducer,
     IReactorTime,
-    ITCPTransport,
 )
+from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 from zope.interface import implementer
 
 from gateway.simulator.faults import Ending, Headers, Pause
 from gateway.simulator.request_log import Outcome
+from gateway.simulator.resetting import Reset
 
 Written = bytes | Pause | Ending | Headers | Deferred[None]
 
@@ -68,9 +69,9 @@ class AnswerStream:
         self._client_gone(None)
 
     def abort(self) -> None:
-        """Reset the connection: the server stops."""
+        """Give the answer up: the server stops."""
         if not self._over:
-            self._end_early(Ending.DROP)
+            self._close("dropped")
 
     def _go_on(self) -> None:
         while not (self._paused or self._over or self._timer or self._awaited):
@@ -116,7 +117,7 @@ class AnswerStream:
             if channel is not None and ending is Ending.CLOSE:
                 channel.loseConnection()
             elif channel is not None:
-                cast(ITCPTransport, channel.transport).abortConnection()
+                Reset(cast(Connection, channel.transport))
 
     def _finish(self, outcome: Outcome | None) -> None:
         self._close(outcome)

@@ -26,10 +26,8 @@ from gateway.simulator.faults import (
     DropAfter,
     Fault,
     FaultQueue,
-    PauseAfter,
     Refuse,
     TerminalAfter,
-    Together,
 )
 from gateway.simulator.items import Item, text_of
 from gateway.simulator.model import ModelTurn, message
@@ -66,11 +64,6 @@ def used_up(until: float, *, headers: dict[str, str] | None = None, **hints: Any
         **hints,
     )
     return Said(fault, until)
-
-
-def reset_after(events: int) -> Said:
-    """The events arrive before the reset does."""
-    return Said(Together((DropAfter(events), PauseAfter(0.05, events))))
 
 
 def _http_date(now: float) -> Said:
@@ -127,13 +120,13 @@ KINDS: dict[str, Callable[[float], Said]] = {
     "429 resets_at": _resets_at,
     "503": lambda now: Said(Refuse.error(503, "server_is_overloaded", "Overloaded.")),
     "429 resets_in_seconds": lambda now: used_up(now + 2, resets_in_seconds=2),
-    "reset after created": lambda now: reset_after(1),
+    "reset after created": lambda now: Said(DropAfter(1)),
     "429 x-ratelimit-reset": _x_ratelimit,
     "503 retry-after": lambda now: Said(
         Refuse.error(503, None, "Busy.", headers={"retry-after": "1"}), now + 1
     ),
     "429 in words": _in_words,
-    "reset after output": lambda now: reset_after(PREAMBLE + 3),
+    "reset after output": lambda now: Said(DropAfter(PREAMBLE + 3)),
     "429 codex headers": _codex,
     "response.failed": _failed_as_limited,
     "429 far away": _far_away,

@@ -175,14 +175,25 @@ async def test_a_connection_lost_before_the_first_byte(house: House, fault: Faul
     assert house.simulator.requests[-1].outcome == "dropped"
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_connection_closed_after_events_delivers_them(house: House) -> None:
-    house.simulator.faults.push("stateful", CloseAfter(3), EndAfter(3))
+async def received_before_the_loss(house: House) -> list[dict[str, Any]]:
     received: list[bytes] = []
     response = await house.post({"model": "m", "input": "x", "stream": True})
     with pytest.raises(ResponseFailed):
         await treq.collect(response, received.append)
-    assert len(parsed(b"".join(received).decode())) == 3
+    return parsed(b"".join(received).decode())
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_reset_after_events_delivers_them(house: House) -> None:
+    house.simulator.faults.push("stateful", DropAfter(3))
+    assert len(await received_before_the_loss(house)) == 3
+    assert house.simulator.requests[-1].outcome == "dropped"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_closed_after_events_delivers_them(house: House) -> None:
+    house.simulator.faults.push("stateful", CloseAfter(3), EndAfter(3))
+    assert len(await received_before_the_loss(house)) == 3
     ended = await house.events({"input": "x"})
     assert [event["type"] for event in ended][-1] == "response.output_item.added"
     assert [entry.outcome for entry in house.simulator.requests] == ["dropped", "ended"]
