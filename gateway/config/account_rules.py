@@ -24,6 +24,8 @@ from gateway.config.words import (
 # RFC 6749 appendix A: VSCHAR, which has the space.
 _OAUTH_VALUE = re.compile(r"[\x20-\x7e]+")
 _MEMBER = re.compile(r"[a-z][a-z0-9_]*")
+# As an editor for Windows leaves it before the key; read as Latin-1.
+_BYTE_ORDER_MARK = "\xef\xbb\xbf"
 # Members without which there is no turn; two have settings of their own.
 _NEEDED = frozenset(["input", "model", "previous_response_id", "store", "stream", "type"])
 _AZURE = "such as https://NAME.openai.azure.com/openai/v1"
@@ -69,6 +71,8 @@ def _check_credentials(account: AccountSettings, path: str) -> None:
         held = files.read(account.key_file, where).decode("latin-1").strip()
         if not held or not held.isascii() or not held.isprintable() or " " in held:
             words = "expected a file with one key in it and nothing else"
+            if held.startswith(_BYTE_ORDER_MARK):
+                words += "; it begins with a byte order mark, which editors may hide"
             raise MistakeError(where, files.shown(account.key_file), words)
     if account.oauth is not None:
         _check_oauth(account.oauth, f"{path}.oauth")
@@ -82,8 +86,10 @@ def _check_oauth(oauth: OAuthSettings, path: str) -> None:
             words = "expected printable ASCII characters without line breaks"
             raise MistakeError(f"{path}.{name}", MASK, words)
     files.check_writable_place(oauth.token_file, f"{path}.token_file")
-    if oauth.refresh_token is None and not os.path.exists(oauth.token_file):
-        words = "missing; expected the first refresh token, because token_file does not exist yet"
+    if files.holds_tokens(oauth.token_file, f"{path}.token_file"):
+        return
+    if oauth.refresh_token is None:
+        words = "missing; expected the first refresh token, because token_file does not hold one"
         raise MistakeError(f"{path}.refresh_token", words)
 
 

@@ -79,8 +79,27 @@ def is_loopback(text: str) -> bool:
 
 def same_place(one: str, other: str) -> bool:
     """True when the second could not listen while the first does."""
-    first = _parse(one)
-    return first.parameters.get("port") != "0" and first == _parse(other)
+    first, second = _parse(one), _parse(other)
+    if first.kind not in _PORT_KINDS or second.kind not in _PORT_KINDS:
+        return first == second
+    ports = [endpoint.parameters.get("port", "") for endpoint in (first, second)]
+    if int(ports[0]) != int(ports[1]) or int(ports[0]) == 0:
+        return False
+    return _overlap(_interface(first), _interface(second))
+
+
+def _interface(endpoint: _Endpoint) -> str:
+    """The address it listens on; "" is all of them, in IPv4."""
+    given = endpoint.parameters.get("interface", "")
+    everywhere = "::" if endpoint.kind == "tcp6" else ""
+    return {"": everywhere, "0.0.0.0": "", "localhost": "127.0.0.1"}.get(given, given)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """`::` takes the port for IPv4, too, on the systems that matter."""
+    if one == other or "::" in (one, other):
+        return True
+    return "" in (one, other) and ":" not in one + other
 
 
 def _parse(text: str) -> _Endpoint:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import ssl
 import stat
+from typing import Any
+
+import msgspec
 
 from gateway.config.errors import MistakeError
 from gateway.config.secrets import MASK
@@ -23,6 +26,8 @@ def read(path: str, where: str) -> bytes:
             return file.read(_MOST_BYTES)
     except OSError as error:
         words = f"{error.strerror or 'unusable name'}; expected a file that can be read"
+        if path.startswith("~"):
+            words += ", with its whole path: ~ is not expanded"
         raise MistakeError(where, shown(path), words) from None
     except ValueError:  # a NUL in the name
         raise MistakeError(where, shown(path), "expected the name of a file") from None
@@ -37,6 +42,24 @@ def check_writable_place(path: str, where: str) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         words = "expected a directory that the gateway may write to, to replace the file"
         raise MistakeError(where, shown(path), words)
+
+
+def holds_tokens(path: str, where: str) -> bool:
+    """Is there a refresh token in the file? It need not exist, but it may hold nothing else."""
+    if not os.path.exists(path):
+        return False
+    content = read(path, where)
+    if not content.strip():
+        return False
+    try:
+        held: Any = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        held = None
+    token = held.get("refresh_token") if isinstance(held, dict) else None
+    if not isinstance(token, str) or not token:
+        words = 'expected JSON such as {"refresh_token": "..."}, or no such file yet'
+        raise MistakeError(where, shown(path), words)
+    return True
 
 
 def check_authorities(path: str, where: str) -> None:
@@ -65,7 +88,7 @@ def check_certificate(certificate: str, key: str | None, path: str) -> None:
 
 def shown(path: str) -> str:
     """The name of a file; what does not look like a path may be a key in the wrong place."""
-    return repr(path) if path.startswith(("/", "./", "../")) and len(path) <= 200 else MASK
+    return repr(path) if path.startswith(("/", "./", "../", "~/")) and len(path) <= 200 else MASK
 
 
 def _can_be_named(path: str) -> bool:

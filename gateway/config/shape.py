@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import NODEFAULT, inspect
 
-from gateway.config.environment import SubstitutionError, substitute
+from gateway.config.environment import SubstitutionError, references, substitute
 from gateway.config.errors import MistakeError
 from gateway.config.secrets import MASK, SECRET_FIELDS
 from gateway.config.source import join_path
@@ -56,6 +56,8 @@ class ShapeCheck:
             if value is None:
                 return None
             inner = next(t for t in expected.types if not isinstance(t, inspect.NoneType))
+            if isinstance(inner, inspect.IntType):  # every such setting is a limit
+                return self._scalar(inner, value, path, secret, ", or null for no limit")
             return self.check(inner, value, path, secret)
         if isinstance(expected, inspect.StructType):
             return self._struct(expected, value, path)
@@ -120,7 +122,9 @@ class ShapeCheck:
             )
         return value
 
-    def _scalar(self, expected: inspect.Type, value: Any, path: str, secret: bool) -> Any:
+    def _scalar(
+        self, expected: inspect.Type, value: Any, path: str, secret: bool, besides: str = ""
+    ) -> Any:
         given = value
         if isinstance(value, str):
             try:
@@ -131,8 +135,17 @@ class ShapeCheck:
                 value = _from_environment(value)
         words = _mismatch(expected, value)
         if words:
+            words += besides
+            if value is not given:
+                words += self._from(given)
             raise MistakeError(path, MASK if secret else show(value), f"expected {words}")
         return value
+
+    def _from(self, given: str) -> str:
+        """Where to mend a value that is not in the file."""
+        names = references(given, self._environ)
+        # `${NAME:-default}` with the default in force is a value of the file.
+        return f"; it comes from the environment variable {' and '.join(names)}" if names else ""
 
 
 def _from_environment(text: str) -> Any:

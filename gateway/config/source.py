@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from gateway.config.errors import MistakeError
 
@@ -17,6 +18,14 @@ _QUOTED = re.compile(r"""(?<=\s)(['"])(?!<[a-z ]+>)[^'"]{3,}\1""")
 
 class _Loader(yaml.SafeLoader):
     """A SafeLoader to which dates are text: no setting is one, and bad ones raise ValueError."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As it does, but whatever cannot be a value says where it stands."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError):  # a number of thousands of digits, `!!int x`
+            problem = "found a number that cannot be read"
+            raise ConstructorError(None, None, problem, node.start_mark) from None
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -38,10 +47,14 @@ def parse(text: str) -> Any:
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
-        raise MistakeError(_position(error.problem_mark), _problem(error)) from None
+        mark = error.problem_mark
+        raise MistakeError(_position(mark), _problem(error), _hint(error, text)) from None
     except yaml.reader.ReaderError as error:
-        raise MistakeError(f"character {error.position + 1}", "not allowed in YAML") from None
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise MistakeError(f"line {line}", "holds a character that YAML does not allow") from None
+    except RecursionError:
+        raise MistakeError("not usable as YAML", "nested too deeply") from None
+    except (ValueError, TypeError, OverflowError) as error:
         raise MistakeError("not usable as YAML", type(error).__name__) from None
 
 
@@ -80,3 +93,18 @@ def _problem(error: yaml.MarkedYAMLError) -> str:
     context = error.context or ""
     harmless = context and not re.search(r"['\"]", context)
     return f"not valid YAML: {problem}" + (f", {context}" if harmless else "")
+
+
+def _hint(error: yaml.MarkedYAMLError, text: str) -> str:
+    """What helps against the mistakes that a configuration invites; "" for the others."""
+    mark = error.problem_mark
+    if mark is None:
+        return ""
+    line = "".join(text.splitlines()[mark.line : mark.line + 1])
+    if line[mark.column : mark.column + 1] == "\t":
+        return "expected spaces in place of the tab"
+    if line[mark.column - 1 : mark.column + 1] == "${":
+        return "expected quotes around ${NAME} inside {} and []"
+    if "alias" in (error.problem or "") or "alias" in (error.context or ""):
+        return "expected quotes around text that begins with *"
+    return ""

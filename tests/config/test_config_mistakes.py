@@ -43,11 +43,15 @@ MISTAKES = [
     ("listen: x: y", "line 1, column 10: not valid YAML: mapping values are not allowed here"),
     ("a:\n\t- b", "line 2, column 1: not valid YAML: found character '\\t' that cannot start"),
     ("a: 1\n---\nb: 1", "line 2, column 1: not valid YAML: but found another document"),
-    ("a: \x00", "character 4: not allowed in YAML"),
+    ("a: \x00", "line 1: holds a character that YAML does not allow"),
     ("[1]", "expected a mapping with the keys listen, admin, keys, "),
     ("text", "expected a mapping with the keys listen, admin, keys, "),
     ("a: &a [*a]", "a: unknown key; expected listen, "),
-    ("[" * 5000, "not usable as YAML: RecursionError"),
+    ("[" * 5000, "not usable as YAML: nested too deeply"),
+    (
+        "listen: x\nlimits: {max_connections: %s}" % ("9" * 5000),
+        "line 2, column 27: not valid YAML: found a number that cannot be read",
+    ),
     # keys
     (ACCOUNT + "sesion: {}", "sesion: unknown key; did you mean 'session'? expected listen, admin"),
     (ACCOUNT + "true: 1", "True: unknown key; expected listen"),
@@ -111,6 +115,10 @@ MISTAKES = [
     ),
     (account(name="'${A'"), "accounts[0].name: ${: expected ${NAME} or"),
     (ACCOUNT + "limits: {max_connections: '${N:-x}'}", "limits.max_connections: 'x': expected a"),
+    (
+        account(max_in_flight="0"),
+        "accounts[0].max_in_flight: 0: expected a whole number from 1 to 10000000, or null for no",
+    ),
     # names and keys
     (ACCOUNT + "keys: [{name: 1, key: x}]", "keys[0].name: 1: expected text; put it in quotes"),
     (
@@ -144,6 +152,24 @@ MISTAKES = [
     (account(base_url="'http://'"), "accounts[0].base_url: 'http://': expected an http:// or"),
     (account(base_url="'http://x:99999'"), "accounts[0].base_url: 'http://x:99999': expected an"),
     (account(base_url="'http://[::1'"), "accounts[0].base_url: 'http://[::1': expected an http://"),
+    *(
+        (
+            account(base_url=f"'http://{host}/v1'"),
+            f"accounts[0].base_url: 'http://{host}/v1': expected an http:// or https:// URL whose "
+            "host is an address, or a name of letters, digits and hyphens (no underscore)",
+        )
+        # Whatever Twisted would refuse at the first turn.
+        for host in ("my_vllm:8000", "a..b", ".x", "-x", "x-", "*.x", "[fe80::1%25eth0]", "a" * 64)
+    ),
+    (account(base_url="'http://x:/v1'"), "accounts[0].base_url: 'http://x:/v1': expected an http:"),
+    *(
+        (
+            account(base_url=f"'http://x/v1{endpoint}/'"),
+            f"accounts[0].base_url: 'http://x/v1{endpoint}': expected it without {endpoint}, "
+            "which the gateway adds",
+        )
+        for endpoint in ("/responses", "/chat/completions", "/models")
+    ),
     (account(base_url="'http://x y'"), "accounts[0].base_url: 'http://x y': expected an http://"),
     (
         account(base_url="'http://x/v1?a=b'"),
@@ -246,6 +272,10 @@ MISTAKES = [
             *("socks4://h:1", "socks5://h", "http://ü:p@h:1"),
         )
     ),
+    (
+        account(proxy="'http://a_b:1'"),
+        "accounts[0].proxy: <hidden>: expected a proxy whose host is",
+    ),
     (account(proxy="[x]"), "accounts[0].proxy: <hidden>: expected text"),
     (
         account(proxy="'http://u%3Av:p@h:1'"),
@@ -333,6 +363,64 @@ def test_no_keys_are_needed_where_only_this_machine_can_connect(listen: str) -> 
 def test_keys_are_needed_where_others_can_connect(listen: str) -> None:
     assert mistake(ACCOUNT + f"listen: '{listen}'").startswith("keys: []: expected at least one")
     assert load(ACCOUNT + KEY + f"listen: '{listen}'").listen == listen
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("a:\n\t- b", "expected spaces in place of the tab"),
+        ("accounts:\n  - name: a\n\tkey: b", "expected spaces in place of the tab"),
+        (account(key="${KEY}"), "expected quotes around ${NAME} inside {} and []"),
+        (account(models="[*]"), "expected quotes around text that begins with *"),
+        (account(models="[*gpt]"), "expected quotes around text that begins with *"),
+    ],
+)
+def test_what_yaml_says_of_usual_mistakes_is_followed_by_what_helps(text: str, hint: str) -> None:
+    line = mistake(text)
+    assert line.startswith("line ")
+    assert line.endswith(f": {hint}")
+
+
+def test_a_value_from_the_environment_names_its_variables() -> None:
+    """The file is right, and the value may be hidden: where else would one look?"""
+    whence = "it comes from the environment variable"
+    line = mistake(account(key="'${KEY}'"), KEY="")
+    assert line == f"accounts[0].key: <hidden>: expected text that is not empty; {whence} KEY"
+    line = mistake(account(weight="'${A}${B:-1}${C:-0}'"), A="x", B="y")
+    assert line.endswith(f"expected a whole number from 1 to 1000; {whence} A and B")
+    assert whence not in mistake(account(weight="'${A:-x}'")), "the default stands in the file"
+
+
+@pytest.mark.parametrize(
+    ("listen", "admin"),
+    [
+        ("tcp:8080:interface=127.0.0.1", "tcp:8080:interface=localhost"),
+        ("tcp:8080", "tcp:8080:interface=127.0.0.1"),
+        ("tcp:8080:interface=127.0.0.1", "tcp:port=08080:interface=0.0.0.0"),
+        ("tcp6:8080", "tcp:8080:interface=127.0.0.1"),
+        ("unix:/run/gateway.sock", "unix:/run/gateway.sock"),
+    ],
+)
+def test_the_admin_side_needs_a_place_of_its_own(listen: str, admin: str) -> None:
+    sides = f"listen: '{listen}'\nadmin: {{listen: '{admin}', token: t}}"
+    line = mistake(ACCOUNT + KEY + sides)
+    assert line == f"admin.listen: '{admin}': expected another place than listen"
+
+
+@pytest.mark.parametrize(
+    ("listen", "admin"),
+    [
+        ("tcp:8080:interface=127.0.0.1", "tcp:8080:interface=127.0.0.2"),
+        (r"tcp:8080:interface=\:\:1", "tcp:8080:interface=127.0.0.1"),
+        (r"tcp:8080:interface=\:\:1", "tcp:8080"),
+        ("tcp:8080", "tcp:8081"),
+        ("unix:/run/a.sock", "unix:/run/b.sock"),
+        ("unix:/run/a.sock", "tcp:8080"),
+    ],
+)
+def test_one_port_of_two_addresses_is_two_places(listen: str, admin: str) -> None:
+    sides = f"listen: '{listen}'\nadmin: {{listen: '{admin}', token: t}}"
+    assert load(ACCOUNT + KEY + sides).admin.listen == admin
 
 
 def test_port_zero_may_be_used_twice() -> None:

@@ -74,6 +74,19 @@ def test_a_key_file_holds_one_key(text: str, tmp_path: Path) -> None:
     )
 
 
+def test_a_byte_order_mark_is_named_because_nobody_sees_it(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(SECRET, encoding="utf-8-sig")
+    assert mistake(key_file=f"{tmp_path}/key").endswith(
+        "; it begins with a byte order mark, which editors may hide"
+    )
+
+
+def test_a_home_directory_is_not_looked_up() -> None:
+    line = mistake(key_file="~/no-such-key")
+    assert line.startswith("key_file: '~/no-such-key': No such file or directory; expected ")
+    assert line.endswith("~ is not expanded")
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     line = mistake(key_file=f"{tmp_path}/key")
     words = "No such file or directory; expected a file that can be read"
@@ -122,8 +135,22 @@ def test_the_directory_of_the_tokens_exists(file: str, tmp_path: Path) -> None:
 def test_a_refresh_token_is_needed_until_the_gateway_has_kept_one(tmp_path: Path) -> None:
     given = oauth(tmp_path, refresh_token=None)
     assert mistake(oauth=given).startswith("oauth.refresh_token: missing; expected the first")
-    (tmp_path / "tokens.json").write_text("{}")
+    file = tmp_path / "tokens.json"
+    file.write_text("\n")
+    assert mistake(oauth=given).startswith("oauth.refresh_token: missing; expected the first")
+    file.write_text('{"refresh_token": "kept"}')
     assert load(oauth=given).oauth is not None
+
+
+@pytest.mark.parametrize(
+    "text", [SECRET, "{", "[]", "{}", '{"refresh_token": 1}', '{"refresh_token": ""}', "\xff"]
+)
+def test_a_token_file_holds_tokens(text: str, tmp_path: Path) -> None:
+    """Without them every turn of the account would fail, and nothing else would say why."""
+    (tmp_path / "tokens.json").write_bytes(text.encode("latin-1"))
+    words = 'expected JSON such as {"refresh_token": "..."}, or no such file yet'
+    line = f"oauth.token_file: '{tmp_path}/tokens.json': {words}"
+    assert mistake(oauth=oauth(tmp_path)) == line
 
 
 def test_two_accounts_do_not_write_one_file(tmp_path: Path) -> None:
