@@ -165,10 +165,17 @@ async def demonstrate(reactor: Any, settings: Settings, port: int, once: bool) -
         await Deferred()
 
 
+def _port(text: str) -> int:
+    """A port whose next one is one, too."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) < 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a port from 1 to 65534")
+    return int(text)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m gateway.demo", description=__doc__)
-    parser.add_argument("--port", type=int, default=8080, help="admin gets the next one (8080)")
+    parser.add_argument("--port", type=_port, default=8080, help="admin gets the next one (8080)")
     parser.add_argument("--once", action="store_true", help="end after the conversation")
     arguments = parser.parse_args()
     settings = Settings(

@@ -86,6 +86,8 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         """Load the configuration, and stop here when only a check was asked for."""
         path = self["config"]
+        if path == "":  # a shell's variable that is not set
+            raise usage.UsageError("option --config needs the name of a file, got nothing")
         try:
             self.settings = self.read()
         except ConfigError as error:

@@ -15,7 +15,10 @@ from gateway.options import Options
 
 GOOD = "accounts: [{name: a, base_url: 'https://x/v1', key: '${KEY:-k}'}]\n"
 BAD = "accounts: [{name: a, base_url: 'ftp://x', key: k}]\n"
-BAD_LINE = "gateway.yaml: accounts[0].base_url: 'ftp://x': expected an http:// or https:// URL"
+BAD_LINE = (
+    "gateway.yaml: accounts[0].base_url: 'ftp://x': expected an http:// or https:// URL "
+    "such as https://api.openai.com/v1 or http://[::1]:8000/v1"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +89,7 @@ def test_a_mistake_is_one_line_on_stderr_and_status_1(
         (["--check=1"], "responses-gateway: option --check must not have an argument; "),
         (["my.yaml"], "responses-gateway: unexpected argument 'my.yaml'; a file needs --config; "),
         (["-c", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
-        (["-c", ""], "cannot be read: No such file or directory"),
+        (["-c", ""], "responses-gateway: option --config needs the name of a file, got nothing; "),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_1(

@@ -73,6 +73,14 @@ def test_the_demo_serves_on_until_interrupted() -> None:
         process.kill()
 
 
+def test_a_port_that_is_none_is_one_line_that_says_which_are() -> None:
+    for port in ("0", "-1", "65535", "x"):
+        process = demo(f"--port={port}")
+        _, err = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 2
+        assert err.endswith(f"argument --port: '{port}': expected a port from 1 to 65534\n")
+
+
 def test_a_port_in_use_is_one_line() -> None:
     port = two_free_ports()
     with socket.socket() as taken:
