@@ -1,9 +1,14 @@
-"""Which account each conversation sticks to, since when and why; bounded in count and age."""
+"""Which account each conversation sticks to, since when and why; bounded in count and age.
+
+Clients choose how many conversations they begin.  When there are too many, the tenant that has
+the most gives up its least recently used ones, so that none can push out those of another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
+from heapq import merge
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
@@ -18,7 +23,7 @@ _DIGEST_SIZE = 15
 #: Names and reasons that bindings share.
 _MAX_TEXTS = 4096
 
-#: Finding the oldest costs more the more bindings there are: this share of them goes at once.
+#: Finding the oldest costs more the more a tenant has: this share of them goes at once.
 _EVICTED_SHARE = 128
 
 #: Bindings that :meth:`Bindings.expire` forgets at once.
@@ -53,7 +58,7 @@ class Binding(Struct, gc=False):
 class Bindings:
     """Remembers the account of each conversation; of the conversation's key only a digest.
 
-    :param max_bindings: bound on the count; the least recently used go first.
+    :param max_bindings: bound on the count, of all tenants together.
     :param ttl_seconds: how long an unused binding lasts.
     :ivar now: unix seconds.
     """
@@ -62,19 +67,20 @@ class Bindings:
         self.max_bindings = max_bindings
         self._ttl_seconds = ttl_seconds
         self.now = now
-        #: The least recently used first.
-        self._bound: dict[bytes, Binding] = {}
+        #: By tenant, the least recently used first.
+        self._bound: dict[str, dict[bytes, Binding]] = {}
+        self._count = 0
         self._texts: dict[str, str] = {}
 
     def __len__(self) -> int:
-        return len(self._bound)
+        return self._count
 
     # --- turns -----------------------------------------------------------------------
 
     def find(self, key: AffinityKey) -> Binding | None:
         """The binding of ``key``, which a turn uses now, or None."""
         digest, now = _digest(key), self.now()
-        binding = self._take(digest, now)
+        binding = self._take(key.tenant, digest, now)
         if binding is not None:
             self._put(digest, binding, now)
         return binding
@@ -85,7 +91,7 @@ class Bindings:
         :param why: kept as long as the home is the same.
         """
         digest, now = _digest(key), self.now()
-        binding = self._take(digest, now)
+        binding = self._take(key.tenant, digest, now)
         if binding is None or binding.account != account:
             account, why = self._shared(account), self._shared(why)
             rule, tenant = self._shared(key.rule), self._shared(key.tenant)
@@ -99,7 +105,7 @@ class Bindings:
         :param why: what ails the home.
         """
         digest, now = _digest(key), self.now()
-        binding = self._take(digest, now)
+        binding = self._take(key.tenant, digest, now)
         if binding is None:
             self.bind(key, account, why)
             return
@@ -108,13 +114,13 @@ class Bindings:
 
     def release(self, key: AffinityKey) -> None:
         """Forget ``key``; a connection's own key dies with the connection."""
-        self._bound.pop(_digest(key), None)
+        self._pop(key.tenant, _digest(key))
 
     # --- the operator ----------------------------------------------------------------
 
     def look(self, key: AffinityKey) -> Binding | None:
         """The binding of ``key`` for one who only looks, or None."""
-        return self._alive(self._bound.get(_digest(key)), self.now())
+        return self._alive(self._bound.get(key.tenant, {}).get(_digest(key)), self.now())
 
     def account_of(self, key: AffinityKey) -> str | None:
         """The home of ``key``, or None."""
@@ -124,12 +130,16 @@ class Bindings:
     def items(self, limit: int) -> Iterator[tuple[str, Binding]]:
         """The ``limit`` most recently used, the last one first; each with its opaque id."""
         now = self.now()
-        alive = takewhile(lambda item: self._alive(item[1], now), reversed(self._bound.items()))
+        by_tenant = [reversed(bound.items()) for bound in self._bound.values()]
+        latest = merge(*by_tenant, key=lambda item: -item[1].used_at)
+        alive = takewhile(lambda item: self._alive(item[1], now), latest)
         return ((digest.hex(), binding) for digest, binding in islice(alive, limit))
 
     def with_id(self, opaque_id: str) -> Binding | None:
         """The binding that :meth:`items` gives this id, or None, also when it is no such id."""
-        return self._alive(self._bound.get(_bytes(opaque_id)), self.now())
+        digest = _bytes(opaque_id)
+        found = (bound[digest] for bound in self._bound.values() if digest in bound)
+        return self._alive(next(found, None), self.now())
 
     def move(self, opaque_id: str) -> Binding | None:
         """Let the conversation go to another account at its next turn, where there is one.
@@ -146,7 +156,8 @@ class Bindings:
 
         :raises ValueError: when it is no such id.
         """
-        return self._bound.pop(bytes.fromhex(opaque_id), None) is not None
+        digest = bytes.fromhex(opaque_id)
+        return any(self._pop(tenant, digest) is not None for tenant in self._bound)
 
     def forget_account(self, account: str) -> int:
         """Nobody is at home at ``account`` any more, nor does it stand in for another.
@@ -155,29 +166,35 @@ class Bindings:
 
         :return: how many conversations lost their home.
         """
-        moved = [item for item in self._bound.items() if item[1].account == account]
-        for digest, binding in moved:
-            if binding.stand_in is None or binding.stand_in == account:
-                del self._bound[digest]
-            else:
-                binding.account, binding.why = binding.stand_in, binding.stand_in_why or ""
+        moved = 0
+        for tenant, bound in self._bound.items():
+            for digest, binding in list(bound.items()):
+                stand_in = binding.stand_in
+                if binding.account == account:
+                    moved += 1
+                    if stand_in is None or stand_in == account:
+                        self._pop(tenant, digest)
+                        continue
+                    binding.account, binding.why = stand_in, binding.stand_in_why or ""
+                elif stand_in != account:
+                    continue
                 binding.stand_in = binding.stand_in_why = None
-        for binding in self._bound.values():
-            if binding.stand_in == account:
-                binding.stand_in = binding.stand_in_why = None
-        return len(moved)
+        return moved
 
     def arrange(self, max_bindings: int, ttl_seconds: float) -> None:
         """Take these bounds from now on."""
         self.max_bindings = max_bindings
         self._ttl_seconds = ttl_seconds
+        self._shrink()
 
     def expire(self) -> None:
         """Forget what is too old; to be called now and then."""
-        now = self.now()
-        old = takewhile(lambda item: not self._alive(item[1], now), self._bound.items())
-        for digest in [digest for digest, _ in islice(old, _EXPIRED_AT_ONCE)]:
-            del self._bound[digest]
+        now, left = self.now(), _EXPIRED_AT_ONCE
+        for tenant, bound in list(self._bound.items()):
+            old = takewhile(lambda item: not self._alive(item[1], now), bound.items())
+            left -= self._drop(tenant, islice(old, left))
+            if not bound:
+                del self._bound[tenant]
 
     # --- inside ----------------------------------------------------------------------
 
@@ -186,16 +203,33 @@ class Bindings:
             return None
         return binding
 
-    def _take(self, digest: bytes, now: float) -> Binding | None:
-        return self._alive(self._bound.pop(digest, None), now)
+    def _take(self, tenant: str, digest: bytes, now: float) -> Binding | None:
+        return self._alive(self._pop(tenant, digest), now)
+
+    def _pop(self, tenant: str, digest: bytes) -> Binding | None:
+        binding = self._bound.get(tenant, {}).pop(digest, None)
+        self._count -= binding is not None
+        return binding
 
     def _put(self, digest: bytes, binding: Binding, now: float) -> None:
+        """Keep it; it is not there now."""
         binding.used_at = now
-        self._bound[digest] = binding
-        if len(self._bound) > self.max_bindings:
-            oldest = islice(self._bound, max(1, self.max_bindings // _EVICTED_SHARE))
-            for each in list(oldest):
-                del self._bound[each]
+        self._bound.setdefault(binding.tenant, {})[digest] = binding
+        self._count += 1
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Tenants are few: whoever has the most is found by a look at each."""
+        while self._count > self.max_bindings:
+            tenant, bound = max(self._bound.items(), key=lambda item: len(item[1]))
+            self._drop(tenant, islice(bound.items(), max(1, len(bound) // _EVICTED_SHARE)))
+
+    def _drop(self, tenant: str, items: Iterable[tuple[bytes, Binding]]) -> int:
+        bound, gone = self._bound[tenant], [digest for digest, _ in items]
+        for digest in gone:
+            del bound[digest]
+        self._count -= len(gone)
+        return len(gone)
 
     def _shared(self, text: str) -> str:
         if len(self._texts) >= _MAX_TEXTS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -233,6 +235,59 @@ def test_bindings_never_outgrow_their_bound_nor_their_age(
         else:
             assert binding is not None, "neither too old nor one too many"
             assert (binding.account, binding.stand_in, binding.used_at) == expected
+
+
+# --- tenants -------------------------------------------------------------------------
+
+
+def test_a_flood_of_conversations_pushes_out_nobody_elses(clock: Clock) -> None:
+    bindings = Bindings(1000, 60.0, clock)
+    for number in range(100):
+        bindings.bind(key(str(number), "quiet"), "a")
+    for number in range(5000):
+        bindings.bind(key(str(number), "loud"), "b")
+    assert all(bindings.look(key(str(number), "quiet")) for number in range(100))
+    assert bindings.look(key("4999", "loud")), "the newest one has its place"
+    assert 980 <= len(bindings) <= 1000
+
+
+def test_many_tenants_share_the_room(clock: Clock) -> None:
+    bindings = Bindings(1000, 60.0, clock)
+    for number in range(2000):
+        bindings.bind(key(str(number), f"tenant {number % 100}"), "a")
+    shares = Counter(binding.tenant for _, binding in bindings.items(1000))
+    assert len(bindings) == sum(shares.values()) == 1000
+    assert set(shares.values()) == {10}, "nobody gives up more than the others have"
+
+
+def test_what_tenants_used_last_is_shown_first(clock: Clock, bindings: Bindings) -> None:
+    for number, tenant in enumerate(("laptop", "desk", "laptop", "desk", "other")):
+        bindings.bind(key(str(number), tenant), str(number))
+        clock.now += 1
+    bindings.find(key("1", "desk"))
+    assert [binding.account for _, binding in bindings.items(4)] == ["1", "4", "3", "2"]
+
+
+def test_what_any_tenant_left_is_swept_out(clock: Clock, bindings: Bindings) -> None:
+    for tenant in ("laptop", "desk"):
+        bindings.bind(key(tenant=tenant), "a")
+    clock.now += 30
+    bindings.bind(key("t2", "desk"), "a")
+    clock.now += 30
+    bindings.expire()
+    assert len(bindings) == 1
+    assert bindings.forget(opaque_id(key("t2", "desk"))) is True
+    assert len(bindings) == 0
+    bindings.expire()
+    bindings.bind(key(), "a")
+    assert len(bindings) == 1
+
+
+def test_a_smaller_bound_holds_at_once(clock: Clock, bindings: Bindings) -> None:
+    for number in range(10):
+        bindings.bind(key(str(number)), "a")
+    bindings.arrange(3, 60.0)
+    assert [value for value in range(10) if bindings.look(key(str(value)))] == [7, 8, 9]
 
 
 # --- the operator --------------------------------------------------------------------
