@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from twisted.logger import Logger
 
-from .config import ConfigError, Settings, needs_restart
+from .config import ConfigError, Settings, changed, needs_restart
 
 _log = Logger(namespace="gateway.reload")
 
@@ -26,7 +26,7 @@ class Rejected(NamedTuple):
 class Reloads:
     """Replaces the settings in force, all of them or none.
 
-    :param settings: those in force.
+    :param settings: those in force, with which the gateway starts.
     :param read: reads them anew.
     :param apply: puts new ones into force, given the old ones.
     :param now: unix seconds.
@@ -42,6 +42,7 @@ class Reloads:
         now: Callable[[], float],
     ) -> None:
         self.settings = settings
+        self._started = settings
         self.generation = 1
         self.last_rejected: Rejected | None = None
         self._read = read
@@ -60,7 +61,7 @@ class Reloads:
             self.last_rejected = Rejected(self._now(), str(error))
             _log.error("the configuration in force stays: {error}", error=str(error))
             raise
-        waiting = needs_restart(self.settings, settings)
+        differs = list(changed(self.settings, settings))
         try:
             self._apply(settings, self.settings)
         except Exception as error:  # a file that vanished since it was checked, or a bug
@@ -70,7 +71,10 @@ class Reloads:
         self.settings = settings
         self.generation += 1
         self.last_rejected = None
-        line = f"configuration {self.generation} is in force"
+        line = f"configuration {self.generation} is in force, "
+        line += f"changed: {', '.join(differs)}" if differs else "nothing changed"
+        # What was built at the start is still that, whatever came between.
+        waiting = needs_restart(self._started, settings)
         if waiting:
             line += f"; a restart is needed for {', '.join(waiting)}"
         _log.info("{line}", line=line)
