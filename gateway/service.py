@@ -93,7 +93,8 @@ class GatewayService(MultiService):
             self._simulate(reactor)
         self.tenants = Tenants(settings.keys, reactor.seconds)
         self.environment = self._environment(reactor)
-        self.admission = Admission(settings.limits.max_connections)
+        limits = settings.limits
+        self.admission = Admission(limits.max_connections, limits.max_incoming_bytes)
         self.door = ResponsesFactory(
             reactor, self.environment, settings, self.tenants, self.admission
         )
@@ -202,6 +203,7 @@ class GatewayService(MultiService):
         environment.waiting.max_waiting = settings.routing.max_waiting
         self.tenants.arrange(settings.keys)
         self.admission.max_connections = settings.limits.max_connections
+        self.admission.incoming.max_bytes = settings.limits.max_incoming_bytes
         self.door.arrange(settings)
         self._site.arrange(settings)
         self._access.arrange(settings.admin.token, settings.admin.hosts)

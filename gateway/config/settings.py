@@ -181,6 +181,7 @@ class LimitSettings(Section, frozen=True, forbid_unknown_fields=True):
 
     max_connections: Count = 10_000
     max_queued_turns: Count = 64
+    max_incoming_bytes: Bytes = 536_870_912
 
 
 class LogSettings(Section, frozen=True, forbid_unknown_fields=True):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from ..protocol.errors import ApiError
+from .incoming import Incoming
 
 _Kind = TypeVar("_Kind")
 
@@ -24,10 +26,12 @@ class Admission:
     """Lets guests in until there are too many, or the gateway stops.
 
     :param max_connections: how many may be in at the same time.
+    :param max_incoming_bytes: how much of what they send is kept before it is whole.
     """
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, max_incoming_bytes: int = sys.maxsize) -> None:
         self.max_connections = max_connections
+        self.incoming = Incoming(max_incoming_bytes)
         self._guests: set[Guest] = set()
         self._draining = False
         self._when_empty: list[Callable[[], None]] = []

@@ -15,11 +15,6 @@ from http import HTTPStatus
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-from autobahn.websocket.compress import (
-    PERMESSAGE_COMPRESSION_EXTENSION,
-    PerMessageDeflateOffer,
-    PerMessageDeflateOfferAccept,
-)
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.protocol import connectionDone
@@ -34,6 +29,7 @@ from ..protocol.upstream_request import forwardable
 from ..tenants.tenants import Tenants
 from ..turn.environment import Told, TurnEnvironment
 from .admission import Admission
+from .deflate import accept_deflate, is_readable
 from .frames import text_frames
 from .refusal import refusal
 from .session import Session
@@ -66,7 +62,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
     transport: Any
     session: Session | None = None
     _refusal: ApiError | None = None
-    _too_long = False
+    _unwanted: ApiError | None = None
     _is_producer = False
     _last_write = 0
     _abort: IDelayedCall | None = None
@@ -88,7 +84,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         """
         if not self.factory.compresses:
             self.websocket_extensions = []
-        self.websocket_extensions = [e for e in self.websocket_extensions if _is_readable(*e)]
+        self.websocket_extensions = [e for e in self.websocket_extensions if is_readable(*e)]
         try:
             self.session = self.factory.admit(self, request)
         except ApiError as error:
@@ -128,30 +124,42 @@ class ResponsesProtocol(WebSocketServerProtocol):
         self.frame_data = []
         self.message_data_total_length += length
         if self.message_data_total_length > self.factory.max_message_bytes:
-            self._too_long = True
-            self.message_data = []
+            self.give_up(
+                ApiError.invalid_request(
+                    f"The message is longer than {self.factory.max_message_bytes} bytes.",
+                    None,
+                    "message_too_long",
+                )
+            )
 
     def onMessageFrameData(self, payload: bytes) -> None:
         """Keep a piece."""
-        if not self._too_long:
+        if self._unwanted is None:
             self.frame_data.append(payload)
+            self.factory.incoming.keep(self, len(payload))
+
+    @property
+    def tenant(self) -> str:
+        """See ``Sender``."""
+        return "" if self.session is None else self.session.tenant
+
+    def give_up(self, error: ApiError) -> None:
+        """See ``Sender``; the message is answered when it ends."""
+        self._unwanted = error
+        self.frame_data, self.message_data = [], []
+        self.factory.incoming.leave(self)
 
     def onMessageEnd(self) -> None:
         """A whole message: text goes to the session, anything else is answered (§10.13)."""
         pieces, self.message_data = self.message_data, []
-        too_long, self._too_long = self._too_long, False
+        unwanted, self._unwanted = self._unwanted, None
+        self.factory.incoming.leave(self)
         session = self.session
         if self.failedByMe or session is None:
             return
         try:
-            if too_long:
-                session.refuse(
-                    ApiError.invalid_request(
-                        f"The message is longer than {self.factory.max_message_bytes} bytes.",
-                        None,
-                        "message_too_long",
-                    )
-                )
+            if unwanted is not None:
+                session.refuse(unwanted)
             elif self.message_is_binary:
                 session.refuse(
                     ApiError.invalid_request("Send text messages; binary ones are not read.")
@@ -264,6 +272,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
         The transport would not close with a producer.
         """
+        self.factory.incoming.leave(self)
         if self._stalled is not None:
             self._stalled.stop()
             self._stalled = None
@@ -304,6 +313,7 @@ class ResponsesFactory(WebSocketServerFactory):
         self._numbers = itertools.count(1)
         self._start = secrets.token_hex(3)
         self._admission = admission
+        self.incoming = admission.incoming
         self.setProtocolOptions(
             versions=[13],
             allowNullOrigin=True,
@@ -316,7 +326,7 @@ class ResponsesFactory(WebSocketServerFactory):
             closeHandshakeTimeout=_CLOSE_SECONDS,
             autoPingInterval=_PING_SECONDS,
             autoPingTimeout=0,
-            perMessageCompressionAccept=_accept_deflate,
+            perMessageCompressionAccept=accept_deflate,
         )
 
     def admit(self, protocol: ResponsesProtocol, request: ConnectionRequest) -> Session:
@@ -389,22 +399,3 @@ def _told(headers: Mapping[str, str]) -> Told:
     """What a client understands or asks for: turn states Codex, the route who sends the header."""
     told = Told.TURN_STATE if _CODEX in headers else Told.NOTHING
     return told | Told.ROUTE if EXPLAIN in headers else told
-
-
-def _accept_deflate(offers: list[Any]) -> Any:
-    for offer in offers:
-        if isinstance(offer, PerMessageDeflateOffer):
-            return PerMessageDeflateOfferAccept(offer)
-    return None
-
-
-def _is_readable(extension: str, parameters: dict[str, Any]) -> bool:
-    """Whether an extension offer can be understood (RFC 7692 §5: decline it otherwise)."""
-    if extension not in PERMESSAGE_COMPRESSION_EXTENSION:
-        return False
-    try:
-        offer: Any = PERMESSAGE_COMPRESSION_EXTENSION[extension]["Offer"]
-        offer.parse(parameters)
-    except Exception:
-        return False
-    return True

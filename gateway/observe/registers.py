@@ -92,6 +92,8 @@ class Registers:
         yield Register(
             "connections", len(self._admission), self._admission.max_connections, "connections"
         )
+        incoming = self._admission.incoming
+        yield Register("incoming", incoming.bytes, incoming.max_bytes, "bytes", incoming.bytes)
         yield Register("queued turns", queued, lanes * self._door.max_queued_turns, "turns")
         yield Register("waiting room", len(waiting), waiting.max_waiting, "turns")
         windows = [limit for key in self._tenants.snapshot() for limit in key["limits"]]

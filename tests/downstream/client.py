@@ -46,7 +46,8 @@ class Door:
         self.reactor = txaio.config.loop = MemoryReactorClock()
         settings.setdefault("keys", (KeySettings(name="laptop", key="sk-client"),))
         self.settings = Settings(**settings)
-        self.admission = Admission(self.settings.limits.max_connections)
+        limits = self.settings.limits
+        self.admission = Admission(limits.max_connections, limits.max_incoming_bytes)
         self.factory = ResponsesFactory(
             self.reactor,
             self.world.environment,

@@ -160,6 +160,15 @@ class HttpChannel(HTTPChannel):
 
     # --- what is wrong with them -----------------------------------------------------
 
+    @property
+    def tenant(self) -> str:
+        """See ``Sender``."""
+        return self.requests[-1].tenant
+
+    def give_up(self, error: ApiError) -> None:
+        """See ``Sender``."""
+        self.requests[-1].answer_early(error)
+
     def linger(self) -> None:
         """This request was refused before it was read: close, but not into its face."""
         self.is_last = True
@@ -307,4 +316,6 @@ class HttpChannel(HTTPChannel):
     def _enter(self, phase: Phase) -> None:
         if phase not in TRANSITIONS[self._phase]:
             raise AssertionError(f"a connection cannot go from {self._phase} to {phase}")
+        if self._phase is Phase.BODY:
+            self.site.admission.incoming.leave(self)
         self._phase = phase

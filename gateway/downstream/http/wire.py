@@ -34,7 +34,7 @@ class WireRequest(Request):
         self._headers: dict[str, str] = {}
         self._query = ""
         self._route: Route | None = None
-        self._tenant = ""
+        self.tenant = ""
         self._refusal: ApiError | None = None
         self._body = BytesIO()
         self.face: HttpRequest | None = None
@@ -60,7 +60,7 @@ class WireRequest(Request):
             self._welcome(length)
         except ApiError as error:
             self._refusal = error
-            if not self._tenant and self._is_strangers():
+            if not self.tenant and self._is_strangers():
                 self.channel.is_last = True  # it would take a place from who has a key
             if length != 0:
                 self.answer_early(error)
@@ -70,7 +70,7 @@ class WireRequest(Request):
         self._route = self._site.routes.find(
             self.method.decode("latin-1"), self.path.decode("latin-1")
         )
-        self._tenant = self._site.tenants.tenant_of(self._headers)
+        self.tenant = self._site.tenants.tenant_of(self._headers)
         if length is not None and length > self._site.max_body_bytes:
             raise body_too_long(self._site.max_body_bytes)
         check_encoding(self._headers.get("content-encoding", ""))
@@ -100,14 +100,16 @@ class WireRequest(Request):
         if self.is_answered:
             return
         if self.received > self._site.max_body_bytes:
-            self._body = BytesIO()
             self.answer_early(body_too_long(self._site.max_body_bytes))
         else:
             self._body.write(data)
+            self._site.admission.incoming.keep(self.channel, len(data))
 
     def answer_early(self, error: ApiError) -> None:
         """Answer now, read the rest for a moment, and close: no reset may eat the answer."""
         self.is_answered = True
+        self._body = BytesIO()
+        self._site.admission.incoming.leave(self.channel)
         self.channel.linger()
         body = refusal_body(error)
         self.send_head(error.status, {**refusal_headers(error), "content-length": str(len(body))})
@@ -150,7 +152,7 @@ class WireRequest(Request):
             encoding = self._headers.get("content-encoding", "")
             face.body = decode_body(body, encoding, self._site.max_body_bytes)
             del body
-            route.handler(face, self._tenant)
+            route.handler(face, self.tenant)
         except ApiError as error:
             face.refuse(error)
         except Exception:

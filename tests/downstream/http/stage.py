@@ -37,7 +37,8 @@ class House:
         self.reactor = txaio.config.loop = MemoryReactorClock()
         settings.setdefault("keys", KEYS)
         self.settings = Settings(**settings)
-        self.admission = Admission(self.settings.limits.max_connections)
+        limits = self.settings.limits
+        self.admission = Admission(limits.max_connections, limits.max_incoming_bytes)
         self.tenants = Tenants(self.settings.keys, self.world.clock.seconds)
         self.websockets = ResponsesFactory(
             self.reactor, self.world.environment, self.settings, self.tenants, self.admission
