@@ -182,7 +182,11 @@ class GatewayService(MultiService):
             reactor, routes, self.settings, self.tenants, self.admission, self.door
         )
         return FrontFactory(
-            reactor, self.door, self._site, self.settings.timeouts.handshake_seconds
+            reactor,
+            self.door,
+            self._site,
+            self.settings.timeouts.handshake_seconds,
+            self.admission.incoming,
         )
 
     def _forget_what_is_old(self) -> None:

@@ -13,7 +13,9 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
 
+from ..protocol.errors import ApiError
 from .handover import hand_over, head_asks_for_websocket
+from .incoming import Incoming
 from .refusal import headers_too_long, refusal
 
 #: Bound on what a client may send before its first head is complete.
@@ -30,13 +32,20 @@ class Builder(Protocol):
 
 
 class Front(TwistedProtocol):
-    """One connection before its first head is complete."""
+    """One connection before its first head is complete.
+
+    As a :class:`~gateway.downstream.incoming.Sender` it is nobody's yet, like all others: who
+    has a key is not kept out by those who only begin.
+    """
+
+    tenant = ""
 
     factory: FrontFactory
     transport: Any
 
     def __init__(self) -> None:
         self._head = b""
+        self._is_refused = False
         self._deadline: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
@@ -47,19 +56,29 @@ class Front(TwistedProtocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Decide when the head is complete."""
+        if self._is_refused:
+            return
         searched = max(0, len(self._head) - len(_END))
         self._head += data
         end = self._head.find(_END, searched)
         if end >= 0:
             self._decide(end + len(_END))
         elif len(self._head) > _MAX_HEAD_BYTES:
-            self._head = b""
-            self.transport.write(refusal(headers_too_long()))
-            self.transport.loseConnection()
+            self.give_up(headers_too_long())
+        else:
+            self.factory.incoming.keep(self, len(data))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The client left without a word."""
         self._stop_waiting()
+
+    def give_up(self, error: ApiError) -> None:
+        """See ``Sender``."""
+        self._is_refused = True
+        self._head = b""
+        self.factory.incoming.leave(self)
+        self.transport.write(refusal(error))
+        self.transport.loseConnection()
 
     def _decide(self, end: int) -> None:
         self._stop_waiting()
@@ -69,6 +88,7 @@ class Front(TwistedProtocol):
         hand_over(transport, builder.buildProtocol(transport.getPeer()), data)
 
     def _stop_waiting(self) -> None:
+        self.factory.incoming.leave(self)
         deadline, self._deadline = self._deadline, None
         if deadline is not None and deadline.active():
             deadline.cancel()
@@ -80,16 +100,23 @@ class FrontFactory(Factory):
     :param websockets: makes the protocols of WebSocket connections.
     :param http: makes those of all others.
     :param head_seconds: how long a client may take for its first head.
+    :param incoming: counts the heads that are not whole.
     """
 
     protocol: Any = Front
     noisy = False
 
     def __init__(
-        self, reactor: Any, websockets: Builder, http: Builder, head_seconds: float
+        self,
+        reactor: Any,
+        websockets: Builder,
+        http: Builder,
+        head_seconds: float,
+        incoming: Incoming,
     ) -> None:
         self.reactor = reactor
         self.head_seconds = head_seconds
+        self.incoming = incoming
         self._websockets = websockets
         self._http = http
 

@@ -1,6 +1,6 @@
 """What clients are sending: how much of it is kept before it is whole, over all connections.
 
-Each body and each message has its own bound; thousands of large ones that trickle in together
+Each head, body and message has its own bound; thousands of large ones that trickle in together
 would still fill the memory.
 """
 
@@ -24,7 +24,7 @@ class Sender(Protocol):
 
 
 class Incoming:
-    """The bodies and messages of which a part has come.
+    """The heads, bodies and messages of which a part has come.
 
     Where they are too much together, the largest of the tenant that sends most is given up:
     nobody can keep others out by sending much and slowly.

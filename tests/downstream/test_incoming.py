@@ -161,6 +161,22 @@ def test_a_body_takes_no_room_after_its_end(house: House, how: str) -> None:
     assert house.admission.incoming.bytes == 0
 
 
+def test_heads_of_strangers_make_room_for_who_has_a_key(house: House) -> None:
+    known = sends(house.client(), 1500)
+    first, second = house.client(None), house.client(None)
+    first.gives(b"GET / HTTP/1.1\r\nx: " + b"x" * 1800)
+    second.gives(b"GET / HTTP/1.1\r\nx: " + b"x" * 1000)
+    answer = first.answer()
+    assert (answer.status, answer.error["code"]) == (503, "unavailable")
+    assert first.is_closed
+    first.gives(b"x" * 5000)
+    assert not first.bytes_out, "one answer is enough"
+    assert not known.bytes_out
+    second.gives(b"\r\n\r\n")
+    assert second.answer().status == 404
+    assert house.admission.incoming.bytes == 1500
+
+
 # --- by WebSocket --------------------------------------------------------------------------
 
 

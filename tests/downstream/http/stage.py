@@ -58,6 +58,7 @@ class House:
             self.websockets,
             self.site,
             self.settings.timeouts.handshake_seconds,
+            self.admission.incoming,
         )
         self.clients: list[Client] = []
 
