@@ -70,7 +70,7 @@ class DoorService(ListenerService):
     """The clients' listener; it stays open while turns finish, to say that it stops.
 
     :param admission: who is in.
-    :param shutdown_seconds: how long running turns may go on.
+    :param shutdown_seconds: how long running turns may go on; may change before a stop.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class DoorService(ListenerService):
     ) -> None:
         super().__init__(reactor, endpoint, factory, "listen")
         self._admission = admission
-        self._shutdown_seconds = shutdown_seconds
+        self.shutdown_seconds = shutdown_seconds
 
     def finish_turns(self) -> Deferred[None]:
         """Refuse new clients and wait until the running turns are done, or time is up."""
         finished: Deferred[None] = Deferred()
-        abandon = self._reactor.callLater(self._shutdown_seconds, self._admission.abandon)
+        abandon = self._reactor.callLater(self.shutdown_seconds, self._admission.abandon)
         give_up = self._reactor.callLater(
-            self._shutdown_seconds + _CLOSE_SECONDS, lambda: finished.callback(None)
+            self.shutdown_seconds + _CLOSE_SECONDS, lambda: finished.callback(None)
         )
 
         def empty() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import IO, Any
@@ -20,6 +21,10 @@ from twisted.logger import (
 from twisted.python.logfile import LogFile
 
 from .config import LogSettings
+
+#: A file is put aside when it has this size, and so many such files are kept: a gigabyte in all.
+_FILE_BYTES = 100_000_000
+_FILES_KEPT = 10
 
 #: Twisted classes that say something about every connection.
 _CHATTY = ("twisted.web.client._HTTP11ClientFactory",)
@@ -52,16 +57,22 @@ class LogThreshold:
         self._level = level
 
 
+def log_file(path: str) -> LogFile:
+    """The file to log to; ``reopen`` it after another program has put it aside."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return LogFile(name, folder, rotateLength=_FILE_BYTES, maxRotatedFiles=_FILES_KEPT)
+
+
 def log_observer(
-    settings: LogSettings, logfile: str | None, threshold: LogThreshold | None = None
+    settings: LogSettings, file: LogFile | None, threshold: LogThreshold | None = None
 ) -> ILogObserver:
     """The observer that the settings ask for.
 
-    :param logfile: path of the file, or None for standard output.
+    :param file: see ``log_file``, or None for standard output.
     :param threshold: what is logged; by default what the settings say.
     """
     threshold = threshold or LogThreshold(settings.level)
-    out: Any = sys.stdout if logfile in (None, "-") else LogFile.fromFullPath(logfile)
+    out: Any = sys.stdout if file is None else file
     format = json_line if settings.format == "json" else text_line
     return FilteringLogObserver(_file_observer(out, format), [threshold.predicate])
 

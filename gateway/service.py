@@ -18,7 +18,9 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
+from twisted.python.logfile import LogFile
 
+from . import __version__
 from .accounts.bindings import Bindings
 from .accounts.catalogue import Catalogues
 from .accounts.pool import Pool
@@ -46,12 +48,13 @@ from .ledger.memory import MemoryLedger
 from .ledger.owners import OwnerRegister
 from .ledger.seals import SealRegister
 from .listening import CannotListen, DoorService, ListenerService
-from .log import LogThreshold, log_observer
+from .log import LogThreshold, log_file, log_observer
 from .observe.observatory import Observatory
-from .options import Options
+from .options import Options, summary
 from .protocol.turn_state import TurnStates
 from .reload import Reloads
 from .roster import Roster
+from .signals import on_second_stop, on_signal
 from .simulator import SimulatedAccount, Simulator, SimulatorService
 from .tenants.tenants import Tenants
 from .turn.environment import TurnEnvironment
@@ -206,6 +209,7 @@ class GatewayService(MultiService):
         )
         environment.waiting.max_waiting = settings.routing.max_waiting
         self.tenants.arrange(settings.keys)
+        self._door_service.shutdown_seconds = settings.timeouts.shutdown_seconds
         self.admission.max_connections = settings.limits.max_connections
         self.admission.incoming.max_bytes = settings.limits.max_incoming_bytes
         self.door.arrange(settings)
@@ -248,6 +252,7 @@ class TwistdService(GatewayService):
         super().__init__(options.settings, reactor)
         self._twistd: Mapping[str, Any] = options.parent or {}
         self._reactor = reactor
+        self._log_file: LogFile | None = None
         self.reloads = Reloads(options.settings, options.read, self.arrange, reactor.seconds)
         self._options = options
         self._described = options.described()
@@ -268,24 +273,46 @@ class TwistdService(GatewayService):
         """Take over the application's log, unless the operator chose an observer."""
         super().setServiceParent(parent)
         if isinstance(parent, Componentized) and not self._twistd.get("syslog"):
-            observer = log_observer(self.settings.log, self._logfile(), self.threshold)
+            path = self._logfile()
+            self._log_file = None if path is None else log_file(path)
+            observer = log_observer(self.settings.log, self._log_file, self.threshold)
             parent.setComponent(ILogObserver, observer)
 
     def startService(self) -> None:
         """Start, or say in one line why not."""
         _collect_rarely()
         _allow_open_files()
-        signal.signal(signal.SIGHUP, self._hang_up)
+        on_signal(self._reactor, signal.SIGHUP, self._reload)
+        if self._log_file is not None:
+            on_signal(self._reactor, signal.SIGUSR1, self._log_file.reopen)
+        self._reactor.addSystemEventTrigger("before", "shutdown", self._say_who_is_left)
+        on_second_stop(self._reactor, self._end_all_turns)
         if not USES_NVX:
             _log.warn("Autobahn's native code is missing: large messages will stop the gateway")
         try:
             super().startService()
         except CannotListen as error:
             self._give_up(f"responses-gateway: {error}")
+        _log.info(
+            "responses-gateway {version} started with {configuration}: {summary}",
+            version=__version__,
+            configuration=self._options.source,
+            summary=summary(self.settings),
+        )
 
-    def _hang_up(self, *_: object) -> None:
-        """SIGHUP: read the configuration anew, between two events of the reactor."""
-        self._reactor.callFromThread(self._reload)
+    def _say_who_is_left(self) -> None:
+        """What may keep a stop waiting."""
+        _log.info(
+            "stopping with {connections} connections; turns that run have {seconds:g} seconds,"
+            " or until a second signal",
+            connections=len(self.admission),
+            seconds=self._door_service.shutdown_seconds,
+        )
+
+    def _end_all_turns(self) -> None:
+        """The second signal to stop."""
+        _log.warn("a second signal: what runs is ended")
+        self.admission.abandon()
 
     def _reload(self) -> None:
         with suppress(Exception):  # the log has it, and the admin side
@@ -310,9 +337,9 @@ class TwistdService(GatewayService):
 
     def _logfile(self) -> str | None:
         logfile = self._twistd.get("logfile")
-        if logfile or self._twistd.get("nodaemon", True):
-            return logfile or None
-        return "twistd.log"
+        if logfile == "-" or (not logfile and self._twistd.get("nodaemon", True)):
+            return None
+        return logfile or "twistd.log"
 
 
 def _allow_open_files() -> None:

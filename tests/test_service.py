@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ from twisted.application.service import Application
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import ILogObserver
+from twisted.logger import ILogObserver, LogEvent, capturedLogs, formatEvent
 from twisted.python.components import Componentized
 
-from gateway import service
+from gateway import __version__, service
 from gateway.accounts.affinity import AffinityKey
 from gateway.accounts.health import AccountState
 from gateway.config import AccountSettings, AdminSettings, Settings, TimeoutSettings
@@ -233,6 +235,19 @@ def test_it_does_not_wait_longer_than_it_may(reactor: MemoryReactorClock) -> Non
     gateway.admission.leave(client)  # too late, and harmless
 
 
+def test_a_reload_may_change_how_long_a_stop_waits(reactor: MemoryReactorClock) -> None:
+    gateway = GatewayService(settings(timeouts=TimeoutSettings(shutdown_seconds=30)), reactor)
+    gateway.startService()
+    client = connected(reactor, gateway)
+    arranged(gateway, timeouts=TimeoutSettings(shutdown_seconds=300))
+    stopped(gateway)
+    reactor.advance(299)
+    assert client.abandoned == []
+    reactor.advance(1)
+    assert client.abandoned == [300]
+    reactor.advance(2)
+
+
 # --- under twistd --------------------------------------------------------------------------
 
 
@@ -275,6 +290,86 @@ def test_a_daemon_hands_the_line_to_who_waits_for_its_start(tmp_path: Path, quie
     os.close(writer)
     with open(reader, "rb") as pipe:
         assert pipe.read().startswith(b"1 responses-gateway: admin.listen: ")
+
+
+class Foreground:
+    """A gateway that twistd started, and what it answers signals with."""
+
+    def __init__(self, reactor: MemoryReactorClock, patch: pytest.MonkeyPatch, **twistd: Any):
+        self.signals: dict[int, Callable[[], object]] = {}
+        self.second_stop: Callable[[], object] = lambda: None
+        patch.setattr(service, "on_signal", self._on_signal)
+        patch.setattr(service, "on_second_stop", self._on_second_stop)
+        self.gateway = TwistdService(options({"nodaemon": True, **twistd}), reactor)
+        self.gateway.setServiceParent(Application("test"))
+
+    def _on_signal(self, _: object, number: int, call: Callable[[], object]) -> None:
+        self.signals[number] = call
+
+    def _on_second_stop(self, _: object, call: Callable[[], object]) -> None:
+        self.second_stop = call
+
+
+def messages(events: list[LogEvent]) -> list[str]:
+    return [formatEvent(event) for event in events]
+
+
+def test_the_log_says_what_is_served_where(
+    reactor: MemoryReactorClock, monkeypatch: pytest.MonkeyPatch, quiet: None
+) -> None:
+    foreground = Foreground(reactor, monkeypatch)
+    with capturedLogs() as events:
+        foreground.gateway.startService()
+    (line,) = [line for line in messages(events) if "started" in line]
+    assert line == (
+        f"responses-gateway {__version__} started with no file: the defaults: 1 account,"
+        " no client keys, listen on tcp:8080:interface=127.0.0.1,"
+        " admin on tcp:8081:interface=127.0.0.1"
+    )
+    foreground.gateway.stopService()
+
+
+def test_a_second_signal_to_stop_waits_for_nobody(
+    reactor: MemoryReactorClock, monkeypatch: pytest.MonkeyPatch, quiet: None
+) -> None:
+    foreground = Foreground(reactor, monkeypatch)
+    gateway = foreground.gateway
+    gateway.startService()
+    client = connected(reactor, gateway)
+    with capturedLogs() as events:
+        for call, args, kwargs in reactor.triggers["before"]["shutdown"]:
+            call(*args, **kwargs)
+    assert messages(events) == [
+        "stopping with 1 connections; turns that run have 30 seconds, or until a second signal"
+    ]
+    results = stopped(gateway)
+    assert (client.abandoned, results) == ([], [])
+    foreground.second_stop()
+    assert client.abandoned == [reactor.seconds()]
+    gateway.admission.leave(client)
+    assert results == [None]
+
+
+def test_a_log_that_was_put_aside_is_opened_again_at_a_signal(
+    reactor: MemoryReactorClock, monkeypatch: pytest.MonkeyPatch, quiet: None, tmp_path: Path
+) -> None:
+    path = tmp_path / "gateway.log"
+    foreground = Foreground(reactor, monkeypatch, logfile=str(path))
+    foreground.gateway.startService()
+    assert path.exists()
+    path.unlink()
+    foreground.signals[signal.SIGUSR1]()
+    assert path.exists()
+    foreground.gateway.stopService()
+
+
+def test_without_a_file_of_its_own_only_a_reload_is_asked_for_by_signal(
+    reactor: MemoryReactorClock, monkeypatch: pytest.MonkeyPatch, quiet: None
+) -> None:
+    foreground = Foreground(reactor, monkeypatch, logfile="-")
+    foreground.gateway.startService()
+    assert list(foreground.signals) == [signal.SIGHUP]
+    foreground.gateway.stopService()
 
 
 def test_it_brings_its_own_log_unless_syslog_is_wanted(reactor: MemoryReactorClock) -> None:
