@@ -111,12 +111,15 @@ class HttpRequest:
     def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Begin an answer that comes in pieces.
 
+        Clients show their users the ``x-request-id`` of an error; where no upstream gave one
+        it is what journals and the log call the request.
+
         :param headers: names in lower case.
         """
         assert not self.started, "a request is answered once"
         self.started = True
         if self._wire is not None:
-            self._wire.send_head(status, headers)
+            self._wire.send_head(status, {"x-request-id": self.connection, **headers})
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 from typing import Any, Protocol
 
 from ...config import Settings
@@ -43,6 +44,7 @@ class HttpSite:
         self.head_seconds = settings.timeouts.handshake_seconds
         self.stall_seconds = settings.timeouts.stall_seconds
         self._numbers = itertools.count(1)
+        self._start = secrets.token_hex(3)
 
     def arrange(self, settings: Settings) -> None:
         """Take these settings; those that bound a request need a restart."""
@@ -54,4 +56,4 @@ class HttpSite:
 
     def next_connection(self) -> str:
         """What journals call the next request: each is a connection of its own."""
-        return f"http-{next(self._numbers)}"
+        return f"http-{self._start}-{next(self._numbers)}"

@@ -91,6 +91,16 @@ def test_each_request_has_an_id_of_its_own(wired: House, handler: Handler) -> No
     assert len(ids) == 2
 
 
+def test_an_answer_names_its_request_as_the_log_does(wired: House, handler: Handler) -> None:
+    client = wired.client()
+    client.gives(echo(client))
+    handler.last.refuse(ApiError.bad_gateway("No."))
+    assert client.answer().headers["x-request-id"] == handler.last.connection
+    client.gives(echo(client))
+    handler.last.answer_json(200, {}, {"x-request-id": "req_of_the_upstream"})
+    assert client.answer().headers["x-request-id"] == "req_of_the_upstream"
+
+
 def test_a_body_in_chunks_is_one_body(wired: House, handler: Handler) -> None:
     client = wired.client()
     client.gives(client.head("POST", "/v1/echo", {"Transfer-Encoding": "chunked"}))
