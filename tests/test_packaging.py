@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import http.client
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from gateway import __version__
+from gateway.config import Settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,6 +59,23 @@ def test_the_types_are_published() -> None:
 
 def test_the_version_has_notes() -> None:
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_systemd_unit_starts_reloads_and_stops_what_is_installed() -> None:
+    unit = (ROOT / "config" / "responses-gateway.service").read_text()
+    installed_as = re.search(r"config/pool\.yaml (\S+)", unit)
+    assert installed_as is not None
+    start, check, reload_ = re.findall(r"^Exec(?:Start|Reload)=(.*)$", unit, re.MULTILINE)
+    for command in (start, check):
+        program, *arguments = command.split()
+        assert f"{program} --help" in unit, "the program is not the one whose cache is written"
+        options = arguments[arguments.index("responses-gateway") + 1 :]
+        assert options[-2:] == ["--config", installed_as[1]]
+    assert "--check" in check.split(), "a reload that will be refused must fail"
+    assert reload_ == "/bin/kill -HUP $MAINPID"
+    patience = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert patience is not None
+    assert int(patience[1]) > Settings().timeouts.shutdown_seconds + 5, "turns would be cut off"
 
 
 # A fresh environment
