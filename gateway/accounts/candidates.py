@@ -1,14 +1,18 @@
-"""The accounts that offer one model, and which of them are known to rest."""
+"""The accounts that offer one model, and which of them are known to rest or to be used up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .account import Account
 from .health import AccountState, Unavailable
 
 #: How long, in seconds, an account that rests is not asked again whether it still does.
 _BELIEVED_SECONDS = 1.0
+
+#: Why an account that could serve is passed over.
+USED_UP = "a quota of it is used up"
+_SPARED = Unavailable(AccountState.READY, USED_UP, None)
 
 
 class Candidates:
@@ -21,10 +25,18 @@ class Candidates:
     :param accounts: in the operator's order.
     :param now: unix seconds.
     :ivar members: the same accounts, for a quick look.
-    :ivar resting: those that said so of late, and why.
+    :ivar resting: those that said so of late, and why; and those that are spared.
     """
 
-    __slots__ = ("_believed_until", "_model", "_now", "accounts", "members", "resting")
+    __slots__ = (
+        "_believed_until",
+        "_model",
+        "_now",
+        "_others_have_room",
+        "accounts",
+        "members",
+        "resting",
+    )
 
     def __init__(
         self, accounts: tuple[Account, ...], model: str | None, now: Callable[[], float]
@@ -32,6 +44,7 @@ class Candidates:
         self.accounts = accounts
         self.members = frozenset(accounts)
         self.resting: dict[Account, Unavailable] = {}
+        self._others_have_room: bool | None = None
         self._believed_until = 0.0
         self._model = model
         self._now = now
@@ -43,7 +56,20 @@ class Candidates:
             self.resting[account] = blocked
             if blocked.until is None and blocked.state is AccountState.READY:
                 account.tell_when_free(self._free)  # it is only busy
+        elif account in self.resting:
+            del self.resting[account]
         return blocked
+
+    def spares(self, account: Account) -> bool:
+        """Whether ``account``, which could serve, is known to be used up, and another is not."""
+        if not account.health.quotas.spent:
+            return False
+        if self._others_have_room is None:
+            fresh = (each for each in self.accounts if not each.health.quotas.spent)
+            self._others_have_room = any(self.unavailable(each) is None for each in fresh)
+        if self._others_have_room:
+            self.resting[account] = _SPARED
+        return self._others_have_room
 
     def why_not(self, account: Account) -> Unavailable | None:
         """The same, as known without asking again."""
@@ -53,7 +79,7 @@ class Candidates:
         """Believe what is known no longer than a moment; no clock that jumps makes it longer."""
         now = self._now()
         if not now < self._believed_until <= now + _BELIEVED_SECONDS:
-            self.resting.clear()
+            self.forget()
             self._believed_until = now + _BELIEVED_SECONDS
 
     def _free(self, account: Account) -> None:
@@ -63,4 +89,10 @@ class Candidates:
         """Believe nothing; False when nothing was believed anyway."""
         known = bool(self.resting)
         self.resting.clear()
+        self._others_have_room = None
         return known
+
+
+def with_room(accounts: Sequence[Account]) -> Sequence[Account]:
+    """Those of ``accounts`` that are not known to be used up; all of them when all are."""
+    return [each for each in accounts if not each.health.quotas.spent] or accounts

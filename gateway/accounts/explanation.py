@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from .account import Account
+from .candidates import USED_UP, with_room
 from .pool import Pool, Rejected, Wanted
 
 #: Accounts that are explained one by one.
@@ -44,7 +46,7 @@ def explain(pool: Pool, wanted: Wanted) -> Explanation:
         others = [each for each in usable if each.name != binding.leaves]
         if others:
             rule = f"moved away from {binding.leaves} by the operator ({strategy})"
-            return _one_of(wanted, eligible, others, rule)
+            return _one_of(wanted, eligible, with_room(others), rule)
     for name, rule in pool.sticky(wanted, pool.bindings.look):
         account = pool.named(name)
         if account is None or account not in eligible:
@@ -57,9 +59,10 @@ def explain(pool: Pool, wanted: Wanted) -> Explanation:
     rule = strategy
     if home is not None and pool.routing.return_to == "sticky":
         rule = f"stands in for {home.name} ({strategy})"
+    fresh = with_room(usable)
     if strategy == "fill-first":
-        return _explained(wanted, eligible, usable[0] if usable else None, rule, ())
-    return _one_of(wanted, eligible, usable, rule)
+        return _explained(wanted, eligible, fresh[0] if fresh else None, rule, ())
+    return _one_of(wanted, eligible, fresh, rule)
 
 
 def _only(
@@ -71,7 +74,7 @@ def _only(
 
 
 def _one_of(
-    wanted: Wanted, eligible: tuple[Account, ...], usable: list[Account], rule: str
+    wanted: Wanted, eligible: tuple[Account, ...], usable: Sequence[Account], rule: str
 ) -> Explanation:
     sure = usable[0] if len(usable) == 1 else None
     return _explained(wanted, eligible, sure, rule, tuple(each.name for each in usable))
@@ -90,7 +93,8 @@ def _explained(
         if blocked is not None:
             rejected.append(Rejected(each.name, blocked.why or blocked.state.value))
         elif each is not account and each.name not in among:
-            rejected.append(Rejected(each.name, "another was named"))
+            why = USED_UP if each.health.quotas.spent else "another was named"
+            rejected.append(Rejected(each.name, why))
     names = tuple(each.name for each in eligible)
     return Explanation(
         None if account is None else account.name, rule, among, names, tuple(rejected), None

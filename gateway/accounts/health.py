@@ -15,6 +15,7 @@ from typing import Any
 from ..breaker import Attempt, Breaker, BreakerState
 from ..protocol.faults import Fault, FaultKind
 from ..protocol.limits import QuotaWindow
+from .quotas import Quotas
 from .rest import AccountState, Rest, Unavailable
 
 __all__ = ["AccountState", "Health", "Permit", "Unavailable", "Wish"]
@@ -22,7 +23,6 @@ __all__ = ["AccountState", "Health", "Permit", "Unavailable", "Wish"]
 #: Bounds on what is remembered of one account.
 MAX_MODELS = 200
 _MAX_MODEL_NAME = 200
-_MAX_WINDOWS = 32
 
 #: How long after its rest a model is forgotten that no turn has probed, in seconds.
 _FORGET_SECONDS = 3_600.0
@@ -125,6 +125,7 @@ class Health:
     :param jitter: from 0 to 1.
     :ivar blocked_until: surely unavailable for every model before this unix time; infinite
         while the operator wants it so.
+    :ivar quotas: what its answers told of them.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Health:
             "service": self._rest(AccountState.COOLING, _SERVICE_FAILURES, _SERVICE_SECONDS),
         }
         self._models: dict[str | None, Rest] = {}
-        self._windows: dict[str, QuotaWindow] = {}
+        self.quotas = Quotas(now, cooldown_max_seconds)
         self._calm = True
         self._told: tuple[float, float, Unavailable] | None = None
         self.blocked_until = 0.0
@@ -195,13 +196,12 @@ class Health:
         for rest in self._rests.values():
             rest.breaker.close()
         self._models.clear()
+        self.quotas.doubt()
         self._changed()
 
     def observe(self, windows: Iterable[QuotaWindow]) -> None:
         """Remember what an answer told of the account's quotas."""
-        for window in windows:
-            if window.name in self._windows or len(self._windows) < _MAX_WINDOWS:
-                self._windows[window.name] = window
+        self.quotas.observe(windows)
 
     @property
     def state(self) -> AccountState:
@@ -231,7 +231,7 @@ class Health:
                 name: rest.shown() for name, rest in self._rests.items() if not rest.breaker.closed
             },
             "models": [{"model": model, **rest.shown()} for model, rest in self._models.items()],
-            "windows": [window._asdict() for window in self._windows.values()],
+            "windows": self.quotas.shown(),
             "breaker": {"state": breaker.state.value, "failures": breaker.failures},
         }
 
@@ -272,7 +272,7 @@ class Health:
         self, model: str | None, attempts: list[tuple[Rest, Attempt]], fault: Fault
     ) -> None:
         if fault.kind is FaultKind.EXHAUSTED and fault.retry_at is None:
-            fault = fault._replace(retry_at=self._used_up_until())
+            fault = fault._replace(retry_at=self.quotas.used_up_until())
         shown = [self._rests[name] for name in _SHOWS[fault.kind]]
         tripped = self._tripped(model, fault)
         began = None
@@ -306,16 +306,6 @@ class Health:
         return Rest(
             state, Breaker(self._now, threshold, first_seconds, self._max_seconds, self._jitter)
         )
-
-    def _used_up_until(self) -> float | None:
-        """When the quotas reset that earlier answers told to be used up.
-
-        Rate limits, which count what remains, are none of them.
-        """
-        now = self._now()
-        spent = [each for each in self._windows.values() if each.remaining is None and each.used_up]
-        resets = [each.resets_at for each in spent]
-        return max((at for at in resets if at is not None and at > now), default=None)
 
     def _wished(self, action: str) -> None:
         wish = WISHES[action].get(self._wish, self._wish)

@@ -274,13 +274,16 @@ class Pool:
         return self._take(account, rule, wanted, candidates, tried, [])
 
     def _pick(self, candidates: Candidates, without: Collection[str]) -> Account | None:
-        """The account of a conversation that sticks to none."""
+        """The account of a conversation that sticks to none: one with room, if there is any."""
 
         def usable(account: Account) -> bool:
             return candidates.unavailable(account) is None and account.name not in without
 
+        def has_room(account: Account) -> bool:
+            return usable(account) and not candidates.spares(account)
+
         candidates.doubt()
-        account = self._strategy.pick(candidates.accounts, usable, candidates.resting)
+        account = self._strategy.pick(candidates.accounts, has_room, candidates.resting)
         if account is None and candidates.forget():
             account = self._strategy.pick(candidates.accounts, usable)
         return account

@@ -22,6 +22,7 @@ from gateway.accounts.bindings import Bindings
 from gateway.accounts.strategies import strategy
 from gateway.accounts.waiting import WaitingRoom
 from gateway.config.settings import Strategy as StrategyName
+from gateway.protocol.limits import QuotaWindow
 from tests.accounts.figures import account
 from tests.accounts.pools import Basin
 
@@ -149,6 +150,21 @@ def test_a_whole_choice_costs_less_than_asking_a_thousand_accounts(name: str, re
     accounts = basin.pool.accounts
     whole = steps_of(lambda: [each.unavailable("gpt-5") for each in accounts], 1)
     basin.fails(*map(str, range(resting)), seconds=500.0)
+    basin.goes()
+    cost = steps_of(basin.goes, 20)
+    assert cost < whole, (
+        f"{cost:,.0f} steps a choice; asking 1,000 idle accounts takes {whole:,.0f}"
+    )
+
+
+@pytest.mark.parametrize("spent", [500, 999, 1000])
+@pytest.mark.parametrize("name", NAMES)
+def test_passing_over_the_used_up_costs_less_than_asking_everybody(name: str, spent: int) -> None:
+    basin = Basin(*map(str, range(1000)), strategy=name)
+    accounts = basin.pool.accounts
+    whole = steps_of(lambda: [each.unavailable("gpt-5") for each in accounts], 1)
+    for each in accounts[:spent]:
+        each.health.observe([QuotaWindow("requests", remaining=0.0, resets_at=basin.now + 60)])
     basin.goes()
     cost = steps_of(basin.goes, 20)
     assert cost < whole, (
