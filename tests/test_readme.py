@@ -33,10 +33,14 @@ def test_the_configuration_shown_is_accepted() -> None:
     assert [key.name for key in settings.keys] == ["laptop"]
 
 
-def test_the_python_snippets_compile() -> None:
-    shown = snippets("python")
-    assert len(shown) == 2, "one for each door"
-    compile("\n".join(shown), "README.md", "exec")
+def test_the_python_snippets_compile_and_name_the_default_address() -> None:
+    websocket, http, agents = snippets("python")
+    compile(websocket + http, "README.md", "exec")
+    compile(agents, "README.md", "exec")
+    port = re.search(r"tcp:(\d+)", Settings().listen)
+    assert port is not None
+    for shown in (websocket, agents):
+        assert f'base_url="http://127.0.0.1:{port[1]}/v1"' in shown
 
 
 def test_the_codex_snippet_points_at_the_default_address() -> None:
