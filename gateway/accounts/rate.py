@@ -16,6 +16,7 @@ class RequestRate:
 
     :param per_minute: how many requests fit into 60 seconds.
     :param now: seconds; a clock that does not jump is better.
+    :ivar per_minute: may be changed at any time.
     """
 
     def __init__(self, per_minute: int, now: Callable[[], float]) -> None:
@@ -31,8 +32,8 @@ class RequestRate:
             return 0.0
         return self._taken[0][0] + _WINDOW_SECONDS - now
 
-    def take(self) -> float:
-        """A request goes out now; the result names it to :meth:`give_back`."""
+    def take(self) -> None:
+        """A request goes out now."""
         now = self._forget()
         slice_end = (now // _SLICE_SECONDS + 1) * _SLICE_SECONDS
         if self._taken and self._taken[-1][0] == slice_end:
@@ -40,21 +41,12 @@ class RequestRate:
         else:
             self._taken.append([slice_end, 1])
         self._count += 1
-        return slice_end
-
-    def give_back(self, taken: float) -> None:
-        """The request was not sent after all."""
-        for entry in reversed(self._taken):
-            if entry[0] == taken and entry[1]:
-                entry[1] -= 1
-                self._count -= 1
-                return
 
     def _forget(self) -> float:
         """Forget what is a minute ago; after a clock that was set back, what is yet to come."""
         now = self._now()
         taken = self._taken
-        while taken and not (taken[0][1] and now < taken[0][0] + _WINDOW_SECONDS):
+        while taken and now >= taken[0][0] + _WINDOW_SECONDS:
             self._count -= int(taken.popleft()[1])
         if taken and taken[-1][0] > now + _SLICE_SECONDS:
             behind = taken[-1][0] - now

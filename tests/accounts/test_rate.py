@@ -34,34 +34,6 @@ def test_as_many_as_allowed_go_at_once_and_the_next_waits(time: Time) -> None:
     assert rate.wait_seconds() == 0.0
 
 
-def test_a_request_that_was_not_sent_does_not_count(time: Time) -> None:
-    rate = RequestRate(2, time)
-    rate.take()
-    time.now += 30
-    taken = rate.take()
-    rate.give_back(taken)
-    assert rate.wait_seconds() == 0.0
-    rate.take()
-    assert rate.wait_seconds() > 0.0, "two were sent"
-    time.now += 61
-    rate.give_back(taken)
-    assert rate.wait_seconds() == 0.0, "one that is forgotten cannot come back"
-    rate.take()
-    rate.take()
-    assert rate.wait_seconds() > 0.0, "nothing was gained by it"
-
-
-def test_given_back_the_first_of_two_leaves_the_later_one_counted(time: Time) -> None:
-    rate = RequestRate(2, time)
-    first = rate.take()
-    time.now += 50
-    rate.take()
-    rate.give_back(first)
-    time.now += 11
-    rate.take()
-    assert rate.wait_seconds() > 0.0, "two went within 11 seconds"
-
-
 def test_memory_does_not_grow_with_the_rate(time: Time) -> None:
     rate = RequestRate(1_000_000, time)
     for _ in range(100_000):
@@ -91,24 +63,20 @@ def test_a_limit_may_be_raised_while_it_runs(time: Time) -> None:
 
 @given(
     st.integers(1, 5),
-    st.lists(st.tuples(st.floats(0, 40), st.booleans(), st.booleans()), max_size=60),
+    st.lists(st.tuples(st.floats(0, 40), st.booleans()), max_size=60),
 )
 def test_no_minute_holds_more_than_allowed(
-    per_minute: int, steps: list[tuple[float, bool, bool]]
+    per_minute: int, steps: list[tuple[float, bool]]
 ) -> None:
     time = Time()
     rate = RequestRate(per_minute, time)
     sent: list[float] = []
-    for seconds, wait, give_back in steps:
+    for seconds, wait in steps:
         time.now += rate.wait_seconds() if wait else seconds
         if rate.wait_seconds() > 0:
             assert not wait, "what has waited as long as it was told may go"
-            assert len(sent) >= per_minute, "only what was sent makes others wait"
             continue
-        taken = rate.take()
-        if give_back:
-            rate.give_back(taken)
-        else:
-            sent.append(time.now)
+        rate.take()
+        sent.append(time.now)
     for first, last in zip(sent, sent[per_minute:], strict=False):
         assert last - first >= 60.0, f"{per_minute} per minute are allowed"
