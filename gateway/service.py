@@ -273,8 +273,7 @@ class TwistdService(GatewayService):
         """Take over the application's log, unless the operator chose an observer."""
         super().setServiceParent(parent)
         if isinstance(parent, Componentized) and not self._twistd.get("syslog"):
-            path = self._logfile()
-            self._log_file = None if path is None else log_file(path)
+            self._log_file = self._open_log()
             observer = log_observer(self.settings.log, self._log_file, self.threshold)
             parent.setComponent(ILogObserver, observer)
 
@@ -334,6 +333,14 @@ class TwistdService(GatewayService):
         else:
             print(line, file=sys.__stderr__)
         raise SystemExit(1)
+
+    def _open_log(self) -> LogFile | None:
+        """The file to log to, or None for standard output."""
+        path = self._logfile()
+        try:
+            return None if path is None else log_file(path)
+        except OSError as error:
+            self._give_up(f"responses-gateway: --logfile '{path}': {error.strerror}")
 
     def _logfile(self) -> str | None:
         logfile = self._twistd.get("logfile")

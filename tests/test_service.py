@@ -363,6 +363,20 @@ def test_a_log_that_was_put_aside_is_opened_again_at_a_signal(
     foreground.gateway.stopService()
 
 
+def test_a_log_that_cannot_be_written_is_one_line(
+    reactor: MemoryReactorClock,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "missing" / "gateway.log"
+    with pytest.raises(SystemExit) as caught:
+        Foreground(reactor, monkeypatch, logfile=str(path))
+    assert caught.value.code == 1
+    _, err = capfd.readouterr()
+    assert err == f"responses-gateway: --logfile '{path}': No such file or directory\n"
+
+
 def test_without_a_file_of_its_own_only_a_reload_is_asked_for_by_signal(
     reactor: MemoryReactorClock, monkeypatch: pytest.MonkeyPatch, quiet: None
 ) -> None:
