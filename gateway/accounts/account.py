@@ -60,6 +60,8 @@ class Account:
         self._now = now
         self._max_in_flight = settings.max_in_flight
         self._to_tell: set[Callable[[Account], None]] = set()
+        #: Those whose place it took, with turns that may still run.
+        self._former: tuple[Account, ...] = ()
         if not settings.enabled:
             self.health.disable()
 
@@ -77,12 +79,17 @@ class Account:
         """Take the place of ``former``, which is described otherwise now.
 
         Its limits and rests are the credential's and the service's: they go on where both
-        are the same, and with them what the operator wished of it.
+        are the same, and with them what the operator wished of it.  What was sent within the
+        last minute counts on, and so do turns that still run there.
         """
         mine, its = self.settings, former.settings
         if any(getattr(mine, each) != getattr(its, each) for each in _IDENTITY):
             return
         self.health = former.health
+        self._former = tuple(each for each in (former, *former._former) if each.in_flight)
+        if self._rate is not None and former._rate is not None:
+            former._rate.per_minute = self._rate.per_minute
+            self._rate = former._rate
         if mine.enabled and not its.enabled:
             self.health.enable()
         elif its.enabled and not mine.enabled:
@@ -101,7 +108,7 @@ class Account:
         blocked = self.health.unavailable(model)
         if blocked is not None:
             return blocked
-        if self._max_in_flight is not None and self.in_flight >= self._max_in_flight:
+        if self._max_in_flight is not None and self._places_taken() >= self._max_in_flight:
             return _FULL
         if self._rate is not None:
             wait = self._rate.wait_seconds()
@@ -131,6 +138,15 @@ class Account:
             told, self._to_tell = self._to_tell, set()
             for tell in told:
                 tell(self)
+
+    def _places_taken(self) -> int:
+        """Those of turns that began before a reload are taken, too."""
+        if not self._former:
+            return self.in_flight
+        before = sum(each.in_flight for each in self._former)
+        if not before:
+            self._former = ()
+        return self.in_flight + before
 
     def tell_when_free(self, tell: Callable[[Account], None]) -> None:
         """Call ``tell`` once, when the next place becomes free; asking twice changes nothing."""
