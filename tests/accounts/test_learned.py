@@ -8,6 +8,7 @@ from gateway.accounts.learned import TEACHES_FOR_SECONDS, LearnedContinuity
 from gateway.ledger.records import Record
 
 NOW = 100_000.0
+HOUR = 3600.0
 FRESH, OLD = NOW - 60, NOW - TEACHES_FOR_SECONDS
 
 
@@ -15,9 +16,21 @@ def parent(store: bool, created_at: float = FRESH) -> Record:
     return Record("laptop", "resp_1", None, (), (), "a", store, True, None, created_at)
 
 
+class Clock:
+    now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def learned() -> LearnedContinuity:
-    return LearnedContinuity(lambda: NOW)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def learned(clock: Clock) -> LearnedContinuity:
+    return LearnedContinuity(clock)
 
 
 def test_nothing_is_known_of_a_new_account(learned: LearnedContinuity) -> None:
@@ -62,3 +75,43 @@ def test_an_account_that_could_is_forgiven_twice_in_a_row(learned: LearnedContin
 def test_accounts_learn_each_for_themselves(learned: LearnedContinuity) -> None:
     learned.refused(parent(True), "it was refused")
     assert LearnedContinuity(lambda: NOW).reason_to_replay(True) is None
+
+
+def test_one_bad_hour_is_not_held_against_an_account_that_could(
+    learned: LearnedContinuity, clock: Clock
+) -> None:
+    learned.continued(True)
+    for _ in range(3):
+        learned.refused(parent(True), "it was refused")
+    clock.now += HOUR - 1
+    assert (learned.reason_to_replay(True), learned.trusts(True)) == ("it was refused", False)
+    clock.now += 1
+    assert learned.reason_to_replay(True) is None
+    assert learned.trusts(True) is False, "it has to show it again"
+    assert learned.shown()["store"] == "chain"
+    learned.refused(parent(True, clock.now), "it was refused again")
+    assert learned.reason_to_replay(True) == "it was refused again", "at once, this time"
+    clock.now += HOUR
+    learned.continued(True)
+    learned.refused(parent(True, clock.now), "it was refused")
+    assert learned.reason_to_replay(True) is None
+    assert learned.trusts(True) is True
+
+
+def test_an_account_that_never_could_is_asked_again_after_a_day(
+    learned: LearnedContinuity, clock: Clock
+) -> None:
+    learned.refused(parent(True), "it was refused")
+    clock.now += 23 * HOUR
+    assert learned.reason_to_replay(True) == "it was refused"
+    clock.now += HOUR
+    assert learned.reason_to_replay(True) is None
+    assert learned.shown()["store"] == "unknown"
+
+
+def test_a_turn_that_was_continued_meanwhile_is_the_newer_word(
+    learned: LearnedContinuity,
+) -> None:
+    learned.refused(parent(True), "it was refused")
+    learned.continued(True)
+    assert learned.reason_to_replay(True) is None
