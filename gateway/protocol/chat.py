@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -75,7 +76,7 @@ def chat_body(request: ChatRequest, model: str | None, stores: bool) -> bytes:
 
 def _may_repeat_the_model(body: bytes) -> bool:
     """Whether a service might read another model than we did: the first of two, not the last."""
-    return len(_MODEL.findall(body)) > 1
+    return next(islice(_MODEL.finditer(body), 1, None), None) is not None
 
 
 def last_usage(tail: bytes) -> Usage | None:

@@ -259,6 +259,7 @@ def test_a_member_is_decoded_when_it_is_there() -> None:
         (b'{"client_metadata":"text"}', {}),
         (b'{"client_metadata":null}', {}),
         (b'{"client_metadata":{"a":1e999}}', {}),
+        (b'{"client_metadata":{"a":"x","long":"%b"}}' % (b"y" * 300_000), {}),
         (b"{}", {}),
     ],
 )
@@ -271,3 +272,40 @@ def test_a_model_has_one_name(name: str) -> None:
     """Services in Go read names in any case, the last one wins."""
     with pytest.raises(ApiError, match=f"Unknown parameter: '{name}'"):
         read_members(json.dumps({"model": "allowed", name: "another"}).encode())
+
+
+# --- what would keep the gateway busy ------------------------------------------------------
+
+
+def many(count: int, item: bytes = b"{}") -> bytes:
+    """A message whose input has ``count`` items."""
+    return b'{"type":"response.create","input":[' + b",".join([item] * count) + b"]}"
+
+
+def test_an_input_has_only_so_many_items() -> None:
+    request = read(many(100_000))
+    assert isinstance(request, TurnRequest)
+    assert len(request.items) == 100_000
+    error = mistake(many(100_001))
+    assert error.param == "input"
+    assert "100000 items" in error.message
+
+
+def test_text_may_have_more_commas_than_an_input_has_items() -> None:
+    text = json.dumps({"role": "user", "content": "1,2," * 200_000}).encode()
+    request = read(many(2, text))
+    assert isinstance(request, TurnRequest)
+    assert len(request.items) == 2
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        many(3_000_000, b"1"),
+        b'{"type":"response.create","client_metadata":[' + b"0," * 2_000_001 + b"0]}",
+        b"{" + b",".join(b'"%d":0' % number for number in range(2_000_002)) + b"}",
+    ],
+    ids=["items", "a member", "members"],
+)
+def test_a_message_of_millions_of_values_is_not_taken_apart(payload: bytes) -> None:
+    assert "commas" in mistake(payload).message
