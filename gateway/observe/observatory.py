@@ -5,9 +5,9 @@ What the admin side reads of it is kept until the next step: an open page asks e
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall
@@ -29,7 +29,21 @@ from .tally import Tally
 #: Steps between two marks of the accounts' figures: those tell of 10 to 15 minutes.
 _ACCOUNT_STEPS = 300 // STEP_SECONDS
 
+#: What clients are told at a limit of their key, where it is not that they ask too often.
+_LIMITS = {
+    "model": "model_not_found",
+    "requests_per_day": "usage_limit_reached",
+    "tokens_per_day": "usage_limit_reached",
+}
+
 _log = Logger(namespace="gateway.observe")
+
+
+class _Errors(NamedTuple):
+    """How many turns failed by each error so far, and those of them that met a key's limit."""
+
+    all: Counter[str]
+    refused: Counter[str]
 
 
 class Observatory(Service):
@@ -51,6 +65,7 @@ class Observatory(Service):
     ) -> None:
         self._reactor = reactor
         self._environment = environment
+        self._tenants = tenants
         self._admission = admission
         self._door = door
         self.started_at = reactor.seconds()
@@ -65,6 +80,7 @@ class Observatory(Service):
         self.looked = look()
         self._alarms = Alarms()
         self._evicted: deque[int] = deque([0], maxlen=MINUTE)
+        self._errors: deque[_Errors] = deque([_Errors(Counter(), Counter())], maxlen=MINUTE)
         self._steps = 0
         self._accounts: dict[str, Mapping[str, Any]] = {}
         self._step: IDelayedCall | None = None
@@ -130,6 +146,11 @@ class Observatory(Service):
         evicted = ledger.evicted_conversations - self._evicted[0]
         self._evicted.append(ledger.evicted_conversations)
         turns, failed = self.history_of_all.in_the_last_minute()
+        before, errors = self._errors[0], self._errors_so_far()
+        self._errors.append(errors)
+        refused = errors.refused - before.refused
+        others = errors.all - before.all - refused
+        turned_away = refused.total()
         return Signs(
             self.loop_lag.recent.percentiles()["p99"],
             self.looked.rss_bytes,
@@ -138,9 +159,20 @@ class Observatory(Service):
             self.looked.open_files_limit,
             evicted,
             ledger.longest_unused,
-            turns,
-            failed,
+            max(0, turns - turned_away),
+            max(0, failed - turned_away),
+            max(others, key=lambda error: others[error], default=None),
         )
+
+    def _errors_so_far(self) -> _Errors:
+        return _Errors(self.tally.errors.copy(), self._refused_so_far())
+
+    def _refused_so_far(self) -> Counter[str]:
+        refused: Counter[str] = Counter()
+        for key in self._tenants.snapshot():
+            for limit, count in key["refusals"].items():
+                refused[_LIMITS.get(limit, "rate_limit_exceeded")] += count
+        return refused
 
     # --- what the admin side reads -------------------------------------------------------
 
@@ -155,7 +187,12 @@ class Observatory(Service):
 
     def rates(self) -> Mapping[str, Any]:
         """See ``Figures``."""
-        return self.history_of_all.rates(self._reactor.seconds())
+        refused = (self._refused_so_far() - self._errors[0].refused).total()
+        minutes = len(self._errors) * STEP_SECONDS / 60
+        return {
+            **self.history_of_all.rates(self._reactor.seconds()),
+            "refused_per_minute": round(refused / minutes, 2),
+        }
 
     def history(self) -> Mapping[str, Any]:
         """See ``Figures``."""

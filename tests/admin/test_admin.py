@@ -88,7 +88,7 @@ def test_what_somebody_should_act_on_is_an_alarm() -> None:
     shown = admin.json("/status")
     assert shown["state"] == "degraded"
     assert {(each["level"], each["what"]) for each in shown["alarms"]} == {
-        ("red", "b is unauthorized"),
+        ("red", "b is unauthorized: 401"),
         ("amber", "a configuration was rejected: accounts: none"),
     }
     assert shown["last_rejected_reload"]["error"] == "accounts: none"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.observe.alarms import Alarms, Finding, Signs, findings
+from gateway.observe.alarms import Alarms, Finding, Signs, alarm, findings
 
 CALM = Signs(
     lag_ms=1.0,
@@ -36,7 +36,9 @@ def test_nothing_is_wrong_with_what_is_calm_or_unknown() -> None:
         ({"files": 850}, "amber", "85%"),
         ({"files": 990}, "red", "99%"),
         ({"evicted": 3, "evicted_age": 240.0}, "amber", "4 minutes"),
-        ({"failed": 50}, "red", "every turn"),
+        ({"failed": 50}, "red", "every turn of the last minute failed"),
+        ({"failed": 50, "error": "server_error"}, "red", "failed, most by server_error"),
+        ({"failed": 10, "error": "server_error"}, "amber", "20% of the turns"),
     ],
 )
 def test_each_condition_says_what_is_wrong(signs: dict[str, Any], level: str, says: str) -> None:
@@ -51,6 +53,8 @@ def test_each_condition_says_what_is_wrong(signs: dict[str, Any], level: str, sa
         {"evicted": 3, "evicted_age": 3000.0},
         {"evicted": 0, "evicted_age": 10.0},
         {"turns": 5, "failed": 5},
+        {"turns": 0, "failed": 0},
+        {"failed": 5},
         {"memory_budget": None, "memory": 10**12},
     ],
 )
@@ -65,8 +69,8 @@ def test_an_alarm_knows_since_when() -> None:
     alarms.update([full, slow], 100.0)
     alarms.update([full, slow._replace(what="400 ms")], 105.0)
     assert alarms.shown() == [
-        {"level": "red", "what": "400 ms", "since": 100.0},
-        {"level": "amber", "what": "85 %", "since": 100.0},
+        alarm("red", "400 ms", 100.0),
+        alarm("amber", "85 %", 100.0),
     ]
     alarms.update([], 110.0)
     assert alarms.shown() == []

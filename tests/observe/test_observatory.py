@@ -9,6 +9,7 @@ import pytest
 
 from gateway.accounts.catalogue import Catalogues
 from gateway.admin.views.figures import Figures, NoFigures
+from gateway.config import KeySettings
 from gateway.observe.history import STEP_SECONDS
 from gateway.observe.observatory import Observatory
 from tests.admin.stage import Admin
@@ -111,6 +112,47 @@ def test_alarms_come_with_a_step(observatory: Observatory) -> None:
     observatory.step()
     if observatory.looked.rss_bytes is not None:
         assert [alarm["level"] for alarm in observatory.alarms()] == ["red"]
+
+
+def test_a_client_that_asks_on_and_on_at_its_limit_is_no_alarm(
+    admin: Admin, observatory: Observatory
+) -> None:
+    for _ in range(50):
+        admin.tenants.refused("laptop", "requests_per_minute")
+        refused = turn(account=None, status="error", error_code="rate_limit_exceeded")
+        admin.world.environment.journal.ended(refused)
+    observatory.step()
+    assert observatory.alarms() == []
+    for _ in range(20):
+        failed = turn(account=None, status="error", error_code="server_error")
+        admin.world.environment.journal.ended(failed)
+    observatory.step()
+    (alarm,) = observatory.alarms()
+    assert alarm["what"] == "every turn of the last minute failed, most by server_error"
+
+
+def test_failures_are_forgotten_after_a_minute(admin: Admin, observatory: Observatory) -> None:
+    for _ in range(20):
+        failed = turn(account=None, status="error", error_code="server_error")
+        admin.world.environment.journal.ended(failed)
+    observatory.step()
+    assert len(observatory.alarms()) == 1
+    for _ in range(60 // STEP_SECONDS):
+        observatory.step()
+    assert observatory.alarms() == []
+
+
+def test_a_key_that_a_reload_took_away_leaves_no_negative_figures(
+    admin: Admin, observatory: Observatory
+) -> None:
+    admin.tenants.refused("laptop", "requests_per_minute")
+    observatory.step()
+    admin.tenants.arrange([KeySettings(name="desk", key="sk-gw-2")])
+    for _ in range(20):
+        failed = turn(account=None, status="error", error_code="server_error")
+        admin.world.environment.journal.ended(failed)
+    observatory.step()
+    assert [alarm["level"] for alarm in observatory.alarms()] == ["red"]
 
 
 def test_every_register_has_a_size_within_its_bound(admin: Admin, observatory: Observatory) -> None:

@@ -11,9 +11,8 @@ from prometheus_client.core import Metric, SummaryMetricFamily
 from ...accounts.account import Account
 from ...accounts.health import AccountState
 from ...observe.tally import Tally
+from ..views.accounts import state
 from .families import Row, counter, gauge
-
-_STATES = [state.value for state in AccountState]
 
 #: Members of a quota window, the metric of each, and what makes it a base unit.
 _QUOTAS = (
@@ -31,9 +30,10 @@ def account_families(accounts: Sequence[Account], tally: Tally) -> Iterator[Metr
         "1 for the state that the account is in.",
         ("account", "state"),
         (
-            ((account.name, state), float(state == account.health.state.value))
+            ((account.name, each.value), float(each is now))
             for account in accounts
-            for state in _STATES
+            for now in (state(account),)
+            for each in AccountState
         ),
     )
     yield gauge(

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from ...accounts.account import Account
-from ...accounts.health import AccountState
+from ...accounts.health import AccountState, Unavailable
 from ...accounts.pool import Pool
 from ...config.secrets import without_credentials
 from ..running import Running
@@ -42,10 +42,10 @@ def conversations_by_account(pool: Pool) -> Counter[str]:
 def account(running: Running, account: Account) -> dict[str, Any]:
     """One account, without what takes a look at all conversations."""
     settings = account.settings
-    health = account.health.snapshot()
     return {
         "name": account.name,
-        **health,
+        **account.health.snapshot(),
+        **_besides_its_health(account),
         "in_flight": account.in_flight,
         "max_in_flight": settings.max_in_flight,
         "turns": account.turns,
@@ -60,6 +60,30 @@ def account(running: Running, account: Account) -> dict[str, Any]:
     }
 
 
-def usable(account: Account) -> bool:
-    """Whether it serves at all, be it full for the moment."""
-    return account.health.unavailable(None) is None
+def blocked(account: Account) -> Unavailable | None:
+    """Why no turn at all can go there, be it full for the moment or not; None when one can."""
+    found = account.unavailable(None)
+    return None if found is None or found.state is AccountState.READY else found
+
+
+def state(account: Account) -> AccountState:
+    """The state that is shown: a broken proxy makes every account behind it rest, too."""
+    found = account.health.state
+    if found is AccountState.READY:
+        barred = blocked(account)
+        return found if barred is None else barred.state
+    return found
+
+
+def _besides_its_health(account: Account) -> dict[str, Any]:
+    """What keeps turns away from a healthy account for a while: its proxy, its rate.
+
+    Whether it is full changes all the time, and is to be seen beside.
+    """
+    if account.health.state is not AccountState.READY:
+        return {}
+    found = account.unavailable(None)
+    if found is None or found.until is None:
+        return {}
+    shown = {"state": found.state.value, "why": found.why, "until": found.until}
+    return shown if found.state is AccountState.READY else {**shown, "since": None}

@@ -17,8 +17,8 @@ class Figures(Protocol):
         loop_lag_ms: {p50, p99}}``."""
 
     def rates(self) -> Mapping[str, Any]:
-        """``{turns_per_minute, tokens_per_minute, errors_per_minute, cached_share,
-        added_first_token_ms: {p50, p99}, upstream_first_token_ms: {p50, p99}}``."""
+        """``{turns_per_minute, tokens_per_minute, errors_per_minute, refused_per_minute,
+        cached_share, added_first_token_ms: {p50, p99}, upstream_first_token_ms: {p50, p99}}``."""
 
     def history(self) -> Mapping[str, Any]:
         """``{step_seconds, start, series: {name: [value, ...]}}``, the oldest first."""
@@ -53,6 +53,7 @@ class NoFigures:
             "turns_per_minute": None,
             "tokens_per_minute": None,
             "errors_per_minute": None,
+            "refused_per_minute": None,
             "cached_share": None,
             "added_first_token_ms": _UNMEASURED,
             "upstream_first_token_ms": _UNMEASURED,

@@ -74,7 +74,7 @@ def _of_binding(running: Running, binding: Binding | None) -> Iterator[str]:
         return
     yield f"It is at home at {binding.account}, by the rule: {binding.why}."
     account = running.environment.pool.named(binding.account)
-    blocked = None if account is None else account.health.unavailable(None)
+    blocked = None if account is None else account.unavailable(None)
     if account is None:
         yield f"{binding.account} is no longer configured."
     elif blocked is not None:

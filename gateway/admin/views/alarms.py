@@ -1,0 +1,139 @@
+"""What somebody should look at: of the accounts and the configuration, and of what is measured."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from ...accounts.account import Account
+from ...accounts.health import AccountState, Unavailable
+from ...observe.alarms import alarm
+from ...protocol.faults import FaultKind
+from ..running import Running
+from .accounts import blocked
+
+Alarm = dict[str, Any]
+Shown = Mapping[str, Any]
+
+#: Alarms that are shown one by one.
+_MAX_ALARMS = 50
+
+#: Accounts that are told one by one, and that are named where there are more of the same.
+_ONE_BY_ONE = 3
+_NAMED = 8
+
+#: Models that rest somewhere and are looked at; clients make such names up.
+_MAX_MODELS = 50
+
+#: A model that no account takes for longer than this waits for somebody, in seconds.
+_LONG = 60.0
+
+#: States in which an account waits for somebody, how bad that is, and what helps.
+_LOST = {
+    AccountState.UNAUTHORIZED: ("red", "replace its key or sign it in again, then clear; or pause"),
+    AccountState.EXHAUSTED: ("amber", None),
+}
+
+
+def alarms(running: Running, accounts: Sequence[Shown]) -> list[Alarm]:
+    """All of them, the red ones first.
+
+    :param accounts: as they are shown.
+    """
+    found = [
+        *running.figures.alarms(),
+        *_nobody(running, accounts),
+        *_lost(accounts),
+        *_behind_proxies(running.environment.pool.accounts),
+        *_rejected(running),
+    ]
+    found.sort(key=lambda each: each["level"] != "red")
+    return [dict(each) for each in found[:_MAX_ALARMS]]
+
+
+def _nobody(running: Running, shown: Sequence[Shown]) -> Iterator[Alarm]:
+    """Nobody serves at all, or nobody serves a model that they have."""
+    accounts = running.environment.pool.accounts
+    reasons = [blocked(each) for each in accounts]
+    if all(reasons):
+        since = max(filter(None, (each["since"] for each in shown)), default=None)
+        what = "no account is usable" + _first_of(reasons)
+        yield alarm("red", what, since, _soonest(reasons), "turns wait for a moment, then fail")
+        return
+    for model, since in _resting(shown).items():
+        serving = [each for each in accounts if each.serves(model)]
+        reasons = [_reason(each, model) for each in serving]
+        limited = any(each and each.kind is FaultKind.RATE_LIMITED for each in reasons)
+        if all(reasons) and limited:
+            until = _soonest(reasons)
+            name = "requests without a model" if model is None else model[:100]
+            level = "red" if until is None or until - running.now() > _LONG else "amber"
+            yield alarm(level, f"no account takes {name}{_first_of(reasons)}", since, until)
+
+
+def _resting(accounts: Sequence[Shown]) -> dict[str | None, float]:
+    """Models that rest on some account, and since when on the last of them."""
+    found: dict[str | None, float] = {}
+    for account in accounts:
+        for each in account["models"]:
+            if each["model"] in found or len(found) < _MAX_MODELS:
+                found[each["model"]] = max(found.get(each["model"], 0.0), each["since"])
+    return found
+
+
+def _reason(account: Account, model: str | None) -> Unavailable | None:
+    found = account.unavailable(model)
+    return None if found is None or found.state is AccountState.READY else found
+
+
+def _soonest(reasons: Sequence[Unavailable | None]) -> float | None:
+    untils = (each.resets_at or each.until for each in reasons if each is not None)
+    return min((at for at in untils if at is not None), default=None)
+
+
+def _first_of(reasons: Sequence[Unavailable | None]) -> str:
+    """Why, by the account that comes back first."""
+    known = [each for each in reasons if each is not None and each.until is not None]
+    soonest = min(known, key=lambda each: each.resets_at or each.until or 0.0, default=None)
+    return "" if soonest is None or not soonest.why else f": {soonest.why}"
+
+
+def _lost(accounts: Sequence[Shown]) -> Iterator[Alarm]:
+    """Accounts that nobody but the operator, or a long time, brings back."""
+    for state, (level, advice) in _LOST.items():
+        lost = [each for each in accounts if each["state"] == state.value]
+        for each in lost[: _ONE_BY_ONE if len(lost) <= _ONE_BY_ONE else 0]:
+            until = each["resets_at"] if state is AccountState.EXHAUSTED else None
+            why = f": {each['why']}" if each["why"] else ""
+            yield alarm(
+                level, f"{each['name']} is {state.value}{why}", each["since"], until, advice
+            )
+        if len(lost) > _ONE_BY_ONE:
+            what = f"{len(lost)} accounts are {state.value}: {_some(lost)}"
+            yield alarm(level, what, max(each["since"] for each in lost), None, advice)
+
+
+def _behind_proxies(accounts: Sequence[Account]) -> Iterator[Alarm]:
+    """Accounts that cannot be reached, by the reason that those behind one proxy share."""
+    behind: dict[str, list[Shown]] = defaultdict(list)
+    for account in accounts:
+        if account.health.state is AccountState.READY and (barred := blocked(account)):
+            behind[barred.why].append({"name": account.name})
+    for why, those in behind.items():
+        what = f"{_some(those)} cannot be reached: {why}"
+        yield alarm("amber", what, None, None, "look after the proxy")
+
+
+def _some(accounts: Sequence[Shown]) -> str:
+    named = ", ".join(each["name"] for each in islice(accounts, _NAMED))
+    return named if len(accounts) <= _NAMED else f"{named} and {len(accounts) - _NAMED} more"
+
+
+def _rejected(running: Running) -> Iterator[Alarm]:
+    rejected = running.configuration.last_rejected()
+    if rejected is not None:
+        what = f"a configuration was rejected: {rejected.error}"
+        advice = "the one before stays in force; mend the file and reload"
+        yield alarm("amber", what, rejected.at, None, advice)
