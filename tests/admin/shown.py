@@ -40,12 +40,16 @@ class Shown:
                     "what": f"ohio{self.words} is unauthorized: the token endpoint answered"
                     " 400 invalid_grant",
                     "since": NOW - 1830,
+                    "until": None,
+                    "advice": "replace its key",
                 },
                 {
                     "level": "amber",
                     "what": "a configuration was rejected: accounts[1].weight is 0; it must be"
                     " at least 1",
                     "since": NOW - 700,
+                    "until": NOW + 340_000,
+                    "advice": None,
                 },
             ],
             "now": {
@@ -61,6 +65,7 @@ class Shown:
                 "upstream_first_token_ms": {"p50": 812.0, "p99": 4310.0},
                 "cached_share": 0.871,
                 "errors_per_minute": 2.5,
+                "refused_per_minute": 1.5,
             },
             "newest": {"at": NOW, "values": {}},
             "history": self._history(),
@@ -160,9 +165,16 @@ class Shown:
             "why": f"429 rate_limit_exceeded{self.words}" if resting else None,
             "since": NOW - 900 - number,
             "until": NOW + 245 if resting else None,
-            "resets_at": None,
-            "models": [{"model": f"gpt-5{self.words}", "state": "cooling", "why": self.words}]
-            if number % 6 == 2
+            "resets_at": NOW + 345_600 if state == "exhausted" else None,
+            "models": [
+                {
+                    "model": f"gpt-5{self.words}",
+                    "state": "cooling",
+                    "why": f"429{self.words}",
+                    "until": NOW + 12,
+                }
+            ]
+            if number % 6 == 1
             else [],
             "windows": [
                 _window("codex primary", used_percent=97.0 if resting else 62.4),

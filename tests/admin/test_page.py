@@ -99,6 +99,8 @@ def test_the_banner_tells_the_state_and_what_to_act_on() -> None:
     for expected in ("degraded", "0.1.0", "3 d 4 h", "2.4 ms", "312 MB of 1 GB", "4,213 of 65,536"):
         assert expected in shown, f"the banner does not say {expected!r}: {shown}"
     assert "Act: ohio is unauthorized" in shown
+    assert "replace its key" in shown, "what helps is not said"
+    assert "should end in 3 d 22 h" in shown
 
 
 def test_an_account_is_a_row_with_its_reason_and_its_countdown() -> None:
@@ -108,6 +110,32 @@ def test_an_account_is_a_row_with_its_reason_and_its_countdown() -> None:
     shown = text(rows[0])
     for expected in ("cooling", "429 rate_limit_exceeded", "in 4 min 5 s", "97 %", "33", "812 ms"):
         assert expected in shown, f"the row does not say {expected!r}: {shown}"
+
+
+def row_of(name: str) -> str:
+    """The text of an account's row."""
+    (row,) = (each for each in elements(rendered(Shown())) if each.get("data-account") == name)
+    return text(row)
+
+
+def test_a_used_up_account_says_when_its_limit_resets() -> None:
+    shown = row_of("team-a")
+    assert "in 4 min 5 s" in shown, "when it is tried again"
+    assert "its limit resets in 4 d" in shown
+
+
+def test_a_model_that_rests_is_told_beside_the_state() -> None:
+    shown = row_of("south")
+    for expected in ("ready", "1 model rests", "gpt-5 in 12 s : 429"):
+        assert expected in shown, f"the row does not say {expected!r}: {shown}"
+
+
+def test_accounts_that_do_not_serve_are_named_above_the_table_and_lead_to_their_rows() -> None:
+    page = rendered(Shown(accounts=8))
+    links = {text(each): str(each.get("href")) for each in elements(page) if kind(each) == "a"}
+    for name in ("azure-west", "team-a", "ohio", "spare", "chatgpt"):
+        assert find(page, links[name].removeprefix("#")).get("data-account") == name
+    assert "north" not in links, "those that serve need nobody"
 
 
 def test_a_turn_shows_its_phases() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -208,6 +209,59 @@ def test_an_event_that_says_nothing_new_changes_nothing(gateway: Gateway, visit:
     assert changed == [], "cells were written that had not changed"
 
 
+def test_a_gateway_that_hangs_is_not_called_live(gateway: Gateway, visit: Open) -> None:
+    opened = visit()
+    page = opened.page
+    link = page.locator("#link")
+    opened.wait_until(lambda: link.inner_text() == "live", "the page is live")
+    gateway.process.send_signal(signal.SIGSTOP)
+    try:
+        opened.wait_until(lambda: link.inner_text() == "no answer", "the page tells of it")
+        assert "not connected" in page.title()
+        opened.wait_until(
+            lambda: page.locator("#age").inner_text().startswith("all this is"), "how old it is"
+        )
+        # Longer than the page waits before it connects anew.
+        page.wait_for_timeout(17_000)
+        assert link.inner_text() in ("no answer", "not connected")
+    finally:
+        gateway.process.send_signal(signal.SIGCONT)
+    opened.wait_until(lambda: link.inner_text() == "live", "the page is live again")
+    assert page.locator("#age").inner_text() == ""
+    assert "not connected" not in page.title()
+    converse(gateway, "hello")
+    opened.wait_until(lambda: page.locator("table.turns tbody tr").count() == 1, "it goes on")
+
+
+def test_who_is_signed_out_is_told_so_and_led_back(gateway: Gateway, visit: Open) -> None:
+    opened = visit()
+    page = opened.page
+    opened.wait_until(lambda: page.locator("#link").inner_text() == "live", "the page is live")
+    opened.context.request.post("/logout", headers={"origin": page.url.rpartition("/")[0]})
+    opened.wait_until(lambda: page.locator("#link a").count() == 1, "the page tells of it")
+    page.wait_for_timeout(1500)
+    page.locator("#link a").click()
+    assert page.get_by_label("Admin token").is_visible()
+    opened.problems = [each for each in opened.problems if "status of 401" not in each]
+
+
+def test_the_configuration_that_is_shown_is_the_one_in_force(gateway: Gateway, visit: Open) -> None:
+    opened = visit()
+    page = opened.page
+    group = page.locator('details[data-key="routing"]')
+    group.locator("summary").click()
+    assert "routing.queue_seconds 1.0 file" in " ".join(group.inner_text().split())
+    file = gateway.log_path.with_suffix(".yaml")
+    written = file.read_text(encoding="utf-8")
+    file.write_text(written.replace("queue_seconds: 1", "queue_seconds: 2"), encoding="utf-8")
+    gateway.process.send_signal(signal.SIGHUP)
+    opened.wait_until(
+        lambda: "routing.queue_seconds 2.0 file" in " ".join(group.inner_text().split()),
+        "the new value is shown",
+    )
+    assert group.get_attribute("open") is not None, "what was open is closed"
+
+
 # --- actions ---------------------------------------------------------------------------------
 
 
@@ -257,6 +311,10 @@ def test_the_log_level_and_the_drain(gateway: Gateway, visit: Open) -> None:
     )
     page.get_by_text("Drain the gateway").click()
     page.get_by_role("button", name="Drain now").click()
+    opened.wait_until(
+        lambda: "draining; 0 clients are left" in page.locator("#said").inner_text(),
+        "the answer is not overwritten",
+    )
     opened.wait_until(
         lambda: page.locator("#banner .word").inner_text().lower() == "draining", "it drains"
     )
@@ -384,6 +442,26 @@ def test_on_a_phone_only_tables_scroll_sideways(gateway: Gateway, visit: Open) -
     box.focus()
     page.keyboard.press("ArrowRight")
     opened.wait_until(lambda: box.evaluate("box => box.scrollLeft") > 0, "keys scroll the table")
+
+
+def test_a_long_name_leaves_room_for_the_rest(scene: Scene, browser: Any) -> None:
+    admin_port = free_port()
+    name = "an-account-whose-name-was-made-by-a-program-for-a-project-in-a-region-0001"
+    started = Gateway(
+        scene.directory,
+        {
+            "accounts": [account(name, scene.upstream(Mode.STATEFUL).server)],
+            "admin": {"listen": f"tcp:{admin_port}:interface=127.0.0.1", "token": TOKEN},
+        },
+    )
+    try:
+        opened = Visit(browser, f"http://127.0.0.1:{admin_port}", **PHONE)
+        opened.sign_in(TOKEN)
+        head = opened.page.locator("table.accounts tbody th").bounding_box()
+        assert head["width"] < 200, "the column that stays in place leaves no room on a phone"
+        opened.finish()
+    finally:
+        started.stop()
 
 
 def test_everything_can_be_done_with_the_keyboard(gateway: Gateway, visit: Open) -> None:

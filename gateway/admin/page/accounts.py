@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -40,43 +40,60 @@ _HINTS = {
     "clear": "forget its cooldowns",
     "probe": "let one turn through",
 }
-#: States that end only when somebody does something.
-_ACT = frozenset(("unauthorized",))
+#: Accounts of one state that are named above the table, and models of one that are told.
+_NAMED = 8
+_MODELS = 3
+
+#: A limit that resets so much later than the account is tried again is told, in seconds.
+_MUCH_LATER = 60.0
 
 
 def accounts_table(accounts: Sequence[Json], viewer: Viewer, now: float) -> Html:
     """The table, and a line that counts the states."""
     names = [account["name"] for account in accounts]
-    states = Counter(str(account.get("state", "ready")) for account in accounts)
-    counts = " · ".join(f"{count} {state}" for state, count in states.most_common())
     columns: list[Any] = [
         "Account",
         "State",
         "Why",
         "Since",
-        "Until",
-        "Quota windows",
+        tag("th", "Until", scope="col", title="when a turn tries it again"),
+        "Errors",
         numeric("In flight", "turns now, and how many are allowed"),
-        numeric("Pinned", "conversations that stay here"),
+        "Quota windows",
+        numeric("Failed", "attempts that it refused or broke"),
         numeric("First token p50", "upstream’s time to first token"),
         numeric("p99"),
+        numeric("Pinned", "conversations that stay here"),
         numeric("Turns"),
-        numeric("Failed"),
-        "Errors",
         numeric("Cached", "part of the input that came from the upstream’s cache"),
         "Continues by",
     ]
     if viewer.may_act:
         columns.append(tag("th", "Actions", scope="col", class_="actions"))
-    rows = [_row(account, names, viewer, now) for account in accounts]
+    rows = [_row(each, names, viewer, now, row) for row, each in enumerate(accounts)]
     return joined(
-        tag("p", counts or "no accounts", class_="muted"),
+        tag("p", list(_counts(accounts)) or "no accounts", class_="muted"),
         tag("p", _sentence(viewer.why_not), class_="muted") if viewer.why_not else None,
         table("Accounts", columns, rows, "accounts"),
     )
 
 
-def _row(account: Json, names: Sequence[str], viewer: Viewer, now: float) -> Html:
+def _counts(accounts: Sequence[Json]) -> Iterator[Any]:
+    """How many are in each state; those that do not serve by name, and a way to their rows."""
+    states: dict[str, list[int]] = defaultdict(list)
+    for row, account in enumerate(accounts):
+        states[str(account.get("state", "ready"))].append(row)
+    for number, (state, rows) in enumerate(sorted(states.items(), key=lambda each: -len(each[1]))):
+        yield f"{' · ' if number else ''}{len(rows)} {state}"
+        if state != "ready":
+            for place, row in enumerate(rows[:_NAMED]):
+                yield ", " if place else ": "
+                yield tag("a", accounts[row]["name"], href=f"#account-{row}")
+            if len(rows) > _NAMED:
+                yield " …"
+
+
+def _row(account: Json, names: Sequence[str], viewer: Viewer, now: float, row: int) -> Html:
     name = account["name"]
     state = str(account.get("state", "ready"))
     first = account.get("first_token_ms") or {}
@@ -90,30 +107,31 @@ def _row(account: Json, names: Sequence[str], viewer: Viewer, now: float) -> Htm
             tag("span", host, class_="under") if host else None,
             scope="row",
         ),
-        tag("td", dot(state), word("state", state), class_="state"),
-        tag("td", word("why", account.get("why")), class_="why"),
+        tag("td", dot(state), word("state", state), _models_rest(account), class_="state"),
+        tag("td", _why(account, now), class_="why"),
         tag("td", since(account.get("since"), now, "since")),
-        tag("td", countdown(account.get("until"), now, "until")),
-        tag("td", _windows(account.get("windows") or (), now)),
+        tag("td", countdown(account.get("until"), now, "until"), _resets(account, now)),
+        tag("td", _errors(account), class_="errors"),
         tag(
             "td",
             live("in_flight", "number", in_flight),
             tag("span", f" / {limit}", class_="muted") if limit else None,
             class_="n",
         ),
-        _number("pinned", "number", account),
+        tag("td", _windows(account.get("windows") or (), now)),
+        _number("failures", "number", account),
         tag("td", live("first_token_ms.p50", "ms", first.get("p50")), class_="n"),
         tag("td", live("first_token_ms.p99", "ms", first.get("p99")), class_="n"),
+        _number("pinned", "number", account),
         _number("turns", "number", account),
-        _number("failures", "number", account),
-        tag("td", _errors(account)),
         _number("cached_share", "share", account),
         tag("td", _continuity(account.get("continuity"))),
     ]
     if viewer.may_act:
         cells.append(tag("td", _actions(name, account.get("actions")), class_="actions"))
+    rests = bool(account.get("models"))
     return tag(
-        "tr", cells, data_account=name, data_state=state, class_="act" if _act(state) else None
+        "tr", cells, id=f"account-{row}", data_account=name, data_state=state, data_rests=rests
     )
 
 
@@ -121,8 +139,41 @@ def _sentence(why_not: str) -> str:
     return f"Only to look at: {why_not}."
 
 
-def _act(state: str) -> bool:
-    return state in _ACT
+def _models_rest(account: Json) -> Html | None:
+    """An account that serves may still refuse the very model that everybody asks for."""
+    count = len(account.get("models") or ())
+    if not count:
+        return None
+    return tag(
+        "span", f"{count} model rests" if count == 1 else f"{count} models rest", class_="look"
+    )
+
+
+def _why(account: Json, now: float) -> list[Any]:
+    """Why it does not serve, and which of its models it does not."""
+    models = account.get("models") or ()
+    told = [
+        tag(
+            "span",
+            tag("b", each.get("model") or "no model named"),
+            " ",
+            countdown(each.get("until"), now),
+            f": {each.get('why')}" if each.get("why") else None,
+            class_="model",
+        )
+        for each in models[:_MODELS]
+    ]
+    if len(models) > _MODELS:
+        told.append(tag("span", f"and {len(models) - _MODELS} more", class_="model"))
+    return [word("why", account.get("why"), "unsaid" if told else None), *told]
+
+
+def _resets(account: Json, now: float) -> Html | None:
+    """The upstream's own word for when, where the account is tried sooner than that."""
+    resets, until = account.get("resets_at"), account.get("until")
+    if resets is None or until is None or resets - until < _MUCH_LATER:
+        return None
+    return tag("span", "its limit resets ", countdown(resets, now), class_="under")
 
 
 def _number(path: str, form: str, account: Json) -> Html:
@@ -152,17 +203,13 @@ def _window(window: Json, now: float) -> Html:
 
 
 def _errors(account: Json) -> Any:
-    """Failures by class, and the models that rest."""
+    """Failures by class."""
     counted = account.get("errors") or {}
-    parts: list[Any] = [
+    parts = [
         tag("span", f"{kind} ", tag("b", wording.number(count)), class_="count")
         for kind, count in counted.items()
         if count
     ]
-    for model in account.get("models") or ():
-        if isinstance(model, dict) and model.get("model"):
-            why = f"{model['model']} {model.get('state', 'cooling')}"
-            parts.append(tag("span", why, class_="count", title=model.get("why")))
     return parts or wording.NONE
 
 

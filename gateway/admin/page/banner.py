@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import wording
-from .layout import dot, live, since, word
+from .layout import countdown, dot, live, since, word
 from .markup import Html, tag
 from .source import Json
 
@@ -67,11 +67,13 @@ def _state(status: Json) -> str:
 
 def _alarm(alarm: Json, now: float) -> Html:
     level = "red" if alarm.get("level") == "red" else "amber"
-    at = alarm.get("since")
+    at, until, advice = alarm.get("since"), alarm.get("until"), alarm.get("advice")
     return tag(
         "li",
         tag("strong", "Act: " if level == "red" else "Look: "),
         alarm.get("what"),
-        tag("span", " · ", since(at, now), class_="muted") if at is not None else None,
+        tag("span", " · ", since(at, now)) if at is not None else None,
+        tag("span", " · should end ", countdown(until, now)) if until is not None else None,
+        tag("span", advice, class_="advice") if advice else None,
         class_=level,
     )

@@ -29,7 +29,9 @@ _TILES = (
     Tile("Turns queued", "turns_queued", beside=("turns_waiting", "number", "for an account")),
     Tile("Turns a minute", "turns_per_minute"),
     Tile("Tokens a minute", "tokens_per_minute"),
-    Tile("Errors a minute", "errors_per_minute"),
+    Tile(
+        "Errors a minute", "errors_per_minute", beside=("refused_per_minute", "number", "refused")
+    ),
     Tile(
         "Added to first token, p99",
         "added_first_token_ms.p99",

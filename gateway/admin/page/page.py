@@ -41,7 +41,7 @@ class Page:
     """
 
     #: The parts that the script asks for by ``?part=``.
-    PARTS = ("top", "accounts", "conversations", "turns", "keys", "memory")
+    PARTS = ("top", "accounts", "conversations", "turns", "keys", "memory", "configuration")
 
     def __init__(self, source: PageSource, now: Callable[[], float]) -> None:
         self._source = source
@@ -66,7 +66,6 @@ class Page:
     def _whole(self, asked: Asked, viewer: Viewer) -> bytes:
         bodies: dict[str, Any] = {name: self._part(name, asked, viewer) for name in self.PARTS}
         bodies["now"] = bodies.pop("top")
-        bodies["configuration"] = self._configuration(viewer)
         state = str(self._status().get("state", "ready"))
         return document(
             f"{state} · responses-gateway",
@@ -118,7 +117,7 @@ class Page:
     def _memory(self, asked: Asked, viewer: Viewer) -> Html:
         return memory_table(self._source.memory().get("registers") or [])
 
-    def _configuration(self, viewer: Viewer) -> list[Html]:
+    def _configuration(self, asked: Asked, viewer: Viewer) -> list[Html]:
         """Its values change with its generation alone; there are thousands."""
         found = self._source.configuration()
         generation = (found.get("generation"), found.get("source"))
@@ -162,6 +161,7 @@ _MAKERS: dict[str, Callable[[Page, Asked, Viewer], Any]] = {
     "turns": Page._turns,
     "keys": Page._keys,
     "memory": Page._memory,
+    "configuration": Page._configuration,
 }
 
 
@@ -181,6 +181,7 @@ def _head(viewer: Viewer) -> Html:
         tag("h1", "responses-gateway"),
         tag("nav", tag("ul", links, role="list"), aria_label="Sections"),
         tag("span", "", id="link", class_="link", role="status"),
+        tag("span", "", id="age", class_="age", aria_hidden="true"),
         tag("button", "Theme: auto", id="theme", type="button", hidden=True),
         door,
     )

@@ -7,6 +7,12 @@ const SPACE = "\u00a0";
 const POINTS = 180;
 const LINE_HEIGHT = 32;
 
+// Milliseconds without a word, which comes every second, until that is told, and until the page
+// connects anew: a gateway that hangs, and a line that a sleeping laptop lost, close nothing.
+const SILENT = 5000;
+const TOO_SILENT = 15000;
+const PARTS = ["top", "accounts", "conversations", "turns", "keys", "memory", "configuration"];
+
 // ---- figures, written as gateway/admin/page/wording.py writes them
 
 const thousands = (value) => String(value).replace(/\B(?=(\d{3})+$)/g, ",");
@@ -165,7 +171,7 @@ function extendLines(status) {
 
 const key = (node) =>
   node.nodeType === Node.ELEMENT_NODE &&
-  (node.id || node.dataset.key || node.dataset.account || node.dataset.part || null);
+  (node.dataset.key || node.dataset.account || node.id || node.dataset.part || null);
 
 function morph(from, to) {
   if (from.nodeType === Node.TEXT_NODE) {
@@ -263,6 +269,7 @@ function keepFocus(element) {
 // ---- events
 
 const link = document.getElementById("link");
+const age = document.getElementById("age");
 let events = null;
 let shape = {};
 
@@ -277,6 +284,8 @@ function changed(name, value) {
 const composite = (account) => [
   account.name,
   account.state,
+  account.why,
+  account.resets_at,
   account.max_in_flight,
   account.windows,
   account.errors,
@@ -286,6 +295,7 @@ const composite = (account) => [
 ];
 
 function onStatus(status) {
+  if (changed("version", status.version)) return location.reload();
   const main = document.getElementById("main");
   patch(main, status, (cell) => !cell.closest("tr[data-account]"));
   extendLines(status);
@@ -298,42 +308,94 @@ function onStatus(status) {
   if (status.keys && changed("keys", status.keys)) refresh("keys", 5000);
   if (changed("turns", status.turns)) refresh("turns", 2000);
   if (changed("alarms", [status.alarms, status.state])) refresh("top", 500);
-  if (changed("state", status.state)) say(`The gateway is now ${status.state}.`);
-  document.title = `${status.state ?? "ready"} · responses-gateway`;
+  if (changed("configuration", [status.generation, status.log_level])) refresh("configuration", 500);
+  if (changed("state", status.state) && !said.textContent) say(`The gateway is now ${status.state}.`);
+  title(status.state ?? "ready");
   tick();
 }
 
+function title(word) {
+  document.title = word ? `${word} · responses-gateway` : "responses-gateway";
+}
+
+let heardAt = Date.now();
+let triedAt = 0;
+let lost = false;
+
 function listen() {
   if (events || document.hidden) return;
+  triedAt = Date.now();
   events = new EventSource("/events");
-  let lost = false;
   events.addEventListener("open", () => {
-    write(link, "live");
-    link.dataset.link = "live";
-    if (lost) for (const part of ["top", "accounts", "turns", "keys"]) refresh(part, 500);
+    if (lost) refreshAll();
     // A turn may have ended between the drawing of the page and now; drawings are kept a second.
     else setTimeout(() => refresh("turns", 500), 1200);
-    lost = false;
   });
   events.addEventListener("error", () => {
-    lost = true;
-    write(link, "not connected");
-    link.dataset.link = "lost";
-    if (events.readyState === EventSource.CLOSED) refused();
+    lose("not connected");
+    if (events?.readyState === EventSource.CLOSED) refused();
   });
-  events.addEventListener("status", (event) => onStatus(JSON.parse(event.data)));
+  events.addEventListener("status", (event) => {
+    heard();
+    onStatus(JSON.parse(event.data));
+  });
   events.addEventListener("turn", () => {
     refresh("turns", 2000);
     if (!new URLSearchParams(location.search).has("why")) refresh("conversations", 5000);
   });
 }
 
+function refreshAll() {
+  for (const part of PARTS) refresh(part, 500);
+}
+
+function heard() {
+  heardAt = Date.now();
+  lost = false;
+  delete document.documentElement.dataset.lost;
+  write(link, "live");
+  link.dataset.link = "live";
+  write(age, "");
+}
+
+// What the page shows is old from now on, and says so.
+function lose(why) {
+  lost = true;
+  document.documentElement.dataset.lost = "";
+  link.dataset.link = "lost";
+  write(link, why);
+  title("not connected");
+  showAge();
+}
+
+const showAge = () => write(age, `all this is ${duration((Date.now() - heardAt) / 1000)} old`);
+
+function watch() {
+  if (lost) showAge();
+  if (!events) return;
+  const silent = Date.now() - Math.max(heardAt, triedAt);
+  if (silent > SILENT && !lost) lose("no answer");
+  if (silent > TOO_SILENT) {
+    ignore();
+    listen();
+  }
+}
+
 // The browser tries again by itself unless it was refused; a login that is over stays over.
 async function refused() {
   ignore();
   const answer = await fetch("/status?part=top", { headers: { accept: "text/html" } }).catch(() => null);
-  if (answer?.status === 401) write(link, "signed out; reload to sign in");
-  else setTimeout(listen, 5000);
+  if (answer?.status === 401) return signedOut();
+  if (answer?.ok) lose("too many pages are open");
+  setTimeout(listen, 5000);
+}
+
+function signedOut() {
+  const again = document.createElement("a");
+  again.href = "/login";
+  again.textContent = "sign in again";
+  lose("signed out: ");
+  link.append(again);
 }
 
 function ignore() {
@@ -342,13 +404,20 @@ function ignore() {
 }
 
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden) return ignore();
-  for (const part of ["top", "accounts", "turns", "keys"]) refresh(part, 500);
+  if (document.hidden) {
+    title("");  // nobody keeps it true
+    return ignore();
+  }
+  refreshAll();
   listen();
 });
 
-setInterval(() => document.hidden || refresh("memory", 5000), 10000);
-setInterval(() => document.hidden || tick(), 1000);
+setInterval(() => document.hidden || lost || refresh("memory", 5000), 10000);
+setInterval(() => {
+  if (document.hidden) return;
+  tick();
+  watch();
+}, 1000);
 
 // ---- actions
 
