@@ -31,6 +31,10 @@ _MOST_BYTES = 65_536
 #: No token is good for longer, in seconds; larger numbers are mistakes.
 _LONGEST_LIFE = 10 * 365 * 24 * 3600
 
+#: Statuses that refuse by themselves (§5.2).  Others without a code come from what stands
+#: before the endpoint: a wall that lets nobody pass for now, a wrong address.
+_REFUSALS = (400, 401)
+
 #: Refusals that are about the moment: not to be taken for a bad refresh token.
 _PASSING_STATUSES = (408, 425, 429)
 _PASSING_CODES = ("server_error", "slow_down", "temporarily_unavailable")
@@ -138,7 +142,8 @@ def _read(status: int, body: bytes) -> Grant:
         members = {}
     code = _code_of(members.get("error"))
     passing = status in _PASSING_STATUSES or code in _PASSING_CODES
-    if not passing and (400 <= status < 500 or (status == 200 and code is not None)):
+    told = code is not None and (status == 200 or 400 <= status < 500)
+    if not passing and (told or status in _REFUSALS):
         raise GrantRefused(code or f"status {status}")
     if status != 200:
         raise EndpointUnavailable(f"answered with the status {status}")

@@ -105,7 +105,8 @@ def test_grants(body: bytes, grant: Grant) -> None:
         (400, b'{"error":"invalid_grant"}', "invalid_grant"),
         (401, b'{"error":"invalid_client"}', "invalid_client"),
         (401, b'{"error":{"code":"refresh_token_reused"}}', "refresh_token_reused"),
-        (403, b"<html>", "status 403"),
+        (403, b'{"error":"access_denied"}', "access_denied"),
+        (400, b"<html>", "status 400"),
         (200, b'{"error":"bad_refresh_token"}', "bad_refresh_token"),
         (400, b'{"error":"<script>"}', "error"),
         (400, b'{"error":7}', "error"),
@@ -122,6 +123,8 @@ def test_refusals(status: int, body: bytes, code: str) -> None:
     [
         (500, b"", "answered with the status 500"),
         (302, b"", "answered with the status 302"),
+        (403, b"<html>Just a moment", "answered with the status 403"),
+        (404, b"{}", "answered with the status 404"),
         (429, b'{"error":"slow_down"}', "answered with the status 429"),
         (400, b'{"error":"temporarily_unavailable"}', "answered with the status 400"),
         (503, b'{"error":"invalid_grant"}', "answered with the status 503"),
