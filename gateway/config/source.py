@@ -23,8 +23,9 @@ class _Loader(yaml.SafeLoader):
         """As it does, but whatever cannot be a value says where it stands."""
         try:
             return super().construct_object(node, deep)
-        except (ValueError, OverflowError):  # a number of thousands of digits, `!!int x`
-            problem = "found a number that cannot be read"
+        except (ValueError, LookupError, AttributeError, OverflowError):
+            # A number of thousands of digits; `!!int x`, `!!int`, `!!bool x`, `!!timestamp x`.
+            problem = "found a value that cannot be read"
             raise ConstructorError(None, None, problem, node.start_mark) from None
 
 

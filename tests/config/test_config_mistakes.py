@@ -50,7 +50,11 @@ MISTAKES = [
     ("[" * 5000, "not usable as YAML: nested too deeply"),
     (
         "listen: x\nlimits: {max_connections: %s}" % ("9" * 5000),
-        "line 2, column 27: not valid YAML: found a number that cannot be read",
+        "line 2, column 27: not valid YAML: found a value that cannot be read",
+    ),
+    *(
+        (f"listen: {value}", "line 1, column 9: not valid YAML: found a value that cannot be read")
+        for value in ("!!int", "!!int x", "!!float x", "!!bool x", "!!timestamp x")
     ),
     # keys
     (ACCOUNT + "sesion: {}", "sesion: unknown key; did you mean 'session'? expected listen, admin"),
