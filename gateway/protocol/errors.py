@@ -21,8 +21,9 @@ _STATUS_RANGE = range(400, 600)
 #: Members of an upstream's error object that clients read beside the usual four.
 _DETAIL_MEMBERS = ("plan_type", "resets_at", "resets_in_seconds")
 
-#: Response headers that may travel in an ``error`` event; everything else stays here.
-_CLIENT_HEADERS = ("retry-after", "retry-after-ms", "x-request-id")
+#: Response headers that may travel in an ``error`` event; everything else stays here.  In an
+#: event they are JSON: what is no header's name would break an HTTP answer.
+_CLIENT_HEADERS = re.compile(r"retry-after(-ms)?|x-request-id|x-codex-[a-z0-9_-]+", re.IGNORECASE)
 
 #: Response headers that speak of an account's limits (§7): for health, never for clients.
 _HINTS = re.compile(
@@ -248,8 +249,7 @@ def _kept_headers(headers: object) -> dict[str, str]:
     return {
         name: str(value)
         for name, value in headers.items()
-        if isinstance(value, (str, int, float))
-        and (name.lower() in _CLIENT_HEADERS or name.lower().startswith("x-codex-"))
+        if isinstance(value, (str, int, float)) and _CLIENT_HEADERS.fullmatch(name)
     }
 
 

@@ -224,6 +224,16 @@ def test_only_headers_that_concern_the_client_travel() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "name", ["x-codex- a", "x-codex-é", "x-codex-\r\na", "x-codex-", "\nretry-after"]
+)
+def test_what_is_no_headers_name_does_not_travel(name: str) -> None:
+    event = {"type": "error", "error": {"code": "a"}, "headers": {name: "1", "Retry-After": 2}}
+    error = from_event(json.dumps(event).encode())
+    assert error is not None
+    assert error.headers == {"Retry-After": "2"}
+
+
 @pytest.mark.parametrize("status", [100, 204, 302, 600])
 def test_a_status_that_is_no_error_is_a_bad_gateway(status: int) -> None:
     error = from_http(status, {}, b"")
