@@ -17,9 +17,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from gateway.admin.api import Api
 from gateway.admin.metrics import Metrics
 from gateway.admin.site import AdminSite
+from gateway.config import KeySettings, RoutingSettings
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.protocol.limits import QuotaWindow
+from gateway.upstream.proxy_health import Barred
 from tests.admin.stage import BEARER, TOKEN, Admin
+from tests.admin.test_alarms import Way
 from tests.observe.test_observatory import observatory_of
 from tests.observe.test_tally import attempt, turn
 from tests.support.scrape import Scrape, read
@@ -98,6 +101,39 @@ def test_each_account_is_in_one_state(admin: Measured) -> None:
     assert scraped.sum("gateway_ready") == 0
 
 
+def test_the_used_share_of_a_quota_is_known_either_way(admin: Measured) -> None:
+    health = admin.accounts[0].health
+    health.observe(
+        [QuotaWindow("requests", None, 100.0, 400.0), QuotaWindow("odd", None, 0.0, 0.0)]
+    )
+    scraped = admin.scrape()
+    used = scraped.sum("gateway_account_quota_used_ratio", window="requests")
+    assert used == pytest.approx(0.75)
+    assert scraped.sum("gateway_account_quota_used_ratio", window="odd") == 0, "there is none"
+
+
+def test_a_broken_proxy_and_a_resting_model_are_to_be_seen(admin: Measured) -> None:
+    first, second = admin.accounts
+    first._way = Way(Barred("no way out", admin.clock.seconds() + 30))
+    second.health.reserve("gpt-5.5").refused(Fault(FaultKind.RATE_LIMITED, "429", None))
+    scraped = admin.scrape()
+    assert scraped.sum("gateway_account_state", account=first.name, state="cooling") == 1
+    assert scraped.sum("gateway_account_state", account=second.name, state="ready") == 1
+    assert scraped.sum("gateway_account_models_at_rest", account=second.name) == 1
+    assert scraped.sum("gateway_alarms", level="amber") == 2, "the proxy, and the model"
+
+
+def test_counts_of_turns_outlive_the_account_and_the_key(admin: Measured) -> None:
+    before = admin.scrape()
+    pool = admin.world.environment.pool
+    pool.arrange(admin.accounts[1:], RoutingSettings())
+    admin.tenants.arrange([KeySettings(name="desk", key="sk-gw-2")])
+    after = admin.scrape()
+    for sample, value in before.samples.items():
+        if sample[0].endswith(("_total", "_count", "_sum", "_bucket")):
+            assert after.samples.get(sample, -1.0) >= value, f"{sample} went backwards"
+
+
 def test_who_asks_for_openmetrics_gets_it(admin: Measured) -> None:
     answer = admin.ask("/metrics", OPENMETRICS)
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
@@ -133,7 +169,7 @@ def test_promtool_finds_nothing_wrong(admin: Measured) -> None:
 
 
 def test_promtool_reads_the_example_of_a_configuration() -> None:
-    assert "7 rules found" in promtool("check", "config", str(CONFIG / "prometheus.yml"))
+    assert "9 rules found" in promtool("check", "config", str(CONFIG / "prometheus.yml"))
 
 
 def test_every_expression_of_the_dashboard_names_what_there_is(admin: Measured) -> None:

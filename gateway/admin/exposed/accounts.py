@@ -14,12 +14,11 @@ from ...observe.tally import Tally
 from ..views.accounts import state
 from .families import Row, counter, gauge
 
-#: Members of a quota window, the metric of each, and what makes it a base unit.
+#: Members of a quota window, and the metric of each.
 _QUOTAS = (
-    ("used_percent", "used_ratio", "Used share of a quota, as the upstream told last.", 0.01),
-    ("remaining", "remaining", "Requests or tokens that are left of a quota.", 1.0),
-    ("limit", "limit", "Requests or tokens of a quota.", 1.0),
-    ("resets_at", "resets_timestamp_seconds", "When a quota begins anew.", 1.0),
+    ("remaining", "remaining", "Requests or tokens that are left of a quota."),
+    ("limit", "limit", "Requests or tokens of a quota."),
+    ("resets_at", "resets_timestamp_seconds", "When a quota begins anew."),
 )
 
 
@@ -47,6 +46,12 @@ def account_families(accounts: Sequence[Account], tally: Tally) -> Iterator[Metr
         ),
     )
     yield gauge(
+        "gateway_account_models_at_rest",
+        "Models that the account limits or refuses for a while, whatever its state.",
+        ("account",),
+        (((account.name,), len(account.health.snapshot()["models"])) for account in accounts),
+    )
+    yield gauge(
         "gateway_account_turns_in_flight",
         "Turns that run on the account.",
         ("account",),
@@ -72,13 +77,29 @@ def _quotas(accounts: Sequence[Account]) -> Iterator[Metric]:
         for account in accounts
         for window in account.health.snapshot()["windows"]
     ]
-    for member, name, about, factor in _QUOTAS:
+    labels = ("account", "window")
+    used = (((account, window["name"]), _used(window)) for account, window in windows)
+    yield gauge(
+        "gateway_account_quota_used_ratio",
+        "Used share of a quota, as the upstream told last.",
+        labels,
+        ((names, ratio) for names, ratio in used if ratio is not None),
+    )
+    for member, name, about in _QUOTAS:
         rows: list[Row] = [
-            ((account, window["name"]), window[member] * factor)
+            ((account, window["name"]), window[member])
             for account, window in windows
             if window[member] is not None
         ]
-        yield gauge(f"gateway_account_quota_{name}", about, ("account", "window"), rows)
+        yield gauge(f"gateway_account_quota_{name}", about, labels, rows)
+
+
+def _used(window: dict[str, Any]) -> float | None:
+    """Some upstreams tell the share that is used, others what is left of how much."""
+    percent, left, limit = window["used_percent"], window["remaining"], window["limit"]
+    if percent is not None:
+        return float(percent) / 100
+    return None if left is None or not limit else float(limit - left) / float(limit)
 
 
 def _counted(tally: Tally) -> Iterator[Metric]:

@@ -9,6 +9,8 @@ from prometheus_client.core import InfoMetricFamily, Metric
 from ... import __version__
 from ...observe.observatory import Observatory
 from ..running import Running
+from ..views.accounts import account
+from ..views.alarms import alarms
 from ..views.overview import ready
 from .families import counter, gauge, number, times
 
@@ -42,10 +44,11 @@ def whole_families(running: Running, observatory: Observatory) -> Iterator[Metri
         "0 after a configuration was rejected.",
         float(configuration.last_rejected() is None),
     )
-    levels = [alarm["level"] for alarm in observatory.alarms()]
+    accounts = [account(running, each) for each in running.environment.pool.accounts]
+    levels = [alarm["level"] for alarm in alarms(running, accounts)]
     yield gauge(
         "gateway_alarms",
-        "Alarms of what is measured, by level.",
+        "Alarms that the page shows, by level: red where somebody should act.",
         ("level",),
         (((level,), levels.count(level)) for level in ("red", "amber")),
     )
