@@ -22,8 +22,9 @@ from tests.conformance.test_back_pressure import BOUND, MIB, TOTAL, flood, settl
 from tests.support.certificates import self_signed
 from tests.support.checks import assert_strictly_increasing, completed, note, output_text
 from tests.support.events import Json, call_item, call_output, error_body, text_item, user
-from tests.support.gateway import Gateway, account, free_port
+from tests.support.gateway import Gateway, account
 from tests.support.httpclient import HttpClient
+from tests.support.ports import free_port
 from tests.support.upstream import Exchange
 from tests.support.wsclient import Refused
 

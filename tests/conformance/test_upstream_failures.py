@@ -28,7 +28,8 @@ from tests.support.checks import (
     output_text,
 )
 from tests.support.events import Json
-from tests.support.gateway import account, free_port
+from tests.support.gateway import account
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.conformance
 

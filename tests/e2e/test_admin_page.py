@@ -16,7 +16,8 @@ from tests.e2e.codex import CodexClient, CodexRun, run_codex
 from tests.e2e.conftest import CLIENT_KEY, Scene
 from tests.e2e.scripted_model import success_text, task_prompt
 from tests.support.events import user
-from tests.support.gateway import Gateway, account, free_port
+from tests.support.gateway import Gateway, account
+from tests.support.ports import free_port
 from tests.support.strict import Mode, Strict
 
 TOKEN = "token-of-the-operator"

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.ports import free_port
+
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE = 60
 
@@ -29,21 +31,8 @@ def hears_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def two_free_ports() -> int:
-    """A port whose successor is free, too."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
-
-
 def test_the_demo_shows_five_turns_each_chained_to_the_one_before() -> None:
-    process = demo("--once", "--port", str(two_free_ports()))
+    process = demo("--once", "--port", str(free_port(and_the_next=1)))
     out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, f"the demo failed: {err}"
     responses = re.findall(r"response +(resp_\w+)", out)
@@ -57,7 +46,7 @@ def test_the_demo_shows_five_turns_each_chained_to_the_one_before() -> None:
 
 
 def test_the_demo_serves_on_until_interrupted() -> None:
-    port = two_free_ports()
+    port = free_port(and_the_next=1)
     process = demo("--port", str(port))
     try:
         assert process.stdout is not None
@@ -82,7 +71,7 @@ def test_a_port_that_is_none_is_one_line_that_says_which_are() -> None:
 
 
 def test_a_port_in_use_is_one_line() -> None:
-    port = two_free_ports()
+    port = free_port(and_the_next=1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()

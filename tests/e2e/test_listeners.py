@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.support.certificates import self_signed
-from tests.support.gateway import BAD_WORDS, free_port
+from tests.support.gateway import BAD_WORDS
+from tests.support.ports import free_port
 
 websockets = pytest.importorskip("websockets.sync.client", reason="websockets is not installed")
 DEADLINE = 30

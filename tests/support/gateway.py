@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from tests.support.events import Json
+from tests.support.ports import free_port
 from tests.support.upstream import Upstream
 from tests.support.wsclient import WsClient
 
@@ -41,12 +42,6 @@ def account(name: str, upstream: Upstream | str, **fields: Any) -> Json:
     """An `accounts:` entry that points at an upstream (or a base URL)."""
     url = upstream if isinstance(upstream, str) else upstream.base_url
     return {"name": name, "base_url": url, "key": f"upstream-secret-{name}", **fields}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def merged(base: Json, over: Json) -> Json:
