@@ -302,7 +302,7 @@ class TwistdService(GatewayService):
     def _say_who_is_left(self) -> None:
         """What may keep a stop waiting."""
         _log.info(
-            "stopping with {connections} connections; turns that run have {seconds:g} seconds,"
+            "stopping, connections: {connections}; turns that run have {seconds:g} seconds,"
             " or until a second signal",
             connections=len(self.admission),
             seconds=self._door_service.shutdown_seconds,

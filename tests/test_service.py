@@ -340,7 +340,7 @@ def test_a_second_signal_to_stop_waits_for_nobody(
         for call, args, kwargs in reactor.triggers["before"]["shutdown"]:
             call(*args, **kwargs)
     assert messages(events) == [
-        "stopping with 1 connections; turns that run have 30 seconds, or until a second signal"
+        "stopping, connections: 1; turns that run have 30 seconds, or until a second signal"
     ]
     results = stopped(gateway)
     assert (client.abandoned, results) == ([], [])
