@@ -34,6 +34,7 @@ class Reactor(MemoryReactorClock):
 def reactor() -> Iterator[Reactor]:
     """The handlers of this process are put back afterwards."""
     before = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGUSR2)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     yield Reactor()
     for number, handler in before.items():
         signal.signal(number, handler)
