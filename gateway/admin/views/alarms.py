@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from heapq import nlargest
 from itertools import islice
 from typing import Any
 
 from ...accounts.account import Account
 from ...accounts.health import AccountState, Unavailable
+from ...breaker import BreakerState
 from ...observe.alarms import alarm
 from ...protocol.faults import FaultKind
 from ..running import Running
@@ -24,8 +26,8 @@ _MAX_ALARMS = 50
 _ONE_BY_ONE = 3
 _NAMED = 8
 
-#: Models that rest somewhere and are looked at; clients make such names up.
-_MAX_MODELS = 50
+#: Models that are looked at: clients make such names up.
+_MAX_MODELS = 5
 
 #: A model that no account takes for longer than this waits for somebody, in seconds.
 _LONG = 60.0
@@ -62,30 +64,44 @@ def _nobody(running: Running, shown: Sequence[Shown]) -> Iterator[Alarm]:
         what = "no account is usable" + _first_of(reasons)
         yield alarm("red", what, since, _soonest(reasons), "turns wait for a moment, then fail")
         return
-    for model, since in _resting(shown).items():
-        serving = [each for each in accounts if each.serves(model)]
-        reasons = [_reason(each, model) for each in serving]
-        limited = any(each and each.kind is FaultKind.RATE_LIMITED for each in reasons)
-        if all(reasons) and limited:
-            until = _soonest(reasons)
+    for model, rests in _resting(shown).items():
+        others = (
+            account
+            for account, reason in zip(accounts, reasons, strict=True)
+            if reason is None and account.name not in rests
+        )
+        if any(each.serves(model) for each in others):
+            continue
+        lacking = _reasons(accounts, model)
+        if any(each.kind is FaultKind.RATE_LIMITED for each in lacking):
+            until = _soonest(lacking)
             name = "requests without a model" if model is None else model[:100]
             level = "red" if until is None or until - running.now() > _LONG else "amber"
-            yield alarm(level, f"no account takes {name}{_first_of(reasons)}", since, until)
+            what = f"no account takes {name}{_first_of(lacking)}"
+            yield alarm(level, what, max(rests.values()), until)
 
 
-def _resting(accounts: Sequence[Shown]) -> dict[str | None, float]:
-    """Models that rest on some account, and since when on the last of them."""
-    found: dict[str | None, float] = {}
+def _resting(accounts: Sequence[Shown]) -> dict[str | None, dict[str, float]]:
+    """Models that rest, on which accounts, and since when; those that rest on most accounts."""
+    rests: dict[str | None, dict[str, float]] = defaultdict(dict)
     for account in accounts:
         for each in account["models"]:
-            if each["model"] in found or len(found) < _MAX_MODELS:
-                found[each["model"]] = max(found.get(each["model"], 0.0), each["since"])
-    return found
+            if each["breaker"] != BreakerState.HALF_OPEN.value:
+                rests[each["model"]][account["name"]] = each["since"]
+    most = nlargest(_MAX_MODELS, rests, key=lambda model: len(rests[model]))
+    return {model: rests[model] for model in most}
 
 
-def _reason(account: Account, model: str | None) -> Unavailable | None:
-    found = account.unavailable(model)
-    return None if found is None or found.state is AccountState.READY else found
+def _reasons(accounts: Sequence[Account], model: str | None) -> list[Unavailable]:
+    """Why each account that offers ``model`` does not take it; nothing when one does."""
+    reasons = []
+    for account in accounts:
+        if account.serves(model):
+            found = account.unavailable(model)
+            if found is None or found.state is AccountState.READY:
+                return []
+            reasons.append(found)
+    return reasons
 
 
 def _soonest(reasons: Sequence[Unavailable | None]) -> float | None:
