@@ -183,7 +183,7 @@ class Session:
     def abandon(self) -> None:
         """The gateway can wait no longer."""
         self._start_no_more(_CLOSE_RESTART)
-        error = ApiError.bad_gateway("The gateway is restarting.", "gateway_restart")
+        error = ApiError.gateway_restarts()
         for turn in self._turns():
             turn.abandon(error)
         self._close_between_turns()
@@ -313,7 +313,7 @@ class Session:
             turn.start()
         except Exception:
             _log.failure("turn {turn} could not start", turn=turn.record.turn)
-            turn.abandon(ApiError(500, "server_error", "The gateway failed.", "internal_error"))
+            turn.abandon(ApiError.gateway_failed())
 
     def _turn_ended(self, lane: Lane, turn: Turn) -> None:
         self._running -= 1

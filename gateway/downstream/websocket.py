@@ -168,7 +168,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
                 session.message(b"".join(pieces))
         except Exception:
             _log.failure("a message of {peer} broke the session", peer=self.peer)
-            session.refuse(ApiError(500, "server_error", "The gateway failed.", "internal_error"))
+            session.refuse(ApiError.gateway_failed())
 
     def onPing(self, payload: bytes) -> None:
         """Answer; to a client that reads nothing only the last one, later (RFC 6455 §5.5.3)."""

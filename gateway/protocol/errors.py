@@ -15,6 +15,9 @@ import msgspec
 #: What reading JSON raises when it is broken, no UTF-8, of another shape or nested too deeply.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
+#: The code of what is the gateway's own fault.
+GATEWAY_FAILED = "gateway_failed"
+
 #: Statuses of an ``error`` event that clients understand (protocol.md §5.1).
 _STATUS_RANGE = range(400, 600)
 
@@ -135,6 +138,16 @@ class ApiError(Exception):
     def connection_limit_reached(cls, message: str) -> ApiError:
         """400: makes every client open a new connection and send its full input (§5.3)."""
         return cls.invalid_request(message, None, "websocket_connection_limit_reached")
+
+    @classmethod
+    def gateway_failed(cls) -> ApiError:
+        """500: the gateway itself is at fault; another account would fare no better."""
+        return cls(500, "server_error", "The gateway failed.", GATEWAY_FAILED)
+
+    @classmethod
+    def gateway_restarts(cls) -> ApiError:
+        """502: the gateway stops; clients come again, and find another one or a new one."""
+        return cls.bad_gateway("The gateway is restarting.", "gateway_restart")
 
     @classmethod
     def bad_gateway(cls, message: str, code: str = "upstream_error") -> ApiError:

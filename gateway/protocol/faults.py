@@ -6,7 +6,7 @@ import enum
 from typing import NamedTuple
 
 from . import limits
-from .errors import ApiError
+from .errors import GATEWAY_FAILED, ApiError
 from .refusals import (
     is_about_the_request,
     is_overload,
@@ -84,7 +84,7 @@ def attribute(error: ApiError, now: float) -> Fault:
 def _kind(error: ApiError) -> FaultKind:
     if error.code == PROXY_ERROR:
         return FaultKind.PROXY
-    if is_about_the_request(error):
+    if is_about_the_request(error) or error.code == GATEWAY_FAILED:
         return FaultKind.REQUEST
     if refuses_spending(error):
         for_model = limits.limits_single_model(error.hints)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .errors import ApiError
+from .errors import GATEWAY_FAILED, ApiError
 
 #: Codes that speak of the request; no other account would answer otherwise, and clients
 #: must hear them as they are (§5.4).
@@ -132,7 +132,7 @@ def is_about_the_request(error: ApiError) -> bool:
 
 def may_move(error: ApiError) -> bool:
     """Whether another account might answer what this one refused (design law 13)."""
-    if is_about_the_request(error):
+    if is_about_the_request(error) or error.code == GATEWAY_FAILED:
         return False
     if refuses_spending(error) or refuses_credentials(error) or refuses_model(error):
         return True

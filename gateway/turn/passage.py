@@ -186,7 +186,7 @@ class Passage:
             call = self._cargo.call_for(account)
         except Exception:
             _log.failure("a request could not be made for {account}", account=account.name)
-            self._end(ApiError(500, "server_error", "The gateway failed.", "internal_error"))
+            self._end(ApiError.gateway_failed())
             return
         record, plan = self.record, self._cargo.plan
         record.account = account.name

@@ -199,7 +199,7 @@ class HttpCall(Protocol):
         except Exception:
             log_bug(Failure())
             if self._state is not CallState.OVER:
-                self._fail(ApiError.bad_gateway("The gateway failed while reading the upstream."))
+                self._fail(ApiError.gateway_failed())
 
     def _enter(self, state: CallState) -> None:
         if state not in TRANSITIONS[self._state]:

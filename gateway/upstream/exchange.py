@@ -15,7 +15,7 @@ from ..deadline import Deadline
 from ..protocol.errors import ApiError, from_http
 from ..protocol.sse import EventStreamParser, EventTooLarge
 from ..protocol.upstream_request import UpstreamRequest
-from .failures import upstream_failure
+from .failures import log_bug, upstream_failure
 from .interface import Receiver, UpstreamCall
 from .sending import HttpTimeouts, Sender, Sending, drop, headers_of
 
@@ -141,11 +141,12 @@ class HttpExchange(Protocol):
             self._deadline.touch()
             try:
                 events = self._parser.feed(data)
+                if events:
+                    self._receiver.upstream_events(events)
             except EventTooLarge as error:
                 self._fail(ApiError.bad_gateway(f"The upstream sent {error}."))
-                return
-            if events:
-                self._receiver.upstream_events(events)
+            except Exception:  # Twisted would take it for the upstream's
+                self._broken_inside(Failure())
         elif self._state is ExchangeState.REFUSED:
             self._refusal_bytes += len(data)
             self._refusal.append(data)
@@ -187,6 +188,11 @@ class HttpExchange(Protocol):
             f"The upstream {what} within {waited:g} seconds.", "upstream_timeout"
         )
         self._fail(error)
+
+    def _broken_inside(self, failure: Failure) -> None:
+        log_bug(failure)
+        if self._state is not ExchangeState.OVER:
+            self._fail(ApiError.gateway_failed())
 
     def _fail(self, error: ApiError) -> None:
         self._drop()

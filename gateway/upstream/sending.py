@@ -207,9 +207,7 @@ class Sending:
         self._drop_refusal()
         if not self._over:
             self._over = True
-            self._receiver.request_failed(
-                ApiError.bad_gateway("The gateway failed while reading the upstream.")
-            )
+            self._receiver.request_failed(ApiError.gateway_failed())
 
     def _drop_refusal(self) -> None:
         refusal, self._refusal = self._refusal, None

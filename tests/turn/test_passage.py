@@ -169,7 +169,7 @@ def test_a_bug_costs_one_request() -> None:
 
     world = CallWorld()
     journey = Journey(world, Broken()).starts()
-    assert journey.door.error.code == "internal_error"
+    assert journey.door.error.code == "gateway_failed"
     world.check_rest()
 
 

@@ -272,7 +272,7 @@ def test_a_receiver_that_fails_ends_its_call(wire: Wire) -> None:
 
     heard.call_data = fail  # type: ignore[method-assign]
     connection.sends(JSON_HEAD, chunk(b"["))
-    assert heard.error.message == "The gateway failed while reading the upstream."
+    assert heard.error.code == "gateway_failed"
     assert connection.dropped
     wire.check_rest()
 

@@ -10,8 +10,11 @@ from twisted.internet.error import ConnectionLost, ConnectionRefusedError, Timeo
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
+from gateway.protocol.faults import FaultKind, attribute
+from gateway.protocol.refusals import may_move
 from gateway.protocol.sse import EventStreamParser
 from gateway.upstream import exchange as exchange_module
+from tests.support.sse import ServerSentEvent
 from tests.upstream.wire import (
     HEAD,
     LAST_CHUNK,
@@ -302,21 +305,29 @@ def test_an_event_beyond_all_bounds_is_a_failure(
     wire.check_rest()
 
 
-def test_a_bug_of_ours_ends_the_turn_and_is_logged(wire: Wire) -> None:
-    class Breaks(Heard):
-        def upstream_answered(self, headers: Mapping[str, str]) -> None:
-            raise RuntimeError("a bug")
+class BreaksAtTheHead(Heard):
+    def upstream_answered(self, headers: Mapping[str, str]) -> None:
+        raise RuntimeError("a bug")
 
+
+class BreaksAtTheEvents(Heard):
+    def upstream_events(self, events: list[ServerSentEvent]) -> None:
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("heard", [BreaksAtTheHead(), BreaksAtTheEvents()], ids=["head", "events"])
+def test_a_bug_of_ours_ends_the_turn_is_logged_and_blames_nobody(wire: Wire, heard: Heard) -> None:
     logged: list[Any] = []
     globalLogPublisher.addObserver(logged.append)
-    heard = Breaks()
     try:
         wire.exchange(heard).start()
         connection = wire.accept()
-        connection.sends(HEAD)
+        connection.sends(HEAD + chunk(b'data: {"type":"response.created"}\n\n'))
     finally:
         globalLogPublisher.removeObserver(logged.append)
-    assert "The gateway failed" in heard.error.message
+    assert (heard.error.status, heard.error.code) == (500, "gateway_failed")
+    assert attribute(heard.error, 0.0).kind is FaultKind.REQUEST
+    assert not may_move(heard.error)
     assert any("log_failure" in each for each in logged)
     assert connection.dropped
     wire.check_rest()

@@ -152,9 +152,7 @@ class _Detached(HttpDoor):
     def abandon(self) -> None:
         """See ``Guest``."""
         if self._turn is not None:
-            self._turn.abandon(
-                ApiError.bad_gateway("The gateway is restarting.", "gateway_restart")
-            )
+            self._turn.abandon(ApiError.gateway_restarts())
 
 
 class BackgroundDoor(_Detached):

@@ -73,7 +73,7 @@ class Responses:
             turn.start()
         except Exception:
             _log.failure("turn {turn} could not start", turn=turn.record.turn)
-            turn.abandon(ApiError(500, "server_error", "The gateway failed.", "internal_error"))
+            turn.abandon(ApiError.gateway_failed())
 
     def _door(self, request: HttpRequest, turn_request: TurnRequest, now: float) -> Door:
         if not turn_request.background:

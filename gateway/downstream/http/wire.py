@@ -157,7 +157,7 @@ class WireRequest(Request):
             face.refuse(error)
         except Exception:
             _log.failure("a request for {path} broke its handler", path=face.path[:200])
-            face.refuse(ApiError(500, "server_error", "The gateway failed.", "internal_error"))
+            face.refuse(ApiError.gateway_failed())
 
     def parseCookies(self) -> None:
         """Nobody here has any."""

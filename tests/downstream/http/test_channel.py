@@ -170,7 +170,7 @@ def test_what_a_handler_raises_is_answered(
     if isinstance(error, ApiError):
         assert (answer.status, answer.error["type"], reported) == (418, "tea", [])
     else:
-        assert (answer.status, answer.error["code"]) == (500, "internal_error")
+        assert (answer.status, answer.error["code"]) == (500, "gateway_failed")
         assert b"a bug" not in answer.body
         assert len(reported) == 1
 
