@@ -31,7 +31,7 @@ from .admin.metrics import Metrics
 from .admin.page import BrowserPages
 from .admin.running import Configuration, Running
 from .admin.site import AdminSite
-from .config import AccountSettings, Settings, SimulatorSettings
+from .config import AccountSettings, Settings, SimulatorSettings, in_force, needs_restart
 from .config.endpoints import is_loopback
 from .downstream.admission import Admission
 from .downstream.front import FrontFactory
@@ -255,7 +255,7 @@ class TwistdService(GatewayService):
         self._log_file: LogFile | None = None
         self.reloads = Reloads(options.settings, options.read, self.arrange, reactor.seconds)
         self._options = options
-        self._described = options.described()
+        self._described = self._started = options.described()
         self.whole.configuration = Configuration(
             options.source,
             lambda: self._described,
@@ -267,7 +267,8 @@ class TwistdService(GatewayService):
     def arrange(self, settings: Settings, before: Settings) -> None:
         """See ``GatewayService``."""
         super().arrange(settings, before)
-        self._described = self._options.described()
+        waiting = needs_restart(self.settings, settings)
+        self._described = in_force(self._started, self._options.described(), waiting)
 
     def setServiceParent(self, parent: Any) -> None:
         """Take over the application's log, unless the operator chose an observer."""

@@ -329,6 +329,22 @@ def test_the_log_says_what_is_served_where(
     foreground.gateway.stopService()
 
 
+def test_the_configuration_in_force_is_not_that_which_waits_for_a_restart(
+    reactor: MemoryReactorClock, tmp_path: Path
+) -> None:
+    file = tmp_path / "gateway.yaml"
+    text = "simulator: {accounts: 1}\nlog: {level: %s, format: %s}"
+    file.write_text(text % ("info", "text"))
+    made = Options()
+    made.parseOptions(["--config", str(file)])
+    gateway = TwistdService(made, reactor)
+    file.write_text(text % ("warn", "json"))
+    assert gateway.reloads.reload().endswith("a restart is needed for log.format")
+    assert gateway.whole.configuration is not None
+    shown = {each.path: each.value for each in gateway.whole.configuration.settings()}
+    assert (shown["log.level"], shown["log.format"]) == ("warn", "text")
+
+
 def test_a_second_signal_to_stop_waits_for_nobody(
     reactor: MemoryReactorClock, monkeypatch: pytest.MonkeyPatch, quiet: None
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gateway.config.environment import references
@@ -16,7 +16,8 @@ from gateway.config.source import join_path, parse
 class Setting(NamedTuple):
     """One setting: its path in the file, its value as JSON has it, and its origin.
 
-    The origin is `default`, `file`, `environment NAME` or `preset NAME`; secrets are masked.
+    The origin is `default`, `file`, `environment NAME` or `preset NAME`, with `until a restart`
+    when the file says something else by now; secrets are masked.
     """
 
     path: str
@@ -33,6 +34,33 @@ def describe(text: str | None, environ: Mapping[str, str], source: str) -> list[
         return list(_Walk({}).section(Settings(), {}, ""))
     settings = load_settings(text, environ, source)
     return list(_Walk(environ).section(settings, parse(text), ""))
+
+
+def in_force(
+    started: Sequence[Setting], now: Sequence[Setting], waiting: Sequence[str]
+) -> list[Setting]:
+    """What a gateway works with whose file was read again.
+
+    :param started: the settings at the start.
+    :param now: those of the file.
+    :param waiting: the paths that keep their old values, as `needs_restart` names them.
+    """
+    kept = [
+        each._replace(origin=f"{each.origin}, until a restart")
+        for each in started
+        if _among(each.path, waiting)
+    ]
+    mixed = [*kept, *(each for each in now if not _among(each.path, waiting))]
+    order = {section: place for place, section in enumerate(dict.fromkeys(map(_section, now)))}
+    return sorted(mixed, key=lambda each: order[_section(each)])
+
+
+def _section(setting: Setting) -> str:
+    return setting.path.partition(".")[0]
+
+
+def _among(path: str, sections: Sequence[str]) -> bool:
+    return any(path == each or path.startswith(f"{each}.") for each in sections)
 
 
 class _Walk:

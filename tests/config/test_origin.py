@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import ConfigError, Setting, Settings, describe
+from gateway.config import ConfigError, Setting, Settings, describe, in_force
 
 SECRET = "sk-leak-0123456789"
 TEXT = f"""
@@ -125,3 +125,29 @@ def test_values_that_are_set_are_named_as_their_origin(environ: dict[str, str]) 
     for name, path in (("PORT", "listen"), ("KEEPALIVE", "session.keepalive_seconds")):
         expected = f"environment {name}" if name in environ else "file"
         assert shown[path].origin == expected
+
+
+# --- after a reload ------------------------------------------------------------------------
+
+
+def test_what_waits_for_a_restart_is_shown_as_it_still_is() -> None:
+    started = describe(TEXT, ENVIRON, "f")
+    moved = TEXT.replace("PORT:-8080", "PORT:-9090").replace("stay", "sticky")
+    shown = in_force(started, describe(moved, ENVIRON, "f"), ["listen"])
+    by_path = {each.path: each for each in shown}
+    assert by_path["listen"].value == "tcp:8080:interface=127.0.0.1"
+    assert by_path["listen"].origin == "file, until a restart"
+    assert by_path["routing.return"].value == "sticky", "this one is in force"
+    assert [each.path for each in shown] == [each.path for each in started], "each in its place"
+
+
+def test_a_simulator_that_waits_is_not_shown() -> None:
+    one, other = "simulator: {accounts: 3}", "accounts: [{name: a, preset: ollama}]"
+    for before, after in ((one, other), (other, one)):
+        started = describe(before, {}, "f")
+        shown = in_force(started, describe(after, {}, "f"), ["simulator"])
+        simulated = [(each.path, each.value) for each in shown if "simulator" in each.path]
+        assert simulated == [(s.path, s.value) for s in started if "simulator" in s.path]
+    assert [each.origin for each in shown if "simulator" in each.path] == [
+        "default, until a restart"
+    ]
