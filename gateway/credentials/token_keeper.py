@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
 from ..config import OAuthSettings
@@ -21,6 +23,10 @@ _log = Logger(namespace="gateway.credentials")
 _JITTER = 0.1
 
 _NEVER = float("inf")
+
+#: One for each token file: a reload makes an account anew while it may be renewing its token,
+#: and a refresh token that is used twice may end them all (RFC 9700 §4.14.2).
+_locks: WeakValueDictionary[str, DeferredLock] = WeakValueDictionary()
 
 #: Runs a function that waits for the disk.
 InThread = Callable[[Callable[[], None]], Deferred[None]]
@@ -65,6 +71,7 @@ class TokenKeeper:
         self._auth_header = auth_header
         self._jitter = jitter
         self._previous: str | None = None
+        self._lock = _locks.setdefault(os.path.realpath(settings.token_file), DeferredLock())
 
     @property
     def ends_at(self) -> float:
@@ -89,12 +96,19 @@ class TokenKeeper:
     async def renew(self, refused: str | None) -> None:
         """Get an access token other than ``refused``: from the file, else from the endpoint.
 
-        One at a time.
+        One at a time, of all that share the file.
 
         :raises GrantRefused: no refresh token is taken.
         :raises EndpointUnavailable: asking failed.
         :raises TokenFileError: the file cannot be read.
         """
+        await self._lock.acquire()
+        try:
+            await self._renew(refused)
+        finally:
+            self._lock.release()
+
+    async def _renew(self, refused: str | None) -> None:
         if self.unwritten and self.tokens is not None and not self._store.changed():
             await self._write(self.tokens)
             if self._is_good(refused):

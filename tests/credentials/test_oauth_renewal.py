@@ -328,3 +328,42 @@ def test_a_token_from_the_future_is_renewed_while_it_is_used(stage: Stage) -> No
     stage.endpoint.last.gives("access-2", expires_in=3600)
     assert stage.headers().token == "access-2"
     assert len(stage.endpoint.asked) == 2
+
+
+# --- one file, two accounts --------------------------------------------------------------
+
+
+def test_an_account_made_anew_waits_for_the_renewal_of_the_one_before(stage: Stage) -> None:
+    """A refresh token that is used twice may be taken for stolen."""
+    before = stage.headers()
+    stage.restarted()
+    after = stage.headers()
+    assert len(stage.endpoint.asked) == 1
+    stage.endpoint.last.gives("access-1", expires_in=3600, refresh_token="refresh-2")
+    assert (before.token, after.token) == ("access-1", "access-1")
+    assert len(stage.endpoint.asked) == 1
+
+
+def test_where_the_one_before_failed_the_account_tries_itself(stage: Stage) -> None:
+    before = stage.headers()
+    stage.restarted()
+    after, left = stage.headers(), stage.headers()
+    left.deferred.cancel()
+    stage.endpoint.last.answers(503, {})
+    assert before.error.code == "upstream_token_unavailable"
+    stage.endpoint.last.gives("access-1", expires_in=3600)
+    assert after.token == "access-1"
+    assert len(stage.endpoint.asked) == 2
+
+
+def test_a_stop_ends_the_wait_for_the_one_before(stage: Stage) -> None:
+    stage.headers()
+    waiting = stage.restarted()
+    stage.headers()
+    stopped = Got(waiting.close())
+    stage.clock.advance(5)
+    assert not stopped.waits
+    stage.restarted()
+    last = stage.headers()
+    stage.endpoint.last.gives("access-1", expires_in=3600)
+    assert last.token == "access-1"
