@@ -1,7 +1,8 @@
 """twisted.web's HTTP/1.1 protocol, with the deadlines and bounds of a door to the world.
 
 What twisted.web leaves open and this closes: a head or a body that never ends, a body that is
-kept before anybody asked who sends it, a client that reads nothing, errors without a body.
+kept before anybody asked who sends it, a client that reads nothing and goes on asking, errors
+without a body.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class HttpChannel(HTTPChannel):
         self._deadline = Deadline(site.reactor, self._too_slow)
         self._stalled = Deadline(site.reactor, self._reads_nothing)
         self._abort: IDelayedCall | None = None
+        self._unread: WireRequest | None = None
 
     # --- requests in -----------------------------------------------------------------
 
@@ -102,6 +104,16 @@ class HttpChannel(HTTPChannel):
         self._may_begin()
         if self._phase is not Phase.CLOSING:
             super().lineReceived(line)
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """A piece of a body, or what follows a request that is being answered.
+
+        Of the latter only so much is read ahead.  twisted.web forgets that bound while the
+        client does not read its answer.
+        """
+        super().rawDataReceived(data)
+        if self.is_full and sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize:
+            self._networkProducer.pauseProducing()
 
     def _may_begin(self) -> None:
         if self._phase is Phase.IDLE:
@@ -141,8 +153,11 @@ class HttpChannel(HTTPChannel):
         super().allContentReceived()
 
     def requestDone(self, request: Request) -> None:
-        """An answer is complete."""
+        """An answer is complete; the next one must wait until it was read."""
         if self.persistent and not self.is_last and self._phase is not Phase.CLOSING:
+            if self.is_full:
+                self._unread = self.requests[0]
+                return
             self._enter(Phase.IDLE)
             self._deadline.start(IDLE_SECONDS)
         else:
@@ -233,6 +248,9 @@ class HttpChannel(HTTPChannel):
         self._stalled.stop()
         super().resumeProducing()
         self._hold_back()
+        read, self._unread = self._unread, None
+        if read is not None:
+            self.requestDone(read)
 
     def _hold_back(self) -> None:
         if self.requests and self.requests[0].face is not None:

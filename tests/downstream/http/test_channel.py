@@ -528,6 +528,56 @@ def test_a_client_that_reads_a_large_answer_slowly_may_take_its_time(
     assert client.is_closed
 
 
+def test_who_reads_no_answer_is_not_read_for_ever(wired: House, handler: Handler) -> None:
+    client = wired.client()
+    client.gives(echo(client))
+    handler.last.start(200, {})
+    client.transport.producer.pauseProducing()
+    client.gives(b"x" * 10_000)
+    assert client.transport.producerState == "producing", "its leaving must be noticed"
+    client.gives(b"x" * 10_000)
+    assert client.transport.producerState == "paused"
+    client.transport.producer.resumeProducing()
+    assert client.transport.producerState == "paused", "there is enough to do"
+    handler.last.finish()
+    assert client.transport.producerState == "producing"
+
+
+def test_the_next_request_waits_until_the_answer_was_read(wired: House, handler: Handler) -> None:
+    client = wired.client()
+    client.gives(echo(client, b"1") + echo(client, b"2") + echo(client, b"3"))
+    client.transport.producer.pauseProducing()
+    handler.last.answer(200, b"x" * 1_000_000, {})
+    assert len(handler.requests) == 1
+    client.transport.producer.resumeProducing()
+    assert [request.body for request in handler.requests] == [b"1", b"2"]
+    handler.last.answer(200, b"", {})
+    assert [request.body for request in handler.requests] == [b"1", b"2", b"3"]
+    handler.last.answer(200, b"", {})
+    assert [client.answer().status for _ in range(3)] == [200, 200, 200]
+
+
+@pytest.mark.parametrize("how", ["lost", "drained", "abandoned"])
+def test_an_answer_that_was_not_read_may_be_the_last(
+    wired: House, handler: Handler, how: str
+) -> None:
+    client = wired.client()
+    client.gives(echo(client, b"1") + echo(client, b"2"))
+    client.transport.producer.pauseProducing()
+    handler.last.answer(200, b"x" * 1_000_000, {})
+    if how == "lost":
+        client.is_lost()
+    elif how == "drained":
+        wired.admission.drain(lambda: None)
+        client.transport.producer.resumeProducing()
+        assert client.is_closed
+    else:
+        wired.admission.abandon()
+        assert client.is_closed
+    assert len(handler.requests) == 1
+    assert handler.gone == []
+
+
 # --- clients that leave --------------------------------------------------------------------
 
 
