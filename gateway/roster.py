@@ -27,7 +27,7 @@ class Roster:
 
     def __init__(self, reactor: Any, settings: Settings) -> None:
         self._reactor = reactor
-        self._paths = EgressPaths(reactor.seconds, settings.routing.cooldown_max_seconds)
+        self._paths = self._paths_for(settings)
         self._upstreams: dict[Account, HttpUpstream] = {}
         self._leaving: list[Account] = []
         self.accounts: list[Account] = []
@@ -44,6 +44,8 @@ class Roster:
             return []
         cooldown_max = settings.routing.cooldown_max_seconds
         as_cautious = before is not None and cooldown_max == before.routing.cooldown_max_seconds
+        if not as_cautious:
+            self._paths = self._paths_for(settings)
         as_patient = before is not None and settings.timeouts == before.timeouts
         known = {account.name: account for account in self.accounts}
         arranged: list[Account] = []
@@ -61,6 +63,9 @@ class Roster:
         self._leaving += gone
         self.accounts = arranged
         return gone
+
+    def _paths_for(self, settings: Settings) -> EgressPaths:
+        return EgressPaths(self._reactor.seconds, settings.routing.cooldown_max_seconds)
 
     def add(
         self,

@@ -121,6 +121,7 @@ class GatewayService(MultiService):
         """Let clients finish first; only then take away what serves them."""
         stopped: Deferred[Any] = self._door_service.finish_turns()
         stopped.addCallback(lambda _: self.environment.waiting.stop())
+        stopped.addCallback(lambda _: self._catalogues.close())
         stopped.addCallback(lambda _: MultiService.stopService(self))
         stopped.addCallback(lambda _: self._roster.close())
         return stopped
@@ -193,9 +194,17 @@ class GatewayService(MultiService):
         )
 
     def _forget_what_is_old(self) -> None:
-        self.environment.ledger.expire()
-        self.environment.pool.bindings.expire()
-        self._roster.release_idle()
+        """Whatever one of them fails of, the others go on, and all do next time."""
+        environment = self.environment
+        for forget in (
+            environment.ledger.expire,
+            environment.pool.bindings.expire,
+            self._roster.release_idle,
+        ):
+            try:
+                forget()
+            except Exception:
+                _log.failure("what is old could not be forgotten")
 
     def arrange(self, settings: Settings, before: Settings) -> None:
         """Put changed settings into force; what they do not name stays as it is."""

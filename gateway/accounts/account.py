@@ -25,6 +25,9 @@ class Way(Protocol):
     def unavailable(self) -> tuple[str, float] | None:
         """Why, and until when (unix seconds), nothing can be sent that way; None when it can."""
 
+    def clear(self) -> None:
+        """By word of the operator nothing is held against it."""
+
 
 class Account:
     """An account of the pool.
@@ -120,6 +123,12 @@ class Account:
             if barred is not None:
                 return Unavailable(AccountState.COOLING, *barred)
         return None
+
+    def clear(self) -> None:
+        """The operator says that nothing is wrong with it, or with its way out, any more."""
+        self.health.clear()
+        if self._way is not None:
+            self._way.clear()
 
     def reserve(self, model: str | None, released: Callable[[], None]) -> Reservation:
         """Take a place for one attempt; the caller has seen that it is available.

@@ -105,7 +105,7 @@ class Actions:
         return self._did(account, "is in service again")
 
     def _clear(self, account: Account) -> Done:
-        account.health.clear()
+        account.clear()
         return self._did(account, "rests no longer: every cooldown is cleared")
 
     def _did(self, account: Account, what: str) -> Done:

@@ -38,6 +38,11 @@ class Egress:
         """Why, and until when, no account behind its proxy can be used; None when it can."""
         return None if self.health is None else self.health.unavailable()
 
+    def clear(self) -> None:
+        """By word of the operator nothing is held against its proxy."""
+        if self.health is not None:
+            self.health.clear()
+
     def endpoint(
         self, reactor: Any, host: str, port: int, connect_seconds: float
     ) -> IStreamClientEndpoint:

@@ -20,6 +20,7 @@ from gateway.downstream.admission import Admission
 from gateway.downstream.websocket import ResponsesFactory
 from gateway.log import LogThreshold
 from gateway.tenants.tenants import Tenants
+from gateway.upstream.proxy_health import Barred
 from tests.turn.fakes import World
 
 TOKEN = "t0ken"
@@ -84,6 +85,19 @@ class Client:
     @property
     def closed(self) -> bool:
         return bool(self.transport.disconnecting)
+
+
+class Way:
+    """How an account's connections leave; barred from the start."""
+
+    def __init__(self, barred: Barred | None) -> None:
+        self._barred = barred
+
+    def unavailable(self) -> Barred | None:
+        return self._barred
+
+    def clear(self) -> None:
+        self._barred = None
 
 
 class Admin:

@@ -14,9 +14,10 @@ from gateway.admin.probe import ANSWER_SECONDS
 from gateway.protocol.errors import ApiError
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.upstream.interface import CallReceiver, UpstreamCall
+from gateway.upstream.proxy_health import Barred
 from tests.support.events import text_item, turn_events, user
 
-from .stage import BEARER, OWN, TOKEN, Admin
+from .stage import BEARER, OWN, TOKEN, Admin, Way
 
 CONVERSATION = opaque_id(connection_key("laptop", "c-1"))
 
@@ -55,6 +56,15 @@ def test_a_cleared_account_rests_no_longer() -> None:
     assert state(admin)["state"] == "exhausted"
     answer = admin.post("/admin/accounts/a/clear", None, BEARER)
     assert answer.json["state"] == "ready"
+
+
+def test_a_cleared_account_forgives_its_proxy_too() -> None:
+    admin = Admin(TOKEN)
+    way: Any = Way(Barred("the proxy refused the connection", admin.clock.seconds() + 30))
+    admin.world.accounts["a"]._way = way
+    assert state(admin)["state"] == "cooling"
+    admin.post("/admin/accounts/a/clear", None, BEARER)
+    assert state(admin)["state"] == "ready"
 
 
 def test_a_turn_that_waits_is_served_when_an_account_is_resumed() -> None:

@@ -8,22 +8,12 @@ import pytest
 
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.upstream.proxy_health import Barred
-from tests.admin.stage import Admin
+from tests.admin.stage import Admin, Way
 from tests.admin.test_openapi import check
 from tests.turn.fakes import World
 
 DAY = 86_400.0
 LIMITED = "429 rate_limit_exceeded"
-
-
-class Way:
-    """How an account's connections leave; barred from the start."""
-
-    def __init__(self, barred: Barred | None) -> None:
-        self._barred = barred
-
-    def unavailable(self) -> Barred | None:
-        return self._barred
 
 
 @pytest.fixture
