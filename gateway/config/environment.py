@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 _REFERENCE = re.compile(
     r"""
@@ -44,6 +45,12 @@ def substitute(text: str, environ: Mapping[str, str]) -> str:
         return value
 
     return _REFERENCE.sub(replace, text)
+
+
+def whence(given: Any, environ: Mapping[str, str]) -> str:
+    """Where to mend a value that the file takes from elsewhere; "" when it stands in the file."""
+    names = references(given, environ) if isinstance(given, str) else []
+    return f"; it comes from the environment variable {' and '.join(names)}" if names else ""
 
 
 def references(text: str, environ: Mapping[str, str]) -> list[str]:

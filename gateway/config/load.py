@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
+from gateway.config.environment import whence
 from gateway.config.errors import ConfigError, MistakeError
 from gateway.config.presets import additions
 from gateway.config.rules import apply_rules
@@ -15,6 +17,8 @@ from gateway.config.settings import Settings
 from gateway.config.shape import ShapeCheck
 from gateway.config.source import parse
 
+# A member or an index of a path such as accounts[0].key.
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _SHAPE = inspect.type_info(Settings)
 
 
@@ -42,11 +46,29 @@ def load_settings(text: str, environ: Mapping[str, str], source: str) -> Setting
         _check_upstreams(checked)
         for entry in checked.get("accounts", ()):
             entry.update(additions(entry))
-        return apply_rules(msgspec.convert(checked, Settings))
+        return _applied(msgspec.convert(checked, Settings), value, environ)
     except MistakeError as mistake:
         raise ConfigError(source, *mistake.parts) from None
     except msgspec.ValidationError as error:  # a type that ShapeCheck does not know fully
         raise ConfigError(source, str(error)) from None
+
+
+def _applied(settings: Settings, value: Any, environ: Mapping[str, str]) -> Settings:
+    try:
+        return apply_rules(settings)
+    except MistakeError as mistake:
+        path, *parts, words = mistake.parts
+        raise MistakeError(path, *parts, words + whence(_at(value, path), environ)) from None
+
+
+def _at(value: Any, path: str) -> Any:
+    """What the file holds at a path of the messages; None when that is nothing."""
+    for name, index in _STEP.findall(path):
+        try:
+            value = value[int(index)] if index else value[name]
+        except (LookupError, TypeError):
+            return None
+    return value
 
 
 def _check_upstreams(checked: dict[str, Any]) -> None:

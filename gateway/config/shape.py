@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import NODEFAULT, inspect
 
-from gateway.config.environment import SubstitutionError, references, substitute
+from gateway.config.environment import SubstitutionError, substitute, whence
 from gateway.config.errors import MistakeError
 from gateway.config.secrets import MASK, SECRET_FIELDS
 from gateway.config.source import join_path
@@ -135,17 +135,9 @@ class ShapeCheck:
                 value = _from_environment(value)
         words = _mismatch(expected, value)
         if words:
-            words += besides
-            if value is not given:
-                words += self._from(given)
+            words += besides + whence(given, self._environ)
             raise MistakeError(path, MASK if secret else show(value), f"expected {words}")
         return value
-
-    def _from(self, given: str) -> str:
-        """Where to mend a value that is not in the file."""
-        names = references(given, self._environ)
-        # `${NAME:-default}` with the default in force is a value of the file.
-        return f"; it comes from the environment variable {' and '.join(names)}" if names else ""
 
 
 def _from_environment(text: str) -> Any:

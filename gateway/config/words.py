@@ -13,6 +13,8 @@ _NAME_LIMIT = 128
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _CREDENTIAL = re.compile(r"[\x21-\x7e]+")
+# Files of variables keep them for some programs (`docker --env-file`), and no key has them.
+_QUOTES = "\"'"
 # The HTTP client owns the framing of its requests.
 _FRAMING_HEADERS = frozenset(
     ["connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"]
@@ -47,6 +49,8 @@ def check_credential(value: str, path: str) -> None:
     if not _CREDENTIAL.fullmatch(value):
         words = "expected printable ASCII characters without spaces or line breaks"
         raise MistakeError(path, MASK, words)
+    if len(value) > 1 and value[0] == value[-1] and value[0] in _QUOTES:
+        raise MistakeError(path, MASK, "expected it without the quotes around it")
 
 
 def check_models(patterns: Sequence[str], path: str) -> None:

@@ -139,6 +139,10 @@ MISTAKES = [
     ),
     (account(name='"a\\nb"'), "accounts[0].name: 'a\\nb': expected at most 128 printable"),
     (account(key='"k\\n"'), "accounts[0].key: <hidden>: expected printable ASCII characters"),
+    (
+        account(key="'\"k\"'"),
+        "accounts[0].key: <hidden>: expected it without the quotes around it",
+    ),
     (account(key="''"), "accounts[0].key: <hidden>: expected text that is not empty"),
     # upstreams
     ("", "accounts: none; expected at least one account, or 'simulator: {accounts: 2}' in their"),
@@ -393,6 +397,15 @@ def test_a_value_from_the_environment_names_its_variables() -> None:
     line = mistake(account(weight="'${A}${B:-1}${C:-0}'"), A="x", B="y")
     assert line.endswith(f"expected a whole number from 1 to 1000; {whence} A and B")
     assert whence not in mistake(account(weight="'${A:-x}'")), "the default stands in the file"
+    line = mistake(account(key="'${KEY}'"), KEY="k\r")
+    assert line.startswith("accounts[0].key: <hidden>: expected printable ASCII characters")
+    assert line.endswith(f"; {whence} KEY")
+    line = mistake(ACCOUNT + "admin: {token: '${TOKEN}'}", TOKEN="'t'")
+    assert (
+        line == f"admin.token: <hidden>: expected it without the quotes around it; {whence} TOKEN"
+    )
+    line = mistake(account(headers="{X-A: '${A}'}"), A="a\nb")
+    assert line.endswith(f"; {whence} A")
 
 
 @pytest.mark.parametrize(
