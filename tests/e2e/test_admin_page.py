@@ -178,6 +178,40 @@ def test_what_is_typed_focused_and_scrolled_stays_while_turns_come(
     assert page.evaluate("scrollY") == before, "the page scrolled by itself"
 
 
+def test_a_table_that_somebody_reads_is_left_alone(gateway: Gateway, visit: Open) -> None:
+    converse(gateway, "one", "two")
+    opened = visit()
+    page = opened.page
+    rows = page.locator("table.turns tbody tr")
+    opened.wait_until(lambda: rows.count() == 2, "turns are rows")
+    first = rows.first.locator("a").first
+    first.focus()
+    name = first.inner_text()
+    converse(gateway, "three")
+    held = page.locator('[data-held="turns"]')
+    opened.wait_until(lambda: "held" in held.inner_text(), "the page says so")
+    assert (rows.count(), rows.first.locator("a").first.inner_text()) == (2, name)
+    page.keyboard.press("Escape")
+    opened.wait_until(lambda: rows.count() == 3, "it goes on")
+    assert held.inner_text() == ""
+
+
+def test_no_row_slips_away_under_the_pointer(gateway: Gateway, visit: Open) -> None:
+    converse(gateway, "one")
+    opened = visit()
+    page = opened.page
+    rows = page.locator("table.conversations tbody tr")
+    opened.wait_until(lambda: rows.count() == 1, "it is listed")
+    page.get_by_role("button", name="Drop").first.hover()
+    name = rows.first.get_attribute("data-key")
+    converse(gateway, "another")
+    held = page.locator('[data-held="conversations"]')
+    opened.wait_until(lambda: "held" in held.inner_text(), "the page says so")
+    assert rows.first.get_attribute("data-key") == name
+    page.get_by_role("heading", name="Memory", exact=True).hover()
+    opened.wait_until(lambda: rows.count() == 2, "it goes on")
+
+
 def test_the_script_writes_figures_as_the_server_does(visit: Open) -> None:
     opened = visit()
     figures = [0, 0.04, 0.25, 1, 1.25, 2.5, 9.96, 10, 99.5, 999, 999.6, 1000, 1499, 1500.5, 65_535]

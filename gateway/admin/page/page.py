@@ -30,6 +30,9 @@ _SECTIONS = (
     ("configuration", "Configuration"),
 )
 
+#: Their rows move when something happens.
+_MOVING = ("conversations", "turns")
+
 T = TypeVar("T")
 
 
@@ -74,7 +77,10 @@ class Page:
             tag(
                 "main",
                 tag("p", id="said", role="status", class_="said"),
-                [section(name, title, bodies[name]) for name, title in _SECTIONS],
+                [
+                    section(name, title, bodies[name], aside=_aside(name))
+                    for name, title in _SECTIONS
+                ],
                 id="main",
                 tabindex="-1",
                 data_now=f"{self._now():.3f}",
@@ -163,6 +169,11 @@ _MAKERS: dict[str, Callable[[Page, Asked, Viewer], Any]] = {
     "memory": Page._memory,
     "configuration": Page._configuration,
 }
+
+
+def _aside(name: str) -> Html | None:
+    """Where the script says that it leaves a table alone whose rows would move."""
+    return tag("span", data_held=name, class_="muted") if name in _MOVING else None
 
 
 def _head(viewer: Viewer) -> Html:

@@ -222,6 +222,34 @@ function morphChildren(from, to) {
 
 const stays = (parent, name) => [...parent.childNodes].some((child) => key(child) === name);
 
+// ---- tables whose rows move are left alone while somebody reads or aims
+
+const READING = 10000;
+let movedAt = 0;
+
+const boxOf = (part) => document.querySelector(`[data-part="${part}"] .scroll`);
+
+function held(part) {
+  const sign = document.querySelector(`[data-held="${part}"]`);
+  const box = sign && boxOf(part);
+  const aims = Date.now() - movedAt < READING && box?.matches(":hover");
+  const holds = Boolean(box && (aims || box.scrollTop > 0 || box.matches(":focus-within")));
+  if (sign) write(sign, holds ? "held while you read; Escape goes on" : "");
+  return holds;
+}
+
+document.addEventListener("pointermove", () => { movedAt = Date.now(); }, { passive: true });
+
+document.addEventListener("keydown", ({ key }) => {
+  if (key !== "Escape") return;
+  movedAt = 0;
+  for (const sign of document.querySelectorAll("[data-held]")) {
+    const box = boxOf(sign.dataset.held);
+    if (box?.matches(":focus-within")) document.activeElement.blur();
+    if (box) box.scrollTop = 0;
+  }
+});
+
 const refreshes = new Map();
 
 // Asks for a part at most once in `gap` milliseconds.
@@ -235,15 +263,21 @@ function refresh(part, gap = 3000) {
   const soonest = Math.max(0, entry.last + gap - performance.now());
   // All open pages ask in the same moment, by the gateway's clock: it draws once for all.
   const wait = gap < 2000 ? soonest : gap - ((Date.now() + offset) % gap);
-  entry.timer = setTimeout(async () => {
-    entry.timer = null;
-    entry.last = performance.now();
-    try {
-      await fetchPart(part);
-    } catch (error) {
-      // the stream of events says that the gateway is away
-    }
-  }, wait);
+  entry.timer = setTimeout(() => draw(part, entry), wait);
+}
+
+async function draw(part, entry) {
+  if (held(part)) {
+    entry.timer = setTimeout(() => draw(part, entry), 1000);
+    return;
+  }
+  entry.timer = null;
+  entry.last = performance.now();
+  try {
+    await fetchPart(part);
+  } catch (error) {
+    // the stream of events says that the gateway is away
+  }
 }
 
 async function fetchPart(part) {
