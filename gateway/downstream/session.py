@@ -373,8 +373,12 @@ class Session:
         return age >= self._settings.max_age_minutes * 60
 
     def _turn_away(self, stream_id: str | None) -> None:
-        """Make the client come back on a new connection (§6.3)."""
-        self._start_no_more(_CLOSE_NORMAL)
+        """Make the client come back on a new connection (§6.3).
+
+        The code stays the one of whatever ends it first: SDKs reconnect by themselves after
+        that of a stop, not after a normal one.
+        """
+        self._start_no_more(self._close_code if self._closing else _CLOSE_NORMAL)
         self.refuse(_connection_ends(), stream_id)
         self._close_between_turns()
 

@@ -316,7 +316,7 @@ def test_a_turn_that_comes_while_the_gateway_stops_is_turned_away() -> None:
     assert turned_away["error"]["code"] == "websocket_connection_limit_reached"
     assert turned_away["stream_id"] == "left"
     stage.answer("resp_1")
-    assert stage.channel.closed
+    assert stage.channel.closed == [1001], "the code of the stop"
 
 
 def test_when_time_is_up_running_turns_are_given_up_and_the_code_says_restart() -> None:
