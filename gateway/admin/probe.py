@@ -45,6 +45,9 @@ class Probe:
         self._deadline.start(ANSWER_SECONDS)
         self._call.start()
 
+    def call_connected(self) -> None:
+        """See ``CallReceiver``."""
+
     def call_answered(self, status: int, headers: Mapping[str, str]) -> None:
         """See ``CallReceiver``."""
         self._status = status

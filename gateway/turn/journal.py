@@ -69,13 +69,6 @@ class TurnRecord:
     events: int = 0
     relayed_bytes: int = 0
 
-    def tries(self, account: str, rule: str, route: str, chosen_ms: float) -> AttemptRecord:
-        """Begin the entry of an attempt, and name its account as the turn's."""
-        self.account, self.route = account, route
-        attempt = AttemptRecord(account, rule, route, chosen_ms=chosen_ms)
-        self.attempts.append(attempt)
-        return attempt
-
     def as_dict(self) -> dict[str, Any]:
         """For JSON.  ``dataclasses.asdict`` would copy every string, once a turn."""
         return {**vars(self), "attempts": [vars(each) for each in self.attempts]}

@@ -8,7 +8,6 @@ answer is relayed byte for byte.  Nothing moves any more once the client has see
 from __future__ import annotations
 
 import enum
-import itertools
 from collections.abc import Mapping, Sequence
 
 from twisted.logger import Logger
@@ -19,27 +18,18 @@ from ..protocol.errors import ApiError, from_http
 from ..protocol.faults import Fault, FaultKind, attribute
 from ..protocol.limits import read_windows
 from ..protocol.refusals import for_the_client, refuses_model
-from ..protocol.usage import estimated_usage
 from ..upstream.interface import Call
 from .cargo import Cargo, PassageDoor
 from .continuity import TurnContinuity
 from .environment import TurnContext, TurnEnvironment
 from .itinerary import InTurn, Itinerary, Known, NoPlace, Place
-from .journal import AttemptRecord, TurnRecord
+from .logbook import SAME_ACCOUNT, Logbook
 from .search import AccountSearch
-
-#: How much of a client's words goes into the journal, in characters.
-_SHOWN = 200
-
-#: The rule that names the account of a request that is sent in another way.
-_SAME_ACCOUNT = "the same account, another way"
 
 #: Answers that an upstream gives at paths which it does not serve.
 _NOT_SERVED = frozenset({404, 405, 501})
 
-_log = Logger(namespace="gateway.passage")
-
-_numbers = itertools.count(1)
+_logger = Logger(namespace="gateway.passage")
 
 
 class PassageState(enum.Enum):
@@ -98,17 +88,15 @@ class Passage:
         self._headers: Mapping[str, str] = {}
         self._held = bytearray()
         self.account: Account | None = None
-        self.record = TurnRecord(
-            turn=f"{context.connection}.{next(_numbers)}",
-            connection=context.connection,
-            key=context.tenant,
-            lane=None,
-            model=None if cargo.model is None else cargo.model[:_SHOWN],
-            previous_response_id=None if context.parent is None else context.parent.id[:_SHOWN],
-            continuation=context.continuation,
-            request_bytes=cargo.size,
+        self._log = Logbook(
+            environment,
+            context,
+            cargo.model,
+            None if context.parent is None else context.parent.id,
+            cargo.size,
             route=cargo.what,
         )
+        self.record = self._log.record
 
     # --- the door's side -------------------------------------------------------------
 
@@ -156,7 +144,7 @@ class Passage:
 
     def _start(self, itinerary: Itinerary) -> None:
         self._itinerary = itinerary
-        self.record.queued_ms = self._elapsed_ms()
+        self._log.queued()
         self._seek()
 
     def _seek(self) -> None:
@@ -173,6 +161,7 @@ class Passage:
 
     def search_waits(self) -> None:
         """See :class:`~gateway.turn.search.SearchOwner`."""
+        self._log.waits()
 
     def search_failed(self, error: ApiError) -> None:
         """See :class:`~gateway.turn.search.SearchOwner`."""
@@ -185,18 +174,11 @@ class Passage:
         try:
             call = self._cargo.call_for(account)
         except Exception:
-            _log.failure("a request could not be made for {account}", account=account.name)
+            _logger.failure("a request could not be made for {account}", account=account.name)
             self._end(ApiError.gateway_failed())
             return
-        record, plan = self.record, self._cargo.plan
-        record.account = account.name
-        if plan is not None:
-            record.chained_to, record.reason = plan.previous_response_id, plan.reason
-        record.upstream_bytes += len(call.body or b"")
-        noted = AttemptRecord(account.name, rule, self._cargo.what, chosen_ms=self._elapsed_ms())
-        if choice is not None:
-            noted.candidates, noted.others = choice.candidates, dict(choice.others)
-        record.attempts.append(noted)
+        cargo = self._cargo
+        self._log.tries(account.name, rule, cargo.what, len(call.body or b""), cargo.plan, choice)
         self._call = account.upstream.call(call, self)
         if self._paused:
             self._call.pause()
@@ -204,11 +186,15 @@ class Passage:
 
     # --- what the call reports -------------------------------------------------------
 
+    def call_connected(self) -> None:
+        """See :class:`~gateway.upstream.interface.CallReceiver`."""
+        self._log.connected()
+
     def call_answered(self, status: int, headers: Mapping[str, str]) -> None:
         """See :class:`~gateway.upstream.interface.CallReceiver`."""
         assert self.account is not None
         self._status, self._headers = status, headers
-        self.record.attempts[-1].first_byte_ms = self._elapsed_ms()
+        self._log.answered()
         windows = read_windows(headers, self._environment.clock.seconds())
         if windows:
             self.account.health.observe(windows)
@@ -250,7 +236,8 @@ class Passage:
     def _relay(self) -> None:
         self._enter(PassageState.RELAYING)
         self._relayed = True
-        self.record.first_event_ms = self.record.first_output_ms = self._elapsed_ms()
+        self._log.first_event()
+        self._log.first_output()
         self._door.passage_answers(self._status, self._headers)
 
     def _relay_data(self, data: bytes) -> None:
@@ -262,10 +249,10 @@ class Passage:
         account = self.account
         assert account is not None
         assert self._itinerary is not None
-        self.record.attempts[-1].outcome = error.label
+        self._log.outcome(error.label)
         if self._cargo.mended(account, error):
             self._enter(PassageState.SEEKING)
-            self._at(account, _SAME_ACCOUNT)
+            self._at(account, SAME_ACCOUNT)
             return
         self._blame(error)
         self._give_back()
@@ -311,32 +298,24 @@ class Passage:
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
-        record = self.record
         self._count()
-        if record.attempts and record.attempts[-1].outcome == "running":
-            record.attempts[-1].outcome = error_code or status
-        record.status, record.error_code = status, error_code
-        record.duration_ms = self._elapsed_ms()
-        record.ended_at = round(self._environment.clock.seconds(), 3)
         if self.account is not None and self._cargo.generates:
             self.account.turns += 1
         self._give_back()
         itinerary, self._itinerary = self._itinerary, None
         if itinerary is not None:
             itinerary.stop()
-        self._environment.journal.ended(record)
+        self._log.closed(status, error_code)
 
     def _count(self) -> None:
         """What was answered is counted, also where it broke off, or did not say what it took."""
         if not self._relayed:
             return
-        record = self.record
         usage = self._door.passage_usage()
         if usage is not None:
-            record.input_tokens, record.cached_tokens, record.output_tokens = usage
+            self._log.counts(usage)
         elif self._cargo.generates:
-            sent = record.upstream_bytes // len(record.attempts)
-            usage = estimated_usage(sent, record.relayed_bytes)
+            usage = self._log.estimated()
         visit = None if self._itinerary is None else self._itinerary.visit
         if usage is not None and visit is not None:
             visit.used(usage)
@@ -345,9 +324,6 @@ class Passage:
         """Free the place on the account; others may wait for it."""
         place, self._place = self._place, NoPlace()
         place.release()
-
-    def _elapsed_ms(self) -> float:
-        return round((self._environment.clock.seconds() - self._context.accepted_at) * 1000, 1)
 
     def _enter(self, state: PassageState) -> None:
         if state not in TRANSITIONS[self._state]:

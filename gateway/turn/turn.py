@@ -9,11 +9,9 @@ the turn, the client gets one terminal event (law 5).
 from __future__ import annotations
 
 import enum
-import itertools
 from collections.abc import Callable
 from functools import partial
 
-from ..accounts.bindings import opaque_id
 from ..accounts.pool import Choice, Wanted
 from ..accounts.reservation import Reservation
 from ..deadline import Deadline
@@ -26,12 +24,12 @@ from ..protocol.made import made_response, new_response_id, prewarm_events
 from ..protocol.refusals import for_the_client, may_move
 from ..protocol.relay import Broken, Finished, NotContinued, Refused, Relay
 from ..protocol.request import TurnRequest
-from ..protocol.usage import Usage, estimated_usage
+from ..protocol.usage import Usage
 from .attempt import Attempt
 from .continuity import TurnContinuity
 from .environment import Door, TurnContext, TurnEnvironment
-from .journal import TurnRecord
 from .lessons import learn_from_events, learn_from_headers, note_owner
+from .logbook import SAME_ACCOUNT, Logbook
 from .own_answers import broken_answer, interrupted_answer
 from .preparing import upstream_request
 from .recording import record_response
@@ -40,18 +38,6 @@ from .telling import Telling
 
 #: ``incomplete`` responses that may be continued (protocol.md §8.2).
 _CONTINUABLE = frozenset({"interrupted", "max_output_tokens"})
-
-#: The rule that names the account of an attempt with another plan.
-_SAME_ACCOUNT = "the same account, another way"
-
-#: How much of a client's words goes into the journal, in characters.
-_SHOWN = 200
-
-_numbers = itertools.count(1)
-
-
-def _shown(words: str | None) -> str | None:
-    return None if words is None else words[:_SHOWN]
 
 
 class TurnPhase(enum.Enum):
@@ -95,7 +81,6 @@ class Turn:
         self._reservation: Reservation | None = None
         self._last_refusal: tuple[Attempt, Refused] | None = None
         self._paused = False
-        self._waits_since = 0.0
         self._continuity = TurnContinuity(context.parent, request)
         self._telling = Telling(environment, context)
         wanted = Wanted(
@@ -109,17 +94,15 @@ class Turn:
         self.request = request
         self.recorded: Record | None = None
         self.error: ApiError | None = None
-        self.record = TurnRecord(
-            turn=f"{context.connection}.{next(_numbers)}",
-            connection=context.connection,
-            key=context.tenant,
+        self._log = Logbook(
+            environment,
+            context,
+            request.model,
+            request.previous_response_id,
+            request.size,
             lane=request.stream_id,
-            model=_shown(request.model),
-            previous_response_id=_shown(request.previous_response_id),
-            continuation=context.continuation,
-            request_bytes=request.size,
-            conversation=opaque_id(context.affinity[-1]),
         )
+        self.record = self._log.record
 
     # --- the door's side -------------------------------------------------------------
 
@@ -130,7 +113,7 @@ class Turn:
 
     def start(self) -> None:
         """Run it."""
-        self.record.queued_ms = self._elapsed_ms()
+        self._log.queued()
         try:
             if self.request.prewarm:
                 self._search.let_in()
@@ -206,7 +189,7 @@ class Turn:
     def search_waits(self) -> None:
         """See :class:`~gateway.turn.search.SearchOwner`."""
         self._enter(TurnPhase.WAITING)
-        self._waits_since = self._elapsed_ms()
+        self._log.waits()
 
     def search_failed(self, error: ApiError) -> None:
         """See :class:`~gateway.turn.search.SearchOwner`."""
@@ -237,12 +220,7 @@ class Turn:
             named=self.request.previous_response_id,
             wrap_turn_state=partial(self._telling.wrapped, account.name),
         )
-        record = self.record
-        record.chained_to, record.reason = plan.previous_response_id, plan.reason
-        record.upstream_bytes += len(request.body)
-        noted = record.tries(account.name, rule, plan.route.value, self._elapsed_ms())
-        if choice is not None:
-            noted.candidates, noted.others = choice.candidates, dict(choice.others)
+        self._log.tries(account.name, rule, plan.route.value, len(request.body), plan, choice)
         # A background response is the client's once it exists: it can be asked for by its id.
         hold_seconds = 0.0 if self.request.background else self._environment.hold_seconds
         self._attempt = Attempt(
@@ -259,11 +237,11 @@ class Turn:
 
     def attempt_connected(self, attempt: Attempt) -> None:
         """See :class:`~gateway.turn.attempt.AttemptOwner`."""
-        self.record.attempts[-1].connected_ms = self._elapsed_ms()
+        self._log.connected()
 
     def attempt_answered(self, attempt: Attempt) -> None:
         """See :class:`~gateway.turn.attempt.AttemptOwner`."""
-        self.record.attempts[-1].first_byte_ms = self._elapsed_ms()
+        self._log.answered()
         learn_from_headers(self._environment, attempt)
 
     def attempt_acknowledged(self, attempt: Attempt) -> None:
@@ -276,11 +254,11 @@ class Turn:
         record, attempt = self.record, self._attempt
         assert attempt is not None
         if record.first_event_ms is None:
-            record.first_event_ms = self._elapsed_ms()
+            self._log.first_event()
             note_owner(self._environment, self._context.tenant, self.request, attempt)
             payloads = self._telling.with_metadata(payloads, record, attempt)
         if record.first_output_ms is None and attempt.relay.has_output:
-            record.first_output_ms = self._elapsed_ms()
+            self._log.first_output()
         self._silence.touch()
         self._relayed(payloads)
 
@@ -291,18 +269,18 @@ class Turn:
         if isinstance(outcome, Finished):
             self._finished(attempt, outcome)
         elif isinstance(outcome, NotContinued):
-            self._outcome("did not continue the previous response")
+            self._log.outcome("did not continue the previous response")
             self._not_continued(attempt)
         elif isinstance(outcome, Refused):
-            self._outcome(outcome.error.label)
+            self._log.outcome(outcome.error.label)
             self._refused(attempt, outcome)
         elif isinstance(outcome, Broken):
-            self._outcome(outcome.error.label)
+            self._log.outcome(outcome.error.label)
             self._blame(attempt, outcome.error)
             self._break_off(attempt, outcome.error)
 
     def _finished(self, attempt: Attempt, outcome: Finished) -> None:
-        self._outcome(outcome.status)
+        self._log.outcome(outcome.status)
         relay = attempt.relay
         self._continuity.learn(attempt.account, attempt.plan)
         if outcome.status == "completed" or outcome.reason in _CONTINUABLE:
@@ -326,17 +304,15 @@ class Turn:
         self._end(outcome.status, outcome.error.label if outcome.error else outcome.reason)
 
     def _count(self, usage: Usage) -> None:
-        record = self.record
-        record.input_tokens, record.cached_tokens, record.output_tokens = usage
+        self._log.counts(usage)
         if self._search.visit is not None:
             self._search.visit.used(usage)
 
     def _estimate(self) -> None:
         """Who leaves before the end, where the usage is told, is not free of its limits."""
-        record, visit = self.record, self._search.visit
+        visit = self._search.visit
         if visit is not None and self._attempt is not None and self._attempt.relay.created:
-            sent = record.upstream_bytes // len(record.attempts)
-            visit.used(estimated_usage(sent, record.relayed_bytes))
+            visit.used(self._log.estimated())
 
     def _not_continued(self, attempt: Attempt) -> None:
         """The upstream answers without the history that it was asked to go on from."""
@@ -344,13 +320,13 @@ class Turn:
             self._refuse(self._continuity.unknown_parent())
             return
         self._continuity.not_taken_up(attempt.account)
-        self._send(_SAME_ACCOUNT)
+        self._send(SAME_ACCOUNT)
 
     def _refused(self, attempt: Attempt, outcome: Refused) -> None:
         """Nothing of the attempt was seen: replay, move, or tell the client."""
         error = self._continuity.translated(outcome.error)
         if self._continuity.mended(attempt.account, attempt.plan, error):
-            self._send(_SAME_ACCOUNT)
+            self._send(SAME_ACCOUNT)
             return
         self._blame(attempt, outcome.error)
         if may_move(error):
@@ -434,11 +410,7 @@ class Turn:
         self._attempt = self._last_refusal = None  # they point here, and hold what was sent
         self._give_back()
         self._search.stop()
-        record = self.record
-        record.status, record.error_code = status, error_code
-        record.duration_ms = self._elapsed_ms()
-        record.ended_at = round(self._environment.clock.seconds(), 3)
-        self._environment.journal.ended(record)
+        self._log.closed(status, error_code)
         self._door.turn_ended()
 
     def _give_back(self) -> None:
@@ -450,7 +422,7 @@ class Turn:
     def _drop_attempt(self, outcome: str) -> None:
         if self._attempt is not None:
             self._attempt.cancel()
-            self._outcome(outcome)
+            self._log.outcome(outcome)
 
     def _outcome(self, outcome: str) -> None:
         self.record.attempts[-1].outcome = outcome
@@ -468,15 +440,9 @@ class Turn:
         self._door.keep_alive()
         self._keep_awake()
 
-    def _elapsed_ms(self) -> float:
-        return round((self._environment.clock.seconds() - self._context.accepted_at) * 1000, 1)
-
     def _enter(self, phase: TurnPhase) -> None:
         if phase is self._phase:
             return
         if phase not in TRANSITIONS[self._phase]:
             raise AssertionError(f"a turn cannot go from {self._phase} to {phase}")
-        if self._phase is TurnPhase.WAITING:
-            waited = self._elapsed_ms() - self._waits_since
-            self.record.waited_ms = round((self.record.waited_ms or 0.0) + waited, 1)
         self._phase = phase

@@ -102,7 +102,8 @@ class HttpCall(Protocol):
     # --- the connection's side -------------------------------------------------------
 
     def request_connected(self) -> None:
-        """The request goes out; nobody asks."""
+        """The request goes out."""
+        self._receiver.call_connected()
 
     def request_answered(self, response: TreqResponse) -> None:
         """The answer begins."""

@@ -60,6 +60,9 @@ class UpstreamCall(NamedTuple):
 class CallReceiver(Protocol):
     """Who gets a call's answer.  Nothing is delivered after the end, or after cancel."""
 
+    def call_connected(self) -> None:
+        """Its body goes out on a connection; not told of requests without one."""
+
     def call_answered(self, status: int, headers: Mapping[str, str]) -> None:
         """The answer begins, whatever its status; header names are in lower case."""
 

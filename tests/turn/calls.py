@@ -55,6 +55,10 @@ class FakeCall:
     def resume(self) -> None:
         self.paused = False
 
+    def connects(self) -> None:
+        if self.state == "running":
+            self.receiver.call_connected()
+
     def begins(self, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         if self.state == "running":
             self.receiver.call_answered(status, {**JSON, **(headers or {})})

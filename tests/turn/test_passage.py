@@ -262,6 +262,27 @@ def test_it_waits_for_a_free_account() -> None:
     world.check_rest()
 
 
+def test_its_record_tells_how_long_each_step_took() -> None:
+    world = CallWorld(routing=RoutingSettings(queue_seconds=10))
+    world.accounts["a"]._max_in_flight = 1
+    first = Journey(world).starts()
+    second = Journey(world).starts()
+    world.clock.advance(2)
+    world.calls()[0].answers({})
+    world.clock.advance(1)
+    call = world.calls()[1]
+    call.connects()
+    world.clock.advance(1)
+    call.answers({})
+    record = second.passage.record
+    assert (record.queued_ms, record.waited_ms, record.duration_ms) == (0, 2000, 4000)
+    attempt = record.attempts[0]
+    assert (attempt.chosen_ms, attempt.connected_ms, attempt.first_byte_ms) == (2000, 3000, 4000)
+    assert first.passage.record.waited_ms is None
+    assert first.passage.record.turn != record.turn
+    world.check_rest()
+
+
 def test_it_waits_only_so_long() -> None:
     world = CallWorld(routing=RoutingSettings(queue_seconds=10))
     world.accounts["a"]._max_in_flight = 1

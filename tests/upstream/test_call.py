@@ -51,10 +51,14 @@ class HeardCall:
     """A receiver that writes down."""
 
     def __init__(self) -> None:
+        self.connected = 0
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self.pieces: list[bytes] = []
         self.endings: list[ApiError | None] = []
+
+    def call_connected(self) -> None:
+        self.connected += 1
 
     def call_answered(self, status: int, headers: Mapping[str, str]) -> None:
         assert not self.status, "answered twice"
@@ -104,7 +108,8 @@ def test_a_get_goes_out_as_it_is_with_the_accounts_credentials(wire: Wire) -> No
 
 
 def test_a_body_goes_out_byte_for_byte(wire: Wire) -> None:
-    call, _, connection = start(wire, POST)
+    call, heard, connection = start(wire, POST)
+    assert heard.connected == 1
     head, _, body = connection.request.partition(b"\r\n\r\n")
     assert body == b'{"a": 1}'
     assert b"content-length: 8" in head.lower()
