@@ -88,7 +88,8 @@ def _counts(accounts: Sequence[Json]) -> Iterator[Any]:
         if state != "ready":
             for place, row in enumerate(rows[:_NAMED]):
                 yield ", " if place else ": "
-                yield tag("a", accounts[row]["name"], href=f"#account-{row}")
+                name = wording.shortened(str(accounts[row]["name"]), 40)
+                yield tag("a", name, href=f"#account-{row}")
             if len(rows) > _NAMED:
                 yield " …"
 
