@@ -229,6 +229,24 @@ def test_the_object_is_that_of_the_terminal_event(house: House, status: str) -> 
     assert answer.headers["x-gateway-route"]
 
 
+@pytest.mark.parametrize("how", ["broken", "abandoned"])
+def test_an_object_that_broke_off_is_an_error_to_try_again_after(house: House, how: str) -> None:
+    client = house.client()
+    client.creates()
+    house.sent().sends(*turn_events([text_item()], "resp_1")[:-1])
+    if how == "broken":
+        house.sent().ends()
+    else:
+        house.admission.abandon()
+    answer = client.answer()
+    assert answer.error["type"] == "server_error"
+    told = (answer.status, answer.error["code"], answer.headers.get("retry-after"))
+    if how == "broken":
+        assert told == (502, "upstream_error", None)
+    else:
+        assert told == (503, "gateway_restart", "5")
+
+
 def test_an_empty_output_is_filled(house: House) -> None:
     client = house.client()
     client.creates()
