@@ -1,10 +1,10 @@
-"""Makes `twistd responses-gateway` known; the service itself is `gateway.service`."""
+"""Makes `twistd responses-gateway` known; the service itself is `gateway.daemon`."""
 
 from twisted.application.service import ServiceMaker
 
 responsesGateway = ServiceMaker(
     "Responses gateway",
-    "gateway.service",
+    "gateway.daemon",
     "A gateway for the OpenAI Responses API: WebSocket clients, HTTP upstreams, one conversation.",
     "responses-gateway",
 )
