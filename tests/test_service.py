@@ -11,7 +11,15 @@ from twisted.internet.testing import MemoryReactorClock
 
 from gateway.accounts.affinity import AffinityKey
 from gateway.accounts.health import AccountState
-from gateway.config import AdminSettings, Settings, TimeoutSettings
+from gateway.config import (
+    AdminSettings,
+    KeySettings,
+    LimitSettings,
+    LogSettings,
+    RoutingSettings,
+    Settings,
+    TimeoutSettings,
+)
 from gateway.ledger.records import Record
 from gateway.listening import CannotListen
 from gateway.protocol.faults import Fault, FaultKind
@@ -176,6 +184,53 @@ def test_it_does_not_wait_longer_than_it_may(reactor: MemoryReactorClock) -> Non
     gateway.admission.leave(client)  # too late, and harmless
 
 
+def test_a_reload_reaches_every_part(reactor: MemoryReactorClock) -> None:
+    """Each setting that needs no restart is found again where it counts."""
+    gateway = GatewayService(settings(), reactor)
+    environment, pool = gateway.environment, gateway.environment.pool
+    waiting: list[str] = []
+    environment.waiting.wait(
+        "desk", 60.0, lambda: bool(waiting.append("asked")), lambda: None, "a place"
+    )
+    arranged(
+        gateway,
+        keys=(KeySettings(name="desk", key="sk-desk", max_concurrent_turns=7),),
+        routing=RoutingSettings(max_attempts=9, max_waiting=8, max_bindings=5, affinity_minutes=4),
+        timeouts=TimeoutSettings(stall_seconds=3),
+        limits=LimitSettings(max_connections=6, max_queued_turns=2, max_incoming_bytes=2**20),
+        log=LogSettings(level="error"),
+        admin=AdminSettings(token="token-of-the-operator"),
+    )
+    found = {
+        "keys": gateway.tenants.knows("desk"),
+        "routing.max_attempts": pool.routing.max_attempts,
+        "routing.max_waiting": environment.waiting.max_waiting,
+        "routing.max_bindings": pool.bindings.max_bindings,
+        "routing.affinity_minutes": pool.bindings._ttl_seconds,
+        "timeouts.stall_seconds": (gateway.door.stall_seconds, gateway._site.stall_seconds),
+        "limits.max_connections": gateway.admission.max_connections,
+        "limits.max_queued_turns": gateway.door.max_queued_turns,
+        "limits.max_incoming_bytes": gateway.admission.incoming.max_bytes,
+        "log.level": gateway.threshold.level,
+        "admin.token": gateway._access.has_token,
+        "turns that waited ask anew": waiting,
+    }
+    assert found == {
+        "keys": True,
+        "routing.max_attempts": 9,
+        "routing.max_waiting": 8,
+        "routing.max_bindings": 5,
+        "routing.affinity_minutes": 240,
+        "timeouts.stall_seconds": (3, 3),
+        "limits.max_connections": 6,
+        "limits.max_queued_turns": 2,
+        "limits.max_incoming_bytes": 2**20,
+        "log.level": "error",
+        "admin.token": True,
+        "turns that waited ask anew": ["asked"],
+    }
+
+
 def test_a_reload_may_change_how_long_a_stop_waits(reactor: MemoryReactorClock) -> None:
     gateway = GatewayService(settings(timeouts=TimeoutSettings(shutdown_seconds=30)), reactor)
     gateway.startService()
@@ -189,7 +244,7 @@ def test_a_reload_may_change_how_long_a_stop_waits(reactor: MemoryReactorClock) 
     reactor.advance(2)
 
 
-# --- under twistd --------------------------------------------------------------------------
+# --- a start that fails --------------------------------------------------------------------
 
 
 def test_a_port_in_use_is_one_line_with_the_setting() -> None:
