@@ -65,7 +65,7 @@ def test_the_status_shows_accounts_turns_and_ledger() -> None:
     shown = admin.json("/status")
     assert shown["uptime_seconds"] == 90
     assert (shown["state"], shown["alarms"]) == ("ready", [])
-    assert (shown["connections"], shown["turns_in_flight"]) == (0, 0)
+    assert (shown["now"]["connections"], shown["now"]["turns_in_flight"]) == (0, 0)
     assert shown["turns"] == {"completed": 1}
     assert [account["name"] for account in shown["accounts"]] == ["a", "b"]
     first = shown["accounts"][0]

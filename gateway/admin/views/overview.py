@@ -33,7 +33,6 @@ def current(running: Running) -> dict[str, Any]:
     environment = running.environment
     configuration = running.configuration
     pinned = conversations_by_account(environment.pool)
-    now = at_present(running)
     accounts = [
         {**account(running, each), "pinned": pinned[each.name]}
         for each in environment.pool.accounts
@@ -50,11 +49,8 @@ def current(running: Running) -> dict[str, Any]:
         "log_level": running.threshold.level,
         **running.figures.process(),
         "alarms": found,
-        "now": now,
+        "now": at_present(running),
         "newest": running.figures.newest(),
-        "connections": now["websockets"],
-        "turns_in_flight": now["turns_in_flight"],
-        "turns_queued": now["turns_queued"],
         "turns": dict(environment.journal.totals),
         "accounts": accounts,
         **keys(running),
