@@ -1,4 +1,4 @@
-"""The pool: chooses the account of an attempt and says which rule won (design laws 8, 15)."""
+"""The pool: chooses the account of an attempt and says which rule won (design law 8, law 15)."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _MOST_BYTES = 65_536
 #: No token is good for longer, in seconds; larger numbers are mistakes.
 _LONGEST_LIFE = 10 * 365 * 24 * 3600
 
-#: Statuses that refuse by themselves (§5.2).  Others without a code come from what stands
+#: Statuses that refuse by themselves (RFC 6749 §5.2).  Others without a code come from what stands
 #: before the endpoint: a wall that lets nobody pass for now, a wrong address.
 _REFUSALS = (400, 401)
 
@@ -133,7 +133,7 @@ def _basic(client_id: str, client_secret: str) -> str:
 
 
 def _read(status: int, body: bytes) -> Grant:
-    """A grant (§5.1), or an error (§5.2); some servers answer 200 with an error."""
+    """A grant (RFC 6749 §5.1), or an error (RFC 6749 §5.2), sometimes with the status 200."""
     try:
         members: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

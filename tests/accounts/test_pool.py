@@ -1,4 +1,4 @@
-"""The pool: which account serves an attempt, and the rule that says so (laws 8 and 15)."""
+"""The pool: which account serves an attempt, and the rule that says so (law 8, law 15)."""
 
 from __future__ import annotations
 

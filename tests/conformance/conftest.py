@@ -4,9 +4,8 @@ A gateway process takes up to a second to start, so tests share them where they 
 its kin for tests that leave no trace in an account, `stage.serve` for tests that break one, and
 `stage.gateway` for tests that need a configuration of their own.
 
-Each numbered check of protocol.md section 10 is a test named after its number. Open: 78 and 79,
-which are about upstream WebSockets. Not asked for: the SHOULD of 44; ids pass as the upstream made
-them.
+Each numbered check of protocol.md §10 is a test named after its number; that page says which one is
+where.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ ACTIVE: list[Gateway] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "conformance: black-box checks of protocol.md section 10")
+    config.addinivalue_line("markers", "conformance: black-box checks of protocol.md §10")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,4 +1,4 @@
-"""Client messages beside a plain response.create: protocol.md 10.31-10.36."""
+"""Client messages beside a plain response.create: protocol.md §10.31-36."""
 
 from __future__ import annotations
 

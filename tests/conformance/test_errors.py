@@ -1,9 +1,4 @@
-"""Errors: protocol.md 10.52-10.66, section 5; the failures of upstreams the issue names.
-
-Partly open: 63 (an exhausted pool): with several accounts the summary of all their limits comes
-with the pool's policy; the shape for one account is checked here.
-Open: 67 (closing the SSE answer) belongs to the HTTP door.
-"""
+"""Errors: protocol.md §5, §10.52-65; a pool that is used up (§10.63) also in test_services.py."""
 
 from __future__ import annotations
 

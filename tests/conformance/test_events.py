@@ -1,8 +1,4 @@
-"""Events: protocol.md 10.37-10.51; named lanes (46) are in test_lanes.py.
-
-Not asked for: the SHOULD of 44 (a prefix for bare ids); ids pass through as the upstream made
-them, by decision of the project.
-"""
+"""Events: protocol.md §10.38-51; named lanes (§10.46) are in test_lanes.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One event, one frame, the same bytes: protocol.md 10.37 and law 1 of the design."""
+"""One event, one frame, the same bytes: protocol.md §10.37, design law 1."""
 
 from __future__ import annotations
 

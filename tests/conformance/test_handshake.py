@@ -1,7 +1,4 @@
-"""Handshake and transport: protocol.md 10.1-10.17, and the door's part of section 2.
-
-Number 7 (426 where WebSocket is switched off) stands in test_http.py.
-"""
+"""Handshake and transport: protocol.md §2, §10.1-17; switched off (§10.7): test_http.py."""
 
 from __future__ import annotations
 
@@ -81,7 +78,7 @@ def test_10_05_the_401_says_invalid_api_key(rig: Rig) -> None:
     with pytest.raises(Refused) as refusal:
         rig.connect(key="wrong")
     error = json.loads(refusal.value.body)["error"]
-    assert error["code"] == "invalid_api_key", "protocol.md 5.3"
+    assert error["code"] == "invalid_api_key", "protocol.md §5.3"
     assert b"wrong" not in refusal.value.body, "a refusal must not repeat the key"
 
 

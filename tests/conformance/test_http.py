@@ -1,4 +1,4 @@
-"""The HTTP door: protocol.md 10.7, 10.67, 10.80, 10.81, 10.84, and section 7's manners."""
+"""The HTTP door: protocol.md §7, §10.7, §10.67, §10.80, §10.81, §10.84."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def client(rig: Rig) -> Iterator[HttpClient]:
         yield client
 
 
-# --- 10.7 ----------------------------------------------------------------------------------
+# --- §10.7 ---------------------------------------------------------------------------------
 
 
 def test_10_07_websocket_switched_off_is_426_and_http_goes_on(stage: Stage) -> None:
@@ -62,7 +62,7 @@ def test_10_07_websocket_switched_off_is_426_and_http_goes_on(stage: Stage) -> N
         assert client.create().json["status"] == "completed"
 
 
-# --- 10.67 ---------------------------------------------------------------------------------
+# --- §10.67 --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "incomplete"])
@@ -91,7 +91,7 @@ def test_10_67_the_stream_ends_right_after_its_terminal(
     release.set()
 
 
-# --- 10.80 ---------------------------------------------------------------------------------
+# --- §10.80 --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/backend-api/codex/responses"])
@@ -140,7 +140,7 @@ def test_an_id_of_another_key_cannot_be_continued(rig: Rig, client: HttpClient) 
     assert (answer.status, answer.error["code"]) == (400, "previous_response_not_found")
 
 
-# --- 10.81 ---------------------------------------------------------------------------------
+# --- §10.81 --------------------------------------------------------------------------------
 
 
 def test_10_81_what_codex_sends_over_http(rig: Rig, client: HttpClient) -> None:
@@ -173,7 +173,7 @@ def test_10_81_what_codex_sends_over_http(rig: Rig, client: HttpClient) -> None:
     assert request.body["client_metadata"]["turn_id"] == "1"
 
 
-# --- 10.84 ---------------------------------------------------------------------------------
+# --- §10.84 --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoding", ["zstd", "gzip"])

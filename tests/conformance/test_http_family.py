@@ -67,7 +67,7 @@ def listing(body: Json, etag: str | None = None) -> Any:
     return lambda exchange: exchange.json(200, body, headers)
 
 
-def test_82_models_come_in_the_platforms_shape_and_in_codexs(stage: Stage) -> None:
+def test_10_82_models_come_in_the_platforms_shape_and_in_codexs(stage: Stage) -> None:
     models = {"object": "list", "data": [{"id": "gpt-5.5", "object": "model", "created": 1}]}
     catalogue = {"models": [{"slug": "gpt-5.5", "priority": 1, "unknown": {"kept": True}}]}
 
@@ -93,7 +93,7 @@ def test_82_models_come_in_the_platforms_shape_and_in_codexs(stage: Stage) -> No
     assert len(upstream.requests) == 2, "expected the upstream to be asked once for each shape"
 
 
-def test_83_a_compaction_starts_a_chain_at_the_account_that_sealed_it(stage: Stage) -> None:
+def test_10_83_a_compaction_starts_a_chain_at_the_account_that_sealed_it(stage: Stage) -> None:
     compacted = {"id": "resp_c", "object": "response.compaction", "output": [user("hi"), SEALED]}
 
     def answer(exchange: Exchange) -> None:
@@ -119,7 +119,7 @@ def test_83_a_compaction_starts_a_chain_at_the_account_that_sealed_it(stage: Sta
         assert name == sealer or len(each.requests) == before[name]
 
 
-def test_83_what_is_compacted_is_the_whole_conversation(stage: Stage) -> None:
+def test_10_83_what_is_compacted_is_the_whole_conversation(stage: Stage) -> None:
     """This upstream shows nothing of previous responses, so the gateway sends them along."""
 
     def answer(exchange: Exchange) -> None:

@@ -1,4 +1,4 @@
-"""Named lanes: protocol.md 10.46 and 10.66, section 6.1."""
+"""Named lanes: protocol.md §6.1, §10.46, §10.66."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_10_66_sixteen_lanes_run_and_the_others_wait(rig: Rig) -> None:
         client.create(stream_id=f"lane-{number}")
     rig.upstream.wait_for(16)
     client.assert_silent(0.5)
-    assert len(rig.upstream.requests) == 16, "protocol.md 6.1: 16 running responses a connection"
+    assert len(rig.upstream.requests) == 16, "protocol.md §6.1: 16 running responses a connection"
     release.set()
     ended = [client.until(*TERMINAL, lane="*")[-1] for _ in range(20)]
     assert {event["type"] for event in ended} == {"response.completed"}

@@ -1,7 +1,4 @@
-"""Replay and pool: protocol.md 10.68-10.76, section 8; 73 and 74 are in test_trial.py.
-
-Open: 77 (presets for the ChatGPT Codex backend), 78 and 79 (upstream WebSockets).
-"""
+"""Replay and pool: protocol.md §8, §10.68-76; trials (§10.73-74) are in test_trial.py."""
 
 from __future__ import annotations
 
@@ -178,7 +175,7 @@ def test_10_72_equal_items_without_ids_are_no_repeats(replay_rig: Rig) -> None:
 
 
 def test_item_references_are_expanded_in_a_replay(replay_rig: Rig) -> None:
-    """protocol.md 8.3 rule 4."""
+    """protocol.md §8.3.4."""
     client = replay_rig.connect()
     first = completed(client.turn(input=[user("a")], store=False))
     item = first["output"][0]
@@ -238,7 +235,7 @@ def test_10_76_failed_responses_are_not_chainable(any_rig: Rig, store: bool) -> 
 
 
 def test_an_incomplete_response_is_chainable(any_rig: Rig) -> None:
-    """protocol.md 8.2: incomplete by max_output_tokens is remembered, finished items only."""
+    """protocol.md §8.2: incomplete by max_output_tokens is remembered, finished items only."""
 
     def script(exchange: Exchange) -> None:
         details = {"reason": "max_output_tokens"}

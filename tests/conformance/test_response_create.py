@@ -1,7 +1,4 @@
-"""response.create: protocol.md 10.18-10.30; other client messages: test_client_messages.py.
-
-Open: 30 (hoisting additional_tools for other engines): no account says which engine it is.
-"""
+"""response.create: protocol.md §10.18-29; other client messages: test_client_messages.py."""
 
 from __future__ import annotations
 
@@ -287,7 +284,7 @@ def test_10_29_additional_tools_and_the_lite_header(any_rig: Rig) -> None:
 
 
 def test_upgrade_headers_that_belong_on_the_upstream_request(rig: Rig) -> None:
-    """protocol.md 3.2: Codex sends these on its own HTTP requests as well."""
+    """protocol.md §3.2: Codex sends these on its own HTTP requests as well."""
     passed = {
         "x-codex-turn-metadata": '{"turn_id":""}',
         "x-codex-window-id": "0199:0",

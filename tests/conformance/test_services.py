@@ -1,4 +1,4 @@
-"""What single services want otherwise, and what a whole pool says when it is used up."""
+"""What single services want otherwise (protocol.md §10.30, §10.77); a used up pool (§10.63)."""
 
 from __future__ import annotations
 

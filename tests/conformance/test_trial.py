@@ -1,4 +1,4 @@
-"""Chaining on trial: protocol.md 10.73 and 10.74 (continuity: auto)."""
+"""Chaining on trial: protocol.md §8.1, §10.73-74 (continuity: auto)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of a token endpoint (RFC 6749 §2.3.1, §6) and how its answers are read (§5)."""
+"""What is asked of a token endpoint and how its answers are read (RFC 6749 §2.3.1, RFC 6749 §5)."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def assert_error(
     code: str | None = "any",
     param: str | None = "any",
 ) -> Json:
-    """The one error shape that every client understands (protocol.md 5.1)."""
+    """The one error shape that every client understands (protocol.md §5.1)."""
     assert event["type"] == "error", f"the client expected an error event, got {event}"
     found = event.get("status")
     assert type(found) is int, f"an error needs an integer status at the top: {event}"
@@ -93,7 +93,7 @@ def assert_error(
 
 
 def assert_failed(event: Json, code: str = "server_error") -> Json:
-    """A response.failed as a retryable failure is told to clients (protocol.md 5.4)."""
+    """A response.failed as a retryable failure is told to clients (protocol.md §5.4)."""
     assert event["type"] == "response.failed", f"expected response.failed, got {event}"
     response = event["response"]
     assert isinstance(response, dict)
@@ -104,7 +104,7 @@ def assert_failed(event: Json, code: str = "server_error") -> Json:
 
 
 def assert_failed_or_502(events: list[Json]) -> None:
-    """A failure before any output: both forms make every client retry (10.51, 10.64)."""
+    """A failure before any output: both forms make every client retry (§10.51, §10.64)."""
     assert_one_terminal(events)
     if events[-1]["type"] == "error":
         assert_error(events[-1], (502, 504))

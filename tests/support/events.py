@@ -1,4 +1,4 @@
-"""Realistic Responses items and event sequences for scripted upstreams (protocol.md 4)."""
+"""Realistic Responses items and event sequences for scripted upstreams (protocol.md §4)."""
 
 from __future__ import annotations
 

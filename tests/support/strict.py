@@ -1,6 +1,6 @@
 """A small strict Responses server for tests: it refuses what the real ones refuse.
 
-The rules are those of protocol.md 5.3 and 8.1; `Mode` says which kind of upstream it plays.
+The rules are those of protocol.md §5.3 and §8.1; `Mode` says which kind of upstream it plays.
 """
 
 from __future__ import annotations
