@@ -125,6 +125,11 @@ def is_overload(error: ApiError) -> bool:
     return error.code in _STOPS_CLIENTS
 
 
+def is_not_served(error: ApiError) -> bool:
+    """Whether the service does not have the path at all; another account's may."""
+    return error.status in (404, 405, 501)
+
+
 def is_about_the_request(error: ApiError) -> bool:
     """Whether the refusal, whatever its status, speaks of what the client sent."""
     return error.code in ABOUT_THE_REQUEST or error.message.startswith("Item with id")

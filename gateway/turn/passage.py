@@ -17,17 +17,13 @@ from ..accounts.pool import Choice, Wanted
 from ..protocol.errors import ApiError, from_http
 from ..protocol.faults import Fault, FaultKind, attribute
 from ..protocol.limits import read_windows
-from ..protocol.refusals import for_the_client, refuses_model
+from ..protocol.refusals import for_the_client, is_not_served, refuses_model
 from ..upstream.interface import Call
 from .cargo import Cargo, PassageDoor
-from .continuity import TurnContinuity
 from .environment import TurnContext, TurnEnvironment
 from .itinerary import InTurn, Itinerary, Known, NoPlace, Place
 from .logbook import SAME_ACCOUNT, Logbook
-from .search import AccountSearch
-
-#: Answers that an upstream gives at paths which it does not serve.
-_NOT_SERVED = frozenset({404, 405, 501})
+from .search import AccountSearch, Bound
 
 _logger = Logger(namespace="gateway.passage")
 
@@ -100,12 +96,12 @@ class Passage:
 
     # --- the door's side -------------------------------------------------------------
 
-    def through_the_pool(self, wanted: Wanted, continuity: TurnContinuity) -> None:
+    def through_the_pool(self, wanted: Wanted, bound: Bound) -> None:
         """Send it to accounts that the pool chooses.
 
-        :param continuity: what binds it to an account.
+        :param bound: what binds it to accounts.
         """
-        search = AccountSearch(self._environment, self._context, wanted, continuity, self)
+        search = AccountSearch(self._environment, self._context, wanted, bound, self)
         self._start(search)
 
     def to_one_of(self, accounts: Sequence[Known], unknown: ApiError) -> None:
@@ -279,7 +275,7 @@ class Passage:
         fault = attribute(error, self._environment.clock.seconds())
         if fault.kind is FaultKind.REQUEST or (
             not refuses_model(error)
-            and (error.status in _NOT_SERVED or fault.kind is FaultKind.MODEL_REFUSED)
+            and (is_not_served(error) or fault.kind is FaultKind.MODEL_REFUSED)
         ):
             return None
         return fault

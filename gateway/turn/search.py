@@ -11,7 +11,6 @@ from ..accounts.pool import Choice, Nobody, Wanted
 from ..accounts.waiting import Ticket
 from ..protocol.errors import ApiError
 from ..tenants.interface import Busy, Visit
-from .continuity import TurnContinuity
 from .environment import TurnContext, TurnEnvironment
 
 
@@ -28,9 +27,29 @@ class SearchOwner(Protocol):
         """No account will serve the turn."""
 
 
+class Bound(Protocol):
+    """What binds a turn to accounts; see :class:`~gateway.turn.continuity.TurnContinuity`."""
+
+    @property
+    def holder(self) -> str | None:
+        """The account that made the response to continue."""
+
+    @property
+    def pinned_to(self) -> str | None:
+        """The only account that can read the context, or None for any."""
+
+
+class Unbound:
+    """Continues nothing, and holds nothing of any account's."""
+
+    holder: str | None = None
+    pinned_to: str | None = None
+
+
 class AccountSearch:
     """One turn's way through the pool.
 
+    :param bound: what binds it to accounts; asked before each attempt, as attempts may change it.
     :ivar visit: what the tenant's limits hold for the turn, once it was let in.
     """
 
@@ -39,13 +58,13 @@ class AccountSearch:
         environment: TurnEnvironment,
         context: TurnContext,
         wanted: Wanted,
-        continuity: TurnContinuity,
+        bound: Bound,
         owner: SearchOwner,
     ) -> None:
         self._environment = environment
         self._context = context
         self._wanted = wanted
-        self._continuity = continuity
+        self._bound = bound
         self._owner = owner
         self._attempts = 0
         self._tried: list[str] = []
@@ -111,9 +130,7 @@ class AccountSearch:
 
     def _asked(self) -> Wanted:
         """What is wanted now; attempts may have changed it."""
-        return self._wanted._replace(
-            holder=self._continuity.holder, pinned_to=self._continuity.pinned_to
-        )
+        return self._wanted._replace(holder=self._bound.holder, pinned_to=self._bound.pinned_to)
 
     def _wait(self) -> None:
         now = self._environment.clock.seconds()

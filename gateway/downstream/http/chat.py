@@ -9,11 +9,10 @@ from ...ledger.continuation import Plan
 from ...protocol.chat import TAIL_BYTES, ChatRequest, chat_body, last_usage, read_chat
 from ...protocol.errors import ApiError
 from ...protocol.refusals import may_move
-from ...protocol.request import TurnRequest
 from ...protocol.usage import Usage
-from ...turn.continuity import TurnContinuity
 from ...turn.environment import TurnContext, TurnEnvironment
 from ...turn.passage import Passage
+from ...turn.search import Unbound
 from ...upstream.interface import UpstreamCall
 from .passing import EVENT_STREAM, JSON, PassedAnswer, call_headers, context_of
 from .request import HttpRequest
@@ -98,7 +97,7 @@ class ChatAnswer(PassedAnswer):
 
 
 class Chat:
-    """The handler."""
+    """Answers ``/v1/chat/completions``."""
 
     def __init__(self, environment: TurnEnvironment) -> None:
         self._environment = environment
@@ -114,20 +113,4 @@ class Chat:
         passage = Passage(environment, context, ChatCargo(context, chat), answer)
         answer.opens(passage)
         wanted = Wanted(chat.model, keys, chat=True)
-        passage.through_the_pool(wanted, TurnContinuity(None, _as_turn(chat)))
-
-
-def _as_turn(chat: ChatRequest) -> TurnRequest:
-    """A turn that continues nothing and holds nothing of any account's."""
-    return TurnRequest(
-        members=chat.members,
-        items=(),
-        model=chat.model,
-        previous_response_id=None,
-        store=True,
-        prewarm=False,
-        stream_id=None,
-        prompt_cache_key=chat.prompt_cache_key,
-        in_conversation=False,
-        size=len(chat.body),
-    )
+        passage.through_the_pool(wanted, Unbound())

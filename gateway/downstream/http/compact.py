@@ -6,6 +6,8 @@ sent along.  A compaction starts a new chain, which only the account that sealed
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ...accounts.account import Account
 from ...accounts.affinity import derived_cache_key, http_affinity_keys
 from ...accounts.pool import Wanted
@@ -14,7 +16,7 @@ from ...ledger.records import Record
 from ...protocol.compacting import input_body, read_compacted
 from ...protocol.dialect import Dialect
 from ...protocol.errors import ApiError
-from ...protocol.refusals import may_move, refuses_continuation
+from ...protocol.refusals import is_not_served, may_move, refuses_continuation
 from ...protocol.request import TurnRequest, read_members, read_post
 from ...protocol.turn_state import TURN_STATE, TurnState
 from ...protocol.usage import Usage
@@ -26,18 +28,28 @@ from ..lineage import Lineage
 from .passing import JSON, PassedAnswer, call_headers, context_of
 from .request import HttpRequest
 
-#: Bounds on answers that are held until they are whole, in bytes.
-_MAX_COMPACTION = 64 * 1024 * 1024
-_MAX_COUNT = 1024 * 1024
 
-#: Answers at paths that an account's service does not have; another one's may.
-_NOT_SERVED = frozenset({404, 405, 501})
+class Errand(NamedTuple):
+    """What is asked about a conversation.
+
+    :ivar what: what journals call it.
+    :ivar generates: whether a model works on it.
+    :ivar held_bytes: bound on its answer, which is held until it is whole.
+    """
+
+    what: str
+    path: str
+    generates: bool
+    held_bytes: int
+
+
+_COMPACTION = Errand("compaction", "/responses/compact", True, 64 * 1024 * 1024)
+_COUNT = Errand("token count", "/responses/input_tokens", False, 1024 * 1024)
 
 
 class InputCargo:
     """One request with the input of a turn.
 
-    :param path: without the query.
     :param state: what the client's turn state says, or None.
     """
 
@@ -47,19 +59,18 @@ class InputCargo:
         request: TurnRequest,
         continuity: TurnContinuity,
         state: TurnState | None,
-        path: str,
-        compacts: bool,
+        errand: Errand,
     ) -> None:
-        self.what = "compaction" if compacts else "token count"
+        self.what = errand.what
         self.model = request.model
         self.size = request.size
-        self.generates = compacts
-        self.held_bytes = _MAX_COMPACTION if compacts else _MAX_COUNT
+        self.generates = errand.generates
+        self.held_bytes = errand.held_bytes
         self._context = context
         self._request = request
         self._continuity = continuity
         self._state = state
-        self._path = path
+        self._path = errand.path
         self.plan: Plan | None = None
 
     def call_for(self, account: Account) -> UpstreamCall:
@@ -89,7 +100,7 @@ class InputCargo:
         """
         if not self._continuity.can_replay and refuses_continuation(error):
             return False
-        return may_move(error) or error.status in _NOT_SERVED
+        return may_move(error) or is_not_served(error)
 
     def _planned(self, account: Account) -> Plan:
         """How the context gets there.
@@ -128,20 +139,20 @@ class InputAnswer(PassedAnswer):
 
 
 class Inputs:
-    """The handlers."""
+    """Answers ``/v1/responses/compact`` and ``/v1/responses/input_tokens``."""
 
     def __init__(self, environment: TurnEnvironment) -> None:
         self._environment = environment
 
     def compact(self, request: HttpRequest, tenant: str) -> None:
         """``POST /responses/compact``."""
-        self._pass(request, tenant, "/responses/compact", compacts=True)
+        self._pass(request, tenant, _COMPACTION)
 
     def count(self, request: HttpRequest, tenant: str) -> None:
         """``POST /responses/input_tokens``."""
-        self._pass(request, tenant, "/responses/input_tokens", compacts=False)
+        self._pass(request, tenant, _COUNT)
 
-    def _pass(self, request: HttpRequest, tenant: str, path: str, compacts: bool) -> None:
+    def _pass(self, request: HttpRequest, tenant: str, errand: Errand) -> None:
         environment = self._environment
         asked = read_post(
             read_members(request.body), len(request.body), environment.seals.issuer_of
@@ -150,7 +161,7 @@ class Inputs:
         context = context_of(environment, request, tenant, keys, self._parent(asked, tenant))
         continuity = TurnContinuity(context.parent, asked)
         state = environment.turn_states.unwrap(tenant, context.turn_state)
-        cargo = InputCargo(context, asked, continuity, state, path, compacts)
+        cargo = InputCargo(context, asked, continuity, state, errand)
         answer = InputAnswer(environment, request)
         passage = Passage(environment, context, cargo, answer)
         answer.opens(passage)

@@ -37,7 +37,7 @@ class Responses:
         return len(self._running)
 
     def create(self, request: HttpRequest, tenant: str) -> None:
-        """The handler."""
+        """``POST /v1/responses``."""
         environment = self._environment
         accepted_at = environment.clock.seconds()
         turn_request = read_post(

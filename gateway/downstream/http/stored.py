@@ -76,7 +76,7 @@ class StoredCargo:
 
 
 class Stored:
-    """The handlers."""
+    """Answers ``/v1/responses/{id}`` and what is below it."""
 
     def __init__(self, environment: TurnEnvironment) -> None:
         self._environment = environment
