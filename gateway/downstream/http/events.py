@@ -7,11 +7,8 @@ from collections.abc import Iterable
 from ...protocol.events import event_type
 
 #: Headers of every event stream; proxies must neither keep nor buffer it.
-STREAM_HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-cache, no-transform",
-    "x-accel-buffering": "no",
-}
+UNBUFFERED = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", **UNBUFFERED}
 
 #: As the platform sends it; of no known type, so that it needs no ``sequence_number`` (§4.7).
 KEEP_ALIVE = b'event: keepalive\ndata: {"type":"keepalive"}\n\n'

@@ -14,6 +14,7 @@ from ...protocol.usage import Usage
 from ...turn.environment import TurnContext, TurnEnvironment
 from ...turn.passage import Passage
 from ...turn.telling import passed_headers
+from .events import UNBUFFERED
 from .request import HttpRequest
 
 EVENT_STREAM = "text/event-stream"
@@ -69,7 +70,7 @@ class PassedAnswer:
         told = {"content-type": headers.get("content-type", JSON)}
         told.update(passed_headers(headers, one_account))
         if told["content-type"].startswith(EVENT_STREAM):
-            told["cache-control"] = "no-cache"
+            told.update(UNBUFFERED)
         record = self.passage.record if self.passage is not None else None
         if record is not None and record.account is not None and record.route is not None:
             told["x-gateway-account"] = record.account

@@ -191,6 +191,7 @@ def test_a_stream_passes_as_it_comes_and_a_slow_client_holds_it_back() -> None:
     call.sends(b"data: {}\n\n")
     assert asked.wire.body == b"data: {}\n\n"
     assert asked.wire.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert asked.wire.headers["x-accel-buffering"] == "no"
     asked.request.hold_back(True)
     assert call.paused
     asked.request.hold_back(False)
