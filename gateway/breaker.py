@@ -71,12 +71,14 @@ class Attempt:
     """One use of what a breaker guards; told to the breaker when it ended.
 
     :ivar trips: how often the breaker had tripped when it began.
+    :ivar forgave: rests in a row that were forgiven because it began well, until it ends.
     """
 
-    __slots__ = ("trips",)
+    __slots__ = ("forgave", "trips")
 
     def __init__(self, trips: int) -> None:
         self.trips = trips
+        self.forgave = 0
 
 
 class Breaker:
@@ -85,6 +87,9 @@ class Breaker:
     Attempts that began before it tripped tell little: their success does not close it, and
     their failures do not double the rest.  They lengthen it if the upstream names a later
     time, and repeat it if it was just over.
+
+    An attempt that begins well closes it: others need not wait for its end.  If it fails all
+    the same, that is the failure of a probe.
 
     :param now: unix seconds; it may jump.
     :param threshold: failures in a row that trip it; a failure with a named time always does.
@@ -151,11 +156,13 @@ class Breaker:
     def began(self, attempt: Attempt) -> None:
         """It works so far: a rest is over, but failures in a row are still counted."""
         if not self.closed and attempt.trips == self.trips:
+            attempt.forgave = self._strikes
             self.close()
 
     def succeeded(self, attempt: Attempt) -> None:
         """It worked."""
         self.began(attempt)
+        attempt.forgave = 0
         self.ended_well()
 
     def ended_well(self) -> None:
@@ -176,9 +183,13 @@ class Breaker:
         :param first_seconds: of the rest, if it differs for this failure.
         """
         self._settle()
+        ended_a_rest = attempt is not None and attempt.forgave > 0
+        if attempt is not None and ended_a_rest:
+            self._strikes = max(self._strikes, attempt.forgave)
+            attempt.forgave = 0
         if self.closed:
             self.failures += 1
-            if self.failures >= self._threshold or retry_at is not None:
+            if ended_a_rest or self.failures >= self._threshold or retry_at is not None:
                 self._trip(retry_at, first_seconds)
         elif attempt is not None and attempt is self._probe:
             self._trip(retry_at, first_seconds)

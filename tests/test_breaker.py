@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.breaker import TRANSITIONS, Breaker, BreakerState, Happening
+from gateway.breaker import TRANSITIONS, Attempt, Breaker, BreakerState, Happening
 
 START = 1_795_000_000.0
 MAX = 600.0
@@ -172,6 +172,66 @@ def test_a_probe_that_never_ends_does_not_block_for_ever(bench: Bench) -> None:
     assert bench.breaker.state is PROBING, "its failure is old news"
     bench.breaker.succeeded(lost)
     assert bench.breaker.closed, "its success is not: it began after the rest"
+
+
+# --- beginning well ------------------------------------------------------------------
+
+
+def begin_well(bench: Bench) -> Attempt:
+    bench.sleep()
+    probe = bench.breaker.attempt()
+    bench.breaker.began(probe)
+    assert bench.breaker.closed, "others need not wait for its end"
+    return probe
+
+
+@pytest.mark.parametrize("threshold", [1, 3])
+def test_a_probe_that_begins_well_and_fails_has_failed(threshold: int) -> None:
+    bench = Bench(threshold)
+    for _ in range(threshold):
+        bench.fail()
+    rests = []
+    for _ in range(7):
+        rests.append(bench.rest)
+        bench.breaker.failed(begin_well(bench))
+    assert rests == [10, 20, 40, 80, 160, 320, 600]
+
+
+def test_a_probe_that_begins_and_ends_well_forgives_everything(bench: Bench) -> None:
+    for _ in range(3):
+        bench.fail()
+        bench.breaker.failed(begin_well(bench))
+        bench.breaker.succeeded(begin_well(bench))
+        bench.fail()
+        assert bench.rest == 10
+        bench.breaker.close()
+
+
+def test_what_fails_beside_a_probe_that_begins_well_is_a_failure_of_its_own() -> None:
+    bench = Bench(threshold=2)
+    bench.fail()
+    bench.fail()
+    probe = begin_well(bench)
+    bench.fail()
+    assert bench.breaker.closed, "one in a row"
+    bench.fail()
+    assert bench.rest == 10, "the probe still runs"
+    bench.breaker.failed(probe)
+    assert bench.rest == 10, "it began before this rest"
+    bench.sleep()
+    bench.fail()
+    assert bench.rest == 20
+
+
+def test_what_a_probe_was_forgiven_counts_once(bench: Bench) -> None:
+    bench.fail()
+    probe = begin_well(bench)
+    bench.breaker.failed(probe)
+    assert bench.rest == 20
+    bench.breaker.failed(probe)
+    bench.breaker.succeeded(begin_well(bench))
+    bench.breaker.failed(probe)
+    assert bench.rest == 10
 
 
 # --- late news -----------------------------------------------------------------------

@@ -79,41 +79,44 @@ _MODEL_SECONDS = {
 
 
 class Permit:
-    """A turn on its way to an account: ends by exactly one call, later ones are ignored."""
+    """A turn on its way to an account: ends by exactly one call, later ones are ignored.
 
-    __slots__ = ("_attempts", "_health", "_model")
+    :ivar attempts: what it is to each of the account's breakers.
+    """
+
+    __slots__ = ("_health", "_model", "attempts")
 
     def __init__(
         self, health: Health, model: str | None, attempts: list[tuple[Rest, Attempt]]
     ) -> None:
         self._health: Health | None = health
         self._model = model
-        self._attempts = attempts
+        self.attempts = attempts
 
     def acknowledged(self) -> None:
         """The account took the turn up; :meth:`Health.ended_well` or ``broke`` follows."""
         health, self._health = self._health, None
         if health is not None:
-            health._acknowledged(self._attempts)
+            health._acknowledged(self.attempts)
 
     def succeeded(self) -> None:
         """The account served the turn."""
         health, self._health = self._health, None
         if health is not None:
-            health._acknowledged(self._attempts)
+            health._acknowledged(self.attempts)
             health.ended_well()
 
     def refused(self, fault: Fault) -> None:
         """It refused the turn, or broke it."""
         health, self._health = self._health, None
         if health is not None:
-            health._refused(self._model, self._attempts, fault)
+            health._refused(self._model, self.attempts, fault)
 
     def dropped(self) -> None:
         """Nothing was learned of the account: the client left, or the turn went elsewhere."""
         health, self._health = self._health, None
         if health is not None:
-            for rest, attempt in self._attempts:
+            for rest, attempt in self.attempts:
                 rest.breaker.dropped(attempt)
 
 
@@ -171,9 +174,12 @@ class Health:
         """
         self._rests["service"].breaker.ended_well()
 
-    def broke(self, model: str | None, fault: Fault) -> None:
-        """A turn failed that the account had taken up: its permit has ended by then."""
-        self._refused(model, [], fault)
+    def broke(self, model: str | None, fault: Fault, permit: Permit | None = None) -> None:
+        """A turn failed that the account had taken up.
+
+        :param permit: of that turn, which has ended by then; None when nobody has it.
+        """
+        self._refused(model, [] if permit is None else permit.attempts, fault)
 
     def disable(self) -> None:
         """The operator takes the account out, until :meth:`enable`."""
@@ -274,7 +280,7 @@ class Health:
         if fault.kind is FaultKind.EXHAUSTED and fault.retry_at is None:
             fault = fault._replace(retry_at=self.quotas.used_up_until())
         shown = [self._rests[name] for name in _SHOWS[fault.kind]]
-        tripped = self._tripped(model, fault)
+        tripped = self._tripped(model, fault, attempts)
         began = None
         for rest, attempt in attempts:
             if rest is tripped:
@@ -287,7 +293,9 @@ class Health:
             tripped.failed(began, fault, _MODEL_SECONDS.get(fault.kind))
         self._changed()
 
-    def _tripped(self, model: str | None, fault: Fault) -> Rest | None:
+    def _tripped(
+        self, model: str | None, fault: Fault, attempts: list[tuple[Rest, Attempt]]
+    ) -> Rest | None:
         """What a fault belongs to."""
         if fault.kind in _TRIPS:
             return self._rests[_TRIPS[fault.kind]]
@@ -298,7 +306,8 @@ class Health:
             if len(self._models) >= MAX_MODELS:
                 soonest = min(self._models, key=lambda each: self._models[each].breaker.until)
                 del self._models[soonest]
-            rest = self._rest(AccountState.COOLING, 1, _RATE_LIMITED_SECONDS)
+            known = (each for each, _ in attempts if each not in self._rests.values())
+            rest = next(known, None) or self._rest(AccountState.COOLING, 1, _RATE_LIMITED_SECONDS)
             self._models[model] = rest
         return rest
 

@@ -45,7 +45,7 @@ class Reservation:
         """
         self._works = False
         if self._spent:
-            self.account.health.broke(self._model, fault)
+            self.account.health.broke(self._model, fault, self._permit)
         else:
             self._spent = True
             self._permit.refused(fault)

@@ -568,10 +568,11 @@ class Machine(RuleBasedStateMachine):
     @rule(model=MODELS)
     def begin(self, model: str | None) -> None:
         if self.health.unavailable(model) is None:
-            is_probe = self.health.state is not READY
-            self.running.append((self.health.reserve(model), model, is_probe))
-            if is_probe:
-                assert self.health.unavailable(model) is not None, "that was the one probe"
+            of_the_account = self.health.state is not READY
+            permit = self.health.reserve(model)
+            is_probe = self.health.unavailable(model) is not None
+            assert is_probe or not of_the_account, "that was the one probe"
+            self.running.append((permit, model, is_probe))
 
     @rule(model=MODELS)
     def begin_in_spite_of_everything(self, model: str | None) -> None:
@@ -590,6 +591,14 @@ class Machine(RuleBasedStateMachine):
     def break_off(self, model: str | None, kind: FaultKind, retry_in: float | None) -> None:
         fault = Fault(kind, "why", None if retry_in is None else self.now + retry_in)
         self.health.broke(model, fault)
+
+    @precondition(lambda self: self.running)
+    @rule(which=WHICH, kind=KINDS, retry_in=RETRY_IN)
+    def begin_well_and_break_off(self, which: int, kind: FaultKind, retry_in: float | None) -> None:
+        permit, model = self.take(which)
+        permit.acknowledged()
+        at = None if retry_in is None else self.now + retry_in
+        self.health.broke(model, Fault(kind, "why", at), permit)
 
     @precondition(lambda self: self.running)
     @rule(which=WHICH)

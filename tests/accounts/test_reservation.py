@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gateway.accounts.pool import Choice
 from gateway.accounts.reservation import Reservation
 from gateway.protocol.faults import Fault, FaultKind
@@ -34,6 +36,23 @@ def test_who_breaks_off_each_answer_after_its_beginning_is_left_alone() -> None:
     for _ in range(3):
         breaks_off(basin)
     assert "broke off" in basin.nobody().reasons[0].why
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [FaultKind.SERVICE, FaultKind.RATE_LIMITED, FaultKind.EXHAUSTED, FaultKind.UNAUTHORIZED],
+)
+def test_who_begins_well_and_fails_is_asked_as_seldom_as_who_fails_at_once(kind: FaultKind) -> None:
+    basin, turns = Basin("a"), 0
+    for _ in range(3600):
+        choice = basin.pool.choose(wanted())
+        if isinstance(choice, Choice):
+            turns += 1
+            choice.reservation.acknowledged()
+            choice.reservation.refused(Fault(kind, "it failed"))
+            choice.reservation.release()
+        basin.clock.advance(1.0)
+    assert turns < 30, "rests of up to ten minutes leave room for some twenty in an hour"
 
 
 def test_an_answer_that_ends_well_makes_up_for_those_that_broke_off() -> None:
