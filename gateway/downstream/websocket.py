@@ -48,6 +48,8 @@ _CODEX = "x-codex-turn-metadata"
 #: How long the last bytes may take to reach a client whose connection is closed.
 _CLOSE_SECONDS = 2.0
 
+_PONG = 10
+
 #: Pings keep network devices awake; nobody is dropped for not answering them (§2.5).
 _PING_SECONDS = 30
 
@@ -169,6 +171,14 @@ class ResponsesProtocol(WebSocketServerProtocol):
         except Exception:
             _log.failure("a message of {peer} broke the session", peer=self.peer)
             session.refuse(ApiError.gateway_failed())
+
+    def processControlFrame(self) -> bool:
+        """Pass over pongs that nobody asked for (RFC 6455 §5.5.3); Autobahn logs each of them."""
+        payload = b"".join(self.control_frame_data)
+        if self.current_frame.opcode == _PONG and payload != self.autoPingPending:
+            self.control_frame_data = []
+            return True
+        return bool(super().processControlFrame())
 
     def onPing(self, payload: bytes) -> None:
         """Answer; to a client that reads nothing only the last one, later (RFC 6455 §5.5.3)."""

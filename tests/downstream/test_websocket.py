@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import txaio
 from twisted.internet.error import ConnectionDone
+from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 from wsproto.events import (
     AcceptConnection,
@@ -258,6 +259,24 @@ def test_a_client_that_reads_nothing_is_dropped_in_the_end() -> None:
     client.is_lost()
     assert door.world.exchanges()[0].state == "cancelled"
     door.check_rest()
+
+
+def test_pongs_that_nobody_asked_for_leave_no_trace(door: Door) -> None:
+    client = door.client()
+    with capturedLogs() as logged:
+        door.reactor.advance(35)
+        client.read()
+        (ping,) = [event for event in client.events if isinstance(event, Ping)]
+        for _ in range(10):
+            client.sends(Pong(payload=b"unasked"))
+        assert not [event for event in logged if event["log_level"] >= LogLevel.warn]
+        client.sends(ping.response())
+        client.sends(ping.response())
+        assert not [event for event in logged if event["log_level"] >= LogLevel.warn]
+    client.events.clear()
+    door.reactor.advance(35)
+    client.read()
+    assert [type(event) for event in client.events] == [Ping], "the pings go on"
 
 
 def test_a_client_that_reads_nothing_gets_one_pong_for_all_its_pings(door: Door) -> None:
