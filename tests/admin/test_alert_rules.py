@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,28 +33,29 @@ CALM = {
 
 def told(tmp_path: Path, at: str, **series: str) -> set[str]:
     """The alerts that fire at a moment of a calm gateway with these series besides."""
-    rules = yaml.safe_load(RULES.read_text())
-    names = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
-    values = [{"series": name, "values": each} for name, each in {**CALM, **series}.items()]
-    return {name for name in names if _fires(tmp_path, name, at, values)}
-
-
-def _fires(tmp_path: Path, name: str, at: str, values: list[Any]) -> bool:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
-    # Expecting nothing: what is found instead says that it fires.
-    expected = {"eval_time": at, "alertname": name, "exp_alerts": []}
-    play = {"interval": "30s", "input_series": values, "alert_rule_test": [expected]}
-    written = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [play]}
+    rules: Any = yaml.safe_load(RULES.read_text())
+    names = [rule["alert"] for group in rules["groups"] for rule in group["rules"]]
+    play = {
+        "interval": "30s",
+        "input_series": [
+            {"series": name, "values": values} for name, values in {**CALM, **series}.items()
+        ],
+        # Nothing is expected of any; promtool names those that fire all the same.
+        "alert_rule_test": [
+            {"eval_time": at, "alertname": name, "exp_alerts": []} for name in names
+        ],
+    }
+    written = {"rule_files": [str(RULES)], "evaluation_interval": "30s", "tests": [play]}
     file = tmp_path / "test.yml"
     file.write_text(yaml.safe_dump(written))
     done = subprocess.run([promtool, "test", "rules", str(file)], capture_output=True, timeout=60)
     said = (done.stdout + done.stderr).decode()
-    assert done.returncode == 0 or "FAILED" in said, said
-    if done.returncode:
-        assert "exp:" in said, said
-    return done.returncode != 0
+    fired = set(re.findall(r"alertname: ?(\w+), time", said))
+    assert bool(fired) == bool(done.returncode), said
+    return fired
 
 
 def test_a_calm_gateway_tells_nothing(tmp_path: Path) -> None:

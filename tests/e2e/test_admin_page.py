@@ -256,6 +256,7 @@ def test_a_gateway_that_hangs_is_not_called_live(gateway: Gateway, visit: Open) 
         opened.wait_until(
             lambda: page.locator("#age").inner_text().startswith("all this is"), "how old it is"
         )
+        assert opened.violations() == []
         # Longer than the page waits before it connects anew.
         page.wait_for_timeout(17_000)
         assert link.inner_text() in ("no answer", "not connected")
