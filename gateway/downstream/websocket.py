@@ -104,6 +104,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         if error.status == HTTPStatus.UPGRADE_REQUIRED:
             headers = {"upgrade": "websocket", "sec-websocket-version": "13"}
         self.sendData(refusal(error, headers))
+        self.wasClean = True  # or Autobahn warns of every stranger, without saying why
         self.dropConnection(abort=False)
 
     def onOpen(self) -> None:

@@ -87,6 +87,14 @@ def test_a_refusal_is_an_http_answer_in_the_apis_shape(
     client.is_lost()
 
 
+def test_strangers_fill_no_log(door: Door) -> None:
+    with capturedLogs() as logged:
+        client = door.client(headers=[])
+        assert client.refusal[0] == 401
+        client.is_lost()
+    assert not [event for event in logged if event["log_level"] > LogLevel.debug]
+
+
 def test_a_gateway_that_stops_says_when_to_come_again(door: Door) -> None:
     emptied: list[bool] = []
     door.admission.drain(lambda: emptied.append(True))
