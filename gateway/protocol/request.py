@@ -80,9 +80,7 @@ def read_members(payload: bytes) -> Members:
             f"The message is not valid UTF-8 (byte {error.start}); send JSON text in UTF-8."
         ) from None
     except UNREADABLE as error:
-        raise ApiError.invalid_request(
-            f"The message is not a JSON object: {error}. Send one object with a string 'type'."
-        ) from None
+        raise ApiError.invalid_request(f"The message is not a JSON object: {error}.") from None
     for name in members:
         if len(name) == len(_MODEL) and name != _MODEL and name.lower() == _MODEL:
             # Some services read names in any case: this one would get past the key's models.
