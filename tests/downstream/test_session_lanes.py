@@ -93,6 +93,28 @@ def test_only_so_many_turns_may_wait() -> None:
     assert stage.session.turns_queued == 2
 
 
+def test_only_so_many_bytes_may_wait_and_what_starts_makes_room() -> None:
+    stage = Stage(max_message_bytes=2000)
+    stage.create("runs")
+    long = "x" * 1500
+    for _ in range(2):
+        stage.create(long)
+    assert stage.channel.terminals == [], "twice a message's bound may wait"
+    for _ in range(2):
+        stage.create(long)
+        assert (stage.channel.last["status"], stage.channel.last["error"]["code"]) == (
+            429,
+            "too_many_queued_turns",
+        )
+    stage.create("short")
+    assert stage.session.turns_queued == 3, "what was turned away takes no room"
+    for number in range(3):
+        stage.answer(f"resp_{number}")
+    stage.create(long)
+    stage.create(long)
+    assert stage.session.turns_queued == 2, "what has started takes no room"
+
+
 def test_turns_that_end_at_once_do_not_pile_up_on_the_stack() -> None:
     stage = Stage(limits={"max_queued_turns": 5000})
     stage.create("first")
