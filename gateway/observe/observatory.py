@@ -13,7 +13,9 @@ from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from ..accounts.account import Account
 from ..accounts.catalogue import Catalogues
+from ..accounts.health import AccountState
 from ..downstream.admission import Admission
 from ..downstream.websocket import ResponsesFactory
 from ..tenants.tenants import Tenants
@@ -37,6 +39,10 @@ _LIMITS = {
 }
 
 _log = Logger(namespace="gateway.observe")
+
+
+#: States in which nobody wants an account to be.
+_RESTS = frozenset((AccountState.COOLING, AccountState.EXHAUSTED, AccountState.UNAUTHORIZED))
 
 
 class _Errors(NamedTuple):
@@ -83,6 +89,7 @@ class Observatory(Service):
         self._errors: deque[_Errors] = deque([_Errors(Counter(), Counter())], maxlen=MINUTE)
         self._steps = 0
         self._accounts: dict[str, Mapping[str, Any]] = {}
+        self._unwell: dict[str, float] = {}
         self._step: IDelayedCall | None = None
         environment.journal.watchers.append(self.tally.count)
 
@@ -125,6 +132,15 @@ class Observatory(Service):
         if self._steps % _ACCOUNT_STEPS == 0:
             self.tally.mark()
         self._accounts.clear()
+        self._look_after_accounts(now)
+
+    def _look_after_accounts(self, now: float) -> None:
+        """An account that rests is tried again and again; since when is lost with each try."""
+        before, self._unwell = self._unwell, {}
+        for account in self._environment.pool.accounts:
+            since = _rests_since(account, now)
+            if since is not None:
+                self._unwell[account.name] = min(since, before.get(account.name, since))
 
     def gauges(self) -> dict[str, float]:
         """What there is of each at this moment."""
@@ -209,6 +225,10 @@ class Observatory(Service):
             found = self._accounts[name] = self.tally.account(name)
         return found
 
+    def unwell_since(self, name: str) -> float | None:
+        """See ``Figures``."""
+        return self._unwell.get(name)
+
     def registers(self) -> Sequence[Mapping[str, Any]]:
         """See ``Figures``."""
         return self.memory_registers.shown()
@@ -216,3 +236,12 @@ class Observatory(Service):
     def alarms(self) -> Sequence[Mapping[str, Any]]:
         """See ``Figures``."""
         return self._alarms.shown()
+
+
+def _rests_since(account: Account, now: float) -> float | None:
+    """Since when it rests, by its own last word; None when it does not, or somebody wants it so."""
+    if account.health.state in _RESTS:
+        since: float = account.health.snapshot()["since"]
+        return since
+    barred = account.unavailable(None)
+    return now if barred is not None and barred.state in _RESTS else None

@@ -10,6 +10,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import connectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 
+from gateway.accounts.catalogue import Catalogues
 from gateway.admin.access import Access
 from gateway.admin.api import Api
 from gateway.admin.pages import Pages, PlainPages
@@ -19,6 +20,7 @@ from gateway.config import KeySettings, Settings
 from gateway.downstream.admission import Admission
 from gateway.downstream.websocket import ResponsesFactory
 from gateway.log import LogThreshold
+from gateway.observe.observatory import Observatory
 from gateway.tenants.tenants import Tenants
 from gateway.upstream.proxy_health import Barred
 from tests.turn.fakes import World
@@ -183,3 +185,14 @@ class Admin:
         assert self.threshold.level == "info", "something changed the log level"
         assert not self.admission.draining, "something drained the gateway"
         assert not len(self.access.logins), "somebody was logged in"
+
+
+def observatory_of(admin: Admin) -> Observatory:
+    return Observatory(
+        admin.clock,
+        admin.world.environment,
+        admin.tenants,
+        admin.admission,
+        admin.door,
+        Catalogues(admin.clock),
+    )

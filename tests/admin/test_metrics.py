@@ -21,8 +21,7 @@ from gateway.config import KeySettings, RoutingSettings
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.protocol.limits import QuotaWindow
 from gateway.upstream.proxy_health import Barred
-from tests.admin.stage import BEARER, TOKEN, Admin, Way
-from tests.observe.test_observatory import observatory_of
+from tests.admin.stage import BEARER, TOKEN, Admin, Way, observatory_of
 from tests.observe.test_tally import attempt, turn
 from tests.support.scrape import Scrape, read
 

@@ -11,10 +11,9 @@ from jsonschema import Draft202012Validator
 from gateway.admin.openapi import DESCRIPTION
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.protocol.limits import read_windows
-from tests.observe.test_observatory import observatory_of
 from tests.support.events import text_item, turn_events, user
 
-from .stage import BEARER, TOKEN, Admin
+from .stage import BEARER, TOKEN, Admin, observatory_of
 from .test_actions import answers, probe
 from .test_live import events, listen
 

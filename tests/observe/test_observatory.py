@@ -7,24 +7,14 @@ from typing import Any
 
 import pytest
 
-from gateway.accounts.catalogue import Catalogues
 from gateway.admin.views.figures import Figures, NoFigures
 from gateway.config import KeySettings
 from gateway.observe.history import STEP_SECONDS
 from gateway.observe.observatory import Observatory
-from tests.admin.stage import Admin
+from gateway.protocol.faults import Fault, FaultKind
+from gateway.upstream.proxy_health import Barred
+from tests.admin.stage import Admin, Way, observatory_of
 from tests.observe.test_tally import attempt, turn
-
-
-def observatory_of(admin: Admin) -> Observatory:
-    return Observatory(
-        admin.clock,
-        admin.world.environment,
-        admin.tenants,
-        admin.admission,
-        admin.door,
-        Catalogues(admin.clock),
-    )
 
 
 @pytest.fixture
@@ -153,6 +143,43 @@ def test_a_key_that_a_reload_took_away_leaves_no_negative_figures(
         admin.world.environment.journal.ended(failed)
     observatory.step()
     assert [alarm["level"] for alarm in observatory.alarms()] == ["red"]
+
+
+def test_an_account_rests_since_its_first_failure_however_often_it_is_tried(
+    admin: Admin, observatory: Observatory
+) -> None:
+    admin.running.figures = observatory
+    health = admin.world.accounts["a"].health
+    began = admin.clock.seconds()
+
+    def since() -> Any:
+        return admin.json("/status/accounts")["accounts"][0]["since"]
+
+    for _ in range(5):
+        health.reserve("gpt-5.5").refused(Fault(FaultKind.UNAUTHORIZED, "401", None))
+        for _ in range(200):
+            admin.clock.advance(STEP_SECONDS)
+            observatory.step()
+        assert (health.state.value, since()) == ("unauthorized", began)
+    health.clear()
+    observatory.step()
+    assert since() == admin.clock.seconds(), "it is ready, since now"
+    health.reserve("gpt-5.5").refused(Fault(FaultKind.UNAUTHORIZED, "401", None))
+    assert since() == admin.clock.seconds()
+
+
+def test_an_account_behind_a_broken_proxy_rests_since_that_was_seen(
+    admin: Admin, observatory: Observatory
+) -> None:
+    admin.running.figures = observatory
+    way: Any = Way(Barred("no way out", admin.clock.seconds() + 3000))
+    admin.world.accounts["a"]._way = way
+    observatory.step()
+    seen = admin.clock.seconds()
+    admin.clock.advance(100)
+    observatory.step()
+    shown = admin.json("/status/accounts")["accounts"][0]
+    assert (shown["state"], shown["since"]) == ("cooling", seen)
 
 
 def test_every_register_has_a_size_within_its_bound(admin: Admin, observatory: Observatory) -> None:

@@ -20,6 +20,9 @@ _ACTIONS = {
     AccountState.DRAINING: ("pause", "resume"),
 }
 _SERVING = ("pause", "drain")
+
+#: States in which accounts are tried again and again; each try forgets since when.
+_RESTS = frozenset(("cooling", "exhausted", "unauthorized"))
 _ALWAYS = ("clear", "probe")
 
 
@@ -42,10 +45,13 @@ def conversations_by_account(pool: Pool) -> Counter[str]:
 def account(running: Running, account: Account) -> dict[str, Any]:
     """One account, without what takes a look at all conversations."""
     settings = account.settings
+    health = {**account.health.snapshot(), **_besides_its_health(account)}
+    if health["state"] in _RESTS:
+        told = (health["since"], running.figures.unwell_since(account.name))
+        health["since"] = min((at for at in told if at is not None), default=None)
     return {
         "name": account.name,
-        **account.health.snapshot(),
-        **_besides_its_health(account),
+        **health,
         "in_flight": account.in_flight,
         "max_in_flight": settings.max_in_flight,
         "turns": account.turns,

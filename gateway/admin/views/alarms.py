@@ -139,7 +139,7 @@ def _behind_proxies(accounts: Sequence[Account]) -> Iterator[Alarm]:
             behind[barred.why].append({"name": account.name})
     for why, those in behind.items():
         what = f"{_some(those)} cannot be reached: {why}"
-        yield alarm("amber", what, None, None, "look after the proxy")
+        yield alarm("amber", what, None, None, "look after the proxy, then clear")
 
 
 def _some(accounts: Sequence[Shown]) -> str:

@@ -29,6 +29,9 @@ class Figures(Protocol):
     def account(self, name: str) -> Mapping[str, Any]:
         """``{errors: {class: count}, first_token_ms: {p50, p99}, cached_share}``."""
 
+    def unwell_since(self, name: str) -> float | None:
+        """Since when an account rests, in unix seconds; tries between do not end that."""
+
     def registers(self) -> Sequence[Mapping[str, Any]]:
         """``[{name, size, bound, unit, bytes}]`` of every bounded structure."""
 
@@ -70,6 +73,10 @@ class NoFigures:
     def account(self, name: str) -> Mapping[str, Any]:
         """See ``Figures``."""
         return {"errors": {}, "first_token_ms": _UNMEASURED, "cached_share": None}
+
+    def unwell_since(self, name: str) -> float | None:
+        """See ``Figures``."""
+        return None
 
     def registers(self) -> Sequence[Mapping[str, Any]]:
         """See ``Figures``."""
