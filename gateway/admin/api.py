@@ -17,7 +17,7 @@ from .audit import MAX_ACTIONS, Audit
 from .dry_run import dry_run
 from .errors import AdminError, bad_request, not_found
 from .live import MAX_LISTENERS, LiveFeed
-from .logins import MAX_LOGINS
+from .logins import MAX_LOGINS, Login
 from .openapi import DESCRIPTION
 from .pages import Pages
 from .routes import Entry, Route, RouteTable
@@ -218,8 +218,13 @@ class Api:
     def _act(
         self, asked: Asked, action: str, target: str | None, section: str, act: Callable[[], Any]
     ) -> Any:
-        """Do it, note it, and answer; a browser goes back to where the button was."""
+        """Do it, note it, and answer; a browser goes back to where the button was, and is told."""
         visitor = asked.visitor
+        browser = visitor.login if asked.by_form else None
+
+        def back(login: Login, said: str) -> Reply:
+            login.tell(said, self.running.now())
+            return see_other(f"/status#{section}")
 
         def note(done: bool, result: str) -> None:
             self.audit.note(
@@ -229,7 +234,7 @@ class Api:
         def did(done: dict[str, Any]) -> Any:
             note(True, done["result"])
             self.pages.forget()
-            return see_other(f"/status#{section}") if asked.by_form else done
+            return done if browser is None else back(browser, done["result"])
 
         def failed(failure: Failure) -> Failure:
             note(False, "the gateway failed; the log says why")
@@ -239,6 +244,8 @@ class Api:
             done = act()
         except AdminError as error:
             note(False, error.sentence)
+            if browser is not None:
+                return back(browser, error.sentence)
             raise
         except Exception:
             note(False, "the gateway failed; the log says why")

@@ -14,6 +14,10 @@ MAX_LOGINS = 64
 _LONGEST_SECONDS = 12 * 3_600.0
 _IDLE_SECONDS = 3_600.0
 
+#: For how long, in seconds, a page tells what came of an action, and how much of it.
+_SAID_SECONDS = 15.0
+_LONGEST_SAID = 1000
+
 _ID_BYTES = 32
 
 #: Longest cookie value that is looked at.
@@ -26,12 +30,22 @@ class Login:
     :ivar name: what logs call it; its id cannot be told from that.
     """
 
-    __slots__ = ("began_at", "name", "used_at")
+    __slots__ = ("_said", "_said_at", "began_at", "name", "used_at")
 
     def __init__(self, name: str, now: float) -> None:
         self.name = name
         self.began_at = now
         self.used_at = now
+        self._said: str | None = None
+        self._said_at = now
+
+    def tell(self, what: str, now: float) -> None:
+        """Keep what came of an action, for the page that its browser is sent to."""
+        self._said, self._said_at = what[:_LONGEST_SAID], now
+
+    def said(self, now: float) -> str | None:
+        """What came of an action just now; a page may be asked for more than once."""
+        return self._said if 0 <= now - self._said_at < _SAID_SECONDS else None
 
 
 class Logins:

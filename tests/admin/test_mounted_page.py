@@ -53,6 +53,29 @@ def test_an_action_without_scripts_shows_at_once(admin: Admin) -> None:
     assert 'data-account="a" data-state="disabled"' in after, "the page was an old one"
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/admin/accounts/a/pause", "a is paused until it is resumed"),
+        ("/admin/reload", "there is no configuration file that could be read anew"),
+        ("/admin/accounts/nobody/pause", "no account is named &#x27;nobody&#x27;"),
+    ],
+)
+def test_an_action_without_scripts_says_what_came_of_it(admin: Admin, path: str, said: str) -> None:
+    mine, other = (admin.log_in(BROWSER) for _ in range(2))
+    done = admin.ask(path, FORM, OWN, BROWSER, mine.cookie, method="POST")
+    assert done.status == 303, "a browser was left with what programs get"
+    shown = f'class="said">{said}'
+    assert shown in admin.ask("/status", mine.cookie, BROWSER).body.decode()
+    assert shown not in admin.ask("/status", other.cookie, BROWSER).body.decode()
+    admin.clock.advance(20)
+    assert shown not in admin.ask("/status", mine.cookie, BROWSER).body.decode(), "it is old"
+
+
+def test_a_program_that_posts_a_form_gets_the_error(admin: Admin) -> None:
+    assert admin.ask("/admin/reload", FORM, OWN, BEARER, method="POST").status == 409
+
+
 def test_the_page_loads_what_there_is_and_may_keep_it(admin: Admin) -> None:
     page = admin.ask("/status", BEARER, BROWSER).body.decode()
     addresses = re.findall(r'(?:src|href)="(/static/[^"]+)"', page)

@@ -329,6 +329,7 @@ def test_without_scripts_all_is_shown_and_all_can_be_done(gateway: Gateway, visi
     page.get_by_role("button", name="Pause south").click()
     page.wait_for_url("**/status#accounts")
     assert opened.cell("south", "state") == "disabled", "the page is not what it was made to be"
+    assert "south is paused" in page.locator("#said").inner_text()
     page.get_by_label("Response, thread").fill(response)
     page.get_by_role("button", name="Search").click()
     assert page.locator("table.conversations tbody tr").count() == 1, "one conversation has it"

@@ -30,11 +30,14 @@ class BrowserPages:
         self.static: Resource | None = StaticFiles()
         self.memory: Callable[[], Json] = lambda: memory(running)
         self._access = access
+        self._now = running.now
         self._page = Page(_Source(running, lambda: self.memory()), running.now)
 
     def status(self, arguments: Mapping[bytes, Sequence[bytes]], visitor: Visitor) -> bytes:
         """See ``Pages``."""
-        viewer = Viewer(visitor.why_not, visitor.login is not None, self._access.has_token)
+        login = visitor.login
+        said = None if login is None else login.said(self._now())
+        viewer = Viewer(visitor.why_not, login is not None, self._access.has_token, said)
         return self._page.render(arguments, viewer)
 
     def login(self, wrong: str | None) -> bytes:

@@ -76,7 +76,7 @@ class Page:
             _head(viewer),
             tag(
                 "main",
-                tag("p", id="said", role="status", class_="said"),
+                tag("p", viewer.said, id="said", role="status", class_="said"),
                 [
                     section(name, title, bodies[name], aside=_aside(name))
                     for name, title in _SECTIONS

@@ -20,11 +20,13 @@ class Viewer(NamedTuple):
     :ivar why_not: why nothing can be done here; None where buttons are offered.
     :ivar signed_in: whether there is a login to end.
     :ivar can_sign_in: whether a token is configured to sign in with.
+    :ivar said: what came of an action just now, for who has no scripts.
     """
 
     why_not: str | None = None
     signed_in: bool = False
     can_sign_in: bool = False
+    said: str | None = None
 
     @property
     def may_act(self) -> bool:

@@ -514,6 +514,7 @@ toggle.addEventListener("click", () => {
   showTheme();
 });
 
+if (said.textContent) say(said.textContent);
 showTheme();
 toggle.hidden = false;
 listen();
