@@ -122,6 +122,13 @@ def test_many_lost_accounts_are_one_line_and_red_comes_first() -> None:
     assert told(admin)[0][1].startswith("no account is usable")
 
 
+def test_what_to_act_on_comes_before_what_to_look_at(admin: Admin) -> None:
+    for name in "ab":
+        refuse(admin, name, FaultKind.RATE_LIMITED, LIMITED, 20)
+    refuse(admin, "c", FaultKind.UNAUTHORIZED, "401", None)
+    assert [level for level, _ in told(admin)] == ["red", "amber"]
+
+
 # --- models that nobody takes --------------------------------------------------------------------
 
 
