@@ -6,12 +6,15 @@ import math
 from collections.abc import Sequence
 
 from ..protocol.errors import ApiError
-from ..protocol.refusals import for_the_client, most_hopeful
+from ..protocol.refusals import for_the_client, most_hopeful, refuses_model
 from .health import AccountState, Unavailable
 from .pool import Nobody
 
 #: Accounts that are out of the pool until somebody acts, as far as clients are concerned.
 _OUT = frozenset({AccountState.DISABLED, AccountState.DRAINING, AccountState.UNAUTHORIZED})
+
+#: How much of a model's name is repeated, in characters.
+_SHOWN = 200
 
 
 def pool_error(nobody: Nobody, refusals: Sequence[ApiError], now: float) -> ApiError:
@@ -24,6 +27,8 @@ def pool_error(nobody: Nobody, refusals: Sequence[ApiError], now: float) -> ApiE
         return _not_offered(nobody)
     if refusals and (len(nobody.candidates) == 1 or not nobody.reasons):
         return for_the_client(most_hopeful(refusals))
+    if nobody.refuse_the_model:
+        return _model_refused(nobody, refusals, now)
     working = [reason for reason in nobody.reasons if reason.state not in _OUT]
     untold = len(nobody.candidates) - len(nobody.reasons)  # they refused, and do not rest
     if working and not untold and {each.state for each in working} == {AccountState.EXHAUSTED}:
@@ -64,6 +69,26 @@ def _limited(nobody: Nobody, now: float) -> ApiError:
     )
 
 
+def _model_refused(nobody: Nobody, refusals: Sequence[ApiError], now: float) -> ApiError:
+    """What accounts said to this very turn says it best; to others it is no limit of theirs."""
+    if refusals:
+        said = [error for error in refusals if refuses_model(error)]
+        return said[-1] if said else for_the_client(most_hopeful(refusals))
+    wait = _seconds_until(nobody.free_at, now)
+    return ApiError(
+        503,
+        "server_error",
+        f"Every account that could serve this turn refused the model '{_model(nobody)}' a moment"
+        f" ago; the gateway asks again in {wait}s.",
+        "model_unavailable",
+        "model",
+    )
+
+
+def _model(nobody: Nobody) -> str:
+    return (nobody.wanted.model or "")[:_SHOWN]
+
+
 def _not_offered(nobody: Nobody) -> ApiError:
     if nobody.waits_for is not None:
         return ApiError.invalid_request(
@@ -72,7 +97,7 @@ def _not_offered(nobody: Nobody) -> ApiError:
             "input",
             "invalid_encrypted_content",
         )
-    what = f" with '{(nobody.wanted.model or '')[:200]}'"
+    what = f" with '{_model(nobody)}'"
     if nobody.wanted.background:
         return ApiError.invalid_request(
             f"No account of this gateway takes background responses{what}.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -185,6 +186,44 @@ def test_a_model_that_nobody_offers_does_not_exist() -> None:
     assert (error.status, error.code, error.param) == (400, "model_not_found", "model")
     assert "'o3'" in error.message
     assert len(told(basin, model="x" * 10_000).message) < 300
+
+
+def no_such_model(status: int = 404) -> ApiError:
+    return ApiError(status, "invalid_request_error", "No such model.", "model_not_found", "model")
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_model_that_every_account_refuses_is_told_in_their_words(status: int) -> None:
+    basin = Basin("a", "b", "c")
+    basin.fails("a", "b", "c", kind=FaultKind.MODEL_REFUSED, seconds=None)
+    first, last = no_such_model(), no_such_model(status)
+    assert told(basin, first, last, tried=("a", "b", "c")) is last
+
+
+def test_a_wall_before_every_account_says_nothing_of_the_model() -> None:
+    basin = Basin("a", "b")
+    basin.fails("a", "b", kind=FaultKind.MODEL_REFUSED, seconds=None)
+    wall = ApiError(403, "permission_error", "<html>")
+    error = told(basin, wall, wall, tried=("a", "b"))
+    assert (error.status, error.code) == (502, "upstream_unauthorized")
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_turns_that_come_later_hear_of_the_model_and_of_no_limit(names: str) -> None:
+    basin = Basin(*names)
+    basin.fails(*names, kind=FaultKind.MODEL_REFUSED, seconds=30.0)
+    error = told(basin)
+    assert (error.status, error.code, error.param) == (503, "model_unavailable", "model")
+    assert "'gpt-5'" in error.message
+    assert re.search(r"asks again in \d+s", error.message)
+    assert "retry-after" not in error.headers, "clients would sleep over a mistyped name"
+
+
+def test_a_model_that_some_refuse_and_others_cannot_take_now_is_waited_for() -> None:
+    basin = Basin("a", "b")
+    basin.fails("a", kind=FaultKind.MODEL_REFUSED, seconds=None)
+    basin.fails("b", kind=FaultKind.RATE_LIMITED, seconds=20.0)
+    assert told(basin, no_such_model(), tried=("a",)).code == "rate_limit_exceeded"
 
 
 def test_background_responses_that_nobody_takes_are_unsupported() -> None:
