@@ -1,7 +1,8 @@
 """A pool under any order of turns, faults, told quotas, reloads and jumps of the clock.
 
-Nobody is asked who rests, refused or is full; nobody is turned away while one could serve;
-places are given back once; and whatever happened, every account comes back.
+Nobody is asked who rests, refused or is full; nobody is turned away while one could serve; a
+dry run tells the same; places are given back once; and whatever happened, every account comes
+back.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway.accounts.account import Account
-from gateway.accounts.pool import Choice
+from gateway.accounts.explanation import Explanation, explain
+from gateway.accounts.pool import Choice, Nobody
 from gateway.config import RoutingSettings
 from gateway.config.settings import LossRule, ReturnRule, Strategy
 from gateway.protocol.faults import Fault, FaultKind
@@ -65,7 +67,11 @@ class PoolMachine(RuleBasedStateMachine):
         offering = self.pool.serving(model)
         able = [each for each in offering if each.unavailable(model) is None]
         able = [each for each in able if each.name not in tried]
-        choice = self.pool.choose(wanted(thread, model, **about), tried)
+        asked = wanted(thread, model, **about)
+        foretold = explain(self.pool, asked) if seconds and not tried else None
+        choice = self.pool.choose(asked, tried)
+        if foretold is not None:
+            self.check_what_was_foretold(foretold, choice)
         free = about["pinned_to"] is None and self.pool.routing.on_account_loss == "move"
         if isinstance(choice, Choice):
             self.held.append(choice)
@@ -75,6 +81,15 @@ class PoolMachine(RuleBasedStateMachine):
                 assert not room or choice.account.name in room, "another has something left"
         elif free:
             assert not able, f"{able[0].name} could have served this turn"
+
+    def check_what_was_foretold(self, foretold: Explanation, choice: Choice | Nobody) -> None:
+        """A dry run tells where the next turn would go."""
+        names = foretold.among if foretold.account is None else (foretold.account,)
+        if isinstance(choice, Choice):
+            assert choice.account.name in names, f"{foretold} was foretold"
+            assert choice.rule == foretold.rule
+        else:
+            assert not names, f"{foretold} was foretold"
 
     @precondition(lambda self: self.held)
     @rule(
