@@ -17,7 +17,6 @@ from .accounts.waiting import WaitingRoom
 from .admin.access import Access
 from .admin.api import Api
 from .admin.metrics import Metrics
-from .admin.page import BrowserPages
 from .admin.running import Running
 from .admin.site import AdminSite
 from .config import AccountSettings, Settings, SimulatorSettings
@@ -145,9 +144,7 @@ class GatewayService(MultiService):
         )
         if admin.listen is None:
             return
-        pages = BrowserPages(self.whole, self._access)
-        api = Api(self.whole, self._access, pages, Metrics(self.whole, figures).render)
-        pages.memory = api.memory
+        api = Api(self.whole, self._access, Metrics(self.whole, figures).render)
         listener = ListenerService(reactor, admin.listen, AdminSite(api, reactor), "admin.listen")
         listener.setServiceParent(self)
 

@@ -19,7 +19,7 @@ from .errors import AdminError, bad_request, not_found
 from .live import MAX_LISTENERS, LiveFeed
 from .logins import MAX_LOGINS, Login
 from .openapi import DESCRIPTION
-from .pages import Pages
+from .page import BrowserPages
 from .routes import Entry, Route, RouteTable
 from .running import Running
 from .throttle import MAX_ADDRESSES
@@ -38,24 +38,22 @@ _MAX_LISTED = 1000
 class Api:
     """Handlers, and the table that leads to them.
 
-    :param pages: for browsers.
-    :param metrics: makes the type and text of ``/metrics`` for an ``Accept`` header, or None
-        where there is none.
+    :param metrics: makes the type and text of ``/metrics`` for an ``Accept`` header.
+    :ivar pages: for browsers.
     """
 
     def __init__(
         self,
         running: Running,
         access: Access,
-        pages: Pages,
-        metrics: Callable[[str], tuple[str, bytes]] | None = None,
+        metrics: Callable[[str], tuple[str, bytes]],
     ) -> None:
         self.running = running
         self.access = access
-        self.pages = pages
         self.audit = Audit(running.now)
         self.live = LiveFeed(running)
         self.actions = Actions(running)
+        self.pages = BrowserPages(running, access, self.memory)
         self._metrics = metrics
         anybody, reader, operator = Entry.ANYBODY, Entry.READER, Entry.OPERATOR
         self.table = RouteTable(
@@ -115,9 +113,7 @@ class Api:
         asked.request.setHeader("vary", "accept, cookie")
         if wants_html(asked.request):
             arguments: Any = asked.request.args
-            document = self.pages.status(arguments, asked.visitor)
-            if document is not None:
-                return Reply(200, document, HTML)
+            return Reply(200, self.pages.status(arguments, asked.visitor), HTML)
         return Reply(200, overview(self.running))
 
     def _conversations(self, asked: Asked) -> Any:
@@ -147,8 +143,6 @@ class Api:
         return NOT_DONE_YET
 
     def _scrape(self, asked: Asked) -> Reply:
-        if self._metrics is None:
-            raise not_found("there are no metrics")
         content_type, text = self._metrics(accepted(asked.request))
         return Reply(200, text, content_type)
 

@@ -29,8 +29,7 @@ class AdminResource(Resource):
     def __init__(self, api: Api) -> None:
         super().__init__()
         self._api = api
-        if api.pages.static is not None:
-            self.putChild(b"static", api.pages.static)
+        self.putChild(b"static", api.pages.static)
         self._leaf = _Leaf(api)
 
     def getChild(self, path: bytes, request: Request) -> Resource:

@@ -12,7 +12,7 @@ from ..log import LogThreshold
 from ..reload import Rejected
 from ..tenants.tenants import Tenants
 from ..turn.environment import TurnEnvironment
-from .views.figures import Figures, NoFigures
+from .views.figures import Figures
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Running:
     admission: Admission
     door: ResponsesFactory
     threshold: LogThreshold
-    figures: Figures = field(default_factory=NoFigures)
+    figures: Figures
     configuration: Configuration = field(default_factory=Configuration)
     http_turns: Callable[[], int] = lambda: 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from twisted.internet.address import IPv4Address
@@ -13,7 +13,6 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from gateway.accounts.catalogue import Catalogues
 from gateway.admin.access import Access
 from gateway.admin.api import Api
-from gateway.admin.pages import Pages, PlainPages
 from gateway.admin.running import Running
 from gateway.admin.site import AdminSite
 from gateway.config import KeySettings, Settings
@@ -23,6 +22,7 @@ from gateway.log import LogThreshold
 from gateway.observe.observatory import Observatory
 from gateway.tenants.tenants import Tenants
 from gateway.upstream.proxy_health import Barred
+from tests.admin.figures import NoFigures
 from tests.turn.fakes import World
 
 TOKEN = "t0ken"
@@ -114,7 +114,6 @@ class Admin:
         accounts: int = 2,
         loopback: bool = True,
         hosts: tuple[str, ...] = (),
-        pages: Callable[[Running, Access], Pages] = lambda *_: PlainPages(),
         world: World | None = None,
     ) -> None:
         self.reactor = MemoryReactorClock()
@@ -127,10 +126,15 @@ class Admin:
         )
         self.threshold = LogThreshold("info")
         self.running = Running(
-            self.world.environment, self.tenants, self.admission, self.door, self.threshold
+            self.world.environment,
+            self.tenants,
+            self.admission,
+            self.door,
+            self.threshold,
+            NoFigures(),
         )
         self.access = Access(token, loopback, hosts, self.clock.seconds)
-        self.api = Api(self.running, self.access, pages(self.running, self.access))
+        self.api = Api(self.running, self.access, lambda _: ("text/plain", b""))
         self.site = AdminSite(self.api, self.reactor)
         self.site.startFactory()
 

@@ -10,7 +10,6 @@ import pytest
 from gateway.accounts.affinity import connection_key
 from gateway.accounts.bindings import opaque_id
 from gateway.admin.access import cookie
-from gateway.admin.page import BrowserPages
 from gateway.admin.site import MAX_BODY_BYTES, MAX_CONNECTIONS, REQUEST_SECONDS
 from gateway.config import AccountSettings
 from gateway.protocol.errors import ApiError
@@ -343,7 +342,7 @@ def test_sessions_are_bounded_and_kept_as_hashes() -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_path_tricks_lead_nowhere(path: str, method: str) -> None:
-    admin = Admin(None, pages=BrowserPages)
+    admin = Admin(None)
     answer = admin.ask(path, BEARER, method=method)
     assert answer.status in (400, 404, 405), f"{path} was answered {answer.status}: {answer.body!r}"
     assert "set-cookie" not in answer.headers
@@ -501,7 +500,7 @@ def _poisoned() -> Admin:
     account.health.reserve(None).refused(Fault(FaultKind.UNAUTHORIZED, SCRIPT, None))
     account.health.clear()
     account.health.reserve(SCRIPT).refused(Fault(FaultKind.MODEL_REFUSED, SCRIPT, None))
-    admin = Admin(TOKEN, world=world, pages=BrowserPages)
+    admin = Admin(TOKEN, world=world)
     poisoned.health.disable()  # type: ignore[attr-defined]
     turn = world.turn([user("hi")], model=SCRIPT)
     turn.start()

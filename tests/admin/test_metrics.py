@@ -36,7 +36,7 @@ class Measured(Admin):
         super().__init__(token)
         self.observatory = observatory_of(self)
         metrics = Metrics(self.running, self.observatory)
-        self.api = Api(self.running, self.access, self.api.pages, metrics.render)
+        self.api = Api(self.running, self.access, metrics.render)
         self.site = AdminSite(self.api, self.reactor)
         self.site.startFactory()
         self.accounts = self.world.environment.pool.accounts

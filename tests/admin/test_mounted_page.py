@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from gateway.admin.page import BrowserPages
 from tests.admin.stage import BEARER, OWN, TOKEN, Admin
 from tests.support.events import text_item, turn_events, user
 
@@ -16,7 +15,7 @@ FORM = "content-type: application/x-www-form-urlencoded"
 
 @pytest.fixture
 def admin() -> Admin:
-    return Admin(TOKEN, pages=BrowserPages)
+    return Admin(TOKEN)
 
 
 def test_browsers_get_the_page_and_programs_the_json(admin: Admin) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.views.figures import Figures, NoFigures
+from gateway.admin.views.figures import Figures
 from gateway.config import KeySettings
 from gateway.observe.history import STEP_SECONDS
 from gateway.observe.observatory import Observatory
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.upstream.proxy_health import Barred
+from tests.admin.figures import NoFigures
 from tests.admin.stage import Admin, Way, observatory_of
 from tests.observe.test_tally import attempt, turn
 

@@ -10,7 +10,6 @@ from ..access import Access, Visitor
 from ..running import Running
 from ..views.configuration import configuration
 from ..views.conversations import conversations
-from ..views.memory import memory
 from ..views.overview import overview
 from ..views.turns import turns
 from ..views.why import why
@@ -21,27 +20,33 @@ from .source import Json, Viewer
 
 
 class BrowserPages:
-    """See :class:`gateway.admin.pages.Pages`.
+    """Makes HTML of what the API shows.
 
-    :ivar memory: gives the memory register; whoever knows of more structures replaces it.
+    :param registers: gives the memory register.
+    :ivar static: the files that pages load, mounted at ``/static``.
     """
 
-    def __init__(self, running: Running, access: Access) -> None:
-        self.static: Resource | None = StaticFiles()
-        self.memory: Callable[[], Json] = lambda: memory(running)
+    def __init__(self, running: Running, access: Access, registers: Callable[[], Json]) -> None:
+        self.static: Resource = StaticFiles()
         self._access = access
         self._now = running.now
-        self._page = Page(_Source(running, lambda: self.memory()), running.now)
+        self._page = Page(_Source(running, registers), running.now)
 
     def status(self, arguments: Mapping[bytes, Sequence[bytes]], visitor: Visitor) -> bytes:
-        """See ``Pages``."""
+        """The page of ``/status``.
+
+        :param arguments: a request's ``args``.
+        """
         login = visitor.login
         said = None if login is None else login.said(self._now())
         viewer = Viewer(visitor.why_not, login is not None, self._access.has_token, said)
         return self._page.render(arguments, viewer)
 
     def login(self, wrong: str | None) -> bytes:
-        """See ``Pages``."""
+        """The form that posts ``token`` to ``/login``.
+
+        :param wrong: why the last try failed.
+        """
         return render_login(wrong)
 
     def forget(self) -> None:

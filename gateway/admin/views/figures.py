@@ -1,12 +1,9 @@
-"""What the admin side reads of the gateway's measurements; absent until somebody measures."""
+"""What the admin side reads of the gateway's measurements."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
-
-#: A median and a 99th percentile; None without anything measured.
-_UNMEASURED = {"p50": None, "p99": None}
 
 
 class Figures(Protocol):
@@ -37,51 +34,3 @@ class Figures(Protocol):
 
     def alarms(self) -> Sequence[Mapping[str, Any]]:
         """``[{level: "red" | "amber", what, since}]`` of what was measured."""
-
-
-class NoFigures:
-    """Nothing is measured; see :class:`Figures`."""
-
-    def process(self) -> Mapping[str, Any]:
-        """See ``Figures``."""
-        return {
-            "memory": {"rss_bytes": None, "budget_bytes": None},
-            "open_files": {"used": None, "limit": None},
-            "loop_lag_ms": _UNMEASURED,
-        }
-
-    def rates(self) -> Mapping[str, Any]:
-        """See ``Figures``."""
-        return {
-            "turns_per_minute": None,
-            "tokens_per_minute": None,
-            "errors_per_minute": None,
-            "refused_per_minute": None,
-            "cached_share": None,
-            "added_first_token_ms": _UNMEASURED,
-            "upstream_first_token_ms": _UNMEASURED,
-        }
-
-    def history(self) -> Mapping[str, Any]:
-        """See ``Figures``."""
-        return {"step_seconds": 5, "start": None, "series": {}}
-
-    def newest(self) -> Mapping[str, Any]:
-        """See ``Figures``."""
-        return {"at": None, "values": {}}
-
-    def account(self, name: str) -> Mapping[str, Any]:
-        """See ``Figures``."""
-        return {"errors": {}, "first_token_ms": _UNMEASURED, "cached_share": None}
-
-    def unwell_since(self, name: str) -> float | None:
-        """See ``Figures``."""
-        return None
-
-    def registers(self) -> Sequence[Mapping[str, Any]]:
-        """See ``Figures``."""
-        return ()
-
-    def alarms(self) -> Sequence[Mapping[str, Any]]:
-        """See ``Figures``."""
-        return ()
