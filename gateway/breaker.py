@@ -205,6 +205,13 @@ class Breaker:
             self._probe = None
             self._move(Happening.WITHDREW)
 
+    def hurry(self, seconds: float) -> bool:
+        """Let a rest whose end nobody named last no longer than this; False when it would not."""
+        if self._state is not BreakerState.OPEN or self.named is not None:
+            return False
+        before, self.until = self.until, min(self.until, self.since + seconds)
+        return self.until < before
+
     def close(self) -> None:
         """Nothing is held against it any more: it worked, or the operator says so."""
         self._move(Happening.CLOSED)

@@ -10,6 +10,9 @@ from .health import AccountState, Unavailable
 #: How long, in seconds, an account that rests is not asked again whether it still does.
 _BELIEVED_SECONDS = 1.0
 
+#: How long a service that broke rests, in seconds, while no account works.
+_HURRIED_SECONDS = 10.0
+
 #: Why an account that could serve is passed over.
 USED_UP = "a quota of it is used up"
 _SPARED = Unavailable(AccountState.READY, USED_UP, None)
@@ -74,6 +77,19 @@ class Candidates:
     def why_not(self, account: Account) -> Unavailable | None:
         """The same, as known without asking again."""
         return self.resting.get(account) or self.unavailable(account)
+
+    def hurry(self) -> bool:
+        """Where nobody works, not even a busy one, let services that broke rest no longer.
+
+        The machine's own network may have been away; all would rest long after it is back.
+
+        :return: whether anybody would have rested longer.
+        """
+        reasons = map(self.why_not, self.accounts)
+        if any(reason is None or reason.state is AccountState.READY for reason in reasons):
+            return False
+        hurried = [each.health.hurry(_HURRIED_SECONDS) for each in self.accounts]
+        return any(hurried)
 
     def doubt(self) -> None:
         """Believe what is known no longer than a moment; no clock that jumps makes it longer."""

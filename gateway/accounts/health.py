@@ -181,6 +181,16 @@ class Health:
         """
         self._refused(model, [] if permit is None else permit.attempts, fault)
 
+    def hurry(self, seconds: float) -> bool:
+        """Let the service rest no longer than this, unless it named a time itself.
+
+        :return: whether it would have.
+        """
+        hurried = self._rests["service"].breaker.hurry(seconds)
+        if hurried:
+            self._changed()
+        return hurried
+
     def disable(self) -> None:
         """The operator takes the account out, until :meth:`enable`."""
         self._wished("disable")

@@ -176,6 +176,8 @@ class Pool:
                 return self._only(name, rule, wanted, candidates, tried)
             lost.append(Rejected(name, why))
         account = self._pick(candidates, tried)
+        if account is None and candidates.hurry():
+            account = self._pick(candidates, tried)
         if account is None:
             return self._nobody(wanted, candidates, candidates.accounts, None)
         rule = self._strategy.name

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gateway.accounts.account import Account
 from gateway.accounts.explanation import Explanation, explain
 from gateway.accounts.pool import Choice, Nobody
+from gateway.breaker import BreakerState
 from gateway.config import RoutingSettings
 from gateway.config.settings import LossRule, ReturnRule, Strategy
 from gateway.protocol.faults import Fault, FaultKind
@@ -75,20 +76,25 @@ class PoolMachine(RuleBasedStateMachine):
         free = about["pinned_to"] is None and self.pool.routing.on_account_loss == "move"
         if isinstance(choice, Choice):
             self.held.append(choice)
-            assert choice.account in able, f"{choice.account.name} cannot serve this turn"
+            name = choice.account.name
+            assert choice.account in able or self.hurried(choice.account), f"{name} cannot serve"
             if choice.rule == self.pool.routing.strategy and seconds:
                 room = [each.name for each in able if not each.health.quotas.spent]
                 assert not room or choice.account.name in room, "another has something left"
         elif free:
             assert not able, f"{able[0].name} could have served this turn"
 
+    def hurried(self, account: Account) -> bool:
+        """Whether its rest was ended because nobody was left: then this turn is the probe."""
+        return account.health._rests["service"].breaker.state is BreakerState.PROBING
+
     def check_what_was_foretold(self, foretold: Explanation, choice: Choice | Nobody) -> None:
-        """A dry run tells where the next turn would go."""
+        """A dry run tells where the next turn would go; one that finds nobody may end rests."""
         names = foretold.among if foretold.account is None else (foretold.account,)
-        if isinstance(choice, Choice):
+        if isinstance(choice, Choice) and names:
             assert choice.account.name in names, f"{foretold} was foretold"
             assert choice.rule == foretold.rule
-        else:
+        elif not isinstance(choice, Choice):
             assert not names, f"{foretold} was foretold"
 
     @precondition(lambda self: self.held)

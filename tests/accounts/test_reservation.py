@@ -43,14 +43,13 @@ def test_who_breaks_off_each_answer_after_its_beginning_is_left_alone() -> None:
     [FaultKind.SERVICE, FaultKind.RATE_LIMITED, FaultKind.EXHAUSTED, FaultKind.UNAUTHORIZED],
 )
 def test_who_begins_well_and_fails_is_asked_as_seldom_as_who_fails_at_once(kind: FaultKind) -> None:
-    basin, turns = Basin("a"), 0
+    basin, turns = Basin("a", "b", strategy="fill-first"), 0
     for _ in range(3600):
-        choice = basin.pool.choose(wanted())
-        if isinstance(choice, Choice):
+        taken = taken_up(basin)
+        if taken.account.name == "a":
             turns += 1
-            choice.reservation.acknowledged()
-            choice.reservation.refused(Fault(kind, "it failed"))
-            choice.reservation.release()
+            taken.refused(Fault(kind, "it failed"))
+        taken.release()
         basin.clock.advance(1.0)
     assert turns < 30, "rests of up to ten minutes leave room for some twenty in an hour"
 
