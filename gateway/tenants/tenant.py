@@ -112,12 +112,14 @@ class Tenant:
             "turns": self._turns,
             "tokens": self._tokens,
             "last_used_at": self._used_at,
-            "limits": {
-                name: {"used": window.used, "limit": window.limit}
-                for name, window in self._windows.items()
-            },
+            "limits": {name: self._shown(window) for name, window in self._windows.items()},
             "refusals": dict(self._refusals),
         }
+
+    def _shown(self, window: Window) -> dict[str, Any]:
+        wait = window.wait_seconds()
+        free_at = round(self._now() + wait, 3) if wait > 0 else None
+        return {"used": window.used, "limit": window.limit, "free_at": free_at}
 
     def _full(self) -> Busy | None:
         limit = self.settings.max_concurrent_turns

@@ -208,8 +208,12 @@ class Shown:
                 "tokens": 911_204_338,
                 "last_used_at": NOW - 4 if used else None,
                 "limits": {
-                    "requests_per_minute": {"used": 55, "limit": 60},
-                    "tokens_per_day": {"used": 410_000, "limit": 2_000_000},
+                    "requests_per_minute": {"used": 55, "limit": 60, "free_at": None},
+                    "tokens_per_day": {
+                        "used": 2_041_000,
+                        "limit": 2_000_000,
+                        "free_at": NOW + 5_400,
+                    },
                 },
                 "refusals": {"requests_per_minute": 4} if used else {},
             }

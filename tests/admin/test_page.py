@@ -216,6 +216,12 @@ def test_every_field_has_a_label() -> None:
         assert field.get("id") in labelled, f"no label for {field.attrib}"
 
 
+def test_a_key_at_its_limit_says_when_it_may_go_on() -> None:
+    shown = text(find(rendered(Shown()), "keys"))
+    assert shown.count("free in 1 h 30 min") == 2, shown
+    assert shown.count("free ") == 2, "only a limit that is reached says so"
+
+
 def test_a_part_is_a_part() -> None:
     whole, part = rendered(Shown()).decode(), rendered(Shown(), part="keys").decode()
     assert part.startswith('<div data-part="keys">')

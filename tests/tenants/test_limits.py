@@ -43,6 +43,19 @@ def test_a_prewarm_is_a_request() -> None:
     assert tenants.snapshot()[0]["refusals"] == {"requests_per_minute": 1}
 
 
+def test_who_is_at_a_limit_is_shown_until_when() -> None:
+    stage, tenants = stage_of(KeySettings(name="laptop", key="k", requests_per_minute=2))
+    shown = []
+    for _ in range(3):
+        shown.append(tenants.snapshot()[0]["limits"]["requests_per_minute"])
+        stage.create(generate=False)
+    assert [each["free_at"] for each in shown[:2]] == [None, None]
+    free_at = shown[2]["free_at"]
+    assert 0 < free_at - stage.world.clock.seconds() <= 61
+    stage.world.clock.advance(free_at - stage.world.clock.seconds() + 0.001)
+    assert tenants.snapshot()[0]["limits"]["requests_per_minute"]["free_at"] is None
+
+
 def test_a_prewarm_has_a_model_that_the_key_may_use() -> None:
     stage, _ = stage_of(KeySettings(name="laptop", key="k", models=("gpt-4*",)))
     stage.create(generate=False)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import wording
-from .layout import bar, numeric, of_limit, since, table
+from .layout import bar, countdown, numeric, of_limit, since, table
 from .markup import Html, tag
 from .source import Json
 
@@ -41,7 +41,7 @@ def _row(key: Json, now: float) -> Html:
         ),
         tag("td", wording.number(key.get("turns")), class_="n"),
         tag("td", wording.number(key.get("tokens")), class_="n"),
-        tag("td", _limits(key.get("limits") or {})),
+        tag("td", _limits(key.get("limits") or {}, now)),
         tag("td", _refusals(key.get("refusals") or {})),
         tag("td", since(key.get("last_used_at"), now) if key.get("last_used_at") else "never"),
         tag("td", ", ".join(map(str, key.get("models") or ())) or wording.NONE),
@@ -49,19 +49,19 @@ def _row(key: Json, now: float) -> Html:
     )
 
 
-def _limits(limits: Json) -> Any:
-    return [_limit(name, each.get("used"), each.get("limit")) for name, each in limits.items()] or (
-        wording.NONE
-    )
+def _limits(limits: Json, now: float) -> Any:
+    return [_limit(name, each, now) for name, each in limits.items()] or wording.NONE
 
 
-def _limit(name: str, used: Any, limit: Any) -> Html:
+def _limit(name: str, shown: Json, now: float) -> Html:
+    used, limit, free_at = shown.get("used"), shown.get("limit"), shown.get("free_at")
     text = f"{wording.number(used)} of {wording.number(limit)}"
     return tag(
         "span",
         tag("span", name.replace("_", " "), class_="name"),
         bar(of_limit(used, limit), f"{name.replace('_', ' ')}: {text}"),
         tag("span", text, class_="figure"),
+        tag("span", "free ", countdown(free_at, now)) if free_at is not None else None,
         class_="window",
     )
 
