@@ -23,7 +23,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..config import Settings
-from ..deadline import Deadline
 from ..protocol.errors import ApiError
 from ..protocol.upstream_request import forwardable
 from ..tenants.tenants import Tenants
@@ -31,13 +30,11 @@ from ..turn.environment import Told, TurnEnvironment
 from .admission import Admission
 from .deflate import accept_deflate, is_readable
 from .frames import text_frames
+from .patience import Patience
 from .refusal import refusal
 from .session import Session
 
 PATHS = frozenset({"/v1/responses", "/backend-api/codex/responses"})
-
-#: A client that reads slower than this for ``timeouts.stall_seconds`` is dropped.
-_SLOWEST_BYTES_PER_SECOND = 10_000
 
 #: A client that sends this header is told the account and the route of each turn.
 EXPLAIN = "x-gateway-explain"
@@ -63,12 +60,11 @@ class ResponsesProtocol(WebSocketServerProtocol):
     factory: ResponsesFactory
     transport: Any
     session: Session | None = None
+    _patience: Patience
     _refusal: ApiError | None = None
     _unwanted: ApiError | None = None
     _is_producer = False
-    _last_write = 0
     _abort: IDelayedCall | None = None
-    _stalled: Deadline | None = None
     _last_ping: bytes | None = None
 
     # --- handshake -------------------------------------------------------------------
@@ -76,6 +72,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
     def connectionMade(self) -> None:
         """A dead peer is noticed by the kernel; idle ones may stay (§10.9)."""
         super().connectionMade()
+        self._patience = Patience(self.factory.reactor)
         with suppress(AttributeError):  # a UNIX socket has none
             self.transport.setTcpKeepAlive(1)
 
@@ -183,10 +180,10 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
     def onPing(self, payload: bytes) -> None:
         """Answer; to a client that reads nothing only the last one, later (RFC 6455 §5.5.3)."""
-        if self._stalled is None:
-            super().onPing(payload)
-        else:
+        if self._patience.is_tried:
             self._last_ping = payload
+        else:
+            super().onPing(payload)
 
     # --- events out ------------------------------------------------------------------
 
@@ -198,7 +195,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         """
         if self.state == self.STATE_OPEN:
             frames = text_frames(payloads)
-            self._last_write = len(frames)
+            self._patience.last_write = len(frames)
             self.transport.write(frames)
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
@@ -216,22 +213,15 @@ class ResponsesProtocol(WebSocketServerProtocol):
     # --- back-pressure ---------------------------------------------------------------
 
     def pauseProducing(self) -> None:
-        """The client's buffers are full.  Comes again with every write until they are not.
-
-        What fills them is the write under way: a large one may take its time.
-        """
-        if self._stalled is None and self.session is not None:
-            self._stalled = Deadline(self.factory.reactor, self._client_stalled)
-            self._stalled.start(
-                self.factory.stall_seconds + self._last_write / _SLOWEST_BYTES_PER_SECOND
-            )
+        """The client's buffers are full.  Comes again with every write until they are not."""
+        if not self._patience.is_tried and self.session is not None:
+            self._patience.begin(self.factory.stall_seconds, self._client_stalled)
             self.session.pause()
 
     def resumeProducing(self) -> None:
         """The client took everything."""
-        if self._stalled is not None:
-            self._stalled.stop()
-            self._stalled = None
+        if self._patience.is_tried:
+            self._patience.end()
             ping, self._last_ping = self._last_ping, None
             if ping is not None:
                 super().onPing(ping)
@@ -284,9 +274,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         The transport would not close with a producer.
         """
         self.factory.incoming.leave(self)
-        if self._stalled is not None:
-            self._stalled.stop()
-            self._stalled = None
+        self._patience.stop()
         session, self.session = self.session, None
         if session is not None:
             if self._is_producer:

@@ -20,6 +20,7 @@ from twisted.web.http import HTTPChannel, Request
 from ...deadline import Deadline
 from ...protocol.errors import ApiError
 from ..handover import hand_over
+from ..patience import Patience, time_for
 from ..refusal import headers_too_long, refusal
 from .wire import WireRequest
 
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 #: Bounds on a request's line and headers, as on a WebSocket's handshake.
 MAX_HEAD_BYTES = 256 * 1024
-
-#: A client that sends or reads slower than this for ``timeouts.stall_seconds`` is dropped.
-SLOWEST_BYTES_PER_SECOND = 10_000
 
 #: How long the rest of a refused body is read, so that its client comes to read the answer.
 _LINGER_SECONDS = 2.0
@@ -74,13 +72,11 @@ class HttpChannel(HTTPChannel):
     def __init__(self, site: HttpSite) -> None:
         super().__init__()
         self.site = site
-        self.is_full = False
-        self.last_write = 0
+        self.patience = Patience(site.reactor)
         self._phase = Phase.HEAD
         self.is_last = False
         self._body_began = 0.0
         self._deadline = Deadline(site.reactor, self._too_slow)
-        self._stalled = Deadline(site.reactor, self._reads_nothing)
         self._abort: IDelayedCall | None = None
         self._unread: WireRequest | None = None
 
@@ -112,7 +108,10 @@ class HttpChannel(HTTPChannel):
         client does not read its answer.
         """
         super().rawDataReceived(data)
-        if self.is_full and sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize:
+        if (
+            self.patience.is_tried
+            and sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize
+        ):
             self._networkProducer.pauseProducing()
 
     def _may_begin(self) -> None:
@@ -155,7 +154,7 @@ class HttpChannel(HTTPChannel):
     def requestDone(self, request: Request) -> None:
         """An answer is complete; the next one must wait until it was read."""
         if self.persistent and not self.is_last and self._phase is not Phase.CLOSING:
-            if self.is_full:
+            if self.patience.is_tried:
                 self._unread = self.requests[0]
                 return
             self._enter(Phase.IDLE)
@@ -214,7 +213,7 @@ class HttpChannel(HTTPChannel):
         """Whatever this connection waits for did not come."""
         if self._phase is Phase.BODY:
             self._look_at_body(self.requests[-1])
-        elif self._phase is Phase.IDLE and self.is_full:
+        elif self._phase is Phase.IDLE and self.patience.is_tried:
             self._deadline.start(IDLE_SECONDS)  # it reads the last answer, and slowly
         else:
             self.loseConnection()
@@ -224,7 +223,7 @@ class HttpChannel(HTTPChannel):
             self.loseConnection()
             return
         taken = self.site.reactor.seconds() - self._body_began
-        left = self.site.stall_seconds + request.received / SLOWEST_BYTES_PER_SECOND - taken
+        left = time_for(request.received, self.site.stall_seconds) - taken
         if left > 0:
             self._deadline.start(left)
         else:
@@ -236,16 +235,14 @@ class HttpChannel(HTTPChannel):
 
     def pauseProducing(self) -> None:
         """The client's buffers are full.  Comes again with every write until they are not."""
-        if not self.is_full:
-            self.is_full = True
-            self._stalled.start(self._patience())
+        if not self.patience.is_tried:
+            self.patience.begin(self.site.stall_seconds, self._reads_nothing)
         super().pauseProducing()
         self._hold_back()
 
     def resumeProducing(self) -> None:
         """The client took everything."""
-        self.is_full = False
-        self._stalled.stop()
+        self.patience.end()
         super().resumeProducing()
         self._hold_back()
         read, self._unread = self._unread, None
@@ -254,11 +251,7 @@ class HttpChannel(HTTPChannel):
 
     def _hold_back(self) -> None:
         if self.requests and self.requests[0].face is not None:
-            self.requests[0].face.hold_back(self.is_full)
-
-    def _patience(self) -> float:
-        """How long the last write may take."""
-        return self.site.stall_seconds + self.last_write / SLOWEST_BYTES_PER_SECOND
+            self.requests[0].face.hold_back(self.patience.is_tried)
 
     def _reads_nothing(self) -> None:
         _log.warn("{peer} reads too slowly and is dropped", peer=self.transport.getPeer())
@@ -304,11 +297,12 @@ class HttpChannel(HTTPChannel):
         """Close after what was written; a client that does not take it is not waited for."""
         self._enter(Phase.CLOSING)
         self._deadline.stop()
-        self._stalled.stop()
+        self.patience.stop()
         super().loseConnection()
         if self._abort is None:
             self._abort = self.site.reactor.callLater(
-                self._patience(), self.transport.abortConnection
+                time_for(self.patience.last_write, self.site.stall_seconds),
+                self.transport.abortConnection,
             )
 
     def abort(self) -> None:
@@ -325,7 +319,7 @@ class HttpChannel(HTTPChannel):
 
     def _leave(self) -> None:
         self._deadline.stop()
-        self._stalled.stop()
+        self.patience.stop()
         abort, self._abort = self._abort, None
         if abort is not None and abort.active():
             abort.cancel()

@@ -143,7 +143,7 @@ class WireRequest(Request):
             self._headers,
             self._site.next_connection(),
         )
-        face.hold_back(self.channel.is_full)
+        face.hold_back(self.channel.patience.is_tried)
         try:
             if self._refusal is not None:
                 raise self._refusal
@@ -181,7 +181,7 @@ class WireRequest(Request):
     def send(self, data: bytes) -> None:
         """See ``Answering``."""
         if self.channel is not None:
-            self.channel.last_write = len(data)
+            self.channel.patience.last_write = len(data)
         self.write(data)
 
     def complete(self) -> None:
