@@ -81,8 +81,11 @@ class AccountSearch:
         """
         if self._attempts >= self._environment.pool.routing.max_attempts:
             self._owner.search_failed(self._tried_enough())
-        elif not self._try():
-            self._wait()
+        else:
+            if not self._attempts:
+                self._environment.waiting.wake()  # who waits is offered first what is free now
+            if not self._try():
+                self._wait()
 
     def let_in(self) -> None:
         """Take what the tenant's limits hold for a turn that needs no account.
