@@ -95,8 +95,8 @@ class Breaker:
     :param threshold: failures in a row that trip it; a failure with a named time always does.
     :param first_seconds: the first rest; every further one, without a success between, is
         twice as long.
-    :param max_seconds: bound on a rest, named or not, and on the wait for a probe.
     :param jitter: from 0 to 1; spreads the ends of rests.
+    :ivar max_seconds: bound on a rest, named or not, and on the wait for a probe; may change.
     :ivar failures: in a row, while closed.
     :ivar trips: ever.
     :ivar since: when it last closed or tripped.
@@ -115,7 +115,7 @@ class Breaker:
         self._now = now
         self._threshold = threshold
         self._first_seconds = first_seconds
-        self._max_seconds = max_seconds
+        self.max_seconds = max_seconds
         self._jitter = jitter
         self._state = BreakerState.CLOSED
         self._strikes = 0
@@ -246,7 +246,7 @@ class Breaker:
 
     def _spread(self, seconds: float) -> float:
         """Later by a little, or, at the bound, earlier: not all come back in one instant."""
-        most = self._max_seconds
+        most = self.max_seconds
         jitter = self._jitter() * min(
             seconds * _SPREAD_SHARE, most * _SPREAD_SHARE, _SPREAD_SECONDS
         )
@@ -256,11 +256,11 @@ class Breaker:
         """Look at the clock, which may have jumped: no rest lasts longer than its bound."""
         now = self._now()
         probing = self._state is BreakerState.PROBING
-        if probing and not 0 <= now - self._probed_at < self._max_seconds:
+        if probing and not 0 <= now - self._probed_at < self.max_seconds:
             self._probe = None
             self._move(Happening.WITHDREW)
         if self._state is BreakerState.OPEN:
-            self.until = min(self.until, now + self._max_seconds)
+            self.until = min(self.until, now + self.max_seconds)
             if now >= self.until:
                 self._move(Happening.ELAPSED)
 

@@ -27,7 +27,7 @@ class Roster:
 
     def __init__(self, reactor: Any, settings: Settings) -> None:
         self._reactor = reactor
-        self._paths = self._paths_for(settings)
+        self._paths = EgressPaths(reactor.seconds, settings.routing.cooldown_max_seconds)
         self._upstreams: dict[Account, HttpUpstream] = {}
         self._leaving: list[Account] = []
         self.accounts: list[Account] = []
@@ -40,23 +40,22 @@ class Roster:
         :param before: the settings so far, or None at the start.
         :return: those that are gone, or were made anew.
         """
+        cooldown_max = settings.routing.cooldown_max_seconds
+        if before is not None and cooldown_max != before.routing.cooldown_max_seconds:
+            self._cap_rests(cooldown_max)
         if not settings.accounts:
             return []
-        cooldown_max = settings.routing.cooldown_max_seconds
-        as_cautious = before is not None and cooldown_max == before.routing.cooldown_max_seconds
-        if not as_cautious:
-            self._paths = self._paths_for(settings)
         as_patient = before is not None and settings.timeouts == before.timeouts
         known = {account.name: account for account in self.accounts}
         arranged: list[Account] = []
         for each in settings.accounts:
             account = known.get(each.name)
-            if account is None or account.settings != each or not (as_cautious and as_patient):
+            if account is None or account.settings != each or not as_patient:
                 account = self.add(
                     each, partial(str, each.base_url), settings.timeouts, cooldown_max
                 )
                 former = known.get(each.name)
-                if former is not None and as_cautious:
+                if former is not None:
                     account.succeed(former)
             arranged.append(account)
         gone = [account for account in self.accounts if account not in arranged]
@@ -64,8 +63,10 @@ class Roster:
         self.accounts = arranged
         return gone
 
-    def _paths_for(self, settings: Settings) -> EgressPaths:
-        return EgressPaths(self._reactor.seconds, settings.routing.cooldown_max_seconds)
+    def _cap_rests(self, cooldown_max_seconds: float) -> None:
+        self._paths.cap_rests(cooldown_max_seconds)
+        for account in self.accounts:
+            account.health.cap_rests(cooldown_max_seconds)
 
     def add(
         self,

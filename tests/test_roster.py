@@ -91,6 +91,19 @@ def test_accounts_share_what_is_known_of_their_proxy() -> None:
     assert lists["a"].unavailable(None) is None
 
 
+def test_another_cap_on_cooldowns_leaves_accounts_themselves_and_ends_long_rests() -> None:
+    lists = Lists(settings_of("a", "b"))
+    limited, drained = lists["a"], lists["b"]
+    limited.health.reserve(None).refused(Fault(FaultKind.EXHAUSTED, "used up", 300.0))
+    drained.health.drain()
+    shorter = settings_of("a", "b", routing=RoutingSettings(cooldown_max_seconds=5))
+    assert lists.reload(shorter) == []
+    assert drained.unavailable(None) is not None, "the reload forgot what the operator did"
+    assert limited.unavailable(None) is not None
+    lists.clock.advance(5)
+    assert limited.unavailable(None) is None, "the former cap is still in force"
+
+
 def test_another_cap_on_cooldowns_reaches_proxies() -> None:
     lists = Lists(settings_of("a"))
     lists.reload(settings_of("a", routing=RoutingSettings(cooldown_max_seconds=5)))

@@ -207,6 +207,14 @@ class Health:
         """The operator ends a drain."""
         self._wished("resume")
 
+    def cap_rests(self, cooldown_max_seconds: float) -> None:
+        """Another bound on every rest, also on those that have begun."""
+        self._max_seconds = cooldown_max_seconds
+        for rest in (*self._rests.values(), *self._models.values()):
+            rest.breaker.max_seconds = cooldown_max_seconds
+        self.quotas.believed_seconds = cooldown_max_seconds
+        self._changed()
+
     def clear(self) -> None:
         """The operator says that nothing is wrong with the account any more."""
         for rest in self._rests.values():

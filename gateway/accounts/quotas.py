@@ -18,13 +18,13 @@ class Quotas:
     """One account's.
 
     :param now: unix seconds; may jump.
-    :param believed_seconds: how long a quota is taken for used up without being told anew: the
+    :ivar believed_seconds: how long a quota is taken for used up without being told anew: the
         account may have been given more meanwhile.
     """
 
     def __init__(self, now: Callable[[], float], believed_seconds: float) -> None:
         self._now = now
-        self._believed_seconds = believed_seconds
+        self.believed_seconds = believed_seconds
         self._windows: dict[str, QuotaWindow] = {}
         self._spent_until = 0.0
 
@@ -32,7 +32,7 @@ class Quotas:
     def spent(self) -> bool:
         """Whether the account would likely refuse a turn, by its own word."""
         until = self._spent_until
-        return until != 0.0 and 0.0 < until - self._now() <= self._believed_seconds
+        return until != 0.0 and 0.0 < until - self._now() <= self.believed_seconds
 
     def observe(self, windows: Iterable[QuotaWindow]) -> None:
         """Remember what an answer told."""
@@ -43,7 +43,7 @@ class Quotas:
         for name in list(self._windows)[:-_MAX_WINDOWS]:
             del self._windows[name]
         resets = [each.resets_at or 0.0 for each in self._windows.values() if _keeps_turns(each)]
-        believed_until = self._now() + self._believed_seconds
+        believed_until = self._now() + self.believed_seconds
         self._spent_until = min(max(resets, default=0.0), believed_until)
 
     def doubt(self) -> None:

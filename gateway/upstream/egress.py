@@ -73,6 +73,12 @@ class EgressPaths:
         self._cooldown_max_seconds = cooldown_max_seconds
         self._health: WeakValueDictionary[Proxy, ProxyHealth] = WeakValueDictionary()
 
+    def cap_rests(self, cooldown_max_seconds: float) -> None:
+        """Another bound on how long broken proxies are left alone."""
+        self._cooldown_max_seconds = cooldown_max_seconds
+        for health in self._health.values():
+            health.cap_rests(cooldown_max_seconds)
+
     def egress(
         self,
         proxy: str | None = None,

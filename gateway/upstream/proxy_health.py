@@ -73,6 +73,10 @@ class ProxyHealth:
         """Nobody wanted to know any more."""
         self._breaker.dropped(attempt)
 
+    def cap_rests(self, cooldown_max_seconds: float) -> None:
+        """Another bound on how long the proxy is left alone."""
+        self._breaker.max_seconds = cooldown_max_seconds
+
     def clear(self) -> None:
         """By word of the operator nothing is held against it."""
         self._breaker.close()
