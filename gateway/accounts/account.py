@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ..config import AccountSettings
 from ..upstream.interface import Upstream
+from .announcing import Announcer
 from .health import AccountState, Health, Unavailable
 from .learned import LearnedContinuity
 from .rate import RequestRate
@@ -53,7 +54,7 @@ class Account:
         self.settings = settings
         self.upstream = upstream
         self.learned = LearnedContinuity(now)
-        self.health = Health(now, cooldown_max_seconds)
+        self.health = Health(now, cooldown_max_seconds, witness=Announcer(settings.name))
         self.in_flight = 0
         self.turns = 0
         self.failures = 0

@@ -6,7 +6,6 @@ that it refused or limited.  A fault trips the one that it belongs to (design la
 
 from __future__ import annotations
 
-import enum
 import math
 import random
 from collections.abc import Callable, Iterable
@@ -15,10 +14,12 @@ from typing import Any
 from ..breaker import Attempt, Breaker, BreakerState
 from ..protocol.faults import Fault, FaultKind
 from ..protocol.limits import QuotaWindow
+from .announcing import Silence, Witness
 from .quotas import Quotas
 from .rest import AccountState, Rest, Unavailable
+from .wish import WISHES, Wish
 
-__all__ = ["AccountState", "Health", "Permit", "Unavailable", "Wish"]
+__all__ = ["AccountState", "Health", "Permit", "Unavailable"]
 
 #: Bounds on what is remembered of one account.
 MAX_MODELS = 200
@@ -35,23 +36,6 @@ _EXHAUSTED_SECONDS = 60.0
 _UNAUTHORIZED_SECONDS = 60.0
 _RATE_LIMITED_SECONDS = 1.0
 _MODEL_REFUSED_SECONDS = 60.0
-
-
-class Wish(enum.Enum):
-    """What the operator wants of an account."""
-
-    SERVE = "serve"
-    DRAIN = "drain"
-    DISABLE = "disable"
-
-
-#: What each action of the operator makes of what was wished before.
-WISHES = {
-    "disable": dict.fromkeys(Wish, Wish.DISABLE),
-    "enable": {Wish.DISABLE: Wish.SERVE},
-    "drain": {Wish.SERVE: Wish.DRAIN},
-    "resume": {Wish.DRAIN: Wish.SERVE},
-}
 
 
 #: What an answer of each kind shows to work, whatever else it refuses.
@@ -99,13 +83,6 @@ class Permit:
         if health is not None:
             health._acknowledged(self.attempts)
 
-    def succeeded(self) -> None:
-        """The account served the turn."""
-        health, self._health = self._health, None
-        if health is not None:
-            health._acknowledged(self.attempts)
-            health.ended_well()
-
     def refused(self, fault: Fault) -> None:
         """It refused the turn, or broke it."""
         health, self._health = self._health, None
@@ -126,6 +103,7 @@ class Health:
     :param now: unix seconds; may jump.
     :param cooldown_max_seconds: bound on every rest.
     :param jitter: from 0 to 1.
+    :param witness: hears of what begins and ends to rest.
     :ivar blocked_until: surely unavailable for every model before this unix time; infinite
         while the operator wants it so.
     :ivar quotas: what its answers told of them.
@@ -136,8 +114,12 @@ class Health:
         now: Callable[[], float],
         cooldown_max_seconds: float,
         jitter: Callable[[], float] = random.random,
+        witness: Witness | None = None,
     ) -> None:
         self._now = now
+        self._witness = witness or Silence()
+        #: The models that the witness knows to rest; None for all of the account.
+        self._announced: set[str | None] = set()
         self._max_seconds = cooldown_max_seconds
         self._jitter = jitter
         self._wish = Wish.SERVE
@@ -217,7 +199,7 @@ class Health:
 
     def clear(self) -> None:
         """The operator says that nothing is wrong with the account any more."""
-        for rest in self._rests.values():
+        for rest in (*self._rests.values(), *self._models.values()):
             rest.breaker.close()
         self._models.clear()
         self.quotas.doubt()
@@ -307,9 +289,14 @@ class Health:
                 rest.breaker.succeeded(attempt)
             else:
                 rest.breaker.dropped(attempt)
-        if tripped is not None:
-            tripped.failed(began, fault, _MODEL_SECONDS.get(fault.kind))
+        if tripped is not None and tripped.failed(began, fault, _MODEL_SECONDS.get(fault.kind)):
+            self._announce(tripped, model)
         self._changed()
+
+    def _announce(self, rest: Rest, model: str | None) -> None:
+        what = None if rest in self._rests.values() else _named(model)
+        self._witness.rests(rest, what, again=what in self._announced)
+        self._announced.add(what)
 
     def _tripped(
         self, model: str | None, fault: Fault, attempts: list[tuple[Rest, Attempt]]
@@ -353,10 +340,20 @@ class Health:
                 for model, rest in self._models.items()
                 if not (rest.breaker.closed or (rest.due and rest.breaker.until < long_ago))
             }
+        if self._announced:
+            self._say_what_is_over()
         resting = any(not rest.breaker.closed for rest in self._rests.values())
         self._calm = self._wish is Wish.SERVE and not resting
         self._told = None
         self._block()
+
+    def _say_what_is_over(self) -> None:
+        resting: set[str | None] = {_named(model) for model in self._models}
+        if any(not rest.breaker.closed for rest in self._rests.values()):
+            resting.add(None)
+        for what in self._announced - resting:
+            self._witness.serves_again(what)
+        self._announced &= resting
 
     def _block(self) -> None:
         """Also after a look at the clock: rests may be over, or end earlier than they would."""
@@ -366,6 +363,10 @@ class Health:
             self.blocked_until = max(untils, default=0.0)
         else:
             self.blocked_until = math.inf
+
+
+def _named(model: str | None) -> str:
+    return model or "no model"
 
 
 def _until(reason: Unavailable) -> float:

@@ -54,12 +54,17 @@ class Rest:
         self.breaker = breaker
         self.fault: Fault | None = None
 
-    def failed(self, attempt: Attempt | None, fault: Fault, first_seconds: float | None) -> None:
-        """See :meth:`Breaker.failed`."""
+    def failed(self, attempt: Attempt | None, fault: Fault, first_seconds: float | None) -> bool:
+        """See :meth:`Breaker.failed`.
+
+        :return: whether a rest begins because of it.
+        """
         trips = self.breaker.trips
         self.breaker.failed(attempt, fault.retry_at, first_seconds)
-        if self.breaker.trips != trips:
-            self.fault = fault
+        if self.breaker.trips == trips:
+            return False
+        self.fault = fault
+        return True
 
     @property
     def due(self) -> bool:

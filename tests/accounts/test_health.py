@@ -15,13 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gateway.accounts.health import (
     MAX_MODELS,
-    WISHES,
     AccountState,
     Health,
     Permit,
     Unavailable,
-    Wish,
 )
+from gateway.accounts.rest import Rest
+from gateway.accounts.wish import WISHES, Wish
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.protocol.limits import QuotaWindow
 
@@ -48,6 +48,11 @@ class Bench:
 
     def refuse(self, kind: FaultKind, retry_in: float | None = None, model: str = "m") -> None:
         self.health.reserve(model).refused(self.fault(kind, retry_in))
+
+    def serves(self, permit: Permit) -> None:
+        """A turn ends well."""
+        permit.acknowledged()
+        self.health.ended_well()
 
     def look(self, model: str | None = "m") -> Unavailable:
         found = self.health.unavailable(model)
@@ -181,7 +186,7 @@ def test_the_service_rests_after_three_failures_in_a_row(bench: Bench) -> None:
     for _ in range(2):
         bench.refuse(FaultKind.SERVICE)
         assert bench.ready()
-    bench.health.reserve("m").succeeded()
+    bench.serves(bench.health.reserve("m"))
     for _ in range(2):
         bench.refuse(FaultKind.SERVICE)
     assert bench.ready(), "a success lay between"
@@ -231,7 +236,7 @@ def test_after_a_rest_one_turn_probes_and_the_others_wait(bench: Bench) -> None:
     assert found.state is EXHAUSTED
     assert found.why == "a probe is on its way after: it was exhausted"
     assert found.until == bench.now + 1, "asking again soon is worth it"
-    probe.succeeded()
+    bench.serves(probe)
     assert bench.ready("m", "n")
     assert bench.health.blocked_until == 0.0
     assert snapshot(bench)["since"] == bench.now
@@ -251,7 +256,7 @@ def test_a_success_clears_the_account_and_its_model_and_no_other(bench: Bench) -
     permits[1].refused(bench.fault(FaultKind.RATE_LIMITED, 10))
     permits[2].refused(bench.fault(FaultKind.RATE_LIMITED, 50))
     bench.now += 10
-    bench.health.reserve("m").succeeded()
+    bench.serves(bench.health.reserve("m"))
     assert bench.ready("m")
     assert bench.rest("n") == 40
 
@@ -296,14 +301,14 @@ def test_a_lost_probe_does_not_block_for_ever(bench: Bench) -> None:
 
 def test_a_permit_ends_once(bench: Bench) -> None:
     fault = bench.fault(FaultKind.EXHAUSTED, 10)
-    for end in (Permit.succeeded, Permit.dropped):
+    for end in (Permit.acknowledged, Permit.dropped):
         permit = bench.health.reserve("m")
         end(permit)
         permit.refused(fault)
         assert bench.ready(), "the permit had ended"
     permit = bench.health.reserve("m")
     permit.refused(fault)
-    permit.succeeded()
+    bench.serves(permit)
     permit.dropped()
     assert not bench.ready()
 
@@ -314,14 +319,14 @@ def test_a_success_of_a_turn_that_began_before_the_limit_does_not_end_it(
 ) -> None:
     early = [bench.health.reserve("m") for _ in range(3)]
     bench.refuse(kind, 300)
-    early[0].succeeded()
+    bench.serves(early[0])
     assert bench.rest() == 300
     bench.sleep()
     probe = bench.health.reserve("m")
-    early[1].succeeded()
+    bench.serves(early[1])
     assert not bench.ready(), "the probe has not answered yet"
-    probe.succeeded()
-    early[2].succeeded()
+    bench.serves(probe)
+    bench.serves(early[2])
     assert bench.ready()
 
 
@@ -409,7 +414,7 @@ def test_a_draining_account_takes_nothing_new_until_it_is_resumed(bench: Bench) 
     running = bench.health.reserve("m")
     bench.health.drain()
     assert bench.look().state is DRAINING
-    running.succeeded()
+    bench.serves(running)
     assert not bench.ready()
     bench.health.resume()
     assert bench.ready()
@@ -451,7 +456,7 @@ def test_the_operator_clears_every_fault(bench: Bench) -> None:
     bench.health.clear()
     assert bench.ready("m", "n")
     assert bench.health.state is READY
-    permits[4].succeeded()
+    bench.serves(permits[4])
     bench.refuse(FaultKind.EXHAUSTED)
     assert bench.rest() == 60, "the count began anew"
 
@@ -475,7 +480,7 @@ def test_a_model_with_an_endless_name_is_not_remembered(bench: Bench) -> None:
 def test_a_model_that_nobody_asks_for_again_is_forgotten(bench: Bench) -> None:
     bench.refuse(FaultKind.MODEL_REFUSED, model="typo")
     bench.now += 7200
-    bench.health.reserve("m").succeeded()
+    bench.serves(bench.health.reserve("m"))
     assert snapshot(bench)["models"] == []
 
 
@@ -545,6 +550,21 @@ WHICH = st.integers(0, 1000)
 OF_THE_ACCOUNT = {FaultKind.EXHAUSTED, FaultKind.UNAUTHORIZED, FaultKind.SERVICE}
 
 
+class Heard:
+    """A witness that knows what rests; None stands for all of the account."""
+
+    def __init__(self) -> None:
+        self.resting: set[str | None] = set()
+
+    def rests(self, rest: Rest, model: str | None, again: bool) -> None:
+        assert not again or model in self.resting, "it was never told before"
+        self.resting.add(model)
+
+    def serves_again(self, model: str | None) -> None:
+        assert model in self.resting, "it was never told to rest"
+        self.resting.discard(model)
+
+
 class Machine(RuleBasedStateMachine):
     """Turns come and go, the clock runs, the operator acts."""
 
@@ -552,7 +572,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.now = START
         self.jitter = 0.5
-        self.health = Health(lambda: self.now, MAX, lambda: self.jitter)
+        self.heard = Heard()
+        self.health = Health(lambda: self.now, MAX, lambda: self.jitter, self.heard)
         #: Permit, model, and whether it may end a rest that was promised.
         self.running: list[tuple[Permit, str | None, bool]] = []
         self.wish = Wish.SERVE
@@ -610,7 +631,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(which=WHICH)
     def succeed(self, which: int) -> None:
-        self.take(which)[0].succeeded()
+        permit, _ = self.take(which)
+        permit.acknowledged()
+        self.health.ended_well()
 
     @precondition(lambda self: self.running)
     @rule(which=WHICH)
@@ -663,6 +686,12 @@ class Machine(RuleBasedStateMachine):
         if self.wish is not Wish.SERVE:
             assert self.health.unavailable("m") is not None
             assert self.health.blocked_until == math.inf
+
+    @invariant()
+    def what_rests_was_announced_and_what_serves_too(self) -> None:
+        shown = self.health.snapshot()
+        assert self.heard.resting >= {each["model"] or "no model" for each in shown["models"]}
+        assert (None in self.heard.resting) == bool(shown["resting"])
 
     @invariant()
     def the_snapshot_is_json(self) -> None:
