@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gateway.accounts.account import Account
 from gateway.accounts.affinity import AffinityKey
 from gateway.accounts.bindings import Bindings
-from gateway.accounts.pool import Choice, Pool, Wanted
+from gateway.accounts.choice import Choice, Wanted
+from gateway.accounts.pool import Pool
 from gateway.config import AccountSettings, RoutingSettings
 from gateway.config.settings import Strategy
 from gateway.protocol.faults import Fault, FaultKind

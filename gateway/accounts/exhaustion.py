@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from ..protocol.errors import ApiError
 from ..protocol.refusals import for_the_client, most_hopeful, refuses_model
+from .choice import Nobody
 from .health import AccountState, Unavailable
-from .pool import Nobody
 
 #: Accounts that are out of the pool until somebody acts, as far as clients are concerned.
 _OUT = frozenset({AccountState.DISABLED, AccountState.DRAINING, AccountState.UNAUTHORIZED})

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from .account import Account
 from .candidates import USED_UP, with_room
-from .pool import Pool, Rejected, Wanted
+from .choice import Rejected, Wanted
+from .pool import Pool
 
 #: Accounts that are explained one by one.
 _EXPLAINED = 200

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import NamedTuple
 
 from ..config import RoutingSettings
-from ..protocol.faults import FaultKind
 from .account import Account
 from .affinity import AffinityKey
 from .bindings import Binding, Bindings
 from .candidates import Candidates
-from .health import Unavailable
-from .reservation import Reservation
+from .choice import Choice, Nobody, Rejected, Wanted
 from .strategies import strategy
 
 #: Accounts whose part in a choice is explained one by one; the others are only counted.
@@ -28,80 +25,6 @@ _RETURNS = "returns to its account"
 _TRIED = "refused this turn"
 _NOT_NEEDED = "another was named"
 _NOT_OFFERED = "does not take such turns"
-
-
-class Wanted(NamedTuple):
-    """What an attempt asks of the pool.
-
-    :ivar model: must be offered by the account; None when the request names none.
-    :ivar keys: the conversation's affinity keys; the last one is bound.
-    :ivar holder: the account that holds the parent response, or None.
-    :ivar pinned_to: the only account that can read the context, or None for any.
-    :ivar turn_state: the account that the client's turn state names, or None.
-    :ivar background: whether the account must take background responses.
-    :ivar chat: whether it must take chat completions.
-    """
-
-    model: str | None
-    keys: Sequence[AffinityKey]
-    holder: str | None = None
-    pinned_to: str | None = None
-    turn_state: str | None = None
-    background: bool = False
-    chat: bool = False
-
-
-class Rejected(NamedTuple):
-    """An account that was not chosen, and why."""
-
-    account: str
-    why: str
-
-
-class Choice(NamedTuple):
-    """The account of an attempt, with a place on it, and the rule that named it.
-
-    :ivar candidates: how many accounts offer the model.
-    :ivar others: why others were not chosen; those that the conversation stuck to come first.
-    """
-
-    reservation: Reservation
-    rule: str
-    candidates: int
-    others: tuple[Rejected, ...]
-
-    @property
-    def account(self) -> Account:
-        """Where the place is."""
-        return self.reservation.account
-
-
-class Nobody(NamedTuple):
-    """No account can serve the attempt now.
-
-    :ivar wanted: what was asked for.
-    :ivar candidates: the accounts that could, were they available; empty when none offers
-        the model.
-    :ivar waits_for: the one account that will do, by name, or None for any candidate.
-    :ivar reasons: why each candidate cannot, those that refused this turn left out.
-    """
-
-    wanted: Wanted
-    candidates: Sequence[Account]
-    waits_for: str | None
-    reasons: tuple[Unavailable, ...]
-
-    @property
-    def free_at(self) -> float | None:
-        """When the first of them may be available again, unix seconds; None when unknown."""
-        known = [reason.until for reason in self.reasons if reason.until is not None]
-        return min(known, default=None)
-
-    @property
-    def refuse_the_model(self) -> bool:
-        """Whether every account has said that it does not offer the model after all."""
-        kinds = [reason.kind for reason in self.reasons]
-        return len(kinds) == len(self.candidates) and set(kinds) == {FaultKind.MODEL_REFUSED}
 
 
 class Pool:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..accounts.affinity import affinity_keys
+from ..accounts.choice import Wanted
 from ..accounts.explanation import explain
-from ..accounts.pool import Wanted
 from ..ledger.continuation import anchor_of
 from ..ledger.records import Record
 from .errors import bad_request

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from ..accounts.bindings import opaque_id
-from ..accounts.pool import Choice
+from ..accounts.choice import Choice
 from ..ledger.continuation import Plan
 from ..protocol.usage import Usage, estimated_usage
 from .environment import TurnContext, TurnEnvironment

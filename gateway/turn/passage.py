@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from twisted.logger import Logger
 
 from ..accounts.account import Account
-from ..accounts.pool import Choice, Wanted
+from ..accounts.choice import Choice, Wanted
 from ..protocol.errors import ApiError, from_http
 from ..protocol.faults import Fault, FaultKind, attribute
 from ..protocol.limits import read_windows

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..accounts.account import Account
+from ..accounts.choice import Choice, Nobody, Wanted
 from ..accounts.exhaustion import attempts_error, pool_error
 from ..accounts.health import AccountState
-from ..accounts.pool import Choice, Nobody, Wanted
 from ..accounts.waiting import Ticket
 from ..protocol.errors import ApiError
 from ..tenants.interface import Busy, Visit

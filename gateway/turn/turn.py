@@ -12,7 +12,7 @@ import enum
 from collections.abc import Callable
 from functools import partial
 
-from ..accounts.pool import Choice, Wanted
+from ..accounts.choice import Choice, Wanted
 from ..accounts.reservation import Reservation
 from ..deadline import Deadline
 from ..ledger.continuation import Route

@@ -11,7 +11,8 @@ from twisted.internet.task import Clock
 from gateway.accounts.account import Account
 from gateway.accounts.affinity import AffinityKey
 from gateway.accounts.bindings import Bindings
-from gateway.accounts.pool import Choice, Nobody, Pool, Wanted
+from gateway.accounts.choice import Choice, Nobody, Wanted
+from gateway.accounts.pool import Pool
 from gateway.config import AccountSettings, RoutingSettings
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.protocol.upstream_request import UpstreamRequest

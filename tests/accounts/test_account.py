@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from gateway.accounts.account import Account
-from gateway.accounts.pool import Choice
+from gateway.accounts.choice import Choice
 from gateway.accounts.reservation import Reservation
 from tests.accounts.pools import Basin, wanted
 

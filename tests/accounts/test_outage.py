@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.accounts.pool import Choice
+from gateway.accounts.choice import Choice
 from gateway.protocol.faults import Fault, FaultKind
 from tests.accounts.pools import MODEL, Basin, wanted
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from gateway.accounts.choice import Choice, Nobody, Wanted
 from gateway.accounts.health import AccountState
-from gateway.accounts.pool import Choice, Nobody, Wanted
 from gateway.config import RoutingSettings
 from gateway.config.settings import Strategy as StrategyName
 from gateway.protocol.faults import Fault, FaultKind

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway.accounts.account import Account
+from gateway.accounts.choice import Choice, Nobody
 from gateway.accounts.explanation import Explanation, explain
-from gateway.accounts.pool import Choice, Nobody
 from gateway.breaker import BreakerState
 from gateway.config import RoutingSettings
 from gateway.config.settings import LossRule, ReturnRule, Strategy

@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 import pytest
 
+from gateway.accounts.choice import Choice
 from gateway.accounts.explanation import explain
-from gateway.accounts.pool import Choice
 from gateway.accounts.quotas import Quotas
 from gateway.config.settings import Strategy
 from gateway.protocol.faults import FaultKind

@@ -8,8 +8,8 @@ import pytest
 
 from gateway.accounts.affinity import AffinityKey, connection_key
 from gateway.accounts.bindings import opaque_id
+from gateway.accounts.choice import Choice, Wanted
 from gateway.accounts.explanation import explain
-from gateway.accounts.pool import Choice, Wanted
 from gateway.config import RoutingSettings
 from gateway.protocol.faults import Fault, FaultKind
 from tests.support.events import text_item, turn_events, user

@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.accounts.account import Account
 from gateway.accounts.affinity import AffinityKey
-from gateway.accounts.pool import Wanted
+from gateway.accounts.choice import Wanted
 from gateway.config import RoutingSettings
 from gateway.ledger.continuation import Plan
 from gateway.ledger.records import Record

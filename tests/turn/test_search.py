@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.accounts.affinity import AffinityKey
-from gateway.accounts.pool import Choice, Wanted
+from gateway.accounts.choice import Choice, Wanted
 from gateway.config import RoutingSettings
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.usage import Usage

@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gateway.accounts.account import Account
 from gateway.accounts.affinity import AffinityKey
+from gateway.accounts.choice import Wanted
 from gateway.accounts.health import AccountState
-from gateway.accounts.pool import Wanted
 from gateway.breaker import BreakerState
 from gateway.config import AccountSettings, KeySettings, RoutingSettings
 from gateway.ledger.records import Record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...accounts.account import Account
 from ...accounts.affinity import AffinityKey, affinity_keys, connection_key
-from ...accounts.pool import Wanted
+from ...accounts.choice import Wanted
 from ...ledger.continuation import Plan
 from ...protocol.chat import TAIL_BYTES, ChatRequest, chat_body, last_usage, read_chat
 from ...protocol.errors import ApiError

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ...accounts.account import Account
 from ...accounts.affinity import derived_cache_key, http_affinity_keys
-from ...accounts.pool import Wanted
+from ...accounts.choice import Wanted
 from ...ledger.continuation import Plan, Route, whole_plan
 from ...ledger.records import Record
 from ...protocol.compacting import input_body, read_compacted
