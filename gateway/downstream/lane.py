@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -17,12 +18,21 @@ from ..turn.turn import Turn
 KEEP_ALIVE = b'{"type":"keepalive"}'
 
 
+class LaneState(enum.Enum):
+    """What a lane does; its :class:`~gateway.downstream.lanes.Lanes` says so."""
+
+    IDLE = "nothing"
+    WAITING = "its next turn waits for room"
+    RUNNING = "a turn"
+
+
 class Lane:
     """One lane of a session; the :class:`~gateway.turn.environment.Door` of its turns.
 
     :param name: the ``stream_id``, or None for the default lane.
     :param send: sends events to the client.
     :param ended: hears of every turn that ended.
+    :ivar queue: its turns that have not started, and when each was accepted.
     :ivar running: the turn in progress, or None.
     :ivar latest: id of the last response that can be continued, or None.
     """
@@ -34,6 +44,7 @@ class Lane:
         ended: Callable[[Lane, Turn], None],
     ) -> None:
         self.name = name
+        self.state = LaneState.IDLE
         self.queue: deque[tuple[TurnRequest, float]] = deque()
         self.running: Turn | None = None
         self.latest: str | None = None

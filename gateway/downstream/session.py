@@ -6,6 +6,7 @@ A session reads messages and starts turns; it knows nothing of frames or sockets
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -32,13 +33,10 @@ from ..protocol.turn_state import TURN_STATE
 from ..turn.environment import Told, TurnContext, TurnEnvironment
 from ..turn.turn import Turn
 from .lane import Lane
+from .lanes import Lanes, connection_ends
 from .lineage import Lineage
 
 _log = Logger(namespace="gateway.session")
-
-#: Turns of one connection that run at the same time, and lanes it may name (§6.1).
-MAX_RUNNING = 16
-MAX_NAMED_LANES = 32
 
 #: WebSocket close codes (RFC 6455 §7.4.1, RFC 6455 registry).
 _CLOSE_NORMAL = 1000
@@ -63,14 +61,24 @@ class Channel(Protocol):
         """Close the connection after what was sent."""
 
 
-class Session:
-    """One connection's state.
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who is at the other end of a connection.
 
-    :param tenant: name of the authenticated key.
-    :param connection: the connection's own id.
-    :param client_headers: those of the handshake that matter to upstreams, in lower case.
-    :param told: what the client is told beside its answers.
+    :ivar tenant: name of the authenticated key.
+    :ivar connection: the connection's own id.
+    :ivar headers: those of the handshake that matter to upstreams, in lower case.
+    :ivar told: what the client is told beside its answers.
     """
+
+    tenant: str
+    connection: str
+    headers: Mapping[str, str]
+    told: Told = Told.NOTHING
+
+
+class Session:
+    """One connection's state."""
 
     def __init__(
         self,
@@ -78,42 +86,31 @@ class Session:
         settings: SessionSettings,
         limits: LimitSettings,
         channel: Channel,
-        tenant: str,
-        connection: str,
-        client_headers: Mapping[str, str],
-        told: Told = Told.NOTHING,
+        client: Client,
     ) -> None:
         self._environment = environment
         self._settings = settings
-        self._limits = limits
         self._channel = channel
-        self.tenant = tenant
-        self.connection = connection
-        self._client_headers = client_headers
-        self._told = told
+        self.client = client
         self._opened_at = environment.clock.seconds()
-        self._lanes: dict[str | None, Lane] = {}
-        self._running = 0
-        self._waiting: list[Lane] = []
+        self._lanes = Lanes(
+            limits.max_queued_turns, 2 * settings.max_message_bytes, channel.send, self
+        )
         self._lineage = Lineage(
             environment.ledger,
-            tenant,
+            client.tenant,
             settings.chaining == "always",
             environment.limits,
         )
-        self._starting = False
-        self._closing = False
         self._close_code = _CLOSE_GOING_AWAY
-        self._paused = False
         self._unread_answers = 0
-        self._queued_bytes = 0
 
     # --- the connection's side -------------------------------------------------------
 
     @property
     def turns_running(self) -> int:
         """Turns in progress."""
-        return self._running
+        return self._lanes.running
 
     @property
     def lanes(self) -> int:
@@ -123,7 +120,7 @@ class Session:
     @property
     def turns_queued(self) -> int:
         """Turns that wait for their lane."""
-        return sum(len(lane.queue) for lane in self._lanes.values())
+        return self._lanes.queued
 
     def message(self, payload: bytes) -> None:
         """A text message arrived; whatever is wrong with it is answered (§10.36)."""
@@ -152,28 +149,21 @@ class Session:
 
     def pause(self) -> None:
         """The client does not keep up: stop its upstreams, nobody else's (law 12)."""
-        self._paused = True
-        for turn in self._turns():
-            turn.pause()
+        self._lanes.pause()
 
     def resume(self) -> None:
         """The client caught up."""
-        self._paused = False
         self._unread_answers = 0
-        for turn in self._turns():
-            turn.resume()
-        self._start_waiting()
+        self._lanes.resume()
 
     def closed(self) -> None:
         """The connection is gone: cancel what runs, forget what waits (§10.15)."""
-        self._closing = True
-        self._waiting.clear()
-        for lane in self._lanes.values():
-            lane.queue.clear()
-        for turn in self._turns():
+        self._lanes.forget()
+        for turn in self._lanes.turns():
             turn.cancel()
         self._lineage.close()
-        self._environment.pool.bindings.release(connection_key(self.tenant, self.connection))
+        key = connection_key(self.client.tenant, self.client.connection)
+        self._environment.pool.bindings.release(key)
 
     def drain(self) -> None:
         """The gateway stops: finish what runs, start nothing more."""
@@ -184,41 +174,25 @@ class Session:
         """The gateway can wait no longer."""
         self._start_no_more(_CLOSE_RESTART)
         error = ApiError.gateway_restarts()
-        for turn in self._turns():
+        for turn in self._lanes.turns():
             turn.abandon(error)
         self._close_between_turns()
 
     # --- messages --------------------------------------------------------------------
 
     def _create(self, members: Members, size: int) -> None:
-        if self._closing or self._too_old():
+        if self._lanes.is_ending or self._too_old():
             self._turn_away(read_stream_id(members))
             return
         request = read_create(members, size, self._environment.seals.issuer_of)
-        lane = self._lane(request.stream_id)
-        self._queued_bytes += size
-        if (
-            len(lane.queue) >= self._limits.max_queued_turns
-            or self._queued_bytes > 2 * self._settings.max_message_bytes
-        ):
-            self._queued_bytes -= size
-            raise ApiError(
-                429,
-                "rate_limit_error",
-                f"{self.turns_queued} turns wait on this connection already; no more are accepted.",
-                "too_many_queued_turns",
-            )
-        lane.queue.append((request, self._environment.clock.seconds()))
-        if lane.running is None and lane not in self._waiting:
-            self._waiting.append(lane)
-            self._start_waiting()
+        self._lanes.add(request, self._environment.clock.seconds())
 
     def _interrupt(self, members: Members, size: int) -> None:
         response_id = member(members, "response_id", str)
         if not response_id:
             self._cancel(members, size)
             return
-        turn = next((t for t in self._turns() if t.response_id == response_id), None)
+        turn = next((t for t in self._lanes.turns() if t.response_id == response_id), None)
         if turn is not None:
             turn.interrupt(interrupt_accepted)
         else:
@@ -226,8 +200,7 @@ class Session:
 
     def _cancel(self, members: Members, size: int) -> None:
         """``response.cancel``: end what runs, unless it names a response that does not."""
-        lane = self._lanes.get(read_stream_id(members))
-        running = lane.running if lane is not None else None
+        running = self._lanes.turn_on(read_stream_id(members))
         named = member(members, "response_id", str)
         if running is not None and (not named or named == running.response_id):
             running.interrupt(None)
@@ -245,47 +218,17 @@ class Session:
         A client that goes on asking and does not read the answers is let go: they would fill
         the memory.
         """
-        if self._paused:
+        if self._lanes.is_paused:
             self._unread_answers += 1
             if self._unread_answers > _MAX_UNREAD_ANSWERS:
                 self._channel.close(_CLOSE_POLICY, "too many answers were not read")
                 return
         self._channel.send([event])
 
-    # --- lanes and turns -------------------------------------------------------------
+    # --- turns -----------------------------------------------------------------------
 
-    def _lane(self, name: str | None) -> Lane:
-        lane = self._lanes.get(name)
-        if lane is None:
-            named = len(self._lanes) - (None in self._lanes)
-            if name is not None and named >= MAX_NAMED_LANES:
-                raise ApiError.invalid_request(
-                    f"This connection named {MAX_NAMED_LANES} lanes already; reuse one.",
-                    "stream_id",
-                    "websocket_stream_limit_reached",
-                )
-            lane = self._lanes[name] = Lane(name, self._channel.send, self._turn_ended)
-        return lane
-
-    def _start_waiting(self) -> None:
-        """Start the next turn of every lane that waits, as far as the limit allows.
-
-        A turn may end before ``start`` returns; the loop here then takes the next.
-        """
-        if self._starting:
-            return
-        self._starting = True
-        while self._waiting and self._running < MAX_RUNNING and not self._paused:
-            lane = self._waiting.pop(0)
-            self._start(lane, *self._take_from(lane))
-        self._starting = False
-
-    def _take_from(self, lane: Lane) -> tuple[TurnRequest, float]:
-        request, accepted_at = lane.queue.popleft()
-        self._queued_bytes -= request.size
-        return request, accepted_at
-
-    def _start(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
+    def turn_is_due(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
+        """See ``LanesOwner``."""
         refusal: ApiError | None = None
         parent: Record | None = None
         continuation: str | None = None
@@ -294,18 +237,17 @@ class Session:
         except ApiError as error:
             refusal = error
         context = TurnContext(
-            tenant=self.tenant,
-            connection=self.connection,
-            client_headers=self._client_headers,
+            tenant=self.client.tenant,
+            connection=self.client.connection,
+            client_headers=self.client.headers,
             affinity=self._affinity(request),
             parent=parent,
             continuation=continuation,
             accepted_at=accepted_at,
             turn_state=client_metadata(request.members).get(TURN_STATE),
-            told=self._told,
+            told=self.client.told,
         )
         turn = lane.running = Turn(self._environment, context, request, lane)
-        self._running += 1
         if refusal is not None:
             turn.abandon(refusal)
             return
@@ -315,8 +257,8 @@ class Session:
             _log.failure("turn {turn} could not start", turn=turn.record.turn)
             turn.abandon(ApiError.gateway_failed())
 
-    def _turn_ended(self, lane: Lane, turn: Turn) -> None:
-        self._running -= 1
+    def turn_ended(self, lane: Lane, turn: Turn) -> None:
+        """See ``LanesOwner``."""
         if turn.recorded is not None:
             lane.latest = turn.recorded.id
             self._lineage.remember(turn.recorded, lane.name)
@@ -324,46 +266,26 @@ class Session:
             self._lineage.cannot_continue(turn.record.response_id)
         if turn.error is not None and is_clients_fault(turn.error):
             self._lineage.evict(turn.request.previous_response_id, lane.name)
-        self._next_on(lane)
-        if self._closing:
+        self._lanes.go_on(lane)
+        if self._lanes.is_ending:
             self._close_between_turns()
-        else:
-            self._start_waiting()
 
     def _close_between_turns(self) -> None:
-        if self._running == 0:
+        if self._lanes.running == 0:
             self._channel.close(self._close_code, "the connection ends between turns")
-
-    def _next_on(self, lane: Lane) -> None:
-        if self._closing:
-            self._give_back(lane)
-        elif lane.queue:
-            self._waiting.append(lane)
 
     def _start_no_more(self, close_code: int) -> None:
         """The connection ends when the running turns have; lanes hear of it after theirs."""
-        self._closing = True
         self._close_code = close_code
-        waiting, self._waiting = self._waiting, []
-        for lane in waiting:
-            self._give_back(lane)
-
-    def _give_back(self, lane: Lane) -> None:
-        """What waits on ``lane`` will not start: let the client send it elsewhere (law 5)."""
-        while lane.queue:
-            self._take_from(lane)
-            lane.refuse(_connection_ends())
-
-    def _turns(self) -> list[Turn]:
-        return [lane.running for lane in self._lanes.values() if lane.running is not None]
+        self._lanes.end()
 
     def _affinity(self, request: TurnRequest) -> list[AffinityKey]:
         return affinity_keys(
-            self.tenant,
-            self._client_headers,
+            self.client.tenant,
+            self.client.headers,
             client_metadata(request.members),
             request.prompt_cache_key,
-            self.connection,
+            self.client.connection,
         )
 
     # --- age -------------------------------------------------------------------------
@@ -378,8 +300,8 @@ class Session:
         The code stays the one of whatever ends it first: SDKs reconnect by themselves after
         that of a stop, not after a normal one.
         """
-        self._start_no_more(self._close_code if self._closing else _CLOSE_NORMAL)
-        self.refuse(_connection_ends(), stream_id)
+        self._start_no_more(self._close_code if self._lanes.is_ending else _CLOSE_NORMAL)
+        self.refuse(connection_ends(), stream_id)
         self._close_between_turns()
 
 
@@ -390,9 +312,3 @@ _HANDLERS: dict[str, Callable[[Session, Members, int], None]] = {
     "response.steer": Session._steer,
     "response.processed": Session._ignore,
 }
-
-
-def _connection_ends() -> ApiError:
-    return ApiError.connection_limit_reached(
-        "This connection has reached its end; open a new one and send the full input."
-    )

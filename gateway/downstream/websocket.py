@@ -32,7 +32,7 @@ from .deflate import accept_deflate, is_readable
 from .frames import text_frames
 from .patience import Patience
 from .refusal import refusal
-from .session import Session
+from .session import Client, Session
 
 PATHS = frozenset({"/v1/responses", "/backend-api/codex/responses"})
 
@@ -141,7 +141,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
     @property
     def tenant(self) -> str:
         """See ``Sender``."""
-        return "" if self.session is None else self.session.tenant
+        return "" if self.session is None else self.session.client.tenant
 
     def give_up(self, error: ApiError) -> None:
         """See ``Sender``; the message is answered when it ends."""
@@ -353,10 +353,12 @@ class ResponsesFactory(WebSocketServerFactory):
             self._settings.session,
             self._settings.limits,
             protocol,
-            tenant,
-            f"{self._start}-{next(self._numbers)}",
-            forwardable(request.headers),
-            _told(request.headers),
+            Client(
+                tenant,
+                f"{self._start}-{next(self._numbers)}",
+                forwardable(request.headers),
+                _told(request.headers),
+            ),
         )
 
     def arrange(self, settings: Settings) -> None:
@@ -367,7 +369,8 @@ class ResponsesFactory(WebSocketServerFactory):
         self.stall_seconds = settings.timeouts.stall_seconds
         gone = {key.name for key in changed if not self._tenants.admits(key)}
         for session in self.sessions():
-            if session.tenant in gone or not self._tenants.knows(session.tenant):
+            tenant = session.client.tenant
+            if tenant in gone or not self._tenants.knows(tenant):
                 session.drain()
 
     @property

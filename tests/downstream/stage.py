@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.config import LimitSettings, SessionSettings
-from gateway.downstream.session import Session
+from gateway.downstream.session import Client, Session
 from tests.support.events import Json, text_item, turn_events
 from tests.turn.fakes import TERMINALS, FakeExchange, World
 
@@ -57,9 +57,7 @@ class Stage:
             self.settings,
             self.limits,
             channel,
-            tenant,
-            f"c-{id(channel)}",
-            headers or {},
+            Client(tenant, f"c-{id(channel)}", headers or {}),
         )
 
     def says(self, **message: Any) -> None:

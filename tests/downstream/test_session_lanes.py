@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.downstream.session import MAX_NAMED_LANES, MAX_RUNNING
+from gateway.downstream.lanes import MAX_NAMED_LANES, MAX_RUNNING
 from gateway.protocol.request import TurnRequest
 from gateway.turn import preparing as preparing_module
 from tests.downstream.stage import Stage

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.downstream.session import MAX_RUNNING
+from gateway.downstream.lanes import MAX_RUNNING
 from gateway.protocol.errors import ApiError
 from tests.downstream.stage import Stage
 from tests.support.events import call_item, call_output, turn_events
