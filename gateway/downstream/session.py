@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
-from twisted.logger import Logger
 
 from ..accounts.affinity import AffinityKey, affinity_keys, connection_key
 from ..config import LimitSettings, SessionSettings
@@ -35,8 +34,7 @@ from ..turn.turn import Turn
 from .lane import Lane
 from .lanes import Lanes, connection_ends
 from .lineage import Lineage
-
-_log = Logger(namespace="gateway.session")
+from .starting import start_turn
 
 #: WebSocket close codes (RFC 6455 §7.4.1, RFC 6455 registry).
 _CLOSE_NORMAL = 1000
@@ -248,14 +246,7 @@ class Session:
             told=self.client.told,
         )
         turn = lane.running = Turn(self._environment, context, request, lane)
-        if refusal is not None:
-            turn.abandon(refusal)
-            return
-        try:
-            turn.start()
-        except Exception:
-            _log.failure("turn {turn} could not start", turn=turn.record.turn)
-            turn.abandon(ApiError.gateway_failed())
+        start_turn(turn, refusal)
 
     def turn_ended(self, lane: Lane, turn: Turn) -> None:
         """See ``LanesOwner``."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from twisted.logger import Logger
-
 from ...accounts.affinity import http_affinity_keys
 from ...ledger.records import Record
 from ...protocol.errors import ApiError
@@ -14,10 +12,9 @@ from ...turn.environment import TurnContext, TurnEnvironment
 from ...turn.turn import Turn
 from ..admission import Admission
 from ..lineage import Lineage
+from ..starting import start_turn
 from .door import BackgroundDoor, BackgroundStreamDoor, Door, HttpDoor, ObjectDoor, StreamDoor
 from .request import HttpRequest
-
-_log = Logger(namespace="gateway.http")
 
 
 class Responses:
@@ -66,14 +63,7 @@ class Responses:
         turn = Turn(environment, context, turn_request, door)
         door.opens(turn)
         self._running.add(door)
-        if refusal is not None:
-            turn.abandon(refusal)
-            return
-        try:
-            turn.start()
-        except Exception:
-            _log.failure("turn {turn} could not start", turn=turn.record.turn)
-            turn.abandon(ApiError.gateway_failed())
+        start_turn(turn, refusal)
 
     def _door(self, request: HttpRequest, turn_request: TurnRequest, now: float) -> Door:
         if not turn_request.background:
