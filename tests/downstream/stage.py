@@ -26,9 +26,6 @@ class FakeChannel:
     def close(self, code: int, reason: str) -> None:
         self.closed.append(code)
 
-    def turns_running(self, running: bool) -> None:
-        """Nothing is slow here."""
-
     def of_lane(self, name: str | None) -> list[Json]:
         return [event for event in self.events if event.get("stream_id") == name]
 

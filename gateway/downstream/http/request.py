@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import parse_qs
-
-import msgspec
 
 from ...protocol.errors import ApiError
 from ..refusal import refusal_body, refusal_headers
@@ -31,9 +29,8 @@ class Answering(Protocol):
 class HttpRequest:
     """A request, complete with its body.
 
-    Exactly one answer is due: :meth:`answer_json`, :meth:`answer` or :meth:`refuse`, or
-    :meth:`start`, any number of :meth:`write` and :meth:`finish`.  After the client has
-    gone all of them do nothing.
+    Exactly one answer is due: :meth:`answer` or :meth:`refuse`, or :meth:`start`, any number
+    of :meth:`write` and :meth:`finish`.  After the client has gone all of them do nothing.
 
     :ivar method: in capitals.
     :ivar path: as sent, without the query.
@@ -80,16 +77,6 @@ class HttpRequest:
         return self._wire is None
 
     # --- answers ---------------------------------------------------------------------
-
-    def answer_json(
-        self, status: int, answer: Any, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Answer with JSON.
-
-        :param answer: anything ``msgspec`` encodes; ``msgspec.Raw`` for JSON as it is.
-        """
-        body = msgspec.json.encode(answer)
-        self.answer(status, body, {"content-type": "application/json", **(headers or {})})
 
     def answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         """Answer with a whole body.
