@@ -339,7 +339,7 @@ class ResponsesFactory(WebSocketServerFactory):
                 "invalid_request_error",
                 f"Nothing is served at this path; try {' or '.join(sorted(PATHS))}.",
             )
-        tenant = self._tenants.tenant_of(request.headers)
+        tenant = self._tenants.tenant_of(request.headers, _host(request.peer))
         if not self._settings.session.websocket or not self._tenants.speaks_websocket(tenant):
             raise ApiError(
                 426,  # what sends Codex to HTTP (§10.7)
@@ -395,6 +395,11 @@ class ResponsesFactory(WebSocketServerFactory):
     def sessions(self) -> list[Session]:
         """The sessions of all connections."""
         return [c.session for c in self.connections if c.session is not None]
+
+
+def _host(peer: str) -> str:
+    """The address in Autobahn's ``tcp4:192.0.2.7:40022``."""
+    return peer.partition(":")[2].rpartition(":")[0] or peer
 
 
 def _told(headers: Mapping[str, str]) -> Told:

@@ -10,6 +10,7 @@ from ..accounts.health import MAX_MODELS as MAX_RESTING_MODELS
 from ..accounts.pool import MAX_MODELS as MAX_POOL_MODELS
 from ..downstream.admission import Admission
 from ..downstream.websocket import ResponsesFactory
+from ..tenants.strangers import MAX_ADDRESSES as MAX_STRANGERS
 from ..tenants.tenants import Tenants
 from ..turn.environment import TurnEnvironment
 from ..turn.journal import RING
@@ -97,6 +98,8 @@ class Registers:
         yield Register("queued turns", queued, lanes * self._door.max_queued_turns, "turns")
         yield Register("waiting room", len(waiting), waiting.max_waiting, "turns")
         windows = [limit for key in self._tenants.snapshot() for limit in key["limits"]]
+        strangers = self._tenants.strangers
+        yield Register("strangers", len(strangers), MAX_STRANGERS, "addresses")
         yield Register("key limits", len(windows), None, "windows")
 
     def _accounts(self) -> Iterator[Register]:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..config import KeySettings
+from ..protocol.errors import ApiError
 from .authenticator import EVERYBODY, Authenticator
 from .interface import Busy
+from .strangers import Strangers
 from .tenant import Tenant, TenantVisit
 
 
@@ -16,11 +18,13 @@ class Tenants:
 
     :param keys: the configured ones; without any, everybody is one tenant without limits.
     :param now: unix seconds.
+    :ivar strangers: those who come without one.
     :ivar freed: called when a turn of any of them ended.
     """
 
     def __init__(self, keys: Sequence[KeySettings], now: Callable[[], float]) -> None:
         self._now = now
+        self.strangers = Strangers(now)
         self.freed: Callable[[], None] = _nobody_waits
         self._tenants: dict[str, Tenant] = {}
         self.arrange(keys)
@@ -43,9 +47,24 @@ class Tenants:
         """See ``TenantLimits``."""
         return len(self._tenants) == 1
 
-    def tenant_of(self, headers: Mapping[str, str]) -> str:
-        """The name of a client's key; see :meth:`Authenticator.tenant`."""
-        return self._authenticator.tenant(headers)
+    def tenant_of(self, headers: Mapping[str, str], address: str) -> str:
+        """The name of a client's key; see :meth:`Authenticator.tenant`.
+
+        :param address: the client's, for the operator; who has no key is a stranger.
+        """
+        try:
+            return self._authenticator.tenant(headers)
+        except ApiError as error:
+            self.strangers.refused(address, error.label)
+            raise
+
+    def is_stranger(self, headers: Mapping[str, str]) -> bool:
+        """Whether a client comes without one of the keys."""
+        try:
+            self._authenticator.tenant(headers)
+        except ApiError:
+            return True
+        return False
 
     def admits(self, key: KeySettings) -> bool:
         """Whether clients with this very key are still let in."""

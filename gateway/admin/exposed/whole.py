@@ -57,6 +57,7 @@ def whole_families(running: Running, observatory: Observatory) -> Iterator[Metri
         yield number(f"gateway_{name}", about, gauges[name])
     yield from _process(observatory)
     yield from _keys(running)
+    yield from _strangers(running)
     yield from _registers(running, observatory)
 
 
@@ -104,6 +105,15 @@ def _keys(running: Running) -> Iterator[Metric]:
         "Turns of a key that were refused, by the limit that they met.",
         ("key", "limit"),
         (((key["name"], limit), n) for key in keys for limit, n in key["refusals"].items()),
+    )
+
+
+def _strangers(running: Running) -> Iterator[Metric]:
+    yield counter(
+        "gateway_clients_turned_away",
+        "Clients without a key that is known here, by the error that they got.",
+        ("code",),
+        (((code,), n) for code, n in running.tenants.strangers.refusals.items()),
     )
 
 

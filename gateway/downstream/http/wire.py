@@ -70,18 +70,19 @@ class WireRequest(Request):
         self._route = self._site.routes.find(
             self.method.decode("latin-1"), self.path.decode("latin-1")
         )
-        self.tenant = self._site.tenants.tenant_of(self._headers)
+        self.tenant = self._site.tenants.tenant_of(self._headers, self._address())
         if length is not None and length > self._site.max_body_bytes:
             raise body_too_long(self._site.max_body_bytes)
         check_encoding(self._headers.get("content-encoding", ""))
 
     def _is_strangers(self) -> bool:
         """Whether it comes without one of our keys."""
-        try:
-            self._site.tenants.tenant_of(self._headers)
-        except ApiError:
-            return True
-        return False
+        return self._site.tenants.is_stranger(self._headers)
+
+    def _address(self) -> str:
+        """The client's, for the operator."""
+        peer = self.channel.transport.getPeer()
+        return str(getattr(peer, "host", peer))
 
     @property
     def is_welcome(self) -> bool:
