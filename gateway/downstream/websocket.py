@@ -387,11 +387,6 @@ class ResponsesFactory(WebSocketServerFactory):
         """The open ones."""
         return self._admission.of_kind(ResponsesProtocol)
 
-    @property
-    def draining(self) -> bool:
-        """Whether the gateway is stopping."""
-        return self._admission.draining
-
     def sessions(self) -> list[Session]:
         """The sessions of all connections."""
         return [c.session for c in self.connections if c.session is not None]
