@@ -31,7 +31,7 @@ from .downstream.http.routes import Routes
 from .downstream.http.site import HttpSite
 from .downstream.http.stored import Stored
 from .downstream.http.table import endpoints
-from .downstream.websocket import ResponsesFactory
+from .downstream.websocket.site import ResponsesFactory
 from .ledger.memory import MemoryLedger
 from .ledger.owners import OwnerRegister
 from .ledger.seals import SealRegister

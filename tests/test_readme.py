@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import Settings, load_settings
-from gateway.downstream.websocket import PATHS
+from gateway.downstream.websocket.site import PATHS
 from gateway.protocol.errors import ApiError
 
 ROOT = Path(__file__).parent.parent

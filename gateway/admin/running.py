@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..config import Setting
 from ..downstream.admission import Admission
-from ..downstream.websocket import ResponsesFactory
+from ..downstream.websocket.site import ResponsesFactory
 from ..log import LogThreshold
 from ..reload import Rejected
 from ..tenants.tenants import Tenants

@@ -17,7 +17,7 @@ from ..accounts.account import Account
 from ..accounts.catalogue import Catalogues
 from ..accounts.health import AccountState
 from ..downstream.admission import Admission
-from ..downstream.websocket import ResponsesFactory
+from ..downstream.websocket.site import ResponsesFactory
 from ..tenants.tenants import Tenants
 from ..turn.environment import TurnEnvironment
 from .alarms import Alarms, Signs, findings

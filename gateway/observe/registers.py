@@ -9,7 +9,7 @@ from ..accounts.catalogue import MAX_CATALOGUES, Catalogues
 from ..accounts.health import MAX_MODELS as MAX_RESTING_MODELS
 from ..accounts.pool import MAX_MODELS as MAX_POOL_MODELS
 from ..downstream.admission import Admission
-from ..downstream.websocket import ResponsesFactory
+from ..downstream.websocket.site import ResponsesFactory
 from ..tenants.strangers import MAX_ADDRESSES as MAX_STRANGERS
 from ..tenants.tenants import Tenants
 from ..turn.environment import TurnEnvironment

@@ -17,7 +17,7 @@ from gateway.admin.running import Running
 from gateway.admin.site import AdminSite
 from gateway.config import KeySettings, Settings
 from gateway.downstream.admission import Admission
-from gateway.downstream.websocket import ResponsesFactory
+from gateway.downstream.websocket.site import ResponsesFactory
 from gateway.log import LogThreshold
 from gateway.observe.observatory import Observatory
 from gateway.tenants.tenants import Tenants

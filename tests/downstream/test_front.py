@@ -17,7 +17,7 @@ from wsproto.events import AcceptConnection, Ping, Pong, Request
 from gateway.config import SessionSettings, TimeoutSettings
 from gateway.downstream.front import Front
 from gateway.downstream.http.channel import HttpChannel
-from gateway.downstream.websocket import ResponsesProtocol
+from gateway.downstream.websocket.protocol import ResponsesProtocol
 from tests.downstream.http.stage import KEYS, House
 from tests.support.events import text_item, turn_events
 

@@ -14,8 +14,8 @@ from wsproto.events import TextMessage
 from gateway.config import KeySettings, LimitSettings
 from gateway.downstream.incoming import Incoming
 from gateway.protocol.errors import ApiError
-from tests.downstream.client import Door
 from tests.downstream.http.stage import Client, House
+from tests.downstream.websocket.client import Door
 
 KEYS = (KeySettings(name="laptop", key="sk-client"), KeySettings(name="desk", key="sk-desk"))
 SMALL = LimitSettings(max_incoming_bytes=4096)

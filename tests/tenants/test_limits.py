@@ -9,7 +9,7 @@ from gateway.protocol.errors import ApiError
 from gateway.tenants.interface import Busy
 from gateway.tenants.tenants import Tenants
 from tests.downstream.http.hall import DESK, Hall
-from tests.downstream.stage import Stage
+from tests.downstream.websocket.stage import Stage
 from tests.support.events import text_item, turn_events
 
 DELTA = (

@@ -17,9 +17,9 @@ from gateway.downstream.front import FrontFactory
 from gateway.downstream.http.responses import Responses
 from gateway.downstream.http.routes import Handler, Routes
 from gateway.downstream.http.site import HttpSite
-from gateway.downstream.websocket import ResponsesFactory
+from gateway.downstream.websocket.site import ResponsesFactory
 from gateway.tenants.tenants import Tenants
-from tests.downstream.client import Transport
+from tests.downstream.websocket.client import Transport
 from tests.support.events import Json
 from tests.support.httpclient import Answer, read_events
 from tests.turn.fakes import FakeExchange, World

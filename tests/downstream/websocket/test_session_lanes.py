@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from gateway.downstream.lanes import MAX_NAMED_LANES, MAX_RUNNING
+from gateway.downstream.websocket.lanes import MAX_NAMED_LANES, MAX_RUNNING
 from gateway.protocol.request import TurnRequest
 from gateway.turn import preparing as preparing_module
-from tests.downstream.stage import Stage
+from tests.downstream.websocket.stage import Stage
 from tests.support.events import Json, turn_events
 
 

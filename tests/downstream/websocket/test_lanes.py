@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.downstream.lane import Lane, LaneState
-from gateway.downstream.lanes import MAX_RUNNING, Lanes
+from gateway.downstream.websocket.lane import Lane, LaneState
+from gateway.downstream.websocket.lanes import MAX_RUNNING, Lanes
 from gateway.protocol.errors import ApiError
 from gateway.protocol.request import TurnRequest, read_create, read_members
 from gateway.turn.turn import Turn

@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.downstream.lanes import MAX_RUNNING
+from gateway.downstream.websocket.lanes import MAX_RUNNING
 from gateway.protocol.errors import ApiError
-from tests.downstream.stage import Stage
+from tests.downstream.websocket.stage import Stage
 from tests.support.events import call_item, call_output, turn_events
 
 LANES = [None, *(f"lane-{number}" for number in range(MAX_RUNNING + 2))]

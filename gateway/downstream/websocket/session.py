@@ -11,14 +11,14 @@ from typing import Protocol
 
 import msgspec
 
-from ..accounts.affinity import AffinityKey, affinity_keys, connection_key
-from ..config import LimitSettings, SessionSettings
-from ..ledger.records import Record
-from ..protocol.errors import ApiError, error_event
-from ..protocol.events import with_stream_id
-from ..protocol.made import interrupt_accepted, interrupt_failed, steer_failed
-from ..protocol.refusals import is_clients_fault
-from ..protocol.request import (
+from ...accounts.affinity import AffinityKey, affinity_keys, connection_key
+from ...config import LimitSettings, SessionSettings
+from ...ledger.records import Record
+from ...protocol.errors import ApiError, error_event
+from ...protocol.events import with_stream_id
+from ...protocol.made import interrupt_accepted, interrupt_failed, steer_failed
+from ...protocol.refusals import is_clients_fault
+from ...protocol.request import (
     Members,
     TurnRequest,
     client_metadata,
@@ -28,13 +28,13 @@ from ..protocol.request import (
     read_stream_id,
     read_type,
 )
-from ..protocol.turn_state import TURN_STATE
-from ..turn.environment import Told, TurnContext, TurnEnvironment
-from ..turn.turn import Turn
+from ...protocol.turn_state import TURN_STATE
+from ...turn.environment import Told, TurnContext, TurnEnvironment
+from ...turn.turn import Turn
+from ..lineage import Lineage
+from ..starting import start_turn
 from .lane import Lane
 from .lanes import Lanes, connection_ends
-from .lineage import Lineage
-from .starting import start_turn
 
 #: WebSocket close codes (RFC 6455 §7.4.1, RFC 6455 registry).
 _CLOSE_NORMAL = 1000

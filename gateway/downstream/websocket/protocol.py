@@ -1,20 +1,17 @@
-"""The WebSocket door: Autobahn's protocol, one session per connection.
+"""Autobahn's protocol: one client connection, and what is sent and read on it.
 
-``GET /v1/responses`` or ``/backend-api/codex/responses`` with an upgrade opens it; refusals
-are HTTP answers in the API's error shape (protocol.md §2).  Each text message is one JSON
-object; each event goes out as one text message (§3, §4).
+Refusals of the upgrade are HTTP answers in the API's error shape (protocol.md §2).  Each text
+message is one JSON object; each event goes out as one text message (§3, §4).
 """
 
 from __future__ import annotations
 
-import itertools
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.twisted.websocket import WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.protocol import connectionDone
@@ -22,40 +19,27 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..config import Settings
-from ..protocol.errors import ApiError
-from ..protocol.upstream_request import forwardable
-from ..tenants.tenants import Tenants
-from ..turn.environment import Told, TurnEnvironment
-from .admission import Admission
-from .deflate import accept_deflate, is_readable
+from ...protocol.errors import ApiError
+from ..patience import Patience
+from ..refusal import refusal
+from .deflate import is_readable
 from .frames import text_frames
-from .patience import Patience
-from .refusal import refusal
-from .session import Client, Session
+from .session import Session
 
-PATHS = frozenset({"/v1/responses", "/backend-api/codex/responses"})
-
-#: A client that sends this header is told the account and the route of each turn.
-EXPLAIN = "x-gateway-explain"
-
-#: Sent by every Codex that echoes turn states (protocol.md §2.2, §4.6).
-_CODEX = "x-codex-turn-metadata"
+if TYPE_CHECKING:
+    from .site import ResponsesFactory
 
 #: How long the last bytes may take to reach a client whose connection is closed.
-_CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 2.0
 
 _PONG = 10
-
-#: Pings keep network devices awake; nobody is dropped for not answering them (§2.5).
-_PING_SECONDS = 30
 
 _log = Logger(namespace="gateway.websocket")
 
 
 @implementer(IPushProducer)
 class ResponsesProtocol(WebSocketServerProtocol):
-    """One client connection; the :class:`~gateway.downstream.session.Channel` of its session."""
+    """One client connection; the ``Channel`` of its session."""
 
     factory: ResponsesFactory
     transport: Any
@@ -254,7 +238,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         super().dropConnection(abort)
         if self._abort is None:
             self._abort = self.factory.reactor.callLater(
-                _CLOSE_SECONDS, self.transport.abortConnection
+                CLOSE_SECONDS, self.transport.abortConnection
             )
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -281,123 +265,3 @@ class ResponsesProtocol(WebSocketServerProtocol):
                 self.unregisterProducer()
             session.closed()
             self.factory.left(self)
-
-
-class ResponsesFactory(WebSocketServerFactory):
-    """Lets clients in and knows who is there.
-
-    :param environment: what their turns work with.
-    :param tenants: who they are.
-    :param admission: counts the clients of all doors.
-    """
-
-    protocol: Any = ResponsesProtocol
-
-    def __init__(
-        self,
-        reactor: Any,
-        environment: TurnEnvironment,
-        settings: Settings,
-        tenants: Tenants,
-        admission: Admission,
-    ) -> None:
-        super().__init__(reactor=reactor, server="responses-gateway")
-        self.reactor = reactor
-        self.max_message_bytes = settings.session.max_message_bytes
-        self.compresses = settings.session.compression
-        self.stall_seconds = settings.timeouts.stall_seconds
-        self._environment = environment
-        self._settings = settings
-        self._tenants = tenants
-        self._numbers = itertools.count(1)
-        self._start = secrets.token_hex(3)
-        self._admission = admission
-        self.incoming = admission.incoming
-        self.setProtocolOptions(
-            versions=[13],
-            allowNullOrigin=True,
-            webStatus=False,
-            utf8validateIncoming=False,
-            maxMessagePayloadSize=settings.session.max_message_bytes,
-            autoFragmentSize=0,
-            failByDrop=False,
-            openHandshakeTimeout=settings.timeouts.handshake_seconds,
-            closeHandshakeTimeout=_CLOSE_SECONDS,
-            autoPingInterval=_PING_SECONDS,
-            autoPingTimeout=0,
-            perMessageCompressionAccept=accept_deflate,
-        )
-
-    def admit(self, protocol: ResponsesProtocol, request: ConnectionRequest) -> Session:
-        """Decide on an upgrade.
-
-        :raises ApiError: with the status and headers of the refusal (§2.4).
-        """
-        if request.path not in PATHS:
-            raise ApiError(
-                404,
-                "invalid_request_error",
-                f"Nothing is served at this path; try {' or '.join(sorted(PATHS))}.",
-            )
-        tenant = self._tenants.tenant_of(request.headers, _host(request.peer))
-        if not self._settings.session.websocket or not self._tenants.speaks_websocket(tenant):
-            raise ApiError(
-                426,  # what sends Codex to HTTP (§10.7)
-                "invalid_request_error",
-                "WebSocket is switched off here; send POST requests to the same URL.",
-                "websocket_disabled",
-            )
-        self._admission.enter(protocol)
-        return Session(
-            self._environment,
-            self._settings.session,
-            self._settings.limits,
-            protocol,
-            Client(
-                tenant,
-                f"{self._start}-{next(self._numbers)}",
-                forwardable(request.headers),
-                _told(request.headers),
-            ),
-        )
-
-    def arrange(self, settings: Settings) -> None:
-        """Take these settings for new connections; a key that is gone, or changed, takes its
-        connections along when their turns have ended."""
-        changed = set(self._settings.keys) - set(settings.keys)
-        self._settings = settings
-        self.stall_seconds = settings.timeouts.stall_seconds
-        gone = {key.name for key in changed if not self._tenants.admits(key)}
-        for session in self.sessions():
-            tenant = session.client.tenant
-            if tenant in gone or not self._tenants.knows(tenant):
-                session.drain()
-
-    @property
-    def max_queued_turns(self) -> int:
-        """Turns that may wait on one lane."""
-        return self._settings.limits.max_queued_turns
-
-    def left(self, protocol: ResponsesProtocol) -> None:
-        """A connection ended."""
-        self._admission.leave(protocol)
-
-    @property
-    def connections(self) -> list[ResponsesProtocol]:
-        """The open ones."""
-        return self._admission.of_kind(ResponsesProtocol)
-
-    def sessions(self) -> list[Session]:
-        """The sessions of all connections."""
-        return [c.session for c in self.connections if c.session is not None]
-
-
-def _host(peer: str) -> str:
-    """The address in Autobahn's ``tcp4:192.0.2.7:40022``."""
-    return peer.partition(":")[2].rpartition(":")[0] or peer
-
-
-def _told(headers: Mapping[str, str]) -> Told:
-    """What a client understands or asks for: turn states Codex, the route who sends the header."""
-    told = Told.TURN_STATE if _CODEX in headers else Told.NOTHING
-    return told | Told.ROUTE if EXPLAIN in headers else told

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import TextMessage
 
-from gateway.downstream import frames
-from gateway.downstream.frames import text_frames
+from gateway.downstream.websocket import frames
+from gateway.downstream.websocket.frames import text_frames
 
 EDGES = [0, 1, 124, 125, 126, 127, 65534, 65535, 65536, 65537]
 

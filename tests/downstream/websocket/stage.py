@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.config import LimitSettings, SessionSettings
-from gateway.downstream.session import Client, Session
+from gateway.downstream.websocket.session import Client, Session
 from tests.support.events import Json, text_item, turn_events
 from tests.turn.fakes import TERMINALS, FakeExchange, World
 

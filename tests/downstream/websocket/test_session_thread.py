@@ -6,7 +6,7 @@ import pytest
 
 from gateway.protocol.errors import ApiError
 from gateway.tenants.interface import NoLimits
-from tests.downstream.stage import FakeChannel, Stage
+from tests.downstream.websocket.stage import FakeChannel, Stage
 from tests.support.events import Json, call_item, call_output, text_item, user
 
 WRONG = ApiError.invalid_request("No tool call found for function call output with call_id c.")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ..protocol.errors import ApiError
-from ..protocol.request import TurnRequest
-from ..turn.turn import Turn
+from ...protocol.errors import ApiError
+from ...protocol.request import TurnRequest
+from ...turn.turn import Turn
 from .lane import Lane, LaneState
 
 #: Turns of one connection that run at the same time, and lanes it may name (§6.1).

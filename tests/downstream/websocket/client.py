@@ -22,7 +22,7 @@ from wsproto.events import (
 
 from gateway.config import KeySettings, Settings
 from gateway.downstream.admission import Admission
-from gateway.downstream.websocket import ResponsesFactory
+from gateway.downstream.websocket.site import ResponsesFactory
 from gateway.tenants.tenants import Tenants
 from tests.support.events import Json
 from tests.turn.fakes import World

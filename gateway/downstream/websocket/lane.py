@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from ..protocol.errors import ApiError, error_event
-from ..protocol.events import with_stream_id
-from ..protocol.request import TurnRequest
-from ..turn.turn import Turn
+from ...protocol.errors import ApiError, error_event
+from ...protocol.events import with_stream_id
+from ...protocol.request import TurnRequest
+from ...turn.turn import Turn
 
 #: Of no known type, so that it needs no place in the response's ``sequence_number``s: a
 #: repeated ``response.in_progress`` would (§4.7, §10.47).
@@ -19,7 +19,7 @@ KEEP_ALIVE = b'{"type":"keepalive"}'
 
 
 class LaneState(enum.Enum):
-    """What a lane does; its :class:`~gateway.downstream.lanes.Lanes` says so."""
+    """What a lane does; its :class:`~gateway.downstream.websocket.lanes.Lanes` says so."""
 
     IDLE = "nothing"
     WAITING = "its next turn waits for room"
