@@ -198,3 +198,9 @@ def test_links_and_paths_lead_somewhere(document: Path) -> None:
         assert not anchor or anchor in anchors_of(linked), f"{document.name} links to #{anchor}"
     for path in re.findall(r"`((?:gateway|tests|docs|config|bench)/[\w/.-]*)`", text):
         assert (ROOT / path).exists(), f"{document.name} names {path}"
+
+
+def test_what_design_md_calls_by_name_is_there() -> None:
+    sources = "".join(path.read_text() for path in GATEWAY.rglob("*.py"))
+    for name in re.findall(r"`(_\w+|TRANSITIONS|[A-Z][a-z]\w+)`", DESIGN.read_text()):
+        assert re.search(rf"\b{name}\b", sources), f"docs/design.md names {name}"
