@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from .account import Account
 from .health import AccountState, Unavailable
@@ -14,8 +14,7 @@ _BELIEVED_SECONDS = 1.0
 _HURRIED_SECONDS = 10.0
 
 #: Why an account that could serve is passed over.
-USED_UP = "a quota of it is used up"
-_SPARED = Unavailable(AccountState.READY, USED_UP, None)
+_SPARED = Unavailable(AccountState.READY, "a quota of it is used up", None)
 
 
 class Candidates:
@@ -107,8 +106,3 @@ class Candidates:
         self.resting.clear()
         self._others_have_room = None
         return known
-
-
-def with_room(accounts: Sequence[Account]) -> Sequence[Account]:
-    """Those of ``accounts`` that are not known to be used up; all of them when all are."""
-    return [each for each in accounts if not each.health.quotas.spent] or accounts

@@ -66,12 +66,19 @@ class Nobody(NamedTuple):
         the model.
     :ivar waits_for: the one account that will do, by name, or None for any candidate.
     :ivar reasons: why each candidate cannot, those that refused this turn left out.
+    :ivar rule: by which no other account was asked.
     """
 
     wanted: Wanted
     candidates: Sequence[Account]
     waits_for: str | None
     reasons: tuple[Unavailable, ...]
+    rule: str
+
+    @property
+    def any_would_do(self) -> bool:
+        """Whether every account that offers what is wanted would have done."""
+        return bool(self.candidates) and self.waits_for is None
 
     @property
     def free_at(self) -> float | None:

@@ -19,7 +19,7 @@ Usable = Callable[[Account], bool]
 Resting = Container[Account]
 
 #: Nobody is known to rest.
-_NOBODY: frozenset[Account] = frozenset()
+NOBODY: frozenset[Account] = frozenset()
 
 #: Sets of accounts a strategy keeps its place in, and tuples it knows them by.
 _MAX_SETS = 32
@@ -32,7 +32,7 @@ _COMPARED = 32
 _ASKED_IN_ORDER = 8
 
 
-class Strategy(Protocol):
+class Picker(Protocol):
     """Chooses among the accounts that may serve a turn.
 
     :ivar name: what the configuration calls it.
@@ -41,7 +41,7 @@ class Strategy(Protocol):
     name: str
 
     def pick(
-        self, eligible: Sequence[Account], usable: Usable, resting: Resting = _NOBODY
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = NOBODY
     ) -> Account | None:
         """Choose an account, or None when none is usable.
 
@@ -52,23 +52,40 @@ class Strategy(Protocol):
         """
 
 
+class Strategy(Picker, Protocol):
+    """One that can also say beforehand whom it may choose."""
+
+    def may_pick(
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = NOBODY
+    ) -> Sequence[Account]:
+        """Those of which :meth:`pick` would choose one now; nobody has a turn by that."""
+
+
 class Order(Protocol):
     """A strategy's place in one set of accounts."""
 
     def pick(self, usable: Usable, resting: Resting) -> Account | None:
         """Choose one of the usable accounts, or None when there is none."""
 
+    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+        """Those of which one would be chosen."""
+
 
 class RoundRobin:
     """One account after the other."""
 
     def __init__(self, accounts: Sequence[Account]) -> None:
+        self._accounts = accounts
         self._turns = cycle(accounts)
-        self._count = len(accounts)
 
     def pick(self, usable: Usable, resting: Resting) -> Account | None:
         """The next usable account."""
-        return next(filter(usable, _awake(islice(self._turns, self._count), resting)), None)
+        in_turn = islice(self._turns, len(self._accounts))
+        return next(_fit(in_turn, usable, resting), None)
+
+    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+        """All usable accounts."""
+        return [*_fit(self._accounts, usable, resting)]
 
 
 class FillFirst:
@@ -79,7 +96,11 @@ class FillFirst:
 
     def pick(self, usable: Usable, resting: Resting) -> Account | None:
         """The first usable account."""
-        return next(filter(usable, _awake(self._accounts, resting)), None)
+        return next(_fit(self._accounts, usable, resting), None)
+
+    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+        """The first usable account alone."""
+        return [*islice(_fit(self._accounts, usable, resting), 1)]
 
 
 class Priority:
@@ -99,6 +120,11 @@ class Priority:
         found = (tier.pick(usable, resting) for tier in self._tiers)
         return next((account for account in found if account is not None), None)
 
+    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+        """The usable accounts of the best tier that has one."""
+        found = (tier.may_pick(usable, resting) for tier in self._tiers)
+        return next(filter(None, found), [])
+
 
 class LeastInFlight:
     """The fewest running turns for the ``weight``; those that are equal in turn.
@@ -116,9 +142,8 @@ class LeastInFlight:
         """The least loaded of the next usable accounts."""
         best: Account | None = None
         least = 0.0
-        in_turn = self._twice[self._next : self._next + self._count]
-        for account in islice(filter(usable, _awake(in_turn, resting)), _COMPARED):
-            load = account.in_flight / account.settings.weight
+        for account in self._compared(usable, resting):
+            load = _load(account)
             if best is None or load < least:
                 best, least = account, load
                 if not load:
@@ -126,6 +151,16 @@ class LeastInFlight:
         if best is not None:
             self._next = (self._index[best] + 1) % self._count
         return best
+
+    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+        """Of those that are compared, all that are loaded least."""
+        compared = [*self._compared(usable, resting)]
+        least = min(map(_load, compared), default=0.0)
+        return [account for account in compared if _load(account) == least]
+
+    def _compared(self, usable: Usable, resting: Resting) -> Iterator[Account]:
+        in_turn = self._twice[self._next : self._next + self._count]
+        return islice(_fit(in_turn, usable, resting), _COMPARED)
 
 
 class Weighted:
@@ -168,6 +203,10 @@ class Weighted:
             self._take_turn(found)
         return found
 
+    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+        """All usable accounts."""
+        return [*_fit(self._accounts, usable, resting)]
+
     def _take_turn(self, account: Account) -> None:
         """One that was passed over for a while takes one turn; it does not catch up."""
         index = self._index[account]
@@ -186,6 +225,14 @@ class Weighted:
 
 def _awake(accounts: Iterable[Account], resting: Resting) -> Iterator[Account]:
     return filterfalse(resting.__contains__, accounts)
+
+
+def _fit(accounts: Iterable[Account], usable: Usable, resting: Resting) -> Iterator[Account]:
+    return filter(usable, _awake(accounts, resting))
+
+
+def _load(account: Account) -> float:
+    return account.in_flight / account.settings.weight
 
 
 def _phases(weights: Sequence[int]) -> Iterator[float]:
@@ -211,7 +258,7 @@ class _ByAccounts:
         self._known: dict[int, tuple[Sequence[Account], Order]] = {}
 
     def pick(
-        self, eligible: Sequence[Account], usable: Usable, resting: Resting = _NOBODY
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = NOBODY
     ) -> Account | None:
         """Choose by the order of these accounts."""
         if not eligible:
@@ -219,6 +266,14 @@ class _ByAccounts:
         known = self._known.get(id(eligible))
         order = self._order_of(eligible) if known is None else known[1]
         return order.pick(usable, resting)
+
+    def may_pick(
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = NOBODY
+    ) -> Sequence[Account]:
+        """By the order of these accounts; one that has not begun is not kept."""
+        accounts = tuple(eligible)
+        order = self._orders.get(accounts) or self._begin(accounts)
+        return order.may_pick(usable, resting)
 
     def _order_of(self, eligible: Sequence[Account]) -> Order:
         accounts = tuple(eligible)

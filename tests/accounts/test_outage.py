@@ -6,7 +6,7 @@ import pytest
 
 from gateway.accounts.choice import Choice
 from gateway.protocol.faults import Fault, FaultKind
-from tests.accounts.pools import MODEL, Basin, wanted
+from tests.accounts.pools import MODEL, Basin, thread, wanted
 
 BROKEN = Fault(FaultKind.SERVICE, "502 the upstream could not be reached")
 
@@ -70,3 +70,16 @@ def test_limits_are_kept_to_in_any_hurry() -> None:
         basin.nobody()
         basin.clock.advance(1.0)
     assert basin.accounts["a"].unavailable(MODEL) is not None
+
+
+@pytest.mark.parametrize("first", ["t1", "t2", "t3"])
+def test_the_turn_that_ends_the_rests_goes_where_its_conversation_is_at_home(first: str) -> None:
+    basin = Basin("a", "b", "c")
+    homes = {key: basin.goes(key)[0] for key in ("t1", "t2", "t3")}
+    for _ in range(12):
+        basin.clock.advance(601.0)
+        basin.fails("a", "b", "c", kind=FaultKind.SERVICE, seconds=None)
+    basin.clock.advance(20.0)
+    assert all(each.unavailable(MODEL) for each in basin.pool.accounts), "they rest for minutes"
+    assert basin.goes(first) == (homes[first], "thread")
+    assert {key: basin.bindings.account_of(thread(key)) for key in homes} == homes

@@ -12,9 +12,10 @@ from typing import Any, get_args
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec import structs
 
 from gateway.accounts.account import Account
-from gateway.accounts.choice import Choice, Nobody
+from gateway.accounts.choice import Choice, Nobody, Wanted
 from gateway.accounts.explanation import Explanation, explain
 from gateway.breaker import BreakerState
 from gateway.config import RoutingSettings
@@ -60,16 +61,23 @@ class PoolMachine(RuleBasedStateMachine):
         pinned_to=st.sampled_from([None] * 6 + ["a", "gone"]),
         tried=st.sets(st.sampled_from(NAMES), max_size=2),
         seconds=st.sampled_from([0.0, 1.0]),
+        asks=st.booleans(),
     )
     def a_turn_begins(
-        self, thread: str | None, model: str, tried: set[str], seconds: float, **about: Any
+        self,
+        thread: str | None,
+        model: str,
+        tried: set[str],
+        seconds: float,
+        asks: bool,
+        **about: Any,
     ) -> None:
         self.basin.clock.rightNow += seconds
         offering = self.pool.serving(model)
         able = [each for each in offering if each.unavailable(model) is None]
         able = [each for each in able if each.name not in tried]
         asked = wanted(thread, model, **about)
-        foretold = explain(self.pool, asked) if seconds and not tried else None
+        foretold = self.foretell(asked) if asks and not tried else None
         choice = self.pool.choose(asked, tried)
         if foretold is not None:
             self.check_what_was_foretold(foretold, choice)
@@ -88,14 +96,29 @@ class PoolMachine(RuleBasedStateMachine):
         """Whether its rest was ended because nobody was left: then this turn is the probe."""
         return account.health._rests["service"].breaker.state is BreakerState.PROBING
 
+    def foretell(self, asked: Wanted) -> Explanation:
+        bindings = list(self.pool.bindings.items(100))
+        before = [(identity, structs.replace(binding)) for identity, binding in bindings]
+        found = explain(self.pool, asked)
+        assert list(self.pool.bindings.items(100)) == before, "a dry run has changed a binding"
+        return found
+
     def check_what_was_foretold(self, foretold: Explanation, choice: Choice | Nobody) -> None:
         """A dry run tells where the next turn would go; one that finds nobody may end rests."""
         names = foretold.among if foretold.account is None else (foretold.account,)
-        if isinstance(choice, Choice) and names:
+        if isinstance(choice, Nobody):
+            assert not names, f"{foretold} was foretold"
+            assert foretold.waits_for == choice.waits_for
+        elif names:
             assert choice.account.name in names, f"{foretold} was foretold"
             assert choice.rule == foretold.rule
-        elif not isinstance(choice, Choice):
-            assert not names, f"{foretold} was foretold"
+            assert len(foretold.candidates) == choice.candidates
+            others = tuple(each for each in choice.others if each.account not in names)
+            assert foretold.rejected == others
+        else:
+            assert self.hurried(choice.account), "it was foretold that nobody could"
+        if self.pool.routing.strategy == "fill-first":
+            assert len(foretold.among) < 2, "it does not rotate"
 
     @precondition(lambda self: self.held)
     @rule(

@@ -101,6 +101,47 @@ def test_what_a_strategy_remembers_is_bounded(name: str) -> None:
     assert all(len(each) <= 256 for each in kept.values() if isinstance(each, dict))
 
 
+@given(
+    st.sampled_from(NAMES),
+    st.lists(st.tuples(st.sets(st.sampled_from("abcdef")), st.booleans()), max_size=20),
+)
+def test_whom_it_may_choose_is_known_before_and_costs_nobody_a_turn(
+    name: str, choices: list[tuple[set[str], bool]]
+) -> None:
+    """Two pools alike, of which one is asked each time whom it may choose."""
+    pools = [
+        tuple(
+            account(each, weight=1 + at % 3, priority=at // 2) for at, each in enumerate("abcdef")
+        )
+        for _ in range(2)
+    ]
+    asked, unasked = strategy(name), strategy(name)
+    for out, stays in choices:
+        may = [each.name for each in asked.may_pick(pools[0], without(*out))]
+        found = asked.pick(pools[0], without(*out))
+        other = unasked.pick(pools[1], without(*out))
+        assert (found and found.name) == (other and other.name)
+        assert found.name in may if found is not None else not may
+        for each in (found, other):
+            if each is not None and stays:
+                each.in_flight += 1
+
+
+def test_whom_it_may_choose_is_as_narrow_as_the_strategy() -> None:
+    a, b, c = pool = (account("a", priority=2), account("b", priority=1), account("c", priority=1))
+    b.in_flight = 1
+    may = {name: strategy(name).may_pick(pool, everybody) for name in NAMES}
+    assert {name: [each.name for each in found] for name, found in may.items()} == {
+        "round-robin": ["a", "b", "c"],
+        "weighted": ["a", "b", "c"],
+        "least-in-flight": ["a", "c"],
+        "fill-first": ["a"],
+        "priority": ["b", "c"],
+    }
+    assert [*strategy("priority").may_pick(pool, without("b", "c"))] == [a]
+    assert [*strategy("least-in-flight").may_pick((a, b, c), without("a", "c"))] == [b]
+
+
 # --- round-robin, fill-first ---------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -11,6 +11,7 @@ from gateway.accounts.bindings import opaque_id
 from gateway.accounts.choice import Choice, Wanted
 from gateway.accounts.explanation import explain
 from gateway.config import RoutingSettings
+from gateway.config.settings import Strategy
 from gateway.protocol.faults import Fault, FaultKind
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
@@ -153,12 +154,13 @@ def test_a_turn_that_makes_no_sense_is_not_explained(body: Any) -> None:
     assert answer.json["error"].startswith(next(iter(body)))
 
 
-@pytest.mark.parametrize("strategy", ["round-robin", "fill-first", "least-in-flight", "weighted"])
+@pytest.mark.parametrize("strategy", get_args(Strategy))
 @pytest.mark.parametrize("loss", ["move", "fail"])
 @pytest.mark.parametrize("paused", ["", "a", "b", "ab", "abc"])
 @pytest.mark.parametrize("wish", ["none", "thread", "holder", "pin", "move"])
+@pytest.mark.parametrize("loads", [(0, 0, 0), (2, 1, 0), (1, 1, 2)])
 def test_an_explanation_is_what_the_pool_then_does(
-    strategy: Any, loss: Any, paused: str, wish: str
+    strategy: Any, loss: Any, paused: str, wish: str, loads: tuple[int, ...]
 ) -> None:
     world = World(3, routing=RoutingSettings(strategy=strategy, on_account_loss=loss))
     pool = world.environment.pool
@@ -169,6 +171,8 @@ def test_an_explanation_is_what_the_pool_then_does(
         pool.bindings.move(opaque_id(key))
     for name in paused:
         world.accounts[name].health.disable()
+    for account, load in zip(pool.accounts, loads, strict=True):
+        account.in_flight = load
     wanted = Wanted(
         "gpt-5.5",
         [key],
@@ -176,10 +180,15 @@ def test_an_explanation_is_what_the_pool_then_does(
         pinned_to="a" if wish == "pin" else None,
     )
     told = explain(pool, wanted)
-    assert not any(account.in_flight for account in pool.accounts), "it took a place"
+    assert tuple(account.in_flight for account in pool.accounts) == loads, "it took a place"
     done = pool.choose(wanted)
     if not isinstance(done, Choice):
         assert (told.account, told.among) == (None, ()), f"{told} was promised, nobody came"
+        assert told.waits_for == done.waits_for
         return
+    least_loaded = strategy == "least-in-flight" and len(set(loads)) == len(loads)
+    if strategy == "fill-first" or least_loaded or not told.among:
+        assert told.account == done.account.name, "it does not rotate"
     assert done.account.name in ((told.account,) if told.account else told.among)
     assert done.rule == told.rule
+    assert [each for each in done.others if each.account not in told.among] == [*told.rejected]
