@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from twisted.logger import Logger
+
 from ...protocol.errors import ApiError
 from ...protocol.request import TurnRequest
 from ...turn.turn import Turn
 from .lane import Lane, LaneState
+
+_log = Logger(namespace="gateway.websocket")
 
 #: Turns of one connection that run at the same time, and lanes it may name (§6.1).
 MAX_RUNNING = 16
@@ -166,8 +170,17 @@ class Lanes:
             lane = self._waiting.pop(0)
             lane.state = LaneState.RUNNING
             self.running += 1
-            self._owner.turn_is_due(lane, *self._take_from(lane))
+            self._make_turn(lane)
         self._starting = False
+
+    def _make_turn(self, lane: Lane) -> None:
+        try:
+            self._owner.turn_is_due(lane, *self._take_from(lane))
+        except Exception:  # one turn is lost, but not its lane and all the others
+            _log.failure("a turn could not be made")
+            if lane.running is None:
+                lane.refuse(ApiError.gateway_failed())
+                self.go_on(lane)
 
     def _take_from(self, lane: Lane) -> tuple[TurnRequest, float]:
         request, accepted_at = lane.queue.popleft()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.downstream.websocket import session as session_module
 from gateway.downstream.websocket.lanes import MAX_NAMED_LANES, MAX_RUNNING
 from gateway.protocol.request import TurnRequest
 from gateway.turn import preparing as preparing_module
@@ -401,4 +402,28 @@ def test_a_bug_of_ours_costs_one_turn_and_not_the_connection(
     assert words(stage) == ["one", "three"]
     stage.answer("resp_3")
     assert stage.channel.last["type"] == "response.completed"
+    stage.world.check_rest()
+
+
+def test_a_bug_of_ours_before_there_is_a_turn_costs_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage()
+    really = session_module.affinity_keys
+    broken = iter([True, False, False])
+
+    def breaks_once(*about: Any) -> Any:
+        if next(broken):
+            raise KeyError("of a test")
+        return really(*about)
+
+    monkeypatch.setattr(session_module, "affinity_keys", breaks_once)
+    stage.create("one")
+    assert stage.channel.last["status"] == 500
+    assert "of a test" not in json.dumps(stage.channel.events)
+    stage.create("two")
+    stage.create("three", stream_id="left")
+    assert words(stage) == ["two", "three"], "the connection goes on"
+    for exchange in list(stage.running):
+        stage.answer("resp_1", exchange=exchange)
     stage.world.check_rest()
