@@ -6,11 +6,9 @@ that a slow or busy machine judges no differently; ``bench/choosing.py`` has it 
 
 from __future__ import annotations
 
-import sys
 import tracemalloc
 from collections.abc import Callable
-from types import FrameType
-from typing import Any, get_args
+from typing import get_args
 from uuid import UUID
 
 import pytest
@@ -25,6 +23,7 @@ from gateway.config.settings import Strategy as StrategyName
 from gateway.protocol.limits import QuotaWindow
 from tests.accounts.figures import account
 from tests.accounts.pools import Basin
+from tests.support.steps import steps_of
 
 NAMES = get_args(StrategyName)
 MEGABYTE = 1_000_000
@@ -78,26 +77,6 @@ def test_what_a_strategy_remembers_of_a_thousand_accounts_is_small(
 @pytest.fixture(scope="module")
 def pool() -> tuple[Account, ...]:
     return tuple(account(str(index), 1 + index % 7, 1 + index % 3) for index in range(1000))
-
-
-def steps_of(work: Callable[[], object], times: int) -> float:
-    """Steps the interpreter takes for ``work``, on average; what C code loops over is free."""
-    steps = 0
-
-    def follow(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal steps
-        frame.f_trace_opcodes = True
-        steps += event == "opcode"
-        return follow
-
-    before = sys.gettrace()
-    sys.settrace(follow)
-    try:
-        for _ in range(times):
-            work()
-    finally:
-        sys.settrace(before)
-    return steps / times
 
 
 def asking_everybody(pool: tuple[Account, ...], usable: Callable[[Account], bool]) -> float:
