@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from autobahn.websocket import USES_NVX
+from autobahn import websocket
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.logfile import LogFile
@@ -80,7 +80,7 @@ class TwistdService(GatewayService):
             on_signal(self._reactor, signal.SIGUSR1, self._log_file.reopen)
         self._reactor.addSystemEventTrigger("before", "shutdown", self._say_who_is_left)
         on_second_stop(self._reactor, self._end_all_turns)
-        if not USES_NVX:
+        if not getattr(websocket, "USES_NVX", False):  # Autobahn for Python 3.10 has none
             _log.warn("Autobahn's native code is missing: large messages will stop the gateway")
         try:
             super().startService()
