@@ -47,6 +47,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
     _patience: Patience
     _refusal: ApiError | None = None
     _unwanted: ApiError | None = None
+    _kept_bytes = 0
     _is_producer = False
     _abort: IDelayedCall | None = None
     _last_ping: bytes | None = None
@@ -108,19 +109,26 @@ class ResponsesProtocol(WebSocketServerProtocol):
         self.frame_data = []
         self.message_data_total_length += length
         if self.message_data_total_length > self.factory.max_message_bytes:
-            self.give_up(
-                ApiError.invalid_request(
-                    f"The message is longer than {self.factory.max_message_bytes} bytes.",
-                    None,
-                    "message_too_long",
-                )
-            )
+            self._refuse_length()
 
     def onMessageFrameData(self, payload: bytes) -> None:
-        """Keep a piece."""
+        """Keep a piece; compressed ones may be longer than their frame said."""
         if self._unwanted is None:
+            self._kept_bytes += len(payload)
+            if self._kept_bytes > self.factory.max_message_bytes:
+                self._refuse_length()
+                return
             self.frame_data.append(payload)
             self.factory.incoming.keep(self, len(payload))
+
+    def _refuse_length(self) -> None:
+        self.give_up(
+            ApiError.invalid_request(
+                f"The message is longer than {self.factory.max_message_bytes} bytes.",
+                None,
+                "message_too_long",
+            )
+        )
 
     @property
     def tenant(self) -> str:
@@ -137,6 +145,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         """A whole message: text goes to the session, anything else is answered (§10.13)."""
         pieces, self.message_data = self.message_data, []
         unwanted, self._unwanted = self._unwanted, None
+        self._kept_bytes = 0
         self.factory.incoming.leave(self)
         session = self.session
         if self.failedByMe or session is None:
