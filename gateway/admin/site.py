@@ -103,6 +103,14 @@ class AdminChannel(HTTPChannel):
             self._arrival.start(REQUEST_SECONDS)
         super().dataReceived(data)
 
+    def headerReceived(self, line: bytes) -> bool:
+        """A header is complete; ``int`` reads no more than a few thousand digits."""
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:
+            self.refuse(400)
+            return False
+
     def allContentReceived(self) -> None:
         """It arrived in time."""
         self._arriving = False

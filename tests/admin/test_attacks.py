@@ -402,6 +402,13 @@ def test_an_oversized_body_is_refused_before_it_is_read() -> None:
     assert client.received.count(b"HTTP/1.1") == 1, "a refused body was answered again"
 
 
+def test_a_body_whose_size_has_thousands_of_digits_is_refused() -> None:
+    client = Admin(TOKEN).client()
+    head = f"POST /login HTTP/1.1\r\nhost: localhost\r\ncontent-length: {'9' * 5000}\r\n\r\n"
+    client.sends(head.encode())
+    assert (client.answer.status, client.closed) == (400, True)
+
+
 def test_an_oversized_body_that_hides_its_size_is_cut_off() -> None:
     admin = Admin(TOKEN)
     client = admin.client()
