@@ -236,7 +236,7 @@ def member(members: Members, name: str, kind: type) -> Any:
 def client_metadata(members: Members) -> dict[str, str]:
     """The string members of ``client_metadata`` (§3.2); anything odd in it is left out."""
     raw = members.get("client_metadata")
-    if raw is None or len(bytes(raw)) > _MAX_METADATA_BYTES:
+    if raw is None or memoryview(raw).nbytes > _MAX_METADATA_BYTES:
         return {}
     try:
         decoded = msgspec.json.decode(raw)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from ...accounts.affinity import AffinityKey, affinity_keys, connection_key
+from ...accounts.affinity import affinity_keys, connection_key
 from ...config import LimitSettings, SessionSettings
 from ...ledger.records import Record
 from ...protocol.errors import ApiError, error_event
@@ -36,7 +36,7 @@ from ..starting import start_turn
 from .lane import Lane
 from .lanes import Lanes, connection_ends
 
-#: WebSocket close codes (RFC 6455 §7.4.1, RFC 6455 registry).
+#: WebSocket close codes (RFC 6455 §7.4.1 and its registry).
 _CLOSE_NORMAL = 1000
 _CLOSE_GOING_AWAY = 1001
 _CLOSE_POLICY = 1008
@@ -234,15 +234,22 @@ class Session:
             parent, continuation = self._lineage.parent_of(request, lane.latest)
         except ApiError as error:
             refusal = error
+        metadata = client_metadata(request.members)
         context = TurnContext(
             tenant=self.client.tenant,
             connection=self.client.connection,
             client_headers=self.client.headers,
-            affinity=self._affinity(request),
+            affinity=affinity_keys(
+                self.client.tenant,
+                self.client.headers,
+                metadata,
+                request.prompt_cache_key,
+                self.client.connection,
+            ),
             parent=parent,
             continuation=continuation,
             accepted_at=accepted_at,
-            turn_state=client_metadata(request.members).get(TURN_STATE),
+            turn_state=metadata.get(TURN_STATE),
             told=self.client.told,
         )
         turn = lane.running = Turn(self._environment, context, request, lane)
@@ -269,15 +276,6 @@ class Session:
         """The connection ends when the running turns have; lanes hear of it after theirs."""
         self._close_code = close_code
         self._lanes.end()
-
-    def _affinity(self, request: TurnRequest) -> list[AffinityKey]:
-        return affinity_keys(
-            self.client.tenant,
-            self.client.headers,
-            client_metadata(request.members),
-            request.prompt_cache_key,
-            self.client.connection,
-        )
 
     # --- age -------------------------------------------------------------------------
 
