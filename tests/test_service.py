@@ -111,7 +111,9 @@ def test_an_account_described_otherwise_is_still_the_same(
     assert health.state is AccountState.DRAINING, "the operator wished so"
     health.resume()
     assert health.state is AccountState.EXHAUSTED
-    assert pool.bindings.account_of(key) == ACCOUNT.name, "its prompt cache is there"
+    binding = pool.bindings.look(key)
+    assert binding is not None, "its prompt cache is there"
+    assert binding.account == ACCOUNT.name
 
 
 def test_another_key_is_another_account(reactor: MemoryReactorClock) -> None:
@@ -140,7 +142,7 @@ def test_conversations_of_an_account_that_is_gone_have_no_home(
     key = AffinityKey("thread", "laptop", "t-1")
     bindings.bind(key, ACCOUNT.name, "round-robin")
     arranged(gateway, accounts=(replace(ACCOUNT, name="another"),))
-    assert bindings.account_of(key) is None
+    assert bindings.look(key) is None
 
 
 def test_a_reload_leaves_simulated_accounts_in_service(reactor: MemoryReactorClock) -> None:

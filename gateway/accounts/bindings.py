@@ -122,11 +122,6 @@ class Bindings:
         """The binding of ``key`` for one who only looks, or None."""
         return self._alive(self._bound.get(key.tenant, {}).get(_digest(key)), self.now())
 
-    def account_of(self, key: AffinityKey) -> str | None:
-        """The home of ``key``, or None."""
-        binding = self.look(key)
-        return None if binding is None else binding.account
-
     def items(self, limit: int) -> Iterator[tuple[str, Binding]]:
         """The ``limit`` most recently used, the last one first; each with its opaque id."""
         now = self.now()

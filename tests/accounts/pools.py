@@ -74,6 +74,11 @@ class Basin:
             answer.reservation.release()
         return answer
 
+    def home(self, key: AffinityKey) -> str | None:
+        """Where a conversation is at home."""
+        binding = self.bindings.look(key)
+        return None if binding is None else binding.account
+
     def goes(
         self, key: str | None = None, tried: Collection[str] = (), **members: Any
     ) -> tuple[str, str]:

@@ -10,22 +10,16 @@ from hypothesis import strategies as st
 
 from gateway.accounts.affinity import AffinityKey, connection_key
 from gateway.accounts.bindings import Binding, Bindings, opaque_id
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.now import Now
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> Now:
+    return Now(1000.0)
 
 
 @pytest.fixture
-def bindings(clock: Clock) -> Bindings:
+def bindings(clock: Now) -> Bindings:
     return Bindings(10, 60.0, clock)
 
 
@@ -54,7 +48,7 @@ def test_parts_of_a_key_do_not_run_into_each_other(bindings: Bindings) -> None:
     assert bindings.find(AffinityKey("threada", "b", "c")) is None
 
 
-def test_a_binding_explains_itself(bindings: Bindings, clock: Clock) -> None:
+def test_a_binding_explains_itself(bindings: Bindings, clock: Now) -> None:
     bindings.bind(key(), "a", "round-robin")
     clock.now += 5
     bindings.bind(key(), "a", "thread")
@@ -64,7 +58,7 @@ def test_a_binding_explains_itself(bindings: Bindings, clock: Clock) -> None:
     assert (binding.rule, binding.tenant) == ("thread", "laptop")
 
 
-def test_a_move_has_its_own_reason_and_time(bindings: Bindings, clock: Clock) -> None:
+def test_a_move_has_its_own_reason_and_time(bindings: Bindings, clock: Now) -> None:
     bindings.bind(key(), "a", "round-robin")
     clock.now += 5
     bindings.bind(key(), "b", "a is exhausted")
@@ -89,7 +83,7 @@ def test_ids_of_any_characters_are_kept(bindings: Bindings) -> None:
 # --- stand-ins -----------------------------------------------------------------------
 
 
-def test_a_stand_in_serves_until_home_is_back(bindings: Bindings, clock: Clock) -> None:
+def test_a_stand_in_serves_until_home_is_back(bindings: Bindings, clock: Now) -> None:
     bindings.bind(key(), "a", "round-robin")
     clock.now += 5
     bindings.stand_in(key(), "b", "a is cooling")
@@ -132,7 +126,7 @@ def test_an_account_that_goes_takes_its_bindings_along(bindings: Bindings) -> No
 # --- bounds --------------------------------------------------------------------------
 
 
-def test_an_unused_binding_ends(bindings: Bindings, clock: Clock) -> None:
+def test_an_unused_binding_ends(bindings: Bindings, clock: Now) -> None:
     bindings.bind(key(), "a")
     clock.now += 59
     assert found(bindings.find(key())).account == "a", "this is a use"
@@ -144,7 +138,7 @@ def test_an_unused_binding_ends(bindings: Bindings, clock: Clock) -> None:
     assert len(bindings) == 0, "what has ended takes no room"
 
 
-def test_an_old_home_is_not_taken_up_again(bindings: Bindings, clock: Clock) -> None:
+def test_an_old_home_is_not_taken_up_again(bindings: Bindings, clock: Now) -> None:
     bindings.bind(key(), "a", "round-robin")
     bindings.stand_in(key(), "b", "a is cooling")
     clock.now += 60
@@ -153,7 +147,7 @@ def test_an_old_home_is_not_taken_up_again(bindings: Bindings, clock: Clock) -> 
     assert (binding.why, binding.bound_at, binding.stand_in) == ("least-in-flight", 1060.0, None)
 
 
-def test_what_is_too_old_can_be_swept_out(bindings: Bindings, clock: Clock) -> None:
+def test_what_is_too_old_can_be_swept_out(bindings: Bindings, clock: Now) -> None:
     bindings.bind(key("t1"), "a")
     bindings.bind(key("t2"), "a")
     clock.now += 30
@@ -168,7 +162,7 @@ def test_what_is_too_old_can_be_swept_out(bindings: Bindings, clock: Clock) -> N
     assert bindings.find(key("t3")) is not None
 
 
-def test_the_least_recently_used_makes_room(clock: Clock) -> None:
+def test_the_least_recently_used_makes_room(clock: Now) -> None:
     bindings = Bindings(2, 60.0, clock)
     bindings.bind(key("t1"), "a")
     bindings.bind(key("t2"), "a")
@@ -178,7 +172,7 @@ def test_the_least_recently_used_makes_room(clock: Clock) -> None:
     assert [value for value in ("t1", "t2", "t3") if bindings.look(key(value))] == ["t1", "t3"]
 
 
-def test_a_large_number_makes_room_for_several_at_once(clock: Clock) -> None:
+def test_a_large_number_makes_room_for_several_at_once(clock: Now) -> None:
     bindings = Bindings(1000, 60.0, clock)
     for number in range(1001):
         bindings.bind(key(str(number)), "a")
@@ -202,7 +196,7 @@ def test_a_large_number_makes_room_for_several_at_once(clock: Clock) -> None:
 def test_bindings_never_outgrow_their_bound_nor_their_age(
     steps: list[tuple[str, int, str, int]], bound: int
 ) -> None:
-    clock = Clock()
+    clock = Now(1000.0)
     bindings = Bindings(bound, 60.0, clock)
     model: dict[int, tuple[str, str | None, float]] = {}
     for step, value, account, wait in steps:
@@ -240,7 +234,7 @@ def test_bindings_never_outgrow_their_bound_nor_their_age(
 # --- tenants -------------------------------------------------------------------------
 
 
-def test_a_flood_of_conversations_pushes_out_nobody_elses(clock: Clock) -> None:
+def test_a_flood_of_conversations_pushes_out_nobody_elses(clock: Now) -> None:
     bindings = Bindings(1000, 60.0, clock)
     for number in range(100):
         bindings.bind(key(str(number), "quiet"), "a")
@@ -251,7 +245,7 @@ def test_a_flood_of_conversations_pushes_out_nobody_elses(clock: Clock) -> None:
     assert 980 <= len(bindings) <= 1000
 
 
-def test_many_tenants_share_the_room(clock: Clock) -> None:
+def test_many_tenants_share_the_room(clock: Now) -> None:
     bindings = Bindings(1000, 60.0, clock)
     for number in range(2000):
         bindings.bind(key(str(number), f"tenant {number % 100}"), "a")
@@ -260,7 +254,7 @@ def test_many_tenants_share_the_room(clock: Clock) -> None:
     assert set(shares.values()) == {10}, "nobody gives up more than the others have"
 
 
-def test_what_tenants_used_last_is_shown_first(clock: Clock, bindings: Bindings) -> None:
+def test_what_tenants_used_last_is_shown_first(clock: Now, bindings: Bindings) -> None:
     for number, tenant in enumerate(("laptop", "desk", "laptop", "desk", "other")):
         bindings.bind(key(str(number), tenant), str(number))
         clock.now += 1
@@ -268,7 +262,7 @@ def test_what_tenants_used_last_is_shown_first(clock: Clock, bindings: Bindings)
     assert [binding.account for _, binding in bindings.items(4)] == ["1", "4", "3", "2"]
 
 
-def test_what_any_tenant_left_is_swept_out(clock: Clock, bindings: Bindings) -> None:
+def test_what_any_tenant_left_is_swept_out(clock: Now, bindings: Bindings) -> None:
     for tenant in ("laptop", "desk"):
         bindings.bind(key(tenant=tenant), "a")
     clock.now += 30
@@ -283,7 +277,7 @@ def test_what_any_tenant_left_is_swept_out(clock: Clock, bindings: Bindings) -> 
     assert len(bindings) == 1
 
 
-def test_a_smaller_bound_holds_at_once(clock: Clock, bindings: Bindings) -> None:
+def test_a_smaller_bound_holds_at_once(clock: Now, bindings: Bindings) -> None:
     for number in range(10):
         bindings.bind(key(str(number)), "a")
     bindings.arrange(3, 60.0)
@@ -293,7 +287,7 @@ def test_a_smaller_bound_holds_at_once(clock: Clock, bindings: Bindings) -> None
 # --- the operator --------------------------------------------------------------------
 
 
-def test_the_last_used_are_shown_first(bindings: Bindings, clock: Clock) -> None:
+def test_the_last_used_are_shown_first(bindings: Bindings, clock: Now) -> None:
     for value, home in (("t1", "a"), ("t2", "b"), ("t3", "c")):
         bindings.bind(key(value), home)
     bindings.find(key("t1"))
@@ -319,7 +313,7 @@ def test_a_shown_binding_can_be_forgotten(bindings: Bindings) -> None:
 
 
 def test_a_conversation_leaves_who_serves_it_until_it_is_bound_again(
-    clock: Clock, bindings: Bindings
+    clock: Now, bindings: Bindings
 ) -> None:
     bindings.bind(key(), "a")
     name = opaque_id(key())

@@ -121,34 +121,39 @@ def test_a_choice_among_a_thousand_costs_no_more_than_asking_each(
     )
 
 
-@pytest.mark.parametrize("resting", [0, 500, 999])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_whole_choice_costs_less_than_asking_a_thousand_accounts(name: str, resting: int) -> None:
-    """With its binding, its place, its explanation, and whatever ails the others."""
-    basin = Basin(*map(str, range(1000)), strategy=name)
+def asking_while_idle(basin: Basin) -> float:
+    """Steps of asking each account of a basin whether it is available."""
     accounts = basin.pool.accounts
-    whole = steps_of(lambda: [each.unavailable("gpt-5") for each in accounts], 1)
-    basin.fails(*map(str, range(resting)), seconds=500.0)
+    return steps_of(lambda: [each.unavailable("gpt-5") for each in accounts], 1)
+
+
+def assert_cheaper(basin: Basin, whole: float) -> None:
+    """The basin's choices take fewer steps than asking all of its accounts took while idle."""
     basin.goes()
     cost = steps_of(basin.goes, 20)
     assert cost < whole, (
         f"{cost:,.0f} steps a choice; asking 1,000 idle accounts takes {whole:,.0f}"
     )
+
+
+@pytest.mark.parametrize("resting", [0, 500, 999])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_whole_choice_costs_less_than_asking_a_thousand_accounts(name: str, resting: int) -> None:
+    """With its binding, its place, its explanation, and whatever ails the others."""
+    basin = Basin(*map(str, range(1000)), strategy=name)
+    whole = asking_while_idle(basin)
+    basin.fails(*map(str, range(resting)), seconds=500.0)
+    assert_cheaper(basin, whole)
 
 
 @pytest.mark.parametrize("spent", [500, 999, 1000])
 @pytest.mark.parametrize("name", NAMES)
 def test_passing_over_the_used_up_costs_less_than_asking_everybody(name: str, spent: int) -> None:
     basin = Basin(*map(str, range(1000)), strategy=name)
-    accounts = basin.pool.accounts
-    whole = steps_of(lambda: [each.unavailable("gpt-5") for each in accounts], 1)
-    for each in accounts[:spent]:
+    whole = asking_while_idle(basin)
+    for each in basin.pool.accounts[:spent]:
         each.health.observe([QuotaWindow("requests", remaining=0.0, resets_at=basin.now + 60)])
-    basin.goes()
-    cost = steps_of(basin.goes, 20)
-    assert cost < whole, (
-        f"{cost:,.0f} steps a choice; asking 1,000 idle accounts takes {whole:,.0f}"
-    )
+    assert_cheaper(basin, whole)
 
 
 def test_waking_a_full_room_in_vain_costs_little(pool: tuple[Account, ...]) -> None:

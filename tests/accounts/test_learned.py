@@ -6,6 +6,7 @@ import pytest
 
 from gateway.accounts.learned import TEACHES_FOR_SECONDS, LearnedContinuity
 from gateway.ledger.records import Record
+from tests.support.now import Now
 
 NOW = 100_000.0
 HOUR = 3600.0
@@ -16,20 +17,13 @@ def parent(store: bool, created_at: float = FRESH) -> Record:
     return Record("laptop", "resp_1", None, (), (), "a", store, True, None, created_at)
 
 
-class Clock:
-    now = NOW
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> Now:
+    return Now(NOW)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def learned(clock: Clock) -> LearnedContinuity:
+def learned(clock: Now) -> LearnedContinuity:
     return LearnedContinuity(clock)
 
 
@@ -78,7 +72,7 @@ def test_accounts_learn_each_for_themselves(learned: LearnedContinuity) -> None:
 
 
 def test_one_bad_hour_is_not_held_against_an_account_that_could(
-    learned: LearnedContinuity, clock: Clock
+    learned: LearnedContinuity, clock: Now
 ) -> None:
     learned.continued(True)
     for _ in range(3):
@@ -99,7 +93,7 @@ def test_one_bad_hour_is_not_held_against_an_account_that_could(
 
 
 def test_an_account_that_never_could_is_asked_again_after_a_day(
-    learned: LearnedContinuity, clock: Clock
+    learned: LearnedContinuity, clock: Now
 ) -> None:
     learned.refused(parent(True), "it was refused")
     clock.now += 23 * HOUR

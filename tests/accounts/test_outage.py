@@ -82,4 +82,4 @@ def test_the_turn_that_ends_the_rests_goes_where_its_conversation_is_at_home(fir
     basin.clock.advance(20.0)
     assert all(each.unavailable(MODEL) for each in basin.pool.accounts), "they rest for minutes"
     assert basin.goes(first) == (homes[first], "thread")
-    assert {key: basin.bindings.account_of(thread(key)) for key in homes} == homes
+    assert {key: basin.home(thread(key)) for key in homes} == homes

@@ -126,7 +126,7 @@ def test_a_stronger_key_wins_and_the_lasting_one_is_bound(basin: Basin) -> None:
     choice = basin.pool.choose(Wanted(MODEL, [state, thread("t")]))
     assert isinstance(choice, Choice)
     assert (choice.account.name, choice.rule) == ("c", "turn state")
-    assert basin.bindings.account_of(thread("t")) == "c", "the conversation moved along"
+    assert basin.home(thread("t")) == "c", "the conversation moved along"
 
 
 def test_sub_agents_do_not_pre_empt_each_other(basin: Basin) -> None:

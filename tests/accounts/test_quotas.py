@@ -13,25 +13,19 @@ from gateway.config.settings import Strategy
 from gateway.protocol.faults import FaultKind
 from gateway.protocol.limits import QuotaWindow
 from tests.accounts.pools import MODEL, Basin, wanted
+from tests.support.now import Now
 
 STRATEGIES = get_args(Strategy)
 START = 1_800_000_000.0
 
 
-class Clock:
-    now = START
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> Now:
+    return Now(START)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def quotas(clock: Clock) -> Quotas:
+def quotas(clock: Now) -> Quotas:
     return Quotas(clock, 600.0)
 
 
@@ -51,7 +45,7 @@ def window(name: str = "codex primary", percent: float = 100.0, **more: Any) -> 
     ],
 )
 def test_what_is_used_up_is_so_until_it_resets(
-    quotas: Quotas, clock: Clock, told: QuotaWindow
+    quotas: Quotas, clock: Now, told: QuotaWindow
 ) -> None:
     assert not quotas.spent
     quotas.observe([told])
@@ -89,7 +83,7 @@ def test_the_last_word_of_each_window_counts(quotas: Quotas) -> None:
     assert not quotas.spent
 
 
-def test_it_is_believed_no_longer_than_a_rest_may_last(quotas: Quotas, clock: Clock) -> None:
+def test_it_is_believed_no_longer_than_a_rest_may_last(quotas: Quotas, clock: Now) -> None:
     quotas.observe([window(resets_at=START + 6 * 86_400)])
     clock.now += 599
     assert quotas.spent
@@ -110,7 +104,7 @@ def test_the_operator_may_doubt_it(quotas: Quotas) -> None:
 # --- what is shown -------------------------------------------------------------------
 
 
-def test_what_is_past_its_reset_is_shown_anew(quotas: Quotas, clock: Clock) -> None:
+def test_what_is_past_its_reset_is_shown_anew(quotas: Quotas, clock: Now) -> None:
     quotas.observe(
         [window(), QuotaWindow("requests", None, 0.0, 60.0, START + 1), QuotaWindow("tokens")]
     )

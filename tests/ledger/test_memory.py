@@ -7,24 +7,18 @@ import pytest
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.records import Record
 from gateway.protocol.items import Item
+from tests.support.now import Now
 
 MINUTE = 60.0
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> Now:
+    return Now(1000.0)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(clock: Clock) -> MemoryLedger:
+def ledger(clock: Now) -> MemoryLedger:
     return MemoryLedger(1_000_000, 10 * MINUTE, clock)
 
 
@@ -72,7 +66,7 @@ def test_forks_and_their_root_are_one_conversation(ledger: MemoryLedger) -> None
     assert (ledger.figures().responses, ledger.figures().conversations) == (3, 1)
 
 
-def test_an_unused_conversation_is_forgotten_whole(ledger: MemoryLedger, clock: Clock) -> None:
+def test_an_unused_conversation_is_forgotten_whole(ledger: MemoryLedger, clock: Now) -> None:
     root = record("resp_1")
     remember(ledger, root, record("resp_2", root))
     clock.now += 10 * MINUTE
@@ -80,9 +74,7 @@ def test_an_unused_conversation_is_forgotten_whole(ledger: MemoryLedger, clock: 
     assert ledger.figures().responses == 0
 
 
-def test_using_any_response_keeps_its_whole_conversation(
-    ledger: MemoryLedger, clock: Clock
-) -> None:
+def test_using_any_response_keeps_its_whole_conversation(ledger: MemoryLedger, clock: Now) -> None:
     root = record("resp_1")
     remember(ledger, root, record("resp_2", root))
     for _ in range(3):
@@ -92,7 +84,7 @@ def test_using_any_response_keeps_its_whole_conversation(
 
 
 def test_what_is_too_old_is_forgotten_without_being_asked_for(
-    ledger: MemoryLedger, clock: Clock
+    ledger: MemoryLedger, clock: Now
 ) -> None:
     remember(ledger, record("resp_1"))
     clock.now += 9 * MINUTE
@@ -104,7 +96,7 @@ def test_what_is_too_old_is_forgotten_without_being_asked_for(
     assert (ledger.figures().conversations, ledger.figures().evicted_conversations) == (1, 0)
 
 
-def test_the_least_recently_used_conversation_makes_room(clock: Clock) -> None:
+def test_the_least_recently_used_conversation_makes_room(clock: Now) -> None:
     ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
     for number in range(3):
         remember(ledger, record(f"resp_{number}", size=4000))
@@ -117,7 +109,7 @@ def test_the_least_recently_used_conversation_makes_room(clock: Clock) -> None:
     assert figures.evicted_conversations == 1
 
 
-def test_the_tenant_that_holds_the_most_makes_room(clock: Clock) -> None:
+def test_the_tenant_that_holds_the_most_makes_room(clock: Now) -> None:
     ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
     remember(ledger, record("resp_1", tenant="desktop", size=1000))
     for number in range(10):
@@ -129,7 +121,7 @@ def test_the_tenant_that_holds_the_most_makes_room(clock: Clock) -> None:
     assert ledger.figures().evicted_conversations == 8
 
 
-def test_who_holds_the_most_makes_room_for_another_tenant(clock: Clock) -> None:
+def test_who_holds_the_most_makes_room_for_another_tenant(clock: Now) -> None:
     ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
     for number in range(3):
         remember(ledger, record(f"resp_{number}", size=4000))
@@ -139,7 +131,7 @@ def test_who_holds_the_most_makes_room_for_another_tenant(clock: Clock) -> None:
     assert kept == [1, 2]
 
 
-def test_too_large_a_response_costs_no_other_tenant_anything(clock: Clock) -> None:
+def test_too_large_a_response_costs_no_other_tenant_anything(clock: Now) -> None:
     ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
     remember(ledger, record("resp_1"), record("resp_1", tenant="desktop", size=20_000))
     assert ledger.get("desktop", "resp_1") is None
@@ -148,7 +140,7 @@ def test_too_large_a_response_costs_no_other_tenant_anything(clock: Clock) -> No
     assert ledger.get("desktop", "resp_2") is not None, "a tenant that lost all begins anew"
 
 
-def test_the_figures_are_of_all_tenants_together(ledger: MemoryLedger, clock: Clock) -> None:
+def test_the_figures_are_of_all_tenants_together(ledger: MemoryLedger, clock: Now) -> None:
     assert ledger.figures().longest_unused is None
     remember(ledger, record("resp_1"))
     clock.now += MINUTE
@@ -166,7 +158,7 @@ def test_the_figures_are_of_all_tenants_together(ledger: MemoryLedger, clock: Cl
     assert ledger.figures().conversations == 2
 
 
-def test_a_response_larger_than_the_ledger_is_not_remembered(clock: Clock) -> None:
+def test_a_response_larger_than_the_ledger_is_not_remembered(clock: Now) -> None:
     ledger = MemoryLedger(5000, 10 * MINUTE, clock)
     remember(ledger, record("resp_1", size=5000))
     assert ledger.get("laptop", "resp_1") is None
@@ -174,7 +166,7 @@ def test_a_response_larger_than_the_ledger_is_not_remembered(clock: Clock) -> No
 
 
 def test_a_conversation_that_was_forgotten_meanwhile_is_taken_in_whole(
-    ledger: MemoryLedger, clock: Clock
+    ledger: MemoryLedger, clock: Now
 ) -> None:
     root = record("resp_1")
     parent = record("resp_2", root)
@@ -187,7 +179,7 @@ def test_a_conversation_that_was_forgotten_meanwhile_is_taken_in_whole(
 
 
 def test_forks_of_a_forgotten_conversation_find_together_again(
-    ledger: MemoryLedger, clock: Clock
+    ledger: MemoryLedger, clock: Now
 ) -> None:
     root = record("resp_1")
     one, other = record("resp_2", root), record("resp_3", root)
@@ -221,9 +213,7 @@ def test_a_conversation_that_cannot_be_continued_is_forgotten(ledger: MemoryLedg
     assert (ledger.figures().responses, ledger.figures().bytes) == (0, 0)
 
 
-def test_evicted_stays_evicted_though_forgotten_meanwhile(
-    ledger: MemoryLedger, clock: Clock
-) -> None:
+def test_evicted_stays_evicted_though_forgotten_meanwhile(ledger: MemoryLedger, clock: Now) -> None:
     root = record("resp_1")
     remember(ledger, root)
     clock.now += 10 * MINUTE
@@ -247,7 +237,7 @@ def test_of_two_responses_of_one_id_the_newer_counts(ledger: MemoryLedger) -> No
     assert ledger.figures().bytes == alone + 2 * 89
 
 
-def test_a_tenant_holds_no_response_twice(clock: Clock) -> None:
+def test_a_tenant_holds_no_response_twice(clock: Now) -> None:
     ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
     for _ in range(9):
         remember(ledger, record("resp_1", size=4000))
@@ -268,7 +258,7 @@ def test_a_conversation_whose_responses_share_an_id_goes_on(ledger: MemoryLedger
 
 
 def test_a_forgotten_conversation_whose_responses_share_an_id_is_still_bounded(
-    clock: Clock,
+    clock: Now,
 ) -> None:
     ledger = MemoryLedger(5000, 10 * MINUTE, clock)
     newest = record("resp_1", record("resp_1"))
