@@ -22,9 +22,10 @@ from twisted.python.logfile import LogFile
 
 from .config import LogSettings
 
-#: A file is put aside when it has this size, and so many such files are kept: a gigabyte in all.
+#: A file is put aside when it has this size, and so many such files are kept beside it: a gigabyte
+#: in all.
 _FILE_BYTES = 100_000_000
-_FILES_KEPT = 10
+_FILES_KEPT = 9
 
 #: Twisted classes that say something about every connection.
 _CHATTY = ("twisted.web.client._HTTP11ClientFactory",)

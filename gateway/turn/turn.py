@@ -424,9 +424,6 @@ class Turn:
             self._attempt.cancel()
             self._log.outcome(outcome)
 
-    def _outcome(self, outcome: str) -> None:
-        self.record.attempts[-1].outcome = outcome
-
     def _relayed(self, payloads: list[bytes] | tuple[bytes, ...]) -> None:
         self.record.events += len(payloads)
         self.record.relayed_bytes += sum(map(len, payloads))
