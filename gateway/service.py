@@ -136,9 +136,14 @@ class GatewayService(MultiService):
         )
         figures.setServiceParent(self)
         self.whole = Running(
-            self.environment, self.tenants, self.admission, self.door, self.threshold, figures
+            self.environment,
+            self.tenants,
+            self.admission,
+            self.door,
+            self.threshold,
+            figures,
+            lambda: self._responses.turns_running,
         )
-        self.whole.http_turns = lambda: self._responses.turns_running
         self._access = Access(
             admin.token, is_loopback(admin.listen or ""), admin.hosts, reactor.seconds
         )

@@ -119,11 +119,16 @@ class Account:
             if wait > 0:
                 until = self._now() + wait
                 return Unavailable(AccountState.READY, "requests_per_minute is reached", until)
-        if self._way is not None:
-            barred = self._way.unavailable()
-            if barred is not None:
-                return Unavailable(AccountState.COOLING, *barred)
-        return None
+        return self._barred()
+
+    def blocked(self) -> Unavailable | None:
+        """Why no turn can go here now, whatever its model and be the account full or not."""
+        return self.health.blocked() or self._barred()
+
+    def _barred(self) -> Unavailable | None:
+        """What ails the way out."""
+        barred = None if self._way is None else self._way.unavailable()
+        return None if barred is None else Unavailable(AccountState.COOLING, *barred)
 
     def clear(self) -> None:
         """The operator says that nothing is wrong with it, or with its way out, any more."""

@@ -241,16 +241,19 @@ class Health:
             "breaker": {"state": breaker.state.value, "failures": breaker.failures},
         }
 
-    def _look(self, model: str | None) -> Unavailable | None:
+    def blocked(self) -> Unavailable | None:
+        """Why no turn may go there now, whatever its model; None when one may."""
         if self._wish is not Wish.SERVE:
             disabled = self._wish is Wish.DISABLE
             state = AccountState.DISABLED if disabled else AccountState.DRAINING
             return Unavailable(state, f"the operator: {state.value}", None)
-        now = self._now()
-        found = self._look_at_account(now)
+        return self._look_at_account(self._now())
+
+    def _look(self, model: str | None) -> Unavailable | None:
+        found = self.blocked()
         of_model = self._models.get(model)
-        if of_model is not None:
-            reasons = (found, of_model.unavailable(now))
+        if of_model is not None and self._wish is Wish.SERVE:
+            reasons = (found, of_model.unavailable(self._now()))
             found = max(filter(None, reasons), key=_until, default=None)
         return found
 

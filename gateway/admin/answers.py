@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import msgspec
 from twisted.web.http import Request
 
+from .heads import header_values
+
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"
 
@@ -94,8 +96,7 @@ def wants_html(request: Request) -> bool:
 
 def accepted(request: Request) -> str:
     """What the client says that it accepts, bounded; its bytes may be any."""
-    values = request.requestHeaders.getRawHeaders(b"accept") or []
-    return b",".join(values)[:1000].decode("latin-1")
+    return ",".join(header_values(request, b"accept"))[:1000]
 
 
 def _quality(accepted: str, wanted: str) -> float:

@@ -50,8 +50,8 @@ class Running:
     door: ResponsesFactory
     threshold: LogThreshold
     figures: Figures
+    http_turns: Callable[[], int]
     configuration: Configuration = field(default_factory=Configuration)
-    http_turns: Callable[[], int] = lambda: 0
 
     def __post_init__(self) -> None:
         self.started_at = self.now()

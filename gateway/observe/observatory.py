@@ -38,11 +38,10 @@ _LIMITS = {
     "tokens_per_day": "usage_limit_reached",
 }
 
-_log = Logger(namespace="gateway.observe")
-
-
 #: States in which nobody wants an account to be.
 _RESTS = frozenset((AccountState.COOLING, AccountState.EXHAUSTED, AccountState.UNAUTHORIZED))
+
+_log = Logger(namespace="gateway.observe")
 
 
 class _Errors(NamedTuple):
@@ -243,5 +242,5 @@ def _rests_since(account: Account, now: float) -> float | None:
     if account.health.state in _RESTS:
         since: float = account.health.snapshot()["since"]
         return since
-    barred = account.unavailable(None)
+    barred = account.blocked()
     return now if barred is not None and barred.state in _RESTS else None

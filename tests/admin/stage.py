@@ -132,6 +132,7 @@ class Admin:
             self.door,
             self.threshold,
             NoFigures(),
+            lambda: 0,
         )
         self.access = Access(token, loopback, hosts, self.clock.seconds)
         self.api = Api(self.running, self.access, lambda _: ("text/plain", b""))

@@ -47,6 +47,23 @@ def shown(admin: Admin, name: str) -> Any:
     return next(each for each in accounts if each["name"] == name)
 
 
+def test_a_rest_of_requests_without_a_model_blocks_no_account(admin: Admin) -> None:
+    for name, account in admin.world.accounts.items():
+        limited = Fault(FaultKind.RATE_LIMITED, LIMITED, admin.clock.seconds() + 30)
+        account.health.reserve(None).refused(limited)
+        assert shown(admin, name)["state"] == "ready"
+    assert admin.ask("/readyz").status == 200
+    assert [what for level, what in told(admin) if level == "red"] == []
+
+
+def test_a_full_account_behind_a_broken_proxy_is_not_ready(admin: Admin) -> None:
+    first = next(iter(admin.world.accounts))
+    admin.world.accounts[first]._max_in_flight = 0
+    bar(admin, first)
+    assert shown(admin, first)["state"] == "cooling"
+    assert any(first in what for _, what in told(admin))
+
+
 # --- a broken proxy ------------------------------------------------------------------------------
 
 

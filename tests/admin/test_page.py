@@ -14,6 +14,7 @@ import pytest
 from gateway.admin.page import Asked, Page, Viewer
 from gateway.admin.page.login import render_login
 from gateway.admin.page.markup import Html, tag
+from gateway.admin.page.page import PARTS
 from tests.admin.shown import NOW, Shown
 
 OPERATOR = Viewer(None, signed_in=True, can_sign_in=True)
@@ -233,7 +234,7 @@ def test_a_part_is_a_part() -> None:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("part", ["", *Page.PARTS])
+@pytest.mark.parametrize("part", ["", *PARTS])
 def test_no_word_that_comes_from_elsewhere_becomes_markup(attack: str, part: str) -> None:
     asked = {"q": attack, "account": attack, "key": attack, "status": attack, "why": attack}
     page = rendered(Shown(words=attack), part=part, **asked)

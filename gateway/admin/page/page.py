@@ -43,9 +43,6 @@ class Page:
     :param now: unix seconds.
     """
 
-    #: The parts that the script asks for by ``?part=``.
-    PARTS = ("top", "accounts", "conversations", "turns", "keys", "memory", "configuration")
-
     def __init__(self, source: PageSource, now: Callable[[], float]) -> None:
         self._source = source
         self._now = now
@@ -60,14 +57,14 @@ class Page:
         """
         asked = Asked.of(arguments)
         part = (arguments.get(b"part") or [b""])[0].decode("ascii", "replace")
-        if part in self.PARTS:
+        if part in PARTS:
             return self._shared(
                 (part, asked, viewer), lambda: _encoded(self._part(part, asked, viewer))
             )
         return self._shared(("", asked, viewer), lambda: self._whole(asked, viewer))
 
     def _whole(self, asked: Asked, viewer: Viewer) -> bytes:
-        bodies: dict[str, Any] = {name: self._part(name, asked, viewer) for name in self.PARTS}
+        bodies: dict[str, Any] = {name: self._part(name, asked, viewer) for name in PARTS}
         bodies["now"] = bodies.pop("top")
         state = str(self._status().get("state", "ready"))
         return document(
@@ -89,7 +86,7 @@ class Page:
         )
 
     def _part(self, name: str, asked: Asked, viewer: Viewer) -> Html:
-        return tag("div", _MAKERS[name](self, asked, viewer), data_part=name)
+        return tag("div", PARTS[name](self, asked, viewer), data_part=name)
 
     def _top(self, asked: Asked, viewer: Viewer) -> list[Html]:
         status = self._status()
@@ -160,7 +157,8 @@ class Page:
         self._kept_until = 0.0
 
 
-_MAKERS: dict[str, Callable[[Page, Asked, Viewer], Any]] = {
+#: The parts that the script asks for by ``?part=``, in their order.
+PARTS: dict[str, Callable[[Page, Asked, Viewer], Any]] = {
     "top": Page._top,
     "accounts": Page._accounts,
     "conversations": Page._conversations,

@@ -9,7 +9,6 @@ from typing import Any
 NONE = "–"
 _SPACE = "\u00a0"
 _SIZES = ("B", "kB", "MB", "GB", "TB")
-Number = float | int
 
 
 def number(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from ...accounts.account import Account
-from ...accounts.health import AccountState, Unavailable
+from ...accounts.health import AccountState
 from ...accounts.pool import Pool
 from ...config.secrets import without_credentials
 from ..running import Running
@@ -66,18 +66,11 @@ def account(running: Running, account: Account) -> dict[str, Any]:
     }
 
 
-def blocked(account: Account) -> Unavailable | None:
-    """Why no turn at all can go there, be it full for the moment or not; None when one can."""
-    found = account.unavailable(None)
-    return None if found is None or found.state is AccountState.READY else found
-
-
 def state(account: Account) -> AccountState:
     """The state that is shown: a broken proxy makes every account behind it rest, too."""
     found = account.health.state
-    if found is AccountState.READY:
-        barred = blocked(account)
-        return found if barred is None else barred.state
+    if found is AccountState.READY and (barred := account.blocked()) is not None:
+        return barred.state
     return found
 
 
@@ -88,8 +81,11 @@ def _besides_its_health(account: Account) -> dict[str, Any]:
     """
     if account.health.state is not AccountState.READY:
         return {}
-    found = account.unavailable(None)
-    if found is None or found.until is None:
+    barred = account.blocked()
+    if barred is not None:
+        shown = {"state": barred.state.value, "why": barred.why, "until": barred.until}
+        return {**shown, "since": None}
+    full = account.unavailable(None)
+    if full is None or full.until is None or full.state is not AccountState.READY:
         return {}
-    shown = {"state": found.state.value, "why": found.why, "until": found.until}
-    return shown if found.state is AccountState.READY else {**shown, "since": None}
+    return {"why": full.why, "until": full.until}

@@ -14,7 +14,6 @@ from ...breaker import BreakerState
 from ...observe.alarms import alarm
 from ...protocol.faults import FaultKind
 from ..running import Running
-from .accounts import blocked
 
 Alarm = dict[str, Any]
 Shown = Mapping[str, Any]
@@ -58,7 +57,7 @@ def alarms(running: Running, accounts: Sequence[Shown]) -> list[Alarm]:
 def _nobody(running: Running, shown: Sequence[Shown]) -> Iterator[Alarm]:
     """Nobody serves at all, or nobody serves a model that they have."""
     accounts = running.environment.pool.accounts
-    reasons = [blocked(each) for each in accounts]
+    reasons = [each.blocked() for each in accounts]
     if all(reasons):
         since = max(filter(None, (each["since"] for each in shown)), default=None)
         what = "no account is usable" + _first_of(reasons)
@@ -120,22 +119,23 @@ def _lost(accounts: Sequence[Shown]) -> Iterator[Alarm]:
     """Accounts that nobody but the operator, or a long time, brings back."""
     for state, (level, advice) in _LOST.items():
         lost = [each for each in accounts if each["state"] == state.value]
-        for each in lost[: _ONE_BY_ONE if len(lost) <= _ONE_BY_ONE else 0]:
+        if len(lost) > _ONE_BY_ONE:
+            what = f"{len(lost)} accounts are {state.value}: {_some(lost)}"
+            yield alarm(level, what, max(each["since"] for each in lost), None, advice)
+            continue
+        for each in lost:
             until = each["resets_at"] if state is AccountState.EXHAUSTED else None
             why = f": {each['why']}" if each["why"] else ""
             yield alarm(
                 level, f"{each['name']} is {state.value}{why}", each["since"], until, advice
             )
-        if len(lost) > _ONE_BY_ONE:
-            what = f"{len(lost)} accounts are {state.value}: {_some(lost)}"
-            yield alarm(level, what, max(each["since"] for each in lost), None, advice)
 
 
 def _behind_proxies(accounts: Sequence[Account]) -> Iterator[Alarm]:
     """Accounts that cannot be reached, by the reason that those behind one proxy share."""
     behind: dict[str, list[Shown]] = defaultdict(list)
     for account in accounts:
-        if account.health.state is AccountState.READY and (barred := blocked(account)):
+        if account.health.state is AccountState.READY and (barred := account.blocked()):
             behind[barred.why].append({"name": account.name})
     for why, those in behind.items():
         what = f"{_some(those)} cannot be reached: {why}"

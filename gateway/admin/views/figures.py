@@ -33,4 +33,4 @@ class Figures(Protocol):
         """``[{name, size, bound, unit, bytes}]`` of every bounded structure."""
 
     def alarms(self) -> Sequence[Mapping[str, Any]]:
-        """``[{level: "red" | "amber", what, since}]`` of what was measured."""
+        """``[{level: "red" | "amber", what, since, until, advice}]`` of what was measured."""

@@ -9,7 +9,7 @@ import msgspec
 
 from ... import __version__
 from ..running import Running
-from .accounts import account, blocked, conversations_by_account
+from .accounts import account, conversations_by_account
 from .alarms import alarms
 from .keys import keys
 
@@ -18,7 +18,7 @@ def ready(running: Running) -> str | None:
     """Why no new work is welcome, or None when it is."""
     if running.admission.draining:
         return "draining"
-    if all(map(blocked, running.environment.pool.accounts)):
+    if all(each.blocked() for each in running.environment.pool.accounts):
         return "no account is usable"
     return None
 
