@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -93,6 +95,15 @@ def refusal(client: WsClient, code: str = "egress_proxy_error") -> str:
     return message
 
 
+def idle_connections(gateway: Gateway) -> int:
+    """Upstream connections that are kept for the next turn."""
+    with urlopen(
+        f"http://127.0.0.1:{gateway.admin_port}/status/memory", timeout=DEADLINE
+    ) as answer:
+        registers = json.load(answer)["registers"]
+    return next(each["size"] for each in registers if each["name"] == "idle upstream connections")
+
+
 @pytest.mark.parametrize("login", [None, PLAIN_LOGIN], ids=["open", "login"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("kind", [ConnectProxy, SocksProxy])
@@ -101,9 +112,12 @@ def test_turns_go_through_a_proxy(
 ) -> None:
     tls = scene.authority.server(NAME) if scheme == "https" else None
     upstream, proxy = scene.upstream(tls=tls), scene.proxy(kind, login)
-    client = scene.gateway(behind(upstream, proxy, ca_file=str(scene.authority.file))).connect()
+    gateway = scene.gateway(behind(upstream, proxy, ca_file=str(scene.authority.file)))
+    client = gateway.connect()
     for _ in range(3):
         completed(turn(client))
+        # The terminal event comes before the answer's end, and the connection is free after that.
+        _eventually(lambda: None, lambda: idle_connections(gateway) == 1)
     assert proxy.targets == [(NAME, upstream.port)], "one kept connection, to the name"
     assert upstream.requests[0].header("host") == f"{NAME}:{upstream.port}"
     assert upstream.requests[0].header("proxy-authorization") is None
@@ -259,5 +273,5 @@ def _eventually(do: Callable[[], object], until: Callable[[], bool]) -> None:
         do()
         if until():
             return
-        assert time.monotonic() < deadline, "the proxy lives, and is not used"
+        assert time.monotonic() < deadline, "what was waited for did not happen"
         time.sleep(0.1)
