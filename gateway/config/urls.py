@@ -6,6 +6,8 @@ import ipaddress
 import re
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import idna
+
 from gateway.config.errors import MistakeError
 from gateway.config.secrets import MASK, without_credentials
 
@@ -18,8 +20,6 @@ _PROXY_WORDS = (
     "%40 stands for an @ in a password"
 )
 _GRAPHIC = re.compile(r"[\x21-\x7e]+")
-# What the resolver takes: Twisted refuses anything else, names with an underscore among it.
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 _HOST_WORDS = "whose host is an address, or a name of letters, digits and hyphens (no underscore)"
 # What the gateway itself puts behind a base URL.
 _ENDPOINTS = ("/responses", "/chat/completions", "/models")
@@ -79,10 +79,14 @@ def check_proxy(text: str, path: str) -> None:
 
 
 def _can_be_looked_up(host: str) -> bool:
+    """Whether Twisted asks the resolver for it: for no underscore, and no `--` of its own."""
     if ":" in host:
         return "%" not in host and _is_address(host)
-    labels = host.removesuffix(".").split(".")
-    return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in labels)
+    try:
+        idna.encode(host)
+    except idna.IDNAError:
+        return False
+    return True
 
 
 def _is_address(host: str) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hyperlink import EncodedURL
 from treq.client import HTTPClient
+from treq.response import _Response as TreqResponse
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IConsumer, IStreamClientEndpoint
@@ -47,7 +49,26 @@ def http_client(
     paths = EgressEndpoints(reactor, connect_seconds, egress or Egress())
     endpoints = CoalescingEndpointFactory(paths, reactor, connect_seconds)
     agent = Agent.usingEndpointFactory(reactor, endpoints, pool)
-    return HTTPClient(IdentityEncodingAgent(agent), data_to_body_producer=_body_producer)
+    return LiteralHostClient(IdentityEncodingAgent(agent), data_to_body_producer=_body_producer)
+
+
+class LiteralHostClient(HTTPClient):
+    """treq's client, which asks for the host as it is written."""
+
+    def request(self, method: str, url: str, **options: Any) -> Deferred[TreqResponse]:  # type: ignore[override]
+        """See ``HTTPClient``."""
+        return super().request(method, _LiteralHostURL.from_text(url), **options)
+
+
+class _LiteralHostURL(EncodedURL):
+    """A URL whose host needs no encoding: the configuration takes no other.
+
+    hyperlink takes every host for a name that needs IDNA, and fails with IPv6 addresses.
+    """
+
+    def to_uri(self) -> EncodedURL:
+        """See ``EncodedURL``: path and query are encoded, the host is not."""
+        return EncodedURL.to_uri(self.replace(host="")).replace(host=self.host)
 
 
 @implementer(IAgentEndpointFactory)

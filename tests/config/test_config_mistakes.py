@@ -167,7 +167,10 @@ MISTAKES = [
             "host is an address, or a name of letters, digits and hyphens (no underscore)",
         )
         # Whatever Twisted would refuse at the first turn.
-        for host in ("my_vllm:8000", "a..b", ".x", "-x", "x-", "*.x", "[fe80::1%25eth0]", "a" * 64)
+        for host in (
+            *("my_vllm:8000", "a..b", ".x", "-x", "x-", "*.x", "eu--1.x", "xn--a.x"),
+            *("[fe80::1%25eth0]", "a" * 64),
+        )
     ),
     (account(base_url="'http://x:/v1'"), "accounts[0].base_url: 'http://x:/v1': expected an http:"),
     *(

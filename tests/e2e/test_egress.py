@@ -24,7 +24,7 @@ from tests.e2e.proxies import (
 from tests.support.checks import assert_error, completed
 from tests.support.events import Json
 from tests.support.gateway import Gateway, account
-from tests.support.upstream import Upstream
+from tests.support.upstream import Upstream, new_listener
 from tests.support.wsclient import WsClient
 from tests.upstream.authority import Authority
 
@@ -122,6 +122,23 @@ def test_turns_go_through_a_proxy(
     assert upstream.requests[0].header("host") == f"{NAME}:{upstream.port}"
     assert upstream.requests[0].header("proxy-authorization") is None
     assert upstream.connections == 1
+
+
+@pytest.mark.parametrize("kind", [None, ConnectProxy, SocksProxy])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_upstream_may_be_an_address_of_ipv6(
+    scene: Scene, kind: type[LoopbackProxy] | None, scheme: str
+) -> None:
+    try:
+        listener = new_listener("::1")
+    except OSError:
+        pytest.skip("this machine has no ::1")
+    upstream = scene.upstream(tls=scene.authority.server("::1") if scheme == "https" else None)
+    upstream.listen(listener)
+    fields = {} if kind is None else {"proxy": scene.proxy(kind).url}
+    entry = account("north", upstream, ca_file=str(scene.authority.file), **fields)
+    completed(turn(scene.gateway(entry).connect()))
+    assert upstream.requests[0].header("host") == f"[::1]:{upstream.port}"
 
 
 @pytest.mark.parametrize("kind", [None, ConnectProxy])

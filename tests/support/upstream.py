@@ -182,8 +182,9 @@ def sse_bytes(event: Json, event_line: bool = True) -> bytes:
     return f"{head}data: {data}\n\n".encode()
 
 
-def new_listener() -> socket.socket:
-    return socket.create_server(("127.0.0.1", 0), backlog=256)
+def new_listener(host: str = "127.0.0.1") -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, 0), family=family, backlog=256)
 
 
 class Upstream:
@@ -224,7 +225,9 @@ class Upstream:
 
     @property
     def base_url(self) -> str:
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}/v1"
+        host = self.listen().getsockname()[0]
+        shown = f"[{host}]" if ":" in host else host
+        return f"{'https' if self._tls else 'http'}://{shown}:{self.port}/v1"
 
     # ---- for tests
 

@@ -10,6 +10,7 @@ from twisted.internet.error import ConnectionLost, ConnectionRefusedError, Timeo
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
+from gateway.config.urls import base_url
 from gateway.protocol.faults import FaultKind, attribute
 from gateway.protocol.refusals import may_move
 from gateway.protocol.sse import EventStreamParser
@@ -42,6 +43,29 @@ def test_the_request_is_one_post_that_asks_for_plain_events(wire: Wire) -> None:
     assert [line for line in lines if line.startswith(b"accept-encoding")] == [
         b"accept-encoding: identity"
     ]
+    exchange.cancel()
+    wire.check_rest()
+
+
+@pytest.mark.parametrize(
+    ("base", "host"),
+    [
+        ("http://[::1]:8000/v1", b"[::1]:8000"),
+        ("http://[2001:db8::17]/v1", b"[2001:db8::17]"),
+        ("http://[2001:DB8::17]:80/v1", b"[2001:DB8::17]"),
+        ("http://[::ffff:127.0.0.1]:9/v1", b"[::ffff:127.0.0.1]:9"),
+        ("http://127.0.0.1:8000/v1", b"127.0.0.1:8000"),
+        ("http://API.example./v1", b"API.example."),
+        ("http://xn--bcher-kva.example:81/v1", b"xn--bcher-kva.example:81"),
+    ],
+)
+def test_every_host_that_a_configuration_may_have_is_asked(base: str, host: bytes) -> None:
+    assert base_url(base, "base_url") == base
+    wire = Wire(base=base)
+    exchange, _, connection = wire.started()
+    head, _, _ = connection.request.partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/responses HTTP/1.1\r\n")
+    assert [line for line in head.split(b"\r\n") if line.startswith(b"Host:")] == [b"Host: " + host]
     exchange.cancel()
     wire.check_rest()
 
