@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed-for-development
+PINS := tests/e2e/clients
+CLIENTS := .e2e/.installed
 
-.PHONY: run test fast lint bench clean
+.PHONY: run test fast lint bench clients clean
 
 run: $(STAMP) ## start the gateway on the simulator and drive one tool conversation through it
 	$(VENV)/bin/python -m gateway.demo $(ARGS)
@@ -23,6 +25,8 @@ bench: $(STAMP) ## tables of measurements: the relay, and the admin side
 	$(VENV)/bin/python bench/run.py
 	$(VENV)/bin/python bench/admin.py
 
+clients: $(CLIENTS) ## the real clients that `make test` drives: 700 MB from npm
+
 clean: ## what the other targets made
 	rm -rf $(VENV) .e2e
 
@@ -32,4 +36,10 @@ $(STAMP): setup.cfg pyproject.toml
 	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test,lint]"
 	$(VENV)/bin/twistd --help >/dev/null
+	touch $@
+
+$(CLIENTS): $(PINS)/package.json
+	mkdir -p .e2e/node
+	cp $(PINS)/package.json .e2e/node/
+	npm install --prefix .e2e/node --no-audit --no-fund --no-package-lock --no-update-notifier
 	touch $@

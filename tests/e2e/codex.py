@@ -14,7 +14,19 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NODE_MODULES = REPOSITORY / ".e2e" / "node" / "node_modules"
+PINS = Path(__file__).parent / "clients" / "package.json"
 ENV_KEY = "E2E_GATEWAY_KEY"
+
+
+def _pinned(name: str) -> str:
+    """The version of a package that has another name here: `npm:@openai/codex@0.118.0`."""
+    wanted: str = json.loads(PINS.read_text())["dependencies"][name]
+    return wanted.rpartition("@")[2]
+
+
+#: The versions of Codex that the gateway is tested with.
+OLDEST = _pinned("codex-oldest")
+NEWEST = _pinned("codex-newest")
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,8 @@
 * `lossy_front` is the fault this product was built against, kept as a control: the same checks must
   fail behind it.
 
-Codex comes from npm, two versions side by side (some 570 MB, not tracked by git):
-
-    npm install --prefix .e2e/node --no-save --no-package-lock \
-        codex-0169@npm:@openai/codex@0.169.0 codex-0118@npm:@openai/codex@0.118.0
+Codex comes from npm, two versions side by side (some 700 MB, not tracked by git): `make clients`
+installs what `clients/package.json` names.
 
 The admin page's tests drive a real Chromium (`apt install chromium`; `browser` steers it).
 

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.admin.page.layout import FORMS
 from tests.e2e.browser import Visit, chromium, executable
-from tests.e2e.codex import CodexClient, CodexRun, run_codex
+from tests.e2e.codex import NEWEST, CodexClient, CodexRun, run_codex
 from tests.e2e.conftest import CLIENT_KEY, Scene
 from tests.e2e.scripted_model import success_text, task_prompt
 from tests.support.events import user
@@ -21,7 +21,7 @@ from tests.support.ports import free_port
 from tests.support.strict import Mode, Strict
 
 TOKEN = "token-of-the-operator"
-CODEX = CodexClient("0.169.0", "gpt-5.5")
+CODEX = CodexClient(NEWEST, "gpt-5.5")
 ROUNDS = 8
 PHONE = {"viewport": {"width": 360, "height": 740}}
 
@@ -105,7 +105,7 @@ def test_numbers_move_without_a_reload_while_codex_runs_a_tool_loop(
     scene: Scene, upstreams: list[Strict], gateway: Gateway, visit: Open
 ) -> None:
     if CODEX.binary() is None:
-        scene.unavailable(f"{CODEX} is not installed under .e2e/node (see tests/e2e/conftest.py)")
+        scene.unavailable(f"{CODEX} is not installed (make clients)")
     for upstream in upstreams:
         upstream.brain = _slowly(upstream.brain)
     opened = visit()

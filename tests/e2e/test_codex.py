@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.codex import CodexClient, CodexRun, run_codex
+from tests.e2e.codex import NEWEST, OLDEST, CodexClient, CodexRun, run_codex
 from tests.e2e.conftest import CLIENT_KEY, Scene
 from tests.e2e.scripted_model import recall_text, success_text, task_prompt
 from tests.e2e.tap import Connection, Tap
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.e2e
 
 ROUNDS = 10
 CLIENTS = [
-    CodexClient("0.118.0", "gpt-5.4"),
-    CodexClient("0.169.0", "gpt-5.5"),
-    CodexClient("0.169.0", "gpt-6.1-sol"),
+    CodexClient(OLDEST, "gpt-5.4"),
+    CodexClient(NEWEST, "gpt-5.5"),
+    CodexClient(NEWEST, "gpt-6.2-sol"),
 ]
 each_client = pytest.mark.parametrize("client", CLIENTS, ids=str)
 each_mode = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.value)
@@ -33,7 +33,7 @@ each_mode = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.va
 def drive(scene: Scene, client: CodexClient, base_url: str, **options: Any) -> CodexRun:
     """One `codex exec`, with the tool loop as its prompt unless `prompt` says otherwise."""
     if client.binary() is None:
-        scene.unavailable(f"{client} is not installed under .e2e/node (see tests/e2e/conftest.py)")
+        scene.unavailable(f"{client} is not installed (make clients)")
     options.setdefault("prompt", task_prompt(ROUNDS, scene.directory / "ran.txt"))
     run = run_codex(
         client,

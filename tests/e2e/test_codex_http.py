@@ -179,8 +179,8 @@ def _without_models(exchange: Exchange) -> bool:
 def test_10_84_codex_sends_zstd_after_a_chatgpt_login(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 0.118.0; 0.169.0 also wants a backend with HTTPS and answers of its own."""
-    client = CodexClient("0.118.0", "gpt-5.4")
+    """Of the oldest; newer ones also want a backend with HTTPS and answers of its own."""
+    client = CodexClient(codex.OLDEST, "gpt-5.4")
     token = signed_in()
     upstream = scene.upstream(Mode.STATELESS)
     upstream.before_answer = _without_models
