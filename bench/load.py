@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import wire
 
 TIMEOUT = 60.0
+DELTA_MARK = b'"response.output_text.delta"'
 _READ = 1 << 18
 _BATCH = 40  # connections opened at once: below every listen backlog
 
@@ -133,6 +134,22 @@ def wave(links: Sequence[Link], requests: Sequence[bytes], keep: int = 0) -> lis
     for number in range(keep):
         answers[number].data = b"".join(kept[number])
     return answers
+
+
+def first_delta(link: Link, request: bytes) -> float:
+    """Seconds until the first delta of one paced answer, which is then read to its end."""
+    sent = time.perf_counter()
+    link.sock.sendall(request)
+    received = b""
+    while DELTA_MARK not in received:
+        received += link.sock.recv(_READ)
+    seconds = time.perf_counter() - sent
+    while link.end_mark not in received[-200:]:
+        data = link.sock.recv(_READ)
+        if not data:
+            raise BenchError(f"port {link.port} closed the connection after {received[-200:]!r}")
+        received += data
+    return seconds
 
 
 def check(link: Link, answer: Answered, deltas: int) -> None:

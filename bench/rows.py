@@ -46,6 +46,7 @@ class Scale:
     burst_deltas: int = 4000
     paced_seconds: float = 3.0
     waves: tuple[tuple[int, int], ...] = ((1, 100), (50, 8), (500, 2))  # connections, waves
+    delta_turns: int = 40
     turns: tuple[tuple[str, int, int], ...] = (
         ("300 B", 300, 200),
         ("100 KB", 100_000, 60),
@@ -61,12 +62,15 @@ QUICK = Scale(
     burst_deltas=1500,
     paced_seconds=1.0,
     waves=((1, 30), (50, 2), (500, 1)),
+    delta_turns=15,
     turns=(("300 B", 300, 40), ("100 KB", 100_000, 15), ("1 MB", 1_000_000, 5)),
     replayed_turns=8,
     idle_rounds=1,
 )
 
 BURST_STREAMS, PACED_STREAMS, PACED_RATE = 50, 200, 50
+DELTA_WAYS = (("websocket", True), ("events", False))  # how the client of a stream listens
+DELTA_MODEL = wire.model_name(8, 5)
 REPLAYED_INPUT = 600  # bytes of request per turn of the transcript
 REPLAYED_DELTAS = 60  # answered with some 300 bytes of text
 
@@ -116,6 +120,21 @@ class Measurements:
                     for n in connections
                 ],
                 self.first_event,
+                with_direct=True,
+            ),
+            Measurement(
+                "delta",
+                [
+                    Row(
+                        f"delta.{way}",
+                        f"added time to first delta, 5 ms pace, {way}",
+                        "ms",
+                        False,
+                        True,
+                    )
+                    for way, _ in DELTA_WAYS
+                ],
+                self.first_delta,
                 with_direct=True,
             ),
             Measurement(
@@ -207,6 +226,23 @@ class Measurements:
             finally:
                 load.close(links)
             yield f"first.{count}", statistics.median(seconds) * 1e3
+
+    def first_delta(self, subject: Subject, round_: int) -> Iterator[tuple[str, float]]:
+        """A delta right after the events before it: a client is late to acknowledge those."""
+        speaks_both = subject.name == "gateway"
+        for way, websocket in DELTA_WAYS:
+            if subject.name == "direct":
+                websocket = False
+            elif websocket != subject.websocket and not speaks_both:
+                continue
+            (link,) = load.connect(subject.process.port, websocket, 1)
+            try:
+                request = link.encode(wire.request_body(DELTA_MODEL))
+                load.first_delta(link, request)
+                seconds = [load.first_delta(link, request) for _ in range(self.scale.delta_turns)]
+            finally:
+                link.close()
+            yield f"delta.{way}", statistics.median(seconds) * 1e3
 
     def chained_turns(self, subject: Subject, round_: int) -> Iterator[tuple[str, float]]:
         for name, size, turns in self.scale.turns:

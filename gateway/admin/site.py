@@ -12,6 +12,7 @@ from twisted.web.server import Request as SiteRequest
 from twisted.web.server import Site
 
 from ..deadline import Deadline
+from ..sockets import set_up
 from .answers import set_security_headers
 from .api import Api
 from .resource import AdminResource
@@ -87,6 +88,7 @@ class AdminChannel(HTTPChannel):
     def connectionMade(self) -> None:
         """Count it, and see that its first request comes soon."""
         super().connectionMade()
+        set_up(self.transport)
         self._arrival = Deadline(self.site.reactor, self._too_slow)
         self._leaving = Deadline(self.site.reactor, self._abort)
         if len(self.site.connections) >= MAX_CONNECTIONS:

@@ -14,6 +14,7 @@ from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
 
 from ..protocol.errors import ApiError
+from ..sockets import set_up
 from .handover import hand_over, head_asks_for_websocket
 from .incoming import Incoming
 from .refusal import headers_too_long, refusal
@@ -50,6 +51,7 @@ class Front(TwistedProtocol):
 
     def connectionMade(self) -> None:
         """Wait for the head, but not for ever."""
+        set_up(self.transport)
         self._deadline = self.factory.reactor.callLater(
             self.factory.head_seconds, self.transport.abortConnection
         )

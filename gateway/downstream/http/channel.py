@@ -8,7 +8,6 @@ without a body.
 from __future__ import annotations
 
 import enum
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IDelayedCall
@@ -85,8 +84,6 @@ class HttpChannel(HTTPChannel):
     def connectionMade(self) -> None:
         """The first request's head is here, or on its way."""
         super().connectionMade()
-        with suppress(AttributeError):  # a UNIX socket has none
-            self.transport.setTcpKeepAlive(1)
         self._deadline.start(self.site.head_seconds)
 
     def dataReceived(self, data: bytes) -> None:

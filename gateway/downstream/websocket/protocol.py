@@ -7,7 +7,6 @@ message is one JSON object; each event goes out as one text message (§3, §4).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +54,9 @@ class ResponsesProtocol(WebSocketServerProtocol):
     # --- handshake -------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        """A dead peer is noticed by the kernel; idle ones may stay (§10.9)."""
+        """A client that says nothing may stay (§10.9)."""
         super().connectionMade()
         self._patience = Patience(self.factory.reactor)
-        with suppress(AttributeError):  # a UNIX socket has none
-            self.transport.setTcpKeepAlive(1)
 
     def onConnect(self, request: ConnectionRequest) -> None:
         """Let the client in, or answer with an error.
