@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from ..ledger.records import Ledger, Record, foreign_record
 from ..protocol.errors import ApiError
-from ..protocol.items import brings_history, unanswered_calls
+from ..protocol.items import brings_history, names_of_call, unanswered_calls
 from ..protocol.request import TurnRequest
 from ..tenants.interface import TenantLimits
 
@@ -64,8 +64,8 @@ class Lineage:
         """``record`` was given out on ``lane``."""
         _put(self._issued, record.id, lane)
         for item in record.output:
-            if item.call_id is not None:
-                _put(self._calls, item.call_id, record.id)
+            for name in names_of_call(item):
+                _put(self._calls, name, record.id)
 
     def evict(self, response_id: str | None, lane: str | None) -> None:
         """A turn on ``lane`` that named ``response_id`` was wrong in itself.

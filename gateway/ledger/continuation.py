@@ -9,10 +9,8 @@ import enum
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import msgspec
-
-from ..protocol.errors import UNREADABLE
 from ..protocol.items import Item
+from .history import without_history
 from .records import Record
 
 
@@ -59,11 +57,10 @@ def chain_plan(anchor: Record, after: Sequence[Record], new: Sequence[Item]) -> 
     Responses after the anchor may be another account's: an interrupted one is held nowhere.
     """
     account = anchor.account or ""
-    transcript = Transcript()
     carried: list[bytes] = []
     for record in after:
-        carried += _carried(record, account, anchor.store, False, transcript)
-    own = carry(new, account, True)
+        carried += _carried(record, account, anchor.store, False)
+    own = carry(without_history(after[-1], new) if after else new, account, True)
     verbatim = not after and len(own) == len(new)
     return Plan(Route.CHAINED, anchor.id, None if verbatim else carried + own, None)
 
@@ -84,11 +81,10 @@ def whole_plan(
     :param unsealed: leave out all sealed reasoning, whoever issued it.
     """
     path = list(parent.ancestry())[::-1] if parent is not None else []
-    transcript = Transcript()
     carried: list[bytes] = []
     for record in path:
-        carried += _carried(record, account, store, unsealed, transcript)
-    own = carry(transcript.fresh(new) if path else new, account, store, unsealed)
+        carried += _carried(record, account, store, unsealed)
+    own = carry(without_history(parent, new), account, store, unsealed)
     if not any(record.held_upstream for record in path):
         verbatim = not path and len(own) == len(new)
         return Plan(Route.ROOT, None, None if verbatim else carried + own, None)
@@ -117,41 +113,15 @@ def pin_of(parent: Record | None, items: Iterable[Item]) -> str | None:
     return pin
 
 
-class Transcript:
-    """What a replay holds so far; exact repeats and references to it add nothing (§8.3.4-5)."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str], bytes] = {}
-        self._ids: set[str] = set()
-
-    def fresh(self, items: Iterable[Item]) -> list[Item]:
-        """What of ``items`` is not there yet; it is from now on."""
-        added: list[Item] = []
-        for item in items:
-            name = item.id or item.call_id
-            if name is not None:
-                if item.type == "item_reference" and name in self._ids:
-                    continue
-                if _same(self._known.get((item.type, name)), item.raw):
-                    continue
-                self._known[item.type, name] = item.raw
-                if item.id is not None and item.type != "item_reference":
-                    self._ids.add(item.id)
-            added.append(item)
-        return added
-
-
-def _carried(
-    record: Record, account: str, store: bool, unsealed: bool, transcript: Transcript
-) -> list[bytes]:
+def _carried(record: Record, account: str, store: bool, unsealed: bool) -> list[bytes]:
     """What of a remembered response may go to ``account``.
 
     Unsealed reasoning is found by its id: only where it was stored (§8.3.3, §8.3.9).
     """
     known = store and record.account in (None, account)
     stored = known and record.store and record.held_upstream
-    return carry(transcript.fresh(record.input), account, known, unsealed) + carry(
-        transcript.fresh(record.output), account, stored, unsealed
+    return carry(record.input, account, known, unsealed) + carry(
+        record.output, account, stored, unsealed
     )
 
 
@@ -159,14 +129,3 @@ def _reasoning_may_go(item: Item, account: str, store: bool, unsealed: bool) -> 
     if item.sealed:
         return not unsealed and item.issuer in (None, account)
     return store
-
-
-def _same(known: bytes | None, raw: bytes) -> bool:
-    if known is None:
-        return False
-    if known == raw:
-        return True
-    try:
-        return bool(msgspec.json.decode(known) == msgspec.json.decode(raw))
-    except UNREADABLE:
-        return False

@@ -19,7 +19,7 @@ class Record(msgspec.Struct, eq=False):
 
     :ivar tenant: the client key that may continue it (design law 14).
     :ivar parent: the response it continued, or None for a root.
-    :ivar input: the items the client sent with it.
+    :ivar input: the items the client sent with it, without a history that it sent again.
     :ivar output: the finished items the client saw, in ``output_index`` order.
     :ivar account: the account that made it; None for one the gateway made.
     :ivar store: whether the upstream was allowed to keep it.

@@ -13,41 +13,25 @@ import msgspec
 
 from .errors import UNREADABLE
 
-#: Item types of tool results; each answers the call of the same ``call_id`` (§8.3.6).
-TOOL_OUTPUTS = frozenset(
-    {
-        "function_call_output",
-        "custom_tool_call_output",
-        "tool_search_output",
-        "local_shell_call_output",
-        "shell_call_output",
-        "apply_patch_call_output",
-        "computer_call_output",
-        "program_output",
-    }
-)
-
-#: Item types that only a model makes; an input that holds one brings its own history.
+#: Item types that only a model makes, beside all calls; an input that holds one brings its own
+#: history.
 MODEL_MADE = frozenset(
     {
         "reasoning",
         "compaction",
         "compaction_summary",
-        "function_call",
-        "custom_tool_call",
-        "tool_search_call",
-        "local_shell_call",
-        "shell_call",
-        "apply_patch_call",
-        "computer_call",
-        "web_search_call",
-        "file_search_call",
-        "image_generation_call",
-        "code_interpreter_call",
-        "mcp_call",
         "item_reference",
+        "mcp_approval_request",
+        "mcp_list_tools",
+        "program",
     }
 )
+
+#: What the type of a call ends with, and that of an answer to one (§8.3.6).
+_CALL = "_call"
+_ANSWER = "_output"
+_REQUEST = "mcp_approval_request"
+_APPROVAL = "mcp_approval_response"
 
 _SEAL_NAME = b'"encrypted_content"'
 _SEAL = re.compile(_SEAL_NAME + rb'\s*:\s*"([^"]+)"')
@@ -73,15 +57,31 @@ class Item(msgspec.Struct, frozen=True, gc=False):
         """Sealed, and too precious to drop: compaction items, messages between agents."""
         return self.sealed and self.type != "reasoning"
 
+    @property
+    def is_answer(self) -> bool:
+        """Whether it answers a call: a tool's output of any kind, or an approval."""
+        return self.type.endswith(_ANSWER) or self.type == _APPROVAL
+
+    @property
+    def is_model_made(self) -> bool:
+        """Whether only a model makes such an item."""
+        return self.type.endswith(_CALL) or self.type in MODEL_MADE or self.role == "assistant"
+
 
 class _Head(msgspec.Struct):
     type: str | None = None
-    id: str | None = None
-    call_id: str | None = None
+    id: str | int | None = None
+    call_id: str | int | None = None
     role: str | None = None
+    approval_request_id: str | int | None = None
+
+
+class _Status(msgspec.Struct):
+    status: str | None = None
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
+_decode_status = msgspec.json.Decoder(_Status).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 IssuerOf = Callable[[bytes], "str | None"]
@@ -97,9 +97,10 @@ def read_item(raw: bytes, issuer_of: IssuerOf | None = None) -> Item:
     except UNREADABLE:
         return Item(raw)
     kind = head.type or ("message" if head.role else "")
+    call_id = head.approval_request_id if kind == _APPROVAL else head.call_id
     sealed = seal_of(raw) is not None
     issuer = issuer_of(raw) if sealed and issuer_of is not None else None
-    return Item(raw, kind, head.id, head.call_id, head.role, sealed, issuer)
+    return Item(raw, kind, _text(head.id), _text(call_id), head.role, sealed, issuer)
 
 
 def read_input(raw: bytes, issuer_of: IssuerOf | None = None) -> tuple[Item, ...]:
@@ -129,16 +130,84 @@ def seal_of(raw: bytes) -> bytes | None:
     return None if found is None else found[1]
 
 
+def names_of_call(item: Item) -> tuple[str, ...]:
+    """The names by which an answer may speak of this call: ``call_id``, ``id`` (§8.3.6).
+
+    :return: none for an item that is no call.
+    """
+    if item.is_answer or not (item.call_id or item.type.endswith(_CALL) or item.type == _REQUEST):
+        return ()
+    return tuple(name for name in (item.call_id, item.id) if name is not None)
+
+
 def unanswered_calls(items: Iterable[Item]) -> set[str]:
-    """``call_id`` of tool outputs whose call is not among ``items``."""
-    outputs: set[str] = set()
-    calls: set[str] = set()
+    """Names of the calls that ``items`` answer and do not hold."""
+    answered: set[str] = set()
+    held: set[str] = set()
     for item in items:
-        if item.call_id is not None:
-            (outputs if item.type in TOOL_OUTPUTS else calls).add(item.call_id)
-    return outputs - calls
+        if item.is_answer:
+            name = item.call_id or item.id
+            if name is not None:
+                answered.add(name)
+        else:
+            held.update(names_of_call(item))
+    return answered - held
 
 
 def brings_history(items: Iterable[Item]) -> bool:
     """Whether an input holds what only a model makes: it is a conversation of its own."""
-    return any(item.type in MODEL_MADE or item.role == "assistant" for item in items)
+    return any(item.is_model_made for item in items)
+
+
+def is_unfinished(raw: bytes) -> bool:
+    """Whether an item says of itself that more of it is to come."""
+    try:
+        return _decode_status(raw).status == "in_progress"
+    except UNREADABLE:
+        return False
+
+
+def item_content(raw: bytes) -> bytes:
+    """What an item says, without what services and clients write otherwise about the same.
+
+    Its type, its ids, its state and empty members do not count, nor does whether a text
+    stands alone or as the only part of a list.
+    """
+    try:
+        content = _essence(msgspec.json.decode(raw))
+        return msgspec.json.encode(content, order="deterministic")
+    except UNREADABLE:
+        return raw
+
+
+#: Members of an item, and of a part of its content, that say nothing of what it means.
+_OF_AN_ITEM = frozenset({"id", "call_id", "status", "type"})
+_OF_A_PART = frozenset({"annotations", "logprobs", "type"})
+
+
+def _essence(item: object) -> object:
+    if not isinstance(item, dict):
+        return item
+    return {
+        name: _parts(value) if name in ("content", "output") else value
+        for name, value in item.items()
+        if name not in _OF_AN_ITEM and value not in (None, "", [], {})
+    }
+
+
+def _parts(content: object) -> object:
+    if isinstance(content, str):
+        return [{"text": content}]
+    if not isinstance(content, list):
+        return content
+    return [
+        {name: value for name, value in part.items() if name not in _OF_A_PART}
+        if isinstance(part, dict)
+        else part
+        for part in content
+    ]
+
+
+def _text(name: str | int | None) -> str | None:
+    """An id as text: some services and clients number their calls."""
+    return name if name is None or isinstance(name, str) else str(name)

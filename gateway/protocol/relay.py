@@ -30,6 +30,7 @@ from .events import (
     with_turn_state,
 )
 from .made import new_response_id
+from .output_items import OutputItems
 from .refusals import for_the_client
 from .sse import Event
 from .terminal import finish_terminal
@@ -130,7 +131,7 @@ class Relay:
         self._chained_to = chained_to
         self._pass_rate_limits = pass_rate_limits
         self._held: list[bytes] = []
-        self._items: dict[int, bytes] = {}
+        self._items = OutputItems()
         self.phase = Phase.SENT
         self.released = False
         self.response_id = ""
@@ -144,7 +145,7 @@ class Relay:
     @property
     def items(self) -> list[bytes]:
         """The finished output items so far, in ``output_index`` order (design law 3)."""
-        return [self._items[index] for index in sorted(self._items)]
+        return self._items.raw
 
     @property
     def has_output(self) -> bool:
@@ -266,15 +267,7 @@ class Relay:
         index, raw = read_item_done(data)
         self._output(data, payloads)
         if self.outcome is None:
-            self._keep(index, raw)
-
-    def _keep(self, index: int | None, raw: bytes) -> None:
-        """Remember a finished item: the client saw it, even if its index is another's."""
-        if index is None:
-            index = max(self._items, default=-1) + 1
-        while self._items.get(index, raw) != raw:
-            index += 1
-        self._items[index] = raw
+            self._items.add(index, raw)
 
     def _output(self, data: bytes, payloads: list[bytes]) -> None:
         if self.phase is not Phase.OUTPUT:
@@ -294,19 +287,18 @@ class Relay:
         if not self.response_id:
             self._name(head)
         shown = {**self._shown, "id": raw_value(self.response_id)}
-        ending = finish_terminal(data, name, shown, self.items)
+        ending = finish_terminal(data, name, shown, self._items)
         error = from_failed_response(head.error) if status == "failed" else None
         if error is not None and self.released and for_the_client(error) is not error:
             self._end(Broken(error))
             return
         if error is not None and not self.released:
-            self._end(Refused(error, (*self._held, *ending)))
+            self._end(Refused(error, (*self._held, *ending.events)))
             return
         if not self.released:
             payloads += self.release()
-        payloads += ending
-        for announcement in ending[:-1]:
-            self._keep(*read_item_done(announcement))
+        payloads += ending.events
+        self._items.settle(ending.items)
         reason = (head.incomplete_details or {}).get("reason")
         if name == b"response.cancelled":
             reason = "interrupted"

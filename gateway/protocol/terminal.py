@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,14 +16,25 @@ from .events import (
     raw_value,
     sequence_number,
 )
-from .items import read_item
+from .output_items import OutputItems
 
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
+class Ending(NamedTuple):
+    """The end of an answer as the client gets it.
+
+    :ivar events: what to relay, the terminal event last.
+    :ivar items: all output items of the answer in their order, as the client saw them.
+    """
+
+    events: list[bytes]
+    items: list[bytes]
+
+
 def finish_terminal(
-    data: bytes, kind: bytes, shown: Mapping[str, msgspec.Raw], items: Sequence[bytes]
-) -> list[bytes]:
+    data: bytes, kind: bytes, shown: Mapping[str, msgspec.Raw], items: OutputItems
+) -> Ending:
     """What to send for an upstream's terminal event.
 
     It is sent verbatim unless it must be mended: an empty ``output`` is filled with the
@@ -32,8 +44,8 @@ def finish_terminal(
 
     :param kind: the event's type as the upstream named it.
     :param shown: members of the response as the client saw them in ``response.created``.
-    :param items: the finished items, in ``output_index`` order.
-    :return: the events to relay, the terminal one last.
+    :param items: the finished items that the client was shown.
+    :raises MalformedEvent: when it has no response, or an output that is no list.
     """
     try:
         event = decode_members(data)
@@ -43,15 +55,18 @@ def finish_terminal(
     changed = False
     before: list[bytes] = []
     output = bytes(response.get("output", b"null"))
-    if items and _is_empty(output):
-        response["output"] = raw_list(items)
-        changed = True
-    elif not _is_empty(output):
-        number = max(sequence_number(data), 0)
-        before = _announcements(output, items, number)
-        if before:
+    all_items = items.raw
+    if not _is_empty(output):
+        listed = items.compare(_read_list(output))
+        all_items = listed.items
+        if listed.missing:
+            number = max(sequence_number(data), 0)
+            before = _announcements(listed.missing, number)
             event["sequence_number"] = raw_value(number + len(before))
             changed = True
+    elif all_items:
+        response["output"] = raw_list(all_items)
+        changed = True
     usage = response.get("usage")
     if usage is not None:
         mended = mend_usage(bytes(usage))
@@ -69,9 +84,9 @@ def finish_terminal(
             response["incomplete_details"] = raw_value({"reason": "interrupted"})
         changed = True
     if not changed:
-        return [data]
+        return Ending([data], all_items)
     event["response"] = msgspec.Raw(msgspec.json.encode(response))
-    return [*before, msgspec.json.encode(event)]
+    return Ending([*before, msgspec.json.encode(event)], all_items)
 
 
 def mend_usage(raw: bytes) -> bytes | None:
@@ -110,32 +125,26 @@ def _count(value: object, otherwise: int) -> int:
     return otherwise
 
 
-def _announcements(output: bytes, items: Sequence[bytes], first_number: int) -> list[bytes]:
-    """``response.output_item.done`` for what ``output`` lists and ``items`` lacks."""
+def _read_list(output: bytes) -> list[bytes]:
     try:
-        listed = _decode_list(output)
+        return list(map(bytes, _decode_list(output)))
     except UNREADABLE as error:
         raise MalformedEvent(f"an output that is no list of items: {error}") from None
-    if len(listed) <= len(items):
-        return []
-    seen = {_identity(item) for item in items}
-    missing = [(i, raw) for i, raw in enumerate(listed) if _identity(bytes(raw)) not in seen]
+
+
+def _announcements(missing: list[tuple[int, bytes]], first_number: int) -> list[bytes]:
+    """``response.output_item.done`` for what the client was not shown."""
     return [
         msgspec.json.encode(
             {
                 "type": "response.output_item.done",
                 "sequence_number": first_number + offset,
                 "output_index": index,
-                "item": raw,
+                "item": msgspec.Raw(raw),
             }
         )
         for offset, (index, raw) in enumerate(missing)
     ]
-
-
-def _identity(raw: bytes) -> tuple[str, str | bytes]:
-    item = read_item(raw)
-    return item.type, item.id or item.call_id or raw
 
 
 def _is_empty(output: bytes) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ledger.continuation import pin_of
+from ..ledger.history import without_history
 from ..ledger.records import Record
 from ..protocol.items import Item, read_item
 from ..protocol.request import TurnRequest
@@ -36,7 +37,7 @@ def record_response(
         tenant=context.tenant,
         id=response_id,
         parent=context.parent,
-        input=request.items,
+        input=tuple(without_history(context.parent, request.items)),
         output=tuple(output),
         account=account,
         store=request.store,

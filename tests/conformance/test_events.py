@@ -67,6 +67,33 @@ def test_10_39_every_item_has_a_done_event(rig: Rig) -> None:
     completed(client.turn(input=[output], previous_response_id=final["id"], store=False))
 
 
+@pytest.mark.parametrize(
+    "final",
+    [
+        {**call_item("call_1"), "id": "fc_final"},
+        {"type": "custom_tool_call", "call_id": "call_1", "name": "look", "input": "x"},
+    ],
+    ids=["other id", "other type"],
+)
+def test_10_39_an_item_that_was_shown_is_not_announced_again(rig: Rig, final: Json) -> None:
+    """A client would run the call twice."""
+    shown, missing = call_item("call_1"), reasoning_item("sealed")
+
+    def script(exchange: Exchange) -> None:
+        events = exchange.turn([shown])
+        events[-1]["response"]["output"] = [missing, final]
+        exchange.sse(*events)
+        exchange.end()
+
+    rig.upstream.queue(script)
+    client = rig.connect()
+    events = client.turn(store=False)
+    done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert done == [shown, missing], "the client was to see each item once"
+    answered = {"input": [call_output("call_1")], "previous_response_id": completed(events)["id"]}
+    completed(client.turn(store=False, **answered))
+
+
 def test_10_40_empty_output_is_filled_in_order(any_rig: Rig) -> None:
     items = [reasoning_item("sealed"), text_item("a"), call_item("call_a"), custom_call_item()]
     any_rig.upstream.queue(lambda exchange: exchange.answer(items, empty_output=True))

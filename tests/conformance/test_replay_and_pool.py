@@ -185,6 +185,38 @@ def test_item_references_are_expanded_in_a_replay(replay_rig: Rig) -> None:
     assert replay_rig.upstream.requests[1].input == [user("a"), item, user("b")]
 
 
+def test_ids_that_are_used_again_lose_no_item(replay_rig: Rig) -> None:
+    """protocol.md §8.3.5: services number their calls anew in every round."""
+    poll = {**call_item("functions.poll:0"), "id": None}
+    pending = call_output("functions.poll:0", "pending")
+    for _ in range(4):
+        replay_rig.upstream.queue(lambda exchange: exchange.answer([poll]))
+    client = replay_rig.connect()
+    expected: list[Json] = [user("wait for it")]
+    fields: Json = {"input": expected[:]}
+    for _ in range(4):
+        made = completed(client.turn(store=False, **fields))
+        fields = {"input": [pending], "previous_response_id": made["id"]}
+        expected += [poll, pending]
+    completed(client.turn(store=False, **fields))
+    assert replay_rig.upstream.requests[-1].input == expected
+
+
+def test_a_history_that_is_sent_again_is_replayed_once(replay_rig: Rig) -> None:
+    """protocol.md §8.3.5: told by its place, whatever its ids and states."""
+    start, call = user("start"), call_item("call_1")
+    replay_rig.upstream.queue(lambda exchange: exchange.answer([reasoning_item("s"), call]))
+    client = replay_rig.connect()
+    first = completed(client.turn(input=[start], store=False))
+    again = [start, {**call, "id": None, "status": None}, call_output("call_1")]
+    second = completed(client.turn(input=again, store=False, previous_response_id=first["id"]))
+    completed(client.turn(input=[user("go")], store=False, previous_response_id=second["id"]))
+    for request in replay_rig.upstream.requests[1:]:
+        kinds = [item.get("type") for item in request.input]
+        assert kinds.count("function_call") == kinds.count("function_call_output") == 1
+        assert request.input[:3] == replay_rig.upstream.requests[1].input[:3]
+
+
 @pytest.mark.parametrize("how", ["end", "close", "failed", "flat"])
 @pytest.mark.parametrize("sent", ["delta", "item done"])
 def test_10_75_no_restart_once_output_was_relayed(stage: Stage, how: str, sent: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from gateway.ledger.continuation import (
     Plan,
     Route,
-    Transcript,
     anchor_of,
     chain_plan,
     pin_of,
@@ -19,13 +17,6 @@ from gateway.ledger.continuation import (
 )
 from gateway.ledger.records import Record
 from gateway.protocol.items import Item, read_item
-
-
-def without_repeats(new: Iterable[Item], path: Iterable[Record]) -> list[Item]:
-    transcript = Transcript()
-    for record in path:
-        transcript.fresh(record.items())
-    return transcript.fresh(new)
 
 
 def item(issuer: str | None = None, **members: Any) -> Item:
@@ -197,35 +188,23 @@ def test_what_cannot_be_dropped_pins_the_conversation() -> None:
     assert pin_of(record("resp_1", pinned_to="b"), [compaction]) == "a"
 
 
-# --- repeats (§8.3.4-5) --------------------------------------------------------------
+# --- ids that are used again (§8.3.4-5) ----------------------------------------------
 
 
-def test_what_the_transcript_holds_is_not_sent_again() -> None:
-    path = [record("resp_1", None, (user("1"),), (CALL,))]
-    echoed = read_item(json.dumps(json.loads(CALL.raw), indent=1).encode())
-    assert without_repeats([CALL, OUTPUT], path) == [OUTPUT]
-    assert without_repeats([echoed, OUTPUT], path) == [OUTPUT]
+def test_a_replay_holds_calls_and_outputs_of_one_id_as_often_as_there_were() -> None:
+    poll = item(type="function_call", call_id="functions.poll:0", arguments="{}")
+    pending = item(type="function_call_output", call_id="functions.poll:0", output="pending")
+    parent: Record | None = None
+    said = (user("wait"),)
+    for number in range(4):
+        parent = record(f"resp_{number}", parent, said, (poll,))
+        said = (pending,)
+    plan = whole_plan(parent, said, "a", False, "why")
+    assert plan.items == raws(user("wait"), *[poll, pending] * 4)
 
 
-def test_only_exact_repeats_are_left_out() -> None:
-    path = [record("resp_1", None, (user("1"),), (CALL,))]
-    changed = item(type="function_call", id="fc_1", call_id="call_1", arguments='{"x":1}')
-    other = item(type="message", id="fc_1")
-    assert without_repeats([changed, other], path) == [changed, other]
-
-
-def test_saying_the_same_twice_is_no_repeat() -> None:
-    path = [record("resp_1", None, (user("yes"),), ())]
-    assert without_repeats([user("yes")], path) == [user("yes")]
-
-
-def test_references_to_the_transcript_are_resolved_by_it() -> None:
-    path = [record("resp_1", None, (), (CALL,))]
-    known, unknown = item(type="item_reference", id="fc_1"), item(type="item_reference", id="x")
-    assert without_repeats([known, unknown], path) == [unknown]
-
-
-def test_items_that_cannot_be_compared_are_sent() -> None:
-    path = [record("resp_1", None, (read_item(b'{"type":"m","id":"m_1","n":1e999}'),), ())]
-    new = read_item(b'{"type":"m","id":"m_1", "n":1e999}')
-    assert without_repeats([new], path) == [new]
+def test_what_is_carried_after_the_anchor_is_not_sent_twice() -> None:
+    anchor = record("resp_1", None, (user("1"),), (user("2"),))
+    after = [record("resp_2", anchor, (user("a"),), (CALL,), held_upstream=False)]
+    plan = chain_plan(anchor, after, [user("a"), CALL, OUTPUT])
+    assert plan.items == raws(user("a"), CALL, OUTPUT)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from gateway.protocol.items import (
     MODEL_MADE,
-    TOOL_OUTPUTS,
     Item,
     brings_history,
+    is_unfinished,
+    item_content,
     read_input,
     read_item,
     seal_of,
@@ -131,13 +132,65 @@ def test_any_other_input_is_refused(raw: bytes) -> None:
 # --- calls and history ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", sorted(TOOL_OUTPUTS))
-def test_an_output_without_its_call_is_unanswered(kind: str) -> None:
-    output = item(type=kind, call_id="call_1")
-    call = item(type=kind.removesuffix("_output"), call_id="call_1")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "function_call",
+        "custom_tool_call",
+        "tool_search",
+        "local_shell_call",
+        "shell_call",
+        "apply_patch_call",
+        "computer_call",
+        "program",
+        "browser_call",
+    ],
+)
+def test_an_output_of_any_kind_without_its_call_is_unanswered(kind: str) -> None:
+    output = item(type=f"{kind}_output", call_id="call_1")
+    call = item(type=kind, call_id="call_1")
     assert unanswered_calls([output]) == {"call_1"}
     assert unanswered_calls([call, output]) == set()
     assert unanswered_calls([call]) == set()
+
+
+@pytest.mark.parametrize(
+    ("call", "answer", "name"),
+    [
+        (
+            {"type": "mcp_approval_request", "id": "mcpr_1"},
+            {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True},
+            "mcpr_1",
+        ),
+        (
+            {"type": "local_shell_call", "id": "lsh_1", "call_id": "call_1"},
+            {"type": "local_shell_call_output", "id": "lsh_1", "output": "ok"},
+            "lsh_1",
+        ),
+        (
+            {"type": "function_call", "id": "fc_1", "call_id": 17},
+            {"type": "function_call_output", "call_id": 17, "output": "ok"},
+            "17",
+        ),
+        (
+            {"type": "function_call", "id": 3, "call_id": "17"},
+            {"type": "function_call_output", "id": "fco_1", "call_id": 17, "output": "ok"},
+            "17",
+        ),
+        (
+            {"type": "function_call", "id": 3, "call_id": "17"},
+            {"type": "function_call_output", "id": 3, "output": "ok"},
+            "3",
+        ),
+    ],
+)
+def test_an_answer_names_its_call_in_one_of_several_ways(call: Any, answer: Any, name: str) -> None:
+    assert unanswered_calls([item(**answer)]) == {name}
+    assert unanswered_calls([item(**call), item(**answer)]) == set()
+
+
+def test_a_message_answers_no_call() -> None:
+    assert unanswered_calls([item(role="user", id="msg_1", content="hi")]) == set()
 
 
 def test_each_output_needs_its_own_call() -> None:
@@ -150,7 +203,7 @@ def test_each_output_needs_its_own_call() -> None:
     assert unanswered_calls(items) == {"call_2"}
 
 
-@pytest.mark.parametrize("kind", sorted(MODEL_MADE))
+@pytest.mark.parametrize("kind", [*sorted(MODEL_MADE), "function_call", "browser_call"])
 def test_what_only_models_make_is_history(kind: str) -> None:
     assert brings_history([item(role="user", content="hi"), item(type=kind)])
 
@@ -170,3 +223,47 @@ def test_users_tools_and_developers_make_no_history() -> None:
         ]
     )
     assert not brings_history([])
+
+
+# --- what an item says ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"content": "hi"}, {"content": [{"type": "input_text", "text": "hi"}]}),
+        ({"id": "a", "status": "completed", "content": "hi"}, {"id": "b", "content": "hi"}),
+        ({"content": "hi", "phase": None}, {"content": "hi"}),
+        (
+            {"content": [{"type": "output_text", "text": "hi", "annotations": [], "logprobs": []}]},
+            {"content": [{"type": "output_text", "text": "hi"}]},
+        ),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+    ],
+)
+def test_the_same_may_be_written_in_several_ways(one: Any, other: Any) -> None:
+    assert item_content(json.dumps(one).encode()) == item_content(json.dumps(other).encode())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"content": "hi"}, {"content": "ho"}),
+        ({"action": {"type": "click"}}, {"action": {"type": "screenshot"}}),
+        ({"arguments": "{}"}, {"arguments": '{"a":1}'}),
+    ],
+)
+def test_what_says_something_else_is_told_apart(one: Any, other: Any) -> None:
+    assert item_content(json.dumps(one).encode()) != item_content(json.dumps(other).encode())
+
+
+@pytest.mark.parametrize("raw", [b"nonsense", b"7", b"[]", b'{"a":1e999}', b"[" * 99_999])
+def test_what_cannot_be_read_says_its_own_bytes(raw: bytes) -> None:
+    assert item_content(raw) == raw
+    assert not is_unfinished(raw)
+
+
+def test_an_item_says_whether_more_is_to_come() -> None:
+    assert is_unfinished(b'{"type":"function_call","status":"in_progress"}')
+    assert not is_unfinished(b'{"type":"function_call","status":"completed"}')
+    assert not is_unfinished(b'{"type":"function_call"}')

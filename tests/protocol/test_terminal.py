@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.events import TERMINALS, MalformedEvent
+from gateway.protocol.output_items import OutputItems
 from gateway.protocol.terminal import finish_terminal, mend_usage
 
 USAGE = {
@@ -35,12 +36,20 @@ def shown(response_id: str) -> dict[str, msgspec.Raw]:
     return {"id": msgspec.Raw(json.dumps(response_id).encode())} if response_id else {}
 
 
+def streamed(items: list[bytes]) -> OutputItems:
+    found = OutputItems()
+    for index, item in enumerate(items):
+        found.add(index, item)
+    return found
+
+
 def finish(
     data: bytes, items: list[bytes] | None = None, response_id: str = "resp_1"
 ) -> list[dict[str, Any]]:
     kind = json.loads(data)["type"].encode()
     return [
-        json.loads(event) for event in finish_terminal(data, kind, shown(response_id), items or [])
+        json.loads(event)
+        for event in finish_terminal(data, kind, shown(response_id), streamed(items or [])).events
     ]
 
 
@@ -49,14 +58,16 @@ def finish(
 def test_a_sound_terminal_passes_verbatim(items: list[bytes], usage: object) -> None:
     output = [json.loads(item) for item in items]
     data = terminal(output=output, usage=usage, x=[1.50])
-    assert finish_terminal(data, b"response.completed", shown("resp_1"), items) == [data]
+    ending = finish_terminal(data, b"response.completed", shown("resp_1"), streamed(items))
+    assert ending == ([data], items)
 
 
 @pytest.mark.parametrize("empty", [b"[]", b"[ ]", b"null", b""])
 def test_an_empty_output_is_filled_with_what_was_seen(empty: bytes) -> None:
     output = b',"output":' + empty if empty else b""
     data = b'{"type":"response.completed","response":{"id":"resp_1"' + output + b',"n":1.50}}'
-    (ending,) = finish_terminal(data, b"response.completed", shown("resp_1"), ITEMS)
+    given = finish_terminal(data, b"response.completed", shown("resp_1"), streamed(ITEMS))
+    (ending,) = given.events
     assert b"[" + b",".join(ITEMS) + b"]" in ending, "the items are those bytes the client saw"
     assert b'"n":1.50' in ending, "what needs no change keeps its bytes"
     assert json.loads(ending)["response"]["output"] == [json.loads(item) for item in ITEMS]
@@ -118,7 +129,7 @@ def test_a_cancelled_response_was_interrupted() -> None:
 )
 def test_a_terminal_that_cannot_be_read_is_malformed(data: bytes) -> None:
     with pytest.raises(MalformedEvent):
-        finish_terminal(data, b"response.completed", {}, [])
+        finish_terminal(data, b"response.completed", {}, OutputItems())
 
 
 # --- usage ---------------------------------------------------------------------------

@@ -1,0 +1,177 @@
+"""The output items of one answer: which the client was shown, and which are the same (§4.3).
+
+Upstreams announce an item more than once, and list it in the terminal event under another id.
+An item that counted twice would make a client run a command twice.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+from .items import Item, is_unfinished, item_content, names_of_call, read_item
+
+
+class ListedOutput(NamedTuple):
+    """The ``output`` of a terminal event beside what was streamed.
+
+    :ivar missing: ``output_index`` and raw item of each that the client was not shown.
+    :ivar items: all items of the answer in their final order, each as the client saw it.
+    """
+
+    missing: list[tuple[int, bytes]]
+    items: list[bytes]
+
+
+class OutputItems:
+    """The finished items of one answer, by ``output_index`` (design law 3)."""
+
+    def __init__(self) -> None:
+        self._items: dict[int, Item] = {}
+
+    @property
+    def raw(self) -> list[bytes]:
+        """The items as the client saw them, in order."""
+        return [self._items[index].raw for index in sorted(self._items)]
+
+    def add(self, index: int | None, raw: bytes) -> None:
+        """Remember an item that the client was shown.
+
+        The newer of two that are the same item counts.  Another one whose place is taken
+        gets the next free place, and one without a place the last.
+
+        :param index: its ``output_index``, or None where the event has none.
+        """
+        item = read_item(raw)
+        older = self._older(index, item)
+        if older is not None:
+            del self._items[older]
+            index = older if index is None else index
+        if index is None:
+            index = max(self._items, default=-1) + 1
+        while index in self._items:
+            index += 1
+        self._items[index] = item
+
+    def settle(self, raw_items: list[bytes]) -> None:
+        """Take these for the items of the answer, in this order."""
+        if raw_items != self.raw:
+            self._items = dict(enumerate(map(read_item, raw_items)))
+
+    def compare(self, listed: list[bytes]) -> ListedOutput:
+        """Find what a terminal event lists and the client was not shown.
+
+        The same ``call_id`` is the same call, of whatever type; else the same ``id`` is the
+        same item; else the same content; else the same type at the same place.
+
+        :param listed: the raw items of the event's ``output``.
+        """
+        if listed == self.raw:
+            return ListedOutput([], self.raw)
+        indexes = sorted(self._items)
+        shown = [self._items[index] for index in indexes]
+        final = [read_item(raw) for raw in listed]
+        pairs = _Pairs(list(zip(indexes, shown, strict=True)), list(enumerate(final)))
+        for key in (_call, _type_and_id, _id_of_call, _content, _type_and_place):
+            pairs.join(key)
+        missing: list[tuple[int, bytes]] = []
+        taken = set(indexes)
+        order: list[int | bytes] = []
+        for place, item in enumerate(final):
+            which = pairs.shown_as.get(place)
+            if which is None:
+                index = place if place not in taken else max(taken) + 1
+                taken.add(index)
+                missing.append((index, item.raw))
+                order.append(item.raw)
+            else:
+                order.append(which)
+        listed_ones = set(pairs.shown_as.values())
+        for which in range(len(shown)):  # what was shown and is not listed stays where it was
+            if which not in listed_ones:
+                order.insert(order.index(which - 1) + 1 if which else 0, which)
+        return ListedOutput(
+            missing, [each if isinstance(each, bytes) else shown[each].raw for each in order]
+        )
+
+    def _older(self, index: int | None, item: Item) -> int | None:
+        """The place of the item that ``item`` is a newer state of."""
+        at_its_place = self._items.get(index) if index is not None else None
+        if at_its_place is not None and _replaces(at_its_place, item):
+            return index
+        for other, known in self._items.items():
+            if other != index and _repeats(known, item, told_where=index is not None):
+                return other
+        return None
+
+
+def _replaces(older: Item, newer: Item) -> bool:
+    """Whether two items of one ``output_index`` are one: neither says that it is another."""
+    if older.call_id is not None and newer.call_id is not None:
+        return older.call_id == newer.call_id and older.is_answer == newer.is_answer
+    if older.type != newer.type:
+        return False
+    return older.id is None or newer.id is None or older.id == newer.id
+
+
+def _repeats(older: Item, newer: Item, told_where: bool) -> bool:
+    """Whether an item of another ``output_index``, or of none, is one that is known.
+
+    An id alone does not say so: some services give several items the same one.
+    """
+    if older.type != newer.type or older.id != newer.id or older.call_id != newer.call_id:
+        return False
+    if older.id is None and older.call_id is None:
+        return False
+    if older.raw == newer.raw or not told_where:
+        return True
+    return (older.id is not None and older.call_id is not None) or is_unfinished(older.raw)
+
+
+class _Pairs:
+    """Joins shown with listed items, each at most once.
+
+    :ivar shown_as: place in the list -> which of the shown items it is.
+    """
+
+    def __init__(
+        self, shown: Sequence[tuple[int, Item]], listed: Sequence[tuple[int, Item]]
+    ) -> None:
+        self._shown = dict(enumerate(shown))
+        self._listed = dict(listed)
+        self.shown_as: dict[int, int] = {}
+
+    def join(self, key: Callable[[int, Item], Hashable]) -> None:
+        """Join what is left and has the same key, in order; None is nobody's key."""
+        if not self._shown or not self._listed:
+            return
+        waiting: dict[Hashable, list[int]] = defaultdict(list)
+        for which in reversed(self._shown):
+            waiting[key(*self._shown[which])].append(which)
+        for place, item in list(self._listed.items()):
+            name = key(place, item)
+            if name is not None and waiting.get(name):
+                which = waiting[name].pop()
+                self.shown_as[place] = which
+                del self._shown[which], self._listed[place]
+
+
+def _call(place: int, item: Item) -> Hashable:
+    return None if item.call_id is None else (item.is_answer, item.call_id)
+
+
+def _type_and_id(place: int, item: Item) -> Hashable:
+    return None if item.id is None else (item.type, item.id)
+
+
+def _id_of_call(place: int, item: Item) -> Hashable:
+    return item.id if names_of_call(item) else None
+
+
+def _content(place: int, item: Item) -> Hashable:
+    return item.type, item_content(item.raw)
+
+
+def _type_and_place(place: int, item: Item) -> Hashable:
+    return item.type, place
