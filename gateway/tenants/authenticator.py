@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..config import KeySettings
 from ..protocol.errors import ApiError
@@ -13,8 +13,12 @@ from ..protocol.errors import ApiError
 EVERYBODY = "everybody"
 
 
+#: Where clients put their key whose service has no ``Authorization``: Azure's and Anthropic's.
+KEY_HEADERS = ("api-key", "x-api-key")
+
+
 class Authenticator:
-    """Turns an ``Authorization`` header into a tenant.
+    """Turns the key that a client's headers present into a tenant.
 
     :param keys: the configured client keys; without any, everybody is one tenant.
     """
@@ -29,6 +33,9 @@ class Authenticator:
     def tenant(self, headers: Mapping[str, str]) -> str:
         """The name of the client's key.
 
+        Of several keys the first that is one of ours counts: some clients cannot leave the
+        header out that they do not use.
+
         :param headers: names in lower case.
         :raises ApiError: 401 for a missing or wrong key; 403 for a web page that tries to
             use a gateway which asks for none.
@@ -42,19 +49,28 @@ class Authenticator:
                     "origin_not_allowed",
                 )
             return EVERYBODY
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip().encode() if scheme.lower() == "bearer" else b""
-        presented = hashlib.sha256(given).digest()
-        matches = [name for name, key in self._keys if hmac.compare_digest(key, presented)]
-        if not matches:
-            raise ApiError(
-                401,
-                "authentication_error",
-                "Incorrect API key provided: send 'Authorization: Bearer <key>' with a key"
-                " of this gateway.",
-                "invalid_api_key",
-            )
-        return matches[0]
+        for given in _presented(headers):
+            digest = hashlib.sha256(given.encode("latin-1", "replace")).digest()
+            matches = [name for name, key in self._keys if hmac.compare_digest(key, digest)]
+            if matches:
+                return matches[0]
+        raise ApiError(
+            401,
+            "authentication_error",
+            "Incorrect API key provided: send 'Authorization: Bearer <key>' with a key"
+            " of this gateway.",
+            "invalid_api_key",
+        )
+
+
+def _presented(headers: Mapping[str, str]) -> Iterator[str]:
+    """The keys that a client presents, in the order in which they are tried."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        yield token.strip()
+    for name in KEY_HEADERS:
+        if name in headers:
+            yield headers[name].strip()
 
 
 def _digest(key: KeySettings) -> bytes:

@@ -27,6 +27,31 @@ def test_a_key_has_a_name(header: str, tenant: str) -> None:
     assert Authenticator(KEYS).tenant({"authorization": header}) == tenant
 
 
+@pytest.mark.parametrize("name", ["api-key", "x-api-key"])
+def test_a_key_may_come_in_the_header_of_another_service(name: str) -> None:
+    assert Authenticator(KEYS).tenant({name: "sk-two"}) == "robot"
+    for wrong in ("sk-on", "", "Bearer sk-one", "sk-one, sk-two"):
+        with pytest.raises(ApiError) as caught:
+            Authenticator(KEYS).tenant({name: wrong})
+        assert caught.value.code == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    ("headers", "tenant"),
+    [
+        ({"authorization": "Bearer sk-one", "api-key": "sk-two"}, "laptop"),
+        ({"api-key": "sk-two", "x-api-key": "sk-one"}, "robot"),
+        ({"x-api-key": "sk-one", "api-key": "of another service"}, "laptop"),
+        ({"authorization": "Bearer unused", "api-key": "sk-two"}, "robot"),
+        ({"authorization": "Basic YTpi", "x-api-key": "sk-one"}, "laptop"),
+    ],
+)
+def test_of_several_keys_the_first_counts_that_is_one_of_ours(
+    headers: dict[str, str], tenant: str
+) -> None:
+    assert Authenticator(KEYS).tenant(headers) == tenant
+
+
 @pytest.mark.parametrize(
     "header",
     [
