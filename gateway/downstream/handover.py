@@ -1,8 +1,9 @@
-"""Giving a connection to another protocol, whatever its transport is wrapped in."""
+"""Giving a connection to another protocol, and what all of them make of its first head."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.protocols.policies import ProtocolWrapper
@@ -23,6 +24,27 @@ def head_asks_for_websocket(head: bytes) -> bool:
     found = _UPGRADE.search(head)
     upgrade = found.group(1).decode("latin-1") if found is not None else ""
     return asks_for_websocket(head[: head.find(b" ")], upgrade)
+
+
+def headers_of(head: bytes) -> dict[str, str]:
+    """The headers of a raw head; see :func:`header_texts`."""
+    lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
+    return header_texts(
+        (name.strip(b" \t"), value.strip(b" \t")) for name, _, value in lines if name
+    )
+
+
+def header_texts(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers by name in lower case; values of the same name joined by commas.
+
+    Each character stands for one byte (ISO 8859-1, RFC 9110 §5.5): only so a value in any
+    encoding goes on as it came.
+    """
+    texts: dict[str, str] = {}
+    for raw_name, raw_value in headers:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        texts[name] = f"{texts[name]}, {value}" if name in texts else value
+    return texts
 
 
 def hand_over(transport: Any, protocol: Any, data: bytes) -> None:

@@ -5,6 +5,7 @@ Fields and rules: protocol.md §3.  Big members (``input``, ``tools``) stay the 
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import Any
 
@@ -60,6 +61,11 @@ class TurnRequest(msgspec.Struct, frozen=True):
     size: int
     background: bool = False
     stream: bool = True
+
+
+def json_text(data: bytes) -> bytes:
+    """What a client sent, without the byte order mark that some begin with (RFC 8259 §8.1)."""
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def read_members(payload: bytes) -> Members:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -55,8 +57,16 @@ _WEBSOCKET_METADATA = (
 )
 
 
+#: Names that a header may have, and characters that no value has (RFC 9110 §5.1, §5.5).
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
 class UpstreamRequest(NamedTuple):
-    """A POST to ``{base_url}/responses``: its headers and its JSON body."""
+    """A POST to ``{base_url}/responses``: its headers and its JSON body.
+
+    :ivar headers: each character of a value stands for one byte.
+    """
 
     headers: Mapping[str, str]
     body: bytes
@@ -112,7 +122,7 @@ def build_body(
 def forwardable(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers of a client's handshake that matter beyond it (§3.2).
 
-    :param headers: all of them, names in lower case.
+    :param headers: all of them, names in lower case; each character stands for one byte.
     """
     return {
         name: value
@@ -120,6 +130,8 @@ def forwardable(headers: Mapping[str, str]) -> dict[str, str]:
         if value
         and (name in _FORWARDED_HEADERS or name.startswith(_FORWARDED_FAMILIES))
         and name != TURN_STATE
+        and _NAME.fullmatch(name)
+        and not _CONTROL.search(value)
     }
 
 
@@ -139,9 +151,10 @@ def build_headers(
     headers.update(client_headers)
     for key, value in client_metadata(request.members).items():
         target = _METADATA_HEADERS.get(key)
-        if target is not None and value and value.isprintable():
-            headers[target] = value
-    if turn_state and turn_state.isprintable():
+        if target is not None and value and not _CONTROL.search(value):
+            with suppress(UnicodeEncodeError):  # half of a surrogate pair
+                headers[target] = value.encode().decode("latin-1")
+    if turn_state and not _CONTROL.search(turn_state):
         headers[TURN_STATE] = turn_state
     headers.update((name.lower(), value) for name, value in account_headers)
     return headers

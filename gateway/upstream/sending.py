@@ -79,7 +79,9 @@ class Sender:
         :param authorization: headers that win over those of ``call``.
         :param connected: called when its body is written to a connection.
         """
-        headers = Headers({name: [value] for name, value in call.headers.items()})
+        headers = Headers(
+            {name.encode(): [value.encode("latin-1")] for name, value in call.headers.items()}
+        )
         for name, value in authorization.items():
             headers.setRawHeaders(name, [value])
         return self._client.request(

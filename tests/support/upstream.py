@@ -347,7 +347,7 @@ def read_request(reader: Any, connection: int) -> Recorded | None:
     headers: list[tuple[str, str]] = []
     while (line := reader.readline().decode("latin-1").rstrip("\r\n")) != "":
         name, _, value = line.partition(":")
-        headers.append((name.strip().lower(), value.strip()))
+        headers.append((name.strip().lower(), value.strip(" \t")))
     fields = dict(headers)
     if "chunked" in fields.get("transfer-encoding", ""):
         raw = b""

@@ -32,11 +32,11 @@ class HttpRequest:
     Exactly one answer is due: :meth:`answer` or :meth:`refuse`, or :meth:`start`, any number
     of :meth:`write` and :meth:`finish`.  After the client has gone all of them do nothing.
 
-    :ivar method: in capitals.
+    :ivar method: in capitals; GET for HEAD, whose answer differs only on the wire.
     :ivar path: as sent, without the query.
     :ivar query_string: as sent, without the question mark.
     :ivar parameters: the named parts of the path.
-    :ivar headers: names in lower case; values of the same name joined by commas.
+    :ivar headers: see :func:`~gateway.downstream.handover.header_texts`.
     :ivar body: decoded of its content encoding.
     :ivar connection: the request's own id, for journals.
     """

@@ -7,17 +7,15 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from ...protocol.errors import ApiError
+from ..paths import PREFIXES, nothing_served, parts_of
 from .request import HttpRequest
-
-#: Where platform clients and Codex with a ChatGPT login look for the API (protocol.md §2.1).
-PREFIXES = ("/v1", "/backend-api/codex")
 
 #: Serves one request of a tenant: answers it now or later, or raises an ``ApiError``.
 Handler = Callable[[HttpRequest, str], None]
 
 #: The handlers of each path template, by method.  ``/responses/{response_id}``: a name in
 #: braces stands for one part of the path and becomes a parameter; where several templates fit,
-#: the first one that has the method serves the request.
+#: the first one that has the method serves the request.  HEAD is served as GET.
 Table = Mapping[str, Mapping[str, Handler]]
 
 _Parts = tuple[str, ...]
@@ -40,7 +38,7 @@ class Routes:
         self._by_length: dict[int, list[tuple[_Parts, Mapping[str, Handler]]]] = {}
         for template, methods in table.items():
             for prefix in PREFIXES:
-                parts = _split(prefix + template)
+                parts = parts_of(prefix + template)
                 self._by_length.setdefault(len(parts), []).append((parts, methods))
 
     def find(self, method: str, path: str) -> Route:
@@ -49,43 +47,32 @@ class Routes:
         :param path: as it was sent, without the query.
         :raises ApiError: 404 for an unknown path, 405 with ``allow`` for a wrong method.
         """
-        parts = _split(path)
+        parts = parts_of(path)
+        wanted = "GET" if method == "HEAD" else method
         allowed: set[str] = set()
         for template, methods in self._by_length.get(len(parts), ()):
             parameters = _match(template, parts)
             if parameters is None:
                 continue
-            handler = methods.get(method)
+            handler = methods.get(wanted)
             if handler is not None:
                 return Route(handler, parameters)
             allowed.update(methods)
-        raise _wrong_method(method, path, sorted(allowed)) if allowed else _unknown(path)
-
-
-def _split(path: str) -> _Parts:
-    return tuple(path.split("/")[1:])
+        if not allowed:
+            raise nothing_served(path)
+        if "GET" in allowed:
+            allowed.add("HEAD")
+        raise _wrong_method(method, path, sorted(allowed))
 
 
 def _match(template: _Parts, parts: _Parts) -> dict[str, str] | None:
     parameters: dict[str, str] = {}
     for wanted, part in zip(template, parts, strict=True):
         if wanted.startswith("{"):
-            value = unquote(part)
-            if not value:
-                return None
-            parameters[wanted[1:-1]] = value
+            parameters[wanted[1:-1]] = unquote(part)
         elif wanted != part:
             return None
     return parameters
-
-
-def _unknown(path: str) -> ApiError:
-    return ApiError(
-        404,
-        "invalid_request_error",
-        f"Nothing is served at {path[:200]}; the API is under {' and '.join(PREFIXES)}.",
-        "unknown_url",
-    )
 
 
 def _wrong_method(method: str, path: str, allowed: Sequence[str]) -> ApiError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ from twisted.python.failure import Failure
 from twisted.web.http import Request, datetimeToString
 
 from ...protocol.errors import ApiError
-from ..handover import asks_for_websocket
+from ...protocol.request import json_text
+from ..handover import asks_for_websocket, header_texts
 from ..refusal import phrase_of, refusal_body, refusal_headers
 from .bodies import body_too_long, check_encoding, decode_body
 from .request import HttpRequest
@@ -52,7 +53,11 @@ class WireRequest(Request):
         self.method, self.uri, self.clientproto = method, uri, version
         self.path, _, query = _path_of(uri).partition(b"?")
         self._query = query.decode("latin-1")
-        self._headers = _joined(self.requestHeaders.getAllRawHeaders())
+        self._headers = header_texts(
+            (name, value)
+            for name, values in self.requestHeaders.getAllRawHeaders()
+            for value in values
+        )
         if length == 0 and asks_for_websocket(method, self._headers.get("upgrade", "")):
             self.is_upgrade = True
             return
@@ -133,11 +138,11 @@ class WireRequest(Request):
         return b"\r\n".join([*lines, b"", b""])
 
     def process(self) -> None:
-        """Hand it to its handler."""
+        """Hand it to its handler; twisted.web leaves the body of an answer to HEAD out."""
         route = self._route
         face = self.face = HttpRequest(
             self,
-            self.method.decode("latin-1"),
+            "GET" if self.method == b"HEAD" else self.method.decode("latin-1"),
             self.path.decode("latin-1"),
             self._query,
             route.parameters if route is not None else {},
@@ -151,7 +156,7 @@ class WireRequest(Request):
             assert route is not None
             body, self._body = self._body.getvalue(), BytesIO()
             encoding = self._headers.get("content-encoding", "")
-            face.body = decode_body(body, encoding, self._site.max_body_bytes)
+            face.body = json_text(decode_body(body, encoding, self._site.max_body_bytes))
             del body
             route.handler(face, self.tenant)
         except ApiError as error:
@@ -199,13 +204,6 @@ class WireRequest(Request):
         super().connectionLost(reason)
         if self.face is not None:
             self.face.client_gone()
-
-
-def _joined(raw: Iterable[tuple[bytes, Sequence[bytes]]]) -> dict[str, str]:
-    """Headers by name in lower case."""
-    return {
-        name.decode("latin-1").lower(): b", ".join(values).decode("latin-1") for name, values in raw
-    }
 
 
 def _path_of(uri: bytes) -> bytes:

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ...protocol.errors import ApiError
+from ..handover import headers_of
 from ..patience import Patience
 from ..refusal import refusal
 from .deflate import is_readable
@@ -33,6 +34,11 @@ CLOSE_SECONDS = 2.0
 
 _PONG = 10
 
+#: What of a head Autobahn is shown; see :meth:`ResponsesProtocol.processHandshake`.
+_ASCII = bytes(
+    code if code < 0x80 and code not in b"\v\f\x1c\x1d\x1e" else 0x3F for code in range(256)
+)
+
 _log = Logger(namespace="gateway.websocket")
 
 
@@ -44,6 +50,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
     transport: Any
     session: Session | None = None
     _patience: Patience
+    _headers: dict[str, str]
     _refusal: ApiError | None = None
     _unwanted: ApiError | None = None
     _kept_bytes = 0
@@ -58,6 +65,19 @@ class ResponsesProtocol(WebSocketServerProtocol):
         super().connectionMade()
         self._patience = Patience(self.factory.reactor)
 
+    def processHandshake(self) -> None:
+        """Read the headers from the bytes, and show Autobahn nothing but ASCII.
+
+        It decodes them, and takes letters for ends of lines or spaces of which UTF-8 has a
+        byte 0x85 or 0xA0.
+        """
+        end = self.data.find(b"\r\n\r\n")
+        if end >= 0:
+            head = self.data[:end]
+            self._headers = headers_of(head)
+            self.data = head.translate(_ASCII) + self.data[end:]
+        super().processHandshake()
+
     def onConnect(self, request: ConnectionRequest) -> None:
         """Let the client in, or answer with an error.
 
@@ -67,7 +87,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
             self.websocket_extensions = []
         self.websocket_extensions = [e for e in self.websocket_extensions if is_readable(*e)]
         try:
-            self.session = self.factory.admit(self, request)
+            self.session = self.factory.admit(self, request, self._headers)
         except ApiError as error:
             self._refusal = error
             raise ConnectionDeny(error.status, "refused") from None
@@ -90,7 +110,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         """The handshake's strings are not needed any more; ten thousand of them are."""
         self.http_request_data = b""
         self.http_response_data = ""
-        self.http_headers = {}
+        self.http_headers = self._headers = {}
         self._is_producer = True
         self.registerProducer(self, True)
 

@@ -22,6 +22,7 @@ from ...protocol.request import (
     Members,
     TurnRequest,
     client_metadata,
+    json_text,
     member,
     read_create,
     read_members,
@@ -124,7 +125,7 @@ class Session:
         """A text message arrived; whatever is wrong with it is answered (§10.36)."""
         stream_id: str | None = None
         try:
-            members = read_members(payload)
+            members = read_members(json_text(payload))
             stream_id = read_stream_id(members)
             kind = read_type(members)
             handle = _HANDLERS.get(kind)

@@ -20,11 +20,14 @@ from ...protocol.upstream_request import forwardable
 from ...tenants.tenants import Tenants
 from ...turn.environment import Told, TurnEnvironment
 from ..admission import Admission
+from ..paths import PREFIXES, nothing_served, parts_of
 from .deflate import accept_deflate
 from .protocol import CLOSE_SECONDS, ResponsesProtocol
 from .session import Client, Session
 
-PATHS = frozenset({"/v1/responses", "/backend-api/codex/responses"})
+PATHS = tuple(f"{prefix}/responses" for prefix in PREFIXES)
+
+_PARTS = frozenset(map(parts_of, PATHS))
 
 #: A client that sends this header is told the account and the route of each turn.
 EXPLAIN = "x-gateway-explain"
@@ -81,18 +84,18 @@ class ResponsesFactory(WebSocketServerFactory):
             perMessageCompressionAccept=accept_deflate,
         )
 
-    def admit(self, protocol: ResponsesProtocol, request: ConnectionRequest) -> Session:
+    def admit(
+        self, protocol: ResponsesProtocol, request: ConnectionRequest, headers: Mapping[str, str]
+    ) -> Session:
         """Decide on an upgrade.
 
+        :param headers: the request's as bytes; see
+            :func:`~gateway.downstream.handover.header_texts`.
         :raises ApiError: with the status and headers of the refusal (§2.4).
         """
-        if request.path not in PATHS:
-            raise ApiError(
-                404,
-                "invalid_request_error",
-                f"Nothing is served at this path; try {' or '.join(sorted(PATHS))}.",
-            )
-        tenant = self._tenants.tenant_of(request.headers, _host(request.peer))
+        if parts_of(request.path) not in _PARTS:
+            raise nothing_served(request.path)
+        tenant = self._tenants.tenant_of(headers, _host(request.peer))
         if not self._settings.session.websocket or not self._tenants.speaks_websocket(tenant):
             raise ApiError(
                 426,  # what sends Codex to HTTP (§10.7)
@@ -109,8 +112,8 @@ class ResponsesFactory(WebSocketServerFactory):
             Client(
                 tenant,
                 f"{self._start}-{next(self._numbers)}",
-                forwardable(request.headers),
-                _told(request.headers),
+                forwardable(headers),
+                _told(headers),
             ),
         )
 

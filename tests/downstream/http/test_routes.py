@@ -21,6 +21,7 @@ ROUTES = Routes(
     {
         "/things": {"GET": one, "POST": two},
         "/things/count": {"POST": two},
+        "/turns": {"POST": two},
         "/things/{thing_id}": {"GET": one},
         "/things/{thing_id}/parts/{part}": {"GET": two},
     }
@@ -38,6 +39,11 @@ ROUTES = Routes(
         ("GET", "/things/resp_1", one, {"thing_id": "resp_1"}),
         ("GET", "/things/a%2Fb%20c", one, {"thing_id": "a/b c"}),
         ("GET", "/things/a/parts/b", two, {"thing_id": "a", "part": "b"}),
+        ("POST", "/things/", two, {}),
+        ("POST", "//things//", two, {}),
+        ("GET", "/things/resp_1/", one, {"thing_id": "resp_1"}),
+        ("HEAD", "/things", one, {}),
+        ("HEAD", "/things/a/parts/b/", two, {"thing_id": "a", "part": "b"}),
     ],
 )
 def test_paths_lead_to_handlers(
@@ -49,7 +55,7 @@ def test_paths_lead_to_handlers(
 
 @pytest.mark.parametrize(
     "path",
-    ["", "/", "/v1", "/v1/", "/things", "/v1/things/", "/v1//things", "/v1/things/a/parts",
+    ["", "/", "/v1", "/v1/", "/things", "/v1/things/a/parts", "/v1/things//parts/b",
      "/v1/things/../things", "/V1/things", "/v1/things/a/parts/b/c", "*", "/v1/%74hings"],
 )  # fmt: skip
 def test_other_paths_are_404(path: str) -> None:
@@ -61,10 +67,11 @@ def test_other_paths_are_404(path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("DELETE", "/v1/things", "GET, POST"),
-        ("PUT", "/v1/things/count", "GET, POST"),
-        ("POST", "/v1/things/x", "GET"),
-        ("get", "/v1/things", "GET, POST"),
+        ("DELETE", "/v1/things", "GET, HEAD, POST"),
+        ("PUT", "/v1/things/count", "GET, HEAD, POST"),
+        ("POST", "/v1/things/x", "GET, HEAD"),
+        ("HEAD", "/v1/turns", "POST"),
+        ("get", "/v1/things", "GET, HEAD, POST"),
     ],
 )
 def test_other_methods_are_405_and_hear_what_is_allowed(

@@ -72,7 +72,7 @@ def test_long_and_unknown_headers_and_offers_do_not_matter(door: Door) -> None:
     [
         ("/v1/responses", [], 401, "invalid_api_key"),
         ("/v1/responses", [("authorization", "Bearer wrong")], 401, "invalid_api_key"),
-        ("/v1/chat/completions", KEY, 404, None),
+        ("/v1/chat/completions", KEY, 404, "unknown_url"),
     ],
 )
 def test_a_refusal_is_an_http_answer_in_the_apis_shape(
