@@ -18,10 +18,12 @@ class ListedOutput(NamedTuple):
 
     :ivar missing: ``output_index`` and raw item of each that the client was not shown.
     :ivar items: all items of the answer in their final order, each as the client saw it.
+    :ivar is_short: whether it lacks an item that was streamed.
     """
 
     missing: list[tuple[int, bytes]]
     items: list[bytes]
+    is_short: bool = False
 
 
 class OutputItems:
@@ -73,7 +75,7 @@ class OutputItems:
         shown = [self._items[index] for index in indexes]
         final = [read_item(raw) for raw in listed]
         pairs = _Pairs(list(zip(indexes, shown, strict=True)), list(enumerate(final)))
-        for key in (_call, _type_and_id, _id_of_call, _content, _type_and_place):
+        for key in (_bytes, _call, _type_and_id, _id_of_call, _content, _type_and_place):
             pairs.join(key)
         missing: list[tuple[int, bytes]] = []
         taken = set(indexes)
@@ -91,9 +93,8 @@ class OutputItems:
         for which in range(len(shown)):  # what was shown and is not listed stays where it was
             if which not in listed_ones:
                 order.insert(order.index(which - 1) + 1 if which else 0, which)
-        return ListedOutput(
-            missing, [each if isinstance(each, bytes) else shown[each].raw for each in order]
-        )
+        items = [each if isinstance(each, bytes) else shown[each].raw for each in order]
+        return ListedOutput(missing, items, is_short=len(listed_ones) < len(shown))
 
     def _older(self, index: int | None, item: Item) -> int | None:
         """The place of the item that ``item`` is a newer state of."""
@@ -155,6 +156,10 @@ class _Pairs:
                 which = waiting[name].pop()
                 self.shown_as[place] = which
                 del self._shown[which], self._listed[place]
+
+
+def _bytes(place: int, item: Item) -> Hashable:
+    return item.raw
 
 
 def _call(place: int, item: Item) -> Hashable:

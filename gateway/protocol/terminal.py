@@ -37,8 +37,8 @@ def finish_terminal(
 ) -> Ending:
     """What to send for an upstream's terminal event.
 
-    It is sent verbatim unless it must be mended: an empty ``output`` is filled with the
-    items the client saw (§10.40), items the client never saw are announced first
+    It is sent verbatim unless it must be mended: an ``output`` that lacks items which the
+    client saw gets them (§10.40), items the client never saw are announced first
     (§10.39), ``usage`` is completed (§10.43), the id and the like are those of
     ``response.created`` (§10.38), and a type no client knows becomes one that they do (§10.42).
 
@@ -63,6 +63,9 @@ def finish_terminal(
             number = max(sequence_number(data), 0)
             before = _announcements(listed.missing, number)
             event["sequence_number"] = raw_value(number + len(before))
+            changed = True
+        if listed.is_short:
+            response["output"] = raw_list(all_items)
             changed = True
     elif all_items:
         response["output"] = raw_list(all_items)

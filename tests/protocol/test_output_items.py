@@ -129,7 +129,6 @@ def test_every_item_counts_exactly_once(shown: list[Json], final: list[Json]) ->
     assert len(set(places)) == len(places)
     items.settle(listed.items)
     assert items.raw == listed.items
-    assert items.compare(list(map(raw, final))).missing == [], "what was announced is known then"
 
 
 # --- an item that is finished twice --------------------------------------------------

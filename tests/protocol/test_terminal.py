@@ -73,6 +73,14 @@ def test_an_empty_output_is_filled_with_what_was_seen(empty: bytes) -> None:
     assert json.loads(ending)["response"]["output"] == [json.loads(item) for item in ITEMS]
 
 
+def test_an_output_that_lacks_what_was_seen_gets_it() -> None:
+    seen = [json.loads(item) for item in ITEMS]
+    other = {"type": "reasoning", "id": "rs_1"}
+    announced, ending = finish(terminal(output=[seen[1], other]), ITEMS)
+    assert announced["item"] == other
+    assert ending["response"]["output"] == [*seen, other]
+
+
 def test_an_output_that_was_never_seen_is_announced_first() -> None:
     output = [json.loads(item) for item in ITEMS]
     *announced, ending = finish(terminal(output=output, number=9))
