@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from ..deadline import Deadline
 from ..protocol.errors import UNREADABLE, ApiError
+from ..protocol.headers import may_pass
 from ..upstream.interface import UpstreamCall
 from .account import Account
 
@@ -204,7 +205,8 @@ class _Question:
 
     def call_answered(self, status: int, headers: Mapping[str, str]) -> None:
         self._status = status
-        self._etag = headers.get("etag")
+        etag = headers.get("etag", "")
+        self._etag = etag if may_pass("etag", etag) else None
 
     def call_data(self, data: bytes) -> None:
         self._body += data

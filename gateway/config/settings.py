@@ -61,13 +61,17 @@ class AdminSettings(Section, frozen=True, forbid_unknown_fields=True):
 
 
 class KeySettings(Section, frozen=True, forbid_unknown_fields=True):
-    """One key that clients may present: itself or its SHA-256 in hex, and what it may use."""
+    """One key that clients may present: itself or its SHA-256 in hex, and what it may use.
+
+    `sees_quotas=None` means that it does if it is the only key.
+    """
 
     name: Text
     key: Text | None = None
     key_sha256: Text | None = None
     models: Patterns = ("*",)
     websocket: bool = True
+    sees_quotas: bool | None = None
     max_concurrent_turns: Count | None = None
     requests_per_minute: Count | None = None
     requests_per_day: Count | None = None

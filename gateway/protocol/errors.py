@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from .headers import may_pass
+
 #: What reading JSON raises when it is broken, no UTF-8, of another shape or nested too deeply.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -25,8 +27,11 @@ _STATUS_RANGE = range(400, 600)
 _DETAIL_MEMBERS = ("plan_type", "resets_at", "resets_in_seconds")
 
 #: Response headers that may travel in an ``error`` event; everything else stays here.  In an
-#: event they are JSON: what is no header's name would break an HTTP answer.
-_CLIENT_HEADERS = re.compile(r"retry-after(-ms)?|x-request-id|x-codex-[a-z0-9_-]+", re.IGNORECASE)
+#: event they are JSON: what is no header would break an HTTP answer.  An upstream's turn state
+#: is for the gateway alone (§4.6).
+_CLIENT_HEADERS = re.compile(
+    r"retry-after(-ms)?|x-request-id|x-codex-(?!turn-state$)[a-z0-9_-]+", re.IGNORECASE
+)
 
 #: Response headers that speak of an account's limits (§7): for health, never for clients.
 _HINTS = re.compile(
@@ -262,7 +267,9 @@ def _kept_headers(headers: object) -> dict[str, str]:
     return {
         name: str(value)
         for name, value in headers.items()
-        if isinstance(value, (str, int, float)) and _CLIENT_HEADERS.fullmatch(name)
+        if isinstance(value, (str, int, float))
+        and _CLIENT_HEADERS.fullmatch(name)
+        and may_pass(name, str(value))
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from .errors import UNREADABLE
+from .headers import counts_limits
 from .turn_state import TURN_STATE
 
 #: The events of a streamed answer that nobody but the client reads: the hot path.
@@ -153,6 +154,28 @@ def with_turn_state(data: bytes, turn_state: str) -> bytes:
     }
     event["headers"] = {**headers, TURN_STATE: turn_state}
     return msgspec.json.encode(event)
+
+
+def without_limit_headers(data: bytes) -> bytes:
+    """A ``response.metadata`` event without the headers that count an account's limits.
+
+    Its turn state stays: what becomes of that is another matter.
+    """
+    try:
+        event = msgspec.json.decode(data)
+    except UNREADABLE:
+        return data
+    headers = event.get("headers") if isinstance(event, dict) else None
+    if not isinstance(headers, dict):
+        return data
+    kept = {
+        name: value
+        for name, value in headers.items()
+        if name.lower() == TURN_STATE or not counts_limits(name)
+    }
+    if len(kept) == len(headers):
+        return data
+    return msgspec.json.encode({**event, "headers": kept})
 
 
 def metadata_event(headers: Mapping[str, str]) -> bytes:

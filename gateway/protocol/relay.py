@@ -28,7 +28,9 @@ from .events import (
     sequence_number,
     with_response_members,
     with_turn_state,
+    without_limit_headers,
 )
+from .headers import without_limits
 from .made import new_response_id
 from .output_items import OutputItems
 from .refusals import for_the_client
@@ -100,8 +102,8 @@ class Relay:
 
     :param chained_to: the ``previous_response_id`` that was sent and whose echo is
         required, or None to require none.
-    :param pass_rate_limits: whether ``codex.rate_limits`` of this account is the client's
-        business (§10.49).
+    :param pass_rate_limits: whether the limits of this account are the client's business:
+        ``codex.rate_limits`` and the headers that count them (§10.49).
     :param is_taken: whether the client has another response of an id already.
     :param named: the ``previous_response_id`` that the client named, or None; it is shown that
         one also where the upstream was sent another, or none.
@@ -187,6 +189,7 @@ class Relay:
         An attempt that has ended stays as it ended.
         """
         if self.outcome is None:
+            error = self._concerning(error)
             self._end(Broken(error) if self.released else Refused(error))
 
     def last_number(self) -> int:
@@ -244,6 +247,8 @@ class Relay:
                 self._enter(Phase.ACKNOWLEDGED)
         elif name == b"response.metadata":
             turn_state = read_turn_state(data)
+            if not self._pass_rate_limits:
+                data = without_limit_headers(data)
             if turn_state is not None:
                 self.turn_state = self.turn_state or turn_state
                 data = with_turn_state(data, self._wrap_turn_state(turn_state))
@@ -287,8 +292,10 @@ class Relay:
         if not self.response_id:
             self._name(head)
         shown = {**self._shown, "id": raw_value(self.response_id)}
+        error = self._concerning(from_failed_response(head.error)) if status == "failed" else None
+        if error is not None and isinstance(head.error, dict) and "headers" in head.error:
+            shown["error"] = raw_value({**head.error, "headers": error.headers})
         ending = finish_terminal(data, name, shown, self._items)
-        error = from_failed_response(head.error) if status == "failed" else None
         if error is not None and self.released and for_the_client(error) is not error:
             self._end(Broken(error))
             return
@@ -313,6 +320,12 @@ class Relay:
         if error is not None:
             self.fail(error)
         # An empty error event announces a detailed response.failed (§10.57): wait for it.
+
+    def _concerning(self, error: ApiError) -> ApiError:
+        """Leave an account's limits out, where they are not the client's business."""
+        if not self._pass_rate_limits:
+            error.headers = without_limits(error.headers)
+        return error
 
     def _hold_or_pass(self, data: bytes, payloads: list[bytes]) -> None:
         if not self.released and len(self._held) >= _MAX_HELD:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import msgspec
 
 from .dialect import PLAIN, Dialect, hoist_tools
 from .errors import UNREADABLE
+from .headers import may_pass
 from .request import TurnRequest, client_metadata
 from .turn_state import TURN_STATE
 
@@ -55,11 +55,6 @@ _WEBSOCKET_METADATA = (
     TURN_STATE,
     "x-codex-ws-stream-request-start-ms",
 )
-
-
-#: Names that a header may have, and characters that no value has (RFC 9110 §5.1, §5.5).
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class UpstreamRequest(NamedTuple):
@@ -127,11 +122,9 @@ def forwardable(headers: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in headers.items()
-        if value
-        and (name in _FORWARDED_HEADERS or name.startswith(_FORWARDED_FAMILIES))
+        if (name in _FORWARDED_HEADERS or name.startswith(_FORWARDED_FAMILIES))
         and name != TURN_STATE
-        and _NAME.fullmatch(name)
-        and not _CONTROL.search(value)
+        and may_pass(name, value)
     }
 
 
@@ -151,10 +144,12 @@ def build_headers(
     headers.update(client_headers)
     for key, value in client_metadata(request.members).items():
         target = _METADATA_HEADERS.get(key)
-        if target is not None and value and not _CONTROL.search(value):
+        if target is not None:
             with suppress(UnicodeEncodeError):  # half of a surrogate pair
-                headers[target] = value.encode().decode("latin-1")
-    if turn_state and not _CONTROL.search(turn_state):
+                text = value.encode().decode("latin-1")
+                if may_pass(target, text):
+                    headers[target] = text
+    if turn_state and may_pass(TURN_STATE, turn_state):
         headers[TURN_STATE] = turn_state
     headers.update((name.lower(), value) for name, value in account_headers)
     return headers

@@ -38,6 +38,9 @@ class TenantLimits(Protocol):
     def one_tenant(self) -> bool:
         """Whether there is but one, so that no other's responses can be named."""
 
+    def sees_quotas(self, tenant: str) -> bool:
+        """Whether it is told what accounts say of their limits."""
+
     def enter(self, tenant: str, model: str | None) -> Visit | Busy:
         """Let a turn in, or say what is in its way.
 
@@ -53,6 +56,10 @@ class NoLimits:
 
     def __init__(self, one_tenant: bool = True) -> None:
         self.one_tenant = one_tenant
+
+    def sees_quotas(self, tenant: str) -> bool:
+        """See :class:`TenantLimits`."""
+        return True
 
     def enter(self, tenant: str, model: str | None) -> Visit | Busy:
         """See :class:`TenantLimits`."""

@@ -84,6 +84,14 @@ class Tenants:
         found = self._tenants.get(tenant)
         return found is not None and found.may_use(model)
 
+    def sees_quotas(self, tenant: str) -> bool:
+        """See ``TenantLimits``; unless the operator says, who is alone owns the accounts."""
+        found = self._tenants.get(tenant)
+        if found is None:
+            return False
+        wanted = found.settings.sees_quotas
+        return self.one_tenant if wanted is None else wanted
+
     def enter(self, tenant: str, model: str | None) -> TenantVisit | Busy:
         """See ``TenantLimits``.
 

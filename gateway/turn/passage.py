@@ -94,6 +94,11 @@ class Passage:
         )
         self.record = self._log.record
 
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self._context.tenant
+
     # --- the door's side -------------------------------------------------------------
 
     def through_the_pool(self, wanted: Wanted, bound: Bound) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..protocol.events import metadata_event
+from ..protocol.headers import counts_limits, may_pass
 from ..protocol.turn_state import TURN_STATE, TurnState
 from .attempt import Attempt
 from .environment import Told, TurnContext, TurnEnvironment
@@ -28,15 +29,12 @@ _PASSED = frozenset(
     }
 )
 
-#: These count one account's limits; of a pool they would tell nothing (§10.49).
-_LIMITS = ("x-codex-", "x-ratelimit-")
-
 
 class Telling:
     """One turn's words beside the answer.
 
     :ivar account: the account that the client's own turn state names, or None.
-    :ivar one_account: whether the limits of the pool are those of one account.
+    :ivar tells_limits: see :func:`tells_limits`.
     """
 
     def __init__(self, environment: TurnEnvironment, context: TurnContext) -> None:
@@ -45,7 +43,7 @@ class Telling:
         self._told = context.told
         self._echoed = self._states.unwrap(context.tenant, context.turn_state)
         self.account = None if self._echoed is None else self._echoed.account
-        self.one_account = len(environment.pool.accounts) == 1
+        self.tells_limits = tells_limits(environment, context.tenant)
 
     def upstream_state(self, account: str) -> str | None:
         """The turn state that ``account`` gave this turn itself."""
@@ -63,7 +61,7 @@ class Telling:
         """For an HTTP client, once the answer has begun."""
         told = _route(record)
         if attempt is not None:
-            told.update(passed_headers(attempt.answer_headers, self.one_account))
+            told.update(passed_headers(attempt.answer_headers, self.tells_limits))
             told.update(self._turn_state(attempt))
         return told
 
@@ -86,16 +84,27 @@ class Telling:
         return {TURN_STATE: self.wrapped(attempt.account.name, upstream)}
 
 
-def passed_headers(headers: Mapping[str, str], one_account: bool) -> dict[str, str]:
+def tells_limits(environment: TurnEnvironment, tenant: str) -> bool:
+    """Whether ``tenant`` is told what accounts say of their limits.
+
+    Of a pool one account's would tell nothing (§10.49); and they are the owner's business.
+    """
+    return len(environment.pool.accounts) == 1 and environment.limits.sees_quotas(tenant)
+
+
+def passed_headers(headers: Mapping[str, str], limits: bool) -> dict[str, str]:
     """What of an upstream's response headers concerns the client (§7).
 
-    :param one_account: whether the limits of the pool are those of one account.
+    :param limits: whether the account's limits do.
     """
     return {
         name: value
         for name, value in headers.items()
-        if name in _PASSED
-        or (one_account and name.startswith(_LIMITS) and name != TURN_STATE)  # ours takes its place
+        if (
+            name in _PASSED
+            or (limits and counts_limits(name) and name != TURN_STATE)  # ours takes its place
+        )
+        and may_pass(name, value)
     }
 
 

@@ -215,7 +215,7 @@ class Turn:
         must_echo = account.settings.continuity == "auto"
         relay = Relay(
             plan.previous_response_id if must_echo else None,
-            pass_rate_limits=self._telling.one_account,
+            pass_rate_limits=self._telling.tells_limits,
             is_taken=self._is_taken,
             named=self.request.previous_response_id,
             wrap_turn_state=partial(self._telling.wrapped, account.name),

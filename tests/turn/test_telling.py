@@ -200,8 +200,8 @@ def test_an_http_client_is_told_in_headers() -> None:
     turn.cancel()
 
 
-def test_limits_are_told_where_the_pool_is_one_account() -> None:
-    passed = passed_headers(UPSTREAM, one_account=True)
+def test_limits_are_told_to_who_may_see_them() -> None:
+    passed = passed_headers(UPSTREAM, limits=True)
     assert set(passed) == {
         "x-request-id",
         "openai-processing-ms",

@@ -8,12 +8,13 @@ from ...accounts.account import Account
 from ...accounts.affinity import AffinityKey
 from ...ledger.records import Record
 from ...protocol.errors import ApiError
+from ...protocol.headers import may_pass, without_limits
 from ...protocol.turn_state import TURN_STATE
 from ...protocol.upstream_request import forwardable
 from ...protocol.usage import Usage
 from ...turn.environment import TurnContext, TurnEnvironment
 from ...turn.passage import Passage
-from ...turn.telling import passed_headers
+from ...turn.telling import passed_headers, tells_limits
 from .events import UNBUFFERED
 from .request import HttpRequest
 
@@ -31,10 +32,12 @@ class PassedAnswer:
         self.environment = environment
         self.request = request
         self.passage: Passage | None = None
+        self._limits = False
 
     def opens(self, passage: Passage) -> None:
         """``passage`` is about to start, and belongs to this request."""
         self.passage = passage
+        self._limits = tells_limits(self.environment, passage.tenant)
         self.request.when_gone(self.client_gone)
         self.request.when_abandoned(passage.abandon)
         self.request.when_slow(passage.pause, passage.resume)
@@ -60,15 +63,17 @@ class PassedAnswer:
         """See ``PassageDoor``."""
         self.passage = None
         if error is not None:
+            if not self._limits:
+                error.headers = without_limits(error.headers)
             self.request.refuse(error)
         else:
             self.request.finish()
 
     def head(self, headers: Mapping[str, str]) -> dict[str, str]:
         """The headers of the answer: those of the upstream's that concern the client (§7)."""
-        one_account = len(self.environment.pool.accounts) == 1
-        told = {"content-type": headers.get("content-type", JSON)}
-        told.update(passed_headers(headers, one_account))
+        kind = headers.get("content-type", "")
+        told = {"content-type": kind if may_pass("content-type", kind) else JSON}
+        told.update(passed_headers(headers, self._limits))
         if told["content-type"].startswith(EVENT_STREAM):
             told.update(UNBUFFERED)
         record = self.passage.record if self.passage is not None else None
