@@ -47,6 +47,27 @@ def test_a_touch_gives_it_its_whole_length_again_without_a_new_timer() -> None:
     assert waiting.expired == [19]
 
 
+def test_signs_of_life_give_it_its_time_anew_up_to_twice_its_length() -> None:
+    waiting = Waiting(10)
+    for _ in range(4):
+        waiting.clock.advance(4.5)
+        waiting.deadline.sign_of_life()
+    assert waiting.expired == []
+    waiting.clock.advance(2)
+    assert waiting.expired == [20]
+
+
+def test_what_is_waited_for_gives_it_both_times_anew() -> None:
+    waiting = Waiting(10)
+    for _ in range(5):
+        waiting.clock.advance(9)
+        waiting.deadline.sign_of_life()
+        waiting.clock.advance(9)
+        waiting.deadline.touch()
+    waiting.clock.advance(10)
+    assert waiting.expired == [100]
+
+
 def test_it_can_be_started_anew_and_stopped_as_often_as_one_likes() -> None:
     waiting = Waiting(10)
     waiting.deadline.start(3)

@@ -19,6 +19,7 @@ from twisted.web.http import PotentialDataLoss
 
 from ..deadline import Deadline
 from ..protocol.errors import ApiError
+from ..protocol.sse import EventStreamParser, EventTooLarge
 from .failures import log_bug, upstream_failure
 from .interface import CallReceiver, UpstreamCall
 from .sending import HttpTimeouts, Sender, Sending, drop, headers_of
@@ -26,6 +27,13 @@ from .sending import HttpTimeouts, Sender, Sending, drop, headers_of
 #: How much of a refusal's body is read, in bytes, and for how long, in seconds.
 _MAX_REFUSAL_BYTES = 65_536
 _REFUSAL_SECONDS = 5.0
+
+#: What counts as progress of an answer that is no event stream, and the longest event that is
+#: waited for in one that is, in bytes.
+_PROGRESS_BYTES = 65_536
+_MAX_EVENT_BYTES = 1_048_576
+
+_EVENT_STREAM = "text/event-stream"
 
 _HIDDEN = "…".encode()
 
@@ -70,6 +78,8 @@ class HttpCall(Protocol):
         self._response: TreqResponse | None = None
         self._paused = False
         self._refusal = bytearray()
+        self._events: EventStreamParser | None = None
+        self._unnoted = 0
 
     # --- the caller's side -----------------------------------------------------------
 
@@ -109,13 +119,16 @@ class HttpCall(Protocol):
         """The answer begins."""
         self._sending = None  # with the request's body, which nobody needs any more
         self._response = response
+        headers = headers_of(response)
         if 200 <= response.code < 300:
             self._enter(CallState.ANSWERED)
+            if headers.get("content-type", "").lower().startswith(_EVENT_STREAM):
+                self._events = EventStreamParser(_MAX_EVENT_BYTES)
             self._deadline.start(self._idle_seconds)
         else:
             self._enter(CallState.REFUSED)
             self._deadline.start(_REFUSAL_SECONDS)
-        self._receiver.call_answered(response.code, headers_of(response))
+        self._receiver.call_answered(response.code, headers)
         if self._state is CallState.OVER:
             return
         response.deliverBody(self)
@@ -131,13 +144,29 @@ class HttpCall(Protocol):
         """Bytes of the body."""
         with self._guarded():
             if self._state is CallState.ANSWERED:
-                self._deadline.touch()
+                self._note_progress(data)
                 self._receiver.call_data(data)
             elif self._state is CallState.REFUSED:
                 self._refusal += data
                 if len(self._refusal) > _MAX_REFUSAL_BYTES:
                     self._drop()
                     self._tell_refusal()
+
+    def _note_progress(self, data: bytes) -> None:
+        """A whole event is progress, elsewhere so many bytes; all else is a sign of life."""
+        if self._events is None:
+            self._unnoted += len(data)
+            progress = self._unnoted >= _PROGRESS_BYTES
+        else:
+            try:
+                progress = bool(self._events.feed(data))
+            except EventTooLarge:
+                self._events, progress = EventStreamParser(_MAX_EVENT_BYTES), True
+        if progress:
+            self._unnoted = 0
+            self._deadline.touch()
+        else:
+            self._deadline.sign_of_life()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The body is over."""
@@ -165,7 +194,7 @@ class HttpCall(Protocol):
         if self._state is CallState.SENT:
             waited, what = self._first_byte_seconds, "did not answer"
         else:
-            waited, what = self._idle_seconds, "sent nothing"
+            waited, what = self._idle_seconds, "sent nothing of its answer"
         self._fail(
             ApiError.bad_gateway(
                 f"The upstream {what} within {waited:g} seconds.", "upstream_timeout"

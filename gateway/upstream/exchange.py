@@ -138,10 +138,12 @@ class HttpExchange(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Bytes of the body."""
         if self._state is ExchangeState.STREAMING:
-            self._deadline.touch()
             try:
                 events = self._parser.feed(data)
-                if events:
+                if not events:
+                    self._deadline.sign_of_life()  # a comment, or a piece of an event
+                else:
+                    self._deadline.touch()
                     self._receiver.upstream_events(events)
             except EventTooLarge as error:
                 self._fail(ApiError.bad_gateway(f"The upstream sent {error}."))
@@ -183,7 +185,7 @@ class HttpExchange(Protocol):
             self._drop()
             return
         else:
-            waited, what = self._timeouts.idle, "sent nothing"
+            waited, what = self._timeouts.idle, "sent no event"
         error = ApiError.bad_gateway(
             f"The upstream {what} within {waited:g} seconds.", "upstream_timeout"
         )

@@ -29,11 +29,14 @@ from tests.support.checks import (
 )
 from tests.support.events import Json
 from tests.support.gateway import account
+from tests.support.httpclient import HttpClient
 from tests.support.ports import free_port
+from tests.support.upstream import Exchange, Script
 
 pytestmark = pytest.mark.conformance
 
 
+IN_ORDER: Json = {"strategy": "fill-first"}
 TIMEOUTS: Json = {"connect_seconds": 1, "first_byte_seconds": 0.6, "idle_seconds": 0.6}
 KINDS = ["refused", "closed", "no tls", "untrusted", "silent tls"]
 
@@ -166,6 +169,44 @@ def test_a_silent_account_is_replaced_before_output(stage: Stage, after: int) ->
         events = gateway.connect().turn()
         assert output_text(events) == "hello"
     assert len(bad.requests) >= 1
+
+
+def commenting(after: int) -> Script:
+    """An upstream that after so many events says nothing but that it is there."""
+
+    def script(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.sse(*exchange.turn()[:after])
+        while not exchange.hold(timeout=0.1) and not exchange.request.gone.is_set():
+            exchange.chunks(b": still there\n\n")
+
+    return script
+
+
+@pytest.mark.parametrize("way", ["websocket", "events", "object"])
+def test_comments_do_not_keep_a_turn_from_another_account(stage: Stage, way: str) -> None:
+    silent, other = stage.upstream(commenting(0)), stage.upstream()
+    gateway = stage.gateway(
+        account("a", silent), account("b", other), timeouts=TIMEOUTS, routing=IN_ORDER
+    )
+    if way == "websocket":
+        assert output_text(gateway.connect().turn())
+        return
+    answer = HttpClient(gateway.port).create(stream=way == "events")
+    assert answer.status == 200
+    assert other.requests
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_comments_do_not_keep_a_turn_alive(stage: Stage, after: int) -> None:
+    """Nor do the gateway's own signs of life to the client depend on them."""
+    upstream = stage.upstream(commenting(after))
+    gateway = stage.gateway(
+        account("a", upstream), timeouts=TIMEOUTS, session={"hold_seconds": 0.1}
+    )
+    events = gateway.connect().turn()
+    assert_failed(events[-1], "server_error")
+    assert upstream.requests[0].wait_gone()
 
 
 def test_connect_timeout(stage: Stage) -> None:

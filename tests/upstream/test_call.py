@@ -205,12 +205,47 @@ def test_silence_within_an_answer_ends_it(wire: Wire) -> None:
     connection.sends(JSON_HEAD, chunk(b"["))
     for _ in range(3):
         wire.reactor.advance(299)
-        connection.sends(chunk(b"1,"))
+        connection.sends(chunk(b" " * 65_536))
     wire.reactor.advance(299)
-    assert not heard.endings, "expected bytes to move the deadline"
+    assert not heard.endings, "expected much of the answer to move the deadline"
     wire.reactor.advance(2)
     assert heard.error.code == "upstream_timeout"
     assert connection.dropped
+    wire.check_rest()
+
+
+STREAM_HEAD = JSON_HEAD.replace(b"application/json", b"text/event-stream; charset=utf-8")
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [(JSON_HEAD, b" "), (STREAM_HEAD, b": ping\n\n"), (STREAM_HEAD, b"data: {")],
+)
+def test_signs_of_life_within_an_answer_count_only_so_far(
+    wire: Wire, head: bytes, piece: bytes
+) -> None:
+    _, heard, connection = start(wire)
+    connection.sends(head)
+    for _ in range(3):
+        wire.reactor.advance(190)
+        connection.sends(chunk(piece))
+    wire.reactor.advance(29)
+    assert not heard.endings, "expected a sign of life to count up to the second bound"
+    wire.reactor.advance(1)
+    assert heard.error.code == "upstream_timeout"
+    assert connection.dropped
+    wire.check_rest()
+
+
+def test_events_of_a_passed_stream_move_the_deadline(wire: Wire) -> None:
+    _, heard, connection = start(wire)
+    connection.sends(STREAM_HEAD)
+    for _ in range(9):
+        wire.reactor.advance(299)
+        connection.sends(chunk(b"data: {}\n\n"))
+    assert not heard.endings
+    connection.sends(LAST_CHUNK)
+    assert heard.endings == [None]
     wire.check_rest()
 
 

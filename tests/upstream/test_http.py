@@ -216,14 +216,39 @@ def test_the_first_byte_has_a_deadline(wire: Wire) -> None:
     wire.check_rest()
 
 
-def test_the_next_event_has_a_deadline_that_every_byte_moves(wire: Wire) -> None:
+def test_the_next_event_has_a_deadline(wire: Wire) -> None:
     _, heard, connection = wire.streaming()
     for _ in range(3):
         wire.reactor.advance(299)
-        connection.sends(chunk(b": still there\n\n"))
+        connection.sends(chunk(event(b"response.in_progress")))
     assert heard.endings == []
     wire.reactor.advance(300)
-    assert "sent nothing within 300 seconds" in heard.error.message
+    assert "sent no event within 300 seconds" in heard.error.message
+    assert connection.dropped
+    connection.closes()
+    wire.check_rest()
+
+
+@pytest.mark.parametrize(
+    "piece", [b": still there\n\n", b"d", b"\n", b"retry: 1\n\n", b"data: {"], ids=repr
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_is_no_event_moves_the_deadline_only_so_far(
+    wire: Wire, piece: bytes, begun: bool
+) -> None:
+    """Twice the time between two events is all that comments and dripped bytes get."""
+    _, heard, connection = wire.started()
+    connection.sends(HEAD)
+    if begun:
+        connection.sends(chunk(event(b"response.created")))
+    for _ in range(3):
+        wire.reactor.advance(190)
+        connection.sends(chunk(piece))
+        assert heard.endings == []
+    wire.reactor.advance(29)
+    assert heard.endings == [], "expected a sign of life to count up to the second bound"
+    wire.reactor.advance(1)
+    assert heard.error.code == "upstream_timeout"
     assert connection.dropped
     connection.closes()
     wire.check_rest()
