@@ -13,8 +13,9 @@ from hashlib import blake2b
 import msgspec
 
 from ...accounts.account import Account
-from ...accounts.catalogue import Catalogue, Catalogues
+from ...accounts.catalogue import Catalogues
 from ...accounts.health import AccountState
+from ...accounts.inquiry import Catalogue
 from ...accounts.pool import Pool
 from ...protocol.errors import ApiError
 from .request import HttpRequest
@@ -80,7 +81,9 @@ class Models:
                 offered = catalogue.models if catalogue is not None else {}
                 for account in accounts:
                     for name in _names_of(account, offered):
-                        models.setdefault(name, offered.get(name) or _made(name))
+                        listed = offered.get(name)
+                        entry = None if listed is None else listed.platform
+                        models.setdefault(name, entry or _made(name))
             may_use = self._may_use
             done({name: raw for name, raw in models.items() if may_use(tenant, name)})
 
@@ -98,10 +101,11 @@ class Models:
             models: dict[str, msgspec.Raw] = {}
             etags: list[str | None] = []
             for accounts, catalogue in zip(services, catalogues, strict=True):
-                if catalogue is None or not catalogue.models:
+                offered = {} if catalogue is None else _in_codex_shape(catalogue)
+                if catalogue is None or not offered:
                     continue
                 etags.append(catalogue.etag)
-                for name, raw in catalogue.models.items():
+                for name, raw in offered.items():
                     served = any(each.serves(name) for each in accounts)
                     if served and self._may_use(tenant, name):
                         models.setdefault(name, raw)
@@ -153,6 +157,11 @@ def _names_of(account: Account, offered: Iterable[str]) -> Iterable[str]:
 
 def _has_patterns(account: Account) -> bool:
     return any(_PATTERN.search(model) for model in account.settings.models)
+
+
+def _in_codex_shape(catalogue: Catalogue) -> dict[str, msgspec.Raw]:
+    """Codex gives up a list of which it cannot read one entry: none is made up for it."""
+    return {name: each.codex for name, each in catalogue.models.items() if each.codex is not None}
 
 
 def _made(name: str) -> msgspec.Raw:

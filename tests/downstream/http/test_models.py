@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
-from gateway.accounts.catalogue import ANSWER_SECONDS, FRESH_SECONDS, RETRY_SECONDS
+from gateway.accounts.catalogue import FRESH_SECONDS, RETRY_SECONDS
+from gateway.accounts.inquiry import ANSWER_SECONDS, MOST_ASKED, PATIENCE_SECONDS
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
+from gateway.protocol.faults import Fault, FaultKind
 from tests.downstream.http.hall import DESK, Hall
 from tests.support.events import Json
+from tests.turn.calls import FakeCall
 
 
 def entry(name: str, **more: Any) -> Json:
@@ -122,36 +125,117 @@ def test_a_list_is_asked_for_again_when_it_is_old() -> None:
     hall.check_rest()
 
 
-@pytest.mark.parametrize("how", ["silent", "refused", "broken", "no list", "no JSON", "too long"])
-def test_a_stale_list_is_better_than_none(how: str) -> None:
-    hall = Hall(2)
-    hall.asks("GET", "/models")
-    hall.calls("a")[0].answers(platform("m-1"))
-    hall.world.clock.advance(FRESH_SECONDS + 1)
-    asked = hall.asks("GET", "/models")
-    call = hall.calls("a")[1]
+def fails(hall: Hall, call: FakeCall, how: str) -> None:
+    """It does not say which models there are."""
     if how == "silent":
-        hall.world.clock.advance(ANSWER_SECONDS + 0.1)
-        assert call.state == "cancelled"
-    elif how == "refused":
-        call.refuses(500)
+        hall.world.clock.advance(PATIENCE_SECONDS + 0.1)
     elif how == "broken":
         call.ends(ApiError.bad_gateway("reset"))
     elif how == "no list":
         call.answers({"data": 5})
+    elif how == "an error":
+        call.answers({"error": {"message": "no"}})
     elif how == "no JSON":
         call.answers(b"<html>")
-    else:
+    elif how == "too long":
         call.begins()
         call.sends(b"[" * (9 * 2**20))
+        assert call.state == "cancelled"
+    else:
+        call.refuses(int(how))
+
+
+HOW = ["silent", "broken", "no list", "an error", "no JSON", "too long", "401", "404", "500"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_stale_list_is_better_than_none(how: str) -> None:
+    hall = Hall()
+    hall.asks("GET", "/models")
+    hall.calls()[0].answers(platform("m-1"))
+    hall.world.clock.advance(FRESH_SECONDS + 1)
+    asked = hall.asks("GET", "/models")
+    call = hall.calls()[1]
+    fails(hall, call, how)
+    if how == "silent":
+        hall.world.clock.advance(ANSWER_SECONDS)
         assert call.state == "cancelled"
     assert ids(asked.wire.json) == ["m-1"]
     hall.asks("GET", "/models")
     assert len(hall.world.all_calls) == 2, "expected nobody to be asked again at once"
     hall.world.clock.advance(RETRY_SECONDS + 1)
     again = hall.asks("GET", "/models")
-    hall.calls("b")[0].answers(platform("m-2"))
-    assert ids(again.wire.json) == ["m-2"], "expected another account of the service"
+    hall.calls()[2].answers(platform("m-2"))
+    assert ids(again.wire.json) == ["m-2"]
+    hall.check_rest()
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("query", ["", "?client_version=0.171.0"])
+def test_where_one_account_fails_the_next_of_its_service_is_asked_at_once(
+    how: str, query: str
+) -> None:
+    hall = Hall(3)
+    asked = hall.asks("GET", f"/models{query}")
+    for name in "ab":
+        (call,) = hall.calls(name)
+        fails(hall, call, how)
+    hall.calls("c")[0].answers({**platform("m-1"), **codex("m-1")})
+    listed = asked.wire.json["models" if query else "data"]
+    assert [each.get("slug") or each["id"] for each in listed] == ["m-1"]
+    hall.world.clock.advance(FRESH_SECONDS + 1)
+    hall.asks("GET", f"/models{query}")
+    assert len(hall.calls("c")) == 2, "who answered last is asked first"
+    hall.calls("c")[1].answers(platform("m-1"))
+    hall.check_rest()
+
+
+def test_a_silent_account_may_still_answer_first() -> None:
+    hall = Hall(2)
+    asked = hall.asks("GET", "/models")
+    hall.world.clock.advance(PATIENCE_SECONDS + 0.1)
+    hall.calls("a")[0].answers(platform("m-1"))
+    assert ids(asked.wire.json) == ["m-1"]
+    assert hall.calls("b")[0].state == "cancelled"
+    hall.check_rest()
+
+
+def test_accounts_that_are_not_ready_are_asked_last() -> None:
+    hall = Hall(2)
+    permit = hall.world.accounts["a"].health.reserve(None)
+    permit.refused(Fault(FaultKind.UNAUTHORIZED, "401"))
+    hall.asks("GET", "/models")
+    hall.calls("b")[0].answers(platform("m-1"))
+    assert not hall.calls("a")
+    hall.check_rest()
+
+
+def test_not_more_accounts_are_asked_than_needed() -> None:
+    hall = Hall(8)
+    asked = hall.asks("GET", "/models")
+    for _ in range(MOST_ASKED):
+        hall.world.all_calls[-1].refuses(500)
+    assert (ids(asked.wire.json), len(hall.world.all_calls)) == ([], MOST_ASKED)
+    hall.check_rest()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [{"id": "m-1"}, {"id": "m-2"}],
+        ["m-1", "m-2"],
+        {"models": [{"slug": "m-1"}, {"name": "m-2"}]},
+        {"data": None, "models": ["m-1", {"id": "m-2"}]},
+        {"data": [{"id": "m-1"}, {"id": 5}, 7, None, {}], "models": [{"slug": "m-2"}]},
+    ],
+    ids=["bare list", "names", "slug and name", "null and mixed", "both, and odd entries"],
+)
+def test_lists_are_read_in_any_of_the_usual_shapes(answer: Any) -> None:
+    hall = Hall()
+    asked = hall.asks("GET", "/models")
+    hall.calls()[0].answers(answer)
+    assert ids(asked.wire.json) == ["m-1", "m-2"]
+    assert {each.get("object", "model") for each in asked.wire.json["data"]} == {"model"}
     hall.check_rest()
 
 
