@@ -36,8 +36,8 @@ from .recording import record_response
 from .search import AccountSearch
 from .telling import Telling
 
-#: ``incomplete`` responses that may be continued (protocol.md §8.2).
-_CONTINUABLE = frozenset({"interrupted", "max_output_tokens"})
+#: How responses end that may be continued (protocol.md §8.2).
+_CONTINUABLE = frozenset({"completed", "incomplete"})
 
 
 class TurnPhase(enum.Enum):
@@ -283,7 +283,7 @@ class Turn:
         self._log.outcome(outcome.status)
         relay = attempt.relay
         self._continuity.learn(attempt.account, attempt.plan)
-        if outcome.status == "completed" or outcome.reason in _CONTINUABLE:
+        if outcome.status in _CONTINUABLE:
             self._remember(
                 relay.response_id,
                 relay.items,
