@@ -1,7 +1,9 @@
-"""Where turns wait for an account: bounded, fair between tenants, each with its deadline."""
+"""Where turns wait for an account, or for a limit of their key: bounded, fair between tenants,
+each with its deadline."""
 
 from __future__ import annotations
 
+import enum
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -20,13 +22,21 @@ _OFFERS_AT_ONCE = 32
 _BREATH = 0.02
 
 
+class Lack(enum.Enum):
+    """What a turn waits for."""
+
+    ACCOUNT = "an account"
+    LIMIT = "a limit of its key"
+
+
 class Ticket:
     """A turn's place in the room.
 
     :ivar wants: what its tries depend on; a try that finds another thing lacking changes it.
+    :ivar lacks: which kind of thing that is.
     """
 
-    __slots__ = ("_room", "deadline", "gave_up", "retry", "tenant", "wants")
+    __slots__ = ("_room", "deadline", "gave_up", "lacks", "retry", "tenant", "wants")
 
     def __init__(
         self,
@@ -35,9 +45,11 @@ class Ticket:
         wants: Hashable,
         retry: Callable[[], bool],
         gave_up: Callable[[], None],
+        lacks: Lack,
     ) -> None:
         self._room = room
         self.tenant = tenant
+        self.lacks = lacks
         self.wants: Hashable = object() if wants is None else wants
         self.retry = retry
         self.gave_up = gave_up
@@ -49,7 +61,7 @@ class Ticket:
 
 
 class WaitingRoom:
-    """Turns that found no account.
+    """Turns that found no account, or no room within the limits of their key.
 
     When something became free it is offered to the tenants in turn, and within a tenant to
     who waits longest.  Who cannot use it does not stand in the way of others.  In a full room
@@ -75,6 +87,10 @@ class WaitingRoom:
     def __len__(self) -> int:
         return self._count
 
+    def lacking(self, what: Lack) -> int:
+        """How many of the turns wait for this."""
+        return sum(ticket.lacks is what for queue in self._tenants.values() for ticket in queue)
+
     def wait(
         self,
         tenant: str,
@@ -82,6 +98,7 @@ class WaitingRoom:
         retry: Callable[[], bool],
         gave_up: Callable[[], None],
         wants: Hashable = None,
+        lacks: Lack = Lack.ACCOUNT,
     ) -> Ticket | None:
         """Take a place.
 
@@ -90,13 +107,14 @@ class WaitingRoom:
         :param gave_up: called once when time is up, or the place is lost.
         :param wants: what ``retry`` depends on: the model, the accounts that are ruled out.
             One that is refused speaks for all that want the same.  None: like nobody else.
+        :param lacks: the kind of it.
         :return: None when the room is full.
         """
         full = self._count >= self.max_waiting
         leaves = self._who_makes_room(tenant) if full else None
         if self._stopped or (full and leaves is None):
             return None
-        ticket = Ticket(self, tenant, wants, retry, gave_up)
+        ticket = Ticket(self, tenant, wants, retry, gave_up, lacks)
         ticket.deadline = self._clock.callLater(max(0.0, seconds), self._give_up, ticket)
         self._tenants.setdefault(tenant, OrderedDict())[ticket] = None
         self._count += 1

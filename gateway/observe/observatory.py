@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from ..accounts.account import Account
 from ..accounts.catalogue import Catalogues
 from ..accounts.health import AccountState
+from ..accounts.waiting import Lack
 from ..downstream.admission import Admission
 from ..downstream.websocket.site import ResponsesFactory
 from ..tenants.tenants import Tenants
@@ -153,7 +154,9 @@ class Observatory(Service):
             # Guests that are no WebSocket are HTTP requests, or work that one left behind.
             "turns_in_flight": over_websockets + max(0, guests - websockets),
             "turns_queued": sum(session.turns_queued for session in sessions),
-            "turns_waiting": len(self._environment.waiting),
+        waiting = self._environment.waiting
+            "turns_waiting": waiting.lacking(Lack.ACCOUNT),
+            "turns_limited": waiting.lacking(Lack.LIMIT),
         }
 
     def _signs(self) -> Signs:

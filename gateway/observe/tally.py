@@ -285,7 +285,8 @@ class Tally:
             sent = attempt.chosen_ms or queued
         # A clock that was set back must not leave negative times.
         self.first_output.add(max(0.0, first - queued))
-        self.added.add(max(0.0, sent - queued - (record.waited_ms or 0.0)))
+        waited = (record.waited_ms or 0.0) + (record.limited_ms or 0.0)
+        self.added.add(max(0.0, sent - queued - waited))
         upstream = max(0.0, first - sent)
         self.upstream.add(upstream)
         account.first_token.add(upstream)

@@ -36,7 +36,8 @@ class AttemptRecord:
 class TurnRecord:
     """One turn.  Times are milliseconds since it was accepted; no content, no secrets.
 
-    ``conversation`` is the opaque id of its binding (see ``Bindings.items``).
+    ``conversation`` is the opaque id of its binding (see ``Bindings.items``).  ``waited_ms`` is
+    how long it waited for an account, ``limited_ms`` for a limit of its key.
     """
 
     turn: str
@@ -61,6 +62,7 @@ class TurnRecord:
     output_tokens: int = 0
     queued_ms: float | None = None
     waited_ms: float | None = None
+    limited_ms: float | None = None
     first_event_ms: float | None = None
     first_output_ms: float | None = None
     duration_ms: float | None = None
@@ -80,6 +82,7 @@ class TurnRecord:
             f" account={self.account} attempts={len(self.attempts)} route={self.route}"
             f" reason={self.reason!r} response={self.response_id} chained_to={self.chained_to}"
             f" error={self.error_code} queued_ms={self.queued_ms} waited_ms={self.waited_ms}"
+            f" limited_ms={self.limited_ms}"
             f" first_output_ms={self.first_output_ms} duration_ms={self.duration_ms}"
             f" request_bytes={self.request_bytes} upstream_bytes={self.upstream_bytes}"
             f" events={self.events} relayed_bytes={self.relayed_bytes}"

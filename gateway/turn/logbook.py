@@ -6,6 +6,7 @@ import itertools
 
 from ..accounts.bindings import opaque_id
 from ..accounts.choice import Choice
+from ..accounts.waiting import Lack
 from ..ledger.continuation import Plan
 from ..protocol.usage import Usage, estimated_usage
 from .environment import TurnContext, TurnEnvironment
@@ -43,7 +44,8 @@ class Logbook:
         self._clock = environment.clock
         self._journal = environment.journal
         self._accepted_at = context.accepted_at
-        self._waits_since: float | None = None
+        #: What it waits for, and since when.
+        self._waits: tuple[Lack, float] | None = None
         self.record = TurnRecord(
             turn=f"{context.connection}.{next(_numbers)}",
             connection=context.connection,
@@ -63,9 +65,10 @@ class Logbook:
         """It was its turn."""
         self.record.queued_ms = self._elapsed_ms()
 
-    def waits(self) -> None:
-        """No account is free; the next attempt, or the end, ends the wait."""
-        self._waits_since = self._elapsed_ms()
+    def waits(self, lack: Lack) -> None:
+        """This is not free; another wait, the next attempt or the end ends it."""
+        self._waited()
+        self._waits = lack, self._elapsed_ms()
 
     def tries(
         self,
@@ -140,10 +143,14 @@ class Logbook:
         self._journal.ended(record)
 
     def _waited(self) -> None:
-        since, self._waits_since = self._waits_since, None
-        if since is not None:
-            waited = (self.record.waited_ms or 0.0) + self._elapsed_ms() - since
-            self.record.waited_ms = round(waited, 1)
+        waits, self._waits = self._waits, None
+        if waits is None:
+            return
+        record, waited = self.record, self._elapsed_ms() - waits[1]
+        if waits[0] is Lack.ACCOUNT:
+            record.waited_ms = round((record.waited_ms or 0.0) + waited, 1)
+        else:
+            record.limited_ms = round((record.limited_ms or 0.0) + waited, 1)
 
     def _elapsed_ms(self) -> float:
         return round((self._clock.seconds() - self._accepted_at) * 1000, 1)

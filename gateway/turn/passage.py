@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from ..accounts.account import Account
 from ..accounts.choice import Choice, Wanted
+from ..accounts.waiting import Lack
 from ..protocol.errors import ApiError, from_http
 from ..protocol.faults import Fault, FaultKind, attribute
 from ..protocol.limits import read_windows
@@ -160,9 +161,9 @@ class Passage:
         self._place = choice.reservation
         self._at(choice.account, choice.rule, choice)
 
-    def search_waits(self) -> None:
+    def search_waits(self, lack: Lack) -> None:
         """See :class:`~gateway.turn.search.SearchOwner`."""
-        self._log.waits()
+        self._log.waits(lack)
 
     def search_failed(self, error: ApiError) -> None:
         """See :class:`~gateway.turn.search.SearchOwner`."""

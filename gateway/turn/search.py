@@ -8,7 +8,7 @@ from ..accounts.account import Account
 from ..accounts.choice import Choice, Nobody, Wanted
 from ..accounts.exhaustion import attempts_error, pool_error
 from ..accounts.health import AccountState
-from ..accounts.waiting import Ticket
+from ..accounts.waiting import Lack, Ticket
 from ..protocol.errors import ApiError
 from ..tenants.interface import Busy, Visit
 from .environment import TurnContext, TurnEnvironment
@@ -20,8 +20,8 @@ class SearchOwner(Protocol):
     def search_found(self, choice: Choice) -> None:
         """This account is next; its place is the owner's now."""
 
-    def search_waits(self) -> None:
-        """No account is free; one of the other two calls follows."""
+    def search_waits(self, lack: Lack) -> None:
+        """This is not free; it may be told again, and one of the other two calls follows."""
 
     def search_failed(self, error: ApiError) -> None:
         """No account will serve the turn."""
@@ -145,12 +145,17 @@ class AccountSearch:
             return
         self._tried.clear()
         self._ticket = self._environment.waiting.wait(
-            self._context.tenant, patience, self._retry, self._gave_up, self._wants()
+            self._context.tenant,
+            patience,
+            self._retry,
+            self._gave_up,
+            self._wants(),
+            self._lacks(),
         )
         if self._ticket is None:
             self._owner.search_failed(self._error())
         else:
-            self._owner.search_waits()
+            self._owner.search_waits(self._ticket.lacks)
 
     def _retry(self) -> bool:
         try:
@@ -159,8 +164,12 @@ class AccountSearch:
             self._ticket = None
             self._owner.search_failed(error)
             return True
-        if not found and self._ticket is not None:
-            self._ticket.wants = self._wants()  # it may be let in by now, and lack an account
+        ticket = self._ticket
+        if not found and ticket is not None:
+            before, ticket.lacks = ticket.lacks, self._lacks()
+            ticket.wants = self._wants()
+            if ticket.lacks is not before:  # it is let in by now, and lacks an account
+                self._owner.search_waits(ticket.lacks)
         return found
 
     def _gave_up(self) -> None:
@@ -185,6 +194,9 @@ class AccountSearch:
             return False
         if lack.waits_for is not None and self._environment.pool.routing.on_account_loss == "fail":
             return False
+    def _lacks(self) -> Lack:
+        return Lack.LIMIT if isinstance(self._lack, Busy) else Lack.ACCOUNT
+
         return any(
             reason.until <= before
             if reason.until is not None

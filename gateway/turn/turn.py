@@ -14,6 +14,7 @@ from functools import partial
 
 from ..accounts.choice import Choice, Wanted
 from ..accounts.reservation import Reservation
+from ..accounts.waiting import Lack
 from ..deadline import Deadline
 from ..ledger.continuation import Route
 from ..ledger.records import Record
@@ -186,10 +187,10 @@ class Turn:
         self._reservation = choice.reservation
         self._send(choice.rule, choice)
 
-    def search_waits(self) -> None:
+    def search_waits(self, lack: Lack) -> None:
         """See :class:`~gateway.turn.search.SearchOwner`."""
         self._enter(TurnPhase.WAITING)
-        self._log.waits()
+        self._log.waits(lack)
 
     def search_failed(self, error: ApiError) -> None:
         """See :class:`~gateway.turn.search.SearchOwner`."""

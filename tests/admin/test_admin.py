@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.accounts.waiting import Lack
 from gateway.config import ConfigError
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.reload import Rejected
@@ -49,7 +50,42 @@ def test_it_is_not_ready_without_a_usable_account() -> None:
     answer = admin.ask("/readyz")
     assert (answer.status, answer.json) == (503, {"status": "no account is usable"})
     shown = admin.json("/status")
-    assert (shown["state"], shown["alarms"][0]["level"]) == ("degraded", "red")
+    assert (shown["state"], shown["alarms"][0]["level"]) == ("unusable", "red")
+
+
+@pytest.mark.parametrize("kind", [FaultKind.UNAUTHORIZED, FaultKind.EXHAUSTED])
+def test_an_account_that_never_answered_well_does_not_become_ready_by_time(kind: FaultKind) -> None:
+    admin = Admin()
+    accounts = admin.world.accounts.values()
+    for number in range(4):
+        for account in accounts:
+            account.health.reserve(None).refused(Fault(kind, "it refuses", None))
+        for seconds in (0, 30, 1200):
+            admin.clock.advance(seconds)
+            assert admin.ask("/readyz").status == 503, f"{seconds} s after refusal {number}"
+            shown = admin.json("/status")
+            assert (shown["state"], shown["ready"]) == ("unusable", False)
+            assert {each["state"] for each in shown["accounts"]} != {"ready"}
+            whats = [each["what"] for each in shown["alarms"]]
+            assert whats == [
+                "no account is usable: it refuses",
+                f"a is {kind.value}: it refuses",
+                f"b is {kind.value}: it refuses",
+            ], "an alarm that comes and goes with each try would be none"
+    assert [each["state"] for each in shown["accounts"]] == ["unproven", "unproven"]
+    probe = admin.world.accounts["a"].health.reserve(None)
+    probe.acknowledged()
+    assert admin.ask("/readyz").status == 200
+    assert admin.json("/status")["accounts"][0]["state"] == "ready"
+
+
+def test_waiting_for_a_keys_limit_is_no_waiting_for_an_account() -> None:
+    admin = Admin()
+    waiting = admin.world.environment.waiting
+    for lacks in (Lack.LIMIT, Lack.LIMIT, Lack.ACCOUNT):
+        waiting.wait("laptop", 5.0, lambda: False, lambda: None, lacks=lacks)
+    now = admin.json("/status")["now"]
+    assert (now["turns_waiting"], now["turns_limited"]) == (1, 2)
 
 
 def test_a_full_account_is_still_usable() -> None:

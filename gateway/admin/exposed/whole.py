@@ -24,6 +24,7 @@ _GAUGES = {
     "turns_in_flight": "Turns that run.",
     "turns_queued": "Turns that wait for the one before them on their lane.",
     "turns_waiting": "Turns that wait for an account.",
+    "turns_limited": "Turns that wait for a limit of their key.",
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from ... import __version__
+from ...accounts.waiting import Lack
 from ..running import Running
 from .accounts import account, conversations_by_account
 from .alarms import alarms
@@ -62,7 +63,7 @@ def current(running: Running) -> dict[str, Any]:
 
 def at_present(running: Running) -> dict[str, Any]:
     """The counts of this moment and the rates of the last minute."""
-    sessions = running.door.sessions()
+    sessions, waiting = running.door.sessions(), running.environment.waiting
     over_websockets = sum(session.turns_running for session in sessions)
     return {
         "connections": len(running.admission),
@@ -70,7 +71,8 @@ def at_present(running: Running) -> dict[str, Any]:
         "lanes": sum(session.lanes for session in sessions),
         "turns_in_flight": over_websockets + running.http_turns(),
         "turns_queued": sum(session.turns_queued for session in sessions),
-        "turns_waiting": len(running.environment.waiting),
+        "turns_waiting": waiting.lacking(Lack.ACCOUNT),
+        "turns_limited": waiting.lacking(Lack.LIMIT),
         **running.figures.rates(),
     }
 
