@@ -13,6 +13,7 @@ from .health import AccountState, Health, Unavailable
 from .learned import LearnedContinuity
 from .rate import RequestRate
 from .reservation import Reservation
+from .settling import Settling
 
 _FULL = Unavailable(AccountState.READY, "max_in_flight is reached", None)
 
@@ -121,9 +122,9 @@ class Account:
                 return Unavailable(AccountState.READY, "requests_per_minute is reached", until)
         return self._barred()
 
-    def blocked(self) -> Unavailable | None:
-        """Why no turn can go here now, whatever its model and be the account full or not."""
-        return self.health.blocked() or self._barred()
+    def unready(self) -> Unavailable | None:
+        """Why nobody should count on it, whatever the model and be it full or not."""
+        return self.health.unready() or self._barred()
 
     def _barred(self) -> Unavailable | None:
         """What ails the way out."""
@@ -136,15 +137,18 @@ class Account:
         if self._way is not None:
             self._way.clear()
 
-    def reserve(self, model: str | None, released: Callable[[], None]) -> Reservation:
+    def reserve(
+        self, model: str | None, released: Callable[[], None], settling: Settling | None = None
+    ) -> Reservation:
         """Take a place for one attempt; the caller has seen that it is available.
 
         :param released: hears when the place is free again.
+        :param settling: what becomes of the conversation's binding, or None.
         """
         if self._rate is not None:
             self._rate.take()
         self.in_flight += 1
-        return Reservation(self, model, self.health.reserve(model), released)
+        return Reservation(self, model, self.health.reserve(model), released, settling)
 
     def leave(self) -> None:
         """An attempt is over, its place is free."""

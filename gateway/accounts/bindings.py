@@ -42,6 +42,8 @@ class Binding(Struct, gc=False):
     :ivar rule: what it is known by: a thread, a session, ...
     :ivar tenant: name of the client key.
     :ivar leaves: the account that the operator wants it to leave at its next turn, or None.
+    :ivar answered: whether its account ever answered it; until then it is only expected there,
+        and nobody is shown it.
     """
 
     account: str
@@ -53,6 +55,7 @@ class Binding(Struct, gc=False):
     rule: str
     tenant: str
     leaves: str | None = None
+    answered: bool = True
 
 
 class Bindings:
@@ -99,6 +102,29 @@ class Bindings:
         binding.stand_in = binding.stand_in_why = binding.leaves = None
         self._put(digest, binding, now)
 
+    def expect(self, key: AffinityKey, account: str, why: str = "") -> None:
+        """A turn of ``key`` goes to ``account``, and no account has answered it yet.
+
+        Others follow it there; nothing else comes of it until :meth:`settle`.
+        """
+        if self.look(key) is None:
+            self.bind(key, account, why)
+            self._bound[key.tenant][_digest(key)].answered = False
+
+    def settle(self, key: AffinityKey, account: str, why: str = "") -> None:
+        """``account`` answered ``key``: it is its home, unless another answered before."""
+        found = self.look(key)
+        if found is not None and found.answered:
+            return
+        self.release(key)
+        self.bind(key, account, why)
+
+    def withdraw(self, key: AffinityKey, account: str) -> None:
+        """``account`` did not answer ``key``, and is not expected to any more."""
+        found = self.look(key)
+        if found is not None and not found.answered and found.account == account:
+            self.release(key)
+
     def stand_in(self, key: AffinityKey, account: str, why: str = "") -> None:
         """Let ``account`` serve ``key`` until it is bound again; without a home it is the home.
 
@@ -128,13 +154,15 @@ class Bindings:
         by_tenant = [reversed(bound.items()) for bound in self._bound.values()]
         latest = merge(*by_tenant, key=lambda item: -item[1].used_at)
         alive = takewhile(lambda item: self._alive(item[1], now), latest)
-        return ((digest.hex(), binding) for digest, binding in islice(alive, limit))
+        at_home = (item for item in alive if item[1].answered)
+        return ((digest.hex(), binding) for digest, binding in islice(at_home, limit))
 
     def with_id(self, opaque_id: str) -> Binding | None:
         """The binding that :meth:`items` gives this id, or None, also when it is no such id."""
         digest = _bytes(opaque_id)
         found = (bound[digest] for bound in self._bound.values() if digest in bound)
-        return self._alive(next(found, None), self.now())
+        binding = self._alive(next(found, None), self.now())
+        return binding if binding is not None and binding.answered else None
 
     def move(self, opaque_id: str) -> Binding | None:
         """Let the conversation go to another account at its next turn, where there is one.

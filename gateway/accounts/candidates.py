@@ -64,14 +64,18 @@ class Candidates:
 
     def spares(self, account: Account) -> bool:
         """Whether ``account``, which could serve, is known to be used up, and another is not."""
-        if not account.health.quotas.spent:
+        if not account.health.spent:
             return False
         if self._others_have_room is None:
-            fresh = (each for each in self.accounts if not each.health.quotas.spent)
+            fresh = (each for each in self.accounts if not each.health.spent)
             self._others_have_room = any(self.unavailable(each) is None for each in fresh)
         if self._others_have_room:
             self.resting[account] = _SPARED
         return self._others_have_room
+
+    def awaits_reset(self, account: Account) -> bool:
+        """Whether ``account`` refused a turn until its quota resets, and another can serve."""
+        return account.health.awaits_reset and self.spares(account)
 
     def why_not(self, account: Account) -> Unavailable | None:
         """The same, as known without asking again."""

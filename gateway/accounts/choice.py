@@ -22,6 +22,8 @@ class Wanted(NamedTuple):
     :ivar turn_state: the account that the client's turn state names, or None.
     :ivar background: whether the account must take background responses.
     :ivar chat: whether it must take chat completions.
+    :ivar undoubted: whether only those will do that are not in doubt: one that was has refused
+        the turn already.
     """
 
     model: str | None
@@ -31,6 +33,7 @@ class Wanted(NamedTuple):
     turn_state: str | None = None
     background: bool = False
     chat: bool = False
+    undoubted: bool = False
 
 
 class Rejected(NamedTuple):

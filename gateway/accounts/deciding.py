@@ -5,7 +5,6 @@ The pool carries decisions out; a dry run shows them.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from .affinity import AffinityKey
 from .bindings import Binding
 from .candidates import Candidates
 from .choice import Nobody, Rejected, Wanted
+from .settling import Effect
 from .strategies import Picker
 
 _PINNED = "sealed items"
@@ -23,14 +23,8 @@ _RETURNS = "returns to its account"
 _TRIED = "refused this turn"
 _NOT_NEEDED = "another was named"
 _NOT_OFFERED = "does not take such turns"
-
-
-class Effect(enum.Enum):
-    """What a decision makes of the conversation's binding, once it is carried out."""
-
-    NONE = "nothing"
-    BIND = "the account is its home, and nobody stands in for it any longer"
-    STAND_IN = "the account stands in for its home"
+_USED_UP = "its quota is used up"
+_IN_DOUBT = "has not answered well since it refused"
 
 
 class Decision(NamedTuple):
@@ -96,7 +90,7 @@ class Deciding:
         wanted = self._wanted
         if wanted.pinned_to is not None:
             return self._pinned(wanted.pinned_to)
-        bound = [(key.rule, self._find(key)) for key in wanted.keys]
+        bound = [(key.rule, self._followed(self._find(key))) for key in wanted.keys]
         self._binding = bound[-1][1]
         return self._moved() or self._stuck(bound) or self._fresh()
 
@@ -104,15 +98,20 @@ class Deciding:
         """Why not the accounts that were named before, and some of the rest."""
         whys = self._lost.copy()
         for name in self._tried:
-            whys.setdefault(name, _TRIED)
+            whys.setdefault(name, self._since_it_refused(name))
         for each in self.candidates.accounts[: most + 1]:
             if each is not chosen and each.name not in whys:
                 blocked = self.candidates.why_not(each)
-                if blocked is None:
-                    whys[each.name] = _NOT_NEEDED
-                else:
+                if blocked is not None:
                     whys[each.name] = blocked.why or blocked.state.value
+                else:
+                    whys[each.name] = _IN_DOUBT if self._is_left_out(each) else _NOT_NEEDED
         return tuple(map(Rejected._make, islice(whys.items(), most)))
+
+    def _since_it_refused(self, name: str) -> str:
+        account = self._named.get(name)
+        blocked = None if account is None else self.candidates.why_not(account)
+        return _TRIED if blocked is None else blocked.why or blocked.state.value
 
     def lacking(self) -> Nobody | None:
         """Why nobody is left to name; None while somebody is."""
@@ -157,11 +156,12 @@ class Deciding:
             if account is None:
                 continue
             why = self._why_not(account)
-            if why is None:
+            moves = self._routing.on_account_loss == "move"
+            if why is None and not (moves and self.candidates.awaits_reset(account)):
                 return self._decided(account, rule)
-            if account in self.candidates.members and self._routing.on_account_loss != "move":
+            if account in self.candidates.members and not moves:
                 return self._nobody((account,), name, rule)
-            self._lost[name] = why
+            self._lost[name] = why or _USED_UP
         return None
 
     def _fresh(self) -> Decision | Nobody:
@@ -174,6 +174,13 @@ class Deciding:
         return self._decided(
             account, rule if home is None else f"stands in for {home.name} ({rule})"
         )
+
+    def _followed(self, binding: Binding | None) -> Binding | None:
+        """The binding; one that no account has answered yet only while its account can serve."""
+        if binding is None or binding.answered:
+            return binding
+        account = self._named.get(binding.account)
+        return binding if account is not None and self._why_not(account) is None else None
 
     # --- what they go by -------------------------------------------------------------------
 
@@ -236,8 +243,8 @@ class Deciding:
 
     def _decided(self, account: Account, rule: str) -> Decision:
         binding = self._binding
-        if binding is None:
-            return Decision(account, rule, Effect.BIND)
+        if binding is None or not binding.answered:
+            return Decision(account, rule, Effect.BEGIN)
         home = self._stood_in_for(account)
         if home is not None and binding.stand_in != account.name:
             return Decision(account, rule, Effect.STAND_IN, self._why_not(home) or "")
@@ -250,7 +257,11 @@ class Deciding:
         candidates = self.candidates
 
         def usable(account: Account) -> bool:
-            return candidates.unavailable(account) is None and account.name not in without
+            return (
+                candidates.unavailable(account) is None
+                and account.name not in without
+                and not self._is_left_out(account)
+            )
 
         def has_room(account: Account) -> bool:
             return usable(account) and not candidates.spares(account)
@@ -268,7 +279,13 @@ class Deciding:
         blocked = self.candidates.unavailable(account)
         if blocked is not None:
             return blocked.why or blocked.state.value
-        return _TRIED if account.name in self._tried else None
+        if account.name in self._tried:
+            return _TRIED
+        return _IN_DOUBT if self._is_left_out(account) else None
+
+    def _is_left_out(self, account: Account) -> bool:
+        wanted = self._wanted
+        return wanted.undoubted and account.health.in_doubt(wanted.model)
 
     def _nobody(self, able: Sequence[Account], waits_for: str | None, rule: str) -> Nobody:
         """:param able: those of the candidates that would do."""

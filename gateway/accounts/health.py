@@ -141,6 +141,25 @@ class Health:
             return None
         return self._look(model)
 
+    def in_doubt(self, model: str | None) -> bool:
+        """Whether the last that was heard of it, for ``model``, was no good answer."""
+        if self._rests["service"].breaker.failures:
+            return True
+        if self._calm and model not in self._models:
+            return False
+        rests = (*self._rests.values(), self._models.get(model))
+        return any(rest is not None and not rest.breaker.closed for rest in rests)
+
+    @property
+    def awaits_reset(self) -> bool:
+        """Whether it refused a turn for a quota that, by its own word, has not reset yet."""
+        return not self._calm and self._rests["quota"].awaits_reset(self._now())
+
+    @property
+    def spent(self) -> bool:
+        """Whether it would likely refuse a turn for its quota, by its own word."""
+        return self.quotas.spent or self.awaits_reset
+
     def reserve(self, model: str | None) -> Permit:
         """A turn goes there now; the first one after a rest is the probe."""
         rests = [*self._rests.values()]
@@ -216,15 +235,13 @@ class Health:
             return AccountState.DISABLED
         if self._wish is Wish.DRAIN:
             return AccountState.DRAINING
-        for rest in self._rests.values():
-            if not rest.breaker.closed:
-                return rest.state
-        return AccountState.READY
+        worst = self._worst()
+        return AccountState.READY if worst is None else worst.standing(self._now())
 
     def snapshot(self) -> dict[str, Any]:
         """For the admin side, ready for JSON."""
-        open_rests = [rest for rest in self._rests.values() if not rest.breaker.closed]
-        first = open_rests[0].shown() if open_rests else {}
+        worst = self._worst()
+        first = {} if worst is None else worst.shown()
         breaker = self._rests["service"].breaker
         wished = self._wish is not Wish.SERVE
         return {
@@ -240,6 +257,16 @@ class Health:
             "windows": self.quotas.shown(),
             "breaker": {"state": breaker.state.value, "failures": breaker.failures},
         }
+
+    def unready(self) -> Unavailable | None:
+        """Why nobody should count on it, whatever the model; None when it is ready.
+
+        A turn may be due to try it all the same: that it rests no more shows nothing yet.
+        """
+        worst = self._worst()
+        if self._wish is not Wish.SERVE or worst is None:
+            return self.blocked()
+        return worst.unready(self._now())
 
     def blocked(self) -> Unavailable | None:
         """Why no turn may go there now, whatever its model; None when one may."""
@@ -270,6 +297,13 @@ class Health:
         if found is not None and self.blocked_until > now:
             self._told = (now, self.blocked_until, found)
         return found
+
+    def _worst(self) -> Rest | None:
+        """What is held against it: what rests, before what only waits to be shown to work."""
+        held = [rest for rest in self._rests.values() if not rest.breaker.closed]
+        now = self._now()
+        resting = (each for each in held if each.standing(now) is not AccountState.UNPROVEN)
+        return next(resting, held[0] if held else None)
 
     def _acknowledged(self, attempts: list[tuple[Rest, Attempt]]) -> None:
         for rest, attempt in attempts:

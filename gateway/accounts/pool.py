@@ -11,7 +11,8 @@ from .affinity import AffinityKey
 from .bindings import Binding, Bindings
 from .candidates import Candidates
 from .choice import Choice, Nobody, Wanted
-from .deciding import Deciding, Effect
+from .deciding import Deciding
+from .settling import Effect, Settling
 from .strategies import Picker, strategy
 
 #: Accounts whose part in a choice is explained one by one; the others are only counted.
@@ -78,12 +79,12 @@ class Pool:
         if isinstance(found, Nobody):
             return found
         account, rule, effect, ails = found
-        if effect is Effect.BIND:
-            self.bindings.bind(wanted.keys[-1], account.name, rule)
-        elif effect is Effect.STAND_IN:
-            self.bindings.stand_in(wanted.keys[-1], account.name, ails)
+        settling: Settling | None = None
+        if effect is not Effect.NONE:
+            why = ails if effect is Effect.STAND_IN else rule
+            settling = Settling(self.bindings, wanted.keys[-1], account.name, effect, why)
         others = deciding.others(account, _EXPLAINED)
-        reservation = account.reserve(wanted.model, self._release)
+        reservation = account.reserve(wanted.model, self._release, settling)
         return Choice(reservation, rule, len(deciding.candidates.accounts), others)
 
     def lacking(self, wanted: Wanted, tried: Collection[str]) -> Nobody | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..protocol.faults import Fault
 from .health import Permit
+from .settling import Settling
 
 if TYPE_CHECKING:
     from .account import Account
@@ -17,17 +18,33 @@ class Reservation:
 
     :ivar account: where it is.
     :param released: hears when it is free again.
+    :param settling: what becomes of the conversation's binding, or None.
     """
 
-    __slots__ = ("_held", "_model", "_permit", "_released", "_spent", "_works", "account")
+    __slots__ = (
+        "_held",
+        "_model",
+        "_permit",
+        "_released",
+        "_settling",
+        "_spent",
+        "_works",
+        "account",
+    )
 
     def __init__(
-        self, account: Account, model: str | None, permit: Permit, released: Callable[[], None]
+        self,
+        account: Account,
+        model: str | None,
+        permit: Permit,
+        released: Callable[[], None],
+        settling: Settling | None = None,
     ) -> None:
         self.account = account
         self._model = model
         self._permit = permit
         self._released = released
+        self._settling = settling
         self._held = True
         self._spent = False
         self._works = False
@@ -37,6 +54,9 @@ class Reservation:
         if not self._spent:
             self._spent = self._works = True
             self._permit.acknowledged()
+            settling, self._settling = self._settling, None
+            if settling is not None:
+                settling.answered()
 
     def refused(self, fault: Fault) -> None:
         """The attempt failed, and this is whose fault it was.
@@ -58,4 +78,6 @@ class Reservation:
             if self._works:
                 self.account.health.ended_well()
             self._permit.dropped()
+            if self._settling is not None:
+                self._settling.unanswered()
             self._released()

@@ -13,12 +13,17 @@ _PROBE_SECONDS = 1.0
 
 
 class AccountState(enum.Enum):
-    """What the operator sees of an account."""
+    """What the operator sees of an account.
+
+    A rest makes it ``cooling``, ``exhausted`` or ``unauthorized``.  Once that is over it is
+    ``unproven`` until it answers well; ``exhausted`` lasts as long as the upstream said.
+    """
 
     READY = "ready"
     COOLING = "cooling"
     EXHAUSTED = "exhausted"
     UNAUTHORIZED = "unauthorized"
+    UNPROVEN = "unproven"
     DISABLED = "disabled"
     DRAINING = "draining"
 
@@ -70,6 +75,31 @@ class Rest:
     def due(self) -> bool:
         """Whether it waits for a probe."""
         return self.breaker.state is BreakerState.HALF_OPEN
+
+    def awaits_reset(self, now: float) -> bool:
+        """Whether a quota is used up whose reset the upstream named, and that is still ahead."""
+        named = self.breaker.named
+        used_up = self.state is AccountState.EXHAUSTED and not self.breaker.closed
+        return used_up and named is not None and named > now
+
+    def standing(self, now: float) -> AccountState:
+        """The state of an account because of it."""
+        if self.breaker.closed:
+            return AccountState.READY
+        rests = self.breaker.state is BreakerState.OPEN or self.awaits_reset(now)
+        return self.state if rests else AccountState.UNPROVEN
+
+    def unready(self, now: float) -> Unavailable:
+        """Why nobody should count on the account, while it is not closed; the same as long as
+        it fails, whether it rests or is tried."""
+        fault, rests = self.fault, self.breaker.state is BreakerState.OPEN
+        return Unavailable(
+            self.standing(now),
+            fault.why if fault is not None else "",
+            self.breaker.until if rests else None,
+            self.breaker.named if self.awaits_reset(now) or rests else None,
+            fault.kind if fault is not None else None,
+        )
 
     def unavailable(self, now: float) -> Unavailable | None:
         """Why it cannot be used, or None when it can, be it for a probe."""

@@ -40,7 +40,14 @@ _LIMITS = {
 }
 
 #: States in which nobody wants an account to be.
-_RESTS = frozenset((AccountState.COOLING, AccountState.EXHAUSTED, AccountState.UNAUTHORIZED))
+_RESTS = frozenset(
+    (
+        AccountState.COOLING,
+        AccountState.EXHAUSTED,
+        AccountState.UNAUTHORIZED,
+        AccountState.UNPROVEN,
+    )
+)
 
 _log = Logger(namespace="gateway.observe")
 
@@ -147,6 +154,7 @@ class Observatory(Service):
         sessions = self._door.sessions()
         guests, websockets = len(self._admission), len(self._door.connections)
         over_websockets = sum(session.turns_running for session in sessions)
+        waiting = self._environment.waiting
         return {
             "connections": guests,
             "websockets": websockets,
@@ -154,7 +162,6 @@ class Observatory(Service):
             # Guests that are no WebSocket are HTTP requests, or work that one left behind.
             "turns_in_flight": over_websockets + max(0, guests - websockets),
             "turns_queued": sum(session.turns_queued for session in sessions),
-        waiting = self._environment.waiting
             "turns_waiting": waiting.lacking(Lack.ACCOUNT),
             "turns_limited": waiting.lacking(Lack.LIMIT),
         }
@@ -245,5 +252,5 @@ def _rests_since(account: Account, now: float) -> float | None:
     if account.health.state in _RESTS:
         since: float = account.health.snapshot()["since"]
         return since
-    barred = account.blocked()
+    barred = account.unready()
     return now if barred is not None and barred.state in _RESTS else None

@@ -20,6 +20,12 @@ UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 #: The code of what is the gateway's own fault.
 GATEWAY_FAILED = "gateway_failed"
 
+#: The code of what went wrong before the upstream was reached, by the proxy's own fault.
+PROXY_ERROR = "egress_proxy_error"
+
+#: The code of an upstream that no connection could be made to.
+UNREACHABLE = "upstream_unreachable"
+
 #: Statuses of an ``error`` event that clients understand (protocol.md §5.1).
 _STATUS_RANGE = range(400, 600)
 

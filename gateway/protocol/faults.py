@@ -6,7 +6,7 @@ import enum
 from typing import NamedTuple
 
 from . import limits
-from .errors import GATEWAY_FAILED, ApiError
+from .errors import GATEWAY_FAILED, PROXY_ERROR, ApiError
 from .refusals import (
     is_about_the_request,
     is_overload,
@@ -15,9 +15,6 @@ from .refusals import (
     refuses_spending,
     speaks_of_the_parent,
 )
-
-#: The code of what went wrong before the upstream was reached.
-PROXY_ERROR = "egress_proxy_error"
 
 #: A 429 of a request that is larger than the account's limit: waiting does not help it.
 _TOO_LARGE = "Request too large"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .errors import GATEWAY_FAILED, ApiError
+from .errors import GATEWAY_FAILED, PROXY_ERROR, UNREACHABLE, ApiError
 
 #: Codes that speak of the request; no other account would answer otherwise, and clients
 #: must hear them as they are (§5.4).
@@ -57,6 +57,9 @@ _NO_SUCH_MODEL_SAID = re.compile(
     r"The (requested )?model ['\"`][^'\"`]*['\"`] does not exist"
     r"|The ['\"`][^'\"`]*['\"`] model is not supported"
 )
+
+#: Codes of what ended before a model could work on it.
+_NOT_WORKED_ON = frozenset({"previous_response_not_found", PROXY_ERROR, UNREACHABLE})
 
 _ELSEWHERE = frozenset({401, 402, 403, 404, 408, 409, 425, 429})
 
@@ -142,6 +145,21 @@ def may_move(error: ApiError) -> bool:
     if refuses_spending(error) or refuses_credentials(error) or refuses_model(error):
         return True
     return error.status >= 500 or error.status in _ELSEWHERE or is_overload(error)
+
+
+def costs_nothing(error: ApiError) -> bool:
+    """Whether it is certain that no model worked on what was refused so.
+
+    Nothing was sent, or whoever looks at it first – at its credentials, the account's credit,
+    the model's name, the response that it continues – sent it away.
+    """
+    return (
+        error.code in _NOT_WORKED_ON
+        or error.status in (401, 403)
+        or refuses_credentials(error)
+        or refuses_spending(error)
+        or refuses_model(error)
+    )
 
 
 def is_clients_fault(error: ApiError) -> bool:

@@ -12,6 +12,7 @@ from ..accounts.waiting import Lack, Ticket
 from ..protocol.errors import ApiError
 from ..tenants.interface import Busy, Visit
 from .environment import TurnContext, TurnEnvironment
+from .tries import Tries
 
 
 class SearchOwner(Protocol):
@@ -66,9 +67,9 @@ class AccountSearch:
         self._wanted = wanted
         self._bound = bound
         self._owner = owner
-        self._attempts = 0
-        self._tried: list[str] = []
-        self._refusals: list[ApiError] = []
+        self._tries = Tries()
+        #: Whether the account that was found last was in doubt then.
+        self._in_doubt = False
         self._lack: Nobody | Busy | None = None
         self._ticket: Ticket | None = None
         self._patience_ends: float | None = None
@@ -79,10 +80,10 @@ class AccountSearch:
 
         :raises ApiError: when the tenant may never have what it asks for.
         """
-        if self._attempts >= self._environment.pool.routing.max_attempts:
+        if self._tries.exhausted(self._max_attempts):
             self._owner.search_failed(self._tried_enough())
         else:
-            if not self._attempts:
+            if not self._tries.refusals:
                 self._environment.waiting.wake()  # who waits is offered first what is free now
             if not self._try():
                 self._wait()
@@ -102,8 +103,7 @@ class AccountSearch:
 
     def refused(self, account: Account, error: ApiError) -> None:
         """``account`` did not serve the turn; it will not be asked again for now."""
-        self._tried.append(account.name)
-        self._refusals.append(error)
+        self._tries.refused(account.name, error, self._in_doubt)
 
     def stop(self) -> None:
         """Nothing is searched any more."""
@@ -122,18 +122,36 @@ class AccountSearch:
                 self._lack = entered
                 return False
             self.visit = entered
-        choice = self._environment.pool.choose(self._asked(), self._tried)
+        choice = self._choose()
         if isinstance(choice, Nobody):
             self._lack = choice
             return False
         self._ticket = None
-        self._attempts += 1
+        self._in_doubt = choice.account.health.in_doubt(self._wanted.model)
         self._owner.search_found(choice)
         return True
 
+    def _choose(self) -> Choice | Nobody:
+        """Of accounts in doubt one is enough, as long as there are others."""
+        choose, tried = self._environment.pool.choose, self._tries.since_it_waited
+        asked = self._asked()
+        choice = choose(asked, tried)
+        may_doubt = asked.undoubted and self._tries.may_doubt(self._max_attempts)
+        if isinstance(choice, Nobody) and may_doubt:
+            choice = choose(asked._replace(undoubted=False), tried)
+        return choice
+
+    @property
+    def _max_attempts(self) -> int:
+        return self._environment.pool.routing.max_attempts
+
     def _asked(self) -> Wanted:
         """What is wanted now; attempts may have changed it."""
-        return self._wanted._replace(holder=self._bound.holder, pinned_to=self._bound.pinned_to)
+        return self._wanted._replace(
+            holder=self._bound.holder,
+            pinned_to=self._bound.pinned_to,
+            undoubted=self._tries.doubted,
+        )
 
     def _wait(self) -> None:
         now = self._environment.clock.seconds()
@@ -143,7 +161,7 @@ class AccountSearch:
         if patience <= 0 or not self._may_come_free(self._patience_ends):
             self._owner.search_failed(self._error())
             return
-        self._tried.clear()
+        self._tries.since_it_waited.clear()
         self._ticket = self._environment.waiting.wait(
             self._context.tenant,
             patience,
@@ -176,6 +194,9 @@ class AccountSearch:
         self._ticket = None
         self._owner.search_failed(self._error())
 
+    def _lacks(self) -> Lack:
+        return Lack.LIMIT if isinstance(self._lack, Busy) else Lack.ACCOUNT
+
     def _wants(self) -> tuple[object, ...]:
         """What the search waits for; others that wait for the same fail with it."""
         lack = self._lack
@@ -194,9 +215,6 @@ class AccountSearch:
             return False
         if lack.waits_for is not None and self._environment.pool.routing.on_account_loss == "fail":
             return False
-    def _lacks(self) -> Lack:
-        return Lack.LIMIT if isinstance(self._lack, Busy) else Lack.ACCOUNT
-
         return any(
             reason.until <= before
             if reason.until is not None
@@ -205,10 +223,11 @@ class AccountSearch:
         )
 
     def _tried_enough(self) -> ApiError:
-        lacking = self._environment.pool.lacking(self._asked(), self._tried)
+        asked, tries = self._asked()._replace(undoubted=False), self._tries
+        lacking = self._environment.pool.lacking(asked, tries.since_it_waited)
         if lacking is None:
-            return attempts_error(self._refusals)
-        return pool_error(lacking, self._refusals, self._environment.clock.seconds())
+            return attempts_error(tries.refusals)
+        return pool_error(lacking, tries.refusals, self._environment.clock.seconds())
 
     def _error(self) -> ApiError:
         lack = self._lack
@@ -216,4 +235,6 @@ class AccountSearch:
             self._environment.limits.refused(self._context.tenant, lack.limit)
             return lack.error
         assert lack is not None
-        return pool_error(lack, self._refusals, self._environment.clock.seconds())
+        if lack.wanted.undoubted:
+            return self._tried_enough()
+        return pool_error(lack, self._tries.refusals, self._environment.clock.seconds())

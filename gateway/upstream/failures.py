@@ -10,8 +10,7 @@ from twisted.python.failure import Failure
 from twisted.web._newclient import _WrapperException
 from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 
-from ..protocol.errors import ApiError
-from ..protocol.faults import PROXY_ERROR
+from ..protocol.errors import PROXY_ERROR, UNREACHABLE, ApiError
 from .proxy import Blame, ProxyError
 from .tls import WrongCertificate
 
@@ -55,13 +54,13 @@ def upstream_failure(failure: Failure) -> ApiError:
             "The upstream could not be reached in time.", "upstream_timeout"
         )
     if any_is(error.DNSLookupError):
-        return ApiError.bad_gateway("The upstream's host name could not be resolved.")
+        return ApiError.bad_gateway("The upstream's host name could not be resolved.", UNREACHABLE)
     if any_is(error.ConnectionRefusedError):
-        return ApiError.bad_gateway("The upstream refused the connection.")
+        return ApiError.bad_gateway("The upstream refused the connection.", UNREACHABLE)
     if any_is(error.ConnectionAborted):
         return ApiError.bad_gateway("The TLS handshake with the upstream did not end in time.")
     if any_is(error.ConnectError):
-        return ApiError.bad_gateway("The upstream could not be reached.")
+        return ApiError.bad_gateway("The upstream could not be reached.", UNREACHABLE)
     if any_is(error.ConnectionDone, error.ConnectionLost):
         return ApiError.bad_gateway("The upstream closed the connection before it had finished.")
     _log.warn(

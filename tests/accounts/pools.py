@@ -68,9 +68,10 @@ class Basin:
     def ask(
         self, key: str | None = None, tried: Collection[str] = (), **members: Any
     ) -> Choice | Nobody:
-        """What the pool says; whoever is chosen is busy for no time at all."""
+        """What the pool says; whoever is chosen answers, and is busy for no time at all."""
         answer = self.pool.choose(wanted(key, **members), tried)
         if isinstance(answer, Choice):
+            answer.reservation.acknowledged()
             answer.reservation.release()
         return answer
 

@@ -26,7 +26,7 @@ MAX = 600.0
 
 READY, COOLING, EXHAUSTED = AccountState.READY, AccountState.COOLING, AccountState.EXHAUSTED
 UNAUTHORIZED, DISABLED = AccountState.UNAUTHORIZED, AccountState.DISABLED
-DRAINING = AccountState.DRAINING
+DRAINING, UNPROVEN = AccountState.DRAINING, AccountState.UNPROVEN
 
 
 class Bench:
@@ -264,7 +264,7 @@ def test_a_probe_that_fails_for_another_reason_may_be_made_again(
     bench.refuse(FaultKind.EXHAUSTED, 10)
     bench.sleep()
     bench.refuse(kind)
-    assert bench.health.state is EXHAUSTED, "nothing was learned of the quota"
+    assert bench.health.state is UNPROVEN, "nothing was learned of the quota"
     assert bench.ready("n")
 
 
@@ -290,6 +290,66 @@ def test_a_lost_probe_does_not_block_for_ever(bench: Bench) -> None:
     bench.health.reserve("m")
     bench.now += MAX
     assert bench.ready()
+
+
+# --- what is to be expected of it ------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [FaultKind.UNAUTHORIZED, FaultKind.EXHAUSTED, FaultKind.SERVICE])
+def test_after_its_rest_an_account_is_not_ready_before_it_answers_well(
+    bench: Bench, kind: FaultKind
+) -> None:
+    bench.refuse(kind, None)
+    for _ in range(2):  # the service's rest takes three failures
+        bench.health.broke("m", bench.fault(kind))
+    before = bench.health.unready()
+    for _ in range(3):
+        bench.sleep()
+        assert (bench.health.state, bench.ready()) == (UNPROVEN, True), "a turn may try it"
+        told = bench.health.unready()
+        assert told is not None
+        assert before is not None
+        assert (told.state, told.why, told.kind) == (UNPROVEN, before.why, kind)
+        probe = bench.health.reserve("m")
+        assert bench.health.state is UNPROVEN
+        probe.refused(bench.fault(kind))
+        assert bench.health.state not in (UNPROVEN, READY)
+    bench.sleep()
+    bench.serves(bench.health.reserve("m"))
+    assert (bench.health.state, bench.health.unready()) == (READY, None)
+
+
+def test_who_is_used_up_is_so_until_its_window_resets(bench: Bench) -> None:
+    bench.refuse(FaultKind.EXHAUSTED, 5 * MAX)
+    bench.sleep()
+    assert bench.ready(), "it may have been given more, and is tried now and then"
+    assert (bench.health.state, bench.health.awaits_reset) == (EXHAUSTED, True)
+    bench.health.reserve("m").dropped()
+    assert bench.health.state is EXHAUSTED
+    bench.now = START + 5 * MAX
+    assert (bench.health.state, bench.health.awaits_reset) == (UNPROVEN, False)
+
+
+def test_what_rests_is_told_before_what_is_only_unproven(bench: Bench) -> None:
+    bench.refuse(FaultKind.UNAUTHORIZED)
+    bench.sleep()
+    bench.health.broke("m", bench.fault(FaultKind.EXHAUSTED, 300))
+    assert bench.health.state is EXHAUSTED
+    assert snapshot(bench)["why"] == "it was exhausted"
+
+
+def test_who_failed_is_in_doubt_until_a_turn_ends_well_there(bench: Bench) -> None:
+    assert not bench.health.in_doubt("m"), "right after a start nobody is"
+    bench.refuse(FaultKind.SERVICE)
+    assert bench.health.in_doubt("m")
+    assert bench.health.state is READY, "a failure may happen"
+    bench.serves(bench.health.reserve("m"))
+    assert not bench.health.in_doubt("m")
+    bench.refuse(FaultKind.RATE_LIMITED, 1)
+    bench.sleep()
+    assert (bench.health.in_doubt("m"), bench.health.in_doubt("n")) == (True, False)
+    bench.refuse(FaultKind.UNAUTHORIZED, model="n")
+    assert bench.health.in_doubt("n")
 
 
 # --- permits -------------------------------------------------------------------------
@@ -363,7 +423,7 @@ def test_how_an_old_turn_breaks_ends_no_rest(bench: Bench, kind: FaultKind) -> N
     bench.sleep()
     bench.health.broke("n", bench.fault(kind))
     assert bench.ready("m"), "nor does it take the probe"
-    assert bench.health.state is COOLING
+    assert bench.health.state is UNPROVEN
 
 
 def test_asking_a_resting_account_again_tells_the_same(bench: Bench) -> None:

@@ -126,6 +126,8 @@ def test_a_stronger_key_wins_and_the_lasting_one_is_bound(basin: Basin) -> None:
     choice = basin.pool.choose(Wanted(MODEL, [state, thread("t")]))
     assert isinstance(choice, Choice)
     assert (choice.account.name, choice.rule) == ("c", "turn state")
+    assert basin.home(thread("t")) == "b", "nobody has answered there yet"
+    choice.reservation.acknowledged()
     assert basin.home(thread("t")) == "c", "the conversation moved along"
 
 
@@ -510,7 +512,8 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         limits: dict[str, Any] = {"a": {"max_in_flight": 2}, "b": {"requests_per_minute": 30}}
         self.basin = Basin(*"abcd", accounts=limits)
-        self.running: list[Choice] = []
+        self.running: list[tuple[str, Choice]] = []
+        #: Who answered each first.
         self.home: dict[str, str] = {}
         self.latest: dict[str, str] = {}
 
@@ -533,13 +536,10 @@ class PoolMachine(RuleBasedStateMachine):
             return
         name = answer.account.name
         assert name in free, f"{name} was chosen, only {free} could"
-        self.running.append(answer)
-        home = self.home.setdefault(key, name)
+        self.running.append((key, answer))
+        home = self.home.get(key, name)
         reasonable = name in (home, holder) or home not in free
         assert reasonable, f"{key} left {home} without a reason"
-        binding = pool.bindings.look(thread(key))
-        assert binding is not None
-        assert binding.account == home, f"{key} has lost its home"
         if ends_well:
             self.latest[key] = name
         told = dict(answer.others)
@@ -550,9 +550,10 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(how=st.sampled_from(["acknowledged", "cancelled", *FaultKind]), data=st.data())
     def end(self, how: Any, data: Any) -> None:
-        choice = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        key, choice = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         if how == "acknowledged":
             choice.reservation.acknowledged()
+            self.home.setdefault(key, choice.account.name)
         elif how != "cancelled":
             choice.reservation.refused(Fault(how, "as drawn", self.basin.now + 10))
         choice.reservation.release()
@@ -567,10 +568,18 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def places_are_counted(self) -> None:
-        running = [choice.account.name for choice in self.running]
+        running = [choice.account.name for _, choice in self.running]
         for name, account in self.basin.accounts.items():
             assert account.in_flight == running.count(name)
         assert self.basin.accounts["a"].in_flight <= 2
+
+    @invariant()
+    def a_home_is_who_answered_first(self) -> None:
+        bindings = self.basin.bindings
+        at_home = {binding.account for _, binding in bindings.items(9)}
+        assert at_home == set(self.home.values())
+        for key, home in self.home.items():
+            assert self.basin.home(thread(key)) == home, f"{key} has lost its home"
 
 
 TestPoolMachine = PoolMachine.TestCase

@@ -72,6 +72,13 @@ def test_a_calm_gateway_tells_nothing(tmp_path: Path) -> None:
             "GatewayAccountUnauthorized",
             {f'gateway_account_state{{{ONE},account="a",state="unauthorized"}}': "0x5 1x55"},
         ),
+        (  # it is tried again and again
+            "GatewayAccountUnauthorized",
+            {
+                f'gateway_account_state{{{ONE},account="a",state="unauthorized"}}': "0x5 1x1 0x53",
+                f'gateway_account_state{{{ONE},account="a",state="unproven"}}': "0x7 1x53",
+            },
+        ),
         ("GatewayTurnsFail", {f'gateway_turns_total{{{ONE},status="failed"}}': "0+30x60"}),
         ("GatewayOpenFiles", {f"process_open_fds{{{ONE}}}": "900x60"}),
         (

@@ -148,6 +148,7 @@ class World:
         self.clock = Clock()
         self.clock.advance(1_800_000_000)
         now = self.clock.seconds
+        rules = routing or RoutingSettings(queue_seconds=0.0)
         self.upstreams = {name: FakeUpstream() for name in "abcdefgh"[:accounts]}
         self.accounts = {
             name: Account(
@@ -159,6 +160,7 @@ class World:
                 ),
                 upstream,
                 now,
+                rules.cooldown_max_seconds,
             )
             for name, upstream in self.upstreams.items()
         }
@@ -169,7 +171,6 @@ class World:
             "keepalive_seconds": 20.0,
             **environment,
         }
-        rules = routing or RoutingSettings(queue_seconds=0.0)
         waiting = WaitingRoom(self.clock, rules.max_waiting)
         pool = Pool(list(self.accounts.values()), Bindings(100, 3600, now), rules)
         pool.released = waiting.wake
@@ -193,7 +194,11 @@ class World:
         return read_create(read_members(payload), len(payload), self.environment.seals.issuer_of)
 
     def turn(
-        self, items: list[Json] | str | None = None, parent: Record | None = None, **members: Any
+        self,
+        items: list[Json] | str | None = None,
+        parent: Record | None = None,
+        connection: str = "c-1",
+        **members: Any,
     ) -> Turn:
         """A turn with a door of its own, not started yet."""
         if parent is not None:
@@ -201,9 +206,9 @@ class World:
         self.door = FakeDoor()
         context = TurnContext(
             tenant="laptop",
-            connection="c-1",
+            connection=connection,
             client_headers={},
-            affinity=[AffinityKey("connection", "laptop", "c-1")],
+            affinity=[AffinityKey("connection", "laptop", connection)],
             parent=parent,
             continuation=None if parent is None else "previous_response_id",
             accepted_at=self.clock.seconds(),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from gateway.accounts.affinity import AffinityKey
 from gateway.accounts.choice import Choice, Wanted
 from gateway.config import RoutingSettings
-from gateway.protocol.errors import ApiError, error_event
+from gateway.config.settings import Strategy
+from gateway.protocol.errors import UNREACHABLE, ApiError, error_event
 from gateway.protocol.usage import Usage
 from gateway.tenants.interface import Busy, Visit
 from gateway.turn.turn import Turn
@@ -363,3 +364,128 @@ def test_turns_that_lack_different_things_do_not_speak_for_each_other() -> None:
         turn.cancel()
     held[1].release()
     place.check_rest()
+
+
+# --- accounts in doubt -----------------------------------------------------------------
+
+BROKEN = ApiError(500, "server_error", "boom")
+WRONG_KEY = ApiError(401, "invalid_request_error", "Incorrect API key.", "invalid_api_key")
+REFUSED = ApiError.bad_gateway("The upstream refused the connection.", UNREACHABLE)
+DEACTIVATED = ApiError(403, "invalid_request_error", "Deactivated.", "account_deactivated")
+USED_UP = ApiError(429, "insufficient_quota", "You exceeded it.", "insufficient_quota")
+STRATEGIES = get_args(Strategy)
+
+
+def plays(place: World, refusals: dict[str, ApiError]) -> None:
+    """These accounts refuse everything, all others answer."""
+    for name, upstream in place.upstreams.items():
+        error = refusals.get(name)
+        upstream.answer = (
+            (lambda exchange: exchange.sends(*ANSWER))
+            if error is None
+            else (lambda exchange, error=error: exchange.ends(error))
+        )
+
+
+def asked(turn: Turn) -> str:
+    return "".join(attempt.account for attempt in turn.record.attempts)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "broken",
+    [
+        (WRONG_KEY, REFUSED, BROKEN),
+        (BROKEN, DEACTIVATED, USED_UP),
+        (USED_UP, WRONG_KEY, WRONG_KEY),
+        (BROKEN, BROKEN, REFUSED),
+    ],
+    ids=lambda errors: "+".join(error.label for error in errors),
+)
+def test_broken_accounts_keep_no_turn_from_the_others(
+    strategy: str, broken: tuple[ApiError, ...]
+) -> None:
+    place = world(5, strategy=strategy, max_attempts=3, cooldown_max_seconds=1.0)
+    plays(place, dict(zip("abc", broken, strict=True)))
+    for number in range(8):
+        turn, door = started(place, connection=f"c-{number}")
+        assert door.types[-1] == "response.completed", f"turn {number} asked {asked(turn)}"
+        if number:
+            assert len(asked(turn)) <= 2, "of those in doubt one is enough"
+        place.clock.advance(2.0 if number % 2 else 0.1)
+    place.check_rest()
+
+
+def test_one_in_doubt_is_tried_whatever_max_attempts_says() -> None:
+    place = world(3, strategy="fill-first", max_attempts=1)
+    plays(place, {"a": BROKEN, "b": BROKEN})
+    asks = [asked(started(place, connection=name)[0]) for name in ("c-1", "c-2", "c-3")]
+    assert asks == ["a", "ab", "ac"], "a, then b were not in doubt before they refused"
+
+
+def test_where_all_are_in_doubt_max_attempts_counts() -> None:
+    place = world(5, max_attempts=3)
+    plays(place, dict.fromkeys("abcde", BROKEN))
+    lengths = [len(asked(started(place)[0])) for _ in range(3)]
+    assert lengths == [3, 3, 3]
+    assert place.door.last["status"] == 500
+    place.check_rest()
+
+
+def test_the_journal_tells_who_was_left_out_for_doubt() -> None:
+    place = world(3, strategy="fill-first")
+    plays(place, {"a": BROKEN, "b": BROKEN})
+    started(place)
+    turn, _ = started(place, connection="another")
+    assert asked(turn) == "ac"
+    assert turn.record.attempts[-1].others["b"] == "has not answered well since it refused"
+
+
+def test_who_waits_for_its_reset_is_asked_only_where_nobody_else_is() -> None:
+    place = world(2, strategy="fill-first", cooldown_max_seconds=1.0)
+    resets = {"resets_at": place.clock.seconds() + 3600}
+    plays(place, {"a": ApiError(429, "usage_limit_reached", "The limit", details=resets)})
+    assert asked(started(place, connection="c-1")[0]) == "ab"
+    for number in range(3):
+        place.clock.advance(30.0)
+        assert asked(started(place, connection=f"d-{number}")[0]) == "b"
+    place.accounts["b"].health.disable()
+    place.clock.advance(30.0)
+    assert asked(started(place, connection="e-1")[0]) == "a", "it may have been given more"
+
+
+# --- its home ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refusal", [BROKEN, WRONG_KEY, REFUSED, USED_UP, limited(1)])
+def test_a_conversations_home_is_who_answered_it_first(refusal: ApiError) -> None:
+    place = world(3, strategy="fill-first", cooldown_max_seconds=1.0)
+    plays(place, {"a": refusal, "b": refusal})
+    turn, _ = started(place)
+    assert asked(turn) == "abc"
+    at_home = [binding.account for _, binding in place.environment.pool.bindings.items(9)]
+    assert at_home == ["c"]
+    plays(place, {})
+    place.clock.advance(10.0)
+    assert asked(started(place)[0]) == "c"
+
+
+def test_who_nobody_answered_has_no_home() -> None:
+    place = world(2, queue_seconds=0.0)
+    plays(place, dict.fromkeys("ab", BROKEN))
+    started(place)
+    bindings = place.environment.pool.bindings
+    assert (list(bindings.items(9)), len(bindings)) == ([], 0)
+
+
+def test_turns_side_by_side_of_a_new_conversation_go_to_one_account() -> None:
+    place = world(3)
+    first, second = started(place)[0], started(place)[0]
+    assert (asked(first), asked(second)) == ("a", "a")
+    assert list(place.environment.pool.bindings.items(9)) == [], "nobody has answered yet"
+    place.exchanges("a")[0].ends(BROKEN)
+    assert asked(first) == "ab"
+    place.exchanges("a")[1].sends(*ANSWER)
+    finish(place, "b")
+    at_home = [binding.account for _, binding in place.environment.pool.bindings.items(9)]
+    assert at_home == ["a"], "it answered first"

@@ -22,7 +22,7 @@ _ACTIONS = {
 _SERVING = ("pause", "drain")
 
 #: States in which accounts are tried again and again; each try forgets since when.
-_RESTS = frozenset(("cooling", "exhausted", "unauthorized"))
+_RESTS = frozenset(("cooling", "exhausted", "unauthorized", "unproven"))
 _ALWAYS = ("clear", "probe")
 
 
@@ -69,7 +69,7 @@ def account(running: Running, account: Account) -> dict[str, Any]:
 def state(account: Account) -> AccountState:
     """The state that is shown: a broken proxy makes every account behind it rest, too."""
     found = account.health.state
-    if found is AccountState.READY and (barred := account.blocked()) is not None:
+    if found is AccountState.READY and (barred := account.unready()) is not None:
         return barred.state
     return found
 
@@ -81,7 +81,7 @@ def _besides_its_health(account: Account) -> dict[str, Any]:
     """
     if account.health.state is not AccountState.READY:
         return {}
-    barred = account.blocked()
+    barred = account.unready()
     if barred is not None:
         shown = {"state": barred.state.value, "why": barred.why, "until": barred.until}
         return {**shown, "since": None}

@@ -31,7 +31,7 @@ _MAX_MODELS = 5
 #: A model that no account takes for longer than this waits for somebody, in seconds.
 _LONG = 60.0
 
-#: States in which an account waits for somebody, how bad that is, and what helps.
+#: What an account waits for somebody because of, how bad that is, and what helps.
 _LOST = {
     AccountState.UNAUTHORIZED: ("red", "replace its key or sign it in again, then clear; or pause"),
     AccountState.EXHAUSTED: ("amber", None),
@@ -57,7 +57,7 @@ def alarms(running: Running, accounts: Sequence[Shown]) -> list[Alarm]:
 def _nobody(running: Running, shown: Sequence[Shown]) -> Iterator[Alarm]:
     """Nobody serves at all, or nobody serves a model that they have."""
     accounts = running.environment.pool.accounts
-    reasons = [each.blocked() for each in accounts]
+    reasons = [each.unready() for each in accounts]
     if all(reasons):
         since = max(filter(None, (each["since"] for each in shown)), default=None)
         what = "no account is usable" + _first_of(reasons)
@@ -109,16 +109,19 @@ def _soonest(reasons: Sequence[Unavailable | None]) -> float | None:
 
 
 def _first_of(reasons: Sequence[Unavailable | None]) -> str:
-    """Why, by the account that comes back first."""
-    known = [each for each in reasons if each is not None and each.until is not None]
+    """Why, by the account that comes back first; not by one that the operator took out."""
+    known = [each for each in reasons if each is not None and (each.kind or each.until)]
     soonest = min(known, key=lambda each: each.resets_at or each.until or 0.0, default=None)
     return "" if soonest is None or not soonest.why else f": {soonest.why}"
 
 
 def _lost(accounts: Sequence[Shown]) -> Iterator[Alarm]:
-    """Accounts that nobody but the operator, or a long time, brings back."""
+    """Accounts that nobody but the operator, or a long time, brings back.
+
+    That one is tried meanwhile changes nothing: it may be tried again and again.
+    """
     for state, (level, advice) in _LOST.items():
-        lost = [each for each in accounts if each["state"] == state.value]
+        lost = [each for each in accounts if state.value in _because_of(each)]
         if len(lost) > _ONE_BY_ONE:
             what = f"{len(lost)} accounts are {state.value}: {_some(lost)}"
             yield alarm(level, what, max(each["since"] for each in lost), None, advice)
@@ -131,11 +134,19 @@ def _lost(accounts: Sequence[Shown]) -> Iterator[Alarm]:
             )
 
 
+def _because_of(account: Shown) -> Iterator[str]:
+    """Its state; where it is unproven, the one that it came from."""
+    if account["state"] == AccountState.UNPROVEN.value:
+        yield from islice((rest["state"] for rest in account["resting"].values()), 1)
+    else:
+        yield account["state"]
+
+
 def _behind_proxies(accounts: Sequence[Account]) -> Iterator[Alarm]:
     """Accounts that cannot be reached, by the reason that those behind one proxy share."""
     behind: dict[str, list[Shown]] = defaultdict(list)
     for account in accounts:
-        if account.health.state is AccountState.READY and (barred := account.blocked()):
+        if account.health.state is AccountState.READY and (barred := account.unready()):
             behind[barred.why].append({"name": account.name})
     for why, those in behind.items():
         what = f"{_some(those)} cannot be reached: {why}"

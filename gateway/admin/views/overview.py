@@ -19,7 +19,7 @@ def ready(running: Running) -> str | None:
     """Why no new work is welcome, or None when it is."""
     if running.admission.draining:
         return "draining"
-    if all(each.blocked() for each in running.environment.pool.accounts):
+    if all(each.unready() for each in running.environment.pool.accounts):
         return "no account is usable"
     return None
 
@@ -80,4 +80,6 @@ def at_present(running: Running) -> dict[str, Any]:
 def _state(running: Running, alarms: Sequence[Mapping[str, Any]]) -> str:
     if running.admission.draining:
         return "draining"
+    if ready(running) is not None:
+        return "unusable"
     return "degraded" if alarms else "ready"
