@@ -49,14 +49,18 @@ class Reservation:
         self._spent = False
         self._works = False
 
+    def answered(self) -> None:
+        """The account answered, be it what shows nothing of its limits: here is the home."""
+        settling, self._settling = self._settling, None
+        if settling is not None:
+            settling.answered()
+
     def acknowledged(self) -> None:
         """The upstream took the turn up: whatever kept others away from it is over."""
         if not self._spent:
             self._spent = self._works = True
             self._permit.acknowledged()
-            settling, self._settling = self._settling, None
-            if settling is not None:
-                settling.answered()
+            self.answered()
 
     def refused(self, fault: Fault) -> None:
         """The attempt failed, and this is whose fault it was.

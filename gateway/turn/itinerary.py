@@ -15,8 +15,11 @@ from ..tenants.interface import Visit
 class Place(Protocol):
     """A place on an account; see :class:`~gateway.accounts.reservation.Reservation`."""
 
+    def answered(self) -> None:
+        """The upstream answered the request."""
+
     def acknowledged(self) -> None:
-        """The upstream took the request up."""
+        """The upstream took up a request that a model works on."""
 
     def refused(self, fault: Fault) -> None:
         """The attempt failed, and this is whose fault it was."""
@@ -96,6 +99,9 @@ class InTurn:
 
 class NoPlace:
     """Stands for the place of who needs none."""
+
+    def answered(self) -> None:
+        """See :class:`Place`."""
 
     def acknowledged(self) -> None:
         """See :class:`Place`."""

@@ -203,6 +203,7 @@ class Passage:
         if not 200 <= status < 300:
             self._enter(PassageState.REFUSED)
             return
+        self._place.answered()
         if self._cargo.generates:
             self._place.acknowledged()
         if self._cargo.held_bytes:
