@@ -11,11 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
 
-from .records import LedgerFigures, Record
+from .records import FoundItem, LedgerFigures, Record
 
 #: What Python needs for a record and for an item beside their bytes (measured, rounded up).
 _RECORD_OVERHEAD = 700
-_ITEM_OVERHEAD = 220
+_ITEM_OVERHEAD = 360
 
 
 class _Tree:
@@ -32,14 +32,40 @@ class _Tree:
 
 
 class _Share:
-    """What one tenant holds: its conversations, the least recently used first."""
+    """What one tenant holds: its conversations, the least recently used first.
 
-    __slots__ = ("bytes", "tenant", "trees")
+    :ivar made: what models made, by id: of each id the newest.
+    :ivar sent: what clients sent under an id, likewise; it may be a copy with less in it.
+    """
+
+    __slots__ = ("bytes", "made", "sent", "tenant", "trees")
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         self.bytes = 0
         self.trees: OrderedDict[_Tree, None] = OrderedDict()
+        self.made: dict[str, FoundItem] = {}
+        self.sent: dict[str, FoundItem] = {}
+
+    def find(self, item_id: str) -> FoundItem | None:
+        """The newest item of this id."""
+        return self.made.get(item_id) or self.sent.get(item_id)
+
+    def take_in(self, record: Record) -> None:
+        """The items of ``record`` can be found from now on; references are none."""
+        for item in record.output:
+            if item.id is not None:
+                self.made[item.id] = FoundItem(item, record, True)
+        for item in record.input:
+            if item.id is not None and item.type != "item_reference":
+                self.sent[item.id] = FoundItem(item, record, False)
+
+    def let_go(self, record: Record) -> None:
+        """The items of ``record`` are forgotten, but not newer ones of their ids."""
+        for items, found in ((record.output, self.made), (record.input, self.sent)):
+            for item in items:
+                if item.id in found and found[item.id].record is record:
+                    del found[item.id]
 
 
 class MemoryLedger:
@@ -70,6 +96,13 @@ class MemoryLedger:
             return None
         self._touch(tree)
         return None if record.evicted else record
+
+    def find_item(self, tenant: str, item_id: str) -> FoundItem | None:
+        """See :meth:`Ledger.find_item`; finding one keeps its conversation alive."""
+        share = self._shares.get(tenant)
+        found = None if share is None else share.find(item_id)
+        alive = found is not None and self.get(tenant, found.record.id) is found.record
+        return found if alive else None
 
     def add(self, record: Record) -> None:
         """Remember a response in its parent's conversation, or in a new one.
@@ -154,6 +187,7 @@ class MemoryLedger:
         tree.continuable += not record.evicted
         tree.share.bytes += size
         self._bytes += size
+        tree.share.take_in(record)
 
     def _forget_one(self, key: tuple[str, str], record: Record, tree: _Tree) -> None:
         """An upstream gave the same id twice: the newer response counts."""
@@ -164,6 +198,7 @@ class MemoryLedger:
         tree.continuable -= not record.evicted
         tree.share.bytes -= size
         self._bytes -= size
+        tree.share.let_go(record)
         if not tree.keys:
             tree.share.trees.pop(tree, None)  # the share stays: the newer response is its own
 
@@ -193,7 +228,8 @@ class MemoryLedger:
             del self._shares[share.tenant]
         self._bytes -= tree.bytes
         for key in tree.keys:
-            del self._records[key]
+            record, _ = self._records.pop(key)
+            share.let_go(record)
 
 
 def _size_of(record: Record) -> int:

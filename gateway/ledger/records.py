@@ -7,7 +7,7 @@ restart and compact on one connection, so a list per socket would lie (design la
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -58,6 +58,22 @@ class Record(msgspec.Struct, eq=False):
         return self.input + self.output
 
 
+class FoundItem(NamedTuple):
+    """An item that is remembered, and the response that brought it.
+
+    :ivar made: it is of the response's output; otherwise the client sent it.
+    """
+
+    item: Item
+    record: Record
+    made: bool
+
+    def is_kept_by(self, account: str) -> bool:
+        """Whether ``account`` was asked to keep it, and so knows it by its id."""
+        record = self.record
+        return self.made and record.account == account and record.store and record.held_upstream
+
+
 def foreign_record(tenant: str, response_id: str) -> Record:
     """Stands for a response that an upstream may know and we do not."""
     return Record(
@@ -94,6 +110,9 @@ class Ledger(Protocol):
 
     def get(self, tenant: str, response_id: str) -> Record | None:
         """The record, or None when this tenant has none of that id (any more)."""
+
+    def find_item(self, tenant: str, item_id: str) -> FoundItem | None:
+        """The newest item of this id in any conversation of the tenant's, or None."""
 
     def add(self, record: Record) -> None:
         """Remember a response; its parent, when it has one, came from :meth:`get`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from gateway.ledger.memory import MemoryLedger
@@ -280,3 +281,56 @@ def test_the_older_of_two_responses_of_one_id_goes_without_the_newer(ledger: Mem
     assert ledger.get("laptop", "resp_1") is second
     remember(ledger, record("resp_2", first))
     assert ledger.get("laptop", "resp_1") is second
+
+
+def with_items(name: str, *made: Item, sent: tuple[Item, ...] = ()) -> Record:
+    return msgspec.structs.replace(record(name), input=sent, output=made)
+
+
+def test_an_item_is_found_by_its_id_in_any_conversation(ledger: MemoryLedger) -> None:
+    thought, said = Item(b"{1}", "reasoning", "rs_1"), Item(b"{2}", "message", "msg_1")
+    first = with_items("resp_1", thought, said)
+    remember(ledger, first, record("resp_2"))
+    assert ledger.find_item("laptop", "rs_1") == (thought, first, True)
+    assert ledger.find_item("desktop", "rs_1") is None, "another tenant's"
+    assert ledger.find_item("laptop", "rs_2") is None
+
+
+def test_what_a_model_made_is_found_before_what_a_client_repeats_of_it(
+    ledger: MemoryLedger,
+) -> None:
+    made, copy = Item(b"{whole}", "reasoning", "rs_1"), Item(b"{}", "reasoning", "rs_1")
+    reference = Item(b"{ref}", "item_reference", "rs_1")
+    first, second = with_items("resp_1", made), with_items("resp_2", sent=(copy, reference))
+    remember(ledger, first, second)
+    assert ledger.find_item("laptop", "rs_1") == (made, first, True)
+    ledger.forget("laptop", "resp_1")
+    assert ledger.find_item("laptop", "rs_1") == (copy, second, False)
+    ledger.forget("laptop", "resp_2")
+    assert ledger.find_item("laptop", "rs_1") is None
+
+
+def test_of_two_items_of_an_id_the_newer_is_found(ledger: MemoryLedger) -> None:
+    older, newer = Item(b"{1}", "message", "msg"), Item(b"{2}", "message", "msg")
+    first, second = with_items("resp_1", older), with_items("resp_2", newer)
+    remember(ledger, first, second)
+    assert ledger.find_item("laptop", "msg") == (newer, second, True)
+    ledger.forget("laptop", "resp_1")
+    assert ledger.find_item("laptop", "msg") == (newer, second, True)
+
+
+def test_items_of_an_evicted_response_are_not_found(ledger: MemoryLedger) -> None:
+    root = with_items("resp_1", Item(b"{1}", "message", "msg_1"))
+    remember(ledger, root, record("resp_2", root))
+    ledger.evict(root)
+    assert ledger.find_item("laptop", "msg_1") is None
+
+
+def test_finding_an_item_keeps_its_conversation(ledger: MemoryLedger, clock: Now) -> None:
+    remember(ledger, with_items("resp_1", Item(b"{1}", "message", "msg_1")))
+    clock.now += 9 * MINUTE
+    assert ledger.find_item("laptop", "msg_1") is not None
+    clock.now += 9 * MINUTE
+    assert ledger.find_item("laptop", "msg_1") is not None
+    clock.now += 10 * MINUTE
+    assert ledger.find_item("laptop", "msg_1") is None

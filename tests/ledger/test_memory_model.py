@@ -57,7 +57,7 @@ class Model(RuleBasedStateMachine):
             tenant=tenant,
             id=f"resp_{number}",
             parent=parent,
-            input=(Item(b"x" * size),),
+            input=(Item(b"x" * size, id=f"msg_{len(self.made)}"),),
             output=(),
             account=None,
             store=True,
@@ -84,7 +84,7 @@ class Model(RuleBasedStateMachine):
     def bytes_of(self, tenant: str) -> int:
         """By the ledger's own scale: a record and its one item have a fixed share each."""
         return sum(
-            920 + len(record.input[0].raw)
+            1060 + len(record.input[0].raw)
             for root, conversation in self.alive.items()
             for record in conversation.members
             if root.tenant == tenant
@@ -128,6 +128,10 @@ class Model(RuleBasedStateMachine):
                 self.touch(root)
                 expected = None if record in self.evicted else record
         assert found is expected
+        item = record.input[0]
+        by_item = self.ledger.find_item(record.tenant, item.id or "")
+        assert by_item == (None if expected is None else (item, record, False))
+        assert self.ledger.find_item("stranger", item.id or "") is None
         assert self.ledger.get("stranger", record.id) is None, "another tenant sees nothing"
 
     @rule(seconds=st.integers(1, TTL))
