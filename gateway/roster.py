@@ -35,6 +35,7 @@ class Roster:
     def arrange(self, settings: Settings, before: Settings | None = None) -> list[Account]:
         """Take the accounts of ``settings``; who is described as before stays as it is.
 
+        What accounts taught is forgotten: a reload says that the world may have changed.
         Settings without any leave all as it was: simulated ones are made at the start.
 
         :param before: the settings so far, or None at the start.
@@ -43,6 +44,8 @@ class Roster:
         cooldown_max = settings.routing.cooldown_max_seconds
         if before is not None and cooldown_max != before.routing.cooldown_max_seconds:
             self._cap_rests(cooldown_max)
+        for present in self.accounts:
+            present.learned.forget()
         if not settings.accounts:
             return []
         as_patient = before is not None and settings.timeouts == before.timeouts

@@ -10,7 +10,9 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
 from gateway.accounts.account import Account
+from gateway.accounts.learned import Scope
 from gateway.config import AccountSettings, RoutingSettings, Settings, TimeoutSettings
+from gateway.protocol.concessions import Concession, Gives
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.roster import Roster
 from gateway.upstream.http import HttpUpstream
@@ -66,6 +68,13 @@ def test_an_account_that_is_described_as_before_stays_itself() -> None:
     assert lists["a"] is kept
     assert lists["b"] is not other
     assert lists["b"].settings.weight == 3
+
+
+def test_what_an_account_taught_is_forgotten_with_any_reload() -> None:
+    lists = Lists(settings_of("a", "b"))
+    lists["a"].learned.learn(Scope(), Concession(Gives.STORAGE), "400")
+    lists.reload(settings_of("a", "b"))
+    assert lists["a"].learned.shown() == []
 
 
 def test_the_operators_order_counts() -> None:

@@ -10,7 +10,7 @@ from ..config import AccountSettings
 from ..upstream.interface import Upstream
 from .announcing import Announcer
 from .health import AccountState, Health, Unavailable
-from .learned import LearnedContinuity
+from .learned import Lessons
 from .rate import RequestRate
 from .reservation import Reservation
 from .settling import Settling
@@ -54,7 +54,7 @@ class Account:
     ) -> None:
         self.settings = settings
         self.upstream = upstream
-        self.learned = LearnedContinuity(now)
+        self.learned = Lessons(now)
         self.health = Health(now, cooldown_max_seconds, witness=Announcer(settings.name))
         self.in_flight = 0
         self.turns = 0

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from .concessions import may_be_left_out
 from .errors import ApiError
 from .request import Members, member, read_members
 from .usage import Usage, read_usage
@@ -55,22 +56,34 @@ def read_chat(body: bytes) -> ChatRequest:
     )
 
 
-def chat_body(request: ChatRequest, model: str | None, stores: bool) -> bytes:
+def chat_body(
+    request: ChatRequest,
+    model: str | None,
+    stores: bool,
+    spares: frozenset[str] = frozenset(),
+) -> bytes:
     """The body for one account; the client's own bytes where nothing is to be changed.
 
     :param model: the account's name of the model, or None for the client's.
     :param stores: whether the account may store it.
+    :param spares: members that the account refuses, left out where that changes nothing.
     """
     changed: dict[str, bytes] = {}
     if model is not None:
         changed["model"] = msgspec.json.encode(model)
     if request.stores and not stores:
         changed["store"] = b"false"
-    if not changed and not _may_repeat_the_model(request.body):
+    spared = {
+        name
+        for name in spares.intersection(request.members)
+        if may_be_left_out(name, request.members[name])
+    }
+    if not changed and not spared and not _may_repeat_the_model(request.body):
         return request.body
     return b"{%b}" % b",".join(
         msgspec.json.encode(name) + b":" + changed.get(name, bytes(raw))
         for name, raw in request.members.items()
+        if name not in spared
     )
 
 

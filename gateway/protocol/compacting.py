@@ -25,24 +25,30 @@ def input_body(
 
     :param items: the whole ``input`` as raw items, or None to send the client's own.
     :param previous_response_id: the response to chain to, or None.
-    :param dialect: of it the model, the stripped members and the cache key count.
+    :param dialect: what the account's service wants otherwise.
     """
     members: dict[str, bytes | msgspec.Raw] = {
-        name: raw
-        for name, raw in request.members.items()
-        if name not in _REPLACED and name not in dialect.strip
+        name: raw for name, raw in request.members.items() if name not in _REPLACED
     }
+    if "store" in members and not dialect.stores:
+        members["store"] = b"false"
     if dialect.model is not None:
         members["model"] = msgspec.json.encode(dialect.model)
     if dialect.cache_key is not None and "prompt_cache_key" not in members:
         members["prompt_cache_key"] = msgspec.json.encode(dialect.cache_key)
     if previous_response_id is not None:
         members["previous_response_id"] = msgspec.json.encode(previous_response_id)
+    if items is None and dialect.takes_only_lists and request.has_text_input:
+        items = [item.raw for item in request.items]
     if items is not None:
         members["input"] = b"[" + b",".join(items) + b"]"
     elif "input" in request.members:
         members["input"] = request.members["input"]
-    pairs = (msgspec.json.encode(name) + b":" + bytes(raw) for name, raw in members.items())
+    pairs = (
+        msgspec.json.encode(name) + b":" + bytes(raw)
+        for name, raw in members.items()
+        if not dialect.leaves_out(name, raw)
+    )
     return b"{" + b",".join(pairs) + b"}"
 
 

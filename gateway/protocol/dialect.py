@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from .concessions import may_be_left_out
 from .errors import UNREADABLE
 
 
@@ -18,6 +19,11 @@ class Dialect(NamedTuple):
     :ivar stores: false where ``store: false`` is forced (§10.77).
     :ivar hoists_tools: ``additional_tools`` items become top-level ``tools`` (§10.30).
     :ivar cache_key: a ``prompt_cache_key`` for requests without one, or None.
+    :ivar lists_input: text as ``input`` becomes a list, as where nothing is stored: ChatGPT's
+        backend takes only lists.
+    :ivar seals: reasoning that is not stored is asked for sealed (§10.68).
+    :ivar streams: the answer is asked for as a stream.
+    :ivar spares: members that the service refuses, left out where that changes nothing.
     """
 
     model: str | None = None
@@ -25,6 +31,19 @@ class Dialect(NamedTuple):
     stores: bool = True
     hoists_tools: bool = False
     cache_key: str | None = None
+    lists_input: bool = False
+    seals: bool = True
+    streams: bool = True
+    spares: frozenset[str] = frozenset()
+
+    @property
+    def takes_only_lists(self) -> bool:
+        """Whether text has to be written as a list of one message."""
+        return self.lists_input or not self.stores
+
+    def leaves_out(self, name: str, raw: bytes | msgspec.Raw) -> bool:
+        """Whether this member of a request is not for the service."""
+        return name in self.strip or (name in self.spares and may_be_left_out(name, raw))
 
 
 #: The platform's own.

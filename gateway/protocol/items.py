@@ -67,6 +67,11 @@ class Item(msgspec.Struct, frozen=True, gc=False):
         """Whether only a model makes such an item."""
         return self.type.endswith(_CALL) or self.type in MODEL_MADE or self.role == "assistant"
 
+    @property
+    def by_id(self) -> bool:
+        """Whether only a service that keeps the item of this id can read it."""
+        return self.type == "item_reference" or (self.type == "reasoning" and not self.sealed)
+
 
 class _Head(msgspec.Struct):
     type: str | None = None
@@ -96,7 +101,7 @@ def read_item(raw: bytes, issuer_of: IssuerOf | None = None) -> Item:
         head = _decode_head(raw)
     except UNREADABLE:
         return Item(raw)
-    kind = head.type or ("message" if head.role else "")
+    kind = head.type or ("message" if head.role else "item_reference" if head.id else "")
     call_id = head.approval_request_id if kind == _APPROVAL else head.call_id
     sealed = seal_of(raw) is not None
     issuer = issuer_of(raw) if sealed and issuer_of is not None else None

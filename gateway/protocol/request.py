@@ -62,6 +62,11 @@ class TurnRequest(msgspec.Struct, frozen=True):
     background: bool = False
     stream: bool = True
 
+    @property
+    def has_text_input(self) -> bool:
+        """Whether its input is a string, which stands for one message."""
+        return bytes(self.members.get("input", b""))[:1] == b'"'
+
 
 def json_text(data: bytes) -> bytes:
     """What a client sent, without the byte order mark that some begin with (RFC 8259 §8.1)."""

@@ -80,8 +80,9 @@ def build_body(
     :param dialect: what the account's service wants otherwise.
     """
     members: dict[str, bytes | msgspec.Raw] = dict(request.members)
-    if not (request.store and dialect.stores):
-        members["include"] = _with_sealed_reasoning(bytes(members.get("include", b"null")))
+    include = added_include(request, dialect)
+    if include is not None:
+        members["include"] = include
     if request.store and not dialect.stores:
         members["store"] = b"false"
     if dialect.model is not None:
@@ -90,20 +91,20 @@ def build_body(
         members["prompt_cache_key"] = msgspec.json.encode(dialect.cache_key)
     if "client_metadata" in members:
         members["client_metadata"] = _http_metadata(bytes(members["client_metadata"]))
-    if items is None and not dialect.stores and bytes(members.get("input", b""))[:1] == b'"':
-        items = [item.raw for item in request.items]  # ChatGPT's backend takes only a list
+    if items is None and dialect.takes_only_lists and request.has_text_input:
+        items = [item.raw for item in request.items]
     if dialect.hoists_tools:
         whole = [item.raw for item in request.items] if items is None else items
         kept, tools = hoist_tools(whole, bytes(members.get("tools", b"null")))
         if len(kept) < len(whole):
             items, members["tools"] = kept, tools
-    parts = [b'{"stream":true']
+    parts = [b'{"stream":true' if dialect.streams else b'{"stream":false']
     if previous_response_id is not None:
         parts += b',"previous_response_id":', msgspec.json.encode(previous_response_id)
     if request.background:
         parts.append(b',"background":true')
     for name, value in members.items():
-        if name not in _NOT_FORWARDED and name not in dialect.strip:
+        if name not in _NOT_FORWARDED and not dialect.leaves_out(name, value):
             parts += b",", msgspec.json.encode(name), b":", value
     if items is not None:
         parts += b',"input":[', b",".join(items), b"]}"
@@ -133,14 +134,17 @@ def build_headers(
     client_headers: Mapping[str, str],
     account_headers: Iterable[tuple[str, str]],
     turn_state: str | None = None,
+    streams: bool = True,
 ) -> dict[str, str]:
     """Choose the headers of the upstream request.
 
     :param client_headers: those of the client's handshake that :func:`forwardable` kept.
     :param account_headers: the account's own, which win over everything.
     :param turn_state: ``x-codex-turn-state`` for this account, or None.
+    :param streams: whether a stream was asked for.
     """
-    headers = {"content-type": "application/json", "accept": "text/event-stream"}
+    accept = "text/event-stream" if streams else "application/json"
+    headers = {"content-type": "application/json", "accept": accept}
     headers.update(client_headers)
     for key, value in client_metadata(request.members).items():
         target = _METADATA_HEADERS.get(key)
@@ -155,16 +159,20 @@ def build_headers(
     return headers
 
 
-def _with_sealed_reasoning(include: bytes) -> bytes:
-    """Without storage, only sealed reasoning can be replayed: always ask for it (§10.68)."""
+def added_include(request: TurnRequest, dialect: Dialect) -> bytes | None:
+    """``include`` with what the gateway adds to it; None where it adds nothing.
+
+    Without storage, only sealed reasoning can be replayed: it is always asked for (§10.68).
+    """
+    if not dialect.seals or (request.store and dialect.stores):
+        return None
     try:
-        wanted = msgspec.json.decode(include)
+        wanted = msgspec.json.decode(request.members.get("include", b"null"))
     except UNREADABLE:
-        return include
-    if not isinstance(wanted, list):
-        wanted = [] if wanted is None else wanted
+        return None
+    wanted = [] if wanted is None else wanted
     if not isinstance(wanted, list) or _SEALED_REASONING in wanted:
-        return include
+        return None
     return msgspec.json.encode([*wanted, _SEALED_REASONING])
 
 

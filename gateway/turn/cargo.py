@@ -35,6 +35,9 @@ class Cargo(Protocol):
     def mended(self, account: Account, error: ApiError) -> bool:
         """Whether the same account should get it again, in another way than it refused."""
 
+    def accepted(self, account: Account) -> None:
+        """``account`` took it as it was sent."""
+
     def may_move(self, error: ApiError) -> bool:
         """Whether another account should get it after this refusal or failure."""
 

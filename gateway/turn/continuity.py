@@ -1,7 +1,8 @@
 """How one turn's context reaches an account: chained or replayed, and what that taught.
 
 Settled rules of ``continuity: auto``: chain first; replay the same turn, unseen, when the
-upstream does not take the id up; remember it for the account (design law 6).
+upstream does not take the id up; remember it for the account (design law 6).  What else an
+account refuses, and a request can do without, is given up for it (protocol.md §8.1).
 """
 
 from __future__ import annotations
@@ -9,24 +10,35 @@ from __future__ import annotations
 import itertools
 
 from ..accounts.account import Account
+from ..accounts.learned import RESPONSES, Scope
 from ..ledger.continuation import Plan, Route, anchor_of, chain_plan, pin_of, whole_plan
-from ..ledger.records import Record
+from ..ledger.records import Ledger
+from ..protocol.concessions import Concession, Gives, Sent
 from ..protocol.errors import ApiError
 from ..protocol.items import unanswered_calls
 from ..protocol.refusals import misses_calls, refuses_continuation, refuses_seals
 from ..protocol.request import TurnRequest
+from .conceding import Conceding
+from .environment import TurnContext
 
 
 class TurnContinuity:
     """The context of one turn.
 
-    :param parent: the response it continues, or None.
+    :param path: the endpoint that it is for.
     """
 
-    def __init__(self, parent: Record | None, request: TurnRequest) -> None:
-        self._parent = parent
+    def __init__(
+        self,
+        context: TurnContext,
+        request: TurnRequest,
+        ledger: Ledger,
+        path: str = RESPONSES,
+    ) -> None:
+        self._parent = context.parent
         self._request = request
-        self._anchor, self._after_anchor = anchor_of(parent)
+        self._conceding = Conceding(Scope(path, request.model, context.tenant), ledger)
+        self._anchor, self._after_anchor = anchor_of(context.parent)
         self._not_continued: dict[str, str] = {}
         self._unsealed = False
         self._asked: str | None = None
@@ -54,24 +66,42 @@ class TurnContinuity:
 
     def plan(self, account: Account) -> Plan:
         """What to send to ``account`` now."""
-        request = self._request
         self._asked = account.name
         reason = self._why_not_chain(account)
         if self._anchor is not None and reason is None:
-            return chain_plan(self._anchor, self._after_anchor, request.items)
-        return whole_plan(
-            self._parent, request.items, account.name, request.store, reason, self._unsealed
-        )
+            return chain_plan(self._anchor, self._after_anchor, self._request.items)
+        return self.replay(account, reason)
+
+    def replay(self, account: Account, reason: str | None) -> Plan:
+        """What to send to ``account`` when it is to be asked for no previous response."""
+        keeps = self.is_kept_by(account) and not self._gives(account, Gives.STORED_ITEMS)
+        items = self._request.items
+        return whole_plan(self._parent, items, account.name, keeps, reason, self._unsealed)
+
+    def concessions(self, account: Account) -> frozenset[Concession]:
+        """What the request gives up at ``account``."""
+        return self._conceding.to(account)
+
+    def may_keep(self, account: Account) -> bool:
+        """Whether ``account`` keeps responses at all, as far as is known."""
+        return account.settings.store != "never" and not self._gives(account, Gives.STORAGE)
+
+    def is_kept_by(self, account: Account) -> bool:
+        """Whether ``account`` is asked to keep the response."""
+        return self._request.store and self.may_keep(account)
 
     def not_taken_up(self, account: Account) -> None:
         """``account`` answers as if it had not been sent a previous response."""
         self._not_continued[account.name] = "the upstream ignored previous_response_id"
 
-    def mended(self, account: Account, plan: Plan, error: ApiError) -> bool:
-        """Whether another plan may pass where ``plan`` was refused, by the same account.
+    def mended(self, account: Account, plan: Plan, sent: Sent, error: ApiError) -> bool:
+        """Whether another request may pass where this one was refused, by the same account.
 
+        :param sent: what of it could be given up.
         :param error: the refusal; nothing of the answer was seen by the client.
         """
+        if self._conceding.makes(account, error, sent):
+            return True
         if not self.can_replay:
             return False
         if plan.route is Route.CHAINED and self._blames_the_chain(error):
@@ -79,7 +109,7 @@ class TurnContinuity:
                 f"the upstream refused previous_response_id ({error.label})"
             )
             return True
-        if refuses_seals(error) and not self._unsealed:
+        if refuses_seals(error) and not self._unsealed and self._sent_seals(plan, sent, error):
             self._unsealed = True
             return True
         return False
@@ -88,6 +118,10 @@ class TurnContinuity:
         """``error`` as it concerns the conversation: a response that nobody knows is unknown."""
         unknown = not self.can_replay and refuses_continuation(error)
         return self.unknown_parent() if unknown else error
+
+    def accepted(self, account: Account) -> None:
+        """``account`` took the request as it was sent: keep what it gave up for that."""
+        self._conceding.accepted(account)
 
     def learn(self, account: Account, plan: Plan) -> None:
         """``account`` answered ``plan``: keep what that shows about previous responses."""
@@ -98,6 +132,15 @@ class TurnContinuity:
             account.learned.continued(anchor.store)
         elif account.name in self._not_continued:
             account.learned.refused(anchor, self._not_continued[account.name])
+
+    def _gives(self, account: Account, what: Gives) -> bool:
+        return Concession(what) in self._conceding.to(account)
+
+    @staticmethod
+    def _sent_seals(plan: Plan, sent: Sent, error: ApiError) -> bool:
+        """Whether there was a seal to refuse: in the request, or in the chain it continues."""
+        chained = plan.route is Route.CHAINED and error.code == "invalid_encrypted_content"
+        return sent.seals or chained
 
     def _why_not_chain(self, account: Account) -> str | None:
         anchor = self._anchor

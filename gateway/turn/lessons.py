@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..protocol.limits import read_rate_limits_event, read_windows
 from ..protocol.relay import Broken, Finished, Refused
-from ..protocol.request import TurnRequest
 from .attempt import Attempt
 from .environment import TurnEnvironment
 
@@ -25,12 +24,8 @@ def learn_from_events(environment: TurnEnvironment, attempt: Attempt) -> None:
         health.observe(read_windows(relay.outcome.error.hints, environment.clock.seconds()))
 
 
-def note_owner(
-    environment: TurnEnvironment, tenant: str, request: TurnRequest, attempt: Attempt
-) -> None:
+def note_owner(environment: TurnEnvironment, tenant: str, attempt: Attempt) -> None:
     """Requests about a stored response go to the account that keeps it."""
     relay, account = attempt.relay, attempt.account
-    if not request.store or account.settings.store == "never":
-        return
     if relay.response_id and not relay.minted:
         environment.owners.note(tenant, relay.response_id, account.name)

@@ -204,6 +204,7 @@ class Passage:
             self._enter(PassageState.REFUSED)
             return
         self._place.answered()
+        self._cargo.accepted(self.account)
         if self._cargo.generates:
             self._place.acknowledged()
         if self._cargo.held_bytes:

@@ -1,13 +1,17 @@
-"""The request of one attempt: a turn in the words of one account."""
+"""The request of one attempt: a turn in the words of one account, and what they could spare."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from ..accounts.account import Account
 from ..accounts.affinity import derived_cache_key
 from ..ledger.continuation import Plan
+from ..protocol.concessions import Concession, Gives, Sent, sent_by_id
 from ..protocol.dialect import Dialect
+from ..protocol.items import read_item
 from ..protocol.request import TurnRequest
-from ..protocol.upstream_request import UpstreamRequest, build_body, build_headers
+from ..protocol.upstream_request import UpstreamRequest, added_include, build_body, build_headers
 from .environment import TurnContext
 
 
@@ -16,21 +20,57 @@ def upstream_request(
     context: TurnContext,
     account: Account,
     plan: Plan,
+    dialect: Dialect,
     turn_state: str | None,
 ) -> UpstreamRequest:
     """What ``account`` is sent.
 
     :param turn_state: that account's own ``x-codex-turn-state``, or None.
     """
-    settings = account.settings
-    dialect = Dialect(
-        settings.aliases.get(request.model or ""),
-        frozenset(settings.strip),
-        settings.store != "never",
-        settings.tools == "hoisted",
-        derived_cache_key(context.affinity) if settings.derive_cache_key else None,
-    )
     return UpstreamRequest(
-        build_headers(request, context.client_headers, account.request_headers, turn_state),
+        build_headers(
+            request, context.client_headers, account.request_headers, turn_state, dialect.streams
+        ),
         build_body(request, plan.items, plan.previous_response_id, dialect),
+    )
+
+
+def dialect_of(
+    account: Account,
+    model: str | None,
+    context: TurnContext,
+    concessions: Collection[Concession],
+) -> Dialect:
+    """What ``account`` wants otherwise: by its settings, and by what it refused.
+
+    :param model: as the client calls it.
+    :param concessions: what a request gives up for it.
+    """
+    settings = account.settings
+    gives = {each.gives for each in concessions}
+    return Dialect(
+        settings.aliases.get(model or ""),
+        frozenset(settings.strip),
+        settings.store != "never" and Gives.STORAGE not in gives,
+        settings.tools == "hoisted" or Gives.TOOL_ITEMS in gives,
+        derived_cache_key(context.affinity) if settings.derive_cache_key else None,
+        Gives.TEXT_INPUT in gives,
+        Gives.SEALED_REASONING not in gives,
+        Gives.STREAM not in gives or Gives.ONE_OBJECT in gives,
+        frozenset(each.member for each in concessions if each.gives is Gives.MEMBER),
+    )
+
+
+def sent_with(request: TurnRequest, plan: Plan, dialect: Dialect) -> Sent:
+    """What of a turn's request could be given up, should it be refused."""
+    items = request.items if plan.items is None else tuple(map(read_item, plan.items))
+    return Sent(
+        request.members,
+        added_include(request, dialect) is not None,
+        request.store and dialect.stores,
+        dialect.streams,
+        sent_by_id(items),
+        plan.items is None and request.has_text_input and not dialect.takes_only_lists,
+        not dialect.hoists_tools and any(item.type == "additional_tools" for item in items),
+        any(item.sealed for item in items),
     )

@@ -12,12 +12,14 @@ import enum
 from collections.abc import Callable
 from functools import partial
 
+from ..accounts.account import Account
 from ..accounts.choice import Choice, Wanted
 from ..accounts.reservation import Reservation
 from ..accounts.waiting import Lack
 from ..deadline import Deadline
 from ..ledger.continuation import Route
 from ..ledger.records import Record
+from ..protocol.dialect import Dialect
 from ..protocol.errors import ApiError
 from ..protocol.events import Members
 from ..protocol.faults import attribute
@@ -32,7 +34,7 @@ from .environment import Door, TurnContext, TurnEnvironment
 from .lessons import learn_from_events, learn_from_headers, note_owner
 from .logbook import SAME_ACCOUNT, Logbook
 from .own_answers import broken_answer, interrupted_answer
-from .preparing import upstream_request
+from .preparing import dialect_of, sent_with, upstream_request
 from .recording import record_response
 from .search import AccountSearch
 from .telling import Telling
@@ -82,7 +84,7 @@ class Turn:
         self._reservation: Reservation | None = None
         self._last_refusal: tuple[Attempt, Refused] | None = None
         self._paused = False
-        self._continuity = TurnContinuity(context.parent, request)
+        self._continuity = TurnContinuity(context, request, environment.ledger)
         self._telling = Telling(environment, context)
         wanted = Wanted(
             request.model,
@@ -211,7 +213,12 @@ class Turn:
         account = self._reservation.account
         plan = self._continuity.plan(account)
         request = upstream_request(
-            self.request, self._context, account, plan, self._telling.upstream_state(account.name)
+            self.request,
+            self._context,
+            account,
+            plan,
+            self._dialect_of(account),
+            self._telling.upstream_state(account.name),
         )
         must_echo = account.settings.continuity == "auto"
         relay = Relay(
@@ -230,6 +237,10 @@ class Turn:
         if self._paused:
             self._attempt.pause()
         self._attempt.start()
+
+    def _dialect_of(self, account: Account) -> Dialect:
+        concessions = self._continuity.concessions(account)
+        return dialect_of(account, self.request.model, self._context, concessions)
 
     def _is_taken(self, response_id: str) -> bool:
         return self._environment.ledger.get(self._context.tenant, response_id) is not None
@@ -256,7 +267,8 @@ class Turn:
         assert attempt is not None
         if record.first_event_ms is None:
             self._log.first_event()
-            note_owner(self._environment, self._context.tenant, self.request, attempt)
+            if self._continuity.is_kept_by(attempt.account):
+                note_owner(self._environment, self._context.tenant, attempt)
             payloads = self._telling.with_metadata(payloads, record, attempt)
         if record.first_output_ms is None and attempt.relay.has_output:
             self._log.first_output()
@@ -283,13 +295,14 @@ class Turn:
     def _finished(self, attempt: Attempt, outcome: Finished) -> None:
         self._log.outcome(outcome.status)
         relay = attempt.relay
+        self._continuity.accepted(attempt.account)
         self._continuity.learn(attempt.account, attempt.plan)
         if outcome.status in _CONTINUABLE:
             self._remember(
                 relay.response_id,
                 relay.items,
                 attempt.account.name,
-                held_upstream=not relay.minted and attempt.account.settings.store != "never",
+                held_upstream=not relay.minted and self._continuity.may_keep(attempt.account),
             )
         else:
             self.record.response_id = relay.response_id
@@ -326,13 +339,15 @@ class Turn:
     def _refused(self, attempt: Attempt, outcome: Refused) -> None:
         """Nothing of the attempt was seen: replay, move, or tell the client."""
         error = self._continuity.translated(outcome.error)
-        if self._continuity.mended(attempt.account, attempt.plan, error):
+        account, plan = attempt.account, attempt.plan
+        sent = sent_with(self.request, plan, self._dialect_of(account))
+        if self._continuity.mended(account, plan, sent, error):
             self._send(SAME_ACCOUNT)
             return
         self._blame(attempt, outcome.error)
         if may_move(error):
             self._attempt, self._last_refusal = None, (attempt, outcome)
-            self._search.refused(attempt.account, error)
+            self._search.refused(account, error)
             self._give_back()
             self._search.next()
         elif outcome.terminal:

@@ -191,6 +191,18 @@ class Shown:
             "first_token_ms": {"p50": 812.0, "p99": 4310.0},
             "cached_share": 0.87,
             "continuity": {"setting": "auto", "learned": {"store": f"chain{self.words}"}},
+            "learned": [
+                {
+                    "what": f"without user{self.words}",
+                    "path": "/responses",
+                    "model": f"gpt-5{self.words}",
+                    "key": None,
+                    "why": f"400 unsupported_parameter: no{self.words}",
+                    "until": NOW + 86_000,
+                }
+            ]
+            if number % 6 == 2
+            else [],
             "base_url": f"https://api.example/v1{self.words}",
             "weight": 1,
             "priority": 1,

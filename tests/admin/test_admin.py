@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from gateway.accounts.learned import Scope
 from gateway.accounts.waiting import Lack
 from gateway.config import ConfigError
+from gateway.protocol.concessions import Concession, Gives
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.reload import Rejected
 from tests.support.events import text_item, turn_events, user
@@ -113,6 +115,15 @@ def test_the_status_shows_accounts_turns_and_ledger() -> None:
     }
     assert shown["ledger"]["responses"] == 1
     assert [key["name"] for key in shown["keys"]] == ["laptop"]
+
+
+def test_the_status_shows_what_accounts_taught() -> None:
+    admin = Admin()
+    account = admin.world.accounts["a"]
+    account.learned.learn(Scope(model="o9"), Concession(Gives.MEMBER, "user"), "400: no user")
+    first, second = admin.json("/status/accounts")["accounts"]
+    assert first["learned"] == account.learned.shown() != []
+    assert second["learned"] == []
 
 
 def test_what_somebody_should_act_on_is_an_alarm() -> None:

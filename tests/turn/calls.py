@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -146,12 +147,18 @@ class FakeCargo:
     held_bytes = 0
     mends = 0
 
+    def __init__(self) -> None:
+        self.took: list[str] = []
+
     def call_for(self, account: Account) -> UpstreamCall:
         return UpstreamCall("POST", "/errand", {}, json.dumps({"to": account.name}).encode())
 
     def mended(self, account: Account, error: ApiError) -> bool:
         self.mends -= 1
         return self.mends >= 0
+
+    def accepted(self, account: Account) -> None:
+        self.took.append(account.name)
 
     def may_move(self, error: ApiError) -> bool:
         return may_move(error)
@@ -208,7 +215,8 @@ class Journey:
         self.passage = Passage(world.environment, self.context, self.cargo, self.door)
 
     def starts(self, parent: Record | None = None) -> Journey:
-        continuity = TurnContinuity(parent, self.world.request("hi"))
+        context = replace(self.context, parent=parent)
+        continuity = TurnContinuity(context, self.world.request("hi"), self.world.ledger)
         wanted = Wanted(self.cargo.model, self.context.affinity)
         self.passage.through_the_pool(wanted, continuity)
         return self

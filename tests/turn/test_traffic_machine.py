@@ -164,7 +164,8 @@ class TrafficMachine(RuleBasedStateMachine):
         passage = Passage(self.environment, context, cargo, door)
         self.passages.append((passage, door))
         passage.through_the_pool(
-            Wanted(model, context.affinity), TurnContinuity(None, self.world.request("hi"))
+            Wanted(model, context.affinity),
+            TurnContinuity(context, self.world.request("hi"), self.world.ledger),
         )
 
     @precondition(lambda self: self.turns)

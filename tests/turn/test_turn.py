@@ -70,7 +70,7 @@ def test_a_turn_chains_to_the_response_before_it() -> None:
     assert sent.body["input"] == [call_output("call_1")]
     sent.sends(*turn_events([text_item()], "resp_2", previous_response_id="resp_1"))
     assert (turn.record.route, turn.record.chained_to) == ("chained", "resp_1")
-    assert world.accounts["a"].learned.shown() == {"store": "chain", "no_store": "unknown"}
+    assert world.accounts["a"].learned.continuity() == {"store": "chain", "no_store": "unknown"}
     world.check_rest()
 
 

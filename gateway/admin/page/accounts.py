@@ -43,6 +43,8 @@ _HINTS = {
 #: Accounts of one state that are named above the table, and models of one that are told.
 _NAMED = 8
 _MODELS = 3
+#: Lessons of one that are told.
+_LESSONS = 8
 
 #: A limit that resets so much later than the account is tried again is told, in seconds.
 _MUCH_LATER = 60.0
@@ -126,7 +128,7 @@ def _row(account: Json, names: Sequence[str], viewer: Viewer, now: float, row: i
         _number("pinned", "number", account),
         _number("turns", "number", account),
         _number("cached_share", "share", account),
-        tag("td", _continuity(account.get("continuity"))),
+        tag("td", _continuity(account.get("continuity")), _learned(account, now), class_="why"),
     ]
     if viewer.may_act:
         cells.append(tag("td", _actions(name, account.get("actions")), class_="actions"))
@@ -223,6 +225,26 @@ def _continuity(continuity: Any) -> str:
         learned = ", ".join(f"{name} {value}" for name, value in learned.items())
     setting = str(continuity.get("setting"))
     return f"{setting}: {learned}" if learned else setting
+
+
+def _learned(account: Json, now: float) -> list[Html]:
+    """What it taught: how its requests are sent since, and for which of them."""
+    lessons = account.get("learned") or ()
+    told = [
+        tag(
+            "span",
+            tag("b", each.get("what")),
+            *(f" · {each[of]}" for of in ("model", "key") if each.get(of)),
+            " ",
+            countdown(each.get("until"), now),
+            class_="model",
+            title=each.get("why"),
+        )
+        for each in lessons[:_LESSONS]
+    ]
+    if len(lessons) > _LESSONS:
+        told.append(tag("span", f"and {len(lessons) - _LESSONS} more", class_="model"))
+    return told
 
 
 def _actions(name: str, allowed: Any) -> Html:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from ...accounts.account import Account
 from ...accounts.affinity import AffinityKey, affinity_keys, connection_key
 from ...accounts.choice import Wanted
+from ...accounts.learned import Scope
 from ...ledger.continuation import Plan
+from ...ledger.records import Ledger
 from ...protocol.chat import TAIL_BYTES, ChatRequest, chat_body, last_usage, read_chat
+from ...protocol.concessions import Sent
+from ...protocol.dialect import Dialect
 from ...protocol.errors import ApiError
 from ...protocol.refusals import may_move
 from ...protocol.usage import Usage
+from ...turn.conceding import Conceding
 from ...turn.environment import TurnContext, TurnEnvironment
 from ...turn.passage import Passage
+from ...turn.preparing import dialect_of
 from ...turn.search import Unbound
 from ...upstream.interface import UpstreamCall
 from .passing import EVENT_STREAM, JSON, PassedAnswer, call_headers, context_of
@@ -31,28 +37,36 @@ class ChatCargo:
     plan: Plan | None = None
     held_bytes = 0
 
-    def __init__(self, context: TurnContext, request: ChatRequest) -> None:
+    def __init__(self, context: TurnContext, request: ChatRequest, ledger: Ledger) -> None:
         self.model: str | None = request.model
         self.size = len(request.body)
         self._context = context
         self._request = request
+        self._conceding = Conceding(Scope(_PATH, request.model, context.tenant), ledger)
 
     def call_for(self, account: Account) -> UpstreamCall:
         """See :class:`~gateway.turn.cargo.Cargo`."""
-        settings = account.settings
-        body = chat_body(
-            self._request, settings.aliases.get(self.model or ""), settings.store != "never"
-        )
+        dialect = self._dialect_of(account)
+        body = chat_body(self._request, dialect.model, dialect.stores, dialect.spares)
         accept = EVENT_STREAM if self._request.stream else JSON
         return UpstreamCall("POST", _PATH, call_headers(self._context, account, accept), body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
         """See :class:`~gateway.turn.cargo.Cargo`."""
-        return False
+        stores = self._request.stores and self._dialect_of(account).stores
+        sent = Sent(self._request.members, stores=stores)
+        return self._conceding.makes(account, error, sent)
+
+    def accepted(self, account: Account) -> None:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        self._conceding.accepted(account)
 
     def may_move(self, error: ApiError) -> bool:
         """See :class:`~gateway.turn.cargo.Cargo`."""
         return may_move(error) or error.status == 405
+
+    def _dialect_of(self, account: Account) -> Dialect:
+        return dialect_of(account, self.model, self._context, self._conceding.to(account))
 
 
 class ChatAnswer(PassedAnswer):
@@ -110,7 +124,9 @@ class Chat:
         passing = connection_key(tenant, request.connection)
         context = context_of(environment, request, tenant, keys)
         answer = ChatAnswer(environment, request, passing if passing in keys else None)
-        passage = Passage(environment, context, ChatCargo(context, chat), answer)
+        passage = Passage(
+            environment, context, ChatCargo(context, chat, environment.ledger), answer
+        )
         answer.opens(passage)
         wanted = Wanted(chat.model, keys, chat=True)
         passage.through_the_pool(wanted, Unbound())

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ...accounts.account import Account
-from ...accounts.affinity import derived_cache_key, http_affinity_keys
+from ...accounts.affinity import http_affinity_keys
 from ...accounts.choice import Wanted
-from ...ledger.continuation import Plan, Route, whole_plan
+from ...ledger.continuation import Plan, Route
 from ...ledger.records import Record
 from ...protocol.compacting import input_body, read_compacted
 from ...protocol.dialect import Dialect
@@ -23,6 +23,7 @@ from ...protocol.usage import Usage
 from ...turn.continuity import TurnContinuity
 from ...turn.environment import TurnContext, TurnEnvironment
 from ...turn.passage import Passage
+from ...turn.preparing import dialect_of, sent_with
 from ...upstream.interface import UpstreamCall
 from ..lineage import Lineage
 from .passing import JSON, PassedAnswer, call_headers, context_of
@@ -76,13 +77,7 @@ class InputCargo:
     def call_for(self, account: Account) -> UpstreamCall:
         """See :class:`~gateway.turn.cargo.Cargo`."""
         plan = self.plan = self._planned(account)
-        settings = account.settings
-        derives = self.generates and settings.derive_cache_key
-        dialect = Dialect(
-            settings.aliases.get(self.model or ""),
-            frozenset(settings.strip),
-            cache_key=derived_cache_key(self._context.affinity) if derives else None,
-        )
+        dialect = self._dialect_of(account)
         headers = call_headers(self._context, account, JSON)
         if self._state is not None and self._state.account == account.name and self._state.upstream:
             headers[TURN_STATE] = self._state.upstream
@@ -91,7 +86,15 @@ class InputCargo:
 
     def mended(self, account: Account, error: ApiError) -> bool:
         """See :class:`~gateway.turn.cargo.Cargo`."""
-        return self.plan is not None and self._continuity.mended(account, self.plan, error)
+        if self.plan is None:
+            return False
+        sent = sent_with(self._request, self.plan, self._dialect_of(account))
+        asked = sent._replace(added_seals=False, streams=None, tool_items=False)
+        return self._continuity.mended(account, self.plan, asked, error)
+
+    def accepted(self, account: Account) -> None:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        self._continuity.accepted(account)
 
     def may_move(self, error: ApiError) -> bool:
         """See :class:`~gateway.turn.cargo.Cargo`.
@@ -101,6 +104,11 @@ class InputCargo:
         if not self._continuity.can_replay and refuses_continuation(error):
             return False
         return may_move(error) or is_not_served(error)
+
+    def _dialect_of(self, account: Account) -> Dialect:
+        concessions = self._continuity.concessions(account)
+        dialect = dialect_of(account, self.model, self._context, concessions)
+        return dialect if self.generates else dialect._replace(cache_key=None)
 
     def _planned(self, account: Account) -> Plan:
         """How the context gets there.
@@ -114,9 +122,8 @@ class InputCargo:
             return plan
         if account.settings.continuity == "chain" or account.learned.trusts(parent.store):
             return plan
-        request = self._request
         reason = "it is not known that the account continues responses"
-        return whole_plan(parent, request.items, account.name, request.store, reason)
+        return self._continuity.replay(account, reason)
 
 
 class InputAnswer(PassedAnswer):
@@ -159,7 +166,7 @@ class Inputs:
         )
         keys = http_affinity_keys(tenant, request.headers, asked)
         context = context_of(environment, request, tenant, keys, self._parent(asked, tenant))
-        continuity = TurnContinuity(context.parent, asked)
+        continuity = TurnContinuity(context, asked, environment.ledger, errand.path)
         state = environment.turn_states.unwrap(tenant, context.turn_state)
         cargo = InputCargo(context, asked, continuity, state, errand)
         answer = InputAnswer(environment, request)

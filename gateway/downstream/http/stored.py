@@ -70,6 +70,9 @@ class StoredCargo:
         """See :class:`~gateway.turn.cargo.Cargo`."""
         return False
 
+    def accepted(self, account: Account) -> None:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+
     def may_move(self, error: ApiError) -> bool:
         """See :class:`~gateway.turn.cargo.Cargo`."""
         return error.status == 404 or (self._reads and may_move(error))

@@ -170,3 +170,23 @@ def test_a_key_is_held_to_its_models_and_limits() -> None:
     for call in hall.calls()[1:]:
         call.answers(ANSWER)
     hall.check_rest()
+
+
+def test_what_an_account_refuses_and_nobody_misses_is_left_out_and_learned() -> None:
+    hall = Hall()
+    body = {"model": "gpt-4o", "messages": [], "user": "u-1", "store": True, "temperature": 0.2}
+    asked = hall.asks("POST", PATH, body)
+    hall.calls()[0].refuses(400, None, "Unrecognized request argument supplied: user")
+    hall.calls()[1].refuses(400, None, "store must be false")
+    hall.calls()[2].answers(ANSWER)
+    assert asked.wire.body == ANSWER
+    kept = {"model": "gpt-4o", "messages": [], "temperature": 0.2, "store": False}
+    assert hall.calls()[2].body == kept
+    hall.asks("POST", PATH, body)
+    assert hall.calls()[3].body == kept, "once learned it is not tried again"
+    hall.calls()[3].answers(ANSWER)
+    asked = hall.asks("POST", PATH, body)
+    hall.calls()[4].refuses(400, "unsupported_value", "Unsupported value: temperature")
+    assert asked.wire.status == 400
+    assert hall.world.accounts["a"].failures == 0
+    hall.check_rest()

@@ -261,3 +261,32 @@ def test_odd_answers_hold_nothing(body: bytes) -> None:
     hall.calls()[0].answers(body)
     assert asked.wire.body == body
     hall.check_rest()
+
+
+@PATHS
+def test_what_an_account_refuses_and_nobody_misses_is_left_out_and_learned(path: str) -> None:
+    hall = Hall()
+    asked = ask(hall, path, input="hi", user="u-1")
+    hall.calls()[0].refuses(400, None, "Unsupported parameter: user")
+    hall.calls()[1].refuses(400, None, "Input must be a list")
+    hall.calls()[2].answers(COMPACTED)
+    assert asked.wire.status == 200
+    ask(hall, path, input="hi", user="u-1")
+    listed = [{"type": "message", "role": "user", "content": "hi"}]
+    assert [call.body.get("user") for call in hall.calls()] == ["u-1", None, None, None]
+    assert [call.body["input"] for call in hall.calls()] == ["hi", "hi", listed, listed]
+    hall.calls()[3].answers(COMPACTED)
+    assert hall.world.accounts["a"].failures == 0
+    hall.check_rest()
+
+
+@PATHS
+def test_reasoning_that_nothing_keeps_is_left_out(path: str) -> None:
+    hall = Hall()
+    thought = {"type": "reasoning", "id": "rs_1", "summary": []}
+    asked = ask(hall, path, input=[user("hi"), thought])
+    hall.calls()[0].refuses(404, None, "Item with id 'rs_1' not found.")
+    hall.calls()[1].answers(COMPACTED)
+    assert asked.wire.status == 200
+    assert [len(call.body["input"]) for call in hall.calls()] == [2, 1]
+    hall.check_rest()

@@ -325,6 +325,7 @@ const composite = (account) => [
   account.errors,
   account.models,
   account.continuity,
+  account.learned,
   account.actions,
 ];
 
