@@ -11,6 +11,9 @@ it does not understand (a body that ends with the connection, folded headers, by
 of a response ...) passes unchanged from there to the end of the connection. Malformed chunk
 framing is passed on as malformed framing, for the parser behind to report.
 
+The head of a response is bounded here, since no parser behind it does that: its bytes, its lines,
+and the interim responses before it.
+
 It cannot see requests, so it must not serve a connection on which HEAD or CONNECT are sent.
 """
 
@@ -20,13 +23,20 @@ import enum
 import functools
 import re
 
-MAX_HEAD = 65536  #: a longer response head is not analysed
+MAX_HEAD = 65536  #: a response head, interim responses included
+MAX_LINE = 16000  #: a line of it; Twisted's own parser drops the connection at 16,384
+MAX_LINES = 256  #: header lines of it
+MAX_INTERIM = 32  #: interim responses (1xx) before a final one
 MAX_SIZE_LINE = 1024  #: a chunk-size line, extensions included
 MAX_TRAILERS = 65536  #: all trailer lines of one response
 
 _MALFORMED = b"malformed chunk framing\r\n"  # to any parser: not a chunk size
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9][0-9])(?: [^\n]*)?")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]+)(?:;[\t\x20-\x7e\x80-\xff]*)?")
+
+
+class HeadTooLarge(Exception):
+    """A response head exceeds a bound; the text says which."""
 
 
 class _State(enum.Enum):
@@ -48,6 +58,8 @@ class ChunkCoalescer:
         self._pending = b""  # the head seen so far (passed on) or held-back framing (not yet)
         self._missing = 0  # bytes still to come of this body or chunk
         self._trailer_bytes = 0
+        self._interim = 0  # responses of 1xx since the last final one
+        self._head_bytes = 0  # theirs
 
     @property
     def transparent(self) -> bool:
@@ -55,7 +67,10 @@ class ChunkCoalescer:
         return self._state is _State.OPAQUE
 
     def feed(self, data: bytes) -> bytes:
-        """Return what to give to the parser for these received bytes (perhaps nothing)."""
+        """Return what to give to the parser for these received bytes (perhaps nothing).
+
+        :raises HeadTooLarge: the parser is given nothing more, then.
+        """
         state = self._state
         if state is _State.SIZE and not self._pending:
             eol = data.find(b"\r\n", 0, 16)
@@ -78,16 +93,24 @@ class ChunkCoalescer:
         seen, start = self._pending + data, max(0, len(self._pending) - 2)
         while True:
             end = _end_of_head(seen, start)
+            head = seen if end < 0 else seen[:end]
+            if self._head_bytes + len(head) > MAX_HEAD:
+                raise HeadTooLarge(f"more than {MAX_HEAD} bytes")
             if end < 0:
+                if len(seen) - seen.rfind(b"\n") > MAX_LINE:
+                    raise HeadTooLarge(f"a line of more than {MAX_LINE} bytes")
                 self._pending = seen
-                if len(seen) > MAX_HEAD:
-                    self._become_opaque()
                 return data
-            state, length = _framing(seen[:end])
+            state, length = _framing(head)
             seen, start = seen[end:], 0
             if state is not _State.INTERIM:
                 break
+            self._interim += 1
+            self._head_bytes += end
+            if self._interim > MAX_INTERIM:
+                raise HeadTooLarge(f"more than {MAX_INTERIM} interim responses before it")
         self._pending = b""
+        self._interim = self._head_bytes = 0
         self._state, self._missing = state, length
         if not seen:
             return data
@@ -202,7 +225,15 @@ def _end_of_head(seen: bytes, start: int) -> int:
 
 
 def _framing(head: bytes) -> tuple[_State, int]:
-    """What follows this head, and the length of the body where it is stated."""
+    """What follows this head, and the length of the body where it is stated.
+
+    :raises HeadTooLarge: for its lines.
+    """
+    each = head.split(b"\n")
+    if len(each) > MAX_LINES + 3:  # the status, the empty line, and what is behind that
+        raise HeadTooLarge(f"more than {MAX_LINES} header lines")
+    if max(map(len, each)) > MAX_LINE:
+        raise HeadTooLarge(f"a line of more than {MAX_LINE} bytes")
     if not head.endswith(b"\r\n\r\n"):
         return _State.OPAQUE, 0
     status, *lines = head[:-4].split(b"\r\n")
@@ -221,7 +252,7 @@ def _framing(head: bytes) -> tuple[_State, int]:
         elif name.lower() == b"content-length":
             lengths.append(value.strip())
     if code[:1] == b"1":
-        return (_State.INTERIM if code != b"101" else _State.OPAQUE), 0
+        return _State.INTERIM, 0  # 101 too: nobody asked for an upgrade
     if code in (b"204", b"304"):
         return _State.HEAD, 0
     if encodings == [b"chunked"]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 from hyperlink import EncodedURL
 from treq.client import HTTPClient
+from treq.cookies import IndexableCookieJar
 from treq.response import _Response as TreqResponse
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import wrapClientTLS
@@ -41,7 +43,10 @@ def http_client(
     connect_seconds: float,
     egress: Egress | None = None,
 ) -> HTTPClient:
-    """A client with connections and cookies of its own.
+    """A client with connections of its own that keeps no cookies.
+
+    Cookies would be shared by all clients of an account, and tell their upstream what they
+    have in common.
 
     :param connect_seconds: how long TCP and a proxy's handshake may take, and TLS after it.
     :param egress: how connections leave the machine; straight when left out.
@@ -49,7 +54,11 @@ def http_client(
     paths = EgressEndpoints(reactor, connect_seconds, egress or Egress())
     endpoints = CoalescingEndpointFactory(paths, reactor, connect_seconds)
     agent = Agent.usingEndpointFactory(reactor, endpoints, pool)
-    return LiteralHostClient(IdentityEncodingAgent(agent), data_to_body_producer=_body_producer)
+    return LiteralHostClient(
+        IdentityEncodingAgent(agent),
+        cookiejar=IndexableCookieJar(DefaultCookiePolicy(allowed_domains=())),
+        data_to_body_producer=_body_producer,
+    )
 
 
 class LiteralHostClient(HTTPClient):

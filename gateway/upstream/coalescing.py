@@ -24,11 +24,12 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
+from twisted.web._newclient import HEADER, STATUS
 from twisted.web.client import URI
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from .chunks import ChunkCoalescer
+from .chunks import MAX_HEAD, ChunkCoalescer, HeadTooLarge
 
 
 @implementer(IHandshakeListener)
@@ -41,7 +42,10 @@ class _CoalescingProtocol(Protocol):
         self.http = http
         self._clock = clock
         self._handshake_seconds = handshake_seconds
-        self._feed = ChunkCoalescer().feed
+        self._chunks = ChunkCoalescer()
+        self._feed = self._chunks.feed
+        self._unwatched = 0
+        self._refused: Failure | None = None
         self._receive = http.dataReceived
 
     def makeConnection(self, transport: ITransport) -> None:
@@ -60,14 +64,33 @@ class _CoalescingProtocol(Protocol):
         self._stop_waiting()
 
     def dataReceived(self, data: bytes) -> None:
-        coalesced = self._feed(data)
-        if coalesced:
-            self._receive(coalesced)
+        if self._refused is not None:
+            return
+        try:
+            coalesced = self._feed(data)
+            if coalesced:
+                self._receive(coalesced)
+            if self._chunks.transparent:
+                self._bound_head(len(data))
+        except HeadTooLarge:
+            self._refused = Failure()
+            self.transport.abortConnection()  # type: ignore[union-attr]
+
+    def _bound_head(self, size: int) -> None:
+        """Where the coalescer no longer looks, the parser alone knows whether this was a head.
+
+        :raises HeadTooLarge: see :class:`ChunkCoalescer`.
+        """
+        parser = self.http._parser  # type: ignore[attr-defined]
+        in_head = parser is not None and parser.state in (STATUS, HEADER)
+        self._unwatched = self._unwatched + size if in_head else 0
+        if self._unwatched > MAX_HEAD:
+            raise HeadTooLarge(f"more than {MAX_HEAD} bytes")
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self.connected = 0
         self._stop_waiting()
-        self.http.connectionLost(reason)
+        self.http.connectionLost(self._refused or reason)
 
     def _stop_waiting(self) -> None:
         waiting, self._handshake = self._handshake, None

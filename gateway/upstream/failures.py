@@ -11,6 +11,7 @@ from twisted.web._newclient import _WrapperException
 from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 
 from ..protocol.errors import PROXY_ERROR, UNREACHABLE, ApiError
+from .chunks import HeadTooLarge
 from .proxy import Blame, ProxyError
 from .tls import WrongCertificate
 
@@ -45,6 +46,8 @@ def upstream_failure(failure: Failure) -> ApiError:
         return any(reason.check(*kinds) for reason in reasons)
 
     for reason in reasons:
+        if isinstance(reason.value, HeadTooLarge):
+            return ApiError.bad_gateway(f"The head of the upstream's answer has {reason.value}.")
         if isinstance(reason.value, ProxyError):
             return _proxy_failure(reason.value)
         if isinstance(reason.value, (TLSError, VerificationError, WrongCertificate)):

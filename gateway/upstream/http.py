@@ -20,7 +20,7 @@ __all__ = ["HttpTimeouts", "HttpUpstream"]
 
 
 class HttpUpstream:
-    """One account's HTTP side: its own connections, its own cookies.
+    """One account's HTTP side, with connections of its own.
 
     :param base_url: tells the base URL, without the trailing ``/responses``.
     :param credentials: what authorizes its requests; closed with it.

@@ -15,7 +15,16 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import _ChunkedTransferDecoder
 from twisted.web.http_headers import Headers
 
-from gateway.upstream.chunks import MAX_HEAD, MAX_SIZE_LINE, MAX_TRAILERS, ChunkCoalescer
+from gateway.upstream.chunks import (
+    MAX_HEAD,
+    MAX_INTERIM,
+    MAX_LINE,
+    MAX_LINES,
+    MAX_SIZE_LINE,
+    MAX_TRAILERS,
+    ChunkCoalescer,
+    HeadTooLarge,
+)
 from tests.upstream.body import Body
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -170,7 +179,6 @@ HEADS = [
     b"HTTP/1.1 2000 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
     b"ICY 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
     b"\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-    b"HTTP/1.1 101 Switching\r\n\r\n",
 ]
 
 
@@ -192,13 +200,39 @@ def test_bytes_after_the_end_of_a_response_end_the_analysis() -> None:
         assert coalescer.transparent
 
 
-def test_a_head_without_end_is_given_up() -> None:
+STATUS = b"HTTP/1.1 200 OK\r\n"
+EARLY = b"HTTP/1.1 103 Early Hints\r\n"
+LARGE_HEADS = {
+    "a head without end": STATUS + (b"X: " + b"y" * 1000 + b"\r\n") * 100,
+    "too many bytes": STATUS + (b"X: " + b"y" * 1000 + b"\r\n") * 66 + b"\r\n",
+    "a line without end": STATUS + b"X: " + b"y" * (MAX_LINE + 1),
+    "a line too long": STATUS + b"X: " + b"y" * MAX_LINE + b"\r\n\r\n",
+    "a status without end": b"HTTP/1.1 200 " + b"y" * (MAX_LINE + 1),
+    "too many lines": STATUS + b"X: y\r\n" * (MAX_LINES + 1) + b"\r\n",
+    "too many interim responses": (EARLY + b"\r\n") * (MAX_INTERIM + 1) + HEAD,
+    "interim responses of many bytes": (EARLY + b"X: " + b"y" * 3000 + b"\r\n\r\n") * 30,
+    "upgrades nobody asked for": b"HTTP/1.1 101 Switching\r\n\r\n" * (MAX_INTERIM + 1),
+}
+
+
+@pytest.mark.parametrize("head", LARGE_HEADS.values(), ids=LARGE_HEADS.keys())
+@pytest.mark.parametrize("size", [1, 1000, 1 << 20])
+def test_a_head_has_bounds(head: bytes, size: int) -> None:
     coalescer = ChunkCoalescer()
-    line = b"X: " + b"y" * 1000 + b"\r\n"
-    coalescer.feed(b"HTTP/1.1 200 OK\r\n")
-    for _ in range(MAX_HEAD // len(line) + 1):
-        assert coalescer.feed(line) == line
-    assert coalescer.transparent
+    passed: list[bytes] = []
+    with pytest.raises(HeadTooLarge):
+        passed += (coalescer.feed(read) for read in cut(head, [size]))
+    assert sum(map(len, passed)) <= MAX_HEAD
+
+
+def test_heads_up_to_the_bounds_pass_one_response_after_the_other() -> None:
+    interim = (EARLY + b"\r\n") * MAX_INTERIM
+    head = HEAD[:-2] + b"X: y\r\n" * (MAX_LINES - HEAD.count(b"\n") + 2) + b"\r\n"
+    response = interim + head + b"1\r\na\r\n0\r\n\r\n"
+    coalescer = ChunkCoalescer()
+    for _ in range(3):
+        assert coalescer.feed(response) == response
+    assert not coalescer.transparent
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1 << 20])
@@ -211,8 +245,8 @@ def test_limits_are_those_of_the_parser_behind(size: int, over: int) -> None:
         assert_same([cut(HEAD + b"1\r\na\r\n0\r\n" + trailer + b"\r\n", [size])])
 
 
-def test_many_interim_responses_in_one_read() -> None:
-    interim = b"HTTP/1.1 102 Processing\r\n\r\n" * 3000
+def test_several_interim_responses_in_one_read() -> None:
+    interim = b"HTTP/1.1 102 Processing\r\n\r\n" * MAX_INTERIM
     coalescer = ChunkCoalescer()
     out = coalescer.feed(interim + HEAD + b"1\r\na\r\n1\r\nb\r\n")
     assert out == interim + HEAD + b"2\r\nab\r\n"

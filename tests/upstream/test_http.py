@@ -216,6 +216,45 @@ def test_the_first_byte_has_a_deadline(wire: Wire) -> None:
     wire.check_rest()
 
 
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 300 + b"\r\n", "256 header lines"),
+        (b"HTTP/1.1 200 OK\r\n" + (b"a: " + b"b" * 9000 + b"\r\n") * 8, "65536 bytes"),
+        (b"HTTP/1.1 200 " + b"b" * 17_000, "a line of more than 16000 bytes"),
+        (b"HTTP/1.1 102 Processing\r\n\r\n" * 40, "32 interim responses"),
+        (b"HTTP/1.1 102 Processing\n\n", "65536 bytes"),
+    ],
+)
+def test_the_head_of_an_answer_is_bounded(wire: Wire, head: bytes, what: str) -> None:
+    """Also where only Twisted's parser knows that it is one: behind lines that end with LF."""
+    _, heard, connection = wire.started()
+    connection.sends(head)
+    for _ in range(12):
+        if connection.dropped:
+            break
+        connection.sends(b"HTTP/1.1 102 Processing\n\n" * 300)
+    assert connection.dropped
+    connection.closes()
+    assert (heard.error.status, heard.error.code) == (502, "upstream_error")
+    assert what in heard.error.message
+    assert wire.attempts == 1, "the upstream had begun to answer"
+    wire.check_rest()
+
+
+def test_no_cookie_of_an_upstream_is_kept(wire: Wire) -> None:
+    """All keys would share it."""
+    _, heard, connection = wire.started()
+    connection.sends(refusal(429, b"{}", b"set-cookie: a=b; Path=/"))
+    assert heard.error.status == 429
+    exchange = wire.exchange(Heard())
+    exchange.start()
+    assert connection.request.count(b"POST /v1/responses") == 2
+    assert b"cookie" not in connection.request.lower()
+    exchange.cancel()
+    wire.check_rest()
+
+
 def test_the_next_event_has_a_deadline(wire: Wire) -> None:
     _, heard, connection = wire.streaming()
     for _ in range(3):
