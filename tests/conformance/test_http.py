@@ -216,7 +216,6 @@ def memory_kib(gateway: Gateway) -> int:
         ("GET", "/", [], 404),
         ("GET", "/v1/nothing", [], 404),
         ("POST", "/v2/responses", [], 404),
-        ("POST", "/v1/responses/", [], 404),
         ("GET", "/v1/responses", [], 405),
         ("PUT", "/v1/responses", [], 405),
         ("POST", "/v1/responses", [("Content-Encoding", "br")], 415),
@@ -537,6 +536,17 @@ class Listening:
         stage.on_close(gateway.stop)
 
     def connect(self) -> HttpClient:
+        """A client; the listener may come up a moment after the admin side."""
+        deadline = time.monotonic() + 15
+        while True:
+            try:
+                return self._connect()
+            except (ConnectionRefusedError, FileNotFoundError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    def _connect(self) -> HttpClient:
         if self.kind == "unix":
             sock = socket.socket(socket.AF_UNIX)
             sock.connect(os.fspath(self.path))

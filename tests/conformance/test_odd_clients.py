@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -14,7 +17,7 @@ from tests.support.events import Json, user
 from tests.support.gateway import account
 from tests.support.httpclient import Answer, HttpClient
 from tests.support.upstream import Exchange
-from tests.support.wsclient import Refused
+from tests.support.wsclient import Refused, WsClient
 
 pytestmark = pytest.mark.conformance
 
@@ -226,3 +229,122 @@ def test_a_byte_order_mark_before_a_message(rig: Rig) -> None:
     client = rig.connect()
     client.send(BOM.decode() + json.dumps({"type": "response.create", **TURN}))
     completed(client.until_terminal())
+
+
+# --- a client that ends its side -----------------------------------------------------------
+
+
+def delayed(release: threading.Event) -> Callable[[Exchange], object]:
+    """Answers once it is released; the first half of it at once."""
+
+    def answer(exchange: Exchange) -> None:
+        events = exchange.turn()
+        exchange.sse(*events[:5])
+        exchange.hold(release)
+        exchange.sse(*events[5:])
+        exchange.end()
+
+    return answer
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("seconds", [0.0, 1.5])
+def test_a_client_that_ends_its_side_gets_its_answer(
+    rig: Rig, stream: bool, version: str, seconds: float
+) -> None:
+    """Byte for byte one whole answer, also after the gateway has looked whether it is there."""
+    release = threading.Event()
+    rig.upstream.queue(delayed(release))
+    client = HttpClient(rig.gateway.port)
+    body = json.dumps({**TURN, "stream": stream}).encode()
+    client.sock.sendall(client.head(length=len(body)).replace(b"HTTP/1.1", version.encode()) + body)
+    client.sock.shutdown(socket.SHUT_WR)
+    rig.upstream.wait_for(1)
+    time.sleep(seconds)
+    release.set()
+    answer = client.answer()
+    assert answer.status == 200
+    if stream:
+        assert answer.events[-1]["type"] == "response.completed"
+    else:
+        assert answer.json["status"] == "completed"
+    assert client.is_closed(), "nobody could ask for more"
+
+
+def test_all_requests_of_a_client_that_ends_its_side_are_answered(rig: Rig) -> None:
+    client = HttpClient(rig.gateway.port)
+    for _ in range(3):
+        client.post()
+    client.sock.sendall(b"POST /v1/resp")
+    client.sock.shutdown(socket.SHUT_WR)
+    for _ in range(3):
+        assert client.answer().json["status"] == "completed"
+    assert client.is_closed()
+
+
+def test_a_passed_request_of_a_client_that_ends_its_side(rig: Rig) -> None:
+    release = threading.Event()
+
+    def chat(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.chunks(b'data: {"object":"chat.completion.chunk"}\n\n')
+        exchange.hold(release)
+        exchange.chunks(b"data: [DONE]\n\n")
+        exchange.end()
+
+    rig.upstream.queue(chat)
+    client = HttpClient(rig.gateway.port)
+    members = {"model": "gpt-5.5", "messages": [], "stream": True}
+    client.send(path="/v1/chat/completions", body=json.dumps(members).encode())
+    client.sock.shutdown(socket.SHUT_WR)
+    assert client.begin().status == 200
+    first = client.chunk()
+    time.sleep(1.5)
+    release.set()
+    rest = b"".join(iter(client.chunk, b""))
+    assert first + rest == b'data: {"object":"chat.completion.chunk"}\n\ndata: [DONE]\n\n'
+
+
+def test_a_websocket_client_that_ends_its_side_gets_its_answers(rig: Rig) -> None:
+    release = threading.Event()
+    rig.upstream.queue(delayed(release))
+    client = rig.connect()
+    client.create()
+    client.create()  # waits for the first
+    rig.upstream.wait_for(1)
+    client.sock.shutdown(socket.SHUT_WR)
+    client.auto_pong = False
+    time.sleep(0.5)
+    release.set()
+    completed(client.until_terminal())
+    completed(client.until_terminal())
+    assert client.wait_closed() == 1000
+
+
+def test_a_websocket_client_that_ends_its_side_between_turns_is_let_go(rig: Rig) -> None:
+    client = rig.connect()
+    completed(client.turn())
+    client.auto_pong = False
+    client.sock.shutdown(socket.SHUT_WR)
+    assert client.wait_closed() == 1000
+
+
+@pytest.mark.parametrize("way", ["one object", "events", "websocket"])
+def test_a_client_that_ends_its_side_and_then_leaves_cancels_its_upstream(
+    rig: Rig, way: str
+) -> None:
+    """It never resets the connection by itself: what the gateway sends shows that it is gone."""
+    rig.upstream.queue(lambda exchange: exchange.hold())
+    client: HttpClient | WsClient
+    if way == "websocket":
+        client = rig.connect()
+        client.create()
+    else:
+        client = HttpClient(rig.gateway.port)
+        client.post(stream=way == "events")
+    request = rig.upstream.wait_for(1)[0]
+    client.sock.shutdown(socket.SHUT_WR)
+    assert not request.wait_gone(0.5), "expected it to be waited for"
+    client.drop()
+    assert request.wait_gone(5), "expected the upstream to be cancelled"

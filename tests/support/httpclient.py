@@ -122,6 +122,7 @@ class HttpClient:
         elif "content-length" in answer.headers:
             answer.body = self.exactly(int(answer.headers["content-length"]))
         else:
+            answer.body, self.buffered = self.buffered, b""
             while data := self.sock.recv(65536):
                 answer.body += data
         return answer

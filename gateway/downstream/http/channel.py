@@ -10,14 +10,17 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
+from twisted.web.http_headers import Headers
+from zope.interface import implementer
 
 from ...deadline import Deadline
 from ...protocol.errors import ApiError
+from ..half_closed import HalfClosed
 from ..handover import hand_over
 from ..patience import Patience, time_for
 from ..refusal import headers_too_long, refusal
@@ -58,6 +61,7 @@ TRANSITIONS = {
 }
 
 
+@implementer(IHalfCloseableProtocol)
 class HttpChannel(HTTPChannel):
     """One connection that speaks HTTP; a :class:`~gateway.downstream.admission.Guest`."""
 
@@ -78,6 +82,8 @@ class HttpChannel(HTTPChannel):
         self._deadline = Deadline(site.reactor, self._too_slow)
         self._abort: IDelayedCall | None = None
         self._unread: WireRequest | None = None
+        self._half_closed: HalfClosed | None = None
+        self._sent_ahead = 0
 
     # --- requests in -----------------------------------------------------------------
 
@@ -254,6 +260,45 @@ class HttpChannel(HTTPChannel):
         _log.warn("{peer} reads too slowly and is dropped", peer=self.transport.getPeer())
         self.abort()
 
+    # --- a client that sends no more -------------------------------------------------
+
+    def readConnectionLost(self) -> None:
+        """The client has ended its side.  What it asked for is answered, unless it is gone.
+
+        Comes again whenever twisted.web reads on.
+        """
+        if self._phase is not Phase.ANSWER:
+            self.loseConnection()
+        elif self._half_closed is None:
+            self._half_closed = HalfClosed(
+                self.site.reactor, self.transport, self._probe, self.transport.abortConnection
+            )
+
+    def writeConnectionLost(self) -> None:
+        """We never end our side alone."""
+
+    def _probe(self) -> None:
+        """Send a piece of the answer ahead that it must have, whatever it will be.
+
+        That is the next byte of the head's first word, or a zero before the size of the next
+        chunk (RFC 9112 §7.1).
+        """
+        request = self.requests[0] if self.requests else None
+        if request is None:
+            return
+        if request.startedWriting:
+            if request.chunked:
+                self.transport.write(b"0")
+        else:
+            ahead = request.clientproto[self._sent_ahead : self._sent_ahead + 1]
+            self._sent_ahead += len(ahead)
+            self.transport.write(ahead)
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        """Begin an answer, without what was sent of it already."""
+        ahead, self._sent_ahead = self._sent_ahead, 0
+        super().writeHeaders(version[ahead:], code, reason, headers)
+
     # --- the end ---------------------------------------------------------------------
 
     def enter(self) -> None:
@@ -317,6 +362,9 @@ class HttpChannel(HTTPChannel):
     def _leave(self) -> None:
         self._deadline.stop()
         self.patience.stop()
+        half_closed, self._half_closed = self._half_closed, None
+        if half_closed is not None:
+            half_closed.stop()
         abort, self._abort = self._abort, None
         if abort is not None and abort.active():
             abort.cancel()

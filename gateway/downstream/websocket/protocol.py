@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
-from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ...protocol.errors import ApiError
+from ..half_closed import HalfClosed
 from ..handover import headers_of
 from ..patience import Patience
 from ..refusal import refusal
@@ -42,7 +43,7 @@ _ASCII = bytes(
 _log = Logger(namespace="gateway.websocket")
 
 
-@implementer(IPushProducer)
+@implementer(IPushProducer, IHalfCloseableProtocol)
 class ResponsesProtocol(WebSocketServerProtocol):
     """One client connection; the ``Channel`` of its session."""
 
@@ -57,6 +58,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
     _is_producer = False
     _abort: IDelayedCall | None = None
     _last_ping: bytes | None = None
+    _half_closed: HalfClosed | None = None
 
     # --- handshake -------------------------------------------------------------------
 
@@ -219,6 +221,9 @@ class ResponsesProtocol(WebSocketServerProtocol):
         """
         if self.state == self.STATE_OPEN:
             self.sendCloseFrame(code=code, reasonUtf8=reason.encode(), isReply=False)
+            if self._half_closed is not None:  # no Close frame will answer this one
+                self.wasClean = True
+                self.dropConnection()
 
     # --- back-pressure ---------------------------------------------------------------
 
@@ -245,6 +250,21 @@ class ResponsesProtocol(WebSocketServerProtocol):
         _log.warn("{peer} reads too slowly and is dropped", peer=self.peer)
         self._leave()
         self.transport.abortConnection()
+
+    # --- a client that sends no more -------------------------------------------------
+
+    def readConnectionLost(self) -> None:
+        """The client has ended its side.  Its turns are answered, unless it is gone."""
+        if self.session is None or self.state != self.STATE_OPEN:
+            self.transport.loseConnection()
+        elif self._half_closed is None:
+            self._half_closed = HalfClosed(
+                self.factory.reactor, self.transport, self.sendPing, self.transport.abortConnection
+            )
+            self.session.hears_no_more()
+
+    def writeConnectionLost(self) -> None:
+        """We never end our side alone."""
 
     # --- the end ---------------------------------------------------------------------
 
@@ -285,6 +305,8 @@ class ResponsesProtocol(WebSocketServerProtocol):
         """
         self.factory.incoming.leave(self)
         self._patience.stop()
+        if self._half_closed is not None:
+            self._half_closed.stop()
         session, self.session = self.session, None
         if session is not None:
             if self._is_producer:

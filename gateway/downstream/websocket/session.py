@@ -103,6 +103,7 @@ class Session:
         )
         self._close_code = _CLOSE_GOING_AWAY
         self._unread_answers = 0
+        self._is_last_word_said = False
 
     # --- the connection's side -------------------------------------------------------
 
@@ -163,6 +164,11 @@ class Session:
         self._lineage.close()
         key = connection_key(self.client.tenant, self.client.connection)
         self._environment.pool.bindings.release(key)
+
+    def hears_no_more(self) -> None:
+        """The client has asked for all it wants: leave when that is answered."""
+        self._is_last_word_said = True
+        self._close_when_idle()
 
     def drain(self) -> None:
         """The gateway stops: finish what runs, start nothing more."""
@@ -268,6 +274,11 @@ class Session:
         self._lanes.go_on(lane)
         if self._lanes.is_ending:
             self._close_between_turns()
+        self._close_when_idle()
+
+    def _close_when_idle(self) -> None:
+        if self._is_last_word_said and not self._lanes.running and not self._lanes.queued:
+            self._channel.close(_CLOSE_NORMAL, "all turns have ended")
 
     def _close_between_turns(self) -> None:
         if self._lanes.running == 0:
