@@ -11,6 +11,10 @@ from .affinity import AffinityKey
 from .health import Unavailable
 from .reservation import Reservation
 
+#: Why only one account can take a turn.
+SEALED = "sealed items"
+KEPT = "keeps the previous response"
+
 
 class Wanted(NamedTuple):
     """What an attempt asks of the pool.
@@ -19,6 +23,7 @@ class Wanted(NamedTuple):
     :ivar keys: the conversation's affinity keys; the last one is bound.
     :ivar holder: the account that holds the parent response, or None.
     :ivar pinned_to: the only account that can read the context, or None for any.
+    :ivar pin_rule: why only that can.
     :ivar turn_state: the account that the client's turn state names, or None.
     :ivar background: whether the account must take background responses.
     :ivar chat: whether it must take chat completions.
@@ -34,6 +39,7 @@ class Wanted(NamedTuple):
     background: bool = False
     chat: bool = False
     undoubted: bool = False
+    pin_rule: str = SEALED
 
 
 class Rejected(NamedTuple):

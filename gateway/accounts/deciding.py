@@ -18,7 +18,6 @@ from .choice import Nobody, Rejected, Wanted
 from .settling import Effect
 from .strategies import Picker
 
-_PINNED = "sealed items"
 _RETURNS = "returns to its account"
 _TRIED = "refused this turn"
 _NOT_NEEDED = "another was named"
@@ -122,21 +121,21 @@ class Deciding:
         candidates.forget()
         if any(self._why_not(each) is None for each in able):
             return None
-        rule = self._strategy.name if pinned_to is None else _PINNED
+        rule = self._strategy.name if pinned_to is None else self._wanted.pin_rule
         return self._nobody(able, pinned_to, rule)
 
     # --- the rules, the first that names somebody wins -------------------------------------
 
     def _pinned(self, name: str) -> Decision | Nobody:
         """The one account that can read the context, or none."""
-        account = self._named.get(name)
+        account, rule = self._named.get(name), self._wanted.pin_rule
         if account is None:
-            return self._nobody((), name, _PINNED)
+            return self._nobody((), name, rule)
         if account not in self.candidates.members:
-            return self._nobody((), None, _PINNED)
+            return self._nobody((), None, rule)
         if self._why_not(account) is None:
-            return Decision(account, _PINNED)
-        return self._nobody((account,), name, _PINNED)
+            return Decision(account, rule)
+        return self._nobody((account,), name, rule)
 
     def _moved(self) -> Decision | None:
         """Any account but the one the operator wants the conversation to leave."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..protocol.errors import ApiError
 from ..protocol.refusals import for_the_client, most_hopeful, refuses_model
-from .choice import Nobody
+from .choice import KEPT, Nobody
 from .health import AccountState, Unavailable
 
 #: Accounts that are out of the pool until somebody acts, as far as clients are concerned.
@@ -30,6 +30,9 @@ def pool_error(nobody: Nobody, refusals: Sequence[ApiError], now: float) -> ApiE
     if nobody.refuse_the_model:
         return _model_refused(nobody, refusals, now)
     working = [reason for reason in nobody.reasons if reason.state not in _OUT]
+    unknown = [error for error in refusals if error.code == "previous_response_not_found"]
+    if unknown and len(unknown) == len(refusals) and not working:
+        return unknown[-1]
     untold = len(nobody.candidates) - len(nobody.reasons)  # they refused, and do not rest
     if working and not untold and {each.state for each in working} == {AccountState.EXHAUSTED}:
         return _exhausted(working, refusals, now)
@@ -90,6 +93,13 @@ def _model(nobody: Nobody) -> str:
 
 
 def _not_offered(nobody: Nobody) -> ApiError:
+    if nobody.waits_for is not None and nobody.rule == KEPT:
+        return ApiError.invalid_request(
+            f"The previous response is kept by the account '{nobody.waits_for}', and the gateway"
+            " has it no longer; send the conversation in full.",
+            "previous_response_id",
+            "previous_response_not_found",
+        )
     if nobody.waits_for is not None:
         return ApiError.invalid_request(
             f"This conversation holds sealed items that only the account '{nobody.waits_for}'"

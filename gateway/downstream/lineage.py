@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from ..ledger.records import Ledger, Record, foreign_record
+from ..ledger.records import Record, foreign_record
 from ..protocol.errors import ApiError
 from ..protocol.items import brings_history, names_of_call, unanswered_calls
 from ..protocol.request import TurnRequest
-from ..tenants.interface import TenantLimits
+from ..turn.environment import TurnEnvironment
 
 #: Ids that are remembered as given out, so that a lost one can be told from an unknown one.
 _MAX_REMEMBERED = 4096
@@ -25,15 +25,13 @@ class Lineage:
     :param tenant: whose responses.
     :param always: continue the lane's last response even without a sign of it
         (``chaining: always``).
-    :param limits: tell whether an id that nobody here knows may be an upstream's: not while
-        it could be another tenant's, and a reload may bring in another tenant.
     """
 
-    def __init__(self, ledger: Ledger, tenant: str, always: bool, limits: TenantLimits) -> None:
-        self._ledger = ledger
+    def __init__(self, environment: TurnEnvironment, tenant: str, always: bool) -> None:
+        self._environment = environment
+        self._ledger = environment.ledger
         self._tenant = tenant
         self._always = always
-        self._limits = limits
         self._evicted: dict[str, bool] = {}
         self._issued: dict[str, str | None] = {}
         self._calls: dict[str, str] = {}
@@ -59,6 +57,10 @@ class Lineage:
         if self._always and latest is not None:
             return self._recall(latest), "chaining: always"
         return None, None
+
+    def gave_out(self, record: Record | None) -> bool:
+        """Whether this connection's client has ``record`` from it."""
+        return record is not None and record.id in self._issued
 
     def remember(self, record: Record, lane: str | None) -> None:
         """``record`` was given out on ``lane``."""
@@ -105,13 +107,23 @@ class Lineage:
         record = self._ledger.get(self._tenant, response_id)
         if record is not None:
             return record
+        owner = self._owner_of(response_id)
+        if owner is not None:
+            return foreign_record(self._tenant, response_id, owner)
         if response_id in self._issued:
-            raise ApiError.connection_limit_reached(
-                "The gateway no longer remembers this conversation; send it in full."
-            )
-        if self._limits.one_tenant and response_id not in self._evicted:
-            return foreign_record(self._tenant, response_id)
+            raise ApiError.forgotten()
+        # Not while it could be another tenant's, and a reload may bring in another tenant.
+        if self._environment.limits.one_tenant and response_id not in self._evicted:
+            return foreign_record(self._tenant, response_id, None)
         raise ApiError.previous_response_not_found(response_id)
+
+    def _owner_of(self, response_id: str) -> str | None:
+        """The account that keeps a response of this tenant which the ledger forgot."""
+        if response_id in self._evicted:
+            return None
+        owner = self._environment.owners.owner_of(self._tenant, response_id)
+        known = owner is not None and self._environment.pool.named(owner) is not None
+        return owner if known else None
 
 
 def _put(memory: dict[str, _Value], key: str, value: _Value) -> None:

@@ -95,7 +95,7 @@ class MemoryLedger:
             self._drop(tree)
             return None
         self._touch(tree)
-        return None if record.evicted else record
+        return None if record.evicted or record.foreign else record
 
     def find_item(self, tenant: str, item_id: str) -> FoundItem | None:
         """See :meth:`Ledger.find_item`; finding one keeps its conversation alive."""

@@ -74,19 +74,23 @@ class FoundItem(NamedTuple):
         return self.made and record.account == account and record.store and record.held_upstream
 
 
-def foreign_record(tenant: str, response_id: str) -> Record:
-    """Stands for a response that an upstream may know and we do not."""
+def foreign_record(tenant: str, response_id: str, owner: str | None) -> Record:
+    """Stands for a response that an upstream may know and we do not.
+
+    :param owner: the account that keeps it; None where any may.
+    """
     return Record(
         tenant=tenant,
         id=response_id,
         parent=None,
         input=(),
         output=(),
-        account=None,
+        account=owner,
         store=True,
         held_upstream=True,
         model=None,
         created_at=0.0,
+        pinned_to=owner,
         foreign=True,
     )
 
@@ -109,7 +113,7 @@ class Ledger(Protocol):
     """Remembers responses per tenant.  Reads come from memory and never wait (law 10)."""
 
     def get(self, tenant: str, response_id: str) -> Record | None:
-        """The record, or None when this tenant has none of that id (any more)."""
+        """The record, or None when this tenant has none of that id (any more), or a foreign one."""
 
     def find_item(self, tenant: str, item_id: str) -> FoundItem | None:
         """The newest item of this id in any conversation of the tenant's, or None."""

@@ -151,6 +151,13 @@ class ApiError(Exception):
         return cls.invalid_request(message, None, "websocket_connection_limit_reached")
 
     @classmethod
+    def forgotten(cls) -> ApiError:
+        """400: a response that this connection gave out cannot be continued any more (§6.2)."""
+        return cls.connection_limit_reached(
+            "The gateway no longer remembers this conversation; send it in full."
+        )
+
+    @classmethod
     def gateway_failed(cls) -> ApiError:
         """500: the gateway itself is at fault; another account would fare no better."""
         return cls(500, "server_error", "The gateway failed.", GATEWAY_FAILED)

@@ -63,6 +63,14 @@ _NOT_WORKED_ON = frozenset({"previous_response_not_found", PROXY_ERROR, UNREACHA
 
 _ELSEWHERE = frozenset({401, 402, 403, 404, 408, 409, 425, 429})
 
+#: Statuses of what ails an account, whatever a refusal names.
+_OF_THE_ACCOUNT = frozenset({401, 402, 403, 429})
+
+#: How services say that something is not there.
+_NOT_THERE = re.compile(
+    r"not found|no such|not exist|n't exist|unknown|not (be )?f(ou|i)nd|expired", re.IGNORECASE
+)
+
 _ORPHANS = ("No tool call found", "No tool output found")
 
 
@@ -71,6 +79,21 @@ def refuses_continuation(error: ApiError) -> bool:
     if error.status in (404, 501) or error.code == "previous_response_not_found":
         return True
     return error.status in (400, 422) and speaks_of_the_parent(error)
+
+
+def does_not_know(error: ApiError, response_id: str) -> bool:
+    """Whether an account says that it has no response of this id, whatever its words are.
+
+    :param response_id: of a previous response that another account may have.
+    """
+    if error.code == "previous_response_not_found":
+        return True
+    if response_id and response_id in error.message:
+        names_it = 400 <= error.status < 500 and error.status not in _OF_THE_ACCOUNT
+        return names_it or _NOT_THERE.search(error.message) is not None
+    if is_about_the_request(error) or refuses_model(error) or refuses_spending(error):
+        return False
+    return refuses_continuation(error) or misses_calls(error)
 
 
 def speaks_of_the_parent(error: ApiError) -> bool:

@@ -38,8 +38,14 @@ class Cargo(Protocol):
     def accepted(self, account: Account) -> None:
         """``account`` took it as it was sent."""
 
+    def translated(self, error: ApiError) -> ApiError:
+        """A refusal as it concerns what is asked for."""
+
     def may_move(self, error: ApiError) -> bool:
-        """Whether another account should get it after this refusal or failure."""
+        """Whether another account should get it after this refusal or failure.
+
+        :param error: as :meth:`translated` gave it.
+        """
 
 
 class PassageDoor(Protocol):

@@ -10,13 +10,20 @@ from __future__ import annotations
 import itertools
 
 from ..accounts.account import Account
+from ..accounts.choice import KEPT, SEALED
 from ..accounts.learned import RESPONSES, Scope
 from ..ledger.continuation import Plan, Route, anchor_of, chain_plan, pin_of, whole_plan
 from ..ledger.records import Ledger
 from ..protocol.concessions import Concession, Gives, Sent
 from ..protocol.errors import ApiError
 from ..protocol.items import unanswered_calls
-from ..protocol.refusals import misses_calls, refuses_continuation, refuses_seals
+from ..protocol.refusals import (
+    does_not_know,
+    may_move,
+    misses_calls,
+    refuses_continuation,
+    refuses_seals,
+)
 from ..protocol.request import TurnRequest
 from .conceding import Conceding
 from .environment import TurnContext
@@ -37,19 +44,26 @@ class TurnContinuity:
     ) -> None:
         self._parent = context.parent
         self._request = request
+        self._given_here = context.given_here
         self._conceding = Conceding(Scope(path, request.model, context.tenant), ledger)
         self._anchor, self._after_anchor = anchor_of(context.parent)
         self._not_continued: dict[str, str] = {}
         self._unsealed = False
-        self._asked: str | None = None
 
     @property
     def can_replay(self) -> bool:
         """Whether all of the conversation is known here."""
-        return self._anchor is None or not self._anchor.foreign
+        return self._parent is None or not any(each.foreign for each in self._parent.ancestry())
+
+    @property
+    def seeks_its_owner(self) -> bool:
+        """Whether it continues a response that any of the accounts may keep."""
+        return self._anchor is not None and self._anchor.foreign and self._anchor.account is None
 
     def unknown_parent(self) -> ApiError:
         """What the client is told when no upstream knows a response that we do not know."""
+        if self._given_here:
+            return ApiError.forgotten()
         return ApiError.previous_response_not_found(self._request.previous_response_id or "")
 
     @property
@@ -60,15 +74,17 @@ class TurnContinuity:
     @property
     def pinned_to(self) -> str | None:
         """The only account that can read the context, or None for any."""
-        if not self.can_replay and self._asked is not None:
-            return self._asked  # another would be blamed for not knowing the response
         return pin_of(self._parent, self._request.items)
+
+    @property
+    def pin_rule(self) -> str:
+        """Why only that can."""
+        return SEALED if self.can_replay else KEPT
 
     def plan(self, account: Account) -> Plan:
         """What to send to ``account`` now."""
-        self._asked = account.name
         reason = self._why_not_chain(account)
-        if self._anchor is not None and reason is None:
+        if self._anchor is not None and (reason is None or not self.can_replay):
             return chain_plan(self._anchor, self._after_anchor, self._request.items)
         return self.replay(account, reason)
 
@@ -115,9 +131,23 @@ class TurnContinuity:
         return False
 
     def translated(self, error: ApiError) -> ApiError:
-        """``error`` as it concerns the conversation: a response that nobody knows is unknown."""
-        unknown = not self.can_replay and refuses_continuation(error)
-        return self.unknown_parent() if unknown else error
+        """``error`` as it concerns the conversation.
+
+        Where it goes on from a response that only an upstream may know, an account that does not
+        says so in one way, which is nobody's fault.
+        """
+        anchor = self._anchor
+        if anchor is None or self.can_replay or not does_not_know(error, anchor.id):
+            return error
+        return self.unknown_parent()
+
+    def may_move(self, error: ApiError) -> bool:
+        """Whether another account might answer what this one refused so.
+
+        :param error: as :meth:`translated` gave it.
+        """
+        unknown = error.code == "previous_response_not_found"
+        return may_move(error) or (unknown and self.seeks_its_owner)
 
     def accepted(self, account: Account) -> None:
         """``account`` took the request as it was sent: keep what it gave up for that."""

@@ -65,6 +65,7 @@ class TurnContext:
     :ivar accepted_at: when the request was read, unix seconds.
     :ivar turn_state: ``x-codex-turn-state`` as the client echoed it, or None.
     :ivar told: what the client wants to be told beside the answer.
+    :ivar given_here: whether the parent was given out on this very connection.
     """
 
     tenant: str
@@ -76,6 +77,7 @@ class TurnContext:
     accepted_at: float
     turn_state: str | None = None
     told: Told = Told.NOTHING
+    given_here: bool = False
 
 
 class Door(Protocol):

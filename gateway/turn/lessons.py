@@ -29,3 +29,10 @@ def note_owner(environment: TurnEnvironment, tenant: str, attempt: Attempt) -> N
     relay, account = attempt.relay, attempt.account
     if relay.response_id and not relay.minted:
         environment.owners.note(tenant, relay.response_id, account.name)
+
+
+def note_owner_of_parent(environment: TurnEnvironment, tenant: str, attempt: Attempt) -> None:
+    """An account went on from a response that nobody here knew: so it keeps that."""
+    parent = attempt.plan.previous_response_id
+    if parent is not None:
+        environment.owners.note(tenant, parent, attempt.account.name)

@@ -253,6 +253,7 @@ class Passage:
         account = self.account
         assert account is not None
         assert self._itinerary is not None
+        error = self._cargo.translated(error)
         self._log.outcome(error.label)
         if self._cargo.mended(account, error):
             self._enter(PassageState.SEEKING)

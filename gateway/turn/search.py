@@ -39,12 +39,17 @@ class Bound(Protocol):
     def pinned_to(self) -> str | None:
         """The only account that can read the context, or None for any."""
 
+    @property
+    def pin_rule(self) -> str:
+        """Why only that can."""
+
 
 class Unbound:
     """Continues nothing, and holds nothing of any account's."""
 
     holder: str | None = None
     pinned_to: str | None = None
+    pin_rule: str = ""
 
 
 class AccountSearch:
@@ -133,7 +138,7 @@ class AccountSearch:
 
     def _choose(self) -> Choice | Nobody:
         """Of accounts in doubt one is enough, as long as there are others."""
-        choose, tried = self._environment.pool.choose, self._tries.since_it_waited
+        choose, tried = self._environment.pool.choose, self._tries.ruled_out
         asked = self._asked()
         choice = choose(asked, tried)
         may_doubt = asked.undoubted and self._tries.may_doubt(self._max_attempts)
@@ -147,9 +152,12 @@ class AccountSearch:
 
     def _asked(self) -> Wanted:
         """What is wanted now; attempts may have changed it."""
+        bound = self._bound
+        pinned_to = bound.pinned_to
         return self._wanted._replace(
-            holder=self._bound.holder,
-            pinned_to=self._bound.pinned_to,
+            holder=bound.holder,
+            pinned_to=pinned_to,
+            pin_rule="" if pinned_to is None else bound.pin_rule,
             undoubted=self._tries.doubted,
         )
 
@@ -161,7 +169,7 @@ class AccountSearch:
         if patience <= 0 or not self._may_come_free(self._patience_ends):
             self._owner.search_failed(self._error())
             return
-        self._tries.since_it_waited.clear()
+        self._tries.wait()
         self._ticket = self._environment.waiting.wait(
             self._context.tenant,
             patience,
@@ -224,7 +232,7 @@ class AccountSearch:
 
     def _tried_enough(self) -> ApiError:
         asked, tries = self._asked()._replace(undoubted=False), self._tries
-        lacking = self._environment.pool.lacking(asked, tries.since_it_waited)
+        lacking = self._environment.pool.lacking(asked, tries.ruled_out)
         if lacking is None:
             return attempts_error(tries.refusals)
         return pool_error(lacking, tries.refusals, self._environment.clock.seconds())

@@ -19,15 +19,25 @@ class Tries:
     """One turn's.
 
     :ivar refusals: what accounts answered to it, the latest last.
-    :ivar since_it_waited: the names of those that refused it since it last waited.
+    :ivar ruled_out: the names of those that are not asked again for now.
     :ivar doubted: whether one in doubt was tried.
     """
 
-    __slots__ = ("_costly", "_forgiven", "_unexpected", "doubted", "refusals", "since_it_waited")
+    __slots__ = (
+        "_costly",
+        "_forgiven",
+        "_strangers",
+        "_unexpected",
+        "doubted",
+        "refusals",
+        "ruled_out",
+    )
 
     def __init__(self) -> None:
         self.refusals: list[ApiError] = []
-        self.since_it_waited: list[str] = []
+        self.ruled_out: list[str] = []
+        #: Those that do not know the response it continues; they will not by waiting.
+        self._strangers: list[str] = []
         self.doubted = False
         #: Accounts whose refusal cost nothing; the next one of each counts.
         self._forgiven: set[str] = set()
@@ -41,13 +51,19 @@ class Tries:
         :param in_doubt: whether it was so when it was chosen.
         """
         self.refusals.append(error)
-        self.since_it_waited.append(account)
+        self.ruled_out.append(account)
+        if error.code == "previous_response_not_found":
+            self._strangers.append(account)
         self.doubted = self.doubted or in_doubt
         if costs_nothing(error) and account not in self._forgiven:
             self._forgiven.add(account)
             return
         self._costly += 1
         self._unexpected += not in_doubt
+
+    def wait(self) -> None:
+        """The turn waits, and most accounts may be asked again then."""
+        self.ruled_out = [*self._strangers]
 
     def exhausted(self, max_attempts: int) -> bool:
         """Whether no account at all may be tried any more."""

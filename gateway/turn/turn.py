@@ -31,7 +31,7 @@ from ..protocol.usage import Usage
 from .attempt import Attempt
 from .continuity import TurnContinuity
 from .environment import Door, TurnContext, TurnEnvironment
-from .lessons import learn_from_events, learn_from_headers, note_owner
+from .lessons import learn_from_events, learn_from_headers, note_owner, note_owner_of_parent
 from .logbook import SAME_ACCOUNT, Logbook
 from .own_answers import broken_answer, interrupted_answer
 from .preparing import dialect_of, sent_with, upstream_request
@@ -269,6 +269,8 @@ class Turn:
             self._log.first_event()
             if self._continuity.is_kept_by(attempt.account):
                 note_owner(self._environment, self._context.tenant, attempt)
+            if self._continuity.seeks_its_owner:
+                note_owner_of_parent(self._environment, self._context.tenant, attempt)
             payloads = self._telling.with_metadata(payloads, record, attempt)
         if record.first_output_ms is None and attempt.relay.has_output:
             self._log.first_output()
@@ -331,7 +333,7 @@ class Turn:
     def _not_continued(self, attempt: Attempt) -> None:
         """The upstream answers without the history that it was asked to go on from."""
         if not self._continuity.can_replay:
-            self._refuse(self._continuity.unknown_parent())
+            self._moves(attempt, self._continuity.unknown_parent())
             return
         self._continuity.not_taken_up(attempt.account)
         self._send(SAME_ACCOUNT)
@@ -344,16 +346,22 @@ class Turn:
         if self._continuity.mended(account, plan, sent, error):
             self._send(SAME_ACCOUNT)
             return
-        self._blame(attempt, outcome.error)
-        if may_move(error):
-            self._attempt, self._last_refusal = None, (attempt, outcome)
-            self._search.refused(account, error)
-            self._give_back()
-            self._search.next()
-        elif outcome.terminal:
+        self._blame(attempt, error)
+        if outcome.terminal and error is outcome.error and not may_move(error):
             self._relay_refusal(attempt, outcome)
-        else:
+            return
+        self._last_refusal = attempt, outcome
+        self._moves(attempt, error)
+
+    def _moves(self, attempt: Attempt, error: ApiError) -> None:
+        """Ask another account, where another may answer what this one refused."""
+        if not self._continuity.may_move(error):
             self._refuse(error)
+            return
+        self._attempt = None
+        self._search.refused(attempt.account, error)
+        self._give_back()
+        self._search.next()
 
     def _blame(self, attempt: Attempt, error: ApiError) -> None:
         """Let whoever is at fault rest (design law 13)."""

@@ -160,6 +160,9 @@ class FakeCargo:
     def accepted(self, account: Account) -> None:
         self.took.append(account.name)
 
+    def translated(self, error: ApiError) -> ApiError:
+        return error
+
     def may_move(self, error: ApiError) -> bool:
         return may_move(error)
 

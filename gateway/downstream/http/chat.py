@@ -61,6 +61,10 @@ class ChatCargo:
         """See :class:`~gateway.turn.cargo.Cargo`."""
         self._conceding.accepted(account)
 
+    def translated(self, error: ApiError) -> ApiError:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        return error
+
     def may_move(self, error: ApiError) -> bool:
         """See :class:`~gateway.turn.cargo.Cargo`."""
         return may_move(error) or error.status == 405

@@ -16,7 +16,7 @@ from ...ledger.records import Record
 from ...protocol.compacting import input_body, read_compacted
 from ...protocol.dialect import Dialect
 from ...protocol.errors import ApiError
-from ...protocol.refusals import is_not_served, may_move, refuses_continuation
+from ...protocol.refusals import is_not_served
 from ...protocol.request import TurnRequest, read_members, read_post
 from ...protocol.turn_state import TURN_STATE, TurnState
 from ...protocol.usage import Usage
@@ -96,14 +96,13 @@ class InputCargo:
         """See :class:`~gateway.turn.cargo.Cargo`."""
         self._continuity.accepted(account)
 
-    def may_move(self, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.cargo.Cargo`.
+    def translated(self, error: ApiError) -> ApiError:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        return self._continuity.translated(error)
 
-        A response that nobody here knows was named to one account, and only that can know it.
-        """
-        if not self._continuity.can_replay and refuses_continuation(error):
-            return False
-        return may_move(error) or is_not_served(error)
+    def may_move(self, error: ApiError) -> bool:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        return self._continuity.may_move(error) or is_not_served(error)
 
     def _dialect_of(self, account: Account) -> Dialect:
         concessions = self._continuity.concessions(account)
@@ -181,5 +180,5 @@ class Inputs:
         :raises ApiError: 400 for one that cannot be continued.
         """
         environment = self._environment
-        lineage = Lineage(environment.ledger, tenant, False, environment.limits)
+        lineage = Lineage(environment, tenant, False)
         return lineage.parent_of(asked, None)[0]

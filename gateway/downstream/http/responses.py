@@ -43,7 +43,7 @@ class Responses:
         refusal: ApiError | None = None
         parent: Record | None = None
         continuation: str | None = None
-        lineage = Lineage(environment.ledger, tenant, False, environment.limits)
+        lineage = Lineage(environment, tenant, False)
         try:
             parent, continuation = lineage.parent_of(turn_request, None)
         except ApiError as error:

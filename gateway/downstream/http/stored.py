@@ -73,6 +73,10 @@ class StoredCargo:
     def accepted(self, account: Account) -> None:
         """See :class:`~gateway.turn.cargo.Cargo`."""
 
+    def translated(self, error: ApiError) -> ApiError:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        return error
+
     def may_move(self, error: ApiError) -> bool:
         """See :class:`~gateway.turn.cargo.Cargo`."""
         return error.status == 404 or (self._reads and may_move(error))

@@ -95,12 +95,7 @@ class Session:
         self._lanes = Lanes(
             limits.max_queued_turns, 2 * settings.max_message_bytes, channel.send, self
         )
-        self._lineage = Lineage(
-            environment.ledger,
-            client.tenant,
-            settings.chaining == "always",
-            environment.limits,
-        )
+        self._lineage = Lineage(environment, client.tenant, settings.chaining == "always")
         self._close_code = _CLOSE_GOING_AWAY
         self._unread_answers = 0
         self._is_last_word_said = False
@@ -258,6 +253,7 @@ class Session:
             accepted_at=accepted_at,
             turn_state=metadata.get(TURN_STATE),
             told=self.client.told,
+            given_here=self._lineage.gave_out(parent),
         )
         turn = lane.running = Turn(self._environment, context, request, lane)
         start_turn(turn, refusal)

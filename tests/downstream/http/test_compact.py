@@ -173,9 +173,14 @@ def test_the_only_tenant_may_name_what_an_upstream_knows() -> None:
     asked = ask(hall, previous_response_id="resp_far", input=[user("more")])
     (call,) = hall.world.all_calls
     assert call.body["previous_response_id"] == "resp_far"
-    call.refuses(400, "previous_response_not_found", "no such response")
+    call.refuses(404, None, "no response 'resp_far'")
+    other = hall.world.all_calls[-1]
+    assert other.body["previous_response_id"] == "resp_far"
+    other.refuses(400, "previous_response_not_found", "no such response")
     assert asked.wire.error["code"] == "previous_response_not_found"
-    assert len(hall.world.all_calls) == 1, "expected no other account to be asked"
+    assert len(hall.world.all_calls) == 2
+    for account in hall.world.accounts.values():
+        assert (account.unavailable("gpt-5.5"), account.failures) == (None, 0)
     hall.check_rest()
 
 

@@ -468,3 +468,23 @@ def test_when_time_is_up_turns_are_told(house: House, stream: bool) -> None:
     else:
         assert (answer.status, answer.error["code"]) == (503, "gateway_restart")
     assert client.is_closed
+
+
+# --- responses that the ledger does not hold ---------------------------------------------------
+
+
+def test_what_the_ledger_forgot_is_continued_where_it_is_kept_with_two_keys_too(
+    house: House,
+) -> None:
+    client = house.client()
+    client.creates(input="one")
+    answered(house)
+    house.world.clock.advance(7 * 86_400)
+    client.creates(input="two", previous_response_id="resp_1")
+    sent = house.sent().body
+    assert (sent["previous_response_id"], sent["input"]) == ("resp_1", "two")
+    answered(house, "resp_2", previous_response_id="resp_1")
+    assert client.answer().json["status"] == "completed"
+    other = house.client("sk-desk")
+    other.creates(input="three", previous_response_id="resp_1")
+    assert other.answer().json["error"]["code"] == "previous_response_not_found"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.ledger.records import foreign_record
 from gateway.protocol.errors import ApiError
 from tests.downstream.http.hall import DESK, LAPTOP, Hall
 
@@ -243,4 +244,22 @@ def test_odd_ids_stay_one_part_of_the_path(odd: str) -> None:
         assert " " not in call.call.path
         call.refuses(404)
     assert asked.wire.status == 404
+    hall.check_rest()
+
+
+def test_a_response_that_was_continued_unseen_is_found_where_it_is_kept() -> None:
+    """What the ledger knows of it is only that it was named."""
+    hall = Hall(2)
+    parent = foreign_record("laptop", "resp_far", None)
+    hall.remembers(parent=parent)
+    for method, suffix in VERBS[:2]:
+        asked = hall.asks(method, f"/responses/resp_far{suffix}")
+        hall.calls("a")[-1].refuses(404)
+        hall.calls("b")[-1].answers(STORED)
+        assert asked.wire.json == STORED
+        hall.environment.owners.forget("laptop", "resp_far")
+    hall.environment.owners.note("laptop", "resp_far", "b")
+    hall.asks("GET", "/responses/resp_far")
+    hall.calls("b")[-1].answers(STORED)
+    assert len(hall.calls("a")) == 2
     hall.check_rest()

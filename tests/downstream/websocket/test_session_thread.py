@@ -136,11 +136,28 @@ def test_an_unknown_id_does_not_stop_the_lane() -> None:
 def test_what_the_ledger_had_to_forget_sends_the_client_to_a_new_connection() -> None:
     """``previous_response_not_found`` is fatal for old clients (protocol.md §1.17)."""
     stage = Stage(max_age_minutes=600)
-    stage.create("one")
+    stage.create("one", store=False)
     stage.answer("resp_1")
     stage.world.clock.advance(3601)
     stage.create("two", previous_response_id="resp_1")
     assert code_of(stage.channel.last) == "websocket_connection_limit_reached"
+
+
+def test_what_the_ledger_had_to_forget_its_account_may_keep() -> None:
+    stage = Stage(max_age_minutes=600)
+    stage.create("one", store=True)
+    stage.answer("resp_1")
+    stage.world.clock.advance(3601)
+    stage.create("two", previous_response_id="resp_1")
+    assert parents(stage)[-1] == "resp_1"
+    stage.answer("resp_2")
+    assert stage.channel.last["response"]["id"] == "resp_2"
+    stage.world.clock.advance(3601)
+    stage.create("three", previous_response_id="resp_2")
+    stage.world.exchanges()[-1].ends(ApiError.previous_response_not_found("resp_2"))
+    assert code_of(stage.channel.last) == "websocket_connection_limit_reached", (
+        "it had it from here"
+    )
 
 
 def test_ids_of_another_tenant_are_unknown() -> None:
