@@ -11,7 +11,8 @@ import msgspec
 
 from .concessions import may_be_left_out
 from .errors import ApiError
-from .request import Members, member, read_members
+from .request import member, read_members
+from .splitting import Members
 from .usage import Usage, read_usage
 
 #: How much of an answer's end is searched for its usage, in bytes.

@@ -13,6 +13,7 @@ import msgspec
 
 from .errors import UNREADABLE, ApiError
 from .items import IssuerOf, Item, read_input
+from .splitting import Members, split_object
 
 #: Lane names: 1-256 of these characters (§5.3 ``invalid_stream_id``).
 _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}\Z")
@@ -22,18 +23,13 @@ _WEBSOCKET_ONLY = ("generate", "stream_id")
 
 _MODEL = "model"
 
-#: Bounds on what is worth reading: no model takes so many tokens, but a kilobyte of compressed
-#: zeros would keep the gateway busy for a minute.  Every value but the first follows a comma.
-_MAX_COMMAS = 2_000_000
+#: No model takes so many.
 _MAX_ITEMS = 100_000
 
 #: ``client_metadata`` stands for headers (§3.2), and more than that fits into none.
 _MAX_METADATA_BYTES = 256 * 1024
 
-_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
-
-Members = dict[str, msgspec.Raw]
 
 
 class TurnRequest(msgspec.Struct, frozen=True):
@@ -78,18 +74,16 @@ def read_members(payload: bytes) -> Members:
 
     :raises ApiError: 400, when it is not one JSON object in UTF-8.
     """
-    if len(payload) > _MAX_COMMAS and payload.count(b",") > _MAX_COMMAS:
-        raise ApiError.invalid_request(
-            f"The message has more than {_MAX_COMMAS} commas; that is too intricate to be read."
-        )
     try:
         if not payload.isascii():
             payload.decode()
-        members = _decode_members(payload)
+        members = split_object(payload)
     except UnicodeDecodeError as error:
         raise ApiError.invalid_request(
             f"The message is not valid UTF-8 (byte {error.start}); send JSON text in UTF-8."
         ) from None
+    except RecursionError:
+        raise ApiError.invalid_request("The message's JSON is nested too deeply.") from None
     except UNREADABLE as error:
         raise ApiError.invalid_request(f"The message is not a JSON object: {error}.") from None
     for name in members:

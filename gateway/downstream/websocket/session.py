@@ -19,7 +19,6 @@ from ...protocol.events import with_stream_id
 from ...protocol.made import interrupt_accepted, interrupt_failed, steer_failed
 from ...protocol.refusals import is_clients_fault
 from ...protocol.request import (
-    Members,
     TurnRequest,
     client_metadata,
     json_text,
@@ -29,6 +28,7 @@ from ...protocol.request import (
     read_stream_id,
     read_type,
 )
+from ...protocol.splitting import Members
 from ...protocol.turn_state import TURN_STATE
 from ...turn.environment import Told, TurnContext, TurnEnvironment
 from ...turn.turn import Turn
