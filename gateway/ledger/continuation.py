@@ -6,12 +6,15 @@ Plain functions over records; nothing here waits or sends.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ..protocol.items import Item
 from .history import without_history
-from .records import Record
+from .records import FoundItem, Record
+
+#: Finds the item of an id in a tenant's conversations.
+FindItem = Callable[[str], FoundItem | None]
 
 
 class Route(enum.Enum):
@@ -51,81 +54,111 @@ def anchor_of(parent: Record | None) -> tuple[Record | None, list[Record]]:
     return None, after[::-1]
 
 
-def chain_plan(anchor: Record, after: Sequence[Record], new: Sequence[Item]) -> Plan:
+class Reader(NamedTuple):
+    """Who will read a plan, and what it can.
+
+    :ivar account: its name.
+    :ivar keeps: it keeps what it is asked to, so that it knows items that it made by their ids.
+    :ivar store: the turn itself is stored there.
+    :ivar unsealed: it opened no seal: all sealed reasoning stays behind, whoever issued it.
+    :ivar find: finds what the tenant's conversations hold of an id.
+    """
+
+    account: str
+    keeps: bool = True
+    store: bool = True
+    unsealed: bool = False
+    find: FindItem = lambda _: None
+
+
+def chain_plan(anchor: Record, after: Sequence[Record], new: Sequence[Item], to: Reader) -> Plan:
     """Name the anchor and send only what its account does not know.
 
     Responses after the anchor may be another account's: an interrupted one is held nowhere.
     """
-    account = anchor.account or ""
     carried: list[bytes] = []
     for record in after:
-        carried += _carried(record, account, anchor.store, False)
-    own = carry(without_history(after[-1], new) if after else new, account, True)
-    verbatim = not after and len(own) == len(new)
+        carried += _carried(record, to._replace(store=anchor.store, unsealed=False))
+    own = carry(without_history(after[-1], new) if after else new, to, to.keeps)
+    verbatim = not after and _is_verbatim(own, new)
     return Plan(Route.CHAINED, anchor.id, None if verbatim else carried + own, None)
 
 
-def whole_plan(
-    parent: Record | None,
-    new: Sequence[Item],
-    account: str,
-    store: bool,
-    reason: str | None,
-    unsealed: bool = False,
-) -> Plan:
+def whole_plan(parent: Record | None, new: Sequence[Item], to: Reader, reason: str | None) -> Plan:
     """Send everything from the root on, without a previous response.
 
-    :param account: who will read it; decides which reasoning may go along.
-    :param store: the turn's ``store``.
     :param reason: why a conversation is replayed; not used for a root.
-    :param unsealed: leave out all sealed reasoning, whoever issued it.
     """
     path = list(parent.ancestry())[::-1] if parent is not None else []
     carried: list[bytes] = []
     for record in path:
-        carried += _carried(record, account, store, unsealed)
-    own = carry(without_history(parent, new), account, store, unsealed)
+        carried += _carried(record, to)
+    own = carry(without_history(parent, new), to, to.keeps)
     if not any(record.held_upstream for record in path):
-        verbatim = not path and len(own) == len(new)
+        verbatim = not path and _is_verbatim(own, new)
         return Plan(Route.ROOT, None, None if verbatim else carried + own, None)
     return Plan(Route.REPLAYED, None, carried + own, reason)
 
 
-def carry(items: Iterable[Item], account: str, store: bool, unsealed: bool = False) -> list[bytes]:
-    """The items that may go to ``account``.
+def carry(items: Iterable[Item], to: Reader, unknown: bool) -> list[bytes]:
+    """The items as they may go to an account.
 
-    Reasoning sealed by another account stays behind (§10.70), and so does reasoning that
-    nothing stored and nothing sealed: its id would be unknown (§10.69).
+    What stands by its id goes as it is where that account keeps it.  Elsewhere it is filled in
+    from what is remembered, and left out where that is nothing, or nothing that the account
+    can read: no id of one account goes to another (§8.3.3, §8.3.4).
+
+    :param unknown: whether it goes along by an id that is not remembered: its account may
+        know it.
     """
-    return [
-        item.raw
-        for item in items
-        if item.type != "reasoning" or _reasoning_may_go(item, account, store, unsealed)
-    ]
+    return [raw for item in items if (raw := _as_sent(item, to, unknown)) is not None]
 
 
-def pin_of(parent: Record | None, items: Iterable[Item]) -> str | None:
+def pin_of(
+    parent: Record | None, items: Iterable[Item], find: FindItem = lambda _: None
+) -> str | None:
     """The one account that can read ``items`` after ``parent``, when a seal binds them."""
     pin = parent.pinned_to if parent is not None else None
     for item in items:
+        if item.type == "item_reference" and item.id is not None:
+            found = find(item.id)
+            item = item if found is None else found.item
         if item.seal_opens_nowhere_else and item.issuer is not None:
             pin = item.issuer
     return pin
 
 
-def _carried(record: Record, account: str, store: bool, unsealed: bool) -> list[bytes]:
-    """What of a remembered response may go to ``account``.
+def _carried(record: Record, to: Reader) -> list[bytes]:
+    """What of a remembered response may go to an account.
 
     Unsealed reasoning is found by its id: only where it was stored (§8.3.3, §8.3.9).
     """
-    known = store and record.account in (None, account)
+    known = to.keeps and record.account in (None, to.account)
     stored = known and record.store and record.held_upstream
-    return carry(record.input, account, known, unsealed) + carry(
-        record.output, account, stored, unsealed
-    )
+    made = to._replace(find=lambda _: None)  # what the response made is what is remembered
+    return carry(record.input, to, known) + carry(record.output, made, stored)
 
 
-def _reasoning_may_go(item: Item, account: str, store: bool, unsealed: bool) -> bool:
-    if item.sealed:
-        return not unsealed and item.issuer in (None, account)
-    return store
+def _as_sent(item: Item, to: Reader, unknown: bool) -> bytes | None:
+    """``item`` as it goes to the account, or None."""
+    if not item.by_id:
+        return item.raw if item.type != "reasoning" or _opens(item, to) else None
+    readable = to.store or item.type != "reasoning"
+    found = None if item.id is None else to.find(item.id)
+    if found is None:
+        return item.raw if unknown and readable else None
+    if to.keeps and readable and found.is_known_to(to.account):
+        return item.raw
+    whole = found.item
+    if whole.type != "reasoning" or (whole.sealed and _opens(whole, to)):
+        return whole.raw
+    return None
+
+
+def _opens(item: Item, to: Reader) -> bool:
+    """Whether the account can read sealed reasoning."""
+    return not to.unsealed and item.issuer in (None, to.account)
+
+
+def _is_verbatim(own: Sequence[bytes], new: Sequence[Item]) -> bool:
+    """Whether what is sent of an input is all of it, as the client wrote it."""
+    return len(own) == len(new) and all(raw is item.raw for raw, item in zip(own, new, strict=True))

@@ -35,7 +35,8 @@ class _Share:
     """What one tenant holds: its conversations, the least recently used first.
 
     :ivar made: what models made, by id: of each id the newest.
-    :ivar sent: what clients sent under an id, likewise; it may be a copy with less in it.
+    :ivar sent: what clients sent under an id, likewise; it may be a copy with less in it.  Of
+        what stands by its id alone the oldest: its account was the first to know it.
     """
 
     __slots__ = ("bytes", "made", "sent", "tenant", "trees")
@@ -57,7 +58,9 @@ class _Share:
             if item.id is not None:
                 self.made[item.id] = FoundItem(item, record, True)
         for item in record.input:
-            if item.id is not None and item.type != "item_reference":
+            if item.id is None or item.type == "item_reference":
+                continue
+            if not item.by_id or item.id not in self.sent:
                 self.sent[item.id] = FoundItem(item, record, False)
 
     def let_go(self, record: Record) -> None:

@@ -69,9 +69,15 @@ class FoundItem(NamedTuple):
     made: bool
 
     def is_kept_by(self, account: str) -> bool:
-        """Whether ``account`` was asked to keep it, and so knows it by its id."""
+        """Whether ``account`` made it and was asked to keep it."""
         record = self.record
         return self.made and record.account == account and record.store and record.held_upstream
+
+    def is_known_to(self, account: str) -> bool:
+        """Whether ``account`` may know it by its id: it keeps it, or took it by that before."""
+        if self.made or not self.item.by_id:
+            return self.is_kept_by(account)
+        return self.record.store and self.record.account in (None, account)
 
 
 def foreign_record(tenant: str, response_id: str, owner: str | None) -> Record:

@@ -8,11 +8,20 @@ account refuses, and a request can do without, is given up for it (protocol.md Â
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 from ..accounts.account import Account
 from ..accounts.choice import KEPT, SEALED
 from ..accounts.learned import RESPONSES, Scope
-from ..ledger.continuation import Plan, Route, anchor_of, chain_plan, pin_of, whole_plan
+from ..ledger.continuation import (
+    Plan,
+    Reader,
+    Route,
+    anchor_of,
+    chain_plan,
+    pin_of,
+    whole_plan,
+)
 from ..ledger.records import Ledger
 from ..protocol.concessions import Concession, Gives, Sent
 from ..protocol.errors import ApiError
@@ -45,6 +54,7 @@ class TurnContinuity:
         self._parent = context.parent
         self._request = request
         self._given_here = context.given_here
+        self._find = partial(ledger.find_item, context.tenant)
         self._conceding = Conceding(Scope(path, request.model, context.tenant), ledger)
         self._anchor, self._after_anchor = anchor_of(context.parent)
         self._not_continued: dict[str, str] = {}
@@ -74,7 +84,7 @@ class TurnContinuity:
     @property
     def pinned_to(self) -> str | None:
         """The only account that can read the context, or None for any."""
-        return pin_of(self._parent, self._request.items)
+        return pin_of(self._parent, self._request.items, self._find)
 
     @property
     def pin_rule(self) -> str:
@@ -85,14 +95,13 @@ class TurnContinuity:
         """What to send to ``account`` now."""
         reason = self._why_not_chain(account)
         if self._anchor is not None and (reason is None or not self.can_replay):
-            return chain_plan(self._anchor, self._after_anchor, self._request.items)
+            new = self._request.items
+            return chain_plan(self._anchor, self._after_anchor, new, self._reader(account))
         return self.replay(account, reason)
 
     def replay(self, account: Account, reason: str | None) -> Plan:
         """What to send to ``account`` when it is to be asked for no previous response."""
-        keeps = self.is_kept_by(account) and not self._gives(account, Gives.STORED_ITEMS)
-        items = self._request.items
-        return whole_plan(self._parent, items, account.name, keeps, reason, self._unsealed)
+        return whole_plan(self._parent, self._request.items, self._reader(account), reason)
 
     def concessions(self, account: Account) -> frozenset[Concession]:
         """What the request gives up at ``account``."""
@@ -162,6 +171,15 @@ class TurnContinuity:
             account.learned.continued(anchor.store)
         elif account.name in self._not_continued:
             account.learned.refused(anchor, self._not_continued[account.name])
+
+    def _reader(self, account: Account) -> Reader:
+        return Reader(
+            account.name,
+            self.may_keep(account) and not self._gives(account, Gives.STORED_ITEMS),
+            self._request.store,
+            self._unsealed,
+            self._find,
+        )
 
     def _gives(self, account: Account, what: Gives) -> bool:
         return Concession(what) in self._conceding.to(account)

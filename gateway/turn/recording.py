@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from ..ledger.continuation import pin_of
 from ..ledger.history import without_history
@@ -44,7 +45,11 @@ def record_response(
         held_upstream=held_upstream,
         model=request.model,
         created_at=environment.clock.seconds(),
-        pinned_to=pin_of(context.parent, (*request.items, *output))
+        pinned_to=pin_of(
+            context.parent,
+            (*request.items, *output),
+            partial(environment.ledger.find_item, context.tenant),
+        )
         or _holder_of_the_rest(context, account),
     )
     environment.ledger.add(record)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ledger.continuation import Plan, Route, anchor_of, chain_plan, whole_plan
+from gateway.ledger.continuation import Plan, Reader, Route, anchor_of, chain_plan, whole_plan
 from gateway.ledger.records import Record
 from gateway.protocol.items import Item, read_item
 
@@ -83,7 +83,7 @@ def test_chained_the_account_knows_or_gets_the_whole_transcript(
     anchor, after = anchor_of(parent)
     if anchor is None or anchor.account is None:
         return
-    plan = chain_plan(anchor, after, new)
+    plan = chain_plan(anchor, after, new, Reader(anchor.account or ""))
     assert (plan.route, plan.previous_response_id) == (Route.CHAINED, anchor.id)
     known = [item for record in path_of(anchor) for item in record.items()]
     everything = [item for record in path_of(parent) for item in record.items()] + new
@@ -103,7 +103,7 @@ def test_replayed_the_account_gets_the_transcript_minus_what_may_not_travel(
 ) -> None:
     parent, new = conversation
     path = path_of(parent)
-    plan = whole_plan(parent, new, account, store, "why", unsealed)
+    plan = whole_plan(parent, new, Reader(account, store=store, unsealed=unsealed), "why")
     assert plan.previous_response_id is None, "never both chained and replayed"
     held = any(record.held_upstream for record in path)
     assert plan.route is (Route.REPLAYED if held else Route.ROOT)
@@ -126,7 +126,7 @@ def test_reasoning_an_account_sealed_itself_is_replayed_to_it(
     conversation: tuple[Record | None, list[Item]], account: str
 ) -> None:
     parent, new = conversation
-    sent = sent_by(whole_plan(parent, new, account, False, None), new)
+    sent = sent_by(whole_plan(parent, new, Reader(account, store=False), None), new)
     for record in path_of(parent):
         for item in record.output:
             if item.sealed and item.issuer == account:

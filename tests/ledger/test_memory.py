@@ -334,3 +334,10 @@ def test_finding_an_item_keeps_its_conversation(ledger: MemoryLedger, clock: Now
     assert ledger.find_item("laptop", "msg_1") is not None
     clock.now += 10 * MINUTE
     assert ledger.find_item("laptop", "msg_1") is None
+
+
+def test_who_took_a_bare_item_first_is_remembered(ledger: MemoryLedger) -> None:
+    thought = Item(b"{}", "reasoning", "rs_1")
+    first, second = with_items("resp_1", sent=(thought,)), with_items("resp_2", sent=(thought,))
+    remember(ledger, first, second)
+    assert ledger.find_item("laptop", "rs_1") == (thought, first, False)

@@ -272,6 +272,17 @@ def test_where_nothing_may_be_stored_turns_are_replayed_with_their_seals() -> No
     assert world.environment.owners.owner_of("laptop", first.id) is None, "it is kept nowhere"
 
 
+def test_a_chained_turn_whose_own_items_are_unknown_stays_chained() -> None:
+    world = World()
+    first = world.completed([user("a")], turn_events([text_item()], "resp_1"))
+    world.upstreams["a"].answer = strict(keeps_nothing)
+    reference = {"type": "item_reference", "id": "msg_of_elsewhere"}
+    ends(world, [reference, user("b")], parent=first)
+    chained = [body.get("previous_response_id") for body in sent(world)[1:]]
+    assert chained == ["resp_1", "resp_1"]
+    assert sent(world)[-1]["input"] == [user("b")]
+
+
 def lessons(account: Account) -> list[tuple[str, str | None]]:
     return [(each["what"], each["key"]) for each in account.learned.shown()]
 
