@@ -86,24 +86,37 @@ class AdminChannel(HTTPChannel):
     _arriving = False
 
     def connectionMade(self) -> None:
-        """Count it, and see that its first request comes soon."""
+        """Count it, and see that its first request comes soon.
+
+        Where there are too many, one goes that waits for a request: those who say nothing must
+        not keep out who asks, probes and metrics first of all.
+        """
         super().connectionMade()
         set_up(self.transport)
         self._arrival = Deadline(self.site.reactor, self._too_slow)
         self._leaving = Deadline(self.site.reactor, self._abort)
-        if len(self.site.connections) >= MAX_CONNECTIONS:
+        if not self.site.makes_room():
             self.refuse(503)
             return
-        self.site.connections.add(self)
+        self.site.connections[self] = None
+        self._expect()
 
     def dataReceived(self, data: bytes) -> None:
         """The first byte of a request starts its time."""
         if self.refused:
             return
         if not self._handlingRequest and not self._arriving:
-            self._arriving = True
-            self._arrival.start(REQUEST_SECONDS)
+            self._expect()
         super().dataReceived(data)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether it has asked for something and was not answered yet."""
+        return bool(self._handlingRequest)
+
+    def _expect(self) -> None:
+        self._arriving = True
+        self._arrival.start(REQUEST_SECONDS)
 
     def headerReceived(self, line: bytes) -> bool:
         """A header is complete; ``int`` reads no more than a few thousand digits."""
@@ -141,11 +154,16 @@ class AdminChannel(HTTPChannel):
         """It is gone."""
         self._arrival.stop()
         self._leaving.stop()
-        self.site.connections.discard(self)
+        self.site.connections.pop(self, None)
         super().connectionLost(reason)
 
     def _too_slow(self) -> None:
         self.refuse(408)
+
+    def make_way(self) -> None:
+        """Leave at once, for another connection."""
+        self.site.connections.pop(self, None)
+        self._abort()
 
     def _abort(self) -> None:
         """It does not take the last bytes either."""
@@ -155,7 +173,7 @@ class AdminChannel(HTTPChannel):
 class AdminSite(Site):
     """Serves the admin side; no access log.
 
-    :ivar connections: the open ones.
+    :ivar connections: the open ones, the oldest first.
     """
 
     noisy = False
@@ -165,8 +183,18 @@ class AdminSite(Site):
     def __init__(self, api: Api, reactor: Any) -> None:
         super().__init__(AdminResource(api), reactor=reactor, timeout=_IDLE_SECONDS, **_FORMS)
         self.api = api
-        self.connections: set[AdminChannel] = set()
+        self.connections: dict[AdminChannel, None] = {}
         self.displayTracebacks = False
+
+    def makes_room(self) -> bool:
+        """Whether there is room for one more, now; the oldest that waits for a request goes."""
+        if len(self.connections) < MAX_CONNECTIONS:
+            return True
+        for connection in self.connections:
+            if not connection.is_answering:
+                connection.make_way()
+                return True
+        return False
 
     def log(self, request: Request) -> None:
         """Say nothing."""

@@ -1,4 +1,8 @@
-"""Slows down who guesses tokens: each failure of an address makes it wait twice as long."""
+"""Slows down who guesses tokens: each failure of an address makes it wait twice as long.
+
+Only wrong tokens are asked after: who has the right one never waits for what others did.  What
+keeps a token from being guessed is its length.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,7 @@ _REMEMBERED_SECONDS = 3_600.0
 #: Addresses that are remembered.
 MAX_ADDRESSES = 1024
 
-#: Failures a minute, of all addresses, beyond which only those are heard that never failed
-#: and came in before.
+#: Failures a minute, of all addresses, that are looked at.
 MAX_FAILURES = 60
 
 _MINUTE = 60.0
@@ -42,7 +45,6 @@ class Throttle:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._failures: OrderedDict[str, _Failures] = OrderedDict()
-        self._friends: OrderedDict[str, None] = OrderedDict()
         self._minute = 0.0
         self._in_minute = 0
 
@@ -59,8 +61,7 @@ class Throttle:
         failures = self._failures.get(network)
         if failures is not None and failures.barred_until > now:
             raise _wait(failures.barred_until - now)
-        crowded = now - self._minute < _MINUTE and self._in_minute >= MAX_FAILURES
-        if crowded and network not in self._friends:
+        if now - self._minute < _MINUTE and self._in_minute >= MAX_FAILURES:
             raise _wait(self._minute + _MINUTE - now)
 
     def failed(self, address: str) -> None:
@@ -78,15 +79,6 @@ class Throttle:
         if now - self._minute >= _MINUTE:
             self._minute, self._in_minute = now, 0
         self._in_minute += 1
-
-    def succeeded(self, address: str) -> None:
-        """``address`` has the token."""
-        network = _network(address)
-        self._failures.pop(network, None)
-        self._friends[network] = None
-        self._friends.move_to_end(network)
-        if len(self._friends) > MAX_ADDRESSES:
-            self._friends.popitem(last=False)
 
 
 def _wait(seconds: float) -> AdminError:
