@@ -151,8 +151,11 @@ _OBJECTIONS = (
     ),
 )
 
-#: Where a validator found what it does not take: ``"loc": ["body", "x"]``, also as Python's words.
-_PLACES = re.compile(r"['\"]loc['\"]\s*:\s*[\[(]\s*['\"]body['\"]\s*,\s*['\"](\w+)['\"]")
+#: Where a validator found what it does not take: ``"loc": ["body", "x"]`` as Python's words, and
+#: as such lists are told (error_reading.py).
+_PLACES = re.compile(
+    r"(?:['\"]loc['\"]\s*:\s*[\[(]\s*['\"]body['\"]\s*,\s*['\"]|^|; )(\w+)(?:['\"]|[.\w]*: )"
+)
 _EXTRA = re.compile(r"extra_forbidden|extra (?:fields?|inputs?) (?:are )?not permitted", re.I)
 _OBJECTS = re.compile(rf"{_NOT_TAKEN}|does not support|extra_forbidden", re.IGNORECASE)
 

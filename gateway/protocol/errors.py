@@ -1,18 +1,15 @@
 """One error type for everything a client may be told, and its one shape on the wire.
 
 Shapes and codes: protocol.md §5.1-§5.4.  A constructor stands for each code that the
-gateway itself uses; :func:`from_http` and :func:`from_event` read what upstreams send.
+gateway itself uses; :mod:`~gateway.protocol.error_reading` makes them of what upstreams send.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-
-from .headers import may_pass
 
 #: What reading JSON raises when it is broken, no UTF-8, of another shape or nested too deeply.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -26,54 +23,8 @@ PROXY_ERROR = "egress_proxy_error"
 #: The code of an upstream that no connection could be made to.
 UNREACHABLE = "upstream_unreachable"
 
-#: Statuses of an ``error`` event that clients understand (protocol.md §5.1).
-_STATUS_RANGE = range(400, 600)
-
-#: Members of an upstream's error object that clients read beside the usual four.
-_DETAIL_MEMBERS = ("plan_type", "resets_at", "resets_in_seconds")
-
-#: Response headers that may travel in an ``error`` event; everything else stays here.  In an
-#: event they are JSON: what is no header would break an HTTP answer.  An upstream's turn state
-#: is for the gateway alone (§4.6).
-_CLIENT_HEADERS = re.compile(
-    r"retry-after(-ms)?|x-request-id|x-codex-(?!turn-state$)[a-z0-9_-]+", re.IGNORECASE
-)
-
-#: Response headers that speak of an account's limits (§7): for health, never for clients.
-_HINTS = re.compile(
-    r"retry-after(-ms)?|x-ratelimit-.*|x-codex-.*|x-.*-(primary|secondary)-(used|window|reset)-.*"
-)
-_MAX_HINTS = 64
-_MAX_HINT_LENGTH = 200
-
-#: The status that goes with an error code in an event that carries none (§5.3, §5.4).
-_STATUS_OF_CODE = {
-    "context_length_exceeded": 400,
-    "cyber_policy": 400,
-    "invalid_encrypted_content": 400,
-    "invalid_prompt": 400,
-    "previous_response_not_found": 400,
-    "unsupported_parameter": 400,
-    "invalid_api_key": 401,
-    "credit_balance_exhausted": 429,
-    "insufficient_quota": 429,
-    "organization_spend_limit_exceeded": 429,
-    "project_spend_limit_exceeded": 429,
-    "rate_limit_exceeded": 429,
-    "usage_limit_reached": 429,
-    "usage_not_included": 429,
-    "server_is_overloaded": 503,
-    "slow_down": 503,
-}
-
-_STATUS_OF_TYPE = {
-    "authentication_error": 401,
-    "invalid_request_error": 400,
-    "not_found_error": 404,
-    "permission_error": 403,
-    "usage_limit_reached": 429,
-    "usage_not_included": 429,
-}
+#: The code of an answer that is not the API's: a page of what stands before it, mostly.
+NOT_THE_API = "upstream_not_the_api"
 
 
 class ApiError(Exception):
@@ -179,131 +130,3 @@ def error_event(error: ApiError) -> bytes:
     if error.headers:
         event["headers"] = error.headers
     return msgspec.json.encode(event)
-
-
-def from_http(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
-    """Read an upstream's HTTP error answer.
-
-    :param headers: its response headers, names in lower case.
-    :param body: as much of its body as was read; ``{"error": {…}}``, ``{"detail": "…"}``
-        or anything else.
-    """
-    try:
-        decoded = msgspec.json.decode(body)
-    except UNREADABLE:
-        decoded = None
-    fields = _error_object(decoded)
-    if status not in _STATUS_RANGE:
-        fields.setdefault("message", f"The upstream answered with the status {status}.")
-        status = 502
-    return _build(status, fields, headers, headers)
-
-
-def from_event(data: bytes) -> ApiError | None:
-    """Read an upstream's ``error`` event, flat or nested (§5.1).
-
-    :param data: the event's JSON.
-    :return: None for an event that says nothing (§10.57).
-    """
-    try:
-        decoded = msgspec.json.decode(data)
-    except UNREADABLE:
-        return None
-    fields = _error_object(decoded)
-    if not any(fields.get(name) for name in ("code", "type", "message")):
-        return None
-    status = decoded.get("status") or decoded.get("status_code")
-    if not isinstance(status, int) or status not in _STATUS_RANGE:
-        status = status_of(fields.get("code"), fields.get("type"))
-    headers = decoded.get("headers")
-    return _build(status, fields, headers or fields.get("headers"), headers)
-
-
-def from_failed_response(error: object) -> ApiError:
-    """Read ``response.error`` of a ``response.failed`` event (§5.4)."""
-    fields = dict(error) if isinstance(error, dict) else {}
-    fields.setdefault("message", "The upstream failed the response.")
-    status = status_of(fields.get("code"), fields.get("type"))
-    return _build(status, fields, fields.get("headers"), None)
-
-
-def status_of(code: object, type: object = None) -> int:
-    """The HTTP status that belongs to an error code and type; 500 for unknown ones."""
-    if isinstance(code, str) and code in _STATUS_OF_CODE:
-        return _STATUS_OF_CODE[code]
-    return _STATUS_OF_TYPE.get(type, 500) if isinstance(type, str) else 500
-
-
-def _error_object(decoded: object) -> dict[str, Any]:
-    """The members of an error in any of the shapes seen in the wild."""
-    if not isinstance(decoded, dict):
-        return {}
-    inner = decoded.get("error")
-    if isinstance(inner, dict):
-        return dict(inner)
-    if isinstance(inner, str):
-        return {"message": inner}
-    if "detail" in decoded:
-        detail = decoded["detail"]
-        return {"message": detail if isinstance(detail, str) else str(detail)}
-    flat = {name: decoded.get(name) for name in ("code", "message", "param", *_DETAIL_MEMBERS)}
-    return {name: value for name, value in flat.items() if value is not None}
-
-
-def _build(
-    status: int, fields: dict[str, Any], for_clients: object, outer_headers: object
-) -> ApiError:
-    """The error of ``fields``, with the headers that came with it or within it."""
-    code = fields.get("code")
-    type_ = fields.get("type")
-    param = fields.get("param")
-    message = fields.get("message")
-    default_type = "server_error" if status >= 500 else "invalid_request_error"
-    return ApiError(
-        status,
-        type_ if isinstance(type_, str) and type_ else default_type,
-        message
-        if isinstance(message, str) and message
-        else f"The upstream answered with the status {status} and no message.",
-        str(code) if code is not None else None,
-        param if isinstance(param, str) else None,
-        _kept_headers(for_clients),
-        {name: fields[name] for name in _DETAIL_MEMBERS if fields.get(name) is not None},
-        _hints(fields, outer_headers),
-    )
-
-
-def _kept_headers(headers: object) -> dict[str, str]:
-    """What of an upstream's headers concerns the client; the rest may be about the account."""
-    if not isinstance(headers, Mapping):
-        return {}
-    return {
-        name: str(value)
-        for name, value in headers.items()
-        if isinstance(value, (str, int, float))
-        and _CLIENT_HEADERS.fullmatch(name)
-        and may_pass(name, str(value))
-    }
-
-
-def _hints(fields: dict[str, Any], outer_headers: object) -> dict[str, str]:
-    """What all headers of an error say of limits: its answer's or event's own, and those
-    that services put into the error (``headers``; OpenRouter: ``metadata.headers``)."""
-    metadata = fields.get("metadata")
-    within = metadata.get("headers") if isinstance(metadata, dict) else None
-    hints: dict[str, str] = {}
-    for headers in (outer_headers, fields.get("headers"), within):
-        if isinstance(headers, Mapping):
-            for name, value in _limit_headers(headers):
-                if len(hints) < _MAX_HINTS:
-                    hints.setdefault(name, value)
-    return hints
-
-
-def _limit_headers(headers: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
-    for name, value in headers.items():
-        first = value[0] if isinstance(value, list) and value else value
-        if isinstance(name, str) and isinstance(first, (str, int, float)):
-            text = str(first)
-            if len(text) <= _MAX_HINT_LENGTH and _HINTS.fullmatch(name.lower()):
-                yield name.lower(), text

@@ -50,6 +50,9 @@ TERMINALS = {
     b"response.cancelled": b"response.incomplete",
 }
 
+#: Events that end an answer with what went wrong.
+ERRORS = frozenset({b"error", b"response.error"})
+
 Members = dict[str, msgspec.Raw]
 
 

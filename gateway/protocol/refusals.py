@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .errors import GATEWAY_FAILED, PROXY_ERROR, UNREACHABLE, ApiError
+from . import wording
+from .error_reading import names_a_member
+from .errors import GATEWAY_FAILED, NOT_THE_API, PROXY_ERROR, UNREACHABLE, ApiError
+
+#: The code, and the type, of failures that every client retries.
+SERVER_ERROR = "server_error"
 
 #: Codes that speak of the request; no other account would answer otherwise, and clients
 #: must hear them as they are (§5.4).
@@ -13,25 +18,51 @@ ABOUT_THE_REQUEST = frozenset(
     {
         "bio_policy",
         "content_filter",
+        "content_policy_violation",
         "context_length_exceeded",
         "cyber_policy",
+        "failed_to_download_image",
         "invalid_prompt",
         "misalignment_policy_violation",
     }
 )
 
-#: Codes that tell Codex to give up although another try may help (§10.64).
-_STOPS_CLIENTS = frozenset({"server_is_overloaded", "slow_down"})
+#: Codes of what a request names, and of members that no account would take.
+_OF_WHAT_IT_NAMES = re.compile(
+    r"(?:assistant|batch|connector|container|conversation|file|image|image_file|item|mcp_server"
+    r"|prompt|skill|thread|tool|upload|vector_store|video)_(?:not_found|access_denied|deleted"
+    r"|expired|locked|not_ready|parse_error|too_large|too_small|content_policy_violation)"
+    r"|image_file_too_large|empty_image_file|unsupported_image_media_type"
+    r"|invalid_(?:base64_image|function_parameters|image|image_format|image_mode|image_url"
+    r"|json_schema|tool_schema|type|value)"
+    r"|missing_required_parameter|unknown_parameter|unsupported_(?:file|parameter|value)"
+)
+
+#: Codes that tell Codex to give up although another try may help (§10.64), and their kin.
+_OVERLOADED = frozenset(
+    {
+        "engine_overloaded",
+        "overloaded",
+        "overloaded_error",
+        "server_is_overloaded",
+        "server_overloaded",
+        "slow_down",
+    }
+)
 
 #: Codes and types of an account that may spend no more (§5.3, §5.4).
 _SPENT = frozenset(
     {
+        "billing_hard_limit_reached",
         "credit_balance_exhausted",
         "insufficient_quota",
         "usage_limit_reached",
         "usage_not_included",
     }
 )
+
+#: Codes and types of a limit that is over soon.
+_LIMITED = frozenset({"rate_limit_exceeded", "rate_limit_error"})
 
 #: Codes and types of credentials that are refused, whatever their status.
 _UNAUTHORIZED = frozenset(
@@ -47,21 +78,34 @@ _UNAUTHORIZED = frozenset(
     }
 )
 
-#: Codes of a model that an account does not offer, whatever their status.
+#: Codes and types of a model that an account does not offer, whatever their status.
 _NO_SUCH_MODEL = frozenset(
-    {"model_not_available", "model_not_found", "model_not_supported", "unsupported_model"}
+    {
+        "DeploymentNotFound",
+        "ModelNotFound",
+        "invalid_model",
+        "key_model_access_denied",
+        "model_decommissioned",
+        "model_not_available",
+        "model_not_found",
+        "model_not_supported",
+        "team_model_access_denied",
+        "unavailable_model",
+        "unknown_model",
+        "unsupported_model",
+    }
 )
 
-#: The same said without a code, by OpenAI and by the ChatGPT backend.
-_NO_SUCH_MODEL_SAID = re.compile(
-    r"The (requested )?model ['\"`][^'\"`]*['\"`] does not exist"
-    r"|The ['\"`][^'\"`]*['\"`] model is not supported"
-)
+#: Statuses of a path that a service does not have.
+NOT_SERVED = frozenset({404, 405, 501})
 
 #: Codes of what ended before a model could work on it.
 _NOT_WORKED_ON = frozenset({"previous_response_not_found", PROXY_ERROR, UNREACHABLE})
 
-_ELSEWHERE = frozenset({401, 402, 403, 404, 408, 409, 425, 429})
+_ELSEWHERE = frozenset({401, 402, 403, 404, 408, 409, 425, 429, 431})
+
+#: Statuses that say of the account what they say, whatever words go with them.
+_OF_THE_ACCOUNT = frozenset({401, 402, 429})
 
 #: Statuses of what ails an account, whatever a refusal names.
 _OF_THE_ACCOUNT = frozenset({401, 402, 403, 429})
@@ -76,8 +120,10 @@ _ORPHANS = ("No tool call found", "No tool output found")
 
 def refuses_continuation(error: ApiError) -> bool:
     """Whether a chained turn was refused for its ``previous_response_id`` (§10.74)."""
-    if error.status in (404, 501) or error.code == "previous_response_not_found":
+    if error.code == "previous_response_not_found":
         return True
+    if error.status in (404, 501):
+        return not (is_about_the_request(error) or refuses_model(error))
     return error.status in (400, 422) and speaks_of_the_parent(error)
 
 
@@ -129,36 +175,63 @@ def refuses_spending(error: ApiError) -> bool:
         or error.code in _SPENT
         or error.type in _SPENT
         or (error.code or "").endswith("_spend_limit_exceeded")
+        or (
+            error.status in (400, 403, 429)
+            and error.code not in _LIMITED
+            and wording.spent(error.message)
+        )
     )
 
 
 def refuses_credentials(error: ApiError) -> bool:
     """Whether the account's key or token is refused, or could not be had."""
-    return error.status == 401 or error.code in _UNAUTHORIZED or error.type in _UNAUTHORIZED
+    return (
+        error.status == 401
+        or error.code in _UNAUTHORIZED
+        or error.type in _UNAUTHORIZED
+        or (error.status in (400, 403) and wording.bad_credentials(error.message))
+    )
 
 
 def refuses_model(error: ApiError) -> bool:
-    """Whether the account says that it does not offer the model."""
-    return error.code in _NO_SUCH_MODEL or (
-        error.status in (400, 403, 404)
-        and error.code is None
-        and _NO_SUCH_MODEL_SAID.match(error.message) is not None
-    )
+    """Whether the account says that it does not offer a model."""
+    if error.code in _NO_SUCH_MODEL or error.type in _NO_SUCH_MODEL:
+        return True
+    if error.status in (403, 404) and error.param == "model":
+        return True
+    return error.status in (400, 403, 404) and wording.no_such_model(error.message)
 
 
 def is_overload(error: ApiError) -> bool:
     """Whether the service says that it is too busy (§5.3)."""
-    return error.code in _STOPS_CLIENTS
+    return (
+        error.code in _OVERLOADED
+        or error.type in _OVERLOADED
+        or (
+            (error.status in (400, 403) or error.status >= 500)
+            and wording.overloaded(error.message)
+        )
+    )
+
+
+def is_rate_limit(error: ApiError) -> bool:
+    """Whether the account is asked too often, or for too much at a time."""
+    return error.status == 429 or error.code in _LIMITED or error.type in _LIMITED
 
 
 def is_not_served(error: ApiError) -> bool:
     """Whether the service does not have the path at all; another account's may."""
-    return error.status in (404, 405, 501)
+    return error.status in NOT_SERVED
 
 
 def is_about_the_request(error: ApiError) -> bool:
-    """Whether the refusal, whatever its status, speaks of what the client sent."""
-    return error.code in ABOUT_THE_REQUEST or error.message.startswith("Item with id")
+    """Whether the refusal, whatever its status, speaks of what the client sent or named."""
+    code = error.code or ""
+    if code in ABOUT_THE_REQUEST or _OF_WHAT_IT_NAMES.fullmatch(code):
+        return True
+    if error.status in _OF_THE_ACCOUNT or error.code == NOT_THE_API:
+        return False
+    return names_a_member(error.param) or wording.about_the_request(error.message)
 
 
 def may_move(error: ApiError) -> bool:
@@ -167,7 +240,9 @@ def may_move(error: ApiError) -> bool:
         return False
     if refuses_spending(error) or refuses_credentials(error) or refuses_model(error):
         return True
-    return error.status >= 500 or error.status in _ELSEWHERE or is_overload(error)
+    if is_overload(error) or is_rate_limit(error):
+        return True
+    return error.status >= 500 or error.status in _ELSEWHERE
 
 
 def costs_nothing(error: ApiError) -> bool:
@@ -205,7 +280,16 @@ def most_hopeful(errors: Sequence[ApiError]) -> ApiError:
 
 
 def for_the_client(error: ApiError) -> ApiError:
-    """A refusal as the client should hear it: never blamed for an account's credentials."""
+    """A refusal as the client should hear it: never blamed for an account's credentials.
+
+    What is the request's fault is told as such, whatever status a wrapper gave it, and what is
+    not, as something that is worth another try.
+    """
+    if is_about_the_request(error):
+        if error.status < 500 and error.code != SERVER_ERROR:
+            return error
+        status = error.status if error.status < 500 else 400
+        return _with_status(error, status, _code_of(error))
     if error.status == 403 or refuses_credentials(error):
         return ApiError.bad_gateway(
             "The gateway's account at the upstream was refused; its operator can see why.",
@@ -215,4 +299,35 @@ def for_the_client(error: ApiError) -> ApiError:
         return ApiError(
             503, "server_error", error.message, "upstream_overloaded", None, error.headers
         )
-    return error
+    return _with_status(error, 502, error.code) if error.status == 431 else error
+
+
+def blames_others(error: ApiError) -> bool:
+    """Whether a failure, told as it is, would blame the client for an account, or stop it."""
+    return not is_about_the_request(error) and for_the_client(error) is not error
+
+
+def code_of_failure(error: ApiError) -> str:
+    """The code of a ``response.failed`` that tells of ``error``: clients retry one of them."""
+    if not is_about_the_request(error):
+        return SERVER_ERROR
+    return _code_of(error) or "invalid_prompt"
+
+
+def _code_of(error: ApiError) -> str | None:
+    """The code of what is the request's fault; not one by which clients would try again."""
+    if error.code not in (None, SERVER_ERROR):
+        return error.code
+    return "context_length_exceeded" if wording.too_long(error.message) else None
+
+
+def _with_status(error: ApiError, status: int, code: str | None) -> ApiError:
+    return ApiError(
+        status,
+        "invalid_request_error" if status < 500 else SERVER_ERROR,
+        error.message,
+        code,
+        error.param,
+        error.headers,
+        error.details,
+    )

@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from .errors import ApiError, from_event, from_failed_response
+from .error_reading import from_event, from_failed_response, from_untyped
+from .errors import ApiError
 from .events import (
+    ERRORS,
     PASSED_UNREAD,
     PREAMBLE,
     TERMINALS,
@@ -25,6 +27,7 @@ from .events import (
     read_item_done,
     read_response,
     read_turn_state,
+    response_members,
     sequence_number,
     with_response_members,
     with_turn_state,
@@ -33,7 +36,7 @@ from .events import (
 from .headers import without_limits
 from .made import new_response_id
 from .output_items import OutputItems
-from .refusals import for_the_client
+from .refusals import blames_others
 from .sse import Event
 from .terminal import finish_terminal
 from .usage import Usage, read_usage
@@ -209,7 +212,8 @@ class Relay:
                 return
             name = event_type(data)
             if not name:
-                return  # no client could tell what it is
+                self._untyped(data)
+                return
         try:
             if name in PASSED_UNREAD:
                 self._output(data, payloads)
@@ -219,7 +223,7 @@ class Relay:
                 self._item_done(data, payloads)
             elif name in TERMINALS:
                 self._terminal(name, data, payloads)
-            elif name == b"error":
+            elif name in ERRORS:
                 self._error(data)
             elif name == b"codex.rate_limits":
                 self.rate_limits = data
@@ -284,6 +288,9 @@ class Relay:
         payloads.append(data)
 
     def _terminal(self, name: bytes, data: bytes, payloads: list[bytes]) -> None:
+        if name == b"response.failed" and not response_members(data):
+            self.fail(from_event(data) or from_failed_response(None))
+            return  # what failed was no response that has an id
         head = read_response(data)
         status = TERMINALS[name].removeprefix(b"response.").decode()
         if self._chained_to is not None and self.phase is Phase.SENT and status == "completed":
@@ -292,11 +299,14 @@ class Relay:
         if not self.response_id:
             self._name(head)
         shown = {**self._shown, "id": raw_value(self.response_id)}
-        error = self._concerning(from_failed_response(head.error)) if status == "failed" else None
+        error = None
+        if status == "failed":
+            beside = None if head.error else from_event(data)
+            error = self._concerning(beside or from_failed_response(head.error))
         if error is not None and isinstance(head.error, dict) and "headers" in head.error:
             shown["error"] = raw_value({**head.error, "headers": error.headers})
         ending = finish_terminal(data, name, shown, self._items)
-        if error is not None and self.released and for_the_client(error) is not error:
+        if error is not None and self.released and blames_others(error):
             self._end(Broken(error))
             return
         if error is not None and not self.released:
@@ -320,6 +330,13 @@ class Relay:
         if error is not None:
             self.fail(error)
         # An empty error event announces a detailed response.failed (§10.57): wait for it.
+
+    def _untyped(self, data: bytes) -> None:
+        """Some services end a stream with a bare error; of anything else no client could tell
+        what it is."""
+        error = from_untyped(data)
+        if error is not None:
+            self.fail(error)
 
     def _concerning(self, error: ApiError) -> ApiError:
         """Leave an account's limits out, where they are not the client's business."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..protocol.errors import ApiError
 from ..protocol.events import Members, response_members
 from ..protocol.made import created_event, failed_event, interrupted_event, new_response_id
-from ..protocol.refusals import ABOUT_THE_REQUEST
+from ..protocol.refusals import code_of_failure
 from ..protocol.relay import Relay
 
 
@@ -43,12 +43,10 @@ def interrupted_answer(
 
 def broken_answer(relay: Relay, error: ApiError) -> bytes:
     """The terminal event of an answer that the client has seen in part; it starts anew (§8.4)."""
-    code = error.code if error.code in ABOUT_THE_REQUEST else "server_error"
-    assert code is not None
     return failed_event(
         response_members(relay.created),
         relay.items,
         relay.last_number() + 1,
-        code,
+        code_of_failure(error),
         error.message,
     )

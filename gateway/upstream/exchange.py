@@ -12,7 +12,8 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
 from ..deadline import Deadline
-from ..protocol.errors import ApiError, from_http
+from ..protocol.error_reading import from_http
+from ..protocol.errors import ApiError
 from ..protocol.sse import EventStreamParser, EventTooLarge
 from ..protocol.upstream_request import UpstreamRequest
 from .failures import log_bug, upstream_failure

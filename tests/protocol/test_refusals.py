@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.protocol.errors import ApiError
+from gateway.protocol.error_reading import from_http
+from gateway.protocol.errors import NOT_THE_API, ApiError
 from gateway.protocol.refusals import (
+    code_of_failure,
     for_the_client,
+    is_about_the_request,
     is_clients_fault,
     may_move,
     misses_calls,
     most_hopeful,
     refuses_continuation,
+    refuses_model,
     refuses_seals,
 )
 
@@ -162,3 +166,91 @@ def test_overload_is_told_so_that_clients_try_again(code: str) -> None:
 def test_other_refusals_are_told_as_they_are(status: int) -> None:
     error = refusal(status)
     assert for_the_client(error) is error
+
+
+NAMED = [
+    refusal(404, None, "Vector store with id 'vs_1' not found."),
+    refusal(403, None, "Project `p` does not have access to file file-1"),
+    refusal(404, None, "No.", "tools[0].vector_store_ids[0]"),
+    refusal(409, "conversation_locked", "Another process is using this conversation."),
+    refusal(409, None, "The conversation is locked."),
+    refusal(404, "container_expired"),
+    refusal(500, "invalid_image_url"),
+    refusal(500, "image_parse_error"),
+    refusal(502, None, "Your input exceeds the context window of this model."),
+    refusal(500, None, "Invalid schema for function 'look_up'."),
+    refusal(404, "model_not_found", "The model 'x' does not exist", "tools[0].model"),
+]
+
+
+@pytest.mark.parametrize("error", NAMED, ids=str)
+def test_what_the_request_names_is_its_own_affair_whatever_the_status(error: ApiError) -> None:
+    assert is_about_the_request(error)
+    assert not may_move(error)
+    assert not refuses_continuation(error), "sent again it would be refused again"
+    told = for_the_client(error)
+    assert told.status == (error.status if error.status < 500 else 400)
+    assert told.message == error.message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        refusal(404, None, "Not Found"),
+        refusal(404, None, "Invalid URL (POST /v1/responses)"),
+        refusal(403, None, "forbidden"),
+        refusal(401, None, "Invalid value: 'x'"),
+        refusal(429, None, "File not found", "input"),
+        refusal(503, NOT_THE_API, "File not found"),
+        refusal(404, None, "Response with id 'resp_1' not found."),
+        refusal(404, "model_not_found", "The model 'x' does not exist", "model"),
+    ],
+    ids=str,
+)
+def test_other_refusals_are_not_about_the_request(error: ApiError) -> None:
+    assert not is_about_the_request(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        refusal(404, "DeploymentNotFound"),
+        refusal(404, None, "No.", "model"),
+        refusal(400, None, "Invalid model name passed in model=x. Call `/v1/models`."),
+        refusal(404, None, 'model "x" not found, try pulling it first'),
+        refusal(403, None, "Project `p` does not have access to model `x`"),
+    ],
+    ids=str,
+)
+def test_a_model_that_is_refused_is_looked_for_elsewhere(error: ApiError) -> None:
+    assert refuses_model(error)
+    assert may_move(error)
+    assert not refuses_continuation(error)
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_a_page_does_not_refuse_a_continuation(status: int) -> None:
+    error = from_http(status, {}, b"<html>")
+    assert not refuses_continuation(error)
+    assert may_move(error)
+    assert for_the_client(error) is error
+
+
+def test_headers_that_are_too_large_may_be_small_enough_elsewhere() -> None:
+    assert may_move(refusal(431))
+    assert for_the_client(refusal(431)).status == 502
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (refusal(500), "server_error"),
+        (refusal(429, "rate_limit_exceeded"), "server_error"),
+        (refusal(400, "content_filter"), "content_filter"),
+        (refusal(400, "server_error", "The prompt is too long"), "context_length_exceeded"),
+        (refusal(400, None, "Invalid value: 'x'"), "invalid_prompt"),
+    ],
+    ids=str,
+)
+def test_a_failure_that_is_the_requests_is_not_tried_again(error: ApiError, code: str) -> None:
+    assert code_of_failure(error) == code

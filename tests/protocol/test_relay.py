@@ -321,3 +321,50 @@ def test_a_chained_turn_passes_verbatim() -> None:
     relay = Relay("resp_0", named="resp_0")
     first = created("resp_1", "resp_0")
     assert relay.feed([first, DELTA]) == [first.data, DELTA.data]
+
+
+BARE = b'{"error":{"message":"too long","type":"BadRequestError","param":null,"code":400}}'
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        ServerSentEvent(b"", BARE),
+        ServerSentEvent(b"message", BARE),
+        ServerSentEvent(b"error", BARE),
+        ServerSentEvent(b"response.error", BARE),
+        ServerSentEvent(b"", b'{"detail":"context length: too long"}'),
+        ServerSentEvent(b"", b'{"errors":[{"code":400,"message":"too long"}]}'),
+        event("error", code=400, message="too long"),
+        ServerSentEvent(b"error", b"Error: prompt is too long"),
+        event("response.failed", error={"code": "context_length_exceeded", "message": "too long"}),
+        event("response.failed", code="invalid_prompt", message="too long"),
+        event("response.failed", response=None, error="the prompt is too long"),
+    ],
+    ids=lambda each: f"{each.name} {each.data}"[:60],
+)
+def test_an_error_of_any_shape_ends_the_attempt(ending: ServerSentEvent, begun: bool) -> None:
+    relay = Relay()
+    assert relay.feed([created()] * begun + [ending]) == []
+    assert isinstance(relay.outcome, Refused)
+    assert relay.outcome.error.status == 400
+    assert "too long" in relay.outcome.error.message
+    assert relay.outcome.terminal == ()
+
+
+def test_an_error_beside_the_response_that_failed_is_read() -> None:
+    relay = Relay()
+    failed = ended("failed", error=None)
+    data = json.dumps({**json.loads(failed.data), "error": {"code": 429, "message": "slow"}})
+    relay.feed([created(), ServerSentEvent(b"response.failed", data.encode())])
+    assert isinstance(relay.outcome, Refused)
+    assert (relay.outcome.error.status, relay.outcome.error.message) == (429, "slow")
+
+
+def test_what_has_no_type_and_is_no_error_is_dropped() -> None:
+    relay = Relay()
+    assert relay.feed([created(), ServerSentEvent(b"", b'{"message":"hello"}'), DELTA]) == [
+        created().data,
+        DELTA.data,
+    ]

@@ -10,7 +10,8 @@ import pytest
 from gateway.accounts.account import Account
 from gateway.config.presets import PRESETS
 from gateway.protocol.concessions import may_be_left_out
-from gateway.protocol.errors import ApiError, from_http
+from gateway.protocol.error_reading import from_http
+from gateway.protocol.errors import ApiError
 from tests.support.events import (
     Json,
     call_item,
