@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..protocol.errors import ApiError
+from ..protocol.faults import FaultKind
 from ..protocol.refusals import for_the_client, most_hopeful, refuses_model
 from .choice import KEPT, Nobody
 from .health import AccountState, Unavailable
@@ -25,7 +26,8 @@ def pool_error(nobody: Nobody, refusals: Sequence[ApiError], now: float) -> ApiE
     """
     if not nobody.candidates:
         return _not_offered(nobody)
-    if refusals and (len(nobody.candidates) == 1 or not nobody.reasons):
+    unclear = all(reason.kind is FaultKind.UNCLEAR for reason in nobody.reasons)
+    if refusals and (len(nobody.candidates) == 1 or unclear):
         return for_the_client(most_hopeful(refusals))
     if nobody.refuse_the_model:
         return _model_refused(nobody, refusals, now)

@@ -30,12 +30,16 @@ _FORGET_SECONDS = 3_600.0
 
 _SERVICE_FAILURES = 3
 
+#: Unclear refusals of requests that others serve, in a row, until the model rests.
+_UNCLEAR_REFUSALS = 3
+
 #: First rests, in seconds, where the upstream names no time; they double (see breaker.py).
 _SERVICE_SECONDS = 1.0
 _EXHAUSTED_SECONDS = 60.0
 _UNAUTHORIZED_SECONDS = 60.0
 _RATE_LIMITED_SECONDS = 1.0
 _MODEL_REFUSED_SECONDS = 60.0
+_UNCLEAR_SECONDS = 5.0
 
 
 #: What an answer of each kind shows to work, whatever else it refuses.
@@ -44,6 +48,7 @@ _SHOWS = {
     FaultKind.EXHAUSTED: ("service", "credentials"),
     FaultKind.RATE_LIMITED: ("service",),
     FaultKind.MODEL_REFUSED: ("service", "credentials"),
+    FaultKind.UNCLEAR: ("service",),
     FaultKind.UNAUTHORIZED: ("service",),
     FaultKind.SERVICE: (),
     FaultKind.PROXY: (),
@@ -81,7 +86,7 @@ class Permit:
         """The account took the turn up; :meth:`Health.ended_well` or ``broke`` follows."""
         health, self._health = self._health, None
         if health is not None:
-            health._acknowledged(self.attempts)
+            health._acknowledged(self._model, self.attempts)
 
     def refused(self, fault: Fault) -> None:
         """It refused the turn, or broke it."""
@@ -130,6 +135,8 @@ class Health:
             "service": self._rest(AccountState.COOLING, _SERVICE_FAILURES, _SERVICE_SECONDS),
         }
         self._models: dict[str | None, Rest] = {}
+        #: Models that serve, and that it refused without a clear word since they last did.
+        self._doubted: dict[str | None, Rest] = {}
         self.quotas = Quotas(now, cooldown_max_seconds)
         self._calm = True
         self._told: tuple[float, float, Unavailable] | None = None
@@ -182,6 +189,25 @@ class Health:
         """
         self._refused(model, [] if permit is None else permit.attempts, fault)
 
+    def outdone(self, model: str | None, fault: Fault) -> None:
+        """Another account served the request that this one refused with ``fault``.
+
+        Such a refusal says not of whom it speaks.  Of the request it was not, then; after
+        several different ones the model rests here for a short time.
+        """
+        rest = self._models.get(model) or self._doubted.pop(model, None)
+        if rest is None:
+            rest = self._rest(AccountState.COOLING, _UNCLEAR_REFUSALS, _UNCLEAR_SECONDS)
+        trips = rest.failed(None, fault, _UNCLEAR_SECONDS)
+        if rest.breaker.closed:
+            if len(self._doubted) >= MAX_MODELS:
+                del self._doubted[next(iter(self._doubted))]
+            self._doubted[model] = rest
+        elif trips:
+            self._models[model] = rest
+            self._announce(rest, model)
+            self._changed()
+
     def hurry(self, seconds: float) -> bool:
         """Let the service rest no longer than this, unless it named a time itself.
 
@@ -221,6 +247,7 @@ class Health:
         for rest in (*self._rests.values(), *self._models.values()):
             rest.breaker.close()
         self._models.clear()
+        self._doubted.clear()
         self.quotas.doubt()
         self._changed()
 
@@ -305,7 +332,9 @@ class Health:
         resting = (each for each in held if each.standing(now) is not AccountState.UNPROVEN)
         return next(resting, held[0] if held else None)
 
-    def _acknowledged(self, attempts: list[tuple[Rest, Attempt]]) -> None:
+    def _acknowledged(self, model: str | None, attempts: list[tuple[Rest, Attempt]]) -> None:
+        if self._doubted:
+            self._doubted.pop(model, None)
         for rest, attempt in attempts:
             rest.breaker.began(attempt)
         if self._models or not self._calm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 from ..breaker import Attempt, Breaker, BreakerState
@@ -52,24 +53,47 @@ class Rest:
     :ivar fault: what tripped it last.
     """
 
-    __slots__ = ("breaker", "fault", "state")
+    __slots__ = ("_requests", "breaker", "fault", "state")
 
     def __init__(self, state: AccountState, breaker: Breaker) -> None:
         self.state = state
         self.breaker = breaker
         self.fault: Fault | None = None
+        #: Those that failed in a row, while it is closed.
+        self._requests: set[Hashable] = set()
 
     def failed(self, attempt: Attempt | None, fault: Fault, first_seconds: float | None) -> bool:
-        """See :meth:`Breaker.failed`.
+        """See :meth:`Breaker.failed`; but a request that fails again tells nothing new.
+
+        What only one request meets may be its own doing, however often it is sent.
 
         :return: whether a rest begins because of it.
         """
+        if not self._is_news(attempt, fault):
+            if attempt is not None:
+                self.breaker.dropped(attempt)
+            return False
         trips = self.breaker.trips
         self.breaker.failed(attempt, fault.retry_at, first_seconds)
         if self.breaker.trips == trips:
             return False
         self.fault = fault
         return True
+
+    def _is_news(self, attempt: Attempt | None, fault: Fault) -> bool:
+        """Whether a failure counts: while it is closed each request has one, in a row.
+
+        A time that the upstream names is its own word, and so is what ends a rest and breaks.
+        """
+        ended_a_rest = attempt is not None and attempt.forgave > 0
+        if not self.breaker.closed or fault.retry_at is not None or ended_a_rest:
+            return True
+        if not self.breaker.failures:
+            self._requests.clear()
+        if fault.request is None or fault.request not in self._requests:
+            self._requests.add(fault.request)
+            return True
+        return False
 
     @property
     def due(self) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection, Hashable
 from typing import NamedTuple
 
-from . import limits
+from . import limits, wording
 from .errors import GATEWAY_FAILED, PROXY_ERROR, ApiError
 from .refusals import (
     is_about_the_request,
     is_overload,
+    is_rate_limit,
     refuses_credentials,
     refuses_model,
     refuses_spending,
@@ -35,13 +37,17 @@ class FaultKind(enum.Enum):
     """The account, for this model."""
 
     MODEL_REFUSED = "model refused"
-    """The account, for this model: it does not offer it."""
+    """The account, for this model: it says that it does not offer it."""
+
+    UNCLEAR = "unclear"
+    """Nobody, as far as it says.  Where another account serves the same request it is this
+    account, for this model, once it happens often."""
 
     UNAUTHORIZED = "unauthorized"
     """The account: its credentials are refused."""
 
     SERVICE = "service"
-    """The service behind the account, once it happens often."""
+    """The service behind the account, once it happens often, and not to one request alone."""
 
     PROXY = "proxy"
     """The way out, not the account."""
@@ -53,20 +59,34 @@ class Fault(NamedTuple):
     :ivar kind: what it belongs to.
     :ivar why: for the operator: status, code and message.
     :ivar retry_at: unix seconds from which the upstream is ready again by its own word.
+    :ivar request: what tells the request that met it from others; None when that is not known,
+        and then it is like no other.
     """
 
     kind: FaultKind
     why: str
     retry_at: float | None = None
+    request: Hashable | None = None
 
 
-def attribute(error: ApiError, now: float) -> Fault:
+def attribute(
+    error: ApiError,
+    now: float,
+    request: Hashable | None = None,
+    models: Collection[str] = (),
+) -> Fault:
     """Say whose fault ``error`` is (protocol.md §5.2-§5.4).
 
     :param error: as the upstream or the connection to it gave it, not as clients hear it.
     :param now: unix seconds.
+    :param request: see :class:`Fault`.
+    :param models: the names of the model that was asked for; none where that is not known.
     """
     kind = _kind(error)
+    if kind is FaultKind.MODEL_REFUSED and models:
+        named = wording.named_model(error.message)
+        if named is not None and not any(named in each or each in named for each in models):
+            kind = FaultKind.REQUEST  # a tool's model, say; it tells nothing of the turn's own
     why = " ".join(str(error).split())
     if len(why) > _MAX_WHY:
         why = why[: _MAX_WHY - 1] + "…"
@@ -75,7 +95,7 @@ def attribute(error: ApiError, now: float) -> Fault:
         at = limits.retry_at(error.hints, error.details, error.message, now)
     elif kind in (FaultKind.SERVICE, FaultKind.MODEL_REFUSED):
         at = limits.ready_at(error.hints, error.message, now)
-    return Fault(kind, why, at)
+    return Fault(kind, why, at, request)
 
 
 def _kind(error: ApiError) -> FaultKind:
@@ -92,11 +112,11 @@ def _kind(error: ApiError) -> FaultKind:
         return FaultKind.UNAUTHORIZED
     if is_overload(error):
         return FaultKind.SERVICE
-    if error.status == 429:
+    if is_rate_limit(error):
         too_large = error.message.startswith(_TOO_LARGE)
         return FaultKind.REQUEST if too_large else FaultKind.RATE_LIMITED
-    if error.status >= 500 or error.status == 408:
+    if error.status >= 500 or error.status in (408, 431):
         return FaultKind.SERVICE
     if error.status in (403, 404) and not speaks_of_the_parent(error):
-        return FaultKind.MODEL_REFUSED
+        return FaultKind.UNCLEAR
     return FaultKind.REQUEST

@@ -105,7 +105,7 @@ _NOT_WORKED_ON = frozenset({"previous_response_not_found", PROXY_ERROR, UNREACHA
 _ELSEWHERE = frozenset({401, 402, 403, 404, 408, 409, 425, 429, 431})
 
 #: Statuses that say of the account what they say, whatever words go with them.
-_OF_THE_ACCOUNT = frozenset({401, 402, 429})
+_SAY_IT_ALL = frozenset({401, 402, 429})
 
 #: Statuses of what ails an account, whatever a refusal names.
 _OF_THE_ACCOUNT = frozenset({401, 402, 403, 429})
@@ -137,9 +137,11 @@ def does_not_know(error: ApiError, response_id: str) -> bool:
     if response_id and response_id in error.message:
         names_it = 400 <= error.status < 500 and error.status not in _OF_THE_ACCOUNT
         return names_it or _NOT_THERE.search(error.message) is not None
+    if misses_calls(error):
+        return True
     if is_about_the_request(error) or refuses_model(error) or refuses_spending(error):
         return False
-    return refuses_continuation(error) or misses_calls(error)
+    return refuses_continuation(error)
 
 
 def speaks_of_the_parent(error: ApiError) -> bool:
@@ -229,7 +231,7 @@ def is_about_the_request(error: ApiError) -> bool:
     code = error.code or ""
     if code in ABOUT_THE_REQUEST or _OF_WHAT_IT_NAMES.fullmatch(code):
         return True
-    if error.status in _OF_THE_ACCOUNT or error.code == NOT_THE_API:
+    if error.status in _SAY_IT_ALL or error.code == NOT_THE_API or speaks_of_the_parent(error):
         return False
     return names_a_member(error.param) or wording.about_the_request(error.message)
 

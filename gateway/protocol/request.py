@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -22,6 +23,9 @@ _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}\Z")
 _WEBSOCKET_ONLY = ("generate", "stream_id")
 
 _MODEL = "model"
+
+#: Members in which a request that is sent again differs from the one before.
+_OF_THE_TRY = frozenset({"client_metadata", "stream_id"})
 
 #: No model takes so many.
 _MAX_ITEMS = 100_000
@@ -62,6 +66,18 @@ class TurnRequest(msgspec.Struct, frozen=True):
     def has_text_input(self) -> bool:
         """Whether its input is a string, which stands for one message."""
         return bytes(self.members.get("input", b""))[:1] == b'"'
+
+    def fingerprint(self) -> bytes:
+        """The same for a request that a client sends again.
+
+        What changes with each try, and is for nobody but the log of the service, is left out.
+        """
+        digest = blake2b(digest_size=16)
+        for name, value in self.members.items():
+            if name not in _OF_THE_TRY:
+                digest.update(name.encode())
+                digest.update(value)
+        return digest.digest()
 
 
 def json_text(data: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Protocol
 
 from ..accounts.account import Account
@@ -28,6 +28,9 @@ class Cargo(Protocol):
     #: Bound on an answer that is held until it is whole, so that the request may move for
     #: longer; 0 for one that is relayed as it comes.
     held_bytes: int
+
+    def fingerprint(self) -> Hashable:
+        """The same for a request that is sent again."""
 
     def call_for(self, account: Account) -> UpstreamCall:
         """The request as ``account`` should get it."""

@@ -15,10 +15,11 @@ from twisted.logger import Logger
 from ..accounts.account import Account
 from ..accounts.choice import Choice, Wanted
 from ..accounts.waiting import Lack
-from ..protocol.errors import ApiError, from_http
+from ..protocol.error_reading import from_http
+from ..protocol.errors import ApiError
 from ..protocol.faults import Fault, FaultKind, attribute
 from ..protocol.limits import read_windows
-from ..protocol.refusals import for_the_client, is_not_served, refuses_model
+from ..protocol.refusals import NOT_SERVED, for_the_client
 from ..upstream.interface import Call
 from .cargo import Cargo, PassageDoor
 from .environment import TurnContext, TurnEnvironment
@@ -279,15 +280,21 @@ class Passage:
     def _fault(self, error: ApiError) -> Fault | None:
         """Whose fault it is; a path that an account does not serve is nobody's.
 
-        Of a turn that would speak of its model.
+        So it may be where no reason is clear, or none is given but by what stands before the API.
         """
-        fault = attribute(error, self._environment.clock.seconds())
-        if fault.kind is FaultKind.REQUEST or (
-            not refuses_model(error)
-            and (is_not_served(error) or fault.kind is FaultKind.MODEL_REFUSED)
-        ):
+        cargo, account = self._cargo, self.account
+        assert account is not None
+        model = cargo.model
+        fault = attribute(
+            error,
+            self._environment.clock.seconds(),
+            (self._context.tenant, cargo.fingerprint()),
+            () if model is None else (model, account.settings.aliases.get(model, model)),
+        )
+        if fault.kind in (FaultKind.REQUEST, FaultKind.UNCLEAR):
             return None
-        return fault
+        not_served = self._status in NOT_SERVED and fault.kind is not FaultKind.MODEL_REFUSED
+        return None if not_served else fault
 
     # --- ending ----------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from ..accounts.exhaustion import attempts_error, pool_error
 from ..accounts.health import AccountState
 from ..accounts.waiting import Lack, Ticket
 from ..protocol.errors import ApiError
+from ..protocol.faults import FaultKind
 from ..tenants.interface import Busy, Visit
 from .environment import TurnContext, TurnEnvironment
 from .tries import Tries
@@ -228,6 +229,7 @@ class AccountSearch:
             if reason.until is not None
             else reason.state is AccountState.READY
             for reason in lack.reasons
+            if reason.kind is not FaultKind.UNCLEAR or not self._tries.refusals
         )
 
     def _tried_enough(self) -> ApiError:

@@ -22,7 +22,7 @@ from ..ledger.records import Record
 from ..protocol.dialect import Dialect
 from ..protocol.errors import ApiError
 from ..protocol.events import Members
-from ..protocol.faults import attribute
+from ..protocol.faults import Fault, FaultKind, attribute
 from ..protocol.made import made_response, new_response_id, prewarm_events
 from ..protocol.refusals import for_the_client, may_move
 from ..protocol.relay import Broken, Finished, NotContinued, Refused, Relay
@@ -83,6 +83,8 @@ class Turn:
         self._attempt: Attempt | None = None
         self._reservation: Reservation | None = None
         self._last_refusal: tuple[Attempt, Refused] | None = None
+        #: Refusals that say not of whom they speak; an account that serves the turn tells.
+        self._unclear: list[tuple[Account, Fault]] = []
         self._paused = False
         self._continuity = TurnContinuity(context, request, environment.ledger)
         self._telling = Telling(environment, context)
@@ -317,6 +319,7 @@ class Turn:
             self._blame(attempt, outcome.error)
         elif self._reservation is not None:
             self._reservation.acknowledged()
+            self._served()
         self._end(outcome.status, outcome.error.label if outcome.error else outcome.reason)
 
     def _count(self, usage: Usage) -> None:
@@ -347,7 +350,8 @@ class Turn:
             self._send(SAME_ACCOUNT)
             return
         self._blame(attempt, error)
-        if outcome.terminal and error is outcome.error and not may_move(error):
+        own_words = outcome.terminal and error is outcome.error and not may_move(error)
+        if own_words and for_the_client(error) is error:
             self._relay_refusal(attempt, outcome)
             return
         self._last_refusal = attempt, outcome
@@ -356,7 +360,7 @@ class Turn:
     def _moves(self, attempt: Attempt, error: ApiError) -> None:
         """Ask another account, where another may answer what this one refused."""
         if not self._continuity.may_move(error):
-            self._refuse(error)
+            self._refuse(for_the_client(error))
             return
         self._attempt = None
         self._search.refused(attempt.account, error)
@@ -367,8 +371,24 @@ class Turn:
         """Let whoever is at fault rest (design law 13)."""
         if may_move(error):
             attempt.account.failures += 1
-        if self._reservation is not None:
-            self._reservation.refused(attribute(error, self._environment.clock.seconds()))
+        if self._reservation is None:
+            return
+        model = self.request.model
+        fault = attribute(
+            error,
+            self._environment.clock.seconds(),
+            (self._context.tenant, self.request.fingerprint()),
+            () if model is None else (model, attempt.account.settings.aliases.get(model, model)),
+        )
+        self._reservation.refused(fault)
+        if fault.kind is FaultKind.UNCLEAR:
+            self._unclear.append((attempt.account, fault))
+
+    def _served(self) -> None:
+        """The turn was fine: who refused it without a clear word has to answer for that."""
+        unclear, self._unclear = self._unclear, []
+        for account, fault in unclear:
+            account.health.outdone(self.request.model, fault)
 
     def _break_off(self, attempt: Attempt, error: ApiError) -> None:
         """The client must start anew: what it saw cannot be taken back (§8.4)."""

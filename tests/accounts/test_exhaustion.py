@@ -288,3 +288,10 @@ def test_any_pool_gives_an_error_that_clients_understand(
         assert error.details["resets_at"] >= basin.now
     if error.status == 429 and error not in refusals:
         assert int(error.headers["retry-after"]) >= 1
+
+
+def test_what_nobody_explained_is_told_as_it_was_said() -> None:
+    basin = Basin("a", "b")
+    basin.fails("a", "b", kind=FaultKind.UNCLEAR, seconds=None)
+    said = ApiError(404, "invalid_request_error", "Not here.")
+    assert told(basin, said, said, tried=("a", "b")) is said

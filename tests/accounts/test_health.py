@@ -8,6 +8,8 @@ import tracemalloc
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.accounts.health import (
     MAX_MODELS,
@@ -592,3 +594,99 @@ def test_asking_a_ready_account_allocates_nothing_and_costs_little(bench: Bench)
         tracemalloc.stop()
     assert peak - before < 200, "100 questions leave nothing behind"
     assert steps_of(lambda: ask("m"), 10) < 50, "a few looks at what is known"
+
+
+# --- what one request alone meets --------------------------------------------------------
+
+
+def of(kind: FaultKind, request: object, retry_at: float | None = None) -> Fault:
+    return Fault(kind, "why", retry_at, request)
+
+
+def test_a_request_that_fails_again_and_again_does_not_rest_the_service(bench: Bench) -> None:
+    for _ in range(20):
+        bench.health.reserve("m").refused(of(FaultKind.SERVICE, "poison"))
+    assert bench.ready()
+    for request in ("another", "and another"):
+        bench.health.reserve("m").refused(of(FaultKind.SERVICE, request))
+    assert not bench.ready(), "three different ones in a row"
+
+
+def test_a_request_that_failed_counts_again_after_a_success(bench: Bench) -> None:
+    for request in ("one", "two"):
+        bench.health.reserve("m").refused(of(FaultKind.SERVICE, request))
+    bench.serves(bench.health.reserve("m"))
+    for request in ("one", "two"):
+        bench.health.reserve("m").refused(of(FaultKind.SERVICE, request))
+        assert bench.ready()
+    bench.health.reserve("m").refused(of(FaultKind.SERVICE, "three"))
+    assert not bench.ready()
+
+
+def test_a_time_that_the_service_names_counts_whoever_hears_it(bench: Bench) -> None:
+    bench.health.reserve("m").refused(of(FaultKind.SERVICE, "poison"))
+    bench.health.reserve("m").refused(of(FaultKind.SERVICE, "poison", bench.now + 30))
+    assert bench.rest() == 30
+
+
+def test_a_probe_that_fails_lets_it_rest_on_whoever_made_it(bench: Bench) -> None:
+    for request in ("one", "two", "three"):
+        bench.health.reserve("m").refused(of(FaultKind.SERVICE, request))
+    bench.sleep()
+    bench.health.reserve("m").refused(of(FaultKind.SERVICE, "one"))
+    assert bench.rest() == 2
+
+
+def test_an_unclear_refusal_rests_nothing(bench: Bench) -> None:
+    for request in range(10):
+        bench.health.reserve("m").refused(of(FaultKind.UNCLEAR, request))
+    assert bench.ready()
+    assert snapshot(bench)["models"] == []
+
+
+def test_unclear_refusals_of_what_others_serve_rest_the_model_for_a_short_time(
+    bench: Bench,
+) -> None:
+    for request in ("one", "one", "two"):
+        bench.health.outdone("m", of(FaultKind.UNCLEAR, request))
+        assert bench.ready()
+    bench.health.outdone("m", of(FaultKind.UNCLEAR, "three"))
+    assert bench.rest() == 5
+    assert bench.look().kind is FaultKind.UNCLEAR
+    assert bench.ready("n")
+
+
+def test_a_model_that_was_served_between_is_not_doubted(bench: Bench) -> None:
+    for request in range(10):
+        bench.health.outdone("m", of(FaultKind.UNCLEAR, request))
+        bench.serves(bench.health.reserve("m"))
+    assert bench.ready()
+
+
+def test_doubts_are_bounded(bench: Bench) -> None:
+    for model in range(3 * MAX_MODELS):
+        bench.health.outdone(f"m{model}", of(FaultKind.UNCLEAR, 1))
+    assert len(bench.health._doubted) == MAX_MODELS
+
+
+REQUESTS = st.integers(0, 3)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["breaks", "is unclear", "is outdone", "is served"]), REQUESTS)
+)
+
+
+@given(STEPS, st.sampled_from([1, 2]))
+def test_fewer_requests_than_three_rest_nothing(steps: list[tuple[str, int]], most: int) -> None:
+    """Whatever one or two requests meet, however often they are sent (law 13)."""
+    bench = Bench()
+    for what, number in steps:
+        request = number % most
+        if what == "is served":
+            bench.serves(bench.health.reserve("m"))
+        elif what == "breaks":
+            bench.health.reserve("m").refused(of(FaultKind.SERVICE, request))
+        else:
+            bench.health.reserve("m").refused(of(FaultKind.UNCLEAR, request))
+            if what == "is outdone":
+                bench.health.outdone("m", of(FaultKind.UNCLEAR, request))
+        assert bench.ready("m", "n")

@@ -106,6 +106,10 @@ class Machine(RuleBasedStateMachine):
         at = None if retry_in is None else self.now + retry_in
         self.health.broke(model, Fault(kind, "why", at), permit)
 
+    @rule(model=MODELS, request=st.integers(0, 4))
+    def is_outdone(self, model: str | None, request: int) -> None:
+        self.health.outdone(model, Fault(FaultKind.UNCLEAR, "why", None, request))
+
     @precondition(lambda self: self.running)
     @rule(which=WHICH)
     def refuse_often(self, which: int) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.errors import ApiError, from_event, from_failed_response, from_http
+from gateway.protocol.error_reading import from_event, from_failed_response, from_http
+from gateway.protocol.errors import ApiError
 from gateway.protocol.faults import Fault, FaultKind, attribute
 from gateway.protocol.moments import FURTHEST_SECONDS
 from gateway.protocol.refusals import ABOUT_THE_REQUEST, is_clients_fault, may_move
@@ -20,6 +21,7 @@ REQUEST = FaultKind.REQUEST
 EXHAUSTED = FaultKind.EXHAUSTED
 RATE_LIMITED = FaultKind.RATE_LIMITED
 MODEL_REFUSED = FaultKind.MODEL_REFUSED
+UNCLEAR = FaultKind.UNCLEAR
 UNAUTHORIZED = FaultKind.UNAUTHORIZED
 SERVICE = FaultKind.SERVICE
 PROXY = FaultKind.PROXY
@@ -77,8 +79,8 @@ def read(data: dict[str, Any]) -> Fault:
         (refusal(403, "account_deactivated"), UNAUTHORIZED),
         (refusal(403, None, type="authentication_error"), UNAUTHORIZED),
         (refusal(502, "upstream_unauthorized"), UNAUTHORIZED),
-        (refusal(403), MODEL_REFUSED),
-        (refusal(404), MODEL_REFUSED),
+        (refusal(403), UNCLEAR),
+        (refusal(404), UNCLEAR),
         (refusal(404, "model_not_found"), MODEL_REFUSED),
         (refusal(400, "model_not_found"), MODEL_REFUSED),
         (refusal(400, None, "The requested model 'gpt-9' does not exist."), MODEL_REFUSED),
@@ -86,6 +88,19 @@ def read(data: dict[str, Any]) -> Fault:
             refusal(400, None, "The 'gpt-9' model is not supported when using Codex with …"),
             MODEL_REFUSED,
         ),
+        (refusal(404, "DeploymentNotFound"), MODEL_REFUSED),
+        (refusal(404, None, "No.", param="model"), MODEL_REFUSED),
+        (refusal(404, None, "Vector store with id 'vs_1' not found."), REQUEST),
+        (refusal(403, None, "You do not have access to this file"), REQUEST),
+        (refusal(502, None, "Your input exceeds the context window of this model."), REQUEST),
+        (refusal(500, None, "No.", param="tools[0]"), REQUEST),
+        (from_http(403, {}, b"<html>"), SERVICE),
+        (from_http(404, {}, b"404 page not found"), SERVICE),
+        (from_http(400, {}, b'{"error":"Our servers are currently overloaded."}'), SERVICE),
+        (from_http(400, {}, b'{"error":{"code":"rate_limit_exceeded"}}'), RATE_LIMITED),
+        (from_http(400, {}, b'{"error":"Your credit balance is too low."}'), EXHAUSTED),
+        (from_http(502, {}, b'{"error":{"code":400,"message":"No."}}'), REQUEST),
+        (refusal(431), SERVICE),
         (refusal(408), SERVICE),
         (refusal(500), SERVICE),
         (refusal(501), SERVICE),
@@ -207,3 +222,19 @@ def test_what_rests_an_account_moves_the_turn(
     if is_clients_fault(error):
         assert fault.kind is REQUEST, f"nobody rests because of {error}"
     assert fault.retry_at is None or NOW <= fault.retry_at <= NOW + FURTHEST_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("models", "kind"),
+    [
+        ((), MODEL_REFUSED),
+        (("o9",), MODEL_REFUSED),
+        (("big", "azure/o9"), MODEL_REFUSED),
+        (("gpt-6",), REQUEST),
+    ],
+)
+def test_another_model_than_the_turns_own_tells_nothing_of_that(
+    models: tuple[str, ...], kind: FaultKind
+) -> None:
+    error = refusal(404, "model_not_found", "The model `o9` does not exist.")
+    assert attribute(error, NOW, None, models).kind is kind

@@ -150,6 +150,9 @@ class FakeCargo:
     def __init__(self) -> None:
         self.took: list[str] = []
 
+    def fingerprint(self) -> str:
+        return self.what
+
     def call_for(self, account: Account) -> UpstreamCall:
         return UpstreamCall("POST", "/errand", {}, json.dumps({"to": account.name}).encode())
 

@@ -44,6 +44,10 @@ class ChatCargo:
         self._request = request
         self._conceding = Conceding(Scope(_PATH, request.model, context.tenant), ledger)
 
+    def fingerprint(self) -> int:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        return hash(self._request.body)
+
     def call_for(self, account: Account) -> UpstreamCall:
         """See :class:`~gateway.turn.cargo.Cargo`."""
         dialect = self._dialect_of(account)

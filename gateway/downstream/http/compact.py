@@ -74,6 +74,10 @@ class InputCargo:
         self._path = errand.path
         self.plan: Plan | None = None
 
+    def fingerprint(self) -> bytes:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        return self._request.fingerprint()
+
     def call_for(self, account: Account) -> UpstreamCall:
         """See :class:`~gateway.turn.cargo.Cargo`."""
         plan = self.plan = self._planned(account)

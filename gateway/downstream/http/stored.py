@@ -60,6 +60,10 @@ class StoredCargo:
         self._accept = accept
         self._reads = reads
 
+    def fingerprint(self) -> str:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        return self._path
+
     def call_for(self, account: Account) -> UpstreamCall:
         """See :class:`~gateway.turn.cargo.Cargo`."""
         headers = call_headers(self._context, account, self._accept, has_body=False)
