@@ -7,6 +7,8 @@ the next request goes without it at once (protocol.md §8.1).
 
 from __future__ import annotations
 
+from twisted.logger import Logger
+
 from ..accounts.account import Account
 from ..accounts.learned import Scope
 from ..ledger.records import Ledger
@@ -20,6 +22,8 @@ from ..protocol.concessions import (
     lost_items,
 )
 from ..protocol.errors import ApiError
+
+_log = Logger(namespace="gateway.accounts")
 
 #: How often one account gets a request anew because of what it refused.
 _MOST_ROUNDS = 16
@@ -65,9 +69,16 @@ class Conceding:
 
     def accepted(self, account: Account) -> None:
         """``account`` took the request as it was sent: what was given up for it is learned."""
-        for concession, (scope, why) in self._made.pop(account.name, {}).items():
+        for concession, (scope, why) in self._made.get(account.name, {}).items():
             if scope is not None:
                 account.learned.learn(scope, concession, why)
+                _log.info(
+                    "account {account} is sent {what} from now on{of_model}: {why}",
+                    account=account.name,
+                    what=str(concession),
+                    of_model="" if scope.model is None else f" for {scope.model}",
+                    why=why,
+                )
 
     def _asked_of(self, account: Account) -> Scope:
         model = self._asked.model

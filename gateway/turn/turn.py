@@ -269,6 +269,7 @@ class Turn:
         assert attempt is not None
         if record.first_event_ms is None:
             self._log.first_event()
+            self._continuity.accepted(attempt.account)
             if self._continuity.is_kept_by(attempt.account):
                 note_owner(self._environment, self._context.tenant, attempt)
             if self._continuity.seeks_its_owner:
@@ -299,7 +300,6 @@ class Turn:
     def _finished(self, attempt: Attempt, outcome: Finished) -> None:
         self._log.outcome(outcome.status)
         relay = attempt.relay
-        self._continuity.accepted(attempt.account)
         self._continuity.learn(attempt.account, attempt.plan)
         if outcome.status in _CONTINUABLE:
             self._remember(

@@ -16,6 +16,7 @@ from ..protocol.error_reading import from_http
 from ..protocol.errors import ApiError
 from ..protocol.sse import EventStreamParser, EventTooLarge
 from ..protocol.upstream_request import UpstreamRequest
+from .call import first_byte_seconds
 from .failures import log_bug, upstream_failure
 from .interface import Receiver, UpstreamCall
 from .sending import HttpTimeouts, Sender, Sending, drop, headers_of
@@ -65,6 +66,7 @@ class HttpExchange(Protocol):
         self._deadline = Deadline(sender.reactor, self._timed_out)
         self._parser = EventStreamParser()
         call = UpstreamCall("POST", "/responses", request.headers, request.body)
+        self._first_byte_seconds = first_byte_seconds(call, timeouts)
         self._sending: Sending | None = Sending(sender, call, self)
         self._paused = False
         self._response: TreqResponse | None = None
@@ -77,7 +79,7 @@ class HttpExchange(Protocol):
         """Send the request."""
         assert self._sending is not None
         self._state = ExchangeState.SENT
-        self._deadline.start(self._timeouts.first_byte)
+        self._deadline.start(self._first_byte_seconds)
         self._sending.start()
 
     def cancel(self) -> None:
@@ -178,7 +180,7 @@ class HttpExchange(Protocol):
 
     def _timed_out(self) -> None:
         if self._state is ExchangeState.SENT:
-            waited, what = self._timeouts.first_byte, "did not answer"
+            waited, what = self._first_byte_seconds, "did not answer"
         elif self._state is ExchangeState.REFUSED:
             self._fail(self._refused_with())
             return

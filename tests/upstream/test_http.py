@@ -216,6 +216,18 @@ def test_the_first_byte_has_a_deadline(wire: Wire) -> None:
     wire.check_rest()
 
 
+def test_an_answer_in_one_piece_may_take_as_long_as_a_stream_may_be_silent(wire: Wire) -> None:
+    heard = Heard()
+    wire.exchange(heard, "application/json").start()
+    connection = wire.accept()
+    wire.reactor.advance(299)
+    assert heard.endings == []
+    wire.reactor.advance(1.1)
+    assert "did not answer within 300 seconds" in heard.error.message
+    connection.closes()
+    wire.check_rest()
+
+
 @pytest.mark.parametrize(
     ("head", "what"),
     [

@@ -128,8 +128,12 @@ class Wire:
         used = credentials or KeyCredentials("sk-secret")
         self.upstream = HttpUpstream(self.reactor, lambda: base, used, timeouts)
 
-    def exchange(self, heard: Heard) -> HttpExchange:
-        headers = {"authorization": "of the request", "content-type": "application/json"}
+    def exchange(self, heard: Heard, accept: str = "text/event-stream") -> HttpExchange:
+        headers = {
+            "authorization": "of the request",
+            "content-type": "application/json",
+            "accept": accept,
+        }
         request = UpstreamRequest(headers, json.dumps({"input": "hi"}).encode())
         return self.upstream.exchange(request, heard)
 
