@@ -207,8 +207,18 @@ class GatewayService(MultiService):
         self.door.arrange(settings)
         self._site.arrange(settings)
         self._access.arrange(settings.admin.token, settings.admin.hosts)
-        self.threshold.level = settings.log.level
+        self._arrange_log(settings.log.level, before.log.level)
         environment.waiting.wake()
+
+    def _arrange_log(self, level: str, before: str) -> None:
+        """Take a changed level; one that was set on the admin side outlasts other changes."""
+        if level != before:
+            self.threshold.level = level
+        elif self.threshold.level != level:
+            _log.info(
+                "the log's level stays {kept}, as it was set on the admin side",
+                kept=self.threshold.level,
+            )
 
     def _simulate(self, reactor: Any) -> None:
         """Accounts of the built-in simulator, whose port is known once it listens."""

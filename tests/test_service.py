@@ -8,6 +8,7 @@ import pytest
 import txaio
 from msgspec.structs import replace
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs, formatEvent
 
 from gateway.accounts.affinity import AffinityKey
 from gateway.accounts.health import AccountState
@@ -231,6 +232,19 @@ def test_a_reload_reaches_every_part(reactor: MemoryReactorClock) -> None:
         "admin.token": True,
         "turns that waited ask anew": ["asked"],
     }
+
+
+def test_a_level_that_was_set_by_hand_outlasts_a_reload(reactor: MemoryReactorClock) -> None:
+    gateway = GatewayService(settings(), reactor)
+    gateway.threshold.level = "debug"
+    with capturedLogs() as said:
+        arranged(gateway, routing=RoutingSettings(max_attempts=9))
+    assert gateway.threshold.level == "debug"
+    assert [formatEvent(event) for event in said if "kept" in event] == [
+        "the log's level stays debug, as it was set on the admin side"
+    ]
+    arranged(gateway, log=LogSettings(level="warn"))
+    assert gateway.threshold.level == "warn", "expected a changed file to count"
 
 
 def test_a_reload_may_change_how_long_a_stop_waits(reactor: MemoryReactorClock) -> None:
