@@ -30,7 +30,11 @@ class Options(usage.Options):
         "without any key."
     )
     optFlags: ClassVar[list[list[Any]]] = [
-        ["check", None, "Check the configuration, print one line and exit with status 0 or 1."],
+        [
+            "check",
+            None,
+            "Check the configuration, print a line or all mistakes, exit with status 0 or 1.",
+        ],
     ]
     optParameters: ClassVar[list[list[Any]]] = [
         [

@@ -58,8 +58,9 @@ class Reloads:
         try:
             settings = self._read()
         except ConfigError as error:
-            self.last_rejected = Rejected(self._now(), str(error))
-            _log.error("the configuration in force stays: {error}", error=str(error))
+            self.last_rejected = Rejected(self._now(), error.summary)
+            for line in error.lines:
+                _log.error("the configuration in force stays: {error}", error=line)
             raise
         differs = list(changed(self.settings, settings))
         try:

@@ -85,7 +85,7 @@ class Actions:
         try:
             return {"result": reload()}
         except ConfigError as error:
-            raise AdminError(422, f"rejected: {error}") from None
+            raise AdminError(422, f"rejected: {error.summary}") from None
         except Exception:  # the log has it
             raise AdminError(422, "rejected: it cannot be applied; the log says why") from None
 

@@ -1,4 +1,4 @@
-"""Configuration: YAML text to typed, frozen settings; every mistake is one line with its path."""
+"""Configuration: YAML text to typed, frozen settings; all mistakes at once, with their paths."""
 
 from __future__ import annotations
 

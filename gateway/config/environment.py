@@ -27,6 +27,7 @@ class SubstitutionError(Exception):
 
 def substitute(text: str, environ: Mapping[str, str]) -> str:
     """`text` with its references replaced; as in a shell, `:-` also covers an empty variable."""
+    unset: dict[str, None] = {}
 
     def replace(match: re.Match[str]) -> str:
         if match["escape"]:
@@ -40,11 +41,20 @@ def substitute(text: str, environ: Mapping[str, str]) -> str:
         if default is not None:
             return value or default
         if value is None:
-            reason = f"the environment variable {name} is not set; expected one that is"
-            raise SubstitutionError(f"${{{name}}}", f"{reason}, or ${{{name}:-default}}")
+            unset[name] = None
+            return ""
         return value
 
-    return _REFERENCE.sub(replace, text)
+    replaced = _REFERENCE.sub(replace, text)
+    if unset:
+        first = next(iter(unset))
+        shown = ", ".join(f"${{{name}}}" for name in unset)
+        if len(unset) == 1:
+            reason = f"the environment variable {first} is not set; expected one that is"
+        else:
+            reason = f"the environment variables {' and '.join(unset)} are not set; expected them"
+        raise SubstitutionError(shown, f"{reason}, or ${{{first}:-default}}")
+    return replaced
 
 
 def whence(given: Any, environ: Mapping[str, str]) -> str:

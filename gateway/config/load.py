@@ -10,7 +10,7 @@ import msgspec
 from msgspec import inspect
 
 from gateway.config.environment import whence
-from gateway.config.errors import ConfigError, MistakeError
+from gateway.config.errors import ConfigError, MistakeError, Mistakes
 from gateway.config.presets import additions
 from gateway.config.rules import apply_rules
 from gateway.config.settings import Settings
@@ -40,25 +40,78 @@ def read_text(path: str) -> str:
 
 def load_settings(text: str, environ: Mapping[str, str], source: str) -> Settings:
     """The settings that `text` describes; `source` is the file's name for messages."""
-    try:
+    return load(text, environ, source)[0]
+
+
+def load(text: str, environ: Mapping[str, str], source: str) -> tuple[Settings, Any]:
+    """The settings that `text` describes, and the value that stands in it for them.
+
+    An account that is switched off, and could not be used, is in neither: nobody needs to set its
+    variables.
+    """
+    mistakes = Mistakes()
+    with mistakes.noted():
         value = parse(text)
-        checked = ShapeCheck(environ).check(_SHAPE, {} if value is None else value, "")
-        _check_upstreams(checked)
-        for entry in checked.get("accounts", ()):
-            entry.update(additions(entry))
-        return _applied(msgspec.convert(checked, Settings), value, environ)
-    except MistakeError as mistake:
-        raise ConfigError(source, *mistake.parts) from None
-    except msgspec.ValidationError as error:  # a type that ShapeCheck does not know fully
-        raise ConfigError(source, str(error)) from None
+        value = {} if value is None else value
+        settings, value = _load(value, environ, mistakes)
+        if not mistakes:
+            return settings, value
+    raise ConfigError.of(source, mistakes)
 
 
-def _applied(settings: Settings, value: Any, environ: Mapping[str, str]) -> Settings:
+def _load(value: Any, environ: Mapping[str, str], mistakes: Mistakes) -> tuple[Settings, Any]:
+    """The same of a value; what is returned is of no use when there are mistakes."""
+    checked = ShapeCheck(environ, mistakes).check(_SHAPE, value, "")
+    _check_upstreams(checked, mistakes)
+    for entry in checked.get("accounts", ()):
+        entry.update(additions(entry))
     try:
-        return apply_rules(settings)
-    except MistakeError as mistake:
-        path, *parts, words = mistake.parts
-        raise MistakeError(path, *parts, words + whence(_at(value, path), environ)) from None
+        settings = msgspec.convert(checked, Settings)
+    except msgspec.ValidationError as error:  # a type that ShapeCheck does not know fully
+        if not mistakes:
+            raise MistakeError(str(error)) from None
+        return Settings(), value
+    broken = Mistakes()
+    settings = apply_rules(settings, broken)
+    known = [mistake.parts[0] for mistake in mistakes]
+    mistakes += [
+        _from_where(mistake, value, environ)
+        for mistake in broken
+        if not any(_is_within(mistake, path) for path in known)
+    ]
+    return _without_unusable(settings, value, mistakes)
+
+
+def _from_where(mistake: MistakeError, value: Any, environ: Mapping[str, str]) -> MistakeError:
+    path, *parts, words = mistake.parts
+    return MistakeError(path, *parts, words + whence(_at(value, path), environ))
+
+
+def _without_unusable(settings: Settings, value: Any, mistakes: Mistakes) -> tuple[Settings, Any]:
+    """Leave out the accounts that are switched off and not right, with their mistakes."""
+    unusable = {
+        index
+        for index, account in enumerate(settings.accounts)
+        if not account.enabled
+        and any(_is_within(mistake, f"accounts[{index}]") for mistake in mistakes)
+    }
+    if not unusable:
+        return settings, value
+    mistakes[:] = [
+        each
+        for each in mistakes
+        if not any(_is_within(each, f"accounts[{index}]") for index in unusable)
+    ]
+    kept = [index for index in range(len(settings.accounts)) if index not in unusable]
+    accounts = tuple(settings.accounts[index] for index in kept)
+    entries = [value["accounts"][index] for index in kept]
+    return msgspec.structs.replace(settings, accounts=accounts), {**value, "accounts": entries}
+
+
+def _is_within(mistake: MistakeError, path: str) -> bool:
+    """Whether it is about the value at a path, or about a part of it."""
+    where = mistake.parts[0]
+    return where == path or where.startswith((f"{path}.", f"{path}["))
 
 
 def _at(value: Any, path: str) -> Any:
@@ -71,13 +124,13 @@ def _at(value: Any, path: str) -> Any:
     return value
 
 
-def _check_upstreams(checked: dict[str, Any]) -> None:
+def _check_upstreams(checked: dict[str, Any], mistakes: Mistakes) -> None:
     accounts, simulator = checked.get("accounts"), checked.get("simulator")
     if accounts and simulator is not None:
         words = "expected either accounts or the simulator, got both; remove one of them"
-        raise MistakeError("simulator", words)
+        mistakes.append(MistakeError("simulator", words))
     # Only a start without any file means the simulator: a file that lost its accounts must not
     # quietly serve invented answers.
     if not accounts and simulator is None:
         words = "none; expected at least one account, or 'simulator: {accounts: 2}' in their place"
-        raise MistakeError("accounts", f"{words} to try the gateway without any")
+        mistakes.append(MistakeError("accounts", f"{words} to try the gateway without any"))

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gateway.config.environment import references
-from gateway.config.load import load_settings
+from gateway.config.load import load
 from gateway.config.presets import additions
 from gateway.config.secrets import masked
 from gateway.config.settings import AccountSettings, Section, Settings
-from gateway.config.source import join_path, parse
+from gateway.config.source import join_path
 
 
 class Setting(NamedTuple):
@@ -32,8 +32,8 @@ def describe(text: str | None, environ: Mapping[str, str], source: str) -> list[
     """
     if text is None:
         return list(_Walk({}).section(Settings(), {}, ""))
-    settings = load_settings(text, environ, source)
-    return list(_Walk(environ).section(settings, parse(text), ""))
+    settings, value = load(text, environ, source)
+    return list(_Walk(environ).section(settings, value, ""))
 
 
 def in_force(

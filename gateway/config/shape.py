@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import NODEFAULT, inspect
 
 from gateway.config.environment import SubstitutionError, substitute, whence
-from gateway.config.errors import MistakeError
+from gateway.config.errors import MistakeError, Mistakes
 from gateway.config.secrets import MASK, SECRET_FIELDS
 from gateway.config.source import join_path
 
@@ -45,10 +45,15 @@ def kind(value: Any) -> str:
 
 
 class ShapeCheck:
-    """Walks a value along a type, replacing `${NAME}`; raises MistakeError at the first mistake."""
+    """Walks a value along a type, replacing `${NAME}`, and notes what is wrong.
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    In place of a wrong value stands one that the rules may go on with: the default, or a text
+    where there was to be one.
+    """
+
+    def __init__(self, environ: Mapping[str, str], mistakes: Mistakes) -> None:
         self._environ = environ
+        self._mistakes = mistakes
 
     def check(self, expected: inspect.Type, value: Any, path: str, secret: bool = False) -> Any:
         """`value` as msgspec.convert will accept it."""
@@ -63,12 +68,12 @@ class ShapeCheck:
             return self._struct(expected, value, path)
         if isinstance(expected, inspect.DictType):
             self._container(dict, "a mapping of names to texts", value, path)
-            return {
-                self._text(name, path): self.check(
-                    expected.value_type, item, join_path(path, name), secret
-                )
-                for name, item in value.items()
-            }
+            checked = {}
+            for name, item in value.items():
+                with self._mistakes.noted():
+                    here = join_path(path, self._text(name, path))
+                    checked[name] = self.check(expected.value_type, item, here, secret)
+            return checked
         if isinstance(expected, inspect.VarTupleType):
             return self._list(expected, value, path)
         return self._scalar(expected, value, path, secret)
@@ -81,17 +86,22 @@ class ShapeCheck:
             if name not in fields:
                 close = difflib.get_close_matches(str(name), fields, 1)
                 hint = f"did you mean '{close[0]}'? " if close else ""
-                raise MistakeError(join_path(path, name), f"unknown key; {hint}expected {names}")
+                words = f"unknown key; {hint}expected {names}"
+                self._mistakes.append(MistakeError(join_path(path, name), words))
         checked = {}
         for name, field in fields.items():
             here = join_path(path, name)
             if name not in value:
                 if field.required:
-                    raise MistakeError(here, "missing; every entry needs it")
+                    self._mistakes.append(MistakeError(here, "missing; every entry needs it"))
+                    checked[name] = here
             elif value[name] is None and self._means_default(field):
                 continue  # `session:` with all its lines commented out
             else:
-                checked[name] = self.check(field.type, value[name], here, name in SECRET_FIELDS)
+                if _is_text(field.type):
+                    checked[name] = value[name] if isinstance(value[name], str) else here
+                with self._mistakes.noted():
+                    checked[name] = self.check(field.type, value[name], here, name in SECRET_FIELDS)
         return checked
 
     @staticmethod
@@ -104,10 +114,14 @@ class ShapeCheck:
         self._container(list, "a list", value, path)
         if len(value) < (expected.min_length or 0):
             raise MistakeError(path, "[]", "expected at least one entry")
-        return [
-            self.check(expected.item_type, item, f"{path}[{index}]")
-            for index, item in enumerate(value)
-        ]
+        checked = []
+        for index, item in enumerate(value):
+            here = f"{path}[{index}]"
+            with self._mistakes.noted():
+                checked.append(self.check(expected.item_type, item, here))
+            if len(checked) <= index:
+                checked.append({"name": here} if _is_section(expected.item_type) else here)
+        return checked
 
     @staticmethod
     def _container(wanted: type, words: str, value: Any, path: str) -> None:
@@ -138,6 +152,16 @@ class ShapeCheck:
             words += besides + whence(given, self._environ)
             raise MistakeError(path, MASK if secret else show(value), f"expected {words}")
         return value
+
+
+def _is_section(expected: inspect.Type) -> bool:
+    return isinstance(expected, inspect.StructType)
+
+
+def _is_text(expected: inspect.Type) -> bool:
+    """Whether it is a text, or one that may be left out."""
+    types = expected.types if isinstance(expected, inspect.UnionType) else (expected,)
+    return any(isinstance(each, inspect.StrType) for each in types)
 
 
 def _from_environment(text: str) -> Any:

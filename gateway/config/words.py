@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from gateway.config.errors import MistakeError
+from gateway.config.errors import MistakeError, Mistakes
 from gateway.config.secrets import MASK
 from gateway.config.settings import Section
 
@@ -22,18 +22,18 @@ _FRAMING_HEADERS = frozenset(
 _OURS = "expected another header; the gateway sets this one itself"
 
 
-def check_names(names: Iterable[tuple[str, str]]) -> None:
+def check_names(names: Iterable[tuple[str, str]], mistakes: Mistakes) -> None:
     """Every name of a section, given as (section, name), can be shown and is its own."""
     first: dict[str, int] = {}
     for index, (section, name) in enumerate(names):
         path = f"{section}[{index}].name"
         if not name.isprintable() or name != name.strip() or len(name) > _NAME_LIMIT:
             words = f"expected at most {_NAME_LIMIT} printable characters, no space at either end"
-            raise MistakeError(path, repr(name[:_NAME_LIMIT]), words)
-        if name in first:
-            taken = f"{section}[{first[name]}] has this name already"
-            raise MistakeError(path, repr(name), f"{taken}; expected each name once")
-        first[name] = index
+            mistakes.append(MistakeError(path, repr(name[:_NAME_LIMIT]), words))
+        elif name in first:
+            taken = f"{section}[{first[name]}] has this name already; expected each name once"
+            mistakes.append(MistakeError(path, repr(name), taken))
+        first.setdefault(name, index)
 
 
 def check_one_of(entry: Section, path: str, *names: str) -> None:
@@ -53,12 +53,12 @@ def check_credential(value: str, path: str) -> None:
         raise MistakeError(path, MASK, "expected it without the quotes around it")
 
 
-def check_models(patterns: Sequence[str], path: str) -> None:
+def check_models(patterns: Sequence[str], path: str, mistakes: Mistakes) -> None:
     """None is blank."""
     for index, pattern in enumerate(patterns):
         if not pattern.strip():
             words = "expected a model name or a pattern such as gpt-5*"
-            raise MistakeError(f"{path}[{index}]", repr(pattern), words)
+            mistakes.append(MistakeError(f"{path}[{index}]", repr(pattern), words))
 
 
 def check_auth_header(name: str, path: str) -> None:
@@ -69,17 +69,21 @@ def check_auth_header(name: str, path: str) -> None:
         raise MistakeError(path, repr(name), _OURS)
 
 
-def check_headers(headers: Mapping[str, str], path: str) -> None:
+def check_headers(headers: Mapping[str, str], path: str, mistakes: Mistakes) -> None:
     """They can be sent, and each is given once."""
     seen: set[str] = set()
     for name, value in headers.items():
-        here = f"{path}.{name}"
-        if not _HEADER_NAME.fullmatch(name):
-            raise MistakeError(here, "expected an HTTP header name")
-        if name.lower() in _FRAMING_HEADERS:
-            raise MistakeError(here, _OURS)
-        if name.lower() in seen:
-            raise MistakeError(here, "given twice in different case; expected once")
-        if not _HEADER_VALUE.fullmatch(value):
-            raise MistakeError(here, MASK, "expected printable ASCII without line breaks")
+        with mistakes.noted():
+            _check_header(name, value, f"{path}.{name}", seen)
         seen.add(name.lower())
+
+
+def _check_header(name: str, value: str, here: str, seen: set[str]) -> None:
+    if not _HEADER_NAME.fullmatch(name):
+        raise MistakeError(here, "expected an HTTP header name")
+    if name.lower() in _FRAMING_HEADERS:
+        raise MistakeError(here, _OURS)
+    if name.lower() in seen:
+        raise MistakeError(here, "given twice in different case; expected once")
+    if not _HEADER_VALUE.fullmatch(value):
+        raise MistakeError(here, MASK, "expected printable ASCII without line breaks")

@@ -267,10 +267,11 @@ def settings_or_one_line(text: str, environ: Mapping[str, str] = MappingProxyTyp
     try:
         load_settings(text, environ, "f")
     except ConfigError as error:
-        line = str(error)
+        lines = error.lines
     else:
-        line = ""
-    assert line.isprintable()
+        lines = []
+    assert all(each.isprintable() for each in lines)
+    line = "\n".join(lines)
     assert " - at `$" not in line, f"a type that the shape check let through: {line}"
     return line
 

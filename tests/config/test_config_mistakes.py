@@ -7,27 +7,38 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ConfigError, Settings, load_settings, read_settings
+from gateway.config import ConfigError, Settings, describe, load_settings, read_settings
 
 ACCOUNT = "accounts: [{name: a, base_url: 'http://x/v1', key: k}]\n"
 KEY = "keys: [{name: n, key: v}]\n"
 SECRET = "sk-leak-0123456789"
 DIGEST = sha256(b"v").hexdigest()
+UNKNOWN = (
+    "expected listen, admin, keys, accounts, routing, session, ledger, timeouts, limits, log, "
+    "simulator"
+)
+SET = "expected one that is, or ${{{}:-default}}"
 
 
 def load(text: str, **environ: str) -> Settings:
     return load_settings(text, environ, "gateway.yaml")
 
 
-def mistake(text: str, **environ: str) -> str:
-    """The line for `text`, without the file's name."""
+def mistakes(text: str, **environ: str) -> list[str]:
+    """The lines for `text`, without the file's name."""
     with pytest.raises(ConfigError) as caught:
         load(text, **environ)
-    line = str(caught.value)
-    assert "\n" not in line, f"expected one line, got {line!r}"
-    source, _, rest = line.partition(": ")
-    assert source == "gateway.yaml", f"expected the file's name first, got {line!r}"
-    return rest
+    found = []
+    for line in str(caught.value).split("\n"):
+        source, _, rest = line.partition(": ")
+        assert source == "gateway.yaml", f"expected the file's name first, got {line!r}"
+        found.append(rest)
+    return found
+
+
+def mistake(text: str, **environ: str) -> str:
+    """The first of them."""
+    return mistakes(text, **environ)[0]
 
 
 def account(**changed: str) -> str:
@@ -501,7 +512,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 )
 def test_no_mistake_shows_a_secret(text: str) -> None:
     whole = text if text.startswith("accounts") else ACCOUNT + text
-    assert SECRET not in mistake(whole)
+    assert SECRET not in "\n".join(mistakes(whole))
 
 
 @pytest.mark.parametrize(
@@ -522,6 +533,107 @@ def test_proxies_that_are_understood(url: str) -> None:
 def test_a_digest_is_kept_in_lower_case() -> None:
     settings = load(ACCOUNT + f"keys: [{{name: n, key_sha256: '{DIGEST.upper()}'}}]")
     assert settings.keys[0].key_sha256 == DIGEST
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    """Of the YAML's shape, of variables and of rules, in every section and entry."""
+    text = """
+listen: 8080
+sesion: {}
+admin: {token: '${TOKEN}', hosts: ['http://a', b]}
+keys:
+  - {name: n, key: '${A}'}
+  - {name: n, key: '${B}${C}${B}', models: [' ', m, '']}
+accounts:
+  - {name: a, key: '${A}', base_url: 'ftp://x', weight: 0, headers: {'X A': '1', X-B: '${D}'}}
+  - {base_url: 'http://x', key: 5, proxy: nonsense, strip: [store, 'a b']}
+  - {name: c, key: k, base_url: 'https://${HOST}/v1', key_file: /nowhere/key}
+"""
+    assert [line.partition(": expected")[0] for line in mistakes(text, D="d")] == [
+        "sesion: unknown key; did you mean 'session'? " + UNKNOWN,
+        "listen: 8080",
+        "admin.token: ${TOKEN}: the environment variable TOKEN is not set; " + SET.format("TOKEN"),
+        "keys[0].key: ${A}: the environment variable A is not set; " + SET.format("A"),
+        "keys[1].key: ${B}, ${C}: the environment variables B and C are not set; expected them, "
+        "or ${B:-default}",
+        "keys[1].models[2]: ''",
+        "accounts[0].key: ${A}: the environment variable A is not set; " + SET.format("A"),
+        "accounts[0].weight: 0",
+        "accounts[1].name: missing; every entry needs it",
+        "accounts[1].key: <hidden>",
+        "accounts[2].base_url: ${HOST}: the environment variable HOST is not set; "
+        + SET.format("HOST"),
+        "keys[1].name: 'n': keys[0] has this name already; expected each name once",
+        "admin.hosts[0]: 'http://a'",
+        "keys[1].models[0]: ' '",
+        "accounts[0].headers.X A",
+        "accounts[0].base_url: 'ftp://x'",
+        "accounts[1].strip[0]: 'store'",
+        "accounts[1].strip[1]: 'a b'",
+        "accounts[1].proxy: <hidden>",
+        "accounts[2]",
+        "accounts[2].key_file: '/nowhere/key': No such file or directory; "
+        "expected a file that can be read",
+    ]
+
+
+def test_one_mistake_is_told_once() -> None:
+    """What follows from it is no mistake of its own."""
+    for text in (
+        "accounts: [{name: a, base_url: 'http://x', key: '${A}'}]",
+        "accounts: [{name: a, base_url: '${A}', key: k}]",
+        "accounts: [{name: '${A}', base_url: 'http://x', key: k}]",
+        "accounts: [{name: a, base_url: 'http://x', key_file: '${A}'}]",
+        "accounts: [{name: a, base_url: 'http://x', key: k, proxy: '${A}'}]",
+        "accounts: [{name: a, base_url: 'http://x', key: k, continuity: '${A}'}]",
+        "accounts: [{name: a, base_url: 'http://x', key: k, weight: '${A}'}]",
+        "accounts: [{name: a, base_url: 'http://x', key: k, headers: {A: '${A}'}}]",
+        ACCOUNT + "listen: '${A}'",
+        ACCOUNT + "admin: {listen: '${A}'}",
+        ACCOUNT + "admin: {token: '${A}', listen: 'tcp:8081'}",
+        ACCOUNT + "keys: [{name: n, key_sha256: '${A}'}]",
+    ):
+        (line,) = mistakes(text)
+        assert "the environment variable A is not set" in line
+    for text in (
+        ACCOUNT + "listen: tcp:x",
+        "accounts: [{name: a, base_url: 'http://x', key: 5}]",
+        "accounts: [5]",
+        ACCOUNT + "keys: [n]",
+        ACCOUNT + "listen: 8080",
+    ):
+        assert len(mistakes(text)) == 1, mistakes(text)
+
+
+def test_who_reads_one_line_hears_how_many_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("accounts: [{name: a, base_url: 'http://x', key: '${A}', proxy: '${B}', weight: 0}]")
+    assert caught.value.summary == (
+        "gateway.yaml: accounts[0].key: ${A}: the environment variable A is not set; "
+        + SET.format("A")
+        + " (and 2 more; --check names them all)"
+    )
+
+
+def test_an_account_that_is_switched_off_needs_nothing() -> None:
+    """What it lacks is not missed; one that lacks nothing can be switched on again."""
+    text = """
+accounts:
+  - {name: a, key: '${A}', base_url: 'https://x.example/v1', enabled: false}
+  - {name: b, key: '${B}', base_url: 'https://y.example/v1'}
+  - {name: c, key_file: /nowhere/key, base_url: 'ftp://z', weight: 0, enabled: false}
+  - {name: d, key: k, base_url: 'https://x.example/v1/', enabled: '${OFF:-false}'}
+"""
+    assert [(each.name, each.enabled) for each in load(text, B="b").accounts] == [
+        ("b", True),
+        ("d", False),
+    ]
+    assert [line.partition(":")[0] for line in mistakes(text)] == ["accounts[1].key"]
+    assert [each.name for each in load(text, A="a", B="b").accounts] == ["a", "b", "d"]
+    shown = {each.path: each.value for each in describe(text, {"B": "b"}, "gateway.yaml")}
+    assert (shown["accounts[0].name"], shown["accounts[1].name"]) == ("b", "d")
+    origins = {each.path: each.origin for each in describe(text, {"B": "b"}, "gateway.yaml")}
+    assert origins["accounts[0].key"] == "environment B"
 
 
 def test_some_accounts_may_be_switched_off() -> None:
