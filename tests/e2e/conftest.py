@@ -9,11 +9,13 @@
   a reconnect or a fallback to HTTP cannot hide from it. Its `ProxyTrap` is what the clients' proxy
   variables point at: traffic that wants to leave the machine ends there and fails the test.
 * `codex` runs the real Codex CLI, shut in a temporary home.
+* `real_clients` runs the other clients, in programs of their own under `clients/`.
 * `lossy_front` is the fault this product was built against, kept as a control: the same checks must
   fail behind it.
 
-Codex comes from npm, two versions side by side (some 700 MB, not tracked by git): `make clients`
-installs what `clients/package.json` names.
+The clients, Codex in two versions side by side among them, come from npm and PyPI (some 900 MB, not
+tracked by git): `make clients` installs what `clients/package.json` and `clients/requirements.txt`
+name.
 
 The admin page's tests drive a real Chromium (`apt install chromium`; `browser` steers it).
 
@@ -23,6 +25,7 @@ GATEWAY_REQUIRE_E2E=1 they fail instead. Alone and with their figures: `pytest t
 
 from __future__ import annotations
 
+import functools
 import http.client
 import importlib.util
 import json
@@ -35,6 +38,7 @@ import pytest
 
 from tests.e2e.scripted_model import ScriptedModel
 from tests.e2e.tap import ProxyTrap, Tap
+from tests.support.events import Json
 from tests.support.gateway import CLIENT_KEYS, Gateway, account
 from tests.support.strict import Mode, Strict
 from tests.support.upstream import Recorded
@@ -42,6 +46,7 @@ from tests.support.upstream import Recorded
 CLIENT_KEY = CLIENT_KEYS["laptop"]
 
 T = TypeVar("T")
+U = TypeVar("U", bound=Strict)
 
 
 class Scene:
@@ -73,15 +78,23 @@ class Scene:
                 self.unavailable(f"{name} is not installed (pip install 'openai[realtime]')")
 
     def upstream(self, mode: Mode, name: str = "north") -> Strict:
-        model = self.models[name] = ScriptedModel()
-        strict = Strict(name, mode, model)
-        self._stack.callback(strict.server.stop)
-        self.logs[f"requests to {name}"] = lambda: "\n".join(map(_line, strict.requests))
-        return strict
+        return self.service(lambda brain: Strict(name, mode, brain))
+
+    def service(self, make: Callable[[ScriptedModel], U]) -> U:
+        """An upstream of any kind, with a scripted model of its own."""
+        model = ScriptedModel()
+        upstream = make(model)
+        self.models[upstream.name] = model
+        self._stack.callback(upstream.server.stop)
+        lines = functools.partial(map, _line, upstream.requests)
+        self.logs[f"requests to {upstream.name}"] = lambda: "\n".join(lines())
+        return upstream
 
     def gateway(self, *upstreams: Strict) -> Gateway:
         """The gateway with one account per upstream."""
-        accounts = [account(each.name, each.server) for each in upstreams]
+        return self.gateway_with([account(each.name, each.server) for each in upstreams])
+
+    def gateway_with(self, accounts: list[Json]) -> Gateway:
         gateway = Gateway(self.directory, {"accounts": accounts})
         self._stack.callback(gateway.stop)
         self.logs["the gateway's turns"] = lambda: _turns(gateway)

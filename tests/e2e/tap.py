@@ -102,7 +102,9 @@ class Connection:
     def completed_ids(self) -> list[str]:
         """The ids of the responses that were completed, warm-up included."""
         frames = self.server_frames
-        return [each["response"]["id"] for each in frames if each["type"] == "response.completed"]
+        return [
+            each["response"]["id"] for each in frames if each.get("type") == "response.completed"
+        ]
 
     def _messages(self, stream: bytearray, *, client: bool) -> list[dict[str, Any]]:
         if self.status != 101:
@@ -135,7 +137,7 @@ class Connection:
             lines.append(f"  > {frame.get('type')} previous={previous} input={types}")
         lines.append(f"  < completed: {' '.join(self.completed_ids)}")
         for frame in self.server_frames:
-            if frame["type"] in ("error", "response.failed", "response.incomplete"):
+            if frame.get("type") in ("error", "response.failed", "response.incomplete"):
                 lines.append(f"  < {json.dumps(frame)}")
         return "\n".join(lines)
 

@@ -47,14 +47,14 @@ def drive(scene: Scene, client: CodexClient, base_url: str, **options: Any) -> C
     return run
 
 
-def assert_done(run: CodexRun, directory: Path) -> None:
+def assert_done(run: CodexRun, directory: Path, rounds: int = ROUNDS) -> None:
     """The user saw nothing but success, and every tool ran exactly once."""
     assert run.error_lines == [], "Codex reported errors"
     assert run.returncode == 0, "Codex did not exit with 0"
-    assert run.messages == [success_text(ROUNDS)], "not the model's one closing message"
+    assert run.messages == [success_text(rounds)], "not the model's one closing message"
     ran = (directory / "ran.txt").read_text().split()
-    assert ran == [f"round-{number}" for number in range(1, ROUNDS + 1)], "commands that ran"
-    assert [command["exit_code"] for command in run.commands] == [0] * ROUNDS
+    assert ran == [f"round-{number}" for number in range(1, rounds + 1)], "commands that ran"
+    assert [command["exit_code"] for command in run.commands] == [0] * rounds
 
 
 def assert_one_socket(tap: Tap) -> Connection:

@@ -136,6 +136,8 @@ def item_events(item: Json, index: int, pieces: int = 2) -> Iterator[Json]:
     started = {**item, "status": "in_progress"} if "status" in item else dict(item)
     if item["type"] == "message":
         started["content"] = []
+    elif item["type"] == "function_call":
+        started["arguments"] = ""
     yield {"type": "response.output_item.added", "output_index": index, "item": started}
     if item["type"] == "message":
         part = item["content"][0]

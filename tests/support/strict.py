@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import json
 import re
 import threading
 import uuid
@@ -21,10 +22,11 @@ from tests.support.events import (
     text_item,
     user,
 )
-from tests.support.upstream import Exchange, Recorded, Upstream
+from tests.support.upstream import Exchange, Recorded, Upstream, sse_bytes
 
 Brain = Callable[[list[Json], "Strict"], list[Json]]
 FORBIDDEN = ("type", "generate", "stream_id")
+SEALS = "reasoning.encrypted_content"
 
 
 class Mode(enum.Enum):
@@ -47,12 +49,17 @@ class Refusal(Exception):
 class Strict:
     """One upstream account with its own memory and its own server."""
 
+    lists_no_output = False  # whether its terminal events have an empty `output`
+    seals_on_request = False  # else always, and only `store: false` asks for seals
+
     def __init__(self, name: str, mode: Mode = Mode.STATEFUL, brain: Brain | None = None) -> None:
         self.name = name
         self.mode = mode
         self.brain = brain or tool_loop
         self.transcripts: dict[str, list[Json]] = {}
+        self.items: dict[str, Json] = {}  # what a request may name by its id
         self.order: list[str] = []  # ids of the answers given, in order
+        self.refusals: list[str] = []  # the bodies of its refusals, in order
         self.before_answer: Callable[[Exchange], bool] | None = None
         self._lock = threading.Lock()
         self._count = itertools.count(1)
@@ -74,6 +81,7 @@ class Strict:
     def forget(self) -> None:
         """As after a restart: every id is unknown."""
         self.transcripts.clear()
+        self.items.clear()
 
     def script(self, exchange: Exchange) -> None:
         # A hook for one-off trouble; True means it answered itself.
@@ -84,6 +92,7 @@ class Strict:
                 transcript, parent = self._accept(exchange.request.body)
         except Refusal as refusal:
             exchange.request.refused = True
+            self.refusals.append(json.dumps(refusal.body))
             exchange.json(refusal.status, refusal.body)
             return
         body = exchange.request.body
@@ -93,10 +102,23 @@ class Strict:
         exchange.request.response_id = response_id
         if self.mode is not Mode.STATELESS and (self.mode is not Mode.STORED_ONLY or store):
             self.transcripts[response_id] = [*transcript, *items]
+        if self.mode in (Mode.STATEFUL, Mode.STORED_ONLY) and store:
+            self.items.update((item["id"], item) for item in items)
         self.order.append(response_id)
-        events = exchange.turn(items, response_id=response_id, previous_response_id=parent)
-        exchange.sse(*events)
+        if self.seals_on_request and SEALS not in (body.get("include") or []):
+            items = [unsealed(item) for item in items]
+        events = exchange.turn(
+            items,
+            response_id=response_id,
+            previous_response_id=parent,
+            empty_output=self.lists_no_output,
+        )
+        exchange.chunks(*self.written(events))
         exchange.end()
+
+    def written(self, events: list[Json]) -> list[bytes]:
+        """The events of one answer as its stream has them."""
+        return [sse_bytes(event) for event in events]
 
     def seal(self) -> str:
         """encrypted_content that only this account can read."""
@@ -104,7 +126,11 @@ class Strict:
 
     # ---- rules
 
+    def check_service(self, body: Json) -> None:
+        """Refuse what the service does not take, whatever the conversation is."""
+
     def _accept(self, body: Json) -> tuple[list[Json], str | None]:
+        self.check_service(body)
         for name in FORBIDDEN:
             if name in body:
                 raise refuse("unsupported_parameter", f"Unsupported parameter: {name}", name)
@@ -124,12 +150,20 @@ class Strict:
             else:
                 history = self.transcripts[parent]
         given = body.get("input")
-        new = [user(given)] if isinstance(given, str) else list(given or [])
+        new = [user(given)] if isinstance(given, str) else [*map(self._named, given or [])]
         transcript = [*history, *new]
-        self._check(transcript, body.get("store", True))
+        self._check(transcript, self.seals_on_request or not body.get("store", True))
         return transcript, parent
 
-    def _check(self, transcript: list[Json], store: bool) -> None:
+    def _named(self, item: Json) -> Json:
+        """The item itself, or the one that it names."""
+        if item.get("type") != "item_reference":
+            return item
+        if item["id"] not in self.items:
+            raise not_found(item["id"])
+        return self.items[item["id"]]
+
+    def _check(self, transcript: list[Json], sealed_only: bool) -> None:
         seen_ids: set[str] = set()
         open_calls: dict[str, None] = {}
         known_calls: set[str] = set()
@@ -144,8 +178,8 @@ class Strict:
             if sealed is not None and f":{self.name}:" not in str(sealed):
                 message = "The encrypted content could not be verified."
                 raise refuse("invalid_encrypted_content", message, None)
-            if kind == "reasoning" and not sealed and not store:
-                raise Refusal(404, error_body(None, f"Item with id '{item_id}' not found."))
+            if kind == "reasoning" and not sealed and sealed_only and item_id not in self.items:
+                raise not_found(item_id)
             if kind.endswith("_call_output"):
                 call_id = item["call_id"]
                 if call_id not in known_calls:
@@ -159,6 +193,19 @@ class Strict:
         if open_calls:
             first = next(iter(open_calls))
             raise refuse(None, f"No tool output found for function call {first}.", "input")
+
+
+def unsealed(item: Json) -> Json:
+    """As who did not ask for sealed reasoning gets it."""
+    return {name: value for name, value in item.items() if name != "encrypted_content"}
+
+
+def not_found(item_id: object) -> Refusal:
+    message = (
+        f"Item with id '{item_id}' not found. Items are not persisted when `store` is set to false."
+        " Try again with `store` set to true, or remove this item from your input."
+    )
+    return Refusal(404, error_body(None, message, param="input"))
 
 
 def refuse(code: str | None, message: str, param: str | None) -> Refusal:
