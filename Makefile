@@ -25,7 +25,7 @@ bench: $(STAMP) ## tables of measurements: the relay, and the admin side
 	$(VENV)/bin/python bench/run.py
 	$(VENV)/bin/python bench/admin.py
 
-clients: $(CLIENTS) ## the real clients that `make test` drives: 700 MB from npm
+clients: $(CLIENTS) ## the real clients that `make test` drives: 900 MB from npm and PyPI
 
 clean: ## what the other targets made
 	rm -rf $(VENV) .e2e
@@ -38,8 +38,12 @@ $(STAMP): setup.cfg pyproject.toml
 	$(VENV)/bin/twistd --help >/dev/null
 	touch $@
 
-$(CLIENTS): $(PINS)/package.json
+# Beside the gateway's environment: what clients want installed is no concern of its dependencies.
+$(CLIENTS): $(PINS)/package.json $(PINS)/requirements.txt
 	mkdir -p .e2e/node
 	cp $(PINS)/package.json .e2e/node/
 	npm install --prefix .e2e/node --no-audit --no-fund --no-package-lock --no-update-notifier
+	$(PYTHON) -m venv .e2e/python
+	.e2e/python/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r $(PINS)/requirements.txt
 	touch $@

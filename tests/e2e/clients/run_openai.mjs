@@ -1,0 +1,76 @@
+// The OpenAI Node SDK: a tool loop as its documentation writes it.
+//
+// Modes: `whole`, `stream` or `websocket`, then what the next request brings: `-chained` names the
+// response before it, `-full` repeats all items.
+
+import OpenAI from "openai";
+import { ResponsesWS } from "openai/resources/responses/ws";
+import { parameters, perform } from "./task.mjs";
+
+const tool = { type: "function", name: "record_round", strict: true, parameters };
+
+/** Ask for one response after the other on one WebSocket. */
+function websocket(client) {
+  const socket = new ResponsesWS(client);
+  const opened = new Promise((resolve) => socket.socket.on("open", resolve));
+  let waiting;
+  socket.on("event", (event) => {
+    if (event.type === "response.completed") waiting.resolve(event.response);
+    if (["response.failed", "response.incomplete"].includes(event.type)) {
+      waiting.reject(new Error(JSON.stringify(event)));
+    }
+  });
+  socket.on("error", (error) => waiting.reject(error));
+  return {
+    ask: async (request) => {
+      await opened;
+      return new Promise((resolve, reject) => {
+        waiting = { resolve, reject };
+        socket.send({ type: "response.create", ...request });
+      });
+    },
+    close: () => socket.close(),
+  };
+}
+
+const doors = {
+  whole: (client) => ({ ask: (request) => client.responses.create(request), close: () => {} }),
+  stream: (client) => ({
+    ask: (request) => client.responses.stream(request).finalResponse(),
+    close: () => {},
+  }),
+  websocket,
+};
+
+async function run(task) {
+  const [way, brings] = task.mode.split("-");
+  const client = new OpenAI({ baseURL: task.base_url, apiKey: task.key, maxRetries: 0 });
+  const door = doors[way](client);
+  const request = { model: task.model, tools: [tool] };
+  const history = [{ role: "user", content: task.prompt }];
+  let response = await door.ask({ ...request, input: history });
+  for (;;) {
+    const outputs = response.output
+      .filter((item) => item.type === "function_call")
+      .map((item) => ({
+        type: "function_call_output",
+        call_id: item.call_id,
+        output: task.recordRound(JSON.parse(item.arguments)),
+      }));
+    if (outputs.length === 0) break;
+    if (brings === "chained") {
+      const previous_response_id = response.id;
+      response = await door.ask({ ...request, input: outputs, previous_response_id });
+    } else {
+      history.push(...response.output, ...outputs);
+      response = await door.ask({ ...request, input: history });
+    }
+  }
+  door.close();
+  return response.output
+    .filter((item) => item.type === "message")
+    .flatMap((item) => item.content.map((part) => part.text))
+    .join("");
+}
+
+await perform(run);

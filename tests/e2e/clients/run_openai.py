@@ -1,0 +1,89 @@
+"""The OpenAI Python SDK: a tool loop as its documentation writes it.
+
+Modes: `whole`, `stream` or `websocket`, then what the next request brings: `-chained` names the
+response before it, `-full` repeats all items.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from openai import OpenAI
+from task import Task, perform
+
+TOOL: Any = {
+    "type": "function",
+    "name": "record_round",
+    "strict": True,
+    "parameters": {
+        "type": "object",
+        "properties": {"number": {"type": "integer"}},
+        "required": ["number"],
+        "additionalProperties": False,
+    },
+}
+
+Ask = Callable[..., Any]
+
+
+def ask_whole(client: OpenAI, **request: Any) -> Any:
+    return client.responses.create(**request)
+
+
+def ask_streaming(client: OpenAI, **request: Any) -> Any:
+    with client.responses.stream(**request) as stream:
+        return stream.get_final_response()
+
+
+def ask_websocket(connection: Any, **request: Any) -> Any:
+    connection.response.create(**request)
+    while True:
+        event = connection.recv()
+        if event.type == "response.completed":
+            return event.response
+        if event.type in ("error", "response.failed", "response.incomplete"):
+            raise RuntimeError(f"the turn ended with {event}")
+
+
+def loop(ask: Ask, task: Task, chained: bool) -> str:
+    history: list[Any] = [{"role": "user", "content": task.prompt}]
+    request: dict[str, Any] = {"model": task.model, "tools": [TOOL]}
+    response = ask(input=history, **request)
+    while True:
+        outputs = [
+            {
+                "type": "function_call_output",
+                "call_id": item.call_id,
+                "output": task.record_round(**json.loads(item.arguments)),
+            }
+            for item in response.output
+            if item.type == "function_call"
+        ]
+        if not outputs:
+            return str(response.output_text)
+        if chained:
+            response = ask(input=outputs, previous_response_id=response.id, **request)
+        else:
+            history += [item.to_dict(mode="json") for item in response.output]
+            history += outputs
+            response = ask(input=history, **request)
+
+
+def run(task: Task) -> str:
+    way, brings = task.mode.split("-")
+    client = OpenAI(base_url=task.base_url, api_key=task.key, max_retries=0)
+    with ExitStack() as stack:
+        ask: Ask
+        if way == "websocket":
+            connection = stack.enter_context(client.responses.connect())
+            ask = lambda **request: ask_websocket(connection, **request)  # noqa: E731
+        else:
+            one = ask_whole if way == "whole" else ask_streaming
+            ask = lambda **request: one(client, **request)  # noqa: E731
+        return loop(ask, task, brings == "chained")
+
+
+perform(run)

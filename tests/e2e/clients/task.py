@@ -1,0 +1,44 @@
+"""What the Python clients' programs share: their task, the tool, and what they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where to connect, in which mode of the client, and what to ask the model for.
+
+    :ivar ran: the numbers that the tool was called with, in order.
+    """
+
+    base_url: str
+    key: str
+    prompt: str
+    mode: str
+    model: str
+    ran: list[int] = field(default_factory=list)
+
+    def record_round(self, number: int) -> str:
+        """Record that a round was run."""
+        self.ran.append(number)
+        return f"round-{number} ran"
+
+
+def perform(run: Callable[[Task], str]) -> None:
+    """Run the task in each of its modes; print a line each, for the test to read."""
+    given = json.loads(os.environ["E2E_TASK"])
+    models: dict[str, str] = given.pop("models")
+    for mode, model in models.items():
+        task = Task(**given, mode=mode, model=model)
+        try:
+            outcome = {"text": run(task), "ran": task.ran}
+        except Exception:
+            outcome = {"error": traceback.format_exc(limit=-3), "ran": task.ran}
+        sys.stdout.write(json.dumps({"mode": mode, **outcome}) + "\n")
+        sys.stdout.flush()
