@@ -16,11 +16,13 @@ DONE = b"data: [DONE]\n\n"
 #: Request fields that a response repeats, and what it says when the request left them out.
 _ECHOED: dict[str, Any] = {
     "background": False,
+    "frequency_penalty": 0.0,
     "instructions": None,
     "max_output_tokens": None,
     "max_tool_calls": None,
     "metadata": {},
     "parallel_tool_calls": True,
+    "presence_penalty": 0.0,
     "prompt_cache_key": None,
     "safety_identifier": None,
     "service_tier": "default",
@@ -33,6 +35,10 @@ _ECHOED: dict[str, Any] = {
     "truncation": "disabled",
     "user": None,
 }
+
+
+#: What a response says of a function that the request left out.
+_FUNCTION: dict[str, Any] = {"description": None, "parameters": None, "strict": True}
 
 
 def response_object(
@@ -62,7 +68,12 @@ def response_object(
     for name, default in _ECHOED.items():
         value = request.get(name)
         response[name] = default if value is None else value
+    response["tools"] = [_whole(tool) for tool in response["tools"]]
     return response
+
+
+def _whole(tool: Item) -> Item:
+    return {**_FUNCTION, **tool} if tool["type"] == "function" else tool
 
 
 def usage_object(input_tokens: int, cached_tokens: int, output_tokens: int) -> dict[str, Any]:

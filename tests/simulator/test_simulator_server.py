@@ -77,6 +77,26 @@ async def test_a_stream_has_the_whole_sequence(house: House) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_response_says_what_it_was_made_with(house: House) -> None:
+    plain = await house.create({"input": "hi", "tools": [WEATHER]})
+    assert (plain["presence_penalty"], plain["frequency_penalty"]) == (0.0, 0.0)
+    assert plain["tools"] == [{**WEATHER, "description": None, "strict": True}]
+    sent = {
+        "presence_penalty": 0.5,
+        "frequency_penalty": -1,
+        "tools": [{**WEATHER, "strict": None}],
+    }
+    told = await house.create({"input": "hi", **sent})
+    assert {name: told[name] for name in ("presence_penalty", "frequency_penalty")} == {
+        "presence_penalty": 0.5,
+        "frequency_penalty": -1,
+    }
+    assert told["tools"][0]["strict"] is None
+    refused = await house.create({"input": "hi", "presence_penalty": "much"})
+    assert refused["error"]["param"] == "presence_penalty"
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_tool_conversation_chains(house: House) -> None:
     first = await house.create({"input": "Please call get_weather in Paris", "tools": [WEATHER]})
     call = first["output"][0]
