@@ -51,7 +51,7 @@ class ClientRun:
 
     @property
     def outcomes(self) -> dict[str, Any]:
-        """By mode: the model's last text and the rounds that were run, or what went wrong."""
+        """By mode: the model's answers and the rounds that were run, or what went wrong."""
         lines = [json.loads(line) for line in self.stdout.splitlines() if line.startswith("{")]
         return {line.pop("mode"): line for line in lines}
 
@@ -66,7 +66,7 @@ class ClientRun:
 def run_client(
     client: RealClient, task: dict[str, Any], directory: Path, *, proxy: str, timeout: float = 120
 ) -> ClientRun:
-    """One conversation a mode, with the task's `base_url`, `key`, `prompt` and `models` by mode."""
+    """One conversation a mode; the task has `base_url`, `key`, `prompts`, and `models` by mode."""
     started = time.monotonic()
     returncode: int | None
     try:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import CLIENT_KEY, Scene
 from tests.e2e.real_clients import ClientRun, RealClient, run_client
-from tests.e2e.scripted_model import ScriptedModel, success_text, task_prompt
+from tests.e2e.scripted_model import ScriptedModel, recall_text, success_text, task_prompt
 from tests.support.events import error_body
 from tests.support.gateway import account
 from tests.support.services import ChatGpt, Platform, ZeroRetention
@@ -24,6 +24,7 @@ from tests.support.upstream import Exchange
 pytestmark = pytest.mark.e2e
 
 ROUNDS = 3
+TURNS = ROUNDS + 2  # one a round, the answer, and the recall
 SDK_MODES = ("whole-chained", "whole-full", "stream-chained", "stream-full", "websocket-chained")
 CLIENTS = [
     RealClient("run_openai.py", "openai", SDK_MODES),
@@ -65,7 +66,7 @@ def drive(scene: Scene, client: RealClient, upstreams: dict[str, list[Strict]]) 
     task = {
         "base_url": f"http://127.0.0.1:{scene.gateway_with(accounts).port}/v1",
         "key": CLIENT_KEY,
-        "prompt": task_prompt(ROUNDS, "the-application"),
+        "prompts": [task_prompt(ROUNDS, "the-application"), "Please recall."],
         "models": models,
     }
     run = run_client(client, task, scene.directory, proxy=scene.proxy.url)
@@ -76,7 +77,7 @@ def drive(scene: Scene, client: RealClient, upstreams: dict[str, list[Strict]]) 
 def assert_done(client: RealClient, run: ClientRun) -> None:
     """The client saw no error in any mode, and every tool ran exactly once."""
     rounds = [*range(1, ROUNDS + 1)]
-    done = {"text": success_text(ROUNDS), "ran": rounds}
+    done = {"texts": [success_text(ROUNDS), recall_text(ROUNDS)], "ran": rounds}
     assert run.outcomes == dict.fromkeys(client.modes, done)
     assert run.returncode == 0
 
@@ -89,7 +90,7 @@ def test_a_plain_account_of_a_service_that_keeps_nothing(
     upstreams = upstreams_of(scene, client, service, "north")
     assert_done(client, drive(scene, client, upstreams))
     for mode, (upstream,) in upstreams.items():
-        assert len(upstream.order) == ROUNDS + 1, f"{mode}: not one answer a turn"
+        assert len(upstream.order) == TURNS, f"{mode}: not one answer a turn"
         kinds = [re.sub(r"'[^']*'", "…", refusal) for refusal in upstream.refusals]
         assert sorted(kinds) == sorted(set(kinds)), f"{mode}: sent again what had been refused"
 
@@ -104,7 +105,7 @@ def test_a_whole_history_moves_to_another_account(scene: Scene, client: RealClie
     assert_done(client, drive(scene, client, upstreams))
     for mode, pair in upstreams.items():
         answers = sorted(len(upstream.order) for upstream in pair)
-        assert answers == [2, ROUNDS + 1 - 2], f"{mode}: the conversation did not move"
+        assert answers == [2, TURNS - 2], f"{mode}: the conversation did not move"
 
 
 def _platform(name: str, brain: ScriptedModel) -> Strict:

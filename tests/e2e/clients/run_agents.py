@@ -7,6 +7,7 @@ itself; `chained` with `auto_previous_response_id`.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from agents import Agent, RunConfig, Runner, function_tool
 from agents.models.openai_provider import OpenAIProvider
@@ -14,7 +15,7 @@ from openai import AsyncOpenAI
 from task import Task, perform
 
 
-async def run(task: Task) -> str:
+async def run(task: Task) -> list[str]:
     provider = OpenAIProvider(
         openai_client=AsyncOpenAI(base_url=task.base_url, api_key=task.key, max_retries=0),
         use_responses=True,
@@ -27,21 +28,25 @@ async def run(task: Task) -> str:
         tools=[function_tool(task.record_round)],
     )
     config = RunConfig(model_provider=provider, tracing_disabled=True)
-    if task.mode in ("stream", "websocket"):
-        streamed = Runner.run_streamed(agent, task.prompt, run_config=config)
-        async for _ in streamed.stream_events():
-            pass
-        output = streamed.final_output
-    else:
-        result = await Runner.run(
-            agent,
-            task.prompt,
-            run_config=config,
-            auto_previous_response_id=task.mode == "chained",
-        )
-        output = result.final_output
+    texts: list[str] = []
+    result: Any = None
+    for prompt in task.prompts:
+        said: Any = prompt
+        options: dict[str, Any] = {"run_config": config}
+        if task.mode == "chained":
+            options["auto_previous_response_id"] = True
+            options["previous_response_id"] = result and result.last_response_id
+        elif result:
+            said = [*result.to_input_list(), {"role": "user", "content": prompt}]
+        if task.mode in ("stream", "websocket"):
+            result = Runner.run_streamed(agent, said, **options)
+            async for _ in result.stream_events():
+                pass
+        else:
+            result = await Runner.run(agent, said, **options)
+        texts.append(result.final_output)
     await provider.aclose()
-    return str(output)
+    return texts
 
 
 perform(lambda task: asyncio.run(run(task)))

@@ -6,6 +6,8 @@ Modes: `whole` and `stream` with the whole history in each request, `chained` wi
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 from langchain_core.messages import HumanMessage, ToolMessage
@@ -15,7 +17,7 @@ from pydantic import SecretStr
 from task import Task, perform
 
 
-def run(task: Task) -> str:
+def run(task: Task) -> list[str]:
     record = tool(task.record_round)
     model = ChatOpenAI(
         model=task.model,
@@ -25,23 +27,26 @@ def run(task: Task) -> str:
         use_previous_response_id=task.mode == "chained",
         max_retries=0,
     ).bind_tools([record])
-    messages: list[Any] = [HumanMessage(task.prompt)]
-    while True:
-        answer: Any
-        if task.mode == "stream":
-            chunks = list(model.stream(messages))
-            answer = chunks[0]
-            for chunk in chunks[1:]:
-                answer += chunk
-        else:
-            answer = model.invoke(messages)
-        messages.append(answer)
-        if not answer.tool_calls:
-            return str(answer.text)
-        messages += [
-            ToolMessage(record.invoke(call["args"]), tool_call_id=call["id"])
-            for call in answer.tool_calls
-        ]
+    messages: list[Any] = []
+    texts: list[str] = []
+    for prompt in task.prompts:
+        new: list[Any] = [HumanMessage(prompt)]
+        while new:
+            messages += new
+            answer: Any = answered(model, messages, task.mode == "stream")
+            messages.append(answer)
+            new = [
+                ToolMessage(record.invoke(call["args"]), tool_call_id=call["id"])
+                for call in answer.tool_calls
+            ]
+        texts.append(str(answer.text))
+    return texts
+
+
+def answered(model: Any, messages: list[Any], stream: bool) -> Any:
+    if not stream:
+        return model.invoke(messages)
+    return functools.reduce(operator.add, model.stream(messages))
 
 
 perform(run)

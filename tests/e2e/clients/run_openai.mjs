@@ -46,27 +46,33 @@ async function run(task) {
   const [way, brings] = task.mode.split("-");
   const client = new OpenAI({ baseURL: task.base_url, apiKey: task.key, maxRetries: 0 });
   const door = doors[way](client);
-  const request = { model: task.model, tools: [tool] };
-  const history = [{ role: "user", content: task.prompt }];
-  let response = await door.ask({ ...request, input: history });
-  for (;;) {
-    const outputs = response.output
-      .filter((item) => item.type === "function_call")
-      .map((item) => ({
-        type: "function_call_output",
-        call_id: item.call_id,
-        output: task.recordRound(JSON.parse(item.arguments)),
-      }));
-    if (outputs.length === 0) break;
-    if (brings === "chained") {
-      const previous_response_id = response.id;
-      response = await door.ask({ ...request, input: outputs, previous_response_id });
-    } else {
-      history.push(...response.output, ...outputs);
-      response = await door.ask({ ...request, input: history });
+  const history = [];
+  const texts = [];
+  let previous = {};
+  for (const prompt of task.prompts) {
+    let added = [{ role: "user", content: prompt }];
+    let response;
+    while (added.length > 0) {
+      history.push(...added);
+      const input = brings === "chained" ? added : history;
+      response = await door.ask({ model: task.model, tools: [tool], input, ...previous });
+      if (brings === "chained") previous = { previous_response_id: response.id };
+      history.push(...response.output);
+      added = response.output
+        .filter((item) => item.type === "function_call")
+        .map((item) => ({
+          type: "function_call_output",
+          call_id: item.call_id,
+          output: task.recordRound(JSON.parse(item.arguments)),
+        }));
     }
+    texts.push(textOf(response));
   }
   door.close();
+  return texts;
+}
+
+function textOf(response) {
   return response.output
     .filter((item) => item.type === "message")
     .flatMap((item) => item.content.map((part) => part.text))

@@ -6,8 +6,9 @@ response before it, `-full` repeats all items.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -48,42 +49,41 @@ def ask_websocket(connection: Any, **request: Any) -> Any:
             raise RuntimeError(f"the turn ended with {event}")
 
 
-def loop(ask: Ask, task: Task, chained: bool) -> str:
-    history: list[Any] = [{"role": "user", "content": task.prompt}]
-    request: dict[str, Any] = {"model": task.model, "tools": [TOOL]}
-    response = ask(input=history, **request)
-    while True:
-        outputs = [
-            {
-                "type": "function_call_output",
-                "call_id": item.call_id,
-                "output": task.record_round(**json.loads(item.arguments)),
-            }
-            for item in response.output
-            if item.type == "function_call"
-        ]
-        if not outputs:
-            return str(response.output_text)
-        if chained:
-            response = ask(input=outputs, previous_response_id=response.id, **request)
-        else:
+def converse(ask: Ask, task: Task, chained: bool) -> Iterator[str]:
+    history: list[Any] = []
+    previous: dict[str, str] = {}
+    for prompt in task.prompts:
+        new: list[Any] = [{"role": "user", "content": prompt}]
+        while new:
+            history += new
+            response = ask(
+                model=task.model, tools=[TOOL], input=new if chained else history, **previous
+            )
+            if chained:
+                previous = {"previous_response_id": response.id}
             history += [item.to_dict(mode="json") for item in response.output]
-            history += outputs
-            response = ask(input=history, **request)
+            new = [
+                {
+                    "type": "function_call_output",
+                    "call_id": item.call_id,
+                    "output": task.record_round(**json.loads(item.arguments)),
+                }
+                for item in response.output
+                if item.type == "function_call"
+            ]
+        yield response.output_text
 
 
-def run(task: Task) -> str:
+def run(task: Task) -> list[str]:
     way, brings = task.mode.split("-")
     client = OpenAI(base_url=task.base_url, api_key=task.key, max_retries=0)
     with ExitStack() as stack:
         ask: Ask
         if way == "websocket":
-            connection = stack.enter_context(client.responses.connect())
-            ask = lambda **request: ask_websocket(connection, **request)  # noqa: E731
+            ask = functools.partial(ask_websocket, stack.enter_context(client.responses.connect()))
         else:
-            one = ask_whole if way == "whole" else ask_streaming
-            ask = lambda **request: one(client, **request)  # noqa: E731
-        return loop(ask, task, brings == "chained")
+            ask = functools.partial(ask_whole if way == "whole" else ask_streaming, client)
+        return list(converse(ask, task, brings == "chained"))
 
 
 perform(run)

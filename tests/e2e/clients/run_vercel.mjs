@@ -6,31 +6,40 @@ import { createOpenAI } from "@ai-sdk/openai";
 import { generateText, jsonSchema, stepCountIs, streamText, tool } from "ai";
 import { parameters, perform } from "./task.mjs";
 
+/** What one call of the SDK ends with: the text, and the messages that it adds to the history. */
 async function streamed(settings) {
   let failure;
   const result = streamText({ ...settings, onError: ({ error }) => (failure = error) });
   await result.consumeStream();
   if (failure) throw failure;
-  return await result.text;
+  return { text: await result.text, response: await result.response };
 }
 
 async function run(task) {
   const openai = createOpenAI({ baseURL: task.base_url, apiKey: task.key });
-  const settings = {
-    model: openai(task.model),
-    prompt: task.prompt,
-    maxRetries: 0,
-    stopWhen: stepCountIs(20),
-    providerOptions: task.mode === "unstored" ? { openai: { store: false } } : {},
-    tools: {
-      record_round: tool({
-        description: "Record that a round was run.",
-        inputSchema: jsonSchema(parameters),
-        execute: task.recordRound,
-      }),
-    },
-  };
-  return task.mode === "stream" ? streamed(settings) : (await generateText(settings)).text;
+  const answer = task.mode === "stream" ? streamed : generateText;
+  const messages = [];
+  const texts = [];
+  for (const content of task.prompts) {
+    messages.push({ role: "user", content });
+    const { text, response } = await answer({
+      model: openai(task.model),
+      messages,
+      maxRetries: 0,
+      stopWhen: stepCountIs(20),
+      providerOptions: task.mode === "unstored" ? { openai: { store: false } } : {},
+      tools: {
+        record_round: tool({
+          description: "Record that a round was run.",
+          inputSchema: jsonSchema(parameters),
+          execute: task.recordRound,
+        }),
+      },
+    });
+    messages.push(...response.messages);
+    texts.push(text);
+  }
+  return texts;
 }
 
 await perform(run);

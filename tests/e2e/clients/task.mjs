@@ -7,7 +7,11 @@ export const parameters = {
   additionalProperties: false,
 };
 
-/** Run the task in each of its modes; print a line each, for the test to read. */
+/**
+ * Run the task in each of its modes; print a line each, for the test to read.
+ *
+ * `run` holds the conversation, and returns what the model answered to each prompt.
+ */
 export async function perform(run) {
   const { models, ...given } = JSON.parse(process.env.E2E_TASK);
   for (const [mode, model] of Object.entries(models)) {
@@ -18,7 +22,7 @@ export async function perform(run) {
     };
     let outcome;
     try {
-      outcome = { text: await run({ ...given, mode, model, recordRound }), ran };
+      outcome = { texts: await run({ ...given, mode, model, recordRound }), ran };
     } catch (error) {
       outcome = { error: String(error.stack ?? error), ran };
     }
