@@ -66,6 +66,7 @@ class Turn:
     :param context: whose turn it is and what it continues.
     :ivar recorded: what was remembered of it, once it ended well.
     :ivar error: what ended it, when it did not.
+    :ivar broken_off: it ended in the middle of its answer, in words of the gateway's own.
     :ivar record: its entry in the journal.
     """
 
@@ -99,6 +100,7 @@ class Turn:
         self.request = request
         self.recorded: Record | None = None
         self.error: ApiError | None = None
+        self.broken_off = False
         self._log = Logbook(
             environment,
             context,
@@ -396,6 +398,7 @@ class Turn:
         if not (relay.released and relay.response_id):
             self._refuse(for_the_client(error))
             return
+        self.broken_off = True
         self._relayed([broken_answer(relay, error)])
         self.record.response_id = relay.response_id
         self.error = error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from http import HTTPStatus
 
 from ...protocol.errors import UNREADABLE, ApiError
 from ...protocol.events import TERMINALS, decode_members, event_type, sequence_number
@@ -26,9 +25,6 @@ _WITH_RESPONSE = {
 #: What an error that comes too late for a status becomes in ``response.failed``, where its
 #: own code says nothing (§5.4): clients give up on the first two, and retry the last.
 _CODE_OF_STATUS = {400: "invalid_prompt", 422: "invalid_prompt", 429: "rate_limit_exceeded"}
-
-#: Statuses of what ended an answer from outside; no upstream's own failure has the first.
-_BROKEN_OFF = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
 class HttpDoor:
@@ -147,10 +143,10 @@ class ObjectDoor(HttpDoor):
         What broke off on its way is an error and not a response that failed: nothing of it
         was seen yet, and SDKs try again by themselves.
         """
-        error = None if self._turn is None else self._turn.error
+        turn = self._turn
         if self._terminal and not self._request.started:
-            if error is not None and error.status in _BROKEN_OFF:
-                self._request.refuse(for_the_client(error))
+            if turn is not None and turn.broken_off and turn.error is not None:
+                self._request.refuse(for_the_client(turn.error))
             else:
                 _answer_with_response(self._request, self._terminal, self._told or {})
         super().turn_ended()

@@ -247,6 +247,16 @@ def test_an_object_that_broke_off_is_an_error_to_try_again_after(house: House, h
         assert told == (503, "gateway_restart", "5")
 
 
+@pytest.mark.parametrize("status", [400, 429, 500])
+def test_an_error_within_an_object_has_its_status(house: House, status: int) -> None:
+    client = house.client()
+    client.creates()
+    error = {"type": "error", "status": status, "error": {"message": "Not that."}}
+    house.sent().sends(*turn_events([text_item()], "resp_1")[:-1], error)
+    answer = client.answer()
+    assert (answer.status, answer.error["message"]) == (status, "Not that.")
+
+
 def test_an_empty_output_is_filled(house: House) -> None:
     client = house.client()
     client.creates()
