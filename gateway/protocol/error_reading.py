@@ -97,6 +97,13 @@ _STATUS_OF_TYPE = {
 #: Members that hold a status as a number, or as a number's digits.
 _STATUS_MEMBERS = ("code", "status", "status_code", "statusCode", "http_status")
 
+#: Members that hold an error, or several.
+_WRAPPERS = ("error", "errors", "detail")
+
+#: How answers open that are errors and nothing else, and how many bytes of one tell.
+_OPENINGS = (b'{"error', b'{"detail"', b'{"type":"error"', b'{"object":"error"')
+_OPENING = 64
+
 #: Members that hold what an error says to people, the likeliest first.
 _MESSAGE_MEMBERS = ("message", "detail", "msg", "error_message", "error_msg", "title")
 
@@ -128,6 +135,21 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
     return _build(_settled(status, fields), fields, headers, headers)
 
 
+def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> ApiError | None:
+    """Read an answer that was to be what was asked for, and may be an error all the same.
+
+    :param status: one of success.
+    :param headers: its response headers, names in lower case.
+    :param body: all of it.
+    :return: None for anything but an error.
+    """
+    try:
+        decoded = msgspec.json.decode(body)
+    except UNREADABLE:
+        return None
+    return from_http(status, headers, body) if _is_bare_error(decoded) else None
+
+
 def from_event(data: bytes) -> ApiError | None:
     """Read an upstream's ``error`` event, whatever it holds (§5.1).
 
@@ -157,8 +179,20 @@ def from_untyped(data: bytes) -> ApiError | None:
         decoded = msgspec.json.decode(data)
     except UNREADABLE:
         return None
-    tells = isinstance(decoded, dict) and any(map(decoded.get, ("error", "errors", "detail")))
-    return from_event(data) if tells else None
+    return from_event(data) if _is_bare_error(decoded) else None
+
+
+def may_be_bare_error(begins: bytes | bytearray) -> bool:
+    """Whether an answer that begins so may be an error and nothing else."""
+    opening = bytes(begins[:_OPENING]).translate(None, b" \t\r\n")
+    return any(each.startswith(opening) or opening.startswith(each) for each in _OPENINGS)
+
+
+def _is_bare_error(decoded: object) -> bool:
+    """Whether it is an error and nothing else: objects of the API have one as a member, too."""
+    if not isinstance(decoded, dict) or decoded.get("object") not in (None, "error"):
+        return False
+    return decoded.get("object") == "error" or any(map(decoded.get, _WRAPPERS))
 
 
 def from_failed_response(error: object) -> ApiError:
@@ -273,9 +307,7 @@ def _error_object(decoded: object) -> dict[str, Any]:
         return {"message": decoded}
     if not isinstance(decoded, dict):
         return {}
-    inner = next(
-        (decoded[name] for name in ("error", "errors", "detail") if decoded.get(name)), None
-    )
+    inner = next((decoded[name] for name in _WRAPPERS if decoded.get(name)), None)
     if isinstance(inner, dict) and "error" in inner and "message" not in inner:
         inner = inner["error"]
     if isinstance(inner, list) and len(inner) == 1 and isinstance(inner[0], dict):

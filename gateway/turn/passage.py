@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from ..accounts.account import Account
 from ..accounts.choice import Choice, Wanted
 from ..accounts.waiting import Lack
-from ..protocol.error_reading import from_http
+from ..protocol.error_reading import from_answer, from_http, may_be_bare_error
 from ..protocol.errors import ApiError
 from ..protocol.faults import Fault, FaultKind, attribute
 from ..protocol.limits import read_windows
@@ -28,6 +28,9 @@ from .logbook import SAME_ACCOUNT, Logbook
 from .search import AccountSearch, Bound
 
 _logger = Logger(namespace="gateway.passage")
+
+#: An answer in one piece that is longer than this is no error in the place of one.
+_MAX_ERROR_BYTES = 65_536
 
 
 class PassageState(enum.Enum):
@@ -208,7 +211,7 @@ class Passage:
         self._cargo.accepted(self.account)
         if self._cargo.generates:
             self._place.acknowledged()
-        if self._cargo.held_bytes:
+        if self._cargo.held_bytes or (self._cargo.generates and _is_json(headers)):
             self._enter(PassageState.HELD)
         else:
             self._relay()
@@ -219,7 +222,13 @@ class Passage:
             self._relay_data(data)
             return
         self._held += data
-        if self._state is PassageState.HELD and len(self._held) > self._cargo.held_bytes:
+        if self._state is not PassageState.HELD:
+            return
+        if not self._cargo.held_bytes:
+            if len(self._held) > _MAX_ERROR_BYTES or not may_be_bare_error(self._held):
+                self._relay()
+                self._relay_data(bytes(self._held))
+        elif len(self._held) > self._cargo.held_bytes:
             self._end(ApiError.bad_gateway("The upstream's answer is longer than it may be."))
 
     def call_ended(self, error: ApiError | None) -> None:
@@ -227,6 +236,8 @@ class Passage:
         self._call = None
         if self._state is PassageState.REFUSED:
             error = from_http(self._status, self._headers, bytes(self._held))
+        elif self._state is PassageState.HELD and error is None and self._cargo.generates:
+            error = from_answer(self._status, self._headers, bytes(self._held))
         if error is None:
             if self._state is PassageState.HELD:
                 self._relay()
@@ -341,3 +352,8 @@ class Passage:
         if state not in TRANSITIONS[self._state]:
             raise AssertionError(f"a passage cannot go from {self._state} to {state}")
         self._state = state
+
+
+def _is_json(headers: Mapping[str, str]) -> bool:
+    """Whether an answer comes in one piece, and so may be an error in the place of one."""
+    return headers.get("content-type", "").strip().lower().startswith("application/json")

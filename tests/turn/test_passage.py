@@ -25,9 +25,9 @@ def test_an_answer_is_relayed_as_it_comes() -> None:
     (call,) = world.calls()
     assert call.body == {"to": "a"}
     call.begins(201, {"x-request-id": "req_1"})
+    call.sends(b"on")
     assert journey.door.status == 201
     assert journey.door.headers["x-request-id"] == "req_1"
-    call.sends(b"on")
     assert journey.door.body == b"on"
     call.sends(b"e")
     call.ends()
@@ -80,6 +80,7 @@ def test_nothing_moves_once_the_client_has_seen_the_head() -> None:
     journey = Journey(world).starts()
     call = world.calls("a")[0]
     call.begins()
+    call.sends(b"x")
     call.ends(ApiError.bad_gateway("reset"))
     assert journey.door.error.message == "reset"
     assert not world.calls("b")

@@ -236,3 +236,56 @@ def test_a_passed_request_that_is_sent_again_and_again_rests_nobody() -> None:
         place.calls("b")[number].refuses(500)
     assert resting(place) == []
     place.check_rest()
+
+
+ERROR = b' {"error": {"message": "bad tool schema", "param": "tools", "code": 400}}'
+
+
+@pytest.mark.parametrize("pieces", [[ERROR], [ERROR[:3], ERROR[3:9], ERROR[9:]]])
+def test_an_error_in_the_place_of_a_passed_answer_is_told_as_one(pieces: list[bytes]) -> None:
+    place = CallWorld(2)
+    journey = Journey(place).starts()
+    call = place.calls("a")[0]
+    call.begins(200)
+    for piece in pieces:
+        call.sends(piece)
+    call.ends()
+    assert (journey.door.error.status, journey.door.error.message) == (400, "bad tool schema")
+    assert not place.calls("b")
+    assert resting(place) == []
+    place.check_rest()
+
+
+def test_a_limit_in_the_place_of_a_passed_answer_moves_it() -> None:
+    place = CallWorld(2)
+    journey = Journey(place).starts()
+    place.calls("a")[0].begins(200)
+    place.calls("a")[0].sends(b'{"error":{"message":"slow","code":429}}')
+    place.calls("a")[0].ends()
+    place.calls("b")[0].answers({})
+    assert journey.door.endings == [None]
+    assert resting(place) == ["a"]
+    place.check_rest()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"error": null, "id": "chatcmpl_1"}',
+        b'{"error": {}, "object": "chat.completion"}',
+        b'{"id": "chatcmpl_1"}',
+        b'{"error": {"message": "' + 70_000 * b"x" + b'"}}',
+        b'{"err',
+        b"",
+    ],
+    ids=lambda each: repr(each[:30]),
+)
+def test_any_other_answer_is_passed_as_it_is(answer: bytes) -> None:
+    place = CallWorld(2)
+    journey = Journey(place).starts()
+    place.calls("a")[0].begins(200)
+    place.calls("a")[0].sends(answer)
+    place.calls("a")[0].ends()
+    assert journey.door.endings == [None]
+    assert journey.door.body == answer
+    place.check_rest()
