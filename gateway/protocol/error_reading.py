@@ -94,6 +94,9 @@ _STATUS_OF_TYPE = {
     "overloaded_error": 503,
 }
 
+#: The type that some services give to errors of every kind: beside a status it says nothing.
+_ANY_TYPE = "invalid_request_error"
+
 #: Members that hold a status as a number, or as a number's digits.
 _STATUS_MEMBERS = ("code", "status", "status_code", "statusCode", "http_status")
 
@@ -228,6 +231,8 @@ def _settled(status: int | None, fields: Mapping[str, Any]) -> int:
     """
     if status is not None and status != 400 and status < 500:
         return status
+    if status is not None and fields.get("type") == _ANY_TYPE:
+        fields = {**fields, "type": None}
     meant = _meant(fields)
     if status == 400:
         speaks_of_the_account = meant is not None and (meant in (401, 402, 429) or meant >= 500)

@@ -392,7 +392,7 @@ def answered(status: int, **error: object) -> ApiError:
     [
         ({"message": "m", "type": "BadRequestError", "code": 400}, 400),
         ({"message": "m", "code": "400"}, 400),
-        ({"message": "m", "type": "invalid_request_error"}, 400),
+        ({"message": "m", "type": "invalid_request_error", "param": "tools"}, 400),
         ({"message": "m", "code": "context_length_exceeded"}, 400),
         ({"message": "Your input exceeds the context window of this model."}, 400),
         ({"message": "Vector store with id 'vs_1' not found."}, 400),
@@ -467,3 +467,8 @@ def test_some_statuses_need_no_words_of_the_api(status: int) -> None:
 def test_an_answer_that_was_cut_off_is_no_page(body: bytes) -> None:
     error = from_http(404, {}, body)
     assert (error.status, error.code) == (404, None)
+
+
+@pytest.mark.parametrize(("status", "meant"), [(200, 400), (500, 500), (503, 503)])
+def test_a_type_that_services_give_to_every_error_says_little(status: int, meant: int) -> None:
+    assert answered(status, message="m", type="invalid_request_error").status == meant
