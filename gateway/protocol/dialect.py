@@ -17,6 +17,7 @@ class Dialect(NamedTuple):
     :ivar model: the account's own name of the model, or None to leave the client's.
     :ivar strip: members that the service refuses.
     :ivar stores: false where ``store: false`` is forced (§10.77).
+    :ivar keeps_items: false where nothing is kept whatever ``store`` says.
     :ivar hoists_tools: ``additional_tools`` items become top-level ``tools`` (§10.30).
     :ivar cache_key: a ``prompt_cache_key`` for requests without one, or None.
     :ivar lists_input: text as ``input`` becomes a list, as where nothing is stored: ChatGPT's
@@ -35,6 +36,7 @@ class Dialect(NamedTuple):
     seals: bool = True
     streams: bool = True
     spares: frozenset[str] = frozenset()
+    keeps_items: bool = True
 
     @property
     def takes_only_lists(self) -> bool:

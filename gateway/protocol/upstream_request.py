@@ -164,7 +164,8 @@ def added_include(request: TurnRequest, dialect: Dialect) -> bytes | None:
 
     Without storage, only sealed reasoning can be replayed: it is always asked for (§10.68).
     """
-    if not dialect.seals or (request.store and dialect.stores):
+    kept = request.store and dialect.stores and dialect.keeps_items
+    if kept or not dialect.seals:
         return None
     try:
         wanted = msgspec.json.decode(request.members.get("include", b"null"))

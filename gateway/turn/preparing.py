@@ -58,6 +58,7 @@ def dialect_of(
         Gives.SEALED_REASONING not in gives,
         Gives.STREAM not in gives or Gives.ONE_OBJECT in gives,
         frozenset(each.member for each in concessions if each.gives is Gives.MEMBER),
+        Gives.STORED_ITEMS not in gives,
     )
 
 

@@ -300,6 +300,19 @@ def test_an_account_that_lost_what_it_made_keeps_nothing_for_anybody() -> None:
     assert lessons(world.accounts["a"]) == [(IN_FULL, None)]
 
 
+def test_where_no_item_is_kept_reasoning_is_asked_for_sealed() -> None:
+    world = World()
+    thought = reasoning_item(None)
+    world.completed([user("a")], turn_events([thought], "resp_1"))
+    sealed = reasoning_item("gAAA")
+    world.upstreams["a"].answer = strict(keeps_nothing, items=[sealed])
+    ends(world, [user("a"), thought, user("b")])
+    assert (sent(world)[-1].get("store"), sent(world)[-1]["include"]) == (None, [SEALS])
+    bare = {**sealed, "encrypted_content": None}
+    ends(world, [user("a"), thought, user("b"), bare, user("c")])
+    assert sent(world)[-1]["input"] == [user("a"), user("b"), sealed, user("c")]
+
+
 def test_items_of_elsewhere_teach_for_their_tenant_alone() -> None:
     world = World()
     world.upstreams["a"].answer = strict(keeps_nothing)
