@@ -13,6 +13,9 @@ from ..protocol.items import Item
 from .history import without_history
 from .records import FoundItem, Record
 
+#: Items that not every account can read.
+_BOUND = frozenset({"item_reference", "reasoning"})
+
 #: Finds the item of an id in a tenant's conversations.
 FindItem = Callable[[str], FoundItem | None]
 
@@ -110,7 +113,11 @@ def carry(items: Iterable[Item], to: Reader, unknown: bool) -> list[bytes]:
     :param unknown: whether it goes along by an id that is not remembered: its account may
         know it.
     """
-    return [raw for item in items if (raw := _as_sent(item, to, unknown)) is not None]
+    sent = (
+        _as_sent(item, to, unknown) if item.type in _BOUND else item.raw  # the usual case
+        for item in items
+    )
+    return [raw for raw in sent if raw is not None]
 
 
 def pin_of(
@@ -139,9 +146,9 @@ def _carried(record: Record, to: Reader) -> list[bytes]:
 
 
 def _as_sent(item: Item, to: Reader, unknown: bool) -> bytes | None:
-    """``item`` as it goes to the account, or None."""
-    if not item.by_id:
-        return item.raw if item.type != "reasoning" or _opens(item, to) else None
+    """Reasoning, or a reference, as it goes to the account, or None."""
+    if item.sealed:
+        return item.raw if _opens(item, to) else None
     readable = to.store or item.type != "reasoning"
     found = None if item.id is None else to.find(item.id)
     if found is None:
@@ -149,9 +156,9 @@ def _as_sent(item: Item, to: Reader, unknown: bool) -> bytes | None:
     if to.keeps and readable and found.is_known_to(to.account):
         return item.raw
     whole = found.item
-    if whole.type != "reasoning" or (whole.sealed and _opens(whole, to)):
-        return whole.raw
-    return None
+    if whole.by_id or (whole.sealed and whole.type == "reasoning" and not _opens(whole, to)):
+        return None
+    return whole.raw
 
 
 def _opens(item: Item, to: Reader) -> bool:

@@ -53,14 +53,12 @@ class _Share:
         return self.made.get(item_id) or self.sent.get(item_id)
 
     def take_in(self, record: Record) -> None:
-        """The items of ``record`` can be found from now on; references are none."""
+        """The items of ``record`` can be found from now on."""
         for item in record.output:
             if item.id is not None:
                 self.made[item.id] = FoundItem(item, record, True)
         for item in record.input:
-            if item.id is None or item.type == "item_reference":
-                continue
-            if not item.by_id or item.id not in self.sent:
+            if item.id is not None and not (item.by_id and item.id in self.sent):
                 self.sent[item.id] = FoundItem(item, record, False)
 
     def let_go(self, record: Record) -> None:

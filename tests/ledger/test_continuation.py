@@ -277,10 +277,11 @@ def test_an_id_that_nobody_knows_goes_where_items_are_kept() -> None:
     assert own(asked, Reader("a", keeps=False)) == raws(user("b"))
 
 
-def test_what_one_account_took_by_its_id_goes_to_no_other() -> None:
-    asked = [THOUGHT, user("b")]
-    assert own(asked, reader("a", THOUGHT, sent=True)) == raws(*asked)
-    assert own(asked, reader("b", THOUGHT, sent=True)) == raws(user("b"))
+@pytest.mark.parametrize("by_id", [reference("rs_1"), THOUGHT])
+def test_what_one_account_took_by_its_id_goes_to_no_other(by_id: Item) -> None:
+    asked = [by_id, user("b")]
+    assert own(asked, reader("a", by_id, sent=True)) == raws(*asked)
+    assert own(asked, reader("b", by_id, sent=True)) == raws(user("b"))
 
 
 def test_a_replay_fills_in_what_was_referred_to() -> None:

@@ -300,8 +300,7 @@ def test_what_a_model_made_is_found_before_what_a_client_repeats_of_it(
     ledger: MemoryLedger,
 ) -> None:
     made, copy = Item(b"{whole}", "reasoning", "rs_1"), Item(b"{}", "reasoning", "rs_1")
-    reference = Item(b"{ref}", "item_reference", "rs_1")
-    first, second = with_items("resp_1", made), with_items("resp_2", sent=(copy, reference))
+    first, second = with_items("resp_1", made), with_items("resp_2", sent=(copy,))
     remember(ledger, first, second)
     assert ledger.find_item("laptop", "rs_1") == (made, first, True)
     ledger.forget("laptop", "resp_1")
@@ -336,8 +335,9 @@ def test_finding_an_item_keeps_its_conversation(ledger: MemoryLedger, clock: Now
     assert ledger.find_item("laptop", "msg_1") is None
 
 
-def test_who_took_a_bare_item_first_is_remembered(ledger: MemoryLedger) -> None:
-    thought = Item(b"{}", "reasoning", "rs_1")
+@pytest.mark.parametrize("kind", ["reasoning", "item_reference"])
+def test_who_took_a_bare_item_first_is_remembered(ledger: MemoryLedger, kind: str) -> None:
+    thought = Item(b"{}", kind, "rs_1")
     first, second = with_items("resp_1", sent=(thought,)), with_items("resp_2", sent=(thought,))
     remember(ledger, first, second)
     assert ledger.find_item("laptop", "rs_1") == (thought, first, False)
