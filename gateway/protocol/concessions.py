@@ -189,7 +189,13 @@ _LOST = re.compile(
     r"|\bdoes(?: not|n't) exist\b",
     re.IGNORECASE,
 )
-_TOOL_ITEM = re.compile(r"additional_tools|\b(?:Model)?Input\b", re.IGNORECASE)
+#: What services say of an item whose type they do not know; most validate it against all.
+_TOOL_ITEM = re.compile(
+    r"additional_tools|untagged enum|discriminat|union|input should be|deseriali[sz]e|unmarshal"
+    r"|(?:unknown|unsupported|unrecogni[sz]ed|unexpected)[\w ]{0,30}\b(?:item|type)\b"
+    r"|invalid responses api request",
+    re.IGNORECASE,
+)
 _OF_THE_MODEL = re.compile(
     r"\b(?:this|that|your|the (?:requested |selected |given )?|with|for|by|on) ?models?\b", re.I
 )
@@ -228,7 +234,7 @@ def concessions_to(error: ApiError, sent: Sent) -> list[Concession]:
         for name in dict.fromkeys(named_members(error))
         if may_be_left_out(name, sent.members.get(name))
     ]
-    if not spared and sent.tool_items and _refuses_tool_items(error, member, said):
+    if not spared and sent.tool_items and error.status < 500 and _TOOL_ITEM.search(said):
         return [Concession(Gives.TOOL_ITEMS)]
     return spared
 
@@ -315,9 +321,3 @@ def _refuses_seals(error: ApiError, member: str, said: str) -> bool:
     if "include" in named_members(error):
         return True
     return bool(_SEALED.search(said) and _OBJECTS.search(said))
-
-
-def _refuses_tool_items(error: ApiError, member: str, said: str) -> bool:
-    if error.status not in (400, 422):
-        return False
-    return member == "input" or _TOOL_ITEM.search(said) is not None

@@ -278,9 +278,13 @@ def test_tools_among_the_items_go_to_the_top_where_they_are_no_items() -> None:
     for error in (
         refusal({"error": "data did not match any variant of untagged enum ModelInput"}, 422),
         says("Invalid value: 'additional_tools'.", "input[0].type"),
+        says("unknown input item type", "input"),
+        refusal({"detail": [{"loc": ["body", "input", 0], "msg": "Input should be a str"}]}, 422),
     ):
         assert concessions_to(error, sent(tool_items=True)) == [Concession(Gives.TOOL_ITEMS)]
         assert concessions_to(error, sent()) == []
+    other = says("Invalid 'input[3].content': the image is too large.", "input[3].content")
+    assert concessions_to(other, sent(tool_items=True)) == []
 
 
 @pytest.mark.parametrize(
