@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 
 from .errors import UNREADABLE
 from .headers import counts_limits
+from .tolerant_json import integer_of, mended, text_of, value_of
 from .turn_state import TURN_STATE
 
 #: The events of a streamed answer that nobody but the client reads: the hot path.
@@ -57,31 +59,23 @@ Members = dict[str, msgspec.Raw]
 
 
 class ResponseHead(msgspec.Struct):
-    """What the gateway reads of a response object."""
+    """What the gateway reads of a response object; what is of another type counts as unsaid."""
 
     id: str = ""
     previous_response_id: str | None = None
+    previous_is_odd: bool = False
     status: str | None = None
     error: Any = None
-    incomplete_details: dict[str, Any] | None = None
+    incomplete_reason: str | None = None
     usage: Any = None
 
 
-class _WithResponse(msgspec.Struct):
-    response: ResponseHead
-
-
-class _ItemDone(msgspec.Struct):
-    item: msgspec.Raw
-    output_index: int | None = None
-
-
 class _Typed(msgspec.Struct):
-    type: str = ""
+    type: Any = None
 
 
 class _Numbered(msgspec.Struct):
-    sequence_number: int | None = None
+    sequence_number: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Metadata(msgspec.Struct):
@@ -89,13 +83,11 @@ class _Metadata(msgspec.Struct):
 
 
 _decode_metadata = msgspec.json.Decoder(_Metadata).decode
-_decode_response = msgspec.json.Decoder(_WithResponse).decode
-_decode_item_done = msgspec.json.Decoder(_ItemDone).decode
 _decode_typed = msgspec.json.Decoder(_Typed).decode
 _decode_numbered = msgspec.json.Decoder(_Numbered).decode
 decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
-_TYPE_FIRST = b'{"type":"'
+_TYPE_FIRST = re.compile(rb'\s*\{\s*"type"\s*:\s*"([^"\\\n]*)"')
 
 
 class MalformedEvent(Exception):
@@ -103,36 +95,83 @@ class MalformedEvent(Exception):
 
 
 def event_type(data: bytes) -> bytes:
-    """The type of an event whose stream gave no ``event:`` line; empty when it has none."""
-    if data.startswith(_TYPE_FIRST):
-        return data[9 : data.find(b'"', 9)]
+    """The type that an event's data says; empty when it says none."""
+    first = _TYPE_FIRST.match(data)
+    if first is not None:
+        return first[1]
     try:
-        return _decode_typed(data).type.encode()
+        kind = _decode_typed(mended(data)).type
     except UNREADABLE:
         return b""
+    return kind.encode() if isinstance(kind, str) else b""
 
 
-def read_response(data: bytes) -> ResponseHead:
-    """The response object of a lifecycle event.
+def typed(data: bytes, kind: bytes) -> bytes:
+    """The same event with this type, as its first member."""
+    members = decode_members(data)
+    members.pop("type", None)
+    return msgspec.json.encode({"type": kind.decode(), **members})
 
-    :raises MalformedEvent: when there is none.
+
+def read_response(data: bytes) -> ResponseHead | None:
+    """The response object of a lifecycle event; None when it has none.
+
+    :raises MalformedEvent: when the event is no JSON object.
     """
+    response = _response_in(_members_of(data))
+    if response is None:
+        return None
+    previous = value_of(response.get("previous_response_id"))
+    details = value_of(response.get("incomplete_details"))
+    reason = details.get("reason") if isinstance(details, dict) else None
+    return ResponseHead(
+        text_of(response.get("id")) or "",
+        previous if isinstance(previous, str) else None,
+        not isinstance(previous, (str, type(None))),
+        text_of(response.get("status")),
+        value_of(response.get("error")),
+        reason if isinstance(reason, str) else None,
+        value_of(response.get("usage")),
+    )
+
+
+def _members_of(data: bytes) -> Members:
     try:
-        return _decode_response(data).response
+        return decode_members(data)
     except UNREADABLE as error:
         raise MalformedEvent(str(error)) from None
 
 
-def read_item_done(data: bytes) -> tuple[int | None, bytes]:
+def _response_in(event: Members) -> Members | None:
+    try:
+        return decode_members(event["response"])
+    except (KeyError, *UNREADABLE):
+        return None
+
+
+def with_response(data: bytes, known: Members) -> bytes:
+    """The lifecycle event with a response object, where it has none.
+
+    :param known: what else is known of the response; what the event itself says in place of
+        one counts more.
+    :raises MalformedEvent: when the event is no JSON object.
+    """
+    event = _members_of(data)
+    of_the_event = ("type", "sequence_number", "response")
+    said = {name: value for name, value in event.items() if name not in of_the_event}
+    kept = {name: value for name, value in event.items() if name in of_the_event}
+    return msgspec.json.encode({**kept, "response": {**known, **said}})
+
+
+def read_item_done(data: bytes) -> tuple[int | None, bytes | None]:
     """``output_index`` and the raw item of a ``response.output_item.done``.
 
-    :raises MalformedEvent: when there is no item.
+    :return: None for what the event does not say, or not in a way that can be read.
+    :raises MalformedEvent: when it is no JSON.
     """
-    try:
-        event = _decode_item_done(data)
-    except UNREADABLE as error:
-        raise MalformedEvent(str(error)) from None
-    return event.output_index, bytes(event.item)
+    members = _members_of(data)
+    item = bytes(members.get("item", b"null"))
+    return integer_of(members.get("output_index")), item if item.startswith(b"{") else None
 
 
 def read_turn_state(data: bytes) -> str | None:
@@ -191,7 +230,7 @@ def metadata_event(headers: Mapping[str, str]) -> bytes:
 def sequence_number(data: bytes) -> int:
     """The ``sequence_number`` of an event, or -1."""
     try:
-        number = _decode_numbered(data).sequence_number
+        number = integer_of(_decode_numbered(data).sequence_number)
     except UNREADABLE:
         return -1
     return -1 if number is None else number
@@ -222,8 +261,8 @@ def with_stream_id(data: bytes, stream_id: bytes) -> bytes:
 def response_members(data: bytes) -> Members:
     """The response object of a lifecycle event, as raw members; empty when unreadable."""
     try:
-        return decode_members(decode_members(data)["response"])
-    except (KeyError, *UNREADABLE):
+        return _response_in(decode_members(data)) or {}
+    except UNREADABLE:
         return {}
 
 

@@ -54,9 +54,19 @@ def made_response(
     return members
 
 
-def created_event(response: Mapping[str, msgspec.Raw]) -> bytes:
-    """``response.created`` as the first event of a response the gateway makes."""
-    return _lifecycle("response.created", response, 0)
+def opening(response: Mapping[str, msgspec.Raw]) -> Members:
+    """A response as it was when it began, from what is known of it later."""
+    began = {name: value for name, value in response.items() if name != "completed_at"}
+    began["status"] = raw_value("in_progress")
+    began["output"] = raw_list([])
+    for name in ("usage", "error", "incomplete_details"):
+        began[name] = raw_value(None)
+    return began
+
+
+def created_event(response: Mapping[str, msgspec.Raw], number: int = 0) -> bytes:
+    """``response.created`` as the first event of a response, where the gateway makes it."""
+    return _lifecycle("response.created", response, number)
 
 
 def prewarm_events(response: Members, completed_at: int) -> list[bytes]:

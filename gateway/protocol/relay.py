@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from .error_reading import from_event, from_failed_response, from_untyped
+from .error_reading import from_event, from_failed_response
 from .errors import ApiError
 from .events import (
     ERRORS,
@@ -21,24 +21,26 @@ from .events import (
     PREAMBLE,
     TERMINALS,
     MalformedEvent,
+    Members,
     ResponseHead,
-    event_type,
     raw_value,
     read_item_done,
     read_response,
     read_turn_state,
     response_members,
     sequence_number,
+    with_response,
     with_response_members,
     with_turn_state,
     without_limit_headers,
 )
 from .headers import without_limits
-from .made import new_response_id
+from .made import created_event, new_response_id, opening
 from .output_items import OutputItems
 from .refusals import blames_others
 from .sse import Event
 from .terminal import finish_terminal
+from .tolerant_json import mended
 from .usage import Usage, read_usage
 
 #: Events that may be held before the first output; more than this is no preamble.
@@ -111,9 +113,11 @@ class Relay:
     :param named: the ``previous_response_id`` that the client named, or None; it is shown that
         one also where the upstream was sent another, or none.
     :param wrap_turn_state: what the client gets in place of the upstream's turn state.
+    :param made: makes the response object for an id, where the upstream gives none in time.
     :ivar phase: see :class:`Phase`.
     :ivar released: whether anything of this attempt was given out for relaying.
     :ivar response_id: the id of ``response.created``; empty before.
+    :ivar created: ``response.created`` as the client gets it; empty before.
     :ivar turn_state: ``x-codex-turn-state`` as the upstream's event gave it (§4.6), or None.
     :ivar rate_limits: the last ``codex.rate_limits`` event; empty when there was none.
     :ivar outcome: None until the attempt has ended.
@@ -128,11 +132,13 @@ class Relay:
         is_taken: Callable[[str], bool] = lambda _: False,
         named: str | None = None,
         wrap_turn_state: Callable[[str], str] = str,
+        made: Callable[[str], Members] = lambda _: {},
     ) -> None:
         self._named = named
         self._shown: dict[str, msgspec.Raw] = {}
         self._is_taken = is_taken
         self._wrap_turn_state = wrap_turn_state
+        self._made = made
         self._chained_to = chained_to
         self._pass_rate_limits = pass_rate_limits
         self._held: list[bytes] = []
@@ -159,6 +165,8 @@ class Relay:
 
     def feed(self, events: Iterable[Event]) -> list[bytes]:
         """Read a batch; return the payloads that go to the client now.
+
+        :param events: each under the name that its data says (see :mod:`.naming`).
 
         Nothing is read once :attr:`outcome` is set.
         """
@@ -207,24 +215,19 @@ class Relay:
                 return
 
     def _read(self, name: bytes, data: bytes, payloads: list[bytes]) -> None:
-        if not name.startswith(b"response.") and name != b"error":
-            if data == b"[DONE]":
-                return
-            name = event_type(data)
-            if not name:
-                self._untyped(data)
-                return
         try:
             if name in PASSED_UNREAD:
                 self._output(data, payloads)
+            elif name == b"response.metadata":
+                self._metadata(data, payloads)
             elif name in PREAMBLE:
-                self._preamble(name, data, payloads)
+                self._preamble(name, mended(data), payloads)
             elif name == b"response.output_item.done":
-                self._item_done(data, payloads)
+                self._item_done(mended(data), payloads)
             elif name in TERMINALS:
-                self._terminal(name, data, payloads)
+                self._terminal(name, mended(data), payloads)
             elif name in ERRORS:
-                self._error(data)
+                self._error(mended(data))
             elif name == b"codex.rate_limits":
                 self.rate_limits = data
                 if self._pass_rate_limits:
@@ -236,44 +239,75 @@ class Relay:
         except MalformedEvent as error:
             self.fail(ApiError.bad_gateway(f"The upstream sent an unreadable event: {error}."))
 
+    def _metadata(self, data: bytes, payloads: list[bytes]) -> None:
+        turn_state = read_turn_state(data)
+        if not self._pass_rate_limits:
+            data = without_limit_headers(data)
+        if turn_state is not None:
+            self.turn_state = self.turn_state or turn_state
+            data = with_turn_state(data, self._wrap_turn_state(turn_state))
+        self._hold_or_pass(data, payloads)
+
     def _preamble(self, name: bytes, data: bytes, payloads: list[bytes]) -> None:
-        if name == b"response.created":
-            if self.created:
-                return  # one response has one beginning (§10.38)
-            head = read_response(data)
+        if name == b"response.created" and self.created:
+            return  # one response has one beginning (§10.38)
+        head = read_response(data)
+        if head is None:
+            data = with_response(data, self._known())
+            head = ResponseHead()
+        if not self.created:
             if self._chained_to is not None and head.previous_response_id != self._chained_to:
                 self._end(NotContinued(head.previous_response_id))
                 return
             self._name(head)
-            data = self._as_shown(data)
-            self.created = data
+            if name != b"response.created":
+                self._begin(response_members(data), data, payloads)
             if self.phase is Phase.SENT:
                 self._enter(Phase.ACKNOWLEDGED)
-        elif name == b"response.metadata":
-            turn_state = read_turn_state(data)
-            if not self._pass_rate_limits:
-                data = without_limit_headers(data)
-            if turn_state is not None:
-                self.turn_state = self.turn_state or turn_state
-                data = with_turn_state(data, self._wrap_turn_state(turn_state))
-        else:
-            data = self._as_shown(data)
+        shown = self._shown_in_place_of(head)
+        data = with_response_members(data, shown) if shown else data
+        self.created = self.created or data
         self._hold_or_pass(data, payloads)
+
+    def _begin(self, response: Members, first: bytes, payloads: list[bytes]) -> None:
+        """Give the answer the beginning that its upstream left out.
+
+        :param response: what is known of the response.
+        :param first: the event that came without one.
+        """
+        numbers = [sequence_number(event) for event in (*self._held, first)]
+        number = next((number for number in numbers if number >= 0), 0)
+        began = opening({**response, **self._shown, "id": raw_value(self.response_id)})
+        self.created = created_event(began, number - 1)  # they rise, and 0 may be taken (§10.47)
+        if self.released:
+            payloads.append(self.created)
+        else:
+            self._held.insert(0, self.created)
+
+    def _known(self) -> Members:
+        """The response as far as the client was told of it."""
+        return response_members(self.created) if self.created else self._made("")
 
     def _name(self, head: ResponseHead) -> None:
         """Clients continue a response by its id, so it must have one (§10.38)."""
         self.minted = not head.id or self._is_taken(head.id)
         self.response_id = new_response_id() if self.minted else head.id
-        if self.minted:
-            self._shown["id"] = raw_value(self.response_id)
         if self._named is not None and head.previous_response_id != self._named:
             self._shown["previous_response_id"] = raw_value(self._named)
 
-    def _as_shown(self, data: bytes) -> bytes:
-        return with_response_members(data, self._shown) if self._shown else data
+    def _shown_in_place_of(self, head: ResponseHead) -> Members:
+        """Members that clients get in place of those that this response object has."""
+        shown = dict(self._shown)
+        if head.id != self.response_id:
+            shown["id"] = raw_value(self.response_id)
+        if head.previous_is_odd:
+            shown.setdefault("previous_response_id", raw_value(None))
+        return shown
 
     def _item_done(self, data: bytes, payloads: list[bytes]) -> None:
         index, raw = read_item_done(data)
+        if raw is None:
+            return  # it tells of nothing
         self._output(data, payloads)
         if self.outcome is None:
             self._items.add(index, raw)
@@ -283,6 +317,9 @@ class Relay:
             if self._chained_to is not None and self.phase is Phase.SENT:
                 self._end(NotContinued(None))
                 return
+            if not self.created:
+                self._name(ResponseHead())
+                self._begin(self._made(self.response_id), data, payloads)
             self._enter(Phase.OUTPUT)
             payloads += self.release()
         payloads.append(data)
@@ -293,12 +330,19 @@ class Relay:
             return  # what failed was no response that has an id
         head = read_response(data)
         status = TERMINALS[name].removeprefix(b"response.").decode()
-        if self._chained_to is not None and self.phase is Phase.SENT and status == "completed":
+        if head is None:
+            if self.phase is not Phase.OUTPUT:
+                raise MalformedEvent(f"{name.decode()} without a response object")
+            data = with_response(data, self._known())
+            head = read_response(data) or ResponseHead()
+        not_echoed = self._chained_to not in (None, head.previous_response_id)
+        if not_echoed and self.phase is Phase.SENT and status == "completed":
             self._end(NotContinued(head.previous_response_id))
             return
-        if not self.response_id:
+        if not self.created:
             self._name(head)
-        shown = {**self._shown, "id": raw_value(self.response_id)}
+            self._begin(response_members(data), data, payloads)
+        shown = self._shown_in_place_of(head)
         error = None
         if status == "failed":
             beside = None if head.error else from_event(data)
@@ -316,27 +360,14 @@ class Relay:
             payloads += self.release()
         payloads += ending.events
         self._items.settle(ending.items)
-        reason = (head.incomplete_details or {}).get("reason")
-        if name == b"response.cancelled":
-            reason = "interrupted"
-        self._end(
-            Finished(
-                status, reason if isinstance(reason, str) else None, error, read_usage(head.usage)
-            )
-        )
+        reason = "interrupted" if name == b"response.cancelled" else head.incomplete_reason
+        self._end(Finished(status, reason, error, read_usage(head.usage)))
 
     def _error(self, data: bytes) -> None:
         error = from_event(data)
         if error is not None:
             self.fail(error)
         # An empty error event announces a detailed response.failed (§10.57): wait for it.
-
-    def _untyped(self, data: bytes) -> None:
-        """Some services end a stream with a bare error; of anything else no client could tell
-        what it is."""
-        error = from_untyped(data)
-        if error is not None:
-            self.fail(error)
 
     def _concerning(self, error: ApiError) -> ApiError:
         """Leave an account's limits out, where they are not the client's business."""

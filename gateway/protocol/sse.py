@@ -8,10 +8,10 @@ one regular expression.  Anything else the grammar allows takes the line-by-line
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import chain
 
 _BOM = b"\xef\xbb\xbf"
-
 
 #: The name, empty when the stream gave no ``event:`` line, and the data.  A plain tuple: making
 #: a named one takes as long as parsing.
@@ -20,19 +20,35 @@ Event = tuple[bytes, bytes]
 _USUAL = re.compile(rb"event: ([^\n]*)\ndata: ([^\n]*)\n\n")
 _USUAL_OVERHEAD = len(b"event: \ndata: \n\n")
 
+#: Reads whole events out of bytes that end with a blank line.
+Reading = Callable[[bytes], list[Event]]
+
 
 class EventTooLarge(Exception):
     """An event outgrew its bound before it ended."""
+
+
+def read_events(data: bytes) -> list[Event]:
+    """Read whole events: at once where each is of the usual form, else one after the other."""
+    events: list[Event] = _USUAL.findall(data)
+    if covers(events, data):
+        return events
+    blocks = map(_read_block, data.split(b"\n\n"))
+    return [event for event in blocks if event is not None]
 
 
 class EventStreamParser:
     """Cuts a byte stream into events.
 
     :param max_event_bytes: the largest event that is held back while incomplete.
+    :param read: reads what is complete.
     """
 
-    def __init__(self, max_event_bytes: int = 64 * 1024 * 1024) -> None:
+    def __init__(
+        self, max_event_bytes: int = 64 * 1024 * 1024, read: Reading = read_events
+    ) -> None:
         self._max_event_bytes = max_event_bytes
+        self._read = read
         self._pieces: list[bytes] = []
         self._held_bytes = 0
         self._after_cr = False
@@ -58,8 +74,15 @@ class EventStreamParser:
         end = data.rfind(b"\n\n") + 2
         self._hold(data[end:])
         data = data[:end]
-        events = _read_blocks(data)
+        events = self._read(data)
         return events if data.isascii() else [_in_utf8(event) for event in events]
+
+    def finish(self) -> list[Event]:
+        """Return the event that lacks its blank line, though the stream has ended in order.
+
+        The standard drops it (WHATWG HTML §9.2.6); some servers leave out the last line ends.
+        """
+        return self.feed(b"\n\n")
 
     def _ends_event(self, data: bytes) -> bool:
         """Whether a blank line is complete now; if not, ``data`` is put aside unscanned later."""
@@ -89,6 +112,12 @@ class EventStreamParser:
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
+def covers(events: list[Event], data: bytes) -> bool:
+    """Whether nothing of ``data`` lies between events of the usual form found in it."""
+    found = sum(map(len, chain.from_iterable(events))) + _USUAL_OVERHEAD * len(events)
+    return found == len(data)
+
+
 def _in_utf8(event: Event) -> Event:
     """Clients must get UTF-8; event streams are decoded with replacement (WHATWG §9.2.5)."""
     name, data = event
@@ -97,16 +126,6 @@ def _in_utf8(event: Event) -> Event:
     except UnicodeDecodeError:
         return name, data.decode(errors="replace").encode()
     return event
-
-
-def _read_blocks(data: bytes) -> list[Event]:
-    """Read whole events: at once where each is of the usual form, else one after the other."""
-    events: list[Event] = _USUAL.findall(data)
-    matched = sum(map(len, chain.from_iterable(events))) + _USUAL_OVERHEAD * len(events)
-    if matched == len(data):  # nothing lies between the matches
-        return events
-    blocks = map(_read_block, data.split(b"\n\n"))
-    return [event for event in blocks if event is not None]
 
 
 def _read_block(block: bytes) -> Event | None:

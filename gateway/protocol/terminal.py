@@ -17,6 +17,10 @@ from .events import (
     sequence_number,
 )
 from .output_items import OutputItems
+from .tolerant_json import text_of
+
+#: The states of a response that has ended.
+_ENDED = frozenset({"completed", "failed", "incomplete", "cancelled"})
 
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -45,7 +49,7 @@ def finish_terminal(
     :param kind: the event's type as the upstream named it.
     :param shown: members of the response as the client saw them in ``response.created``.
     :param items: the finished items that the client was shown.
-    :raises MalformedEvent: when it has no response, or an output that is no list.
+    :raises MalformedEvent: when it has no response.
     """
     try:
         event = decode_members(data)
@@ -57,7 +61,12 @@ def finish_terminal(
     output = bytes(response.get("output", b"null"))
     all_items = items.raw
     if not _is_empty(output):
-        listed = items.compare(_read_list(output))
+        members = _decode_list(output)
+        in_it = [bytes(each) for each in members if bytes(each).startswith(b"{")]
+        if len(in_it) != len(members):
+            response["output"] = raw_list(in_it)
+            changed = True
+        listed = items.compare(in_it)
         all_items = listed.items
         if listed.missing:
             number = max(sequence_number(data), 0)
@@ -67,7 +76,7 @@ def finish_terminal(
         if listed.is_short:
             response["output"] = raw_list(all_items)
             changed = True
-    elif all_items:
+    elif all_items or not output.startswith(b"["):
         response["output"] = raw_list(all_items)
         changed = True
     usage = response.get("usage")
@@ -80,6 +89,12 @@ def finish_terminal(
         if bytes(response.get(name, b"")) != bytes(value):
             response[name] = value
             changed = True
+    if bytes(response.get("incomplete_details", b"null"))[:1] not in (b"{", b"n"):
+        response["incomplete_details"] = raw_value(None)
+        changed = True
+    if text_of(response.get("status")) not in _ENDED:
+        response["status"] = raw_value(TERMINALS[kind].removeprefix(b"response.").decode())
+        changed = True
     if TERMINALS[kind] != kind:
         event["type"] = raw_value(TERMINALS[kind].decode())
         response["status"] = raw_value(TERMINALS[kind].removeprefix(b"response.").decode())
@@ -128,13 +143,6 @@ def _count(value: object, otherwise: int) -> int:
     return otherwise
 
 
-def _read_list(output: bytes) -> list[bytes]:
-    try:
-        return list(map(bytes, _decode_list(output)))
-    except UNREADABLE as error:
-        raise MalformedEvent(f"an output that is no list of items: {error}") from None
-
-
 def _announcements(missing: list[tuple[int, bytes]], first_number: int) -> list[bytes]:
     """``response.output_item.done`` for what the client was not shown."""
     return [
@@ -151,4 +159,5 @@ def _announcements(missing: list[tuple[int, bytes]], first_number: int) -> list[
 
 
 def _is_empty(output: bytes) -> bool:
-    return output == b"null" or (output[:1] == b"[" and not output[1:-1].strip())
+    """Whether it lists nothing; what is no list lists nothing either."""
+    return output[:1] != b"[" or not output[1:-1].strip()

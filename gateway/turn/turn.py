@@ -231,6 +231,7 @@ class Turn:
             is_taken=self._is_taken,
             named=self.request.previous_response_id,
             wrap_turn_state=partial(self._telling.wrapped, account.name),
+            made=self._made,
         )
         self._log.tries(account.name, rule, plan.route.value, len(request.body), plan, choice)
         # A background response is the client's once it exists: it can be asked for by its id.

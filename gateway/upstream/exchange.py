@@ -14,6 +14,7 @@ from twisted.web.http import PotentialDataLoss
 from ..deadline import Deadline
 from ..protocol.error_reading import from_http
 from ..protocol.errors import ApiError
+from ..protocol.naming import read_named_events
 from ..protocol.sse import EventStreamParser, EventTooLarge
 from ..protocol.upstream_request import UpstreamRequest
 from .call import first_byte_seconds
@@ -64,7 +65,7 @@ class HttpExchange(Protocol):
         self._timeouts = timeouts
         self._state = ExchangeState.IDLE
         self._deadline = Deadline(sender.reactor, self._timed_out)
-        self._parser = EventStreamParser()
+        self._parser = EventStreamParser(read=read_named_events)
         call = UpstreamCall("POST", "/responses", request.headers, request.body)
         self._first_byte_seconds = first_byte_seconds(call, timeouts)
         self._sending: Sending | None = Sending(sender, call, self)

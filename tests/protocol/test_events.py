@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from gateway.protocol.events import (
     read_turn_state,
     response_members,
     sequence_number,
+    with_response,
     with_stream_id,
 )
 
@@ -30,6 +32,10 @@ DEEP = b"[" * 99_999
         (b'{"sequence_number":1,"type":"error"}', b"error"),
         (b' {"type":"error"}', b"error"),
         (b'{\n"type"\n:"error"}', b"error"),
+        (b'{"type":"err\\u006fr"}', b"error"),
+        (b'{"top_p":NaN,"type":"error"}', b"error"),
+        (b'{"delta":"\\ud83d","type":"error"}', b"error"),
+        (b'{"type":null}', b""),
         (b"{}", b""),
         (b'{"type":7}', b""),
         (b"[DONE]", b""),
@@ -48,15 +54,51 @@ def test_the_head_of_a_response_is_read_and_the_rest_left() -> None:
         b'{"type":"response.created","response":{"id":"resp_1","status":"in_progress",'
         b'"previous_response_id":"resp_0","error":null,"new":{"a":[1]}}}'
     )
+    assert head is not None
     assert (head.id, head.previous_response_id) == ("resp_1", "resp_0")
-    assert (head.status, head.error, head.incomplete_details) == ("in_progress", None, None)
+    assert (head.status, head.error, head.incomplete_reason) == ("in_progress", None, None)
 
 
-@pytest.mark.parametrize("data", [b"{}", b'{"response":null}', b'{"response":7}', b"x", DEEP])
-def test_a_lifecycle_event_without_a_response_is_malformed(data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"{}", b'{"response":null}', b'{"response":7}'])
+def test_a_lifecycle_event_may_lack_its_response(data: bytes) -> None:
+    assert read_response(data) is None
+    assert response_members(data) == {}
+
+
+def test_what_a_lifecycle_event_says_in_place_of_a_response_counts() -> None:
+    data = b'{"type":"response.failed","sequence_number":3,"response":null,"error":{"code":"x"}}'
+    known = {"id": msgspec.Raw(b'"resp_1"'), "error": msgspec.Raw(b"null")}
+    assert json.loads(with_response(data, known)) == {
+        "type": "response.failed",
+        "sequence_number": 3,
+        "response": {"id": "resp_1", "error": {"code": "x"}},
+    }
+
+
+@pytest.mark.parametrize("data", [b"x", b"[]", DEEP])
+def test_a_lifecycle_event_that_is_no_object_is_malformed(data: bytes) -> None:
     with pytest.raises(MalformedEvent):
         read_response(data)
+    with pytest.raises(MalformedEvent):
+        with_response(data, {})
     assert response_members(data) == {}
+
+
+@pytest.mark.parametrize("odd", [0, 1.5, False, [], {}, [1], {"reason": 7}])
+def test_an_odd_member_of_a_response_counts_as_unsaid(odd: object) -> None:
+    names = ("id", "previous_response_id", "status", "incomplete_details")
+    data = json.dumps({"response": dict.fromkeys(names, odd)}).encode()
+    head = read_response(data)
+    assert head is not None
+    assert (head.id, head.previous_response_id, head.status) == ("", None, None)
+    assert head.incomplete_reason is None
+    assert head.previous_is_odd
+
+
+def test_a_number_out_of_all_range_is_no_usage() -> None:
+    head = read_response(b'{"response":{"id":"resp_1","usage":{"input_tokens":1e999}}}')
+    assert head is not None
+    assert (head.id, head.usage) == ("resp_1", None)
 
 
 def test_a_finished_item_keeps_its_bytes() -> None:
@@ -66,7 +108,21 @@ def test_a_finished_item_keeps_its_bytes() -> None:
     assert read_item_done(b'{"item":' + raw + b"}") == (None, raw)
 
 
-@pytest.mark.parametrize("data", [b"{}", b'{"item":{},"output_index":"0"}', b"x", DEEP])
+@pytest.mark.parametrize(
+    ("index", "read"),
+    [(2, 2), ("2", 2), (2.0, 2), (None, None), ("two", None), (-1, None), (2.5, None)],
+)
+def test_an_index_may_be_written_in_other_ways(index: object, read: int | None) -> None:
+    data = json.dumps({"output_index": index, "item": {}}).encode()
+    assert read_item_done(data) == (read, b"{}")
+
+
+@pytest.mark.parametrize("data", [b"{}", b'{"item":null}', b'{"item":"text"}'])
+def test_an_event_of_no_item_tells_of_none(data: bytes) -> None:
+    assert read_item_done(data) == (None, None)
+
+
+@pytest.mark.parametrize("data", [b"x", b"[]", DEEP])
 def test_an_item_event_that_cannot_be_read_is_malformed(data: bytes) -> None:
     with pytest.raises(MalformedEvent):
         read_item_done(data)
@@ -101,7 +157,9 @@ def test_metadata_without_headers_has_no_turn_state() -> None:
         (b'{"sequence_number":7}', 7),
         (b'{"sequence_number":null}', -1),
         (b"{}", -1),
-        (b'{"sequence_number":"7"}', -1),
+        (b'{"sequence_number":"7"}', 7),
+        (b'{"sequence_number":7.0}', 7),
+        (b'{"sequence_number":"x"}', -1),
         (b"nonsense", -1),
     ],
 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.protocol.errors import ApiError
+from gateway.protocol.naming import one_name
 from gateway.protocol.relay import Broken, Finished, NotContinued, Phase, Refused, Relay
 from tests.support.sse import ServerSentEvent
 
@@ -183,7 +185,7 @@ def test_a_stream_that_just_ends_is_a_failure(relayed: bool) -> None:
         ServerSentEvent(b"response.created", b"{"),
         ServerSentEvent(b"response.output_item.done", b'{"item":}'),
         ServerSentEvent(b"response.completed", b'{"type":"response.completed"}'),
-        ServerSentEvent(b"response.completed", b'{"response":{"output":{}}}'),
+        ServerSentEvent(b"response.completed", b"[]"),
     ],
     ids=lambda event: event.data.decode(),
 )
@@ -198,9 +200,158 @@ def test_interruptions_have_their_reason() -> None:
     for kind, reason in (("response.cancelled", "interrupted"), ("response.incomplete", "steered")):
         relay = Relay()
         response = {"id": "resp_1", "incomplete_details": {"reason": "steered"}}
-        (ending,) = relay.feed([event(kind, response=response)])
+        (ending,) = relay.feed([created(), event(kind, response=response)])[1:]
         assert relay.outcome == Finished("incomplete", reason, None)
         assert json.loads(ending)["type"] == "response.incomplete"
+
+
+# --- an answer without a beginning ---------------------------------------------------
+
+
+def decoded(payloads: list[bytes] | tuple[bytes, ...]) -> list[dict[str, Any]]:
+    return [json.loads(payload) for payload in payloads]
+
+
+def numbered_ones(*events: ServerSentEvent, first: int = 0) -> list[ServerSentEvent]:
+    return [
+        ServerSentEvent(
+            name, json.dumps({**json.loads(data), "sequence_number": first + place}).encode()
+        )
+        for place, (name, data) in enumerate(events)
+    ]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(
+    "stream",
+    [
+        (IN_PROGRESS, DELTA, done(MESSAGE), ended("completed", output=[MESSAGE])),
+        (DELTA, done(MESSAGE), ended("completed", output=[MESSAGE])),
+        (done(MESSAGE), ended("incomplete", output=[MESSAGE])),
+        (RATE_LIMITS, DELTA, ended("completed")),
+        (ended("completed", output=[MESSAGE]),),
+    ],
+)
+def test_an_answer_gets_the_beginning_that_it_lacks(
+    stream: tuple[ServerSentEvent, ...], first: int
+) -> None:
+    relay = Relay(made=lambda _: {"model": msgspec.Raw(b'"m"')})
+    sent = decoded(relay.feed(numbered_ones(*stream, first=first)))
+    assert sent[0]["type"] == "response.created"
+    assert [event["type"] for event in sent].count("response.created") == 1
+    assert (sent[0]["response"]["status"], sent[0]["response"]["output"]) == ("in_progress", [])
+    ids = {event["response"]["id"] for event in sent if "response" in event}
+    assert ids == {relay.response_id}
+    numbers = [event["sequence_number"] for event in sent]
+    assert numbers == sorted(set(numbers))
+
+
+def test_the_response_that_comes_first_gives_the_beginning() -> None:
+    relay = Relay()
+    first, *_ = decoded(relay.feed([IN_PROGRESS, DELTA, ended("completed")]))
+    assert first["response"]["id"] == "resp_1"
+    assert not relay.minted, "what continues it may name it"
+
+
+def test_a_beginning_that_comes_late_is_no_second_one() -> None:
+    relay = Relay()
+    kinds = types(relay.feed([IN_PROGRESS, created(), DELTA, created(), ended("completed")]))
+    assert kinds.count("response.created") == 1
+
+
+def test_an_echo_without_created_counts() -> None:
+    echo = event(
+        "response.in_progress", response={"id": "resp_1", "previous_response_id": "resp_0"}
+    )
+    relay = Relay(chained_to="resp_0")
+    assert types(relay.feed([echo, DELTA]))[0] == "response.created"
+    relay = Relay(chained_to="resp_0")
+    relay.feed([ended("completed", previous_response_id="resp_0", output=[MESSAGE])])
+    assert isinstance(relay.outcome, Finished)
+
+
+def test_a_failure_without_a_beginning_is_told_with_one() -> None:
+    relay = Relay()
+    assert relay.feed([ended("failed", error={"code": "server_error", "message": "x"})]) == []
+    assert isinstance(relay.outcome, Refused)
+    assert types(relay.outcome.terminal) == ["response.created", "response.failed"]
+
+
+# --- odd members -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("odd", [None, 0, 7, 1.5, "", [], {}, False], ids=repr)
+@pytest.mark.parametrize("member", ["id", "status", "previous_response_id", "error", "usage"])
+@pytest.mark.parametrize("kind", ["response.created", "response.in_progress", "response.completed"])
+def test_an_odd_member_ends_no_turn(kind: str, member: str, odd: object) -> None:
+    stream = [created(), IN_PROGRESS, DELTA, done(MESSAGE), ended("completed", output=[MESSAGE])]
+    for place, (name, data) in enumerate(stream):
+        if name == kind.encode():
+            changed = json.loads(data)
+            changed["response"][member] = odd
+            stream[place] = ServerSentEvent(name, json.dumps(changed).encode())
+    relay = Relay()
+    sent = decoded(relay.feed(stream))
+    assert relay.outcome == Finished("completed", None, None, relay.outcome.usage)  # type: ignore[union-attr]
+    ids = {event["response"]["id"] for event in sent if "response" in event}
+    assert ids == {relay.response_id}
+    assert relay.response_id
+    last = sent[-1]["response"]
+    assert (last["status"], last["output"]) == ("completed", [MESSAGE])
+    assert last.get("previous_response_id") in (None, "")
+    assert last.get("usage") is None or "total_tokens" in last["usage"]
+
+
+@pytest.mark.parametrize("odd", [None, 7, "text", [], {}], ids=repr)
+@pytest.mark.parametrize("kind", ["response.created", "response.in_progress", "response.completed"])
+def test_a_missing_response_ends_no_turn(kind: str, odd: object) -> None:
+    stream = [created(), IN_PROGRESS, DELTA, done(MESSAGE), ended("completed", output=[MESSAGE])]
+    stream = [event(kind, response=odd) if one.name == kind.encode() else one for one in stream]
+    relay = Relay(made=lambda _: {"model": msgspec.Raw(b'"m"')})
+    sent = decoded(relay.feed(stream))
+    assert isinstance(relay.outcome, Finished)
+    ids = {event["response"]["id"] for event in sent if "response" in event}
+    assert ids == {relay.response_id}
+    assert sent[-1]["response"]["status"] == "completed"
+    assert sent[-1]["response"]["output"] == [MESSAGE]
+
+
+@pytest.mark.parametrize("odd", ["", [], 7, {}, {"reason": None}], ids=repr)
+def test_odd_details_are_no_reason(odd: object) -> None:
+    relay = Relay()
+    *_, ending = relay.feed([created(), DELTA, ended("completed", incomplete_details=odd)])
+    assert relay.outcome == Finished("completed", None, None)
+    shown = json.loads(ending)["response"]["incomplete_details"]
+    assert shown is None or isinstance(shown, dict)
+
+
+@pytest.mark.parametrize("odd", [{}, "text", 7, None, [None, 7, "x"]], ids=repr)
+def test_an_odd_output_is_filled_with_what_was_seen(odd: object) -> None:
+    relay = Relay()
+    *_, ending = relay.feed([created(), done(MESSAGE), ended("completed", output=odd)])
+    assert json.loads(ending)["response"]["output"] == [MESSAGE]
+
+
+def test_an_event_that_finishes_no_item_is_passed_over() -> None:
+    relay = Relay()
+    sent = relay.feed([created(), done(None), done("text"), done(MESSAGE), ended("completed")])
+    assert types(sent).count("response.output_item.done") == 1
+    assert items(relay) == [MESSAGE]
+
+
+def test_what_the_gateway_reads_is_json_that_every_client_reads() -> None:
+    odd = {"type": "message", "id": "msg_1", "content": "hi \ud83d", "score": float("nan")}
+    stream = [
+        event("response.created", response={"id": "resp_1", "top_p": float("nan")}),
+        event("response.in_progress", response={"id": "resp_1", "top_p": float("-inf")}),
+        done(odd),
+        ended("completed", output=[odd]),
+    ]
+    relay = Relay()
+    sent = [msgspec.json.decode(payload) for payload in relay.feed(stream)]
+    item = {**odd, "content": "hi \ufffd", "score": None}
+    assert [sent[2]["item"], *sent[3]["response"]["output"]] == [item, item]
+    assert items(relay) == [item], "what is replayed is what the client saw"
 
 
 # --- nothing after the end -----------------------------------------------------------
@@ -259,26 +410,6 @@ def test_a_refusal_of_a_chained_turn_is_a_refusal() -> None:
 # --- what else streams hold ----------------------------------------------------------
 
 
-def test_events_without_a_name_are_told_by_their_type() -> None:
-    relay = Relay()
-    nameless = [ServerSentEvent(b"", one.data) for one in (created(), DELTA, ended("completed"))]
-    assert relay.feed(nameless)[1] == DELTA.data
-    assert relay.outcome == Finished("completed", None, None)
-
-
-def test_the_done_of_other_apis_is_no_event() -> None:
-    relay = Relay()
-    relay.feed([created(), DELTA])
-    assert relay.feed([ServerSentEvent(b"", b"[DONE]")]) == []
-    assert relay.outcome is None
-
-
-def test_what_nobody_could_tell_is_left_out() -> None:
-    relay = Relay()
-    relay.feed([created(), DELTA])
-    assert relay.feed([ServerSentEvent(b"", b"{}"), ServerSentEvent(b"ping", b"ping")]) == []
-
-
 def test_events_nobody_knows_pass() -> None:
     relay = Relay()
     new, foreign = event("response.hologram.delta"), event("x.news")
@@ -287,8 +418,9 @@ def test_events_nobody_knows_pass() -> None:
 
 
 def test_the_rate_limits_of_one_account_among_many_are_left_out() -> None:
-    assert Relay(pass_rate_limits=False).feed([RATE_LIMITS, DELTA]) == [DELTA.data]
-    assert Relay(pass_rate_limits=True).feed([RATE_LIMITS, DELTA]) == [RATE_LIMITS.data, DELTA.data]
+    stream = [created(), RATE_LIMITS, DELTA]
+    assert Relay(pass_rate_limits=False).feed(stream) == [created().data, DELTA.data]
+    assert Relay(pass_rate_limits=True).feed(stream) == [one.data for one in stream]
 
 
 def test_the_first_turn_state_is_kept() -> None:
@@ -346,7 +478,9 @@ BARE = b'{"error":{"message":"too long","type":"BadRequestError","param":null,"c
 )
 def test_an_error_of_any_shape_ends_the_attempt(ending: ServerSentEvent, begun: bool) -> None:
     relay = Relay()
-    assert relay.feed([created()] * begun + [ending]) == []
+    named = one_name(ending)
+    assert named is not None
+    assert relay.feed([created()] * begun + [named]) == []
     assert isinstance(relay.outcome, Refused)
     assert relay.outcome.error.status == 400
     assert "too long" in relay.outcome.error.message
@@ -360,11 +494,3 @@ def test_an_error_beside_the_response_that_failed_is_read() -> None:
     relay.feed([created(), ServerSentEvent(b"response.failed", data.encode())])
     assert isinstance(relay.outcome, Refused)
     assert (relay.outcome.error.status, relay.outcome.error.message) == (429, "slow")
-
-
-def test_what_has_no_type_and_is_no_error_is_dropped() -> None:
-    relay = Relay()
-    assert relay.feed([created(), ServerSentEvent(b"", b'{"message":"hello"}'), DELTA]) == [
-        created().data,
-        DELTA.data,
-    ]

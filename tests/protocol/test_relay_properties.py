@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import unittest.mock
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.events import PASSED_UNREAD
+from gateway.protocol.naming import one_name
 from gateway.protocol.relay import Broken, Finished, NotContinued, Refused, Relay
 from tests.support.sse import ServerSentEvent
 
@@ -61,9 +63,9 @@ SOUND: st.SearchStrategy[dict[str, Any]] = st.one_of(
 )
 BROKEN = st.sampled_from(
     [
-        ServerSentEvent(b"", b"[DONE]"),
-        ServerSentEvent(b"", b"nonsense"),
-        ServerSentEvent(b"response.completed", b"{}"),
+        ServerSentEvent(b"response.created", b"nonsense"),
+        ServerSentEvent(b"response.in_progress", b'{"type":"response.in_progress"}'),
+        ServerSentEvent(b"response.completed", b'{"type":"response.completed"}'),
         ServerSentEvent(b"response.created", b'{"type":"response.created"}'),
         ServerSentEvent(b"error", b""),
     ]
@@ -72,7 +74,9 @@ BROKEN = st.sampled_from(
 
 def as_event(event: dict[str, Any], named: bool) -> ServerSentEvent:
     name = event["type"].encode() if named else b""
-    return ServerSentEvent(name, json.dumps(event).encode())
+    reconciled = one_name((name, json.dumps(event).encode()))
+    assert reconciled is not None
+    return ServerSentEvent(*reconciled)
 
 
 EVENTS = st.builds(as_event, SOUND, st.booleans()) | BROKEN
@@ -84,6 +88,11 @@ def kind_of(payload: bytes) -> str:
     kind = json.loads(payload)["type"]
     assert isinstance(kind, str)
     return kind
+
+
+def is_made(payload: bytes) -> bool:
+    """Whether it is the beginning of a response, which the gateway may make."""
+    return kind_of(payload) in ("response.created", "response.in_progress", "response.queued")
 
 
 class Run:
@@ -126,6 +135,22 @@ def test_an_attempt_always_ends_and_tells_the_client_at_most_once(
         assert run.relay.released, "broken is what the client saw a part of"
 
 
+@given(BATCHES, CHAINED_TO, st.integers(-1, 5))
+def test_an_answer_has_one_beginning_before_all_output(
+    batches: list[list[ServerSentEvent]], chained_to: str | None, release_at: int
+) -> None:
+    run = Run(batches, chained_to, release_at)
+    kinds = [kind_of(payload) for payload in run.given_out]
+    begins = [place for place, kind in enumerate(kinds) if kind == "response.created"]
+    rest = [place for place, kind in enumerate(kinds) if kind not in NO_OUTPUT]
+    assert len(begins) <= 1
+    assert not rest or (begins and begins[0] < rest[0])
+    ids = {
+        event["response"]["id"] for event in map(json.loads, run.given_out) if "response" in event
+    }
+    assert ids <= {run.relay.response_id}, "one response has one id"
+
+
 @given(BATCHES, CHAINED_TO)
 def test_what_ends_before_output_was_never_seen(
     batches: list[list[ServerSentEvent]], chained_to: str | None
@@ -145,7 +170,7 @@ def test_payloads_are_the_upstreams_bytes_in_their_order(
     run = Run(batches, chained_to, release_at)
     sent = [event.data for batch in batches for event in batch]
     rest = iter(sent)
-    body = list(run.given_out)
+    body = [payload for payload in run.given_out if payload in sent or not is_made(payload)]
     if isinstance(run.relay.outcome, Finished):
         while body and body[-1] not in sent:
             body.pop()  # the terminal where it was mended, and what it announced
@@ -173,7 +198,9 @@ def test_how_events_are_batched_makes_no_difference(
 ) -> None:
     edges = [0, *sorted(places), len(events)]
     batches = [events[a:b] for a, b in itertools.pairwise(edges)]
-    whole, cut = Run([events], chained_to), Run(batches, chained_to)
+    made = unittest.mock.patch("gateway.protocol.relay.new_response_id", return_value="resp_made")
+    with made:
+        whole, cut = Run([events], chained_to), Run(batches, chained_to)
     assert whole.given_out == cut.given_out
     assert whole.relay.items == cut.relay.items
     assert type(whole.relay.outcome) is type(cut.relay.outcome)

@@ -334,13 +334,14 @@ def test_an_error_about_the_request_keeps_its_code_after_output() -> None:
     world.check_rest()
 
 
-def test_output_before_any_created_event_ends_in_an_error_event() -> None:
-    """There is no response id a ``response.failed`` could name."""
+def test_output_before_any_created_event_gets_one_and_fails_under_its_id() -> None:
     world = World()
     world.turn([user("hi")]).start()
     world.exchanges()[-1].sends(turn_events([text_item()], "resp_1")[3])
     world.exchanges()[-1].ends(None)
-    assert world.door.last["type"] == "error"
+    first, last = world.door.events[0], world.door.last
+    assert (first["type"], last["type"]) == ("response.created", "response.failed")
+    assert first["response"]["id"] == last["response"]["id"]
     world.check_rest()
 
 

@@ -108,7 +108,7 @@ def test_a_bare_error_after_output_is_a_failure_that_says_why() -> None:
     exchange = place.exchanges()[0]
     exchange.sends(*events[:5])
     bare = b'{"error":{"message":"max context is 9","code":400}}'
-    exchange.receiver.upstream_events([ServerSentEvent(b"", bare)])
+    exchange.receiver.upstream_events([ServerSentEvent(b"error", bare)])
     assert place.door.last["type"] == "response.failed"
     assert place.door.last["response"]["error"] == {
         "code": "context_length_exceeded",

@@ -396,7 +396,7 @@ def test_a_base_url_that_is_not_known_yet_is_a_failure(
 def test_an_event_beyond_all_bounds_is_a_failure(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange_module, "EventStreamParser", lambda: EventStreamParser(1000))
+    monkeypatch.setattr(exchange_module, "EventStreamParser", lambda **_: EventStreamParser(1000))
     _, heard, connection = wire.streaming()
     connection.sends(chunk(b"data: " + b"x" * 1000))
     assert heard.error.status == 502
