@@ -133,7 +133,8 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
     fields = _error_object(decoded)
     if status not in _STATUS_RANGE:
         told = _settled(None, fields)
-        fields.setdefault("message", f"The upstream answered with the status {status}.")
+        what = ", but with neither events nor a response" if status < 300 else ""
+        fields.setdefault("message", f"The upstream answered with the status {status}{what}.")
         return _build(502 if told == 500 else told, fields, headers, headers)
     return _build(_settled(status, fields), fields, headers, headers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Any
 
 from treq.response import _Response as TreqResponse
@@ -12,10 +13,10 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
 from ..deadline import Deadline
+from ..protocol.answer_body import AnswerBody, NotAnAnswer
 from ..protocol.error_reading import from_http
 from ..protocol.errors import ApiError
-from ..protocol.naming import read_named_events
-from ..protocol.sse import EventStreamParser, EventTooLarge
+from ..protocol.sse import Event, EventTooLarge
 from ..protocol.upstream_request import UpstreamRequest
 from .call import first_byte_seconds
 from .failures import log_bug, upstream_failure
@@ -30,8 +31,6 @@ _REFUSAL_SECONDS = 5.0
 
 #: How long an answer may go on after its terminal event before its connection is dropped.
 _DRAIN_SECONDS = 2.0
-
-_EVENT_STREAM = "text/event-stream"
 
 
 class ExchangeState(enum.Enum):
@@ -65,7 +64,7 @@ class HttpExchange(Protocol):
         self._timeouts = timeouts
         self._state = ExchangeState.IDLE
         self._deadline = Deadline(sender.reactor, self._timed_out)
-        self._parser = EventStreamParser(read=read_named_events)
+        self._body = AnswerBody()
         call = UpstreamCall("POST", "/responses", request.headers, request.body)
         self._first_byte_seconds = first_byte_seconds(call, timeouts)
         self._sending: Sending | None = Sending(sender, call, self)
@@ -122,14 +121,13 @@ class HttpExchange(Protocol):
         """The answer begins."""
         self._sending = None  # with the request's body, which nobody needs any more
         self._response = response
-        kind = (response.headers.getRawHeaders("content-type") or [_EVENT_STREAM])[0]
-        streams = response.code == 200 and kind.partition(";")[0].strip().lower() == _EVENT_STREAM
-        self._state = ExchangeState.STREAMING if streams else ExchangeState.REFUSED
-        if streams:
+        taken = 200 <= response.code < 300  # as what is for its body to tell
+        self._state = ExchangeState.STREAMING if taken else ExchangeState.REFUSED
+        if taken:
             self._receiver.upstream_answered(headers_of(response))
             if self._state is ExchangeState.OVER:
                 return
-        self._deadline.start(self._timeouts.idle if streams else _REFUSAL_SECONDS)
+        self._deadline.start(self._timeouts.idle if taken else _REFUSAL_SECONDS)
         response.deliverBody(self)
         if self._paused:
             self.pause()
@@ -142,48 +140,57 @@ class HttpExchange(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Bytes of the body."""
         if self._state is ExchangeState.STREAMING:
-            try:
-                events = self._parser.feed(data)
-                if not events:
-                    self._deadline.sign_of_life()  # a comment, or a piece of an event
-                else:
-                    self._deadline.touch()
-                    self._receiver.upstream_events(events)
-            except EventTooLarge as error:
-                self._fail(ApiError.bad_gateway(f"The upstream sent {error}."))
-            except Exception:  # Twisted would take it for the upstream's
-                self._broken_inside(Failure())
+            self._give_out(self._body.feed, data)
         elif self._state is ExchangeState.REFUSED:
             self._refusal_bytes += len(data)
             self._refusal.append(data)
             if self._refusal_bytes > _MAX_REFUSAL_BYTES:
-                self._fail(self._refused_with())
+                self._fail(self._refused_with(b"".join(self._refusal)))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The body is over."""
         state = self._state
         if state is ExchangeState.STREAMING:
-            complete = reason.check(ResponseDone, PotentialDataLoss)
-            self._end(None if complete else upstream_failure(reason))
+            if reason.check(ResponseDone, PotentialDataLoss) is None:
+                self._end(upstream_failure(reason))
+                return
+            self._give_out(self._body.finish)
+            if self._state is ExchangeState.STREAMING:
+                self._end(None)
+                return
         elif state is ExchangeState.REFUSED:
-            self._end(self._refused_with())
-        else:
-            self._state = ExchangeState.OVER
-            self._deadline.stop()
+            self._end(self._refused_with(b"".join(self._refusal)))
+            return
+        self._state = ExchangeState.OVER
+        self._deadline.stop()
 
-    def _refused_with(self) -> ApiError:
+    def _give_out(self, read: Callable[..., list[Event]], *data: bytes) -> None:
+        """Let the receiver have the events that ``read`` finds in the body."""
+        try:
+            events = read(*data)
+            if not events:
+                self._deadline.sign_of_life()  # a comment, or a piece of an event
+            else:
+                self._deadline.touch()
+                self._receiver.upstream_events(events)
+        except EventTooLarge as error:
+            self._fail(ApiError.bad_gateway(f"The upstream sent {error}."))
+        except NotAnAnswer as other:
+            self._fail(self._refused_with(other.body))
+        except Exception:  # Twisted would take it for the upstream's
+            self._broken_inside(Failure())
+
+    def _refused_with(self, body: bytes) -> ApiError:
         response = self._response
         assert response is not None
-        if response.code == 200:
-            return ApiError.bad_gateway("The upstream's answer is not an event stream.")
-        body = b"".join(self._refusal)[:_MAX_REFUSAL_BYTES]
-        return self._sender.scrubbed(from_http(response.code, headers_of(response), body))
+        error = from_http(response.code, headers_of(response), body[:_MAX_REFUSAL_BYTES])
+        return self._sender.scrubbed(error)
 
     def _timed_out(self) -> None:
         if self._state is ExchangeState.SENT:
             waited, what = self._first_byte_seconds, "did not answer"
         elif self._state is ExchangeState.REFUSED:
-            self._fail(self._refused_with())
+            self._fail(self._refused_with(b"".join(self._refusal)))
             return
         elif self._state is ExchangeState.DRAINING:
             self._drop()

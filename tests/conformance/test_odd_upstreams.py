@@ -1,4 +1,4 @@
-"""Upstreams that write events their own way: protocol.md §10.93-95, through every door."""
+"""Upstreams that write events their own way: protocol.md §10.93-97, through every door."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from tests.support.events import (
     Json,
     call_item,
     call_output,
+    error_body,
+    new_id,
     numbered,
+    response_object,
     text_item,
 )
 from tests.support.httpclient import HttpClient
@@ -203,3 +206,89 @@ def test_10_95_an_answer_without_a_beginning_gets_one(replay_rig: Rig, left_out:
         door.turn(previous_response_id=response["id"])
         assert len(replay_rig.upstream.requests[-1].input) == 3
         door.drop()
+
+
+# --- §10.96 --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [b"\n", b""])
+@pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+def test_10_96_the_last_event_needs_no_blank_line(
+    rig: Rig, door: Door, framing: str, ending: bytes
+) -> None:
+    def script(exchange: Exchange) -> None:
+        body = body_of(exchange).rstrip(b"\n") + ending
+        if framing == "chunked":
+            exchange.chunks(body)
+            exchange.end()
+        elif framing == "length":
+            exchange.reply(200, body, {"Content-Type": "text/event-stream"})
+        else:
+            exchange.raw(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + body)
+            exchange.close()
+
+    rig.upstream.queue(script)
+    assert door.turn()["output"]
+
+
+def test_10_96_an_event_that_was_cut_is_none(rig: Rig) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.chunks(body_of(exchange)[:-30])
+        exchange.end()
+
+    rig.upstream.queue(script)
+    *_, last = rig.connect().turn()
+    assert last["type"] == "response.failed"
+
+
+# --- §10.97 --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 203])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/octet-stream", "application/json", "Text/Event-Stream", ""]
+)
+def test_10_97_an_event_stream_is_one_under_any_head(
+    rig: Rig, door: Door, kind: str, status: int
+) -> None:
+    message = text_item("hello")
+
+    def script(exchange: Exchange) -> None:
+        headers = {"Content-Type": kind} if kind else None
+        exchange.reply(status, body_of(exchange, [message]), headers)
+
+    rig.upstream.queue(script)
+    assert door.turn()["output"] == [message]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "text/event-stream"])
+def test_10_97_one_object_is_read_as_the_answer_it_is(rig: Rig, door: Door, kind: str) -> None:
+    items = [text_item("hello"), call_item()]
+
+    def script(exchange: Exchange) -> None:
+        whole = response_object(
+            new_id("resp"),
+            status="completed",
+            output=items,
+            previous_response_id=exchange.request.previous_response_id,
+        )
+        exchange.reply(200, json.dumps(whole).encode(), {"Content-Type": kind})
+
+    rig.upstream.queue(script)
+    first = door.turn()
+    assert first["output"] == items
+    if door.events:
+        assert types(door.events)[0] == "response.created"
+        done = [e["item"] for e in door.events if e["type"] == "response.output_item.done"]
+        assert done == items
+    output = [call_output(items[1]["call_id"])]
+    door.turn(input=output, previous_response_id=first["id"])
+    assert rig.upstream.requests[-1].previous_response_id == first["id"], "it is chained to"
+
+
+def test_10_97_an_error_with_status_200_is_a_refusal(rig: Rig) -> None:
+    refusal = error_body("context_length_exceeded", "Too long.")
+    rig.upstream.queue(lambda exchange: exchange.json(200, refusal))
+    (last,) = rig.connect().turn()
+    assert (last["type"], last["status"]) == ("error", 400)
+    assert last["error"]["message"] == "Too long."

@@ -11,9 +11,9 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from gateway.config.urls import base_url
+from gateway.protocol.answer_body import AnswerBody
 from gateway.protocol.faults import FaultKind, attribute
 from gateway.protocol.refusals import may_move
-from gateway.protocol.sse import EventStreamParser
 from gateway.upstream import exchange as exchange_module
 from tests.support.sse import ServerSentEvent
 from tests.upstream.wire import (
@@ -174,7 +174,7 @@ def test_a_success_that_is_no_event_stream_is_a_bad_gateway(wire: Wire, kind: by
     _, heard, connection = wire.started()
     connection.sends(refusal(200, b"{}", b"content-type: " + kind))
     assert heard.error.status == 502
-    assert "not an event stream" in heard.error.message
+    assert "neither events nor a response" in heard.error.message
     wire.check_rest()
 
 
@@ -396,7 +396,7 @@ def test_a_base_url_that_is_not_known_yet_is_a_failure(
 def test_an_event_beyond_all_bounds_is_a_failure(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange_module, "EventStreamParser", lambda **_: EventStreamParser(1000))
+    monkeypatch.setattr(exchange_module, "AnswerBody", lambda: AnswerBody(1000))
     _, heard, connection = wire.streaming()
     connection.sends(chunk(b"data: " + b"x" * 1000))
     assert heard.error.status == 502
