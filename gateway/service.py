@@ -173,7 +173,7 @@ class GatewayService(MultiService):
             self.door,
             self._site,
             self.settings.timeouts.handshake_seconds,
-            self.admission.incoming,
+            self.admission,
         )
 
     def _forget_what_is_old(self) -> None:

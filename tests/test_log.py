@@ -62,6 +62,16 @@ def test_fields_of_other_libraries_stay_out() -> None:
 
 
 @pytest.mark.parametrize("format", ["text", "json"])
+def test_that_files_are_short_is_not_said_by_others_for_each_connection(format: str) -> None:
+    for namespace in ("Port", "_FileDescriptorReservation"):
+        logger, out = logged(format, namespace=f"twisted.internet.tcp.{namespace}")
+        logger.info("EMFILE encountered")
+        if namespace != "Port":
+            logger.failure("could not reserve", Failure(OSError(24, "Too many open files")))
+        assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
 def test_a_failure_brings_its_traceback(format: str) -> None:
     logger, out = logged(format)
     try:

@@ -63,7 +63,8 @@ class AdminSettings(Section, frozen=True, forbid_unknown_fields=True):
 class KeySettings(Section, frozen=True, forbid_unknown_fields=True):
     """One key that clients may present: itself or its SHA-256 in hex, and what it may use.
 
-    `sees_quotas=None` means that it does if it is the only key.
+    `sees_quotas=None` means that it does if it is the only key; `max_connections=None` half of all
+    connections, or all if it is the only key.
     """
 
     name: Text
@@ -72,6 +73,7 @@ class KeySettings(Section, frozen=True, forbid_unknown_fields=True):
     models: Patterns = ("*",)
     websocket: bool = True
     sees_quotas: bool | None = None
+    max_connections: Count | None = None
     max_concurrent_turns: Count | None = None
     requests_per_minute: Count | None = None
     requests_per_day: Count | None = None

@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 
 from ..protocol.errors import ApiError
 from ..sockets import set_up
+from .admission import MAX_SILENT, Admission, no_room_for_files
 from .handover import hand_over, head_asks_for_websocket
-from .incoming import Incoming
 from .refusal import headers_too_long, refusal
 
 #: Bound on what a client may send before its first head is complete.
@@ -45,7 +45,8 @@ class Front(TwistedProtocol):
     transport: Any
 
     def __init__(self) -> None:
-        self._head = b""
+        self._head = bytearray()
+        self._is_welcome = True
         self._is_refused = False
         self._deadline: IDelayedCall | None = None
 
@@ -55,6 +56,7 @@ class Front(TwistedProtocol):
         self._deadline = self.factory.reactor.callLater(
             self.factory.head_seconds, self.transport.abortConnection
         )
+        self._is_welcome = self.factory.makes_room(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Decide when the head is complete."""
@@ -63,7 +65,9 @@ class Front(TwistedProtocol):
         searched = max(0, len(self._head) - len(_END))
         self._head += data
         end = self._head.find(_END, searched)
-        if end >= 0:
+        if end >= 0 and not self._is_welcome:
+            self.give_up(no_room_for_files())  # not before: a reset would eat the answer
+        elif end >= 0:
             self._decide(end + len(_END))
         elif len(self._head) > _MAX_HEAD_BYTES:
             self.give_up(headers_too_long())
@@ -77,20 +81,20 @@ class Front(TwistedProtocol):
     def give_up(self, error: ApiError) -> None:
         """See ``Sender``."""
         self._is_refused = True
-        self._head = b""
-        self.factory.incoming.leave(self)
+        self._head.clear()
+        self.factory.left(self)
         self.transport.write(refusal(error))
         self.transport.loseConnection()
 
     def _decide(self, end: int) -> None:
         self._stop_waiting()
-        data, self._head = self._head, b""
+        data = bytes(self._head)
         transport, self.transport = self.transport, None
         builder = self.factory.builder_for(data[:end])
         hand_over(transport, builder.buildProtocol(transport.getPeer()), data)
 
     def _stop_waiting(self) -> None:
-        self.factory.incoming.leave(self)
+        self.factory.left(self)
         deadline, self._deadline = self._deadline, None
         if deadline is not None and deadline.active():
             deadline.cancel()
@@ -102,7 +106,7 @@ class FrontFactory(Factory):
     :param websockets: makes the protocols of WebSocket connections.
     :param http: makes those of all others.
     :param head_seconds: how long a client may take for its first head.
-    :param incoming: counts the heads that are not whole.
+    :param admission: counts the heads that are not whole, and knows who rests.
     """
 
     protocol: Any = Front
@@ -114,13 +118,34 @@ class FrontFactory(Factory):
         websockets: Builder,
         http: Builder,
         head_seconds: float,
-        incoming: Incoming,
+        admission: Admission,
     ) -> None:
         self.reactor = reactor
         self.head_seconds = head_seconds
-        self.incoming = incoming
+        self.incoming = admission.incoming
+        self._admission = admission
         self._websockets = websockets
         self._http = http
+
+    def makes_room(self, front: Front) -> bool:
+        """Whether there is room for what a new connection will ask for.
+
+        Where there are too many, the one goes that has owed us its head for the longest; or, if
+        it is for want of files, one that rests between two requests.
+        """
+        few_files = not self._admission.files.suffice(front.transport)
+        oldest = next(iter(self._admission.silent), None)
+        if oldest is not None and (few_files or len(self._admission.silent) >= MAX_SILENT):
+            self.left(oldest)
+            oldest.transport.abortConnection()
+            few_files = False
+        self._admission.silent[front] = None
+        return not few_files or self._admission.make_room()
+
+    def left(self, front: Front) -> None:
+        """A connection has said what it wants, or is over.  May be called again."""
+        self._admission.silent.pop(front, None)
+        self.incoming.leave(front)
 
     def builder_for(self, head: bytes) -> Builder:
         """Who speaks what a client begins with."""

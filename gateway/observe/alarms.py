@@ -35,6 +35,7 @@ class Signs(NamedTuple):
         a client that asks on and on is nothing to act on.
     :ivar failed: those of them that failed.
     :ivar error: the one that most of them failed by.
+    :ivar turned_away: whether clients are, for want of files.
     """
 
     lag_ms: float | None
@@ -47,6 +48,7 @@ class Signs(NamedTuple):
     turns: int
     failed: int
     error: str | None = None
+    turned_away: bool = False
 
 
 class Finding(NamedTuple):
@@ -91,7 +93,10 @@ def findings(signs: Signs) -> Iterator[Finding]:
         what = f"{memory:.0%} of the memory's budget is used"
         yield Finding(f"memory {level}", level, what, "the memory register says by what")
     files = _share(signs.files, signs.files_limit)
-    if files > FILES_AMBER:
+    if signs.turned_away:
+        what = "clients are turned away: nearly all of the files that may be open are"
+        yield Finding("files red", "red", what, "raise LimitNOFILE (ulimit -n)")
+    elif files > FILES_AMBER:
         level = "red" if files > FILES_RED else "amber"
         what = f"{files:.0%} of the files that may be open are"
         yield Finding(f"files {level}", level, what, "raise LimitNOFILE (ulimit -n)")

@@ -133,6 +133,9 @@ class Observatory(Service):
         now = self._reactor.seconds()
         self._steps += 1
         self.looked = look()
+        used, limit = self.looked.open_files, self.looked.open_files_limit
+        if used is not None and limit is not None and used >= limit:
+            self._admission.files.ran_short(limit)
         self._alarms.update(findings(self._signs()), now)
         self.history_of_all.step(now, self.gauges())
         self.loop_lag.recent.mark()
@@ -187,6 +190,7 @@ class Observatory(Service):
             max(0, turns - turned_away),
             max(0, failed - turned_away),
             max(others, key=lambda error: others[error], default=None),
+            self._admission.files.are_short,
         )
 
     def _errors_so_far(self) -> _Errors:

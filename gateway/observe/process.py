@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Iterator
@@ -34,9 +35,12 @@ def look(proc: Path = _PROC) -> ProcessFigures:
     rss = files = None
     with suppress(OSError, ValueError, IndexError):
         rss = int((proc / "statm").read_bytes().split()[1]) * resource.getpagesize()
-    with suppress(OSError):
-        files = len(os.listdir(proc / "fd"))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        files = len(os.listdir(proc / "fd"))
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            files = limit  # looking takes one, too
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return ProcessFigures(
         rss,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..accounts.catalogue import MAX_CATALOGUES, Catalogues
 from ..accounts.health import MAX_MODELS as MAX_RESTING_MODELS
 from ..accounts.pool import MAX_MODELS as MAX_POOL_MODELS
-from ..downstream.admission import Admission
+from ..downstream.admission import MAX_SILENT, Admission
 from ..downstream.websocket.site import ResponsesFactory
 from ..tenants.strangers import MAX_ADDRESSES as MAX_STRANGERS
 from ..tenants.tenants import Tenants
@@ -93,6 +93,8 @@ class Registers:
         yield Register(
             "connections", len(self._admission), self._admission.max_connections, "connections"
         )
+        silent = self._admission.silent
+        yield Register("silent connections", len(silent), MAX_SILENT, "connections")
         incoming = self._admission.incoming
         yield Register("incoming", incoming.bytes, incoming.max_bytes, "bytes", incoming.bytes)
         yield Register("queued turns", queued, lanes * self._door.max_queued_turns, "turns")

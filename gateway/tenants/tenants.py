@@ -79,6 +79,18 @@ class Tenants:
         found = self._tenants.get(tenant)
         return found is not None and found.settings.websocket
 
+    def max_connections(self, tenant: str, all_keys: int) -> int:
+        """How many connections it may have at the same time.
+
+        :param all_keys: how many there may be; of several keys none takes more than half of
+            them, unless the operator says so.
+        """
+        found = self._tenants.get(tenant)
+        wanted = None if found is None else found.settings.max_connections
+        if wanted is not None:
+            return wanted
+        return all_keys if self.one_tenant else max(1, all_keys // 2)
+
     def may_use(self, tenant: str, model: str) -> bool:
         """Whether the operator allows the key this model."""
         found = self._tenants.get(tenant)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import socket
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.conformance.conftest import Rig, Stage
 from tests.support.checks import assert_error, completed, output_text
-from tests.support.gateway import account
+from tests.support.gateway import Gateway, account
 from tests.support.httpclient import HttpClient
 from tests.support.upstream import Exchange
+from tests.support.wsclient import Refused
 
 pytestmark = pytest.mark.conformance
 
@@ -87,3 +92,82 @@ def test_a_head_without_end_is_dropped_and_the_turn_moves(stage: Stage, flood: F
     (request,) = hostile.requests
     assert request.wait_gone(), "the connection was not dropped"
     assert len(gateway.log()) < 50_000, "each piece of it was logged"
+
+
+# --- connections ---------------------------------------------------------------------------
+
+
+def idle_connections(port: int, count: int) -> list[socket.socket]:
+    """Connections that say nothing."""
+    return [socket.create_connection(("127.0.0.1", port), timeout=15) for _ in range(count)]
+
+
+def close(connections: list[socket.socket]) -> None:
+    for each in connections:
+        each.close()
+
+
+def probe(gateway: Gateway, path: str) -> int:
+    client = HttpClient(gateway.admin_port, key=None)
+    status = client.ask("GET", path).status
+    client.drop()
+    return status
+
+
+def status_of_upgrade(gateway: Gateway) -> int:
+    """How one more client is answered."""
+    try:
+        return gateway.connect().status
+    except Refused as refused:
+        return refused.status
+
+
+def test_probes_and_turns_are_answered_beside_silent_connections(stage: Stage) -> None:
+    gateway = stage.gateway(account("solo", stage.upstream()))
+    silent = idle_connections(gateway.admin_port, 150) + idle_connections(gateway.port, 150)
+    for path in ("/livez", "/readyz", "/metrics"):
+        assert probe(gateway, path) == 200, path
+    completed(gateway.connect().turn())
+    close(silent)
+
+
+def test_when_files_run_short_turns_go_on_and_it_is_said_once(stage: Stage) -> None:
+    gateway = stage.gateway(account("solo", stage.upstream()))
+    inside = gateway.connect()
+    completed(inside.turn())
+    used = len(os.listdir(f"/proc/{gateway.process.pid}/fd"))
+    resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE, (used + 60, used + 60))
+    answers = [status_of_upgrade(gateway) for _ in range(100)]
+    assert answers.count(503) > 10
+    assert set(answers) == {101, 503}
+    completed(inside.turn())
+    for path in ("/livez", "/metrics"):
+        assert probe(gateway, path) == 200
+    log = gateway.log()
+    assert log.count("clients are turned away") == 1
+    assert "EMFILE" not in log
+    gateway.close_clients()
+    deadline = time.monotonic() + 15
+    while status_of_upgrade(gateway) == 503:
+        assert time.monotonic() < deadline, "nobody is let in any more"
+
+
+def test_where_no_file_can_be_opened_at_all_it_goes_on_afterwards(stage: Stage) -> None:
+    gateway = stage.gateway(account("solo", stage.upstream()))
+    pid = gateway.process.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    inside = gateway.connect()
+    completed(inside.turn())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (4, hard))
+    silent = idle_connections(gateway.port, 30) + idle_connections(gateway.admin_port, 30)
+    deadline = time.monotonic() + 15
+    while "clients are turned away" not in gateway.log():
+        assert time.monotonic() < deadline, "nobody said that there are no files left"
+        time.sleep(0.1)
+    completed(inside.turn())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    close(silent)
+    completed(gateway.connect().turn())
+    assert probe(gateway, "/readyz") == 200
+    assert gateway.log().count("clients are turned away") == 1
+    assert "EMFILE" not in gateway.log()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 from pathlib import Path
 
@@ -29,6 +30,17 @@ def test_what_a_system_does_not_tell_is_none(tmp_path: Path) -> None:
     looked = look(tmp_path / "nowhere")
     assert (looked.rss_bytes, looked.open_files) == (None, None)
     assert memory_budget(tmp_path / "nowhere", tmp_path) is None
+
+
+def test_where_not_even_a_look_can_be_had_all_files_are_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def listdir(path: Path) -> list[str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("gateway.observe.process.os.listdir", listdir)
+    looked = look()
+    assert looked.open_files == looked.open_files_limit
 
 
 def test_resident_pages_are_counted_in_bytes(tmp_path: Path) -> None:

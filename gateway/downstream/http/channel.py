@@ -8,6 +8,8 @@ without a body.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol
@@ -306,8 +308,23 @@ class HttpChannel(HTTPChannel):
 
         :raises ApiError: 503.
         """
-        try:
+        with self._last_if_refused():
             self.site.admission.enter(self)
+
+    def claim(self, tenant: str) -> None:
+        """The request is this tenant's.
+
+        :raises ApiError: 429.
+        """
+        admission = self.site.admission
+        most = self.site.tenants.max_connections(tenant, admission.max_connections)
+        with self._last_if_refused():
+            admission.claim(self, tenant, most)
+
+    @contextmanager
+    def _last_if_refused(self) -> Iterator[None]:
+        try:
+            yield
         except ApiError:
             self.is_last = True
             self.persistent = False
@@ -375,4 +392,8 @@ class HttpChannel(HTTPChannel):
             raise AssertionError(f"a connection cannot go from {self._phase} to {phase}")
         if self._phase is Phase.BODY:
             self.site.admission.incoming.leave(self)
+        if phase is Phase.IDLE:
+            self.site.admission.rests(self)
+        elif self._phase is Phase.IDLE:
+            self.site.admission.wakes(self)
         self._phase = phase

@@ -76,6 +76,7 @@ class WireRequest(Request):
             self.method.decode("latin-1"), self.path.decode("latin-1")
         )
         self.tenant = self._site.tenants.tenant_of(self._headers, self._address())
+        self.channel.claim(self.tenant)
         if length is not None and length > self._site.max_body_bytes:
             raise body_too_long(self._site.max_body_bytes)
         check_encoding(self._headers.get("content-encoding", ""))

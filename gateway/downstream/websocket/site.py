@@ -103,7 +103,10 @@ class ResponsesFactory(WebSocketServerFactory):
                 "WebSocket is switched off here; send POST requests to the same URL.",
                 "websocket_disabled",
             )
-        self._admission.enter(protocol)
+        admission = self._admission
+        admission.enter(protocol)
+        most = self._tenants.max_connections(tenant, admission.max_connections)
+        admission.claim(protocol, tenant, most)
         return Session(
             self._environment,
             self._settings.session,

@@ -58,7 +58,7 @@ class House:
             self.websockets,
             self.site,
             self.settings.timeouts.handshake_seconds,
-            self.admission.incoming,
+            self.admission,
         )
         self.clients: list[Client] = []
 
