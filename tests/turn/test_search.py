@@ -147,6 +147,18 @@ def test_a_turn_that_waits_is_served_by_the_end_of_a_cooldown() -> None:
     place.check_rest()
 
 
+def test_a_turn_does_not_wait_on_for_an_account_that_refuses_it_after_each_rest() -> None:
+    place = world(1)
+    _, door = started(place)
+    soon = ApiError(429, "requests", "Slow down.", "rate_limit_exceeded")
+    for number in range(3):
+        place.exchanges("a")[number].ends(soon)
+        place.clock.pump([0.25] * 20)
+    assert door.last["error"]["message"] == "Slow down."
+    assert len(place.exchanges("a")) == 3
+    place.check_rest()
+
+
 def test_a_cooldown_that_outlasts_the_queue_is_not_waited_for() -> None:
     place = world(accounts=1, queue_seconds=15.0)
     _, door = started(place)
