@@ -114,27 +114,6 @@ def test_10_85_what_is_refused_and_not_missed_is_given_up_unseen_once(
 
 
 @DOORS
-def test_10_85_an_account_that_does_not_stream_answers_in_one_piece(
-    stage: Stage, door: str
-) -> None:
-    def script(exchange: Exchange) -> None:
-        if exchange.request.body["stream"]:
-            message = "Your organization must be verified to stream this model."
-            exchange.json(400, error_body("unsupported_value", message, param="stream"))
-        else:
-            exchange.json(200, exchange.turn()[-1]["response"])
-
-    upstream = stage.upstream(script)
-    lease = stage.serve(upstream)
-    turns = Turns(lease.gateway, door)
-    for _ in range(2):
-        turns.completes(model=lease.model, input=[user("hi")])
-    asked = [(each.body["stream"], dict(each.headers)["accept"]) for each in upstream.requests]
-    events, one = (True, "text/event-stream"), (False, "application/json")
-    assert asked == [events, one, one]
-
-
-@DOORS
 @pytest.mark.parametrize(
     ("members", "message"),
     [

@@ -13,7 +13,7 @@ from tests.e2e.codex import CodexClient
 from tests.e2e.conftest import Scene
 from tests.e2e.scripted_model import ScriptedModel, task_prompt
 from tests.e2e.test_codex import assert_done, drive, each_client
-from tests.support.services import ChatGpt, OtherIds, ZeroRetention
+from tests.support.services import ChatGpt, OtherIds, TypesByName, ZeroRetention
 from tests.support.strict import Mode, Strict
 
 pytestmark = pytest.mark.e2e
@@ -26,9 +26,13 @@ def other_ids(name: str, brain: ScriptedModel) -> Strict:
     return OtherIds(name, Mode.STATELESS, brain)
 
 
+def types_by_name(name: str, brain: ScriptedModel) -> Strict:
+    return TypesByName(name, Mode.STATELESS, brain)
+
+
 @each_client
 @pytest.mark.parametrize("websockets", [True, False], ids=["websocket", "http"])
-@pytest.mark.parametrize("service", [ChatGpt, ZeroRetention, other_ids])
+@pytest.mark.parametrize("service", [ChatGpt, ZeroRetention, other_ids, types_by_name])
 def test_each_command_runs_once(
     scene: Scene, client: CodexClient, service: Make, websockets: bool
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.support.events import Json, new_id, reasoning_item
 from tests.support.strict import Brain, Mode, Refusal, Strict, refuse
 
@@ -78,6 +80,16 @@ class OtherIds(Strict):
         renamed = [{**item, "id": new_id("final")} for item in final["output"]]
         final["output"] = [reasoning_item(self.seal()), *renamed]
         return super().written(events)
+
+
+class TypesByName(Strict):
+    """The data of its events have no `type`: the `event:` lines tell it."""
+
+    def written(self, events: list[Json]) -> list[bytes]:
+        untyped = [
+            (event["type"], {k: v for k, v in event.items() if k != "type"}) for event in events
+        ]
+        return [f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode() for kind, data in untyped]
 
 
 def _detail(message: str) -> Refusal:
