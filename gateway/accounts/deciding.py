@@ -230,8 +230,12 @@ class Deciding:
         home = self._named.get(binding.account)
         if home is None or home is account:
             return None
-        away = binding.stand_in is not None or self._why_not(home) is not None
+        away = binding.stand_in is not None or self._ails(home) is not None
         return home if away else None
+
+    def _ails(self, home: Account) -> str | None:
+        """Why the conversation's home does not get this turn; None when it could."""
+        return self._lost.get(home.name) or self._why_not(home)
 
     def _is_on_its_way(self, account: Account) -> bool:
         """Whether this turn brings the conversation home: it is there once the home answered."""
@@ -246,7 +250,7 @@ class Deciding:
             return Decision(account, rule, Effect.BEGIN)
         home = self._stood_in_for(account)
         if home is not None and binding.stand_in != account.name:
-            return Decision(account, rule, Effect.STAND_IN, self._why_not(home) or "")
+            return Decision(account, rule, Effect.STAND_IN, self._ails(home) or "")
         if home is not None or self._is_on_its_way(account):
             return Decision(account, rule)
         return Decision(account, rule, Effect.BIND)

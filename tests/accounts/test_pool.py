@@ -479,6 +479,30 @@ def test_a_probe_that_leaves_without_an_answer_lets_another_try() -> None:
     assert alone.goes()[0] == "a"
 
 
+@pytest.mark.parametrize("loss", ["move", "wait"])
+def test_a_home_that_is_used_up_is_stood_in_for_until_its_quota_resets(loss: str) -> None:
+    basin = Basin("a", "b", on_account_loss=loss)
+    assert basin.goes("t1")[0] == "a"
+    basin.fails("a", kind=FaultKind.EXHAUSTED, seconds=7200.0)
+    basin.clock.advance(900)  # as long as it is left alone at most, and more
+    if loss == "wait":
+        assert basin.goes("t1") == ("a", "thread"), "it may have been given more meanwhile"
+        return
+    assert basin.goes("t1") == ("b", "stands in for a (round-robin)")
+    binding = basin.bindings.look(thread("t1"))
+    assert binding is not None
+    assert (binding.account, binding.stand_in) == ("a", "b")
+    assert binding.stand_in_why == "its quota is used up"
+    assert basin.goes("t1")[0] == "b"
+    assert {basin.goes()[0] for _ in range(4)} == {"b"}
+    basin.clock.advance(7200)
+    assert basin.goes("t1") == ("a", "returns to its account")
+    basin.fails("a", kind=FaultKind.EXHAUSTED, seconds=7200.0)
+    basin.clock.advance(900)
+    basin.accounts["b"].health.disable()
+    assert basin.goes("t1")[0] == "a", "better than nobody"
+
+
 # --- whatever happens ----------------------------------------------------------------
 
 NAMES = st.sampled_from([None, "a", "b", "c", "removed"])
