@@ -96,10 +96,9 @@ class Bindings:
         digest, now = _digest(key), self.now()
         binding = self._take(key.tenant, digest, now)
         if binding is None or binding.account != account:
-            account, why = self._shared(account), self._shared(why)
-            rule, tenant = self._shared(key.rule), self._shared(key.tenant)
-            binding = Binding(account, why, now, None, None, now, rule, tenant)
+            binding = self._made(key, account, why, now)
         binding.stand_in = binding.stand_in_why = binding.leaves = None
+        binding.answered = True
         self._put(digest, binding, now)
 
     def expect(self, key: AffinityKey, account: str, why: str = "") -> None:
@@ -107,23 +106,28 @@ class Bindings:
 
         Others follow it there; nothing else comes of it until :meth:`settle`.
         """
-        if self.look(key) is None:
-            self.bind(key, account, why)
-            self._bound[key.tenant][_digest(key)].answered = False
+        digest, now = _digest(key), self.now()
+        binding = self._take(key.tenant, digest, now)
+        if binding is None:
+            binding = self._made(key, account, why, now)
+            binding.answered = False
+        self._put(digest, binding, now)
 
     def settle(self, key: AffinityKey, account: str, why: str = "") -> None:
         """``account`` answered ``key``: it is its home, unless another answered before."""
-        found = self.look(key)
-        if found is not None and found.answered:
-            return
-        self.release(key)
-        self.bind(key, account, why)
+        digest, now = _digest(key), self.now()
+        binding = self._take(key.tenant, digest, now)
+        if binding is None or (not binding.answered and binding.account != account):
+            binding = self._made(key, account, why, now)
+        binding.answered = True
+        self._put(digest, binding, now)
 
     def withdraw(self, key: AffinityKey, account: str) -> None:
         """``account`` did not answer ``key``, and is not expected to any more."""
-        found = self.look(key)
+        digest = _digest(key)
+        found = self._bound.get(key.tenant, {}).get(digest)
         if found is not None and not found.answered and found.account == account:
-            self.release(key)
+            self._pop(key.tenant, digest)
 
     def stand_in(self, key: AffinityKey, account: str, why: str = "") -> None:
         """Let ``account`` serve ``key`` until it is bound again; without a home it is the home.
@@ -220,6 +224,11 @@ class Bindings:
                 del self._bound[tenant]
 
     # --- inside ----------------------------------------------------------------------
+
+    def _made(self, key: AffinityKey, account: str, why: str, now: float) -> Binding:
+        account, why = self._shared(account), self._shared(why)
+        rule, tenant = self._shared(key.rule), self._shared(key.tenant)
+        return Binding(account, why, now, None, None, now, rule, tenant)
 
     def _alive(self, binding: Binding | None, now: float) -> Binding | None:
         if binding is None or binding.used_at + self._ttl_seconds <= now:

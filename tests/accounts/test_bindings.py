@@ -332,3 +332,39 @@ def test_what_is_no_id_names_no_binding(bindings: Bindings, name: str) -> None:
     bindings.bind(key(), "a")
     assert bindings.with_id(name) is None
     assert bindings.move(name) is None
+
+
+# --- before anybody has answered -------------------------------------------------------
+
+
+def test_who_is_only_expected_somewhere_is_at_home_nowhere(bindings: Bindings) -> None:
+    bindings.expect(key(), "a", "round-robin")
+    binding = found(bindings.find(key()))
+    assert (binding.account, binding.answered) == ("a", False), "others follow it there"
+    assert list(bindings.items(9)) == []
+    assert bindings.with_id(opaque_id(key())) is None
+    bindings.settle(key(), "a", "round-robin")
+    assert [each.account for _, each in bindings.items(9)] == ["a"]
+
+
+def test_the_first_that_answers_is_the_home(bindings: Bindings) -> None:
+    bindings.expect(key(), "a", "round-robin")
+    bindings.expect(key(), "b", "round-robin")
+    assert found(bindings.look(key())).account == "a"
+    bindings.settle(key(), "b", "round-robin")
+    bindings.settle(key(), "a", "round-robin")
+    assert found(bindings.look(key())).account == "b"
+    assert len(bindings) == 1
+
+
+def test_who_did_not_answer_is_not_expected_to_any_more(bindings: Bindings) -> None:
+    bindings.expect(key(), "a")
+    bindings.withdraw(key(), "b")
+    assert len(bindings) == 1, "that is another's"
+    bindings.withdraw(key(), "a")
+    assert (bindings.look(key()), len(bindings)) == (None, 0)
+    bindings.withdraw(key(), "a")
+    bindings.bind(key(), "a")
+    bindings.expect(key(), "b")
+    bindings.withdraw(key(), "a")
+    assert found(bindings.look(key())).account == "a", "it has answered before"
