@@ -150,7 +150,7 @@ class Health:
 
     def in_doubt(self, model: str | None) -> bool:
         """Whether the last that was heard of it, for ``model``, was no good answer."""
-        if self._rests["service"].breaker.failures:
+        if self._rests["service"].breaker.failures or model in self._doubted:
             return True
         if self._calm and model not in self._models:
             return False

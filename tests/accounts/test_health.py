@@ -350,6 +350,10 @@ def test_who_failed_is_in_doubt_until_a_turn_ends_well_there(bench: Bench) -> No
     bench.refuse(FaultKind.RATE_LIMITED, 1)
     bench.sleep()
     assert (bench.health.in_doubt("m"), bench.health.in_doubt("n")) == (True, False)
+    bench.health.outdone("n", bench.fault(FaultKind.UNCLEAR))
+    assert (bench.health.in_doubt("n"), bench.ready("n")) == (True, True)
+    bench.serves(bench.health.reserve("n"))
+    assert not bench.health.in_doubt("n")
     bench.refuse(FaultKind.UNAUTHORIZED, model="n")
     assert bench.health.in_doubt("n")
 
