@@ -67,7 +67,7 @@ _Events = Iterator[tuple[str, dict[str, Any]]]
 def _events_of(response: Members) -> _Events:
     failed = value_of(response.get("error")) is not None
     status = text_of(response.get("status")) or ("failed" if failed else "completed")
-    yield "response.created", {"response": opening(response)}
+    yield "response.created", {"response": opening(response) if status in _ENDS else response}
     if status in ("completed", "incomplete"):
         for index, raw in enumerate(_items_of(response)):
             yield from _item_events(index, raw)

@@ -99,7 +99,11 @@ class NotContinued(NamedTuple):
     echo: str | None
 
 
-Outcome = Finished | Refused | Broken | NotContinued
+class GoesOn(NamedTuple):
+    """The upstream took the turn up, and answers it in the background to who asks for it."""
+
+
+Outcome = Finished | GoesOn | Refused | Broken | NotContinued
 
 
 class Relay:
@@ -114,6 +118,7 @@ class Relay:
         one also where the upstream was sent another, or none.
     :param wrap_turn_state: what the client gets in place of the upstream's turn state.
     :param made: makes the response object for an id, where the upstream gives none in time.
+    :param may_go_on: whether the answer may be over before the response is.
     :ivar phase: see :class:`Phase`.
     :ivar released: whether anything of this attempt was given out for relaying.
     :ivar response_id: the id of ``response.created``; empty before.
@@ -133,6 +138,7 @@ class Relay:
         named: str | None = None,
         wrap_turn_state: Callable[[str], str] = str,
         made: Callable[[str], Members] = lambda _: {},
+        may_go_on: bool = False,
     ) -> None:
         self._named = named
         self._shown: dict[str, msgspec.Raw] = {}
@@ -141,6 +147,7 @@ class Relay:
         self._made = made
         self._chained_to = chained_to
         self._pass_rate_limits = pass_rate_limits
+        self._may_go_on = may_go_on
         self._held: list[bytes] = []
         self._items = OutputItems()
         self.phase = Phase.SENT
@@ -192,6 +199,9 @@ class Relay:
 
     def end_of_stream(self) -> None:
         """The stream ended; without a terminal event that is a failure (§10.51)."""
+        if self._may_go_on and self.phase is Phase.ACKNOWLEDGED and not self.minted:
+            self._end(GoesOn())
+            return
         self.fail(ApiError.bad_gateway("The upstream ended its answer without finishing it."))
 
     def fail(self, error: ApiError) -> None:

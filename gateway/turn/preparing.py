@@ -40,11 +40,13 @@ def dialect_of(
     model: str | None,
     context: TurnContext,
     concessions: Collection[Concession],
+    in_one_piece: bool = False,
 ) -> Dialect:
     """What ``account`` wants otherwise: by its settings, and by what it refused.
 
     :param model: as the client calls it.
     :param concessions: what a request gives up for it.
+    :param in_one_piece: whether the answer is asked for as one object, where the account has it.
     """
     settings = account.settings
     gives = {each.gives for each in concessions}
@@ -56,7 +58,7 @@ def dialect_of(
         derived_cache_key(context.affinity) if settings.derive_cache_key else None,
         Gives.TEXT_INPUT in gives,
         Gives.SEALED_REASONING not in gives,
-        Gives.STREAM not in gives or Gives.ONE_OBJECT in gives,
+        Gives.ONE_OBJECT in gives or not (in_one_piece or Gives.STREAM in gives),
         frozenset(each.member for each in concessions if each.gives is Gives.MEMBER),
         Gives.STORED_ITEMS not in gives,
     )

@@ -25,7 +25,7 @@ from ..protocol.events import Members
 from ..protocol.faults import Fault, FaultKind, attribute
 from ..protocol.made import made_response, new_response_id, prewarm_events
 from ..protocol.refusals import for_the_client, may_move
-from ..protocol.relay import Broken, Finished, NotContinued, Refused, Relay
+from ..protocol.relay import Broken, Finished, GoesOn, NotContinued, Refused, Relay
 from ..protocol.request import TurnRequest
 from ..protocol.usage import Usage
 from .attempt import Attempt
@@ -216,12 +216,13 @@ class Turn:
         assert self._reservation is not None
         account = self._reservation.account
         plan = self._continuity.plan(account)
+        dialect = self._dialect_of(account)
         request = upstream_request(
             self.request,
             self._context,
             account,
             plan,
-            self._dialect_of(account),
+            dialect,
             self._telling.upstream_state(account.name),
         )
         must_echo = account.settings.continuity == "auto"
@@ -232,6 +233,7 @@ class Turn:
             named=self.request.previous_response_id,
             wrap_turn_state=partial(self._telling.wrapped, account.name),
             made=self._made,
+            may_go_on=self.request.background and not dialect.streams,
         )
         self._log.tries(account.name, rule, plan.route.value, len(request.body), plan, choice)
         # A background response is the client's once it exists: it can be asked for by its id.
@@ -245,7 +247,10 @@ class Turn:
 
     def _dialect_of(self, account: Account) -> Dialect:
         concessions = self._continuity.concessions(account)
-        return dialect_of(account, self.request.model, self._context, concessions)
+        request = self.request
+        # Discounts for the background are for requests without a stream (§7).
+        in_one_piece = request.background and not request.stream
+        return dialect_of(account, request.model, self._context, concessions, in_one_piece)
 
     def _is_taken(self, response_id: str) -> bool:
         return self._environment.ledger.get(self._context.tenant, response_id) is not None
@@ -289,6 +294,8 @@ class Turn:
         outcome = attempt.relay.outcome
         if isinstance(outcome, Finished):
             self._finished(attempt, outcome)
+        elif isinstance(outcome, GoesOn):
+            self._goes_on(attempt)
         elif isinstance(outcome, NotContinued):
             self._log.outcome("did not continue the previous response")
             self._not_continued(attempt)
@@ -324,6 +331,14 @@ class Turn:
             self._reservation.acknowledged()
             self._served()
         self._end(outcome.status, outcome.error.label if outcome.error else outcome.reason)
+
+    def _goes_on(self, attempt: Attempt) -> None:
+        """The upstream answers later, to who asks it for the response; this turn is done."""
+        self._log.outcome("goes on in the background")
+        self.record.response_id = attempt.relay.response_id
+        self._estimate()
+        self._served()
+        self._end("completed", None)
 
     def _count(self, usage: Usage) -> None:
         self._log.counts(usage)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conformance.conftest import Rig, Stage
 from tests.support.checks import completed
-from tests.support.events import Json, user
+from tests.support.events import Json, error_body, text_item, user
 from tests.support.gateway import account
 from tests.support.httpclient import Answer, HttpClient
 from tests.support.upstream import Exchange, Upstream
@@ -254,3 +254,100 @@ def test_one_accounts_trouble_is_never_shown_while_another_can_serve(stage: Stag
         said = door.post(path, model=path, input="hi", messages=[])
         assert (said.status, said.json) == (200, {"made": "it"}), f"at {path}"
     assert refusing.requests
+
+
+# --- background ----------------------------------------------------------------------------
+
+
+def in_background(status: str, **more: Any) -> Any:
+    """A script that answers with one object of this status, as it was asked for."""
+
+    def answer(exchange: Exchange) -> None:
+        body = exchange.request.body
+        assert (body["background"], body["stream"]) == (True, False)
+        assert exchange.request.header("accept") == "application/json"
+        events = exchange.turn(response_id="resp_later", background=True)
+        exchange.json(200, {**events[0]["response"], "status": status, **more})
+
+    return answer
+
+
+@pytest.mark.parametrize("stream", [None, False])
+@pytest.mark.parametrize("status", ["queued", "in_progress", "completed"])
+def test_background_is_asked_for_without_a_stream(
+    stage: Stage, stream: bool | None, status: str
+) -> None:
+    """Services give their discounts for that; the client gets the object as it came."""
+    made = text_item() if status == "completed" else None
+    north = stage.upstream(in_background(status, output=[made] if made else []))
+    south = stage.upstream()
+    accounts = [account("north", north, background=True), account("south", south)]
+    door = Door(stage.gateway(*accounts).port)
+    answer = door.post("/v1/responses", model="gpt-5.5", input="hi", background=True, stream=stream)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert (answer.json["id"], answer.json["status"]) == ("resp_later", status)
+    assert answer.headers["x-gateway-account"] == "north"
+    done = {"id": "resp_later", "object": "response", "status": "completed"}
+    for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/input_items")):
+        north.queue(lambda exchange: exchange.json(200, done))
+        told = door.client.ask(
+            method, f"/v1/responses/resp_later{path}", b"" if path == "/cancel" else None
+        )
+        assert told.json == done
+        assert north.requests[-1].target == f"/v1/responses/resp_later{path}"
+    desk = Door(stage.gateway(*accounts).port, "key-desk")
+    assert desk.get("/v1/responses/resp_later").status == 404
+    assert [request.target for request in south.requests] == []
+    north.queue(Exchange.answer)
+    again = door.post(
+        "/v1/responses", model="gpt-5.5", input="on", previous_response_id="resp_later"
+    )
+    assert (again.status, north.requests[-1].previous_response_id) == (200, "resp_later")
+    door.client.drop()
+    desk.client.drop()
+
+
+def test_background_with_a_stream_stays_one(stage: Stage) -> None:
+    north = stage.upstream()
+    door = Door(stage.gateway(account("north", north, background=True)).port)
+    answer = door.post("/v1/responses", model="gpt-5.5", input="hi", background=True, stream=True)
+    assert answer.events[-1]["type"] == "response.completed"
+    body = north.requests[0].body
+    assert (body["background"], body["stream"]) == (True, True)
+    door.client.drop()
+
+
+def test_background_moves_unseen_and_fails_with_a_status(stage: Stage) -> None:
+    north = stage.upstream(
+        lambda exchange: exchange.json(429, error_body("rate_limit_exceeded", "Slow down."))
+    )
+    south = stage.upstream(in_background("queued"))
+    both = [
+        account(name, each, background=True) for name, each in (("north", north), ("south", south))
+    ]
+    door = Door(stage.gateway(*both).port)
+    for _ in range(2):
+        answer = door.post("/v1/responses", model="gpt-5.5", input="hi", background=True)
+        assert (answer.status, answer.json["status"]) == (200, "queued")
+    assert len(north.requests) == 1
+    south.queue(lambda exchange: exchange.json(400, error_body("invalid", "No such tool.")))
+    answer = door.post("/v1/responses", model="gpt-5.5", input="hi", background=True)
+    assert (answer.status, answer.error["message"]) == (400, "No such tool.")
+    door.client.drop()
+
+
+def test_background_at_an_account_that_insists_on_a_stream(stage: Stage) -> None:
+    """It is asked once more with one, and from then on."""
+
+    def insists(exchange: Exchange) -> object:
+        if not exchange.request.body["stream"]:
+            return exchange.json(400, {"detail": "Stream must be set to true"})
+        return exchange.answer()
+
+    north = stage.upstream(insists)
+    door = Door(stage.gateway(account("north", north, background=True)).port)
+    for _ in range(2):
+        answer = door.post("/v1/responses", model="gpt-5.5", input="hi", background=True)
+        assert answer.status == 200
+    assert [request.body["stream"] for request in north.requests] == [False, True, True]
+    door.client.drop()

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.protocol.errors import ApiError
 from gateway.protocol.naming import one_name
-from gateway.protocol.relay import Broken, Finished, NotContinued, Phase, Refused, Relay
+from gateway.protocol.relay import Broken, Finished, GoesOn, NotContinued, Phase, Refused, Relay
 from tests.support.sse import ServerSentEvent
 
 MESSAGE = {"type": "message", "id": "msg_1", "content": [{"type": "output_text", "text": "hi"}]}
@@ -66,6 +66,28 @@ def test_once_released_the_preamble_passes_at_once() -> None:
     assert relay.release() == [created().data]
     assert relay.feed([IN_PROGRESS]) == [IN_PROGRESS.data]
     assert not relay.has_output
+
+
+@pytest.mark.parametrize(
+    ("may_go_on", "events", "outcome"),
+    [
+        (True, [created()], GoesOn),
+        (True, [created(), IN_PROGRESS], GoesOn),
+        (False, [created()], Refused),
+        (True, [], Refused),
+        (True, [event("response.created", response={"status": "queued"})], Refused),
+        (True, [created(), DELTA], Broken),
+        (True, [created(), ended("completed")], Finished),
+    ],
+)
+def test_a_response_with_an_id_may_go_on_behind_its_answer(
+    may_go_on: bool, events: list[ServerSentEvent], outcome: type
+) -> None:
+    """Where it was asked for like that, and before it began to tell its output."""
+    relay = Relay(may_go_on=may_go_on)
+    relay.feed(events)
+    relay.end_of_stream()
+    assert isinstance(relay.outcome, outcome)
 
 
 def test_a_preamble_without_end_is_not_held_without_end() -> None:

@@ -165,11 +165,11 @@ class _Detached(HttpDoor):
 
 
 class BackgroundDoor(_Detached):
-    """``background: true``: the object of the first event; the turn goes on (§7)."""
+    """``background: true``: the object of the first events; the turn goes on (§7)."""
 
     def relay(self, payloads: Sequence[bytes]) -> None:
-        """See ``Door``."""
-        for payload in payloads:
+        """See ``Door``; of events that come together the last one tells most."""
+        for payload in reversed(payloads):
             if not self._request.started and event_type(payload) in _WITH_RESPONSE:
                 _answer_with_response(self._request, payload, self.headers())
 
