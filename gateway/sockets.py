@@ -9,7 +9,8 @@ from typing import Any
 
 from twisted.logger import Logger
 
-#: The part of the files that may be open which clients leave to upstreams, operators and the log.
+#: The part of the files that may be open which clients leave to upstreams, operators and the log,
+#: as one in so many.
 _RESERVED = 4
 
 #: How long a shortage is told of after its last sign, in seconds.
@@ -50,14 +51,17 @@ class OpenFiles:
         """Whether they were short a moment ago."""
         return self._short_at is not None and self._now() - self._short_at < _SHORT_SECONDS
 
-    def suffice(self, transport: Any) -> bool:
-        """Whether the client behind ``transport`` leaves enough to everything else."""
+    def suffice(self, transport: Any, reserved: int = _RESERVED) -> bool:
+        """Whether the client behind ``transport`` leaves enough to everything else.
+
+        :param reserved: the part that is enough, as one in so many.
+        """
         try:
             number: int = transport.fileno()
         except AttributeError:
             return True
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if limit == resource.RLIM_INFINITY or number < limit - limit // _RESERVED:
+        if limit == resource.RLIM_INFINITY or number < limit - limit // reserved:
             return True
         self.ran_short(limit)
         return False

@@ -32,6 +32,10 @@ _LEAVE_SECONDS = 2.0
 #: Connections at the same time; each open page takes one or two.
 MAX_CONNECTIONS = 100
 
+#: The part of the files that may be open which connections of the admin side leave, as one in so
+#: many: a small part of what clients leave to them.
+_RESERVED_FILES = 16
+
 #: Bodies are read by :mod:`~gateway.admin.asked`; Twisted would read multipart ones, too.
 _FORMS: Any = {"parsePOSTFormSubmission": False}
 
@@ -95,7 +99,7 @@ class AdminChannel(HTTPChannel):
         set_up(self.transport)
         self._arrival = Deadline(self.site.reactor, self._too_slow)
         self._leaving = Deadline(self.site.reactor, self._abort)
-        if not self.site.makes_room():
+        if not self.site.makes_room(self.transport):
             self.refuse(503)
             return
         self.site.connections[self] = None
@@ -186,9 +190,13 @@ class AdminSite(Site):
         self.connections: dict[AdminChannel, None] = {}
         self.displayTracebacks = False
 
-    def makes_room(self) -> bool:
-        """Whether there is room for one more, now; the oldest that waits for a request goes."""
-        if len(self.connections) < MAX_CONNECTIONS:
+    def makes_room(self, transport: Any) -> bool:
+        """Whether there is room for one more, now; the oldest that waits for a request goes.
+
+        The last files are for those who do ask.
+        """
+        files = self.api.running.admission.files
+        if len(self.connections) < MAX_CONNECTIONS and files.suffice(transport, _RESERVED_FILES):
             return True
         for connection in self.connections:
             if not connection.is_answering:

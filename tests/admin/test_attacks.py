@@ -528,6 +528,17 @@ def test_connections_that_say_nothing_keep_nobody_out(said: bytes) -> None:
     listener.leaves()
 
 
+def test_the_last_files_are_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    admin = Admin()
+    listener, silent = listening(admin), [admin.client(), admin.client()]
+    files = admin.admission.files
+    monkeypatch.setattr(files, "suffice", lambda transport, reserved: False)
+    assert admin.ask("/livez").status == 200
+    assert [client.transport.aborted for client in silent] == [True, False]
+    assert not listener.transport.aborted
+    listener.leaves()
+
+
 def test_a_connection_that_says_nothing_is_closed_soon() -> None:
     admin = Admin()
     client = admin.client()

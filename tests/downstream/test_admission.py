@@ -196,7 +196,7 @@ def test_connections_that_send_no_head_keep_nobody_out(
 def few_files(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """A switch: with something in it, there are too few."""
     switch: list[bool] = []
-    monkeypatch.setattr(OpenFiles, "suffice", lambda self, transport: not switch)
+    monkeypatch.setattr(OpenFiles, "suffice", lambda self, transport, reserved=4: not switch)
     return switch
 
 
@@ -250,6 +250,8 @@ def test_a_quarter_of_the_files_is_kept_for_others(monkeypatch: pytest.MonkeyPat
     assert files.suffice(Numbered(74))
     assert not files.are_short
     assert not files.suffice(Numbered(75))
+    assert files.suffice(Numbered(93), 16), "the operator may have more"
+    assert not files.suffice(Numbered(94), 16)
     assert files.are_short
     now[0] = 61.0
     assert not files.are_short
