@@ -331,6 +331,9 @@ def _error_object(decoded: object) -> dict[str, Any]:
         fields.setdefault("code", flat.get("code"))
     else:
         fields = flat
+    place = next(map(_place, _validated(inner)), None)
+    if place:
+        fields.setdefault("param", place)
     message = _said(inner) or _said(decoded)
     if message:
         fields["message"] = message
@@ -350,13 +353,23 @@ def _said(value: object, depth: int = 0) -> str:
     if not isinstance(value, dict):
         return ""
     said = next(filter(None, (_said(value.get(name), depth + 1) for name in _MESSAGE_MEMBERS)), "")
-    where = value.get("loc")
-    return _with_place(where, said, value.get("type")) if isinstance(where, list) else said
+    return said if not any(_validated(value)) else _with_place(value, said)
 
 
-def _with_place(where: list[Any], said: str, kind: object) -> str:
-    """What a validator says, after the place where it found it: ``input.0: Not a text (type)``."""
-    place = ".".join(str(part) for part in where[:_MAX_SAID]).removeprefix("body.")
+def _validated(inner: object) -> Iterator[dict[str, Any]]:
+    """What a validator found: each has the place (``loc``) where it did."""
+    for each in inner if isinstance(inner, list) else (inner,):
+        if isinstance(each, dict) and isinstance(each.get("loc"), list):
+            yield each
+
+
+def _place(found: Mapping[str, Any]) -> str:
+    return ".".join(str(part) for part in found["loc"][:_MAX_SAID]).removeprefix("body.")
+
+
+def _with_place(found: Mapping[str, Any], said: str) -> str:
+    """What a validator says, after the place: ``input.0: Not a text (string_type)``."""
+    place, kind = _place(found), found.get("type")
     told = f"{said} ({kind})" if isinstance(kind, str) else said
     return f"{place}: {told}" if told and place else told or place
 

@@ -159,7 +159,7 @@ def test_an_http_error_is_read_with_its_status() -> None:
     ("body", "message"),
     [
         (b'{"detail":"Out of order: previous_response_id"}', "Out of order"),
-        (b'{"detail":[{"loc":["body"]}]}', "body"),
+        (b'{"detail":["body"]}', "body"),
         (b'{"error":"not allowed"}', "not allowed"),
         (b'{"message":"flat","code":"c"}', "flat"),
         (b"<html>busy</html>", "the status 503 and a page of HTML, not the API's answer"),
@@ -342,7 +342,8 @@ def test_codes_and_types_have_their_status(code: object, type_: object, status: 
         (b'{"type":"error","error":{"type":"overloaded_error","message":"m"}}', 503, "m"),
         (b'{"errors":[{"message":"m","code":400}]}', 400, "m"),
         (b'{"errors":["m","n"]}', 500, "m; n"),
-        (b'{"detail":[{"loc":["body","input"],"msg":"Field required"}]}', 500, "input: "),
+        (b'{"detail":[{"loc":["body","input"],"msg":"Field required"}]}', 400, "input: "),
+        (b'{"detail":[{"loc":["body","a"],"msg":"m"},{"loc":["body","b"]}]}', 400, "a: m; b"),
         (b'{"detail":{"error":{"message":"m","code":"invalid_prompt"}}}', 400, "m"),
         (b'{"detail":{"message":"m"}}', 500, "m"),
         (b'{"object":"error","message":"m","type":"BadRequestError","code":400}', 400, "m"),
