@@ -15,6 +15,9 @@ from .tolerant_json import is_whole
 _MAX_BLANK = 1024
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 
+#: How a stream of events begins (WHATWG HTML §9.2.6).
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
+
 
 class NotAnAnswer(Exception):
     """The body is neither a stream of events nor a response; it may be an error.
@@ -39,6 +42,7 @@ class AnswerBody:
         self._pieces: list[bytes] = []
         self._held_bytes = 0
         self._in_one_piece = False
+        self._text = b""  # what no stream of events begins with, until there is an event
 
     def feed(self, data: bytes) -> list[Event]:
         """Take the next bytes and return the events they complete.
@@ -46,8 +50,15 @@ class AnswerBody:
         :raises EventTooLarge: when an event, or the answer in one piece, exceeds the bound.
         :raises NotAnAnswer: when it is a page.
         """
-        if self._events is not None:
-            return self._events.feed(data)
+        if self._events is None:
+            return self._begin(data)
+        events = self._events.feed(data)
+        if events:
+            self._text = b""
+        return events
+
+    def _begin(self, data: bytes) -> list[Event]:
+        """Look for what it is."""
         self._pieces.append(data)
         self._held_bytes += len(data)
         if self._in_one_piece:
@@ -55,32 +66,37 @@ class AnswerBody:
                 raise EventTooLarge(f"an answer of more than {self._max_event_bytes} bytes")
             return []
         body = b"".join(self._pieces)
-        first = body.lstrip(_BLANK)[:1]
-        if first == b"{":
+        text = body.lstrip(_BLANK)
+        if text.startswith(b"{"):
             self._in_one_piece = True
             return []
-        if first == b"<":
+        if text.startswith(b"<"):
             raise NotAnAnswer(body)
-        if not first and len(body) <= _MAX_BLANK:
+        if not text and len(body) <= _MAX_BLANK:
             return []
         self._pieces.clear()
+        if not text.startswith(_FIELDS):
+            self._text = body
         self._events = EventStreamParser(self._max_event_bytes, read_named_events)
-        return self._events.feed(body)
+        return self.feed(body)
 
     def finish(self) -> list[Event]:
         """Return what only the end of the body completes: it has ended in order.
 
         An event whose data was cut is none.
 
-        :raises NotAnAnswer: when it came in one piece, and is no response.
+        :raises NotAnAnswer: when it came in one piece, and is no response; when it was a text.
         """
         if self._events is not None:
-            return [event for event in self._events.finish() if is_whole(event[1])]
+            events = [event for event in self._events.finish() if is_whole(event[1])]
+            if self._text and not events:
+                raise NotAnAnswer(self._text)
+            return events
         body = b"".join(self._pieces).strip(_BLANK)
         self._pieces.clear()
         if not self._in_one_piece:
             return []
-        events = read_object_answer(body)
-        if events is None:
+        told = read_object_answer(body)
+        if told is None:
             raise NotAnAnswer(body)
-        return events
+        return told

@@ -193,6 +193,8 @@ def test_one_event_as_the_whole_body_is_that_event() -> None:
         b'{"output":"text"}',
         b"<!DOCTYPE html><html></html>",
         b"\n<html>",
+        b"Internal error",
+        b"data centre on fire",
     ],
 )
 def test_anything_else_is_no_answer(body: bytes) -> None:

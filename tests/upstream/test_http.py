@@ -405,6 +405,42 @@ def test_an_event_beyond_all_bounds_is_a_failure(
     wire.check_rest()
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        event(b"response.completed", b"{}").rstrip(),
+        event(b"error", b'{"error":{"message":"No."}}').rstrip(),
+        b'{"error":{"message":"No."}}',
+        b'{"object":"response","id":"resp_1","output":[]}',
+        b"Internal error",
+    ],
+)
+@pytest.mark.parametrize("cancels", [False, True])
+def test_an_answer_that_only_its_end_completes_keeps_its_connection(
+    wire: Wire, body: bytes, cancels: bool
+) -> None:
+    exchange, heard, connection = wire.started()
+    if cancels:
+        heard.upstream_events = lambda _: exchange.cancel()  # type: ignore[method-assign]
+    connection.sends(refusal(200, body))
+    assert not connection.dropped
+    following = Heard()
+    wire.exchange(following).start()
+    assert wire.attempts == 1, "the kept connection was not used again"
+    connection.sends(HEAD, LAST_CHUNK)
+    assert following.endings == [None]
+    wire.check_rest()
+
+
+def test_a_stream_that_was_cut_has_no_last_event(wire: Wire) -> None:
+    _, heard, connection = wire.streaming()
+    connection.sends(chunk(event(b"response.completed").rstrip()))
+    connection.closes()
+    assert len(heard.events) == 1
+    assert heard.error.status == 502
+    wire.check_rest()
+
+
 class BreaksAtTheHead(Heard):
     def upstream_answered(self, headers: Mapping[str, str]) -> None:
         raise RuntimeError("a bug")
