@@ -229,7 +229,7 @@ class Relay:
             if name in PASSED_UNREAD:
                 self._output(data, payloads)
             elif name == b"response.metadata":
-                self._metadata(data, payloads)
+                self._metadata(mended(data), payloads)
             elif name in PREAMBLE:
                 self._preamble(name, mended(data), payloads)
             elif name == b"response.output_item.done":
@@ -239,9 +239,9 @@ class Relay:
             elif name in ERRORS:
                 self._error(mended(data))
             elif name == b"codex.rate_limits":
-                self.rate_limits = data
+                self.rate_limits = mended(data)
                 if self._pass_rate_limits:
-                    self._hold_or_pass(data, payloads)
+                    self._hold_or_pass(self.rate_limits, payloads)
             elif name.startswith(b"response."):
                 self._output(data, payloads)
             else:

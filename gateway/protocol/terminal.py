@@ -11,13 +11,14 @@ from .errors import UNREADABLE
 from .events import (
     TERMINALS,
     MalformedEvent,
+    Members,
     decode_members,
     raw_list,
     raw_value,
     sequence_number,
 )
 from .output_items import OutputItems
-from .tolerant_json import text_of
+from .tolerant_json import text_of, value_of, whole_number
 
 #: The states of a response that has ended.
 _ENDED = frozenset({"completed", "failed", "incomplete", "cancelled"})
@@ -56,55 +57,46 @@ def finish_terminal(
         response = decode_members(event["response"])
     except (KeyError, *UNREADABLE) as error:
         raise MalformedEvent(f"{kind.decode()} without a response object: {error}") from None
-    changed = False
-    before: list[bytes] = []
-    output = bytes(response.get("output", b"null"))
-    all_items = items.raw
-    if not _is_empty(output):
-        members = _decode_list(output)
-        in_it = [bytes(each) for each in members if bytes(each).startswith(b"{")]
-        if len(in_it) != len(members):
-            response["output"] = raw_list(in_it)
-            changed = True
-        listed = items.compare(in_it)
-        all_items = listed.items
-        if listed.missing:
-            number = max(sequence_number(data), 0)
-            before = _announcements(listed.missing, number)
-            event["sequence_number"] = raw_value(number + len(before))
-            changed = True
-        if listed.is_short:
-            response["output"] = raw_list(all_items)
-            changed = True
-    elif all_items or not output.startswith(b"["):
-        response["output"] = raw_list(all_items)
-        changed = True
-    usage = response.get("usage")
+    changes = {**shown, **_mended(response, kind)}
+    listed, is_sound = _items_in(bytes(response.get("output", b"null")))
+    compared = items.compare(listed)
+    if compared.is_short or not is_sound:
+        changes["output"] = raw_list(compared.items if compared.is_short else listed)
+    number = max(sequence_number(data), 0)
+    before = _announcements(compared.missing, number)
+    changed = {name: value for name, value in changes.items() if response.get(name) != value}
+    if not changed and not before and TERMINALS[kind] == kind:
+        return Ending([data], compared.items)
+    event["response"] = raw_value({**response, **changed})
+    event["type"] = raw_value(TERMINALS[kind].decode())
+    if before:
+        event["sequence_number"] = raw_value(number + len(before))
+    return Ending([*before, msgspec.json.encode(event)], compared.items)
+
+
+def _mended(response: Members, kind: bytes) -> Members:
+    """Members that would harm a client, as they should be."""
+    mended: Members = {}
+    usage = mend_usage(bytes(response.get("usage", b"null")))
     if usage is not None:
-        mended = mend_usage(bytes(usage))
-        if mended is not None:
-            response["usage"] = msgspec.Raw(mended)
-            changed = True
-    for name, value in shown.items():
-        if bytes(response.get(name, b"")) != bytes(value):
-            response[name] = value
-            changed = True
-    if bytes(response.get("incomplete_details", b"null"))[:1] not in (b"{", b"n"):
-        response["incomplete_details"] = raw_value(None)
-        changed = True
-    if text_of(response.get("status")) not in _ENDED:
-        response["status"] = raw_value(TERMINALS[kind].removeprefix(b"response.").decode())
-        changed = True
-    if TERMINALS[kind] != kind:
-        event["type"] = raw_value(TERMINALS[kind].decode())
-        response["status"] = raw_value(TERMINALS[kind].removeprefix(b"response.").decode())
-        if kind == b"response.cancelled":
-            response["incomplete_details"] = raw_value({"reason": "interrupted"})
-        changed = True
-    if not changed:
-        return Ending([data], all_items)
-    event["response"] = msgspec.Raw(msgspec.json.encode(response))
-    return Ending([*before, msgspec.json.encode(event)], all_items)
+        mended["usage"] = msgspec.Raw(usage)
+    if kind == b"response.cancelled":
+        mended["incomplete_details"] = raw_value({"reason": "interrupted"})
+    elif not isinstance(value_of(response.get("incomplete_details")), (dict, type(None))):
+        mended["incomplete_details"] = raw_value(None)
+    if TERMINALS[kind] != kind or text_of(response.get("status")) not in _ENDED:
+        mended["status"] = raw_value(TERMINALS[kind].removeprefix(b"response.").decode())
+    return mended
+
+
+def _items_in(output: bytes) -> tuple[list[bytes], bool]:
+    """The items that an ``output`` lists, and whether it is a list of nothing else."""
+    try:
+        entries = list(map(bytes, _decode_list(output)))
+    except UNREADABLE:
+        return [], False
+    items = [entry for entry in entries if entry.startswith(b"{")]
+    return items, len(items) == len(entries)
 
 
 def mend_usage(raw: bytes) -> bytes | None:
@@ -138,9 +130,10 @@ def mend_usage(raw: bytes) -> bytes | None:
 
 
 def _count(value: object, otherwise: int) -> int:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    number = whole_number(value)
+    if number is None and isinstance(value, (int, float)) and not isinstance(value, bool):
         return int(value)
-    return otherwise
+    return otherwise if number is None else number
 
 
 def _announcements(missing: list[tuple[int, bytes]], first_number: int) -> list[bytes]:
@@ -156,8 +149,3 @@ def _announcements(missing: list[tuple[int, bytes]], first_number: int) -> list[
         )
         for offset, (index, raw) in enumerate(missing)
     ]
-
-
-def _is_empty(output: bytes) -> bool:
-    """Whether it lists nothing; what is no list lists nothing either."""
-    return output[:1] != b"[" or not output[1:-1].strip()

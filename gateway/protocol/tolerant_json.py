@@ -77,8 +77,12 @@ def text_of(raw: bytes | None) -> str | None:
 
 
 def integer_of(raw: bytes | None) -> int | None:
-    """A member that is a whole number from 0 on, also where it is written ``"3"`` or ``3.0``."""
-    value = value_of(raw)
+    """A member that is a whole number from 0 on; None where it is anything else."""
+    return whole_number(value_of(raw))
+
+
+def whole_number(value: object) -> int | None:
+    """A whole number from 0 on, also where it is written ``"3"`` or ``3.0``."""
     if isinstance(value, str) and value.isascii() and value.isdigit():
         return int(value) if len(value) <= _MAX_DIGITS else None
     if isinstance(value, float) and value.is_integer() and value < 10**_MAX_DIGITS:

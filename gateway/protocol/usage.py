@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from .tolerant_json import whole_number
 
 #: Bytes of a request that make one token, and of a stream: each event carries about one.
 _SENT_BYTES = 4
@@ -40,6 +42,6 @@ def estimated_usage(sent_bytes: int, streamed_bytes: int) -> Usage:
     return Usage(sent_bytes // _SENT_BYTES, 0, streamed_bytes // _STREAMED_BYTES)
 
 
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     """Whatever is no count counts nothing."""
-    return value if type(value) is int and value > 0 else 0
+    return whole_number(value) or 0

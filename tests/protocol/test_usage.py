@@ -41,12 +41,17 @@ def test_what_is_no_usage_is_none(usage: object) -> None:
         {},
         {"input_tokens": None, "input_tokens_details": None},
         {"input_tokens": -1, "input_tokens_details": {"cached_tokens": -5}},
-        {"input_tokens": True, "output_tokens": "20", "input_tokens_details": [1]},
-        {"input_tokens": 1.5, "prompt_tokens_details": {"cached_tokens": "64"}},
+        {"input_tokens": True, "output_tokens": "many", "input_tokens_details": [1]},
+        {"input_tokens": 1.5, "prompt_tokens_details": {"cached_tokens": "6.4"}},
     ],
 )
 def test_what_is_no_count_counts_nothing(usage: object) -> None:
     assert read_usage(usage) == Usage(0, 0, 0)
+
+
+def test_a_count_may_be_written_as_a_text_or_a_fraction() -> None:
+    odd = {"input_tokens": "10", "output_tokens": 5.0}
+    assert read_usage({**odd, "input_tokens_details": {"cached_tokens": "4"}}) == Usage(10, 4, 5)
 
 
 JSON = st.recursive(
