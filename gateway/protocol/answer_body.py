@@ -75,7 +75,7 @@ class AnswerBody:
         if not text and len(body) <= _MAX_BLANK:
             return []
         self._pieces.clear()
-        if not text.startswith(_FIELDS):
+        if not any(field.startswith(text[: len(field)]) for field in _FIELDS):
             self._text = body
         self._events = EventStreamParser(self._max_event_bytes, read_named_events)
         return self.feed(body)
