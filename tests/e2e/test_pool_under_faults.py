@@ -33,6 +33,8 @@ SHORTEST_CAPPED = COOLDOWN_MAX * 0.75
 
 #: What a record says of an account that could have served.
 NO_REASON = ("another was named", None)
+#: What it says of one that is passed over until the time that it named.
+USED_UP = ("a quota of it is used up", "its quota is used up")
 RETURNS = "returns to its account"
 
 #: Faults that look like a kept connection that the server closed meanwhile.
@@ -175,7 +177,8 @@ def test_who_is_said_to_be_unavailable_was_faulty_of_late(run: Run) -> None:
                 for name, why in tried["others"].items():
                     if why in NO_REASON:
                         continue
-                    near = [at for at in faulty[name] if attempt.sent - 30 < at < attempt.over]
+                    since = 0.0 if why in USED_UP else attempt.sent - 30
+                    near = [at for at in faulty[name] if since < at < attempt.over]
                     assert near, f"{record['turn']}: {name} is said to lack {why!r}, and does not"
 
 
