@@ -113,6 +113,10 @@ _SPARE: Mapping[str, tuple[Any, ...] | None] = {
     "truncation": ("disabled",),
 }
 
+#: Codes of requests that pass in no other form.  ``invalid_prompt`` is none of them: a response
+#: that failed has no other code for whatever was refused of its request (protocol.md §5.4).
+_FINAL = ABOUT_THE_REQUEST - {"invalid_prompt"}
+
 _SEALS = "reasoning.encrypted_content"
 
 #: How much of a refusal's message is read, in characters.
@@ -211,7 +215,7 @@ def concessions_to(error: ApiError, sent: Sent) -> list[Concession]:
     """What may be given up for the request to pass where it was refused; often nothing."""
     if error.status == 429 or refuses_spending(error) or refuses_credentials(error):
         return []
-    if error.code in ABOUT_THE_REQUEST:
+    if error.code in _FINAL:
         return []
     if lost_items(error, sent.by_id):
         return [Concession(Gives.STORED_ITEMS)]

@@ -9,7 +9,7 @@ import pytest
 from tests.conformance.conftest import Stage
 from tests.conformance.helpers import refusing
 from tests.support.checks import assert_error, completed
-from tests.support.events import Json, error_body, reasoning_item, user
+from tests.support.events import Json, error_body, reasoning_item, response_object, user
 from tests.support.gateway import Gateway
 from tests.support.httpclient import HttpClient
 from tests.support.upstream import Exchange, Script
@@ -140,3 +140,38 @@ def test_10_86_what_the_client_insists_on_is_its_refusal(
         client.drop()
     assert error["message"] == message
     assert sum(len(each.requests) for each in upstreams) == 1
+
+
+REFUSED = "Store must be set to false"
+TELLINGS: dict[str, list[Json]] = {
+    "error": [{"type": "error", "code": None, "message": REFUSED, "param": None}],
+    "failed": [
+        {"type": "response.created", "response": response_object("resp_1")},
+        {
+            "type": "response.failed",
+            "response": response_object(
+                "resp_1", status="failed", error={"code": "invalid_prompt", "message": REFUSED}
+            ),
+        },
+    ],
+}
+
+
+@DOORS
+@pytest.mark.parametrize("telling", TELLINGS)
+def test_a_refusal_that_comes_as_a_stream_is_one(stage: Stage, door: str, telling: str) -> None:
+    """As a gateway between us and the service tells what the service refused."""
+
+    def script(exchange: Exchange) -> None:
+        if stores_nothing(exchange.request.body):
+            exchange.answer()
+        else:
+            exchange.sse(*TELLINGS[telling])
+            exchange.end()
+
+    upstream = stage.upstream(script)
+    lease = stage.serve(upstream)
+    turns = Turns(lease.gateway, door)
+    for _ in range(2):
+        turns.completes(model=lease.model, input="hi")
+    assert [request.body.get("store") for request in upstream.requests] == [None, False, False]

@@ -154,7 +154,7 @@ def test_each_has_its_reason(name: str, message: str) -> None:
         says("", "user"),
         ApiError(429, "x", "Unsupported parameter: user"),
         ApiError(401, "x", "Unsupported parameter: user"),
-        says("Unsupported parameter: user", code="invalid_prompt"),
+        says("Unsupported parameter: user", code="content_policy_violation"),
     ],
     ids=str,
 )
@@ -250,6 +250,24 @@ def test_items_that_were_not_kept_are_not_named(status: int, message: str) -> No
     about = {"by_id": frozenset({"rs_1", "msg_1"}), "stores": True}
     assert concessions_to(error, sent(**about)) == [Concession(Gives.STORED_ITEMS)]
     assert concessions_to(error, sent(stores=True)) == [], "none was sent by its id"
+
+
+@pytest.mark.parametrize(
+    ("message", "given_up"),
+    [
+        (ITEM_404, [Concession(Gives.STORED_ITEMS)]),
+        ("Store must be set to false", [Concession(Gives.STORAGE)]),
+        ("Unsupported parameter: user", without("user")),
+        ("Your prompt was flagged: rs_1 is not allowed.", []),
+        ("Invalid prompt: it may violate our usage policy.", []),
+    ],
+)
+def test_a_failed_response_says_what_it_wants_in_words_alone(
+    message: str, given_up: list[Concession]
+) -> None:
+    """Another gateway before the service has one code for all of it (protocol.md §5.4)."""
+    error = says(message, code="invalid_prompt")
+    assert concessions_to(error, sent(by_id=frozenset({"rs_1"}), stores=True)) == given_up
 
 
 def test_only_references_and_bare_reasoning_stand_by_their_ids() -> None:
