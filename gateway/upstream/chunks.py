@@ -27,10 +27,12 @@ MAX_HEAD = 65536  #: a response head, interim responses included
 MAX_LINE = 16000  #: a line of it; Twisted's own parser drops the connection at 16,384
 MAX_LINES = 256  #: header lines of it
 MAX_INTERIM = 32  #: interim responses (1xx) before a final one
+MAX_LENGTH_DIGITS = 18  #: of a content length; Python converts no more than some thousands
 MAX_SIZE_LINE = 1024  #: a chunk-size line, extensions included
 MAX_TRAILERS = 65536  #: all trailer lines of one response
 
 _MALFORMED = b"malformed chunk framing\r\n"  # to any parser: not a chunk size
+_LENGTH = re.compile(rb"[0-9]{1,%d}" % MAX_LENGTH_DIGITS)
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9][0-9])(?: [^\n]*)?")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]+)(?:;[\t\x20-\x7e\x80-\xff]*)?")
 
@@ -257,7 +259,7 @@ def _framing(head: bytes) -> tuple[_State, int]:
         return _State.HEAD, 0
     if encodings == [b"chunked"]:
         return _State.SIZE, 0
-    if not encodings and len(lengths) == 1 and lengths[0].isdigit():
+    if not encodings and len(lengths) == 1 and _LENGTH.fullmatch(lengths[0]):
         length = int(lengths[0])
         return (_State.LENGTH if length else _State.HEAD), length
     return _State.OPAQUE, 0

@@ -175,6 +175,7 @@ HEADS = [
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\n\r\n",
     b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 5\r\n\r\n",
     b"HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\ncontent-length: " + b"9" * 5000 + b"\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nno colon\r\nTransfer-Encoding: chunked\r\n\r\n",
     b"HTTP/1.1 2000 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
     b"ICY 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
