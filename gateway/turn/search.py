@@ -210,8 +210,8 @@ class AccountSearch:
         """What the search waits for; others that wait for the same fail with it."""
         lack = self._lack
         if isinstance(lack, Nobody):
-            wanted = self._wanted
-            return (wanted.model, wanted.background, wanted.chat, lack.waits_for)
+            wanted = lack.wanted._replace(keys=(), holder=None, turn_state=None)
+            return (wanted, lack.waits_for, *self._tries.ruled_out)
         return ("limits of", self._context.tenant)
 
     def _may_come_free(self, before: float) -> bool:

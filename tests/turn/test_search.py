@@ -11,6 +11,7 @@ from gateway.accounts.choice import Choice, Wanted
 from gateway.config import RoutingSettings
 from gateway.config.settings import Strategy
 from gateway.protocol.errors import UNREACHABLE, ApiError, error_event
+from gateway.protocol.faults import Fault, FaultKind
 from gateway.protocol.usage import Usage
 from gateway.tenants.interface import Busy, Visit
 from gateway.turn.turn import Turn
@@ -375,6 +376,23 @@ def test_turns_that_lack_different_things_do_not_speak_for_each_other() -> None:
     for turn, _ in turns:
         turn.cancel()
     held[1].release()
+    place.check_rest()
+
+
+def test_who_wants_no_account_in_doubt_does_not_speak_for_who_takes_one() -> None:
+    place = world(accounts=2, strategy="fill-first", max_attempts=1)
+    [at_b] = occupied(place, "b")
+    place.accounts["a"].health.reserve("gpt-5.5").refused(Fault(FaultKind.SERVICE, "500"))
+    disappointed, _ = started(place, connection="c-1")
+    place.exchanges("a")[0].ends(BROKEN)
+    assert len(place.environment.waiting) == 1, "for b, which is not in doubt"
+    [at_a] = occupied(place, "a")
+    other, _ = started(place, connection="c-2")
+    at_a.release()
+    assert (asked(disappointed), asked(other)) == ("a", "a")
+    for turn in (disappointed, other):
+        turn.cancel()
+    at_b.release()
     place.check_rest()
 
 

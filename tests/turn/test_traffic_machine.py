@@ -347,7 +347,13 @@ class TrafficMachine(RuleBasedStateMachine):
                 continue
             able = [self.pool.named(lack.waits_for)] if lack.waits_for else self.pool.accounts
             model = search._wanted.model
-            free = [each.name for each in able if each and each.unavailable(model) is None]
+            free = [
+                each.name
+                for each in able
+                if each
+                and each.unavailable(model) is None
+                and not (lack.wanted.undoubted and each.health.in_doubt(model))
+            ]
             assert not free, f"a turn waits while {free} could take it"
 
     def teardown(self) -> None:
