@@ -195,6 +195,8 @@ class Health:
         Such a refusal says not of whom it speaks.  Of the request it was not, then; after
         several different ones the model rests here for a short time.
         """
+        if not _is_remembered(model):
+            return
         rest = self._models.get(model) or self._doubted.pop(model, None)
         if rest is None:
             rest = self._rest(AccountState.COOLING, _UNCLEAR_REFUSALS, _UNCLEAR_SECONDS)
@@ -204,7 +206,7 @@ class Health:
                 del self._doubted[next(iter(self._doubted))]
             self._doubted[model] = rest
         elif trips:
-            self._models[model] = rest
+            self._hold(model, rest)
             self._announce(rest, model)
             self._changed()
 
@@ -237,7 +239,7 @@ class Health:
     def cap_rests(self, cooldown_max_seconds: float) -> None:
         """Another bound on every rest, also on those that have begun."""
         self._max_seconds = cooldown_max_seconds
-        for rest in (*self._rests.values(), *self._models.values()):
+        for rest in (*self._rests.values(), *self._models.values(), *self._doubted.values()):
             rest.breaker.max_seconds = cooldown_max_seconds
         self.quotas.believed_seconds = cooldown_max_seconds
         self._changed()
@@ -370,17 +372,21 @@ class Health:
         """What a fault belongs to."""
         if fault.kind in _TRIPS:
             return self._rests[_TRIPS[fault.kind]]
-        if fault.kind not in _MODEL_SECONDS or (model and len(model) > _MAX_MODEL_NAME):
+        if fault.kind not in _MODEL_SECONDS or not _is_remembered(model):
             return None
         rest = self._models.get(model)
         if rest is None:
-            if len(self._models) >= MAX_MODELS:
-                soonest = min(self._models, key=lambda each: self._models[each].breaker.until)
-                del self._models[soonest]
             known = (each for each, _ in attempts if each not in self._rests.values())
             rest = next(known, None) or self._rest(AccountState.COOLING, 1, _RATE_LIMITED_SECONDS)
-            self._models[model] = rest
+            self._hold(model, rest)
         return rest
+
+    def _hold(self, model: str | None, rest: Rest) -> None:
+        """Remember what is against a model; where that is too much, another's ends first."""
+        if model not in self._models and len(self._models) >= MAX_MODELS:
+            soonest = min(self._models, key=lambda each: self._models[each].breaker.until)
+            del self._models[soonest]
+        self._models[model] = rest
 
     def _rest(self, state: AccountState, threshold: int, first_seconds: float) -> Rest:
         return Rest(
@@ -429,6 +435,11 @@ class Health:
             self.blocked_until = max(untils, default=0.0)
         else:
             self.blocked_until = math.inf
+
+
+def _is_remembered(model: str | None) -> bool:
+    """Whether anything is held against a model of this name; clients choose them."""
+    return model is None or len(model) <= _MAX_MODEL_NAME
 
 
 def _named(model: str | None) -> str:

@@ -673,6 +673,24 @@ def test_doubts_are_bounded(bench: Bench) -> None:
     assert len(bench.health._doubted) == MAX_MODELS
 
 
+def test_models_that_rest_for_unclear_refusals_are_bounded(bench: Bench) -> None:
+    for model in range(MAX_MODELS + 5):
+        for request in range(3):
+            bench.health.outdone(f"m{model}", of(FaultKind.UNCLEAR, request))
+    assert len(bench.health._models) == MAX_MODELS
+    for request in range(3):
+        bench.health.outdone("m" * 1000, of(FaultKind.UNCLEAR, request))
+    assert bench.ready("m" * 1000), "a name that long is not kept"
+
+
+def test_a_bound_on_rests_holds_also_for_what_is_only_doubted(bench: Bench) -> None:
+    bench.health.outdone("m", of(FaultKind.UNCLEAR, 1))
+    bench.health.cap_rests(2.0)
+    for request in (2, 3):
+        bench.health.outdone("m", of(FaultKind.UNCLEAR, request))
+    assert bench.rest() <= 2.0
+
+
 REQUESTS = st.integers(0, 3)
 STEPS = st.lists(
     st.tuples(st.sampled_from(["breaks", "is unclear", "is outdone", "is served"]), REQUESTS)
