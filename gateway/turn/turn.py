@@ -329,7 +329,7 @@ class Turn:
             self._blame(attempt, outcome.error)
         elif self._reservation is not None:
             self._reservation.acknowledged()
-            self._served()
+            self._served_by(attempt.account)
         self._end(outcome.status, outcome.error.label if outcome.error else outcome.reason)
 
     def _goes_on(self, attempt: Attempt) -> None:
@@ -337,7 +337,7 @@ class Turn:
         self._log.outcome("goes on in the background")
         self.record.response_id = attempt.relay.response_id
         self._estimate()
-        self._served()
+        self._served_by(attempt.account)
         self._end("completed", None)
 
     def _count(self, usage: Usage) -> None:
@@ -402,11 +402,12 @@ class Turn:
         if fault.kind is FaultKind.UNCLEAR:
             self._unclear.append((attempt.account, fault))
 
-    def _served(self) -> None:
-        """The turn was fine: who refused it without a clear word has to answer for that."""
+    def _served_by(self, server: Account) -> None:
+        """The turn was fine: others that refused it without a clear word answer for that."""
         unclear, self._unclear = self._unclear, []
         for account, fault in unclear:
-            account.health.outdone(self.request.model, fault)
+            if account is not server:
+                account.health.outdone(self.request.model, fault)
 
     def _break_off(self, attempt: Attempt, error: ApiError) -> None:
         """The client must start anew: what it saw cannot be taken back (§8.4)."""

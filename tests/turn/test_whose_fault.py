@@ -157,6 +157,21 @@ def test_who_refuses_what_others_serve_is_left_alone_after_a_while() -> None:
     assert requests(place) == [3, 4]
 
 
+def test_who_serves_in_the_end_what_it_refused_before_is_not_left_alone() -> None:
+    place = World(2, routing=RoutingSettings(queue_seconds=15.0, strategy="fill-first"))
+    soon = ApiError(429, "requests", "Slow down.", hints={"retry-after": "1"})
+    for number in range(3):
+        plays(place, a=UNCLEAR, b=soon)
+        turn = place.turn([user(f"turn {number}")])
+        turn.start()
+        plays(place, a=None, b=soon)
+        place.clock.pump([0.25] * 20)
+        assert turn.record.attempts[-1].account == "a"
+        assert turn.record.attempts[-1].outcome == "completed"
+        place.environment.pool.bindings.release(AffinityKey("connection", "laptop", "c-1"))
+    assert not place.accounts["a"].health.in_doubt("gpt-5.5")
+
+
 def test_a_page_is_nobodys_refusal_and_told_as_what_it_is() -> None:
     place = world()
     plays(place, a=PAGE, b=None)
