@@ -207,10 +207,6 @@ class Passage:
         if not 200 <= status < 300:
             self._enter(PassageState.REFUSED)
             return
-        self._place.answered()
-        self._cargo.accepted(self.account)
-        if self._cargo.generates:
-            self._place.acknowledged()
         if self._cargo.held_bytes or (self._cargo.generates and _is_json(headers)):
             self._enter(PassageState.HELD)
         else:
@@ -250,7 +246,13 @@ class Passage:
             self._refused(error)
 
     def _relay(self) -> None:
+        """What came is no error in the place of an answer: the account took the request."""
+        assert self.account is not None
         self._enter(PassageState.RELAYING)
+        self._place.answered()
+        self._cargo.accepted(self.account)
+        if self._cargo.generates:
+            self._place.acknowledged()
         self._relayed = True
         self._log.first_event()
         self._log.first_output()

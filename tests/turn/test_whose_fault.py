@@ -14,7 +14,7 @@ from gateway.protocol.error_reading import from_http
 from gateway.protocol.errors import ApiError
 from tests.support.events import Json, response_object, text_item, turn_events, user
 from tests.support.sse import ServerSentEvent
-from tests.turn.calls import CallWorld, Journey
+from tests.turn.calls import CallWorld, FakeCargo, Journey
 from tests.turn.fakes import World
 
 PAGE = from_http(403, {}, b"<html>Just a moment")
@@ -280,6 +280,20 @@ def test_a_limit_in_the_place_of_a_passed_answer_moves_it() -> None:
     place.calls("b")[0].answers({})
     assert journey.door.endings == [None]
     assert resting(place) == ["a"]
+    place.check_rest()
+
+
+def test_an_error_in_the_place_of_a_passed_answer_teaches_nothing_and_gives_no_home() -> None:
+    place = CallWorld(2)
+    journey = Journey(place, FakeCargo()).starts()
+    place.calls("a")[0].begins(200)
+    place.calls("a")[0].sends(b'{"error":{"message":"slow","code":429}}')
+    place.calls("a")[0].ends()
+    place.calls("b")[0].begins(200)
+    place.calls("b")[0].sends(b'{"id":')
+    assert journey.cargo.took == ["b"]
+    assert [each.account for _, each in place.environment.pool.bindings.items(9)] == ["b"]
+    place.calls("b")[0].ends()
     place.check_rest()
 
 
