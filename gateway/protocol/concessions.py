@@ -204,6 +204,7 @@ _OF_THE_MODEL = re.compile(
     r"\b(?:this|that|your|the (?:requested |selected |given )?|with|for|by|on) ?models?\b", re.I
 )
 
+_OF_THE_VALUE = re.compile(r"\b(?:unsupported|unknown|unexpected|unrecogni[sz]ed) value\b", re.I)
 _CONDITION = re.compile(
     r"\b(?:when|while|if|unless|with|together)\b"
     r"(?! (?:this|that|the|your)\b[\w ]{0,20}\b(?:model|organi[sz]ation|account|project|key)\b)",
@@ -293,6 +294,20 @@ def is_of_the_model(concession: Concession, error: ApiError) -> bool:
     if concession.gives is Gives.SEALED_REASONING:
         return True
     return _OF_THE_MODEL.search(error.message[:_MAX_READ]) is not None
+
+
+def is_of_the_value(concession: Concession, error: ApiError) -> bool:
+    """Whether the refusal speaks of what a member holds, so that others' may be taken."""
+    if concession.gives is not Gives.MEMBER:
+        return False
+    name = re.escape(concession.member)
+    said = error.message[:_MAX_READ]
+    inside = rf"\b{name}(?:\.\w|\[)|['\"]body['\"]\s*,\s*['\"]{name}['\"]\s*,"
+    return (
+        error.code == "unsupported_value"
+        or _OF_THE_VALUE.search(said) is not None
+        or re.search(inside, f"{error.param or ''} {said}") is not None
+    )
 
 
 def depends_on_the_request(concession: Concession, error: ApiError) -> bool:

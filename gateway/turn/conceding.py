@@ -19,6 +19,7 @@ from ..protocol.concessions import (
     concessions_to,
     depends_on_the_request,
     is_of_the_model,
+    is_of_the_value,
     lost_items,
 )
 from ..protocol.errors import ApiError
@@ -73,10 +74,11 @@ class Conceding:
             if scope is not None:
                 account.learned.learn(scope, concession, why)
                 _log.info(
-                    "account {account} is sent {what} from now on{of_model}: {why}",
+                    "account {account} is sent {what} from now on{of_model}{of_key}: {why}",
                     account=account.name,
                     what=str(concession),
                     of_model="" if scope.model is None else f" for {scope.model}",
+                    of_key="" if scope.tenant is None else f" by the key {scope.tenant}",
                     why=why,
                 )
 
@@ -93,9 +95,11 @@ class Conceding:
             return self._scope_of_items(account, lost_items(error, sent.by_id))
         if depends_on_the_request(concession, error):
             return None
-        if is_of_the_model(concession, error):
-            return Scope(asked.path, asked.model)
-        return Scope(asked.path)
+        return Scope(
+            asked.path,
+            asked.model if is_of_the_model(concession, error) else None,
+            asked.tenant if is_of_the_value(concession, error) else None,
+        )
 
     def _scope_of_items(self, account: Account, lost: set[str]) -> Scope | None:
         """An account that lost what it was to keep a moment ago keeps nothing, for anybody.

@@ -320,6 +320,31 @@ def test_items_of_elsewhere_teach_for_their_tenant_alone() -> None:
     assert lessons(world.accounts["a"]) == [(IN_FULL, "laptop")]
 
 
+@pytest.mark.parametrize(
+    ("error", "key"),
+    [
+        (says("Unknown parameter: 'prompt_cache_options.made_up'."), "laptop"),
+        (
+            says("No.", param="prompt_cache_options[0].x", code="unknown_parameter"),
+            "laptop",
+        ),
+        (says("Unsupported value: 'prompt_cache_options' does not support that."), "laptop"),
+        (says("Unknown parameter: 'prompt_cache_options'. Leave it out."), None),
+    ],
+)
+def test_what_a_tenant_makes_up_teaches_for_that_tenant_alone(
+    error: ApiError, key: str | None
+) -> None:
+    world = World()
+    world.upstreams["a"].answer = strict(
+        lambda body: error if "prompt_cache_options" in body else None
+    )
+    assert ends(world, [user("a")], prompt_cache_options=[{}])["type"] == "response.completed"
+    assert lessons(world.accounts["a"]) == [("without prompt_cache_options", key)]
+    assert ends(world, [user("b")], prompt_cache_options=[{}])["type"] == "response.completed"
+    assert len(sent(world)) == 3, "once learned it is not tried again"
+
+
 def test_an_account_that_keeps_responses_learns_nothing_from_items_of_elsewhere() -> None:
     world = World()
     first = world.completed([user("a")], turn_events([text_item()], "resp_1"))
