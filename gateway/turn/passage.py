@@ -17,10 +17,11 @@ from ..accounts.choice import Choice, Wanted
 from ..accounts.waiting import Lack
 from ..protocol.error_reading import from_answer, from_http, may_be_bare_error
 from ..protocol.errors import ApiError
-from ..protocol.faults import Fault, FaultKind, attribute
+from ..protocol.faults import Fault, FaultKind
 from ..protocol.limits import read_windows
 from ..protocol.refusals import NOT_SERVED, for_the_client
 from ..upstream.interface import Call
+from .blame import Blame
 from .cargo import Cargo, PassageDoor
 from .environment import TurnContext, TurnEnvironment
 from .itinerary import InTurn, Itinerary, Known, NoPlace, Place
@@ -88,6 +89,7 @@ class Passage:
         self._status = 0
         self._headers: Mapping[str, str] = {}
         self._held = bytearray()
+        self._blame = Blame(environment, context, cargo.model, cargo.fingerprint)
         self.account: Account | None = None
         self._log = Logbook(
             environment,
@@ -240,7 +242,7 @@ class Passage:
                 self._relay_data(bytes(self._held))
             self._end(None)
         elif self._state is PassageState.RELAYING:
-            self._blame(error)
+            self._let_rest(error)
             self._end(error)
         else:
             self._refused(error)
@@ -273,7 +275,7 @@ class Passage:
             self._enter(PassageState.SEEKING)
             self._at(account, SAME_ACCOUNT)
             return
-        self._blame(error)
+        self._let_rest(error)
         self._give_back()
         if not self._cargo.may_move(error):
             self._end(for_the_client(error))
@@ -282,7 +284,7 @@ class Passage:
         self._enter(PassageState.SEEKING)
         self._seek()
 
-    def _blame(self, error: ApiError) -> None:
+    def _let_rest(self, error: ApiError) -> None:
         """Let whoever is at fault rest (design law 13)."""
         fault = self._fault(error)
         if fault is not None:
@@ -295,15 +297,8 @@ class Passage:
 
         So it may be where no reason is clear, or none is given but by what stands before the API.
         """
-        cargo, account = self._cargo, self.account
-        assert account is not None
-        model = cargo.model
-        fault = attribute(
-            error,
-            self._environment.clock.seconds(),
-            (self._context.tenant, cargo.fingerprint()),
-            () if model is None else (model, account.settings.aliases.get(model, model)),
-        )
+        assert self.account is not None
+        fault = self._blame.fault_of(self.account, error)
         if fault.kind in (FaultKind.REQUEST, FaultKind.UNCLEAR):
             return None
         not_served = self._status in NOT_SERVED and fault.kind is not FaultKind.MODEL_REFUSED

@@ -22,13 +22,13 @@ from ..ledger.records import Record
 from ..protocol.dialect import Dialect
 from ..protocol.errors import ApiError
 from ..protocol.events import Members
-from ..protocol.faults import Fault, FaultKind, attribute
 from ..protocol.made import made_response, new_response_id, prewarm_events
 from ..protocol.refusals import for_the_client, may_move
 from ..protocol.relay import Broken, Finished, GoesOn, NotContinued, Refused, Relay
 from ..protocol.request import TurnRequest
 from ..protocol.usage import Usage
 from .attempt import Attempt
+from .blame import Blame
 from .continuity import TurnContinuity
 from .environment import Door, TurnContext, TurnEnvironment
 from .lessons import learn_from_events, learn_from_headers, note_owner, note_owner_of_parent
@@ -84,8 +84,7 @@ class Turn:
         self._attempt: Attempt | None = None
         self._reservation: Reservation | None = None
         self._last_refusal: tuple[Attempt, Refused] | None = None
-        #: Refusals that say not of whom they speak; an account that serves the turn tells.
-        self._unclear: list[tuple[Account, Fault]] = []
+        self._blame = Blame(environment, context, request.model, request.fingerprint)
         self._paused = False
         self._continuity = TurnContinuity(context, request, environment.ledger)
         self._telling = Telling(environment, context)
@@ -304,7 +303,7 @@ class Turn:
             self._refused(attempt, outcome)
         elif isinstance(outcome, Broken):
             self._log.outcome(outcome.error.label)
-            self._blame(attempt, outcome.error)
+            self._let_rest(attempt, outcome.error)
             self._break_off(attempt, outcome.error)
 
     def _finished(self, attempt: Attempt, outcome: Finished) -> None:
@@ -326,10 +325,10 @@ class Turn:
         elif outcome.error is None:
             self._estimate()
         if outcome.error is not None:
-            self._blame(attempt, outcome.error)
+            self._let_rest(attempt, outcome.error)
         elif self._reservation is not None:
             self._reservation.acknowledged()
-            self._served_by(attempt.account)
+            self._blame.served_by(attempt.account)
         self._end(outcome.status, outcome.error.label if outcome.error else outcome.reason)
 
     def _goes_on(self, attempt: Attempt) -> None:
@@ -337,7 +336,7 @@ class Turn:
         self._log.outcome("goes on in the background")
         self.record.response_id = attempt.relay.response_id
         self._estimate()
-        self._served_by(attempt.account)
+        self._blame.served_by(attempt.account)
         self._end("completed", None)
 
     def _count(self, usage: Usage) -> None:
@@ -367,7 +366,7 @@ class Turn:
         if self._continuity.mended(account, plan, sent, error):
             self._send(SAME_ACCOUNT)
             return
-        self._blame(attempt, error)
+        self._let_rest(attempt, error)
         own_words = outcome.terminal and error is outcome.error and not may_move(error)
         if own_words and for_the_client(error) is error:
             self._relay_refusal(attempt, outcome)
@@ -385,29 +384,12 @@ class Turn:
         self._give_back()
         self._search.next()
 
-    def _blame(self, attempt: Attempt, error: ApiError) -> None:
+    def _let_rest(self, attempt: Attempt, error: ApiError) -> None:
         """Let whoever is at fault rest (design law 13)."""
         if may_move(error):
             attempt.account.failures += 1
-        if self._reservation is None:
-            return
-        model = self.request.model
-        fault = attribute(
-            error,
-            self._environment.clock.seconds(),
-            (self._context.tenant, self.request.fingerprint()),
-            () if model is None else (model, attempt.account.settings.aliases.get(model, model)),
-        )
-        self._reservation.refused(fault)
-        if fault.kind is FaultKind.UNCLEAR:
-            self._unclear.append((attempt.account, fault))
-
-    def _served_by(self, server: Account) -> None:
-        """The turn was fine: others that refused it without a clear word answer for that."""
-        unclear, self._unclear = self._unclear, []
-        for account, fault in unclear:
-            if account is not server:
-                account.health.outdone(self.request.model, fault)
+        if self._reservation is not None:
+            self._reservation.refused(self._blame.fault_of(attempt.account, error))
 
     def _break_off(self, attempt: Attempt, error: ApiError) -> None:
         """The client must start anew: what it saw cannot be taken back (§8.4)."""
