@@ -125,7 +125,8 @@ _MAX_READ = 2_000
 #: Codes of a member that the service does not take, or not with this value.
 _MEMBER_CODES = frozenset({"unknown_parameter", "unsupported_parameter", "unsupported_value"})
 
-_NAME = r"[A-Za-z_][\w.]*"
+#: Long words – an image in base64, say – are no names, and would be read from each letter on.
+_NAME = r"(?<![\w.])[A-Za-z_][\w.]{0,99}(?![\w.])"
 _NAMES = rf"['\"`]?({_NAME}(?:['\"`]?(?:, ?| and |, and )['\"`]?{_NAME}){{0,19}})"
 _WHAT = (
     r"(?:(?:parameter|argument|field|key|name|member|option|attribute|value)s?"
@@ -158,7 +159,8 @@ _OBJECTIONS = (
 #: Where a validator found what it does not take: ``"loc": ["body", "x"]`` as Python's words, and
 #: as such lists are told (error_reading.py).
 _PLACES = re.compile(
-    r"(?:['\"]loc['\"]\s*:\s*[\[(]\s*['\"]body['\"]\s*,\s*['\"]|^|; )(\w+)(?:['\"]|[.\w]*: )"
+    r"(?:['\"]loc['\"]\s*:\s*[\[(]\s*['\"]body['\"]\s*,\s*['\"]|^|; )"
+    r"(\w{1,100})(?:['\"]|[.\w]{0,200}: )"
 )
 _EXTRA = re.compile(r"extra_forbidden|extra (?:fields?|inputs?) (?:are )?not permitted", re.I)
 _OBJECTS = re.compile(rf"{_NOT_TAKEN}|does not support|extra_forbidden", re.IGNORECASE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -367,3 +368,12 @@ def test_any_words_can_be_read(message: str, param: str | None, code: str | None
 def test_long_words_are_read_in_no_time(words: str) -> None:
     about = sent(added_seals=True, stores=True, streams=True, text_input=True)
     concessions_to(says(words * 20_000), about)
+
+
+@pytest.mark.parametrize("quoted", ["a" * 2000, "9" * 2000, "'a', " * 400, "a.b and " * 250])
+def test_a_long_word_in_a_refusal_costs_next_to_nothing(quoted: str) -> None:
+    """Services quote images in base64; each of its letters is the beginning of no name."""
+    began = time.process_time()
+    assert concessions_to(says(f"Bad image: {quoted}"), sent()) == []
+    assert concessions_to(says(quoted), sent()) == []
+    assert time.process_time() - began < 0.5
