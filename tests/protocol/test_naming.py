@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.protocol import naming
 from gateway.protocol.events import PASSED_UNREAD, event_type
 from gateway.protocol.naming import one_name, read_named_events
 from gateway.protocol.sse import read_events
@@ -37,6 +38,21 @@ def data_of(kind: Any = ..., **members: Any) -> bytes:
 @pytest.mark.parametrize("name", [DELTA, b"", b"message"])
 def test_an_event_that_says_its_type_keeps_its_bytes(name: bytes, data: bytes) -> None:
     assert one_name((name, data)) == (DELTA, data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"sequence_number":4,"type":"response.output_text.delta","delta":"x"}',
+        b'{"sequence_number": 4, "type": "response.output_text.delta", "delta": "x"}',
+        b'{"type": "response.output_text.delta", "delta": "x"}',
+    ],
+)
+def test_a_streamed_event_is_named_without_reading_its_json(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(naming, "event_type", pytest.fail)
+    assert one_name((DELTA, data)) == (DELTA, data)
 
 
 @pytest.mark.parametrize("said", [..., None, 7, "", [], {"a": 1}])
