@@ -246,7 +246,7 @@ def _meant(fields: Mapping[str, Any]) -> int | None:
     said = next((number for number in numbers if number is not None), None)
     if said is not None and said < 500:
         return said
-    named = _named_status(fields.get("code"), fields.get("type"))
+    named = _named_status(_code(fields), fields.get("type"))
     if named is not None and named != 400:
         return named
     message = fields.get("message") or ""
@@ -257,6 +257,15 @@ def _meant(fields: Mapping[str, Any]) -> int | None:
     if wording.spent(message) or wording.rate_limited(message):
         return 429
     return named or said
+
+
+def _code(fields: Mapping[str, Any]) -> str | None:
+    """The code of an error: a member of its own, or a known one before what it says."""
+    code = fields.get("code")
+    if code is not None and _number(code) is None:
+        return str(code)
+    said = wording.leading_code(fields.get("message") or "")
+    return said if said in _STATUS_OF_CODE else None
 
 
 def _param(param: object) -> str | None:
@@ -378,7 +387,6 @@ def _build(
     status: int, fields: dict[str, Any], for_clients: object, outer_headers: object
 ) -> ApiError:
     """The error of ``fields``, with the headers that came with it or within it."""
-    code = fields.get("code")
     type_ = fields.get("type")
     message = fields.get("message")
     default_type = "server_error" if status >= 500 else "invalid_request_error"
@@ -388,7 +396,7 @@ def _build(
         message
         if isinstance(message, str) and message
         else f"The upstream answered with the status {status} and no message.",
-        str(code) if code is not None and _number(code) is None else None,
+        _code(fields),
         _param(fields.get("param")),
         _kept_headers(for_clients),
         {name: fields[name] for name in _DETAIL_MEMBERS if fields.get(name) is not None},

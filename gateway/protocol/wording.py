@@ -36,7 +36,7 @@ def _opening(*wordings: str) -> re.Pattern[str]:
 
 #: The request is longer than what the model reads; said anywhere, as no request quotes it.
 _TOO_LONG = re.compile(
-    r"context[ _](?:length|window|size)\b|(?:max|maximum) context\b|maximum (?:input|prompt"
+    r"context[ _](?:length|window|size)(?![a-z])|(?:max|maximum) context\b|maximum (?:input|prompt"
     r"|sequence) length|(?:prompt|input) (?:is|was) too long|too many (?:input )?tokens in",
     re.IGNORECASE,
 )
@@ -59,6 +59,9 @@ _ABOUT_THE_REQUEST = _opening(
     r"no tool (?:call|output) found",
     r"no endpoints found that\b",
 )
+
+#: A code that stands before the words: ``rate_limit_exceeded: Slow down``.
+_CODE = _opening(r"['\"`(\[]?([a-z]{1,40}(?:_[a-z]{1,40}){1,9})\b")
 
 _OVERLOADED = _opening(
     r"overloaded\b",
@@ -121,6 +124,12 @@ _NO_SUCH_MODEL = _opening(
     r" (?:not|n't) have|don't have|have no|has no) access (?:to )?(?:the )?model"
     rf":?(?: {_MODEL}{_END})?",
 )
+
+
+def leading_code(message: str) -> str | None:
+    """What may be a code, where the message opens with one."""
+    found = _CODE.match(message, 0, _READ)
+    return None if found is None else found[1].lower()
 
 
 def too_long(message: str) -> bool:

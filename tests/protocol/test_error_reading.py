@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -359,6 +360,26 @@ def test_an_event_of_any_shape_is_read(data: bytes, status: int, message: str) -
     assert error is not None
     assert error.status == status
     assert error.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "code"),
+    [
+        ("context_length_exceeded: too many tokens", 400, "context_length_exceeded"),
+        ("[context_length_exceeded] too many tokens", 400, "context_length_exceeded"),
+        ("litellm.APIError: rate_limit_exceeded - later", 429, "rate_limit_exceeded"),
+        ("Error: server_is_overloaded", 503, "server_is_overloaded"),
+        ("some_new_code: it failed", 500, None),
+        ("it failed: rate_limit_exceeded is no code here", 500, None),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [lambda said: said, lambda said: {"message": said}])
+def test_a_known_code_before_the_words_counts_as_a_code(
+    wrapped: Callable[[str], object], message: str, status: int, code: str | None
+) -> None:
+    error = read({"error": wrapped(message)})
+    assert (error.status, error.code, error.message) == (status, code, message)
+    assert from_failed_response(wrapped(message)).code == code
 
 
 @pytest.mark.parametrize("data", [b'{"error":{"message":"m","code":400}}', b'{"detail":"m"}'])

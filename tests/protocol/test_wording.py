@@ -37,6 +37,7 @@ OF_THE_REQUEST = [
     "Failed to download image from https://pictures.test/1.png",
     "Error while downloading file https://papers.test/1.pdf",
     "max context is 4096 tokens",
+    "The provider said: context_length_exceeded",
     "Your input exceeds the context window of this model.",
     "This model's maximum context length is 4096 tokens, your messages have 5000.",
     "litellm.BadRequestError: OpenAIException - Invalid value: 'x'",
