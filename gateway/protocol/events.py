@@ -79,7 +79,7 @@ class _Numbered(msgspec.Struct):
 
 
 class _Metadata(msgspec.Struct):
-    headers: dict[str, Any] = {}
+    headers: dict[str, msgspec.Raw] = {}
 
 
 _decode_metadata = msgspec.json.Decoder(_Metadata).decode
@@ -180,8 +180,9 @@ def read_turn_state(data: bytes) -> str | None:
         headers = _decode_metadata(data).headers
     except UNREADABLE:
         return None
-    for name, value in headers.items():
+    for name, raw in headers.items():
         if name.lower() == TURN_STATE:
+            value = value_of(raw)
             if isinstance(value, list) and value:
                 value = value[0]
             return value if isinstance(value, str) else None
@@ -190,12 +191,10 @@ def read_turn_state(data: bytes) -> str | None:
 
 def with_turn_state(data: bytes, turn_state: str) -> bytes:
     """Put another turn state into a ``response.metadata`` event that has one."""
-    event = msgspec.json.decode(data)
-    headers = {
-        name: value for name, value in event["headers"].items() if name.lower() != TURN_STATE
-    }
-    event["headers"] = {**headers, TURN_STATE: turn_state}
-    return msgspec.json.encode(event)
+    event = decode_members(data)
+    headers = decode_members(event["headers"])
+    others = {name: value for name, value in headers.items() if name.lower() != TURN_STATE}
+    return msgspec.json.encode({**event, "headers": {**others, TURN_STATE: turn_state}})
 
 
 def without_limit_headers(data: bytes) -> bytes:
@@ -204,11 +203,9 @@ def without_limit_headers(data: bytes) -> bytes:
     Its turn state stays: what becomes of that is another matter.
     """
     try:
-        event = msgspec.json.decode(data)
-    except UNREADABLE:
-        return data
-    headers = event.get("headers") if isinstance(event, dict) else None
-    if not isinstance(headers, dict):
+        event = decode_members(data)
+        headers = decode_members(event["headers"])
+    except (KeyError, *UNREADABLE):
         return data
     kept = {
         name: value

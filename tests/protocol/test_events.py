@@ -19,6 +19,8 @@ from gateway.protocol.events import (
     sequence_number,
     with_response,
     with_stream_id,
+    with_turn_state,
+    without_limit_headers,
 )
 
 DEEP = b"[" * 99_999
@@ -144,6 +146,14 @@ def test_an_item_event_that_cannot_be_read_is_malformed(data: bytes) -> None:
 def test_the_turn_state_is_a_header_in_any_spelling(headers: object, state: str | None) -> None:
     data = json.dumps({"type": "response.metadata", "headers": headers}).encode()
     assert read_turn_state(data) == state
+
+
+def test_metadata_is_mended_beside_numbers_that_cannot_be_read() -> None:
+    data = b'{"n":1e999,"headers":{"x-codex-turn-state":"a","x-codex-used":1e999}}'
+    assert read_turn_state(data) == "a"
+    without = without_limit_headers(data)
+    assert without == b'{"n":1e999,"headers":{"x-codex-turn-state":"a"}}'
+    assert with_turn_state(without, "b") == without.replace(b'"a"', b'"b"')
 
 
 def test_metadata_without_headers_has_no_turn_state() -> None:
