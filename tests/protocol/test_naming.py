@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.protocol import naming
 from gateway.protocol.events import PASSED_UNREAD, event_type
 from gateway.protocol.naming import one_name, read_named_events
-from gateway.protocol.sse import read_events
+from gateway.protocol.sse import Event, read_events
 
 DELTA = b"response.output_text.delta"
 COMPLETED = b"response.completed"
@@ -152,3 +154,11 @@ def test_whatever_comes_has_the_name_that_its_data_says(name: bytes, data: bytes
     named = one_name((name, data))
     if named is not None and named[0] != b"error" and named != (name, data):
         assert event_type(named[1]) == named[0]
+
+
+@pytest.mark.parametrize("read", [read_events, read_named_events])
+@pytest.mark.parametrize("line", [b"event: " * 30_000, b"event: a\ndata: " * 30_000])
+def test_no_bytes_take_long_to_read(read: Callable[[bytes], list[Event]], line: bytes) -> None:
+    began = time.process_time()
+    read(line + b"\nid: 1\n\n")
+    assert time.process_time() - began < 1
