@@ -88,12 +88,11 @@ def _admin_side() -> Iterator[str]:
 
 def _metrics() -> Iterator[str]:
     """A test of /metrics holds this page to what is there."""
-    for row in re.findall(
-        r"^\| (`gateway_.*)$", (ROOT / "config" / "metrics.md").read_text(), re.M
-    ):
-        names, labels, *_ = row.split(" | ")
-        for name in re.findall(r"`(\w+)`", names):
-            yield f"metric {name}{{{labels.strip()}}}"
+    for row in (ROOT / "config" / "metrics.md").read_text().splitlines():
+        if row.startswith("| `gateway_"):
+            names, labels, *_ = (cell.strip() for cell in row.strip("|").split("|"))
+            for name in re.findall(r"`(\w+)`", names):
+                yield f"metric {name}{{{labels}}}"
 
 
 def _log_fields() -> Iterator[str]:
