@@ -65,6 +65,7 @@ class Reader(NamedTuple):
     :ivar store: the turn itself is stored there.
     :ivar unsealed: it opened no seal: all sealed reasoning stays behind, whoever issued it.
     :ivar find: finds what the tenant's conversations hold of an id.
+    :ivar first: it is the first that the turn comes to: what is not remembered may be there.
     """
 
     account: str
@@ -72,6 +73,12 @@ class Reader(NamedTuple):
     store: bool = True
     unsealed: bool = False
     find: FindItem = lambda _: None
+    first: bool = True
+
+    @property
+    def may_know(self) -> bool:
+        """Whether it may know an item by an id that is not remembered."""
+        return self.keeps and self.first
 
 
 def chain_plan(anchor: Record, after: Sequence[Record], new: Sequence[Item], to: Reader) -> Plan:
@@ -82,7 +89,7 @@ def chain_plan(anchor: Record, after: Sequence[Record], new: Sequence[Item], to:
     carried: list[bytes] = []
     for record in after:
         carried += _carried(record, to._replace(store=anchor.store, unsealed=False))
-    own = carry(without_history(after[-1], new) if after else new, to, to.keeps)
+    own = carry(without_history(after[-1], new) if after else new, to, to.may_know)
     verbatim = not after and _is_verbatim(own, new)
     return Plan(Route.CHAINED, anchor.id, None if verbatim else carried + own, None)
 
@@ -96,7 +103,7 @@ def whole_plan(parent: Record | None, new: Sequence[Item], to: Reader, reason: s
     carried: list[bytes] = []
     for record in path:
         carried += _carried(record, to)
-    own = carry(without_history(parent, new), to, to.keeps)
+    own = carry(without_history(parent, new), to, to.may_know)
     if not any(record.held_upstream for record in path):
         verbatim = not path and _is_verbatim(own, new)
         return Plan(Route.ROOT, None, None if verbatim else carried + own, None)

@@ -59,6 +59,8 @@ class TurnContinuity:
         self._anchor, self._after_anchor = anchor_of(context.parent)
         self._not_continued: dict[str, str] = {}
         self._unsealed = False
+        #: The account that the turn came to first; ids that nobody here knows go to no other.
+        self._first: str | None = None
 
     @property
     def can_replay(self) -> bool:
@@ -173,12 +175,14 @@ class TurnContinuity:
             account.learned.refused(anchor, self._not_continued[account.name])
 
     def _reader(self, account: Account) -> Reader:
+        self._first = self._first or account.name
         return Reader(
             account.name,
             self.may_keep(account) and not self._gives(account, Gives.STORED_ITEMS),
             self._request.store,
             self._unsealed,
             self._find,
+            account.name == self._first,
         )
 
     def _gives(self, account: Account, what: Gives) -> bool:
