@@ -74,7 +74,8 @@ class Nobody(NamedTuple):
     :ivar candidates: the accounts that could, were they available; empty when none offers
         the model.
     :ivar waits_for: the one account that will do, by name, or None for any candidate.
-    :ivar reasons: why each candidate cannot, those that refused this turn left out.
+    :ivar reasons: why each candidate cannot, without those that refused this turn and do not
+        rest, and without those that are not wanted for being in doubt.
     :ivar rule: by which no other account was asked.
     """
 

@@ -292,6 +292,6 @@ class Deciding:
 
     def _nobody(self, able: Sequence[Account], waits_for: str | None, rule: str) -> Nobody:
         """:param able: those of the candidates that would do."""
-        reasons = map(self.candidates.why_not, able)
+        reasons = (self.candidates.why_not(each) for each in able if not self._is_left_out(each))
         told = tuple(reason for reason in reasons if reason is not None)
         return Nobody(self._wanted, able, waits_for, told, rule)

@@ -220,7 +220,7 @@ class AccountSearch:
         if isinstance(lack, Busy):
             return lack.free_at is None or lack.free_at <= before
         assert lack is not None
-        if lack.refuse_the_model or (lack.wanted.undoubted and self._all_doubted(lack)):
+        if lack.refuse_the_model:
             return False
         if lack.waits_for is not None and self._environment.pool.routing.on_account_loss == "fail":
             return False
@@ -230,13 +230,6 @@ class AccountSearch:
             else reason.state is AccountState.READY
             for reason in lack.reasons
             if reason.kind is not FaultKind.UNCLEAR or not self._tries.refusals
-        )
-
-    def _all_doubted(self, lack: Nobody) -> bool:
-        """Whether all are in doubt, and too many such refused: a rest that ends shows nothing."""
-        model = self._wanted.model
-        return not self._tries.may_doubt(self._max_attempts) and all(
-            each.health.in_doubt(model) for each in lack.candidates
         )
 
     def _tried_enough(self) -> ApiError:

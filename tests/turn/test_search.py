@@ -148,15 +148,21 @@ def test_a_turn_that_waits_is_served_by_the_end_of_a_cooldown() -> None:
     place.check_rest()
 
 
-def test_a_turn_does_not_wait_on_for_an_account_that_refuses_it_after_each_rest() -> None:
-    place = world(1)
+@pytest.mark.parametrize("paused", ["", "b"])
+def test_a_turn_does_not_wait_on_for_an_account_that_refuses_it_after_each_rest(
+    paused: str,
+) -> None:
+    place = world(1 + len(paused))
+    for name in paused:
+        place.accounts[name].health.disable()
     _, door = started(place)
     soon = ApiError(429, "requests", "Slow down.", "rate_limit_exceeded")
     for number in range(3):
+        assert len(place.exchanges("a")) == number + 1
         place.exchanges("a")[number].ends(soon)
+        assert len(place.environment.waiting) == (number < 2)
         place.clock.pump([0.25] * 20)
-    assert door.last["error"]["message"] == "Slow down."
-    assert len(place.exchanges("a")) == 3
+    assert door.last["status"] == 429
     place.check_rest()
 
 
