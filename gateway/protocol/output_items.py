@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from .items import Item, is_unfinished, item_content, names_of_call, read_item
 
+#: Marks the key of what says that more of it is to come.
+_UNFINISHED = "unfinished"
+
 
 class ListedOutput(NamedTuple):
     """The ``output`` of a terminal event beside what was streamed.
@@ -31,6 +34,11 @@ class OutputItems:
 
     def __init__(self) -> None:
         self._items: dict[int, Item] = {}
+        #: Where an item of each key is, or was; see :func:`_keys`.
+        self._places: dict[Hashable, int] = {}
+        #: Where the search for a free place went on from a taken one.
+        self._skips: dict[int, int] = {}
+        self._end = 0
 
     @property
     def raw(self) -> list[bytes]:
@@ -41,7 +49,7 @@ class OutputItems:
         """Remember an item that the client was shown.
 
         The newer of two that are the same item counts.  Another one whose place is taken
-        gets the next free place, and one without a place the last.
+        gets a free place behind it, and one without a place the last.
 
         :param index: its ``output_index``, or None where the event has none.
         """
@@ -50,11 +58,12 @@ class OutputItems:
         if older is not None:
             del self._items[older]
             index = older if index is None else index
-        if index is None:
-            index = max(self._items, default=-1) + 1
-        while index in self._items:
-            index += 1
-        self._items[index] = item
+        place = self._free_from(self._end if index is None else index)
+        self._items[place] = item
+        self._end = max(self._end, place + 1)
+        for key in _keys(item):
+            if self._place_of(key) is None:
+                self._places[key] = place
 
     def settle(self, raw_items: list[bytes]) -> None:
         """Take these for the items of the answer, in this order."""
@@ -101,10 +110,36 @@ class OutputItems:
         at_its_place = self._items.get(index) if index is not None else None
         if at_its_place is not None and _replaces(at_its_place, item):
             return index
-        for other, known in self._items.items():
-            if other != index and _repeats(known, item, told_where=index is not None):
+        name = _name(item)
+        for key in (name, (name, item.raw), (name, _UNFINISHED)):
+            other = self._place_of(key)
+            if other is None or other == index:
+                continue
+            if _repeats(self._items[other], item, told_where=index is not None):
                 return other
         return None
+
+    def _place_of(self, key: Hashable) -> int | None:
+        place = self._places.get(key)
+        item = None if place is None else self._items.get(place)
+        return place if item is not None and key in _keys(item) else None
+
+    def _free_from(self, index: int) -> int:
+        place = index
+        while place in self._items:
+            place = self._skips.get(place, place + 1)
+        self._skips[index] = place + 1
+        return place
+
+
+def _name(item: Item) -> Hashable:
+    return item.type, item.id, item.call_id
+
+
+def _keys(item: Item) -> list[Hashable]:
+    """By what an item may be found that another one repeats; see :func:`_repeats`."""
+    name = _name(item)
+    return [name, (name, item.raw), *([(name, _UNFINISHED)] if is_unfinished(item.raw) else [])]
 
 
 def _replaces(older: Item, newer: Item) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -175,3 +176,14 @@ def streamed_at(*items: tuple[int | None, Json]) -> list[Json]:
     for index, item in items:
         found.add(index, raw(item))
     return [json.loads(each) for each in found.raw]
+
+
+@pytest.mark.parametrize("index", [None, 0])
+@pytest.mark.parametrize("alike", [False, True])
+def test_many_items_are_kept_in_linear_time(index: int | None, alike: bool) -> None:
+    items = OutputItems()
+    began = time.process_time()
+    for number in range(20_000):
+        name = 0 if alike else number
+        items.add(index, b'{"type":"message","id":"m%d","n":%d}' % (name, number))
+    assert time.process_time() - began < 5
