@@ -328,7 +328,12 @@ def _top(path: str) -> str:
 
 
 def _wants(pattern: re.Pattern[str], name: str, member: str, said: str) -> bool:
-    """Whether the refusal says so, in its words alone or together with its ``param``."""
+    """Whether the refusal says so, in its words alone or together with its ``param``.
+
+    Where that names another member, the words may be what a client wrote into it.
+    """
+    if member not in ("", name):
+        return False
     if pattern.search(said):
         return True
     return name in (member, *_PLACES.findall(said)) and bool(pattern.search(f"{name} {said}"))

@@ -319,6 +319,14 @@ def test_some_refusals_are_the_models(message: str, model: bool) -> None:
     assert is_of_the_model(Concession(Gives.MEMBER, "user"), says(message)) is model
 
 
+@pytest.mark.parametrize("words", ["store must be false", "stream must be false"])
+def test_words_that_a_client_wrote_into_another_member_are_not_believed(words: str) -> None:
+    error = says(
+        f"Unknown parameter: 'metadata.{words}'.", f"metadata.{words}", "unknown_parameter"
+    )
+    assert concessions_to(error, sent(stores=True, streams=True)) == without("metadata")
+
+
 @pytest.mark.parametrize(
     ("message", "depends"),
     [
