@@ -119,6 +119,7 @@ class Relay:
     :param wrap_turn_state: what the client gets in place of the upstream's turn state.
     :param made: makes the response object for an id, where the upstream gives none in time.
     :param may_go_on: whether the answer may be over before the response is.
+    :param without_secrets: strikes the account's secrets out of what tells of a failure.
     :ivar phase: see :class:`Phase`.
     :ivar released: whether anything of this attempt was given out for relaying.
     :ivar response_id: the id of ``response.created``; empty before.
@@ -139,7 +140,9 @@ class Relay:
         wrap_turn_state: Callable[[str], str] = str,
         made: Callable[[str], Members] = lambda _: {},
         may_go_on: bool = False,
+        without_secrets: Callable[[bytes], bytes] = bytes,
     ) -> None:
+        self._without_secrets = without_secrets
         self._named = named
         self._shown: dict[str, msgspec.Raw] = {}
         self._is_taken = is_taken
@@ -335,6 +338,8 @@ class Relay:
         payloads.append(data)
 
     def _terminal(self, name: bytes, data: bytes, payloads: list[bytes]) -> None:
+        if name == b"response.failed":
+            data = self._without_secrets(data)
         if name == b"response.failed" and not response_members(data):
             self.fail(from_event(data) or from_failed_response(None))
             return  # what failed was no response that has an id
@@ -374,7 +379,7 @@ class Relay:
         self._end(Finished(status, reason, error, read_usage(head.usage)))
 
     def _error(self, data: bytes) -> None:
-        error = from_event(data)
+        error = from_event(self._without_secrets(data))
         if error is not None:
             self.fail(error)
         # An empty error event announces a detailed response.failed (§10.57): wait for it.

@@ -235,7 +235,9 @@ class Passage:
         if self._state is PassageState.REFUSED:
             error = from_http(self._status, self._headers, bytes(self._held))
         elif self._state is PassageState.HELD and error is None and self._cargo.generates:
-            error = from_answer(self._status, self._headers, bytes(self._held))
+            assert self.account is not None
+            said = self.account.upstream.without_secrets(bytes(self._held))
+            error = from_answer(self._status, self._headers, said)
         if error is None:
             if self._state is PassageState.HELD:
                 self._relay()

@@ -233,6 +233,7 @@ class Turn:
             wrap_turn_state=partial(self._telling.wrapped, account.name),
             made=self._made,
             may_go_on=self.request.background and not dialect.streams,
+            without_secrets=account.upstream.without_secrets,
         )
         self._log.tries(account.name, rule, plan.route.value, len(request.body), plan, choice)
         # A background response is the client's once it exists: it can be asked for by its id.

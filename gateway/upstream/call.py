@@ -35,8 +35,6 @@ _MAX_EVENT_BYTES = 1_048_576
 
 _EVENT_STREAM = "text/event-stream"
 
-_HIDDEN = "…".encode()
-
 
 class CallState(enum.Enum):
     """The life of a call."""
@@ -181,9 +179,7 @@ class HttpCall(Protocol):
 
     def _tell_refusal(self) -> None:
         body = bytes(self._refusal[:_MAX_REFUSAL_BYTES])
-        for secret in self._sender.credentials.secrets():
-            body = body.replace(secret.encode(), _HIDDEN)
-        self._receiver.call_data(body)
+        self._receiver.call_data(self._sender.without_secrets(body))
         self._receiver.call_ended(None)
 
     def _timed_out(self) -> None:

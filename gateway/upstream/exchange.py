@@ -183,8 +183,8 @@ class HttpExchange(Protocol):
     def _refused_with(self, body: bytes) -> ApiError:
         response = self._response
         assert response is not None
-        error = from_http(response.code, headers_of(response), body[:_MAX_REFUSAL_BYTES])
-        return self._sender.scrubbed(error)
+        said = self._sender.without_secrets(body[:_MAX_REFUSAL_BYTES])
+        return from_http(response.code, headers_of(response), said)
 
     def _timed_out(self) -> None:
         if self._state is ExchangeState.SENT:

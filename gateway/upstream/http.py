@@ -57,6 +57,10 @@ class HttpUpstream:
         """See :class:`~gateway.upstream.interface.Upstream`."""
         return HttpCall(self._sender, call, receiver, self._timeouts)
 
+    def without_secrets(self, said: bytes) -> bytes:
+        """See :class:`~gateway.upstream.interface.Upstream`."""
+        return self._sender.without_secrets(said)
+
     def close(self) -> Deferred[None]:
         """Close idle connections, and stop what the credentials run."""
         closed = [self._pool.closeCachedConnections(), maybeDeferred(self._credentials.close)]

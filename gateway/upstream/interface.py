@@ -98,5 +98,8 @@ class Upstream(Protocol):
     def call(self, call: UpstreamCall, receiver: CallReceiver) -> Call:
         """Prepare a request that is passed as it is; nothing is sent before its ``start``."""
 
+    def without_secrets(self, said: bytes) -> bytes:
+        """What the account said, without its secrets: upstreams quote them in errors."""
+
     def close(self) -> object:
         """Give up idle connections; returns a Deferred or None."""

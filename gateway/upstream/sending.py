@@ -27,6 +27,8 @@ from .interface import UpstreamCall
 #: once, while an upstream that thought about the request may have done what it asks.
 _RESEND_SECONDS = 1.0
 
+_HIDDEN = "…".encode()
+
 
 class HttpTimeouts(NamedTuple):
     """How long to wait, in seconds: for a connection, the first byte, the next bytes.
@@ -94,11 +96,11 @@ class Sender:
             reactor=self.reactor,
         )
 
-    def scrubbed(self, error: ApiError) -> ApiError:
-        """The same error, without the account's secrets: upstreams quote them."""
+    def without_secrets(self, said: bytes) -> bytes:
+        """See :class:`~gateway.upstream.interface.Upstream`."""
         for secret in self.credentials.secrets():
-            error.message = error.message.replace(secret, "…")
-        return error
+            said = said.replace(secret.encode(), _HIDDEN)
+        return said
 
 
 class Sending:

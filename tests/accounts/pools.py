@@ -31,6 +31,9 @@ class NoUpstream:
     def call(self, call: UpstreamCall, receiver: CallReceiver) -> NoReturn:
         raise AssertionError("the pool only chooses")
 
+    def without_secrets(self, said: bytes) -> NoReturn:
+        raise AssertionError("the pool only chooses")
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -516,3 +516,25 @@ def test_an_error_beside_the_response_that_failed_is_read() -> None:
     relay.feed([created(), ServerSentEvent(b"response.failed", data.encode())])
     assert isinstance(relay.outcome, Refused)
     assert (relay.outcome.error.status, relay.outcome.error.message) == (429, "slow")
+
+
+@pytest.mark.parametrize("seen", [[], [created(), DELTA]])
+@pytest.mark.parametrize(
+    "last",
+    [
+        event("error", status=500, error={"message": "It was sk-secret."}),
+        ended("failed", error={"code": "server_error", "message": "It was sk-secret."}),
+        event("response.failed", error={"message": "It was sk-secret."}),
+    ],
+)
+def test_what_tells_of_a_failure_quotes_no_secret(
+    seen: list[ServerSentEvent], last: ServerSentEvent
+) -> None:
+    relay = Relay(without_secrets=lambda said: said.replace(b"sk-secret", b"*"))
+    payloads = relay.feed([*seen, last])
+    outcome = relay.outcome
+    assert isinstance(outcome, (Broken, Finished, Refused))
+    assert outcome.error is not None
+    assert outcome.error.message == "It was *."
+    told = [*payloads, *(outcome.terminal if isinstance(outcome, Refused) else ())]
+    assert b"sk-secret" not in b"".join(told)

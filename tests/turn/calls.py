@@ -93,6 +93,9 @@ class CallingUpstream:
         self.calls.append(FakeCall(call, receiver))
         return self.calls[-1]
 
+    def without_secrets(self, said: bytes) -> bytes:
+        return said.replace(b"sk-secret", b"*")
+
     def close(self) -> None:
         """Nothing to close."""
 

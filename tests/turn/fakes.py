@@ -93,6 +93,9 @@ class FakeUpstream:
         self.exchanges.append(exchange)
         return exchange
 
+    def without_secrets(self, said: bytes) -> bytes:
+        return said.replace(b"sk-secret", b"*")
+
     def close(self) -> None:
         """Nothing to close."""
 

@@ -318,3 +318,19 @@ def test_any_other_answer_is_passed_as_it_is(answer: bytes) -> None:
     assert journey.door.endings == [None]
     assert journey.door.body == answer
     place.check_rest()
+
+
+def test_an_error_within_an_answer_quotes_no_secret() -> None:
+    place = World(1)
+    place.turn([user("hi")]).start()
+    said = b'{"error":{"message":"Bad tool schema for sk-secret","code":400}}'
+    place.exchanges()[0].receiver.upstream_events([ServerSentEvent(b"error", said)])
+    assert place.door.last["error"]["message"] == "Bad tool schema for *"
+    passing = CallWorld(1)
+    journey = Journey(passing).starts()
+    passing.calls("a")[0].begins(200)
+    passing.calls("a")[0].sends(said)
+    passing.calls("a")[0].ends()
+    assert journey.door.error.message == "Bad tool schema for *"
+    place.check_rest()
+    passing.check_rest()
