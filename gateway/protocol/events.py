@@ -70,6 +70,23 @@ class ResponseHead(msgspec.Struct):
     usage: Any = None
 
 
+class _Details(msgspec.Struct):
+    reason: str | None = None
+
+
+class _UsualHead(msgspec.Struct):
+    id: str = ""
+    previous_response_id: str | None = None
+    status: str | None = None
+    error: Any = None
+    incomplete_details: _Details | None = None
+    usage: Any = None
+
+
+class _Lifecycle(msgspec.Struct):
+    response: _UsualHead
+
+
 class _Typed(msgspec.Struct):
     type: Any = None
 
@@ -82,6 +99,7 @@ class _Metadata(msgspec.Struct):
     headers: dict[str, msgspec.Raw] = {}
 
 
+_decode_lifecycle = msgspec.json.Decoder(_Lifecycle).decode
 _decode_metadata = msgspec.json.Decoder(_Metadata).decode
 _decode_typed = msgspec.json.Decoder(_Typed).decode
 _decode_numbered = msgspec.json.Decoder(_Numbered).decode
@@ -118,6 +136,23 @@ def read_response(data: bytes) -> ResponseHead | None:
 
     :raises MalformedEvent: when the event is no JSON object.
     """
+    try:
+        usual = _decode_lifecycle(data).response
+    except UNREADABLE:
+        return _read_odd_response(data)
+    return ResponseHead(
+        usual.id,
+        usual.previous_response_id,
+        False,
+        usual.status,
+        usual.error,
+        None if usual.incomplete_details is None else usual.incomplete_details.reason,
+        usual.usage,
+    )
+
+
+def _read_odd_response(data: bytes) -> ResponseHead | None:
+    """The same member by member: an odd one counts as unsaid, and no other suffers for it."""
     response = _response_in(_members_of(data))
     if response is None:
         return None
