@@ -206,11 +206,6 @@ def from_failed_response(error: object) -> ApiError:
     return _build(_settled(None, fields), fields, fields.get("headers"), None)
 
 
-def status_of(code: object, type: object = None) -> int:
-    """The HTTP status that belongs to an error code and type; 500 for unknown ones."""
-    return _named_status(code, type) or 500
-
-
 def _named_status(code: object, type: object) -> int | None:
     of_code = _STATUS_OF_CODE.get(code) if isinstance(code, str) else None
     of_type = _STATUS_OF_TYPE.get(type) if isinstance(type, str) else None

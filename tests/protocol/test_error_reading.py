@@ -15,7 +15,6 @@ from gateway.protocol.error_reading import (
     from_failed_response,
     from_http,
     from_untyped,
-    status_of,
 )
 from gateway.protocol.errors import NOT_THE_API, ApiError, error_event
 
@@ -325,7 +324,8 @@ def test_whatever_a_failed_response_holds_clients_understand_it(error: object) -
     ],
 )
 def test_codes_and_types_have_their_status(code: object, type_: object, status: int) -> None:
-    assert status_of(code, type_) == status
+    error = read({"error": {"message": "No.", "code": code, "type": type_}})
+    assert error.status == status
 
 
 # --- what an error means by itself, whoever passed it on ------------------------------
