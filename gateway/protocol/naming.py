@@ -15,7 +15,7 @@ from .sse import Event, covers, read_events
 from .tolerant_json import mended
 
 #: The usual form, and the hot path: the data begins with the type that the line before names.
-_USUAL = re.compile(rb'^event: ([^\n]*+)\ndata: (\{"type":"\1"[^\n]*+)\n\n', re.MULTILINE)
+_USUAL = re.compile(rb'^event: ([^\n]*)\ndata: (\{"type":"\1"[^\n]*)\n\n', re.MULTILINE)
 
 #: The name of an event whose stream gives it none (WHATWG HTML §9.2.6): it says nothing.
 _NO_NAMES = frozenset({b"", b"message"})

@@ -17,8 +17,8 @@ _BOM = b"\xef\xbb\xbf"
 #: a named one takes as long as parsing.
 Event = tuple[bytes, bytes]
 
-#: From the beginning of a line on, and never back in one: no bytes take longer than others.
-_USUAL = re.compile(rb"^event: ([^\n]*+)\ndata: ([^\n]*+)\n\n", re.MULTILINE)
+#: From the beginning of a line on: a long line is read once, whatever stands in it.
+_USUAL = re.compile(rb"^event: ([^\n]*)\ndata: ([^\n]*)\n\n", re.MULTILINE)
 _USUAL_OVERHEAD = len(b"event: \ndata: \n\n")
 
 #: Reads whole events out of bytes that end with a blank line.
