@@ -70,6 +70,8 @@ class Counted:
         self.errors: Counter[tuple[str]] = Counter()
         self.tokens: Counter[tuple[str, str]] = Counter()
         self.outputs = 0
+        #: How the attempts on accounts ended, by the log.
+        self.outcomes: Counter[tuple[str]] = Counter()
         self.left = TURNS
         self.trouble: list[BaseException] = []
         self._lock = threading.Lock()
@@ -155,6 +157,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory, counted: Counted) -> Itera
         "keys": keys,
         "accounts": [account("north", north), account("south", south)],
         "routing": {"queue_seconds": 0, "on_account_loss": "wait"},
+        "log": {"format": "json"},
     }
     gateway = Gateway(tmp_path_factory.mktemp("metrics"), config)
     try:
@@ -172,7 +175,11 @@ def scraped(tmp_path_factory: pytest.TempPathFactory, counted: Counted) -> Itera
             thread.join(120)
         assert not counted.trouble, f"a client failed: {counted.trouble[0]!r}"
         note(f"{TURNS} turns over {len(threads)} clients: {time.monotonic() - started:.1f} s")
-        yield settled(gateway.admin_port)
+        found = settled(gateway.admin_port)
+        for line in gateway.log().splitlines():
+            entry = json.loads(line) if line.startswith("{") else {}
+            counted.outcomes.update((each["outcome"],) for each in entry.get("attempts", ()))
+        yield found
     finally:
         gateway.stop()
         north.stop()
@@ -232,7 +239,10 @@ def test_errors_are_those_that_clients_were_told(scraped: Scrape, counted: Count
     of_accounts = scraped.by("gateway_account_errors_total", "error")
     of_the_gateway = {("usage_limit_reached",), ("rate_limit_exceeded",)}  # accounts may rest
     told = {code: n for code, n in counted.errors.items() if code not in of_the_gateway}
-    assert of_accounts == told, "accounts' errors are those that the gateway did not make"
+    assert of_accounts.keys() == told.keys(), "accounts' errors are those the gateway did not make"
+    attempts = {code: counted.outcomes[code] for code in told}
+    assert of_accounts == attempts, "each attempt counts, also of turns that went on elsewhere"
+    assert all(of_accounts[code] >= n for code, n in told.items())
 
 
 def test_times_are_taken_of_every_turn_that_said_something(
