@@ -59,7 +59,7 @@ def in_a_chat(rig: Rig, headers: Headers) -> None:
     [
         ("x-codex-turn-metadata", '{"workspaces":{"/home/ı/策略":{}}}'.encode()),
         ("x-codex-window-id", "Ångström … à".encode()),  # has bytes 0x85 and 0xA0
-        ("x-openai-subagent", b"caf\xe9 \x85\xa0 \xff"),  # no UTF-8
+        ("x-openai-note", b"caf\xe9 \x85\xa0 \xff"),  # no UTF-8
         ("session-id", "séance-à".encode()),
         ("originator", "編集者".encode()),
         ("user-agent", "Éditeur/1.0 (naïf)".encode()),
