@@ -58,7 +58,10 @@ class OutputItems:
         if older is not None:
             del self._items[older]
             index = older if index is None else index
-        place = self._free_from(self._end if index is None else index)
+        self._put(self._free_from(self._end if index is None else index), item)
+
+    def _put(self, place: int, item: Item) -> None:
+        """Remember an item at a place that is free."""
         self._items[place] = item
         self._end = max(self._end, place + 1)
         for key in _keys(item):
@@ -67,8 +70,14 @@ class OutputItems:
 
     def settle(self, raw_items: list[bytes]) -> None:
         """Take these for the items of the answer, in this order."""
-        if raw_items != self.raw:
-            self._items = dict(enumerate(map(read_item, raw_items)))
+        if raw_items == self.raw:
+            return
+        self._items = {}
+        self._places = {}
+        self._skips = {}
+        self._end = 0
+        for index, raw in enumerate(raw_items):
+            self._put(index, read_item(raw))
 
     def compare(self, listed: list[bytes]) -> ListedOutput:
         """Find what a terminal event lists and the client was not shown.
@@ -78,8 +87,9 @@ class OutputItems:
 
         :param listed: the raw items of the event's ``output``.
         """
-        if listed == self.raw:
-            return ListedOutput([], self.raw)
+        known = self.raw
+        if listed == known:
+            return ListedOutput([], known)
         indexes = sorted(self._items)
         shown = [self._items[index] for index in indexes]
         final = [read_item(raw) for raw in listed]

@@ -132,6 +132,15 @@ def test_every_item_counts_exactly_once(shown: list[Json], final: list[Json]) ->
     assert items.raw == listed.items
 
 
+def test_what_comes_after_the_list_is_told_from_what_it_settled() -> None:
+    items = streamed(message("hi"), call())
+    items.settle([raw(call()), raw(message("hi"))])
+    items.add(None, raw(call(arguments='{"a":1}')))
+    assert [json.loads(each) for each in items.raw] == [call(arguments='{"a":1}'), message("hi")]
+    items.add(None, raw(reasoning()))
+    assert json.loads(items.raw[-1]) == reasoning()
+
+
 # --- an item that is finished twice --------------------------------------------------
 
 
