@@ -16,15 +16,15 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.logfile import LogFile
 
-from . import __version__
-from .admin.running import Configuration
-from .config import Settings, in_force, needs_restart
-from .listening import CannotListen
-from .log import log_file, log_observer
-from .options import Options, summary
-from .reload import Reloads
-from .service import GatewayService
-from .signals import on_second_stop, on_signal
+from gateway import __version__
+from gateway.admin.running import Configuration
+from gateway.config import Settings, in_force, needs_restart
+from gateway.listening import CannotListen
+from gateway.log import log_file, log_observer
+from gateway.options import Options, summary
+from gateway.reload import Reloads
+from gateway.service import GatewayService
+from gateway.signals import on_second_stop, on_signal
 
 __all__ = ["Options", "makeService"]
 

@@ -12,10 +12,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.task import react
 
-from .config import AdminSettings, Settings, SimulatorSettings
-from .listening import CannotListen
-from .service import GatewayService
-from .turn.journal import TurnRecord
+from gateway.config import AdminSettings, Settings, SimulatorSettings
+from gateway.listening import CannotListen
+from gateway.service import GatewayService
+from gateway.turn.journal import TurnRecord
 
 _TURN_SECONDS = 30
 

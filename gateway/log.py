@@ -20,7 +20,7 @@ from twisted.logger import (
 )
 from twisted.python.logfile import LogFile
 
-from .config import LogSettings
+from gateway.config import LogSettings
 
 #: A file is put aside when it has this size, and so many such files are kept beside it: a gigabyte
 #: in all.

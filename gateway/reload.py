@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from twisted.logger import Logger
 
-from .config import ConfigError, Settings, changed, needs_restart
+from gateway.config import ConfigError, Settings, changed, needs_restart
 
 _log = Logger(namespace="gateway.reload")
 

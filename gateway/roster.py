@@ -9,12 +9,12 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.web.client import HTTPConnectionPool
 
-from .accounts.account import Account
-from .config import AccountSettings, Settings, TimeoutSettings
-from .credentials.choose import credentials_for
-from .upstream.client import http_client
-from .upstream.egress import EgressPaths
-from .upstream.http import HttpTimeouts, HttpUpstream
+from gateway.accounts.account import Account
+from gateway.config import AccountSettings, Settings, TimeoutSettings
+from gateway.credentials.choose import credentials_for
+from gateway.upstream.client import http_client
+from gateway.upstream.egress import EgressPaths
+from gateway.upstream.http import HttpTimeouts, HttpUpstream
 
 _log = Logger(namespace="gateway.service")
 

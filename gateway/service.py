@@ -10,40 +10,40 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from .accounts.bindings import Bindings
-from .accounts.catalogue import Catalogues
-from .accounts.pool import Pool
-from .accounts.waiting import WaitingRoom
-from .admin.access import Access
-from .admin.api import Api
-from .admin.metrics import Metrics
-from .admin.running import Running
-from .admin.site import AdminSite
-from .config import AccountSettings, Settings, SimulatorSettings
-from .config.endpoints import is_loopback
-from .downstream.admission import Admission
-from .downstream.front import FrontFactory
-from .downstream.http.chat import Chat
-from .downstream.http.compact import Inputs
-from .downstream.http.models import Models
-from .downstream.http.responses import Responses
-from .downstream.http.routes import Routes
-from .downstream.http.site import HttpSite
-from .downstream.http.stored import Stored
-from .downstream.http.table import endpoints
-from .downstream.websocket.site import ResponsesFactory
-from .ledger.memory import MemoryLedger
-from .ledger.owners import OwnerRegister
-from .ledger.seals import SealRegister
-from .listening import DoorService, ListenerService
-from .log import LogThreshold
-from .observe.observatory import Observatory
-from .protocol.turn_state import TurnStates
-from .roster import Roster
-from .simulator import SimulatedAccount, Simulator, SimulatorService
-from .tenants.tenants import Tenants
-from .turn.environment import TurnEnvironment
-from .turn.journal import TurnJournal
+from gateway.accounts.bindings import Bindings
+from gateway.accounts.catalogue import Catalogues
+from gateway.accounts.pool import Pool
+from gateway.accounts.waiting import WaitingRoom
+from gateway.admin.access import Access
+from gateway.admin.api import Api
+from gateway.admin.metrics import Metrics
+from gateway.admin.running import Running
+from gateway.admin.site import AdminSite
+from gateway.config import AccountSettings, Settings, SimulatorSettings
+from gateway.config.endpoints import is_loopback
+from gateway.downstream.admission import Admission
+from gateway.downstream.front import FrontFactory
+from gateway.downstream.http.chat import Chat
+from gateway.downstream.http.compact import Inputs
+from gateway.downstream.http.models import Models
+from gateway.downstream.http.responses import Responses
+from gateway.downstream.http.routes import Routes
+from gateway.downstream.http.site import HttpSite
+from gateway.downstream.http.stored import Stored
+from gateway.downstream.http.table import endpoints
+from gateway.downstream.websocket.site import ResponsesFactory
+from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.owners import OwnerRegister
+from gateway.ledger.seals import SealRegister
+from gateway.listening import DoorService, ListenerService
+from gateway.log import LogThreshold
+from gateway.observe.observatory import Observatory
+from gateway.protocol.turn_state import TurnStates
+from gateway.roster import Roster
+from gateway.simulator import SimulatedAccount, Simulator, SimulatorService
+from gateway.tenants.tenants import Tenants
+from gateway.turn.environment import TurnEnvironment
+from gateway.turn.journal import TurnJournal
 
 _log = Logger(namespace="gateway.service")
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-from ..config import AccountSettings
-from ..upstream.interface import Upstream
-from .announcing import Announcer
-from .health import AccountState, Health, Unavailable
-from .learned import Lessons
-from .rate import RequestRate
-from .reservation import Reservation
-from .settling import Settling
+from gateway.accounts.announcing import Announcer
+from gateway.accounts.health import AccountState, Health, Unavailable
+from gateway.accounts.learned import Lessons
+from gateway.accounts.rate import RequestRate
+from gateway.accounts.reservation import Reservation
+from gateway.accounts.settling import Settling
+from gateway.config import AccountSettings
+from gateway.upstream.interface import Upstream
 
 _FULL = Unavailable(AccountState.READY, "max_in_flight is reached", None)
 

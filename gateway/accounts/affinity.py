@@ -7,7 +7,7 @@ from hashlib import blake2b
 from itertools import islice
 from typing import NamedTuple
 
-from ..protocol.request import TurnRequest, client_metadata
+from gateway.protocol.request import TurnRequest, client_metadata
 
 #: Members that stay the same over a conversation's requests.
 _LASTING_MEMBERS = ("model", "instructions", "tools")

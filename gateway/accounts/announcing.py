@@ -7,7 +7,7 @@ from typing import Protocol
 
 from twisted.logger import Logger
 
-from .rest import Rest
+from gateway.accounts.rest import Rest
 
 _log = Logger(namespace="gateway.accounts")
 

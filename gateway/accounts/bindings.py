@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from .affinity import AffinityKey
+    from gateway.accounts.affinity import AffinityKey
 
 #: With these bytes no two conversations meet, and a digest takes 48 of memory.
 _DIGEST_SIZE = 15

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .account import Account
-from .health import AccountState, Unavailable
+from gateway.accounts.account import Account
+from gateway.accounts.health import AccountState, Unavailable
 
 #: How long, in seconds, an account that rests is not asked again whether it still does.
 _BELIEVED_SECONDS = 1.0

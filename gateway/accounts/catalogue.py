@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
-from .account import Account
-from .inquiry import Catalogue, Inquiry
+from gateway.accounts.account import Account
+from gateway.accounts.inquiry import Catalogue, Inquiry
 
 #: How long an answer holds, in seconds, and how long nobody is asked after a failure.
 FRESH_SECONDS = 300.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..protocol.faults import FaultKind
-from .account import Account
-from .affinity import AffinityKey
-from .health import Unavailable
-from .reservation import Reservation
+from gateway.accounts.account import Account
+from gateway.accounts.affinity import AffinityKey
+from gateway.accounts.health import Unavailable
+from gateway.accounts.reservation import Reservation
+from gateway.protocol.faults import FaultKind
 
 #: Why only one account can take a turn.
 SEALED = "sealed items"

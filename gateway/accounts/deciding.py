@@ -9,14 +9,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from ..config import RoutingSettings
-from .account import Account
-from .affinity import AffinityKey
-from .bindings import Binding
-from .candidates import Candidates
-from .choice import Nobody, Rejected, Wanted
-from .settling import Effect
-from .strategies import Picker
+from gateway.accounts.account import Account
+from gateway.accounts.affinity import AffinityKey
+from gateway.accounts.bindings import Binding
+from gateway.accounts.candidates import Candidates
+from gateway.accounts.choice import Nobody, Rejected, Wanted
+from gateway.accounts.settling import Effect
+from gateway.accounts.strategies import Picker
+from gateway.config import RoutingSettings
 
 _RETURNS = "returns to its account"
 _TRIED = "refused this turn"

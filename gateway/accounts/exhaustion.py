@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..protocol.errors import ApiError
-from ..protocol.faults import FaultKind
-from ..protocol.refusals import for_the_client, most_hopeful, refuses_model
-from .choice import KEPT, Nobody
-from .health import AccountState, Unavailable
+from gateway.accounts.choice import KEPT, Nobody
+from gateway.accounts.health import AccountState, Unavailable
+from gateway.protocol.errors import ApiError
+from gateway.protocol.faults import FaultKind
+from gateway.protocol.refusals import for_the_client, most_hopeful, refuses_model
 
 #: Accounts that are out of the pool until somebody acts, as far as clients are concerned.
 _OUT = frozenset({AccountState.DISABLED, AccountState.DRAINING, AccountState.UNAUTHORIZED})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .account import Account
-from .choice import Nobody, Rejected, Wanted
-from .pool import Pool
-from .strategies import NOBODY, Resting, Strategy, Usable
+from gateway.accounts.account import Account
+from gateway.accounts.choice import Nobody, Rejected, Wanted
+from gateway.accounts.pool import Pool
+from gateway.accounts.strategies import NOBODY, Resting, Strategy, Usable
 
 #: Accounts that are explained one by one.
 _EXPLAINED = 200

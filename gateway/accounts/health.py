@@ -11,13 +11,13 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..breaker import Attempt, Breaker, BreakerState
-from ..protocol.faults import Fault, FaultKind
-from ..protocol.limits import QuotaWindow
-from .announcing import Silence, Witness
-from .quotas import Quotas
-from .rest import AccountState, Rest, Unavailable
-from .wish import WISHES, Wish
+from gateway.accounts.announcing import Silence, Witness
+from gateway.accounts.quotas import Quotas
+from gateway.accounts.rest import AccountState, Rest, Unavailable
+from gateway.accounts.wish import WISHES, Wish
+from gateway.breaker import Attempt, Breaker, BreakerState
+from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.limits import QuotaWindow
 
 __all__ = ["AccountState", "Health", "Permit", "Unavailable"]
 

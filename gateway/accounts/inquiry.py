@@ -9,12 +9,12 @@ from urllib.parse import quote
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from ..deadline import Deadline
-from ..protocol.errors import ApiError
-from ..protocol.headers import may_pass
-from ..protocol.model_lists import ListedModel, read_model_list
-from ..upstream.interface import UpstreamCall
-from .account import Account
+from gateway.accounts.account import Account
+from gateway.deadline import Deadline
+from gateway.protocol.errors import ApiError
+from gateway.protocol.headers import may_pass
+from gateway.protocol.model_lists import ListedModel, read_model_list
+from gateway.upstream.interface import UpstreamCall
 
 #: How long all of it may take, in seconds: Codex waits for 5 (protocol.md §7).
 ANSWER_SECONDS = 4.0

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..ledger.records import Record
-from ..protocol.concessions import Concession, Gives
+from gateway.ledger.records import Record
+from gateway.protocol.concessions import Concession, Gives
 
 #: A refused response must be younger than this, in seconds, to teach.
 TEACHES_FOR_SECONDS = 600.0

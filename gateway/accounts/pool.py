@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 
-from ..config import RoutingSettings
-from .account import Account
-from .affinity import AffinityKey
-from .bindings import Binding, Bindings
-from .candidates import Candidates
-from .choice import Choice, Nobody, Wanted
-from .deciding import Deciding
-from .settling import Effect, Settling
-from .strategies import Picker, strategy
+from gateway.accounts.account import Account
+from gateway.accounts.affinity import AffinityKey
+from gateway.accounts.bindings import Binding, Bindings
+from gateway.accounts.candidates import Candidates
+from gateway.accounts.choice import Choice, Nobody, Wanted
+from gateway.accounts.deciding import Deciding
+from gateway.accounts.settling import Effect, Settling
+from gateway.accounts.strategies import Picker, strategy
+from gateway.config import RoutingSettings
 
 #: Accounts whose part in a choice is explained one by one; the others are only counted.
 _EXPLAINED = 12

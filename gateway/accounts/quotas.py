@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..protocol.limits import QuotaWindow
+from gateway.protocol.limits import QuotaWindow
 
 #: Bound on the windows that are remembered of one account; upstreams choose their names.
 _MAX_WINDOWS = 32

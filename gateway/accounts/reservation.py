@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..protocol.faults import Fault
-from .health import Permit
-from .settling import Settling
+from gateway.accounts.health import Permit
+from gateway.accounts.settling import Settling
+from gateway.protocol.faults import Fault
 
 if TYPE_CHECKING:
-    from .account import Account
+    from gateway.accounts.account import Account
 
 
 class Reservation:

@@ -6,8 +6,8 @@ import enum
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
-from ..breaker import Attempt, Breaker, BreakerState
-from ..protocol.faults import Fault, FaultKind
+from gateway.breaker import Attempt, Breaker, BreakerState
+from gateway.protocol.faults import Fault, FaultKind
 
 #: When to ask again while a probe is on its way, in seconds.
 _PROBE_SECONDS = 1.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import enum
 
-from .affinity import AffinityKey
-from .bindings import Bindings
+from gateway.accounts.affinity import AffinityKey
+from gateway.accounts.bindings import Bindings
 
 
 class Effect(enum.Enum):

@@ -13,7 +13,7 @@ from itertools import cycle, filterfalse, islice
 from math import ceil
 from typing import Protocol
 
-from .account import Account
+from gateway.accounts.account import Account
 
 Usable = Callable[[Account], bool]
 Resting = Container[Account]

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from twisted.web.http import Request
 
-from .errors import AdminError
-from .logins import Login, Logins
-from .origins import check_host, check_origin, client_address
-from .throttle import Throttle
+from gateway.admin.errors import AdminError
+from gateway.admin.logins import Login, Logins
+from gateway.admin.origins import check_host, check_origin, client_address
+from gateway.admin.throttle import Throttle
 
 COOKIE = "gateway_admin"
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from twisted.web.http import Request
 
-from .heads import header_values
+from gateway.admin.heads import header_values
 
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"

@@ -9,28 +9,28 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET
 
-from .access import Access, cookie
-from .actions import Actions
-from .answers import HTML, Reply, accepted, see_other, wants_html
-from .asked import Asked
-from .audit import MAX_ACTIONS, Audit
-from .dry_run import dry_run
-from .errors import AdminError, bad_request, not_found
-from .live import MAX_LISTENERS, LiveFeed
-from .logins import MAX_LOGINS, Login
-from .openapi import DESCRIPTION
-from .page import BrowserPages
-from .routes import Entry, Route, RouteTable
-from .running import Running
-from .throttle import MAX_ADDRESSES
-from .views.accounts import accounts
-from .views.configuration import configuration
-from .views.conversations import conversations
-from .views.keys import keys
-from .views.memory import memory, register
-from .views.overview import overview, ready
-from .views.turns import turns
-from .views.why import why
+from gateway.admin.access import Access, cookie
+from gateway.admin.actions import Actions
+from gateway.admin.answers import HTML, Reply, accepted, see_other, wants_html
+from gateway.admin.asked import Asked
+from gateway.admin.audit import MAX_ACTIONS, Audit
+from gateway.admin.dry_run import dry_run
+from gateway.admin.errors import AdminError, bad_request, not_found
+from gateway.admin.live import MAX_LISTENERS, LiveFeed
+from gateway.admin.logins import MAX_LOGINS, Login
+from gateway.admin.openapi import DESCRIPTION
+from gateway.admin.page import BrowserPages
+from gateway.admin.routes import Entry, Route, RouteTable
+from gateway.admin.running import Running
+from gateway.admin.throttle import MAX_ADDRESSES
+from gateway.admin.views.accounts import accounts
+from gateway.admin.views.configuration import configuration
+from gateway.admin.views.conversations import conversations
+from gateway.admin.views.keys import keys
+from gateway.admin.views.memory import memory, register
+from gateway.admin.views.overview import overview, ready
+from gateway.admin.views.turns import turns
+from gateway.admin.views.why import why
 
 _MAX_LISTED = 1000
 

@@ -9,10 +9,10 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 import msgspec
 from twisted.web.http import Request
 
-from ..protocol.errors import UNREADABLE
-from .access import Visitor
-from .errors import AdminError, bad_request
-from .heads import header_values
+from gateway.admin.access import Visitor
+from gateway.admin.errors import AdminError, bad_request
+from gateway.admin.heads import header_values
+from gateway.protocol.errors import UNREADABLE
 
 #: A form sends what a page's own buttons send; everything else is JSON.
 FORM = "application/x-www-form-urlencoded"

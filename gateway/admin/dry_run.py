@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..accounts.affinity import affinity_keys
-from ..accounts.choice import Wanted
-from ..accounts.explanation import explain
-from ..ledger.continuation import anchor_of
-from ..ledger.records import Record
-from .errors import bad_request
-from .running import Running
+from gateway.accounts.affinity import affinity_keys
+from gateway.accounts.choice import Wanted
+from gateway.accounts.explanation import explain
+from gateway.admin.errors import bad_request
+from gateway.admin.running import Running
+from gateway.ledger.continuation import anchor_of
+from gateway.ledger.records import Record
 
 _MEMBERS = (
     "model",

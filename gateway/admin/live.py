@@ -9,11 +9,11 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.web.http import Request
 from zope.interface import implementer
 
-from ..turn.journal import TurnRecord
-from .answers import as_json
-from .errors import AdminError
-from .running import Running
-from .views.overview import current
+from gateway.admin.answers import as_json
+from gateway.admin.errors import AdminError
+from gateway.admin.running import Running
+from gateway.admin.views.overview import current
+from gateway.turn.journal import TurnRecord
 
 MAX_LISTENERS = 32
 

@@ -11,11 +11,11 @@ from prometheus_client.core import CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from ..observe.observatory import Observatory
-from .exposed.accounts import account_families
-from .exposed.turns import turn_families
-from .exposed.whole import whole_families
-from .running import Running
+from gateway.admin.exposed.accounts import account_families
+from gateway.admin.exposed.turns import turn_families
+from gateway.admin.exposed.whole import whole_families
+from gateway.admin.running import Running
+from gateway.observe.observatory import Observatory
 
 
 class Metrics(Collector):

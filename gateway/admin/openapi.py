@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from .. import __version__
+from gateway import __version__
 
 DESCRIPTION: dict[str, Any] = msgspec.json.decode(
     (files(__package__) / "openapi.json").read_bytes()

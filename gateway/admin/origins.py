@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.web.http import Request
 
-from .errors import AdminError, bad_request
-from .heads import header_values
+from gateway.admin.errors import AdminError, bad_request
+from gateway.admin.heads import header_values
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?\Z")
 

@@ -8,10 +8,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from ..accounts.account import Account
-from ..deadline import Deadline
-from ..protocol.errors import ApiError
-from ..upstream.interface import UpstreamCall
+from gateway.accounts.account import Account
+from gateway.deadline import Deadline
+from gateway.protocol.errors import ApiError
+from gateway.upstream.interface import UpstreamCall
 
 #: How long an answer may take, in seconds.
 ANSWER_SECONDS = 10.0

@@ -11,12 +11,12 @@ from twisted.web.http import Request
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from .answers import Reply, wants_html, write
-from .api import Api
-from .asked import Asked, read_body, read_query, segments
-from .errors import AdminError, not_found
-from .origins import check_origin
-from .routes import Entry, Route
+from gateway.admin.answers import Reply, wants_html, write
+from gateway.admin.api import Api
+from gateway.admin.asked import Asked, read_body, read_query, segments
+from gateway.admin.errors import AdminError, not_found
+from gateway.admin.origins import check_origin
+from gateway.admin.routes import Entry, Route
 
 _log = Logger(namespace="gateway.admin")
 

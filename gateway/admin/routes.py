@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .asked import Asked
+from gateway.admin.asked import Asked
 
 
 class Entry(enum.Enum):

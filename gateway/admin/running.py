@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..config import Setting
-from ..downstream.admission import Admission
-from ..downstream.websocket.site import ResponsesFactory
-from ..log import LogThreshold
-from ..reload import Rejected
-from ..tenants.tenants import Tenants
-from ..turn.environment import TurnEnvironment
-from .views.figures import Figures
+from gateway.admin.views.figures import Figures
+from gateway.config import Setting
+from gateway.downstream.admission import Admission
+from gateway.downstream.websocket.site import ResponsesFactory
+from gateway.log import LogThreshold
+from gateway.reload import Rejected
+from gateway.tenants.tenants import Tenants
+from gateway.turn.environment import TurnEnvironment
 
 
 @dataclass

@@ -11,11 +11,11 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request as SiteRequest
 from twisted.web.server import Site
 
-from ..deadline import Deadline
-from ..sockets import set_up
-from .answers import set_security_headers
-from .api import Api
-from .resource import AdminResource
+from gateway.admin.answers import set_security_headers
+from gateway.admin.api import Api
+from gateway.admin.resource import AdminResource
+from gateway.deadline import Deadline
+from gateway.sockets import set_up
 
 #: Bounds on what a request may bring, in bytes.
 MAX_HEAD_BYTES = 16 * 1024

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .errors import AdminError
+from gateway.admin.errors import AdminError
 
 #: The first wait and the longest, in seconds.
 _FIRST_SECONDS = 1.0

@@ -7,11 +7,11 @@ from typing import Any
 from treq.client import HTTPClient
 from twisted.internet.threads import deferToThreadPool
 
-from ..config import AccountSettings
-from .file import FileCredentials
-from .interface import Credentials
-from .oauth import OAuthCredentials
-from .static import KeyCredentials
+from gateway.config import AccountSettings
+from gateway.credentials.file import FileCredentials
+from gateway.credentials.interface import Credentials
+from gateway.credentials.oauth import OAuthCredentials
+from gateway.credentials.static import KeyCredentials
 
 
 def credentials_for(

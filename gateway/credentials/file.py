@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
-from ..protocol.errors import ApiError
-from .stamp import Stamp, look_at, read_small
-from .static import AUTHORIZATION, can_be_sent, key_header, worth_hiding
+from gateway.credentials.stamp import Stamp, look_at, read_small
+from gateway.credentials.static import AUTHORIZATION, can_be_sent, key_header, worth_hiding
+from gateway.protocol.errors import ApiError
 
 _log = Logger(namespace="gateway.credentials")
 

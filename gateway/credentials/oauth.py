@@ -19,12 +19,12 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..config import OAuthSettings
-from ..protocol.errors import ApiError
-from .static import AUTHORIZATION, worth_hiding
-from .token_endpoint import EndpointUnavailable, GrantRefused
-from .token_keeper import InThread, TokenKeeper
-from .token_store import TokenFileError
+from gateway.config import OAuthSettings
+from gateway.credentials.static import AUTHORIZATION, worth_hiding
+from gateway.credentials.token_endpoint import EndpointUnavailable, GrantRefused
+from gateway.credentials.token_keeper import InThread, TokenKeeper
+from gateway.credentials.token_store import TokenFileError
+from gateway.protocol.errors import ApiError
 
 _log = Logger(namespace="gateway.credentials")
 

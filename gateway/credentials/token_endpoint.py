@@ -17,8 +17,8 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IResponse
 
-from ..config import OAuthSettings
-from .static import can_be_sent
+from gateway.config import OAuthSettings
+from gateway.credentials.static import can_be_sent
 
 _log = Logger(namespace="gateway.credentials")
 

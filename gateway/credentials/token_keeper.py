@@ -12,10 +12,10 @@ from weakref import WeakValueDictionary
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
-from ..config import OAuthSettings
-from .static import AUTHORIZATION, key_header
-from .token_endpoint import Grant, GrantRefused, TokenEndpoint
-from .token_store import TokenFileError, Tokens, TokenStore
+from gateway.config import OAuthSettings
+from gateway.credentials.static import AUTHORIZATION, key_header
+from gateway.credentials.token_endpoint import Grant, GrantRefused, TokenEndpoint
+from gateway.credentials.token_store import TokenFileError, Tokens, TokenStore
 
 _log = Logger(namespace="gateway.credentials")
 

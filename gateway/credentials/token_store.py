@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .stamp import Stamp, look_at, read_small, stamp_of
-from .static import can_be_sent
+from gateway.credentials.stamp import Stamp, look_at, read_small, stamp_of
+from gateway.credentials.static import can_be_sent
 
 #: A file that was being written this long ago was left behind by a crash, in seconds.
 _STALE_SECONDS = 60.0

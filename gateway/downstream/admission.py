@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from ..protocol.errors import ApiError
-from ..sockets import OpenFiles
-from .incoming import Incoming
+from gateway.downstream.incoming import Incoming
+from gateway.protocol.errors import ApiError
+from gateway.sockets import OpenFiles
 
 #: Connections whose first head is not whole; beyond that the oldest of them goes.
 MAX_SILENT = 1000

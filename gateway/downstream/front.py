@@ -13,11 +13,11 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
 
-from ..protocol.errors import ApiError
-from ..sockets import set_up
-from .admission import MAX_SILENT, Admission, no_room_for_files
-from .handover import hand_over, head_asks_for_websocket
-from .refusal import headers_too_long, refusal
+from gateway.downstream.admission import MAX_SILENT, Admission, no_room_for_files
+from gateway.downstream.handover import hand_over, head_asks_for_websocket
+from gateway.downstream.refusal import headers_too_long, refusal
+from gateway.protocol.errors import ApiError
+from gateway.sockets import set_up
 
 #: Bound on what a client may send before its first head is complete.
 _MAX_HEAD_BYTES = 256 * 1024

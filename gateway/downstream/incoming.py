@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol
 
-from ..protocol.errors import ApiError
+from gateway.protocol.errors import ApiError
 
 
 class Sender(Protocol):

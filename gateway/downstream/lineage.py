@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from ..ledger.records import Record, foreign_record
-from ..protocol.errors import ApiError
-from ..protocol.items import brings_history, names_of_call, unanswered_calls
-from ..protocol.request import TurnRequest
-from ..turn.environment import TurnEnvironment
+from gateway.ledger.records import Record, foreign_record
+from gateway.protocol.errors import ApiError
+from gateway.protocol.items import brings_history, names_of_call, unanswered_calls
+from gateway.protocol.request import TurnRequest
+from gateway.turn.environment import TurnEnvironment
 
 #: Ids that are remembered as given out, so that a lost one can be told from an unknown one.
 _MAX_REMEMBERED = 4096

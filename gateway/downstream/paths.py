@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..protocol.errors import ApiError
+from gateway.protocol.errors import ApiError
 
 #: Where platform clients, and Codex with a ChatGPT login, look for it.
 PREFIXES = ("/v1", "/backend-api/codex")

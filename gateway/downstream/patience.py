@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 
-from ..deadline import Deadline
+from gateway.deadline import Deadline
 
 #: A client that sends or reads slower than this for ``timeouts.stall_seconds`` is dropped.
 SLOWEST_BYTES_PER_SECOND = 10_000

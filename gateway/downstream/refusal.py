@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from ..protocol.errors import ApiError
+from gateway.protocol.errors import ApiError
 
 
 def refusal_headers(error: ApiError) -> dict[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
-from ..protocol.errors import ApiError
-from ..turn.turn import Turn
+from gateway.protocol.errors import ApiError
+from gateway.turn.turn import Turn
 
 _log = Logger(namespace="gateway.turn")
 

@@ -9,9 +9,9 @@ import enum
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from ..protocol.items import Item
-from .history import without_history
-from .records import FoundItem, Record
+from gateway.ledger.history import without_history
+from gateway.ledger.records import FoundItem, Record
+from gateway.protocol.items import Item
 
 #: Items that not every account can read.
 _BOUND = frozenset({"item_reference", "reasoning"})

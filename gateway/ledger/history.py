@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from ..protocol.items import Item, item_content
-from .records import Record
+from gateway.ledger.records import Record
+from gateway.protocol.items import Item, item_content
 
 _Key = tuple[str, str | None, bytes]
 

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
 
-from .records import FoundItem, LedgerFigures, Record
+from gateway.ledger.records import FoundItem, LedgerFigures, Record
 
 #: What Python needs for a record and for an item beside their bytes (measured, rounded up).
 _RECORD_OVERHEAD = 700

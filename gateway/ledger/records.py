@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from ..protocol.items import Item
+from gateway.protocol.items import Item
 
 
 class Record(msgspec.Struct, eq=False):

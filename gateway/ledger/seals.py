@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from hashlib import blake2b
 
-from ..protocol.items import seal_of
+from gateway.protocol.items import seal_of
 
 
 class SealRegister:

@@ -6,7 +6,7 @@ import gc
 import time
 from typing import Any
 
-from .percentiles import Histogram
+from gateway.observe.percentiles import Histogram
 
 
 class GarbagePauses:

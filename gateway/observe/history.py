@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .percentiles import Histogram, Recent
-from .tally import Tally, share
+from gateway.observe.percentiles import Histogram, Recent
+from gateway.observe.tally import Tally, share
 
 STEP_SECONDS = 5
 STEPS = 180

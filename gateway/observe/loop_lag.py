@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from .percentiles import Histogram, Recent
+from gateway.observe.percentiles import Histogram, Recent
 
 #: Between two looks, in seconds.
 SAMPLE_SECONDS = 0.25

@@ -13,21 +13,21 @@ from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from ..accounts.account import Account
-from ..accounts.catalogue import Catalogues
-from ..accounts.health import AccountState
-from ..accounts.waiting import Lack
-from ..downstream.admission import Admission
-from ..downstream.websocket.site import ResponsesFactory
-from ..tenants.tenants import Tenants
-from ..turn.environment import TurnEnvironment
-from .alarms import Alarms, Signs, findings
-from .garbage import GarbagePauses
-from .history import MINUTE, STEP_SECONDS, History
-from .loop_lag import LoopLag
-from .process import look, memory_budget
-from .registers import Registers
-from .tally import Tally
+from gateway.accounts.account import Account
+from gateway.accounts.catalogue import Catalogues
+from gateway.accounts.health import AccountState
+from gateway.accounts.waiting import Lack
+from gateway.downstream.admission import Admission
+from gateway.downstream.websocket.site import ResponsesFactory
+from gateway.observe.alarms import Alarms, Signs, findings
+from gateway.observe.garbage import GarbagePauses
+from gateway.observe.history import MINUTE, STEP_SECONDS, History
+from gateway.observe.loop_lag import LoopLag
+from gateway.observe.process import look, memory_budget
+from gateway.observe.registers import Registers
+from gateway.observe.tally import Tally
+from gateway.tenants.tenants import Tenants
+from gateway.turn.environment import TurnEnvironment
 
 #: Steps between two marks of the accounts' figures: those tell of 10 to 15 minutes.
 _ACCOUNT_STEPS = 300 // STEP_SECONDS

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ..accounts.catalogue import MAX_CATALOGUES, Catalogues
-from ..accounts.health import MAX_MODELS as MAX_RESTING_MODELS
-from ..accounts.pool import MAX_MODELS as MAX_POOL_MODELS
-from ..downstream.admission import MAX_SILENT, Admission
-from ..downstream.websocket.site import ResponsesFactory
-from ..tenants.strangers import MAX_ADDRESSES as MAX_STRANGERS
-from ..tenants.tenants import Tenants
-from ..turn.environment import TurnEnvironment
-from ..turn.journal import RING
-from ..upstream.http import HttpUpstream
-from .history import STEPS, History
-from .tally import MAX_MODELS, MAX_NAMES, Tally
+from gateway.accounts.catalogue import MAX_CATALOGUES, Catalogues
+from gateway.accounts.health import MAX_MODELS as MAX_RESTING_MODELS
+from gateway.accounts.pool import MAX_MODELS as MAX_POOL_MODELS
+from gateway.downstream.admission import MAX_SILENT, Admission
+from gateway.downstream.websocket.site import ResponsesFactory
+from gateway.observe.history import STEPS, History
+from gateway.observe.tally import MAX_MODELS, MAX_NAMES, Tally
+from gateway.tenants.strangers import MAX_ADDRESSES as MAX_STRANGERS
+from gateway.tenants.tenants import Tenants
+from gateway.turn.environment import TurnEnvironment
+from gateway.turn.journal import RING
+from gateway.upstream.http import HttpUpstream
 
 #: What one entry takes, in bytes: measured, see where each structure says it.
 _BINDING_BYTES = 290

@@ -21,9 +21,9 @@ from collections import Counter, deque
 
 from twisted.logger import Logger
 
-from ..ledger.continuation import Route
-from ..turn.journal import AttemptRecord, TurnRecord
-from .percentiles import TOKENS, Histogram, Recent, unmeasured
+from gateway.ledger.continuation import Route
+from gateway.observe.percentiles import TOKENS, Histogram, Recent, unmeasured
+from gateway.turn.journal import AttemptRecord, TurnRecord
 
 #: Bounds on labels.
 MAX_MODELS = 50

@@ -6,10 +6,10 @@ some answer in one piece all the same, so it is the first bytes that tell.  Sans
 
 from __future__ import annotations
 
-from .naming import read_named_events
-from .object_answer import read_object_answer
-from .sse import Event, EventStreamParser, EventTooLarge
-from .tolerant_json import is_whole
+from gateway.protocol.naming import read_named_events
+from gateway.protocol.object_answer import read_object_answer
+from gateway.protocol.sse import Event, EventStreamParser, EventTooLarge
+from gateway.protocol.tolerant_json import is_whole
 
 #: What may come before the first byte that tells, in bytes.
 _MAX_BLANK = 1024

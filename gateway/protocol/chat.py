@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from .concessions import may_be_left_out
-from .errors import ApiError
-from .request import member, read_members
-from .splitting import Members
-from .usage import Usage, read_usage
+from gateway.protocol.concessions import may_be_left_out
+from gateway.protocol.errors import ApiError
+from gateway.protocol.request import member, read_members
+from gateway.protocol.splitting import Members
+from gateway.protocol.usage import Usage, read_usage
 
 #: How much of an answer's end is searched for its usage, in bytes.
 TAIL_BYTES = 16_384

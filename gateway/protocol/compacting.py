@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from .dialect import Dialect
-from .errors import UNREADABLE
-from .request import TurnRequest
-from .usage import Usage, read_usage
+from gateway.protocol.dialect import Dialect
+from gateway.protocol.errors import UNREADABLE
+from gateway.protocol.request import TurnRequest
+from gateway.protocol.usage import Usage, read_usage
 
 _REPLACED = frozenset({"input", "previous_response_id"})
 

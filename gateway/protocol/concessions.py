@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .errors import UNREADABLE, ApiError
-from .items import Item
-from .refusals import ABOUT_THE_REQUEST, refuses_credentials, refuses_spending
+from gateway.protocol.errors import UNREADABLE, ApiError
+from gateway.protocol.items import Item
+from gateway.protocol.refusals import ABOUT_THE_REQUEST, refuses_credentials, refuses_spending
 
 
 class Gives(enum.Enum):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from .concessions import may_be_left_out
-from .errors import UNREADABLE
+from gateway.protocol.concessions import may_be_left_out
+from gateway.protocol.errors import UNREADABLE
 
 
 class Dialect(NamedTuple):

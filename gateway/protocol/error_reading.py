@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from . import wording
-from .errors import NOT_THE_API, UNREADABLE, ApiError
-from .headers import may_pass
+from gateway.protocol import wording
+from gateway.protocol.errors import NOT_THE_API, UNREADABLE, ApiError
+from gateway.protocol.headers import may_pass
 
 #: Statuses of an ``error`` event that clients understand (protocol.md §5.1).
 _STATUS_RANGE = range(400, 600)

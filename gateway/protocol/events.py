@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from .errors import UNREADABLE
-from .headers import counts_limits
-from .tolerant_json import integer_of, mended, text_of, value_of
-from .turn_state import TURN_STATE
+from gateway.protocol.errors import UNREADABLE
+from gateway.protocol.headers import counts_limits
+from gateway.protocol.tolerant_json import integer_of, mended, text_of, value_of
+from gateway.protocol.turn_state import TURN_STATE
 
 #: The events of a streamed answer that nobody but the client reads: the hot path.
 PASSED_UNREAD = frozenset(

@@ -6,9 +6,9 @@ import enum
 from collections.abc import Collection, Hashable
 from typing import NamedTuple
 
-from . import limits, wording
-from .errors import GATEWAY_FAILED, PROXY_ERROR, ApiError
-from .refusals import (
+from gateway.protocol import limits, wording
+from gateway.protocol.errors import GATEWAY_FAILED, PROXY_ERROR, ApiError
+from gateway.protocol.refusals import (
     is_about_the_request,
     is_overload,
     is_rate_limit,

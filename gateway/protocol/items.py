@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from .errors import UNREADABLE
+from gateway.protocol.errors import UNREADABLE
 
 #: Item types that only a model makes, beside all calls; an input that holds one brings its own
 #: history.

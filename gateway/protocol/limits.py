@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from . import moments
-from .errors import UNREADABLE
+from gateway.protocol import moments
+from gateway.protocol.errors import UNREADABLE
 
 #: Bounds on what one answer may say.
 _MAX_WINDOWS = 16

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from .events import Members, raw_list, raw_value
-from .request import TurnRequest
+from gateway.protocol.events import Members, raw_list, raw_value
+from gateway.protocol.request import TurnRequest
 
 
 def new_response_id(purpose: str = "") -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .errors import UNREADABLE
+from gateway.protocol.errors import UNREADABLE
 
 
 class ListedModel(NamedTuple):

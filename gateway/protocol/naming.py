@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 
-from .error_reading import from_untyped
-from .errors import UNREADABLE
-from .events import ERRORS, PASSED_UNREAD, PREAMBLE, TERMINALS, event_type, typed
-from .sse import Event, covers, read_events
-from .tolerant_json import mended
+from gateway.protocol.error_reading import from_untyped
+from gateway.protocol.errors import UNREADABLE
+from gateway.protocol.events import ERRORS, PASSED_UNREAD, PREAMBLE, TERMINALS, event_type, typed
+from gateway.protocol.sse import Event, covers, read_events
+from gateway.protocol.tolerant_json import mended
 
 #: The usual form, and the hot path: the data begins with the type that the line before names.
 _USUAL = re.compile(rb'^event: ([^\n]*)\ndata: (\{"type":"\1"[^\n]*)\n\n', re.MULTILINE)

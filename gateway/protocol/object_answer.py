@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from .errors import UNREADABLE
-from .events import TERMINALS, Members, decode_members, event_type
-from .made import opening
-from .sse import Event
-from .tolerant_json import mended, text_of, value_of
+from gateway.protocol.errors import UNREADABLE
+from gateway.protocol.events import TERMINALS, Members, decode_members, event_type
+from gateway.protocol.made import opening
+from gateway.protocol.sse import Event
+from gateway.protocol.tolerant_json import mended, text_of, value_of
 
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 

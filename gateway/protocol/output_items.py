@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
-from .items import Item, is_unfinished, item_content, names_of_call, read_item
+from gateway.protocol.items import Item, is_unfinished, item_content, names_of_call, read_item
 
 #: Marks the key of what says that more of it is to come.
 _UNFINISHED = "unfinished"

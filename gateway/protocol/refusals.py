@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from . import wording
-from .error_reading import names_a_member
-from .errors import GATEWAY_FAILED, NOT_THE_API, PROXY_ERROR, UNREACHABLE, ApiError
+from gateway.protocol import wording
+from gateway.protocol.error_reading import names_a_member
+from gateway.protocol.errors import GATEWAY_FAILED, NOT_THE_API, PROXY_ERROR, UNREACHABLE, ApiError
 
 #: The code, and the type, of failures that every client retries.
 SERVER_ERROR = "server_error"

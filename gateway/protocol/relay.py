@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from .error_reading import from_event, from_failed_response
-from .errors import ApiError
-from .events import (
+from gateway.protocol.error_reading import from_event, from_failed_response
+from gateway.protocol.errors import ApiError
+from gateway.protocol.events import (
     ERRORS,
     PASSED_UNREAD,
     PREAMBLE,
@@ -34,14 +34,14 @@ from .events import (
     with_turn_state,
     without_limit_headers,
 )
-from .headers import without_limits
-from .made import created_event, new_response_id, opening
-from .output_items import OutputItems
-from .refusals import blames_others
-from .sse import Event
-from .terminal import finish_terminal
-from .tolerant_json import mended
-from .usage import Usage, read_usage
+from gateway.protocol.headers import without_limits
+from gateway.protocol.made import created_event, new_response_id, opening
+from gateway.protocol.output_items import OutputItems
+from gateway.protocol.refusals import blames_others
+from gateway.protocol.sse import Event
+from gateway.protocol.terminal import finish_terminal
+from gateway.protocol.tolerant_json import mended
+from gateway.protocol.usage import Usage, read_usage
 
 #: Events that may be held before the first output; more than this is no preamble.
 _MAX_HELD = 64

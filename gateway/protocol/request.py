@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from .errors import UNREADABLE, ApiError
-from .items import IssuerOf, Item, read_input
-from .splitting import Members, split_object
+from gateway.protocol.errors import UNREADABLE, ApiError
+from gateway.protocol.items import IssuerOf, Item, read_input
+from gateway.protocol.splitting import Members, split_object
 
 #: Lane names: 1-256 of these characters (§5.3 ``invalid_stream_id``).
 _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}\Z")

@@ -11,7 +11,7 @@ import re
 
 import msgspec
 
-from .errors import ApiError
+from gateway.protocol.errors import ApiError
 
 Members = dict[str, msgspec.Raw]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from .errors import UNREADABLE
-from .events import (
+from gateway.protocol.errors import UNREADABLE
+from gateway.protocol.events import (
     TERMINALS,
     MalformedEvent,
     Members,
@@ -17,8 +17,8 @@ from .events import (
     raw_value,
     sequence_number,
 )
-from .output_items import OutputItems
-from .tolerant_json import text_of, value_of, whole_number
+from gateway.protocol.output_items import OutputItems
+from gateway.protocol.tolerant_json import text_of, value_of, whole_number
 
 #: The states of a response that has ended.
 _ENDED = frozenset({"completed", "failed", "incomplete", "cancelled"})

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import UNREADABLE
+from gateway.protocol.errors import UNREADABLE
 
 _LONE = rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 _PAIR = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from .errors import UNREADABLE
+from gateway.protocol.errors import UNREADABLE
 
 #: The name of the header, of the ``client_metadata`` member and in ``response.metadata``.
 TURN_STATE = "x-codex-turn-state"

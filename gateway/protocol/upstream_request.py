@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from .dialect import PLAIN, Dialect, hoist_tools
-from .errors import UNREADABLE
-from .headers import may_pass
-from .request import TurnRequest, client_metadata
-from .turn_state import TURN_STATE
+from gateway.protocol.dialect import PLAIN, Dialect, hoist_tools
+from gateway.protocol.errors import UNREADABLE
+from gateway.protocol.headers import may_pass
+from gateway.protocol.request import TurnRequest, client_metadata
+from gateway.protocol.turn_state import TURN_STATE
 
 #: Members that exist only between client and gateway, or that the gateway sets itself.
 _NOT_FORWARDED = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .tolerant_json import whole_number
+from gateway.protocol.tolerant_json import whole_number
 
 #: Bytes of a request that make one token, and of a stream: each event carries about one.
 _SENT_BYTES = 4

@@ -6,8 +6,8 @@ import hashlib
 import hmac
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..config import KeySettings
-from ..protocol.errors import ApiError
+from gateway.config import KeySettings
+from gateway.protocol.errors import ApiError
 
 #: The tenant of every client while no keys are configured.
 EVERYBODY = "everybody"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from ..protocol.errors import ApiError
-from ..protocol.usage import Usage
+from gateway.protocol.errors import ApiError
+from gateway.protocol.usage import Usage
 
 
 class Busy(NamedTuple):

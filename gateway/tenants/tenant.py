@@ -8,11 +8,11 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..config import KeySettings
-from ..protocol.errors import ApiError
-from ..protocol.usage import Usage
-from .interface import Busy
-from .window import Window
+from gateway.config import KeySettings
+from gateway.protocol.errors import ApiError
+from gateway.protocol.usage import Usage
+from gateway.tenants.interface import Busy
+from gateway.tenants.window import Window
 
 _MINUTE = 60.0
 _DAY = 86_400.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..config import KeySettings
-from ..protocol.errors import ApiError
-from .authenticator import EVERYBODY, Authenticator
-from .interface import Busy
-from .strangers import Strangers
-from .tenant import Tenant, TenantVisit
+from gateway.config import KeySettings
+from gateway.protocol.errors import ApiError
+from gateway.tenants.authenticator import EVERYBODY, Authenticator
+from gateway.tenants.interface import Busy
+from gateway.tenants.strangers import Strangers
+from gateway.tenants.tenant import Tenant, TenantVisit
 
 
 class Tenants:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from ..accounts.account import Account
-from ..deadline import Deadline
-from ..ledger.continuation import Plan
-from ..protocol.errors import ApiError
-from ..protocol.relay import Finished, Phase, Relay
-from ..protocol.sse import Event
-from ..protocol.upstream_request import UpstreamRequest
-from .environment import TurnEnvironment
+from gateway.accounts.account import Account
+from gateway.deadline import Deadline
+from gateway.ledger.continuation import Plan
+from gateway.protocol.errors import ApiError
+from gateway.protocol.relay import Finished, Phase, Relay
+from gateway.protocol.sse import Event
+from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.turn.environment import TurnEnvironment
 
 
 class AttemptOwner(Protocol):

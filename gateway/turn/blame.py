@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from ..accounts.account import Account
-from ..protocol.errors import ApiError
-from ..protocol.faults import Fault, FaultKind, attribute
-from .environment import TurnContext, TurnEnvironment
+from gateway.accounts.account import Account
+from gateway.protocol.errors import ApiError
+from gateway.protocol.faults import Fault, FaultKind, attribute
+from gateway.turn.environment import TurnContext, TurnEnvironment
 
 
 class Blame:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Protocol
 
-from ..accounts.account import Account
-from ..ledger.continuation import Plan
-from ..protocol.errors import ApiError
-from ..protocol.usage import Usage
-from ..upstream.interface import UpstreamCall
+from gateway.accounts.account import Account
+from gateway.ledger.continuation import Plan
+from gateway.protocol.errors import ApiError
+from gateway.protocol.usage import Usage
+from gateway.upstream.interface import UpstreamCall
 
 
 class Cargo(Protocol):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
-from ..accounts.account import Account
-from ..accounts.learned import Scope
-from ..ledger.records import Ledger
-from ..protocol.concessions import (
+from gateway.accounts.account import Account
+from gateway.accounts.learned import Scope
+from gateway.ledger.records import Ledger
+from gateway.protocol.concessions import (
     Concession,
     Gives,
     Sent,
@@ -22,7 +22,7 @@ from ..protocol.concessions import (
     is_of_the_value,
     lost_items,
 )
-from ..protocol.errors import ApiError
+from gateway.protocol.errors import ApiError
 
 _log = Logger(namespace="gateway.accounts")
 

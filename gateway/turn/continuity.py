@@ -10,10 +10,10 @@ from __future__ import annotations
 import itertools
 from functools import partial
 
-from ..accounts.account import Account
-from ..accounts.choice import KEPT, SEALED
-from ..accounts.learned import RESPONSES, Scope
-from ..ledger.continuation import (
+from gateway.accounts.account import Account
+from gateway.accounts.choice import KEPT, SEALED
+from gateway.accounts.learned import RESPONSES, Scope
+from gateway.ledger.continuation import (
     Plan,
     Reader,
     Route,
@@ -22,20 +22,20 @@ from ..ledger.continuation import (
     pin_of,
     whole_plan,
 )
-from ..ledger.records import Ledger
-from ..protocol.concessions import Concession, Gives, Sent
-from ..protocol.errors import ApiError
-from ..protocol.items import unanswered_calls
-from ..protocol.refusals import (
+from gateway.ledger.records import Ledger
+from gateway.protocol.concessions import Concession, Gives, Sent
+from gateway.protocol.errors import ApiError
+from gateway.protocol.items import unanswered_calls
+from gateway.protocol.refusals import (
     does_not_know,
     may_move,
     misses_calls,
     refuses_continuation,
     refuses_seals,
 )
-from ..protocol.request import TurnRequest
-from .conceding import Conceding
-from .environment import TurnContext
+from gateway.protocol.request import TurnRequest
+from gateway.turn.conceding import Conceding
+from gateway.turn.environment import TurnContext
 
 
 class TurnContinuity:

@@ -9,16 +9,16 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
-from ..accounts.affinity import AffinityKey
-from ..accounts.pool import Pool
-from ..accounts.waiting import WaitingRoom
-from ..ledger.owners import OwnerRegister
-from ..ledger.records import Ledger, Record
-from ..ledger.seals import SealRegister
-from ..protocol.errors import ApiError
-from ..protocol.turn_state import TurnStates
-from ..tenants.interface import TenantLimits
-from .journal import TurnJournal
+from gateway.accounts.affinity import AffinityKey
+from gateway.accounts.pool import Pool
+from gateway.accounts.waiting import WaitingRoom
+from gateway.ledger.owners import OwnerRegister
+from gateway.ledger.records import Ledger, Record
+from gateway.ledger.seals import SealRegister
+from gateway.protocol.errors import ApiError
+from gateway.protocol.turn_state import TurnStates
+from gateway.tenants.interface import TenantLimits
+from gateway.turn.journal import TurnJournal
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from ..accounts.account import Account
-from ..protocol.errors import ApiError
-from ..protocol.faults import Fault
-from ..protocol.refusals import for_the_client, most_hopeful
-from ..tenants.interface import Visit
+from gateway.accounts.account import Account
+from gateway.protocol.errors import ApiError
+from gateway.protocol.faults import Fault
+from gateway.protocol.refusals import for_the_client, most_hopeful
+from gateway.tenants.interface import Visit
 
 
 class Place(Protocol):

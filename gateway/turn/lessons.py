@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..protocol.limits import read_rate_limits_event, read_windows
-from ..protocol.relay import Broken, Finished, Refused
-from .attempt import Attempt
-from .environment import TurnEnvironment
+from gateway.protocol.limits import read_rate_limits_event, read_windows
+from gateway.protocol.relay import Broken, Finished, Refused
+from gateway.turn.attempt import Attempt
+from gateway.turn.environment import TurnEnvironment
 
 
 def learn_from_headers(environment: TurnEnvironment, attempt: Attempt) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-from ..accounts.bindings import opaque_id
-from ..accounts.choice import Choice
-from ..accounts.waiting import Lack
-from ..ledger.continuation import Plan
-from ..protocol.usage import Usage, estimated_usage
-from .environment import TurnContext, TurnEnvironment
-from .journal import AttemptRecord, TurnRecord
+from gateway.accounts.bindings import opaque_id
+from gateway.accounts.choice import Choice
+from gateway.accounts.waiting import Lack
+from gateway.ledger.continuation import Plan
+from gateway.protocol.usage import Usage, estimated_usage
+from gateway.turn.environment import TurnContext, TurnEnvironment
+from gateway.turn.journal import AttemptRecord, TurnRecord
 
 #: The rule that names the account of an attempt that is made in another way.
 SAME_ACCOUNT = "the same account, another way"

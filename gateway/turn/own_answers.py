@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..protocol.errors import ApiError
-from ..protocol.events import Members, response_members
-from ..protocol.made import created_event, failed_event, interrupted_event, new_response_id
-from ..protocol.refusals import code_of_failure
-from ..protocol.relay import Relay
+from gateway.protocol.errors import ApiError
+from gateway.protocol.events import Members, response_members
+from gateway.protocol.made import created_event, failed_event, interrupted_event, new_response_id
+from gateway.protocol.refusals import code_of_failure
+from gateway.protocol.relay import Relay
 
 
 def interrupted_answer(

@@ -12,21 +12,21 @@ from collections.abc import Mapping, Sequence
 
 from twisted.logger import Logger
 
-from ..accounts.account import Account
-from ..accounts.choice import Choice, Wanted
-from ..accounts.waiting import Lack
-from ..protocol.error_reading import from_answer, from_http, may_be_bare_error
-from ..protocol.errors import ApiError
-from ..protocol.faults import Fault, FaultKind
-from ..protocol.limits import read_windows
-from ..protocol.refusals import NOT_SERVED, for_the_client
-from ..upstream.interface import Call
-from .blame import Blame
-from .cargo import Cargo, PassageDoor
-from .environment import TurnContext, TurnEnvironment
-from .itinerary import InTurn, Itinerary, Known, NoPlace, Place
-from .logbook import SAME_ACCOUNT, Logbook
-from .search import AccountSearch, Bound
+from gateway.accounts.account import Account
+from gateway.accounts.choice import Choice, Wanted
+from gateway.accounts.waiting import Lack
+from gateway.protocol.error_reading import from_answer, from_http, may_be_bare_error
+from gateway.protocol.errors import ApiError
+from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.limits import read_windows
+from gateway.protocol.refusals import NOT_SERVED, for_the_client
+from gateway.turn.blame import Blame
+from gateway.turn.cargo import Cargo, PassageDoor
+from gateway.turn.environment import TurnContext, TurnEnvironment
+from gateway.turn.itinerary import InTurn, Itinerary, Known, NoPlace, Place
+from gateway.turn.logbook import SAME_ACCOUNT, Logbook
+from gateway.turn.search import AccountSearch, Bound
+from gateway.upstream.interface import Call
 
 _logger = Logger(namespace="gateway.passage")
 

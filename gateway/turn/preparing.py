@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..accounts.account import Account
-from ..accounts.affinity import derived_cache_key
-from ..ledger.continuation import Plan
-from ..protocol.concessions import Concession, Gives, Sent, sent_by_id
-from ..protocol.dialect import Dialect
-from ..protocol.items import read_item
-from ..protocol.request import TurnRequest
-from ..protocol.upstream_request import UpstreamRequest, added_include, build_body, build_headers
-from .environment import TurnContext
+from gateway.accounts.account import Account
+from gateway.accounts.affinity import derived_cache_key
+from gateway.ledger.continuation import Plan
+from gateway.protocol.concessions import Concession, Gives, Sent, sent_by_id
+from gateway.protocol.dialect import Dialect
+from gateway.protocol.items import read_item
+from gateway.protocol.request import TurnRequest
+from gateway.protocol.upstream_request import (
+    UpstreamRequest,
+    added_include,
+    build_body,
+    build_headers,
+)
+from gateway.turn.environment import TurnContext
 
 
 def upstream_request(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..accounts.account import Account
-from ..accounts.choice import Choice, Nobody, Wanted
-from ..accounts.exhaustion import attempts_error, pool_error
-from ..accounts.health import AccountState
-from ..accounts.waiting import Lack, Ticket
-from ..protocol.errors import ApiError
-from ..protocol.faults import FaultKind
-from ..tenants.interface import Busy, Visit
-from .environment import TurnContext, TurnEnvironment
-from .tries import Tries
+from gateway.accounts.account import Account
+from gateway.accounts.choice import Choice, Nobody, Wanted
+from gateway.accounts.exhaustion import attempts_error, pool_error
+from gateway.accounts.health import AccountState
+from gateway.accounts.waiting import Lack, Ticket
+from gateway.protocol.errors import ApiError
+from gateway.protocol.faults import FaultKind
+from gateway.tenants.interface import Busy, Visit
+from gateway.turn.environment import TurnContext, TurnEnvironment
+from gateway.turn.tries import Tries
 
 
 class SearchOwner(Protocol):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..protocol.events import metadata_event
-from ..protocol.headers import counts_limits, may_pass
-from ..protocol.turn_state import TURN_STATE, TurnState
-from .attempt import Attempt
-from .environment import Told, TurnContext, TurnEnvironment
-from .journal import TurnRecord
+from gateway.protocol.events import metadata_event
+from gateway.protocol.headers import counts_limits, may_pass
+from gateway.protocol.turn_state import TURN_STATE, TurnState
+from gateway.turn.attempt import Attempt
+from gateway.turn.environment import Told, TurnContext, TurnEnvironment
+from gateway.turn.journal import TurnRecord
 
 #: Response headers of an upstream that concern the client (§7).
 _PASSED = frozenset(

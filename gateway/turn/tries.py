@@ -8,8 +8,8 @@ doubt one is tried, and a further one only where no other is left.
 
 from __future__ import annotations
 
-from ..protocol.errors import ApiError
-from ..protocol.refusals import costs_nothing
+from gateway.protocol.errors import ApiError
+from gateway.protocol.refusals import costs_nothing
 
 #: Refusals after which a turn is given up, whatever they cost, unless more attempts are allowed.
 MOST_REFUSALS = 16

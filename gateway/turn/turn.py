@@ -12,32 +12,37 @@ import enum
 from collections.abc import Callable
 from functools import partial
 
-from ..accounts.account import Account
-from ..accounts.choice import Choice, Wanted
-from ..accounts.reservation import Reservation
-from ..accounts.waiting import Lack
-from ..deadline import Deadline
-from ..ledger.continuation import Route
-from ..ledger.records import Record
-from ..protocol.dialect import Dialect
-from ..protocol.errors import ApiError
-from ..protocol.events import Members
-from ..protocol.made import made_response, new_response_id, prewarm_events
-from ..protocol.refusals import for_the_client, may_move
-from ..protocol.relay import Broken, Finished, GoesOn, NotContinued, Refused, Relay
-from ..protocol.request import TurnRequest
-from ..protocol.usage import Usage
-from .attempt import Attempt
-from .blame import Blame
-from .continuity import TurnContinuity
-from .environment import Door, TurnContext, TurnEnvironment
-from .lessons import learn_from_events, learn_from_headers, note_owner, note_owner_of_parent
-from .logbook import SAME_ACCOUNT, Logbook
-from .own_answers import broken_answer, interrupted_answer
-from .preparing import dialect_of, sent_with, upstream_request
-from .recording import record_response
-from .search import AccountSearch
-from .telling import Telling
+from gateway.accounts.account import Account
+from gateway.accounts.choice import Choice, Wanted
+from gateway.accounts.reservation import Reservation
+from gateway.accounts.waiting import Lack
+from gateway.deadline import Deadline
+from gateway.ledger.continuation import Route
+from gateway.ledger.records import Record
+from gateway.protocol.dialect import Dialect
+from gateway.protocol.errors import ApiError
+from gateway.protocol.events import Members
+from gateway.protocol.made import made_response, new_response_id, prewarm_events
+from gateway.protocol.refusals import for_the_client, may_move
+from gateway.protocol.relay import Broken, Finished, GoesOn, NotContinued, Refused, Relay
+from gateway.protocol.request import TurnRequest
+from gateway.protocol.usage import Usage
+from gateway.turn.attempt import Attempt
+from gateway.turn.blame import Blame
+from gateway.turn.continuity import TurnContinuity
+from gateway.turn.environment import Door, TurnContext, TurnEnvironment
+from gateway.turn.lessons import (
+    learn_from_events,
+    learn_from_headers,
+    note_owner,
+    note_owner_of_parent,
+)
+from gateway.turn.logbook import SAME_ACCOUNT, Logbook
+from gateway.turn.own_answers import broken_answer, interrupted_answer
+from gateway.turn.preparing import dialect_of, sent_with, upstream_request
+from gateway.turn.recording import record_response
+from gateway.turn.search import AccountSearch
+from gateway.turn.telling import Telling
 
 #: How responses end that may be continued (protocol.md §8.2).
 _CONTINUABLE = frozenset({"completed", "incomplete"})

@@ -17,12 +17,12 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
-from ..deadline import Deadline
-from ..protocol.errors import ApiError
-from ..protocol.sse import EventStreamParser, EventTooLarge
-from .failures import log_bug, upstream_failure
-from .interface import CallReceiver, UpstreamCall
-from .sending import HttpTimeouts, Sender, Sending, drop, headers_of
+from gateway.deadline import Deadline
+from gateway.protocol.errors import ApiError
+from gateway.protocol.sse import EventStreamParser, EventTooLarge
+from gateway.upstream.failures import log_bug, upstream_failure
+from gateway.upstream.interface import CallReceiver, UpstreamCall
+from gateway.upstream.sending import HttpTimeouts, Sender, Sending, drop, headers_of
 
 #: How much of a refusal's body is read, in bytes, and for how long, in seconds.
 _MAX_REFUSAL_BYTES = 65_536

@@ -19,8 +19,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from .coalescing import CoalescingEndpointFactory
-from .egress import Egress
+from gateway.upstream.coalescing import CoalescingEndpointFactory
+from gateway.upstream.egress import Egress
 
 #: How long an idle kept-alive connection is trusted: below what load balancers allow.
 _IDLE_CONNECTION_SECONDS = 45.0

@@ -9,10 +9,10 @@ from weakref import WeakValueDictionary
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
 
-from .proxy import Proxy
-from .proxy_health import Barred, ProxyHealth
-from .tls import AccountTLS
-from .tunnel import ProxyEndpoint
+from gateway.upstream.proxy import Proxy
+from gateway.upstream.proxy_health import Barred, ProxyHealth
+from gateway.upstream.tls import AccountTLS
+from gateway.upstream.tunnel import ProxyEndpoint
 
 
 class Egress:

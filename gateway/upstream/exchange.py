@@ -12,16 +12,16 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
-from ..deadline import Deadline
-from ..protocol.answer_body import AnswerBody, NotAnAnswer
-from ..protocol.error_reading import from_http
-from ..protocol.errors import ApiError
-from ..protocol.sse import Event, EventTooLarge
-from ..protocol.upstream_request import UpstreamRequest
-from .call import first_byte_seconds
-from .failures import log_bug, upstream_failure
-from .interface import Receiver, UpstreamCall
-from .sending import HttpTimeouts, Sender, Sending, drop, headers_of
+from gateway.deadline import Deadline
+from gateway.protocol.answer_body import AnswerBody, NotAnAnswer
+from gateway.protocol.error_reading import from_http
+from gateway.protocol.errors import ApiError
+from gateway.protocol.sse import Event, EventTooLarge
+from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.upstream.call import first_byte_seconds
+from gateway.upstream.failures import log_bug, upstream_failure
+from gateway.upstream.interface import Receiver, UpstreamCall
+from gateway.upstream.sending import HttpTimeouts, Sender, Sending, drop, headers_of
 
 #: How much of a refusal's body is read, in bytes.
 _MAX_REFUSAL_BYTES = 65_536

@@ -10,10 +10,10 @@ from twisted.python.failure import Failure
 from twisted.web._newclient import _WrapperException
 from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 
-from ..protocol.errors import PROXY_ERROR, UNREACHABLE, ApiError
-from .chunks import HeadTooLarge
-from .proxy import Blame, ProxyError
-from .tls import WrongCertificate
+from gateway.protocol.errors import PROXY_ERROR, UNREACHABLE, ApiError
+from gateway.upstream.chunks import HeadTooLarge
+from gateway.upstream.proxy import Blame, ProxyError
+from gateway.upstream.tls import WrongCertificate
 
 _log = Logger(namespace="gateway.upstream")
 

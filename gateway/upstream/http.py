@@ -7,14 +7,14 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 
-from ..credentials.interface import Credentials
-from ..protocol.upstream_request import UpstreamRequest
-from .call import HttpCall
-from .client import connection_pool, http_client
-from .egress import Egress
-from .exchange import HttpExchange
-from .interface import CallReceiver, Receiver, UpstreamCall
-from .sending import HttpTimeouts, Sender
+from gateway.credentials.interface import Credentials
+from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.upstream.call import HttpCall
+from gateway.upstream.client import connection_pool, http_client
+from gateway.upstream.egress import Egress
+from gateway.upstream.exchange import HttpExchange
+from gateway.upstream.interface import CallReceiver, Receiver, UpstreamCall
+from gateway.upstream.sending import HttpTimeouts, Sender
 
 __all__ = ["HttpTimeouts", "HttpUpstream"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 
-from .proxy import Blame, Login, Refused, netloc
+from gateway.upstream.proxy import Blame, Login, Refused, netloc
 
 #: How large the heads of the proxy's answers may be, in bytes.
 MAX_HEAD = 16_384

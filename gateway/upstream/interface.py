@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from ..protocol.errors import ApiError
-from ..protocol.sse import Event
-from ..protocol.upstream_request import UpstreamRequest
+from gateway.protocol.errors import ApiError
+from gateway.protocol.sse import Event
+from gateway.protocol.upstream_request import UpstreamRequest
 
 
 class Receiver(Protocol):

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..breaker import Attempt, Breaker, BreakerState
+from gateway.breaker import Attempt, Breaker, BreakerState
 
 #: Failures in a row that make the proxy rest.
 _FAILURES = 3

@@ -17,11 +17,11 @@ from twisted.internet.protocol import Protocol as BodyProtocol
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 
-from ..credentials.interface import Credentials
-from ..protocol.errors import ApiError
-from .client import WholeBodyProducer
-from .failures import connection_went_stale, log_bug, upstream_failure
-from .interface import UpstreamCall
+from gateway.credentials.interface import Credentials
+from gateway.protocol.errors import ApiError
+from gateway.upstream.client import WholeBodyProducer
+from gateway.upstream.failures import connection_went_stale, log_bug, upstream_failure
+from gateway.upstream.interface import UpstreamCall
 
 #: A request is sent again only this soon: a kept connection that is closed already fails at
 #: once, while an upstream that thought about the request may have done what it asks.

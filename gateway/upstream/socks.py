@@ -6,7 +6,7 @@ import enum
 import ipaddress
 import struct
 
-from .proxy import Blame, Login, Refused, netloc
+from gateway.upstream.proxy import Blame, Login, Refused, netloc
 
 _VERSION = 5
 _NO_AUTHENTICATION = 0

@@ -24,11 +24,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..deadline import Deadline
-from .http_proxy import ConnectHandshake
-from .proxy import Blame, Handshake, Proxy, ProxyError, Refused
-from .proxy_health import ProxyHealth
-from .socks import SocksHandshake
+from gateway.deadline import Deadline
+from gateway.upstream.http_proxy import ConnectHandshake
+from gateway.upstream.proxy import Blame, Handshake, Proxy, ProxyError, Refused
+from gateway.upstream.proxy_health import ProxyHealth
+from gateway.upstream.socks import SocksHandshake
 
 _log = Logger(namespace="gateway.upstream")
 

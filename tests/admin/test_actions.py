@@ -15,9 +15,8 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.upstream.interface import CallReceiver, UpstreamCall
 from gateway.upstream.proxy_health import Barred
+from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Way
 from tests.support.events import text_item, turn_events, user
-
-from .stage import BEARER, OWN, TOKEN, Admin, Way
 
 CONVERSATION = opaque_id(connection_key("laptop", "c-1"))
 

@@ -13,10 +13,9 @@ from gateway.config import ConfigError
 from gateway.protocol.concessions import Concession, Gives
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.reload import Rejected
+from tests.admin.stage import BEARER, TOKEN, Admin
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
-
-from .stage import BEARER, TOKEN, Admin
 
 READABLE = [
     "/status",

@@ -15,8 +15,7 @@ from gateway.admin.answers import as_json, wants_html
 from gateway.admin.errors import AdminError
 from gateway.admin.origins import check_origin
 from gateway.admin.throttle import MAX_ADDRESSES, Throttle
-
-from .stage import BEARER, TOKEN, Admin
+from tests.admin.stage import BEARER, TOKEN, Admin
 
 #: One for all examples: none of them may change it.
 _admin = Admin(TOKEN)

@@ -15,10 +15,9 @@ from gateway.admin.site import MAX_BODY_BYTES, MAX_CONNECTIONS, REQUEST_SECONDS
 from gateway.config import AccountSettings
 from gateway.protocol.errors import ApiError
 from gateway.protocol.faults import Fault, FaultKind
+from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Client
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
-
-from .stage import BEARER, OWN, TOKEN, Admin, Client
 
 PAUSE = "/admin/accounts/a/pause"
 ACTIONS = [

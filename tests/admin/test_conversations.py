@@ -13,10 +13,9 @@ from gateway.accounts.explanation import explain
 from gateway.config import RoutingSettings
 from gateway.config.settings import Strategy
 from gateway.protocol.faults import Fault, FaultKind
+from tests.admin.stage import BEARER, TOKEN, Admin
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
-
-from .stage import BEARER, TOKEN, Admin
 
 CONVERSATION = opaque_id(connection_key("laptop", "c-1"))
 

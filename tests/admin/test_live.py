@@ -9,9 +9,8 @@ import pytest
 
 from gateway.admin import live
 from gateway.admin.live import MAX_LISTENERS
+from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Client
 from tests.support.events import text_item, turn_events, user
-
-from .stage import BEARER, OWN, TOKEN, Admin, Client
 
 
 def listen(admin: Admin, *headers: str) -> Client:

@@ -11,11 +11,10 @@ from jsonschema import Draft202012Validator
 from gateway.admin.openapi import DESCRIPTION
 from gateway.protocol.faults import Fault, FaultKind
 from gateway.protocol.limits import read_windows
+from tests.admin.stage import BEARER, TOKEN, Admin, observatory_of
+from tests.admin.test_actions import answers, probe
+from tests.admin.test_live import events, listen
 from tests.support.events import text_item, turn_events, user
-
-from .stage import BEARER, TOKEN, Admin, observatory_of
-from .test_actions import answers, probe
-from .test_live import events, listen
 
 #: Paths that answer at once, with what stands in their open segments.
 _NAMES = {"{id}": "resp_1"}

@@ -13,8 +13,7 @@ from twisted.internet.testing import MemoryReactorClock
 from gateway.admin.site import AdminSite
 from gateway.daemon import TwistdService
 from gateway.options import Options
-
-from .stage import Answer, Client
+from tests.admin.stage import Answer, Client
 
 FILE = """
 listen: "tcp:8080:interface=127.0.0.1"

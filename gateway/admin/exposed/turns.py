@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from prometheus_client.core import Metric
 
-from ...observe.tally import ModelTally, Tally
-from .families import counter, sizes, times
+from gateway.admin.exposed.families import counter, sizes, times
+from gateway.observe.tally import ModelTally, Tally
 
 #: OpenTelemetry's own buckets for ``gen_ai.server.time_to_first_token``, in milliseconds.
 _FIRST_TOKEN = (

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from prometheus_client.core import InfoMetricFamily, Metric
 
-from ... import __version__
-from ...observe.observatory import Observatory
-from ..running import Running
-from ..views.accounts import account
-from ..views.alarms import alarms
-from ..views.overview import ready
-from .families import counter, gauge, number, times
+from gateway import __version__
+from gateway.admin.exposed.families import counter, gauge, number, times
+from gateway.admin.running import Running
+from gateway.admin.views.accounts import account
+from gateway.admin.views.alarms import alarms
+from gateway.admin.views.overview import ready
+from gateway.observe.observatory import Observatory
 
 _LAGS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0)
 _PAUSES = (0.1, 0.25, *_LAGS)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .mounted import BrowserPages
-from .page import Page
-from .source import Asked, PageSource, Viewer
+from gateway.admin.page.mounted import BrowserPages
+from gateway.admin.page.page import Page
+from gateway.admin.page.source import Asked, PageSource, Viewer
 
 __all__ = ["Asked", "BrowserPages", "Page", "PageSource", "Viewer"]

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from . import wording
-from .layout import (
+from gateway.admin.page import wording
+from gateway.admin.page.layout import (
     account_mark,
     bar,
     button,
@@ -22,8 +22,8 @@ from .layout import (
     table,
     word,
 )
-from .markup import Html, joined, tag
-from .source import Json, Viewer
+from gateway.admin.page.markup import Html, joined, tag
+from gateway.admin.page.source import Json, Viewer
 
 #: The order of the buttons, and what is on them.
 _ACTIONS = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import wording
-from .layout import countdown, dot, live, since, word
-from .markup import Html, tag
-from .source import Json
+from gateway.admin.page import wording
+from gateway.admin.page.layout import countdown, dot, live, since, word
+from gateway.admin.page.markup import Html, tag
+from gateway.admin.page.source import Json
 
 
 def banner(status: Json, now: float) -> Html:

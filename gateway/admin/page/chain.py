@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .source import Json
+from gateway.admin.page.source import Json
 
 
 @dataclass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import wording
-from .chain import Row, rows, width
-from .layout import account_mark, colour, numeric, since, table
-from .markup import Html, joined, tag
-from .source import Json
+from gateway.admin.page import wording
+from gateway.admin.page.chain import Row, rows, width
+from gateway.admin.page.layout import account_mark, colour, numeric, since, table
+from gateway.admin.page.markup import Html, joined, tag
+from gateway.admin.page.source import Json
 
 #: Responses of a picture; the newest are shown.
 _MOST = 300

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from . import wording
-from .layout import button, live, posting, table
-from .markup import Html, joined, tag
-from .source import Json, Viewer
+from gateway.admin.page import wording
+from gateway.admin.page.layout import button, live, posting, table
+from gateway.admin.page.markup import Html, joined, tag
+from gateway.admin.page.source import Json, Viewer
 
 _LEVELS = ("debug", "info", "warn", "error")
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from . import wording
-from .chain_picture import chain_table
-from .layout import account_mark, button, posting, since, table
-from .markup import Html, joined, tag
-from .source import Asked, Json, Viewer
+from gateway.admin.page import wording
+from gateway.admin.page.chain_picture import chain_table
+from gateway.admin.page.layout import account_mark, button, posting, since, table
+from gateway.admin.page.markup import Html, joined, tag
+from gateway.admin.page.source import Asked, Json, Viewer
 
 
 def search_form(asked: Asked) -> Html:

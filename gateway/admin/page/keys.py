@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import wording
-from .layout import bar, countdown, numeric, of_limit, since, table
-from .markup import Html, tag
-from .source import Json
+from gateway.admin.page import wording
+from gateway.admin.page.layout import bar, countdown, numeric, of_limit, since, table
+from gateway.admin.page.markup import Html, tag
+from gateway.admin.page.source import Json
 
 
 def keys_table(keys: Sequence[Json], now: float) -> Html:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from . import wording
-from .files import address
-from .markup import Html, joined, tag
+from gateway.admin.page import wording
+from gateway.admin.page.files import address
+from gateway.admin.page.markup import Html, joined, tag
 
 #: How figures are written, by the names that cells and the script use.
 FORMS = {

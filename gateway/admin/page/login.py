@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .layout import document
-from .markup import tag
+from gateway.admin.page.layout import document
+from gateway.admin.page.markup import tag
 
 
 def render_login(wrong: str | None = None) -> bytes:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import wording
-from .layout import bar, numeric, of_limit, table
-from .markup import Html, tag
-from .source import Json
+from gateway.admin.page import wording
+from gateway.admin.page.layout import bar, numeric, of_limit, table
+from gateway.admin.page.markup import Html, tag
+from gateway.admin.page.source import Json
 
 
 def memory_table(registers: Sequence[Json]) -> Html:

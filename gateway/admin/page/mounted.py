@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from twisted.web.resource import Resource
 
-from ..access import Access, Visitor
-from ..running import Running
-from ..views.configuration import configuration
-from ..views.conversations import conversations
-from ..views.overview import overview
-from ..views.turns import turns
-from ..views.why import why
-from .files import StaticFiles
-from .login import render_login
-from .page import Page
-from .source import Json, Viewer
+from gateway.admin.access import Access, Visitor
+from gateway.admin.page.files import StaticFiles
+from gateway.admin.page.login import render_login
+from gateway.admin.page.page import Page
+from gateway.admin.page.source import Json, Viewer
+from gateway.admin.running import Running
+from gateway.admin.views.configuration import configuration
+from gateway.admin.views.conversations import conversations
+from gateway.admin.views.overview import overview
+from gateway.admin.views.turns import turns
+from gateway.admin.views.why import why
 
 
 class BrowserPages:

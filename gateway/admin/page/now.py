@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from . import charts
-from .layout import live
-from .markup import Html, joined, tag
-from .source import Json
+from gateway.admin.page import charts
+from gateway.admin.page.layout import live
+from gateway.admin.page.markup import Html, joined, tag
+from gateway.admin.page.source import Json
 
 
 class Tile(NamedTuple):

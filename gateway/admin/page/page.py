@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from .accounts import accounts_table
-from .banner import banner
-from .configuration import controls, settings_tables
-from .conversations import conversations_table, explanation, search_form
-from .keys import keys_table
-from .layout import document, section
-from .markup import Html, tag
-from .memory import memory_table
-from .now import now_tiles
-from .source import Asked, Json, PageSource, Viewer
-from .turns import turns_filters, turns_table
+from gateway.admin.page.accounts import accounts_table
+from gateway.admin.page.banner import banner
+from gateway.admin.page.configuration import controls, settings_tables
+from gateway.admin.page.conversations import conversations_table, explanation, search_form
+from gateway.admin.page.keys import keys_table
+from gateway.admin.page.layout import document, section
+from gateway.admin.page.markup import Html, tag
+from gateway.admin.page.memory import memory_table
+from gateway.admin.page.now import now_tiles
+from gateway.admin.page.source import Asked, Json, PageSource, Viewer
+from gateway.admin.page.turns import turns_filters, turns_table
 
 #: For so long, in seconds, everybody is shown the same: ten open pages cost as much as one.
 _KEPT_SECONDS = 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .source import Json
+from gateway.admin.page.source import Json
 
 #: In the order a turn goes through them, and what the page calls them.
 PHASES = ("queue", "choose", "connect", "first byte", "stream")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import wording
-from .layout import account_mark, numeric, since, table
-from .markup import Html, joined, tag
-from .phases import PHASES, phases
-from .source import Asked, Json
+from gateway.admin.page import wording
+from gateway.admin.page.layout import account_mark, numeric, since, table
+from gateway.admin.page.markup import Html, joined, tag
+from gateway.admin.page.phases import PHASES, phases
+from gateway.admin.page.source import Asked, Json
 
 _STATUSES = ("completed", "incomplete", "failed", "cancelled")
 _BAR = 160

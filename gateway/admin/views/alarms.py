@@ -8,12 +8,12 @@ from heapq import nlargest
 from itertools import islice
 from typing import Any
 
-from ...accounts.account import Account
-from ...accounts.health import AccountState, Unavailable
-from ...breaker import BreakerState
-from ...observe.alarms import alarm
-from ...protocol.faults import FaultKind
-from ..running import Running
+from gateway.accounts.account import Account
+from gateway.accounts.health import AccountState, Unavailable
+from gateway.admin.running import Running
+from gateway.breaker import BreakerState
+from gateway.observe.alarms import alarm
+from gateway.protocol.faults import FaultKind
 
 Alarm = dict[str, Any]
 Shown = Mapping[str, Any]

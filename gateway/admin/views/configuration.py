@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..running import Running
+from gateway.admin.running import Running
 
 
 def configuration(running: Running) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from ...accounts.affinity import named_keys
-from ...accounts.bindings import Binding, opaque_id
-from ...ledger.records import Record
-from ..running import Running
+from gateway.accounts.affinity import named_keys
+from gateway.accounts.bindings import Binding, opaque_id
+from gateway.admin.running import Running
+from gateway.ledger.records import Record
 
 #: Conversations that a search by words looks at, the last used first.
 _SEARCHED = 10_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..running import Running
+from gateway.admin.running import Running
 
 
 def memory(running: Running, own: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from ... import __version__
-from ...accounts.waiting import Lack
-from ..running import Running
-from .accounts import account, conversations_by_account
-from .alarms import alarms
-from .keys import keys
+from gateway import __version__
+from gateway.accounts.waiting import Lack
+from gateway.admin.running import Running
+from gateway.admin.views.accounts import account, conversations_by_account
+from gateway.admin.views.alarms import alarms
+from gateway.admin.views.keys import keys
 
 
 def ready(running: Running) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...turn.journal import TurnRecord
-from ..running import Running
+from gateway.admin.running import Running
+from gateway.turn.journal import TurnRecord
 
 
 def turns(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ...accounts.bindings import Binding
-from ...ledger.records import Record
-from ...turn.journal import TurnRecord
-from ..running import Running
-from .conversations import binding_id_of, records_of, response_ids_of, shown
+from gateway.accounts.bindings import Binding
+from gateway.admin.running import Running
+from gateway.admin.views.conversations import binding_id_of, records_of, response_ids_of, shown
+from gateway.ledger.records import Record
+from gateway.turn.journal import TurnRecord
 
 #: Responses of one chain that are shown, the newest ones.
 _MAX_NODES = 1000

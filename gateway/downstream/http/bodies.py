@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import zstandard
 
-from ...protocol.errors import ApiError
+from gateway.protocol.errors import ApiError
 
 #: Windows that need more memory are refused (RFC 8878 §3.1.1.1.2 recommends 8 MB).
 _MAX_WINDOW_BYTES = 8 * 1024 * 1024

@@ -20,16 +20,16 @@ from twisted.web.http import HTTPChannel, Request
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
-from ...deadline import Deadline
-from ...protocol.errors import ApiError
-from ..half_closed import HalfClosed
-from ..handover import hand_over
-from ..patience import Patience, time_for
-from ..refusal import headers_too_long, refusal
-from .wire import WireRequest
+from gateway.deadline import Deadline
+from gateway.downstream.half_closed import HalfClosed
+from gateway.downstream.handover import hand_over
+from gateway.downstream.http.wire import WireRequest
+from gateway.downstream.patience import Patience, time_for
+from gateway.downstream.refusal import headers_too_long, refusal
+from gateway.protocol.errors import ApiError
 
 if TYPE_CHECKING:
-    from .site import HttpSite
+    from gateway.downstream.http.site import HttpSite
 
 #: Bounds on a request's line and headers, as on a WebSocket's handshake.
 MAX_HEAD_BYTES = 256 * 1024

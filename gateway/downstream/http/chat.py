@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from ...accounts.account import Account
-from ...accounts.affinity import AffinityKey, affinity_keys, connection_key
-from ...accounts.choice import Wanted
-from ...accounts.learned import Scope
-from ...ledger.continuation import Plan
-from ...ledger.records import Ledger
-from ...protocol.chat import TAIL_BYTES, ChatRequest, chat_body, last_usage, read_chat
-from ...protocol.concessions import Sent
-from ...protocol.dialect import Dialect
-from ...protocol.errors import ApiError
-from ...protocol.refusals import may_move
-from ...protocol.usage import Usage
-from ...turn.conceding import Conceding
-from ...turn.environment import TurnContext, TurnEnvironment
-from ...turn.passage import Passage
-from ...turn.preparing import dialect_of
-from ...turn.search import Unbound
-from ...upstream.interface import UpstreamCall
-from .passing import EVENT_STREAM, JSON, PassedAnswer, call_headers, context_of
-from .request import HttpRequest
+from gateway.accounts.account import Account
+from gateway.accounts.affinity import AffinityKey, affinity_keys, connection_key
+from gateway.accounts.choice import Wanted
+from gateway.accounts.learned import Scope
+from gateway.downstream.http.passing import (
+    EVENT_STREAM,
+    JSON,
+    PassedAnswer,
+    call_headers,
+    context_of,
+)
+from gateway.downstream.http.request import HttpRequest
+from gateway.ledger.continuation import Plan
+from gateway.ledger.records import Ledger
+from gateway.protocol.chat import TAIL_BYTES, ChatRequest, chat_body, last_usage, read_chat
+from gateway.protocol.concessions import Sent
+from gateway.protocol.dialect import Dialect
+from gateway.protocol.errors import ApiError
+from gateway.protocol.refusals import may_move
+from gateway.protocol.usage import Usage
+from gateway.turn.conceding import Conceding
+from gateway.turn.environment import TurnContext, TurnEnvironment
+from gateway.turn.passage import Passage
+from gateway.turn.preparing import dialect_of
+from gateway.turn.search import Unbound
+from gateway.upstream.interface import UpstreamCall
 
 _PATH = "/chat/completions"
 

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...accounts.account import Account
-from ...accounts.affinity import http_affinity_keys
-from ...accounts.choice import Wanted
-from ...ledger.continuation import Plan, Route
-from ...ledger.records import Record
-from ...protocol.compacting import input_body, read_compacted
-from ...protocol.dialect import Dialect
-from ...protocol.errors import ApiError
-from ...protocol.refusals import is_not_served
-from ...protocol.request import TurnRequest, read_members, read_post
-from ...protocol.turn_state import TURN_STATE, TurnState
-from ...protocol.usage import Usage
-from ...turn.continuity import TurnContinuity
-from ...turn.environment import TurnContext, TurnEnvironment
-from ...turn.passage import Passage
-from ...turn.preparing import dialect_of, sent_with
-from ...upstream.interface import UpstreamCall
-from ..lineage import Lineage
-from .passing import JSON, PassedAnswer, call_headers, context_of
-from .request import HttpRequest
+from gateway.accounts.account import Account
+from gateway.accounts.affinity import http_affinity_keys
+from gateway.accounts.choice import Wanted
+from gateway.downstream.http.passing import JSON, PassedAnswer, call_headers, context_of
+from gateway.downstream.http.request import HttpRequest
+from gateway.downstream.lineage import Lineage
+from gateway.ledger.continuation import Plan, Route
+from gateway.ledger.records import Record
+from gateway.protocol.compacting import input_body, read_compacted
+from gateway.protocol.dialect import Dialect
+from gateway.protocol.errors import ApiError
+from gateway.protocol.refusals import is_not_served
+from gateway.protocol.request import TurnRequest, read_members, read_post
+from gateway.protocol.turn_state import TURN_STATE, TurnState
+from gateway.protocol.usage import Usage
+from gateway.turn.continuity import TurnContinuity
+from gateway.turn.environment import TurnContext, TurnEnvironment
+from gateway.turn.passage import Passage
+from gateway.turn.preparing import dialect_of, sent_with
+from gateway.upstream.interface import UpstreamCall
 
 
 class Errand(NamedTuple):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ...protocol.errors import UNREADABLE, ApiError
-from ...protocol.events import TERMINALS, decode_members, event_type, sequence_number
-from ...protocol.made import created_event, failed_event, made_response, new_response_id
-from ...protocol.refusals import for_the_client
-from ...turn.turn import Turn
-from .events import COMMENT, KEEP_ALIVE, STREAM_HEADERS, event_stream
-from .request import HttpRequest
+from gateway.downstream.http.events import COMMENT, KEEP_ALIVE, STREAM_HEADERS, event_stream
+from gateway.downstream.http.request import HttpRequest
+from gateway.protocol.errors import UNREADABLE, ApiError
+from gateway.protocol.events import TERMINALS, decode_members, event_type, sequence_number
+from gateway.protocol.made import created_event, failed_event, made_response, new_response_id
+from gateway.protocol.refusals import for_the_client
+from gateway.turn.turn import Turn
 
 _JSON = {"content-type": "application/json"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...protocol.events import event_type
+from gateway.protocol.events import event_type
 
 #: Headers of every event stream; proxies must neither keep nor buffer it.
 UNBUFFERED = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}

@@ -12,13 +12,13 @@ from hashlib import blake2b
 
 import msgspec
 
-from ...accounts.account import Account
-from ...accounts.catalogue import Catalogues
-from ...accounts.health import AccountState
-from ...accounts.inquiry import Catalogue
-from ...accounts.pool import Pool
-from ...protocol.errors import ApiError
-from .request import HttpRequest
+from gateway.accounts.account import Account
+from gateway.accounts.catalogue import Catalogues
+from gateway.accounts.health import AccountState
+from gateway.accounts.inquiry import Catalogue
+from gateway.accounts.pool import Pool
+from gateway.downstream.http.request import HttpRequest
+from gateway.protocol.errors import ApiError
 
 #: Whether a tenant's key allows a model.
 MayUse = Callable[[str, str], bool]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ...accounts.account import Account
-from ...accounts.affinity import AffinityKey
-from ...ledger.records import Record
-from ...protocol.errors import ApiError
-from ...protocol.headers import may_pass, without_limits
-from ...protocol.turn_state import TURN_STATE
-from ...protocol.upstream_request import forwardable
-from ...protocol.usage import Usage
-from ...turn.environment import TurnContext, TurnEnvironment
-from ...turn.passage import Passage
-from ...turn.telling import passed_headers, tells_limits
-from .events import UNBUFFERED
-from .request import HttpRequest
+from gateway.accounts.account import Account
+from gateway.accounts.affinity import AffinityKey
+from gateway.downstream.http.events import UNBUFFERED
+from gateway.downstream.http.request import HttpRequest
+from gateway.ledger.records import Record
+from gateway.protocol.errors import ApiError
+from gateway.protocol.headers import may_pass, without_limits
+from gateway.protocol.turn_state import TURN_STATE
+from gateway.protocol.upstream_request import forwardable
+from gateway.protocol.usage import Usage
+from gateway.turn.environment import TurnContext, TurnEnvironment
+from gateway.turn.passage import Passage
+from gateway.turn.telling import passed_headers, tells_limits
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 from urllib.parse import parse_qs
 
-from ...protocol.errors import ApiError
-from ..refusal import refusal_body, refusal_headers
+from gateway.downstream.refusal import refusal_body, refusal_headers
+from gateway.protocol.errors import ApiError
 
 
 class Answering(Protocol):

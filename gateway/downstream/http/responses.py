@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from ...accounts.affinity import http_affinity_keys
-from ...ledger.records import Record
-from ...protocol.errors import ApiError
-from ...protocol.request import TurnRequest, client_metadata, read_members, read_post
-from ...protocol.turn_state import TURN_STATE
-from ...protocol.upstream_request import forwardable
-from ...turn.environment import TurnContext, TurnEnvironment
-from ...turn.turn import Turn
-from ..admission import Admission
-from ..lineage import Lineage
-from ..starting import start_turn
-from .door import BackgroundDoor, BackgroundStreamDoor, Door, HttpDoor, ObjectDoor, StreamDoor
-from .request import HttpRequest
+from gateway.accounts.affinity import http_affinity_keys
+from gateway.downstream.admission import Admission
+from gateway.downstream.http.door import (
+    BackgroundDoor,
+    BackgroundStreamDoor,
+    Door,
+    HttpDoor,
+    ObjectDoor,
+    StreamDoor,
+)
+from gateway.downstream.http.request import HttpRequest
+from gateway.downstream.lineage import Lineage
+from gateway.downstream.starting import start_turn
+from gateway.ledger.records import Record
+from gateway.protocol.errors import ApiError
+from gateway.protocol.request import TurnRequest, client_metadata, read_members, read_post
+from gateway.protocol.turn_state import TURN_STATE
+from gateway.protocol.upstream_request import forwardable
+from gateway.turn.environment import TurnContext, TurnEnvironment
+from gateway.turn.turn import Turn
 
 
 class Responses:

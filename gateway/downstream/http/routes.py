@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from ...protocol.errors import ApiError
-from ..paths import PREFIXES, nothing_served, parts_of
-from .request import HttpRequest
+from gateway.downstream.http.request import HttpRequest
+from gateway.downstream.paths import PREFIXES, nothing_served, parts_of
+from gateway.protocol.errors import ApiError
 
 #: Serves one request of a tenant: answers it now or later, or raises an ``ApiError``.
 Handler = Callable[[HttpRequest, str], None]

@@ -6,11 +6,11 @@ import itertools
 import secrets
 from typing import Any, Protocol
 
-from ...config import Settings
-from ...tenants.tenants import Tenants
-from ..admission import Admission
-from .channel import HttpChannel
-from .routes import Routes
+from gateway.config import Settings
+from gateway.downstream.admission import Admission
+from gateway.downstream.http.channel import HttpChannel
+from gateway.downstream.http.routes import Routes
+from gateway.tenants.tenants import Tenants
 
 
 class WebSockets(Protocol):

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from ...accounts.account import Account
-from ...accounts.affinity import affinity_keys
-from ...accounts.health import AccountState
-from ...ledger.continuation import Plan
-from ...ledger.records import Record
-from ...protocol.errors import ApiError
-from ...protocol.refusals import may_move
-from ...turn.environment import TurnContext, TurnEnvironment
-from ...turn.itinerary import Known
-from ...turn.passage import Passage
-from ...upstream.interface import UpstreamCall
-from .passing import EVENT_STREAM, JSON, PassedAnswer, call_headers, context_of
-from .request import HttpRequest
+from gateway.accounts.account import Account
+from gateway.accounts.affinity import affinity_keys
+from gateway.accounts.health import AccountState
+from gateway.downstream.http.passing import (
+    EVENT_STREAM,
+    JSON,
+    PassedAnswer,
+    call_headers,
+    context_of,
+)
+from gateway.downstream.http.request import HttpRequest
+from gateway.ledger.continuation import Plan
+from gateway.ledger.records import Record
+from gateway.protocol.errors import ApiError
+from gateway.protocol.refusals import may_move
+from gateway.turn.environment import TurnContext, TurnEnvironment
+from gateway.turn.itinerary import Known
+from gateway.turn.passage import Passage
+from gateway.upstream.interface import UpstreamCall
 
 #: Accounts that are asked for a response which nobody here knows.
 _MOST_ASKED = 16

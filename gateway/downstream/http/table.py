@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .chat import Chat
-from .compact import Inputs
-from .models import Models
-from .responses import Responses
-from .routes import Table
-from .stored import Stored
+from gateway.downstream.http.chat import Chat
+from gateway.downstream.http.compact import Inputs
+from gateway.downstream.http.models import Models
+from gateway.downstream.http.responses import Responses
+from gateway.downstream.http.routes import Table
+from gateway.downstream.http.stored import Stored
 
 
 def endpoints(

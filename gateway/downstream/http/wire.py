@@ -10,16 +10,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request, datetimeToString
 
-from ...protocol.errors import ApiError
-from ...protocol.request import json_text
-from ..handover import asks_for_websocket, header_texts
-from ..refusal import phrase_of, refusal_body, refusal_headers
-from .bodies import body_too_long, check_encoding, decode_body
-from .request import HttpRequest
-from .routes import Route
+from gateway.downstream.handover import asks_for_websocket, header_texts
+from gateway.downstream.http.bodies import body_too_long, check_encoding, decode_body
+from gateway.downstream.http.request import HttpRequest
+from gateway.downstream.http.routes import Route
+from gateway.downstream.refusal import phrase_of, refusal_body, refusal_headers
+from gateway.protocol.errors import ApiError
+from gateway.protocol.request import json_text
 
 if TYPE_CHECKING:
-    from .channel import HttpChannel
+    from gateway.downstream.http.channel import HttpChannel
 
 _log = Logger(namespace="gateway.http")
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from ...protocol.errors import ApiError, error_event
-from ...protocol.events import with_stream_id
-from ...protocol.request import TurnRequest
-from ...turn.turn import Turn
+from gateway.protocol.errors import ApiError, error_event
+from gateway.protocol.events import with_stream_id
+from gateway.protocol.request import TurnRequest
+from gateway.turn.turn import Turn
 
 #: Of no known type, so that it needs no place in the response's ``sequence_number``s: a
 #: repeated ``response.in_progress`` would (§4.7, §10.47).

@@ -11,10 +11,10 @@ from typing import Protocol
 
 from twisted.logger import Logger
 
-from ...protocol.errors import ApiError
-from ...protocol.request import TurnRequest
-from ...turn.turn import Turn
-from .lane import Lane, LaneState
+from gateway.downstream.websocket.lane import Lane, LaneState
+from gateway.protocol.errors import ApiError
+from gateway.protocol.request import TurnRequest
+from gateway.turn.turn import Turn
 
 _log = Logger(namespace="gateway.websocket")
 

@@ -18,17 +18,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ...protocol.errors import ApiError
-from ..half_closed import HalfClosed
-from ..handover import headers_of
-from ..patience import Patience
-from ..refusal import refusal
-from .deflate import is_readable
-from .frames import text_frames
-from .session import Session
+from gateway.downstream.half_closed import HalfClosed
+from gateway.downstream.handover import headers_of
+from gateway.downstream.patience import Patience
+from gateway.downstream.refusal import refusal
+from gateway.downstream.websocket.deflate import is_readable
+from gateway.downstream.websocket.frames import text_frames
+from gateway.downstream.websocket.session import Session
+from gateway.protocol.errors import ApiError
 
 if TYPE_CHECKING:
-    from .site import ResponsesFactory
+    from gateway.downstream.websocket.site import ResponsesFactory
 
 #: How long the last bytes may take to reach a client whose connection is closed.
 CLOSE_SECONDS = 2.0

@@ -11,14 +11,18 @@ from typing import Protocol
 
 import msgspec
 
-from ...accounts.affinity import affinity_keys, connection_key
-from ...config import LimitSettings, SessionSettings
-from ...ledger.records import Record
-from ...protocol.errors import ApiError, error_event
-from ...protocol.events import with_stream_id
-from ...protocol.made import interrupt_accepted, interrupt_failed, steer_failed
-from ...protocol.refusals import is_clients_fault
-from ...protocol.request import (
+from gateway.accounts.affinity import affinity_keys, connection_key
+from gateway.config import LimitSettings, SessionSettings
+from gateway.downstream.lineage import Lineage
+from gateway.downstream.starting import start_turn
+from gateway.downstream.websocket.lane import Lane
+from gateway.downstream.websocket.lanes import Lanes, connection_ends
+from gateway.ledger.records import Record
+from gateway.protocol.errors import ApiError, error_event
+from gateway.protocol.events import with_stream_id
+from gateway.protocol.made import interrupt_accepted, interrupt_failed, steer_failed
+from gateway.protocol.refusals import is_clients_fault
+from gateway.protocol.request import (
     TurnRequest,
     client_metadata,
     json_text,
@@ -28,14 +32,10 @@ from ...protocol.request import (
     read_stream_id,
     read_type,
 )
-from ...protocol.splitting import Members
-from ...protocol.turn_state import TURN_STATE
-from ...turn.environment import Told, TurnContext, TurnEnvironment
-from ...turn.turn import Turn
-from ..lineage import Lineage
-from ..starting import start_turn
-from .lane import Lane
-from .lanes import Lanes, connection_ends
+from gateway.protocol.splitting import Members
+from gateway.protocol.turn_state import TURN_STATE
+from gateway.turn.environment import Told, TurnContext, TurnEnvironment
+from gateway.turn.turn import Turn
 
 #: WebSocket close codes (RFC 6455 §7.4.1 and its registry).
 _CLOSE_NORMAL = 1000

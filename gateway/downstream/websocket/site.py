@@ -14,16 +14,16 @@ from typing import Any
 from autobahn.twisted.websocket import WebSocketServerFactory
 from autobahn.websocket.types import ConnectionRequest
 
-from ...config import Settings
-from ...protocol.errors import ApiError
-from ...protocol.upstream_request import forwardable
-from ...tenants.tenants import Tenants
-from ...turn.environment import Told, TurnEnvironment
-from ..admission import Admission
-from ..paths import PREFIXES, nothing_served, parts_of
-from .deflate import accept_deflate
-from .protocol import CLOSE_SECONDS, ResponsesProtocol
-from .session import Client, Session
+from gateway.config import Settings
+from gateway.downstream.admission import Admission
+from gateway.downstream.paths import PREFIXES, nothing_served, parts_of
+from gateway.downstream.websocket.deflate import accept_deflate
+from gateway.downstream.websocket.protocol import CLOSE_SECONDS, ResponsesProtocol
+from gateway.downstream.websocket.session import Client, Session
+from gateway.protocol.errors import ApiError
+from gateway.protocol.upstream_request import forwardable
+from gateway.tenants.tenants import Tenants
+from gateway.turn.environment import Told, TurnEnvironment
 
 PATHS = tuple(f"{prefix}/responses" for prefix in PREFIXES)
 
