@@ -19,7 +19,7 @@ fast: $(STAMP) ## the tests that start no process
 lint: $(STAMP) ## format, rules, types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy gateway
+	$(VENV)/bin/mypy
 
 bench: $(STAMP) ## tables of measurements: the relay, and the admin side
 	$(VENV)/bin/python bench/run.py

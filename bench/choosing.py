@@ -16,14 +16,14 @@ from typing import Any, NoReturn, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gateway.accounts.account import Account
-from gateway.accounts.affinity import AffinityKey
-from gateway.accounts.bindings import Bindings
-from gateway.accounts.choice import Choice, Wanted
-from gateway.accounts.pool import Pool
 from gateway.config import AccountSettings, RoutingSettings
 from gateway.config.settings import Strategy
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
+from gateway.routing.account import Account
+from gateway.routing.affinity import AffinityKey
+from gateway.routing.bindings import Bindings
+from gateway.routing.pool import Pool
+from gateway.routing.selection import Choice, Wanted
 
 MODEL = "gpt-5.5"
 COUNTS = (2, 100, 1000)

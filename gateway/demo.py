@@ -15,7 +15,7 @@ from twisted.internet.task import react
 from gateway.config import AdminSettings, Settings, SimulatorSettings
 from gateway.listening import CannotListen
 from gateway.service import GatewayService
-from gateway.turn.journal import TurnRecord
+from gateway.turn.turn_log import TurnRecord
 
 _TURN_SECONDS = 30
 

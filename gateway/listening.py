@@ -10,7 +10,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
-from gateway.downstream.admission import Admission
+from gateway.server.connections import Admission
 
 #: How long connections may take to close after their turns were ended, in seconds.
 _CLOSE_SECONDS = 2.0

@@ -9,10 +9,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.web.client import HTTPConnectionPool
 
-from gateway.accounts.account import Account
 from gateway.config import AccountSettings, Settings, TimeoutSettings
 from gateway.credentials.choose import credentials_for
-from gateway.upstream.client import http_client
+from gateway.routing.account import Account
+from gateway.upstream.agent import http_client
 from gateway.upstream.egress import EgressPaths
 from gateway.upstream.http import HttpTimeouts, HttpUpstream
 

@@ -10,40 +10,40 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from gateway.accounts.bindings import Bindings
-from gateway.accounts.catalogue import Catalogues
-from gateway.accounts.pool import Pool
-from gateway.accounts.waiting import WaitingRoom
-from gateway.admin.access import Access
 from gateway.admin.api import Api
-from gateway.admin.metrics import Metrics
+from gateway.admin.auth import Access
+from gateway.admin.prometheus import Metrics
 from gateway.admin.running import Running
 from gateway.admin.site import AdminSite
+from gateway.api_keys.keys import Tenants
 from gateway.config import AccountSettings, Settings, SimulatorSettings
 from gateway.config.endpoints import is_loopback
-from gateway.downstream.admission import Admission
-from gateway.downstream.front import FrontFactory
-from gateway.downstream.http.chat import Chat
-from gateway.downstream.http.compact import Inputs
-from gateway.downstream.http.models import Models
-from gateway.downstream.http.responses import Responses
-from gateway.downstream.http.routes import Routes
-from gateway.downstream.http.site import HttpSite
-from gateway.downstream.http.stored import Stored
-from gateway.downstream.http.table import endpoints
-from gateway.downstream.websocket.site import ResponsesFactory
-from gateway.ledger.memory import MemoryLedger
-from gateway.ledger.owners import OwnerRegister
-from gateway.ledger.seals import SealRegister
+from gateway.conversations.issuers import SealRegister
+from gateway.conversations.owners import OwnerRegister
+from gateway.conversations.store import MemoryLedger
 from gateway.listening import DoorService, ListenerService
 from gateway.log import LogThreshold
-from gateway.observe.observatory import Observatory
+from gateway.metrics.collector import Observatory
 from gateway.protocol.turn_state import TurnStates
 from gateway.roster import Roster
-from gateway.simulator import SimulatedAccount, Simulator, SimulatorService
-from gateway.tenants.tenants import Tenants
-from gateway.turn.environment import TurnEnvironment
-from gateway.turn.journal import TurnJournal
+from gateway.routing.bindings import Bindings
+from gateway.routing.model_catalog import Catalogues
+from gateway.routing.pool import Pool
+from gateway.routing.wait_queue import WaitingRoom
+from gateway.server.chat import Chat
+from gateway.server.compact import Inputs
+from gateway.server.connections import Admission
+from gateway.server.front import FrontFactory
+from gateway.server.http_site import HttpSite
+from gateway.server.models import Models
+from gateway.server.responses import Responses
+from gateway.server.route_table import endpoints
+from gateway.server.routes import Routes
+from gateway.server.stored import Stored
+from gateway.server.websocket_site import ResponsesFactory
+from gateway.turn.context import TurnEnvironment
+from gateway.turn.turn_log import TurnJournal
+from simulator import SimulatedAccount, Simulator, SimulatorService
 
 _log = Logger(namespace="gateway.service")
 

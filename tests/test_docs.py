@@ -15,7 +15,14 @@ PROTOCOL = ROOT / "docs" / "protocol.md"
 DESIGN = ROOT / "docs" / "design.md"
 README = ROOT / "README.md"
 DOCUMENTS = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
-SOURCES = sorted([*GATEWAY.rglob("*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("docs/*.md")])
+SOURCES = sorted(
+    [
+        *GATEWAY.rglob("*.py"),
+        *ROOT.glob("simulator/*.py"),
+        *ROOT.glob("tests/**/*.py"),
+        *ROOT.glob("docs/*.md"),
+    ]
+)
 
 #: A section of protocol.md, or the first and the last of several: other documents' sections have
 #: the document's name right before them.

@@ -17,7 +17,7 @@ from gateway import log
 from gateway.config import LogSettings
 from gateway.log import LogThreshold, json_line, log_file, log_observer, text_line
 from gateway.protocol.errors import ApiError
-from gateway.turn.journal import TurnJournal
+from gateway.turn.turn_log import TurnJournal
 from tests.support.events import turn_events, user
 from tests.turn.fakes import World
 

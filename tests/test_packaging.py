@@ -33,7 +33,9 @@ def listed_packages() -> list[str]:
 
 def test_the_package_list_matches_the_directories() -> None:
     found = {
-        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "gateway").rglob("*.py")
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for package in ("gateway", "simulator")
+        for path in (ROOT / package).rglob("*.py")
     }
     assert set(listed_packages()) == found | {"twisted.plugins"}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.config import Settings, load_settings
-from gateway.downstream.websocket.site import PATHS
 from gateway.protocol.errors import ApiError
+from gateway.server.websocket_site import PATHS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -9,12 +9,12 @@ from msgspec.structs import replace
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from gateway.accounts.account import Account
-from gateway.accounts.learned import Scope
 from gateway.config import AccountSettings, RoutingSettings, Settings, TimeoutSettings
 from gateway.protocol.concessions import Concession, Gives
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.roster import Roster
+from gateway.routing.account import Account
+from gateway.routing.capabilities import Scope
 from gateway.upstream.http import HttpUpstream
 
 PROXY = "socks5://127.0.0.1:1080"

@@ -10,8 +10,6 @@ from msgspec.structs import replace
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs, formatEvent
 
-from gateway.accounts.affinity import AffinityKey
-from gateway.accounts.health import AccountState
 from gateway.config import (
     AdminSettings,
     KeySettings,
@@ -21,9 +19,11 @@ from gateway.config import (
     Settings,
     TimeoutSettings,
 )
-from gateway.ledger.records import Record
+from gateway.conversations.records import Record
 from gateway.listening import CannotListen
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
+from gateway.routing.affinity import AffinityKey
+from gateway.routing.health import AccountState
 from gateway.service import GatewayService
 from tests.support.whole import ACCOUNT, NoPorts, connected, settings, stopped
 

@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.protocol import Factory, Protocol
 
-from gateway.downstream.admission import Admission
-from gateway.downstream.front import FrontFactory
+from gateway.server.connections import Admission
+from gateway.server.front import FrontFactory
 from tests.admin.stage import Admin
 from tests.support.certificates import self_signed
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from gateway.accounts.account import Account
 from gateway.admin.errors import AdminError, bad_request, not_found
 from gateway.admin.probe import Probe
 from gateway.admin.running import Running
 from gateway.admin.views.conversations import binding_id_of, records_of, response_ids_of
 from gateway.config import ConfigError
+from gateway.routing.account import Account
 
 LEVELS = ("debug", "info", "warn", "error")
 

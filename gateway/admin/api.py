@@ -9,11 +9,11 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET
 
-from gateway.admin.access import Access, cookie
 from gateway.admin.actions import Actions
 from gateway.admin.answers import HTML, Reply, accepted, see_other, wants_html
 from gateway.admin.asked import Asked
 from gateway.admin.audit import MAX_ACTIONS, Audit
+from gateway.admin.auth import Access, cookie
 from gateway.admin.dry_run import dry_run
 from gateway.admin.errors import AdminError, bad_request, not_found
 from gateway.admin.live import MAX_LISTENERS, LiveFeed

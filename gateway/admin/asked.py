@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 import msgspec
 from twisted.web.http import Request
 
-from gateway.admin.access import Visitor
+from gateway.admin.auth import Visitor
 from gateway.admin.errors import AdminError, bad_request
 from gateway.admin.heads import header_values
 from gateway.protocol.errors import UNREADABLE

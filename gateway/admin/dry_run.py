@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.accounts.affinity import affinity_keys
-from gateway.accounts.choice import Wanted
-from gateway.accounts.explanation import explain
 from gateway.admin.errors import bad_request
 from gateway.admin.running import Running
-from gateway.ledger.continuation import anchor_of
-from gateway.ledger.records import Record
+from gateway.conversations.context import anchor_of
+from gateway.conversations.records import Record
+from gateway.routing.affinity import affinity_keys
+from gateway.routing.explanation import explain
+from gateway.routing.selection import Wanted
 
 _MEMBERS = (
     "model",

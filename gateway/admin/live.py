@@ -13,7 +13,7 @@ from gateway.admin.answers import as_json
 from gateway.admin.errors import AdminError
 from gateway.admin.running import Running
 from gateway.admin.views.overview import current
-from gateway.turn.journal import TurnRecord
+from gateway.turn.turn_log import TurnRecord
 
 MAX_LISTENERS = 32
 

@@ -8,9 +8,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from gateway.accounts.account import Account
 from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
+from gateway.routing.account import Account
 from gateway.upstream.interface import UpstreamCall
 
 #: How long an answer may take, in seconds.

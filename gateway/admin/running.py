@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.admin.views.figures import Figures
+from gateway.api_keys.keys import Tenants
 from gateway.config import Setting
-from gateway.downstream.admission import Admission
-from gateway.downstream.websocket.site import ResponsesFactory
 from gateway.log import LogThreshold
 from gateway.reload import Rejected
-from gateway.tenants.tenants import Tenants
-from gateway.turn.environment import TurnEnvironment
+from gateway.server.connections import Admission
+from gateway.server.websocket_site import ResponsesFactory
+from gateway.turn.context import TurnEnvironment
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.config.changes import changed, needs_restart
 from gateway.config.errors import ConfigError
 from gateway.config.load import load_settings, read_settings, read_text
-from gateway.config.origin import Setting, describe, in_force
+from gateway.config.provenance import Setting, describe, in_force
 from gateway.config.settings import (
     AccountSettings,
     AdminSettings,

@@ -14,8 +14,8 @@ from gateway.config.errors import ConfigError, MistakeError, Mistakes
 from gateway.config.presets import additions
 from gateway.config.rules import apply_rules
 from gateway.config.settings import Settings
-from gateway.config.shape import ShapeCheck
 from gateway.config.source import parse
+from gateway.config.validation import ShapeCheck
 
 # A member or an index of a path such as accounts[0].key.
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")

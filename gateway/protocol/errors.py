@@ -1,7 +1,7 @@
 """One error type for everything a client may be told, and its one shape on the wire.
 
 Shapes and codes: protocol.md §5.1-§5.4.  A constructor stands for each code that the
-gateway itself uses; :mod:`~gateway.protocol.error_reading` makes them of what upstreams send.
+gateway itself uses; :mod:`~gateway.protocol.error_parsing` makes them of what upstreams send.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ApiError(Exception):
     :param headers: headers the client should see (``retry-after``).
     :param details: further members of the error object (``resets_at``).
     :param hints: what the upstream's headers said of its limits, names in lower case; for
-        :mod:`gateway.protocol.limits` alone, clients never see it.
+        :mod:`gateway.protocol.rate_limits` alone, clients never see it.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from gateway.protocol.error_reading import from_untyped
+from gateway.protocol.error_parsing import from_untyped
 from gateway.protocol.errors import UNREADABLE
 from gateway.protocol.events import ERRORS, PASSED_UNREAD, PREAMBLE, TERMINALS, event_type, typed
 from gateway.protocol.sse import Event, covers, read_events

@@ -14,8 +14,8 @@ import msgspec
 
 from gateway.protocol.errors import UNREADABLE
 from gateway.protocol.events import TERMINALS, Members, decode_members, event_type
-from gateway.protocol.made import opening
 from gateway.protocol.sse import Event
+from gateway.protocol.synthetic_events import opening
 from gateway.protocol.tolerant_json import mended, text_of, value_of
 
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from gateway.protocol import wording
-from gateway.protocol.error_reading import names_a_member
+from gateway.protocol.error_parsing import names_a_member
 from gateway.protocol.errors import GATEWAY_FAILED, NOT_THE_API, PROXY_ERROR, UNREACHABLE, ApiError
 
 #: The code, and the type, of failures that every client retries.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from gateway.accounts.account import Account
+from gateway.conversations.context import Plan
 from gateway.deadline import Deadline
-from gateway.ledger.continuation import Plan
 from gateway.protocol.errors import ApiError
-from gateway.protocol.relay import Finished, Phase, Relay
+from gateway.protocol.response_stream import Finished, Phase, Relay
 from gateway.protocol.sse import Event
 from gateway.protocol.upstream_request import UpstreamRequest
-from gateway.turn.environment import TurnEnvironment
+from gateway.routing.account import Account
+from gateway.turn.context import TurnEnvironment
 
 
 class AttemptOwner(Protocol):

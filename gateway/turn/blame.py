@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from gateway.accounts.account import Account
+from gateway.protocol.error_classification import Fault, FaultKind, attribute
 from gateway.protocol.errors import ApiError
-from gateway.protocol.faults import Fault, FaultKind, attribute
-from gateway.turn.environment import TurnContext, TurnEnvironment
+from gateway.routing.account import Account
+from gateway.turn.context import TurnContext, TurnEnvironment
 
 
 class Blame:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Protocol
 
-from gateway.accounts.account import Account
-from gateway.ledger.continuation import Plan
+from gateway.conversations.context import Plan
 from gateway.protocol.errors import ApiError
 from gateway.protocol.usage import Usage
+from gateway.routing.account import Account
 from gateway.upstream.interface import UpstreamCall
 
 

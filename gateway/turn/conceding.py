@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
-from gateway.accounts.account import Account
-from gateway.accounts.learned import Scope
-from gateway.ledger.records import Ledger
+from gateway.conversations.records import Ledger
 from gateway.protocol.concessions import (
     Concession,
     Gives,
@@ -23,8 +21,10 @@ from gateway.protocol.concessions import (
     lost_items,
 )
 from gateway.protocol.errors import ApiError
+from gateway.routing.account import Account
+from gateway.routing.capabilities import Scope
 
-_log = Logger(namespace="gateway.accounts")
+_log = Logger(namespace="gateway.routing")
 
 #: How often one account gets a request anew because of what it refused.
 _MOST_ROUNDS = 16

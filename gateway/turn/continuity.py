@@ -10,10 +10,7 @@ from __future__ import annotations
 import itertools
 from functools import partial
 
-from gateway.accounts.account import Account
-from gateway.accounts.choice import KEPT, SEALED
-from gateway.accounts.learned import RESPONSES, Scope
-from gateway.ledger.continuation import (
+from gateway.conversations.context import (
     Plan,
     Reader,
     Route,
@@ -22,7 +19,7 @@ from gateway.ledger.continuation import (
     pin_of,
     whole_plan,
 )
-from gateway.ledger.records import Ledger
+from gateway.conversations.records import Ledger
 from gateway.protocol.concessions import Concession, Gives, Sent
 from gateway.protocol.errors import ApiError
 from gateway.protocol.items import unanswered_calls
@@ -34,8 +31,11 @@ from gateway.protocol.refusals import (
     refuses_seals,
 )
 from gateway.protocol.request import TurnRequest
+from gateway.routing.account import Account
+from gateway.routing.capabilities import RESPONSES, Scope
+from gateway.routing.selection import KEPT, SEALED
 from gateway.turn.conceding import Conceding
-from gateway.turn.environment import TurnContext
+from gateway.turn.context import TurnContext
 
 
 class TurnContinuity:

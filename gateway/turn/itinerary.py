@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from gateway.accounts.account import Account
+from gateway.api_keys.interface import Visit
+from gateway.protocol.error_classification import Fault
 from gateway.protocol.errors import ApiError
-from gateway.protocol.faults import Fault
 from gateway.protocol.refusals import for_the_client, most_hopeful
-from gateway.tenants.interface import Visit
+from gateway.routing.account import Account
 
 
 class Place(Protocol):
-    """A place on an account; see :class:`~gateway.accounts.reservation.Reservation`."""
+    """A place on an account; see :class:`~gateway.routing.lease.Reservation`."""
 
     def answered(self) -> None:
         """The upstream answered the request."""
@@ -29,7 +29,7 @@ class Place(Protocol):
 
 
 class Itinerary(Protocol):
-    """Finds the accounts of one passage; :class:`~gateway.turn.search.AccountSearch` is one.
+    """Finds the accounts of one passage, as an account search does.
 
     :ivar visit: what the tenant's limits hold for it, or None.
     """

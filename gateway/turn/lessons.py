@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gateway.protocol.limits import read_rate_limits_event, read_windows
-from gateway.protocol.relay import Broken, Finished, Refused
+from gateway.protocol.rate_limits import read_rate_limits_event, read_windows
+from gateway.protocol.response_stream import Broken, Finished, Refused
 from gateway.turn.attempt import Attempt
-from gateway.turn.environment import TurnEnvironment
+from gateway.turn.context import TurnEnvironment
 
 
 def learn_from_headers(environment: TurnEnvironment, attempt: Attempt) -> None:

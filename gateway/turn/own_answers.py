@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 from gateway.protocol.errors import ApiError
 from gateway.protocol.events import Members, response_members
-from gateway.protocol.made import created_event, failed_event, interrupted_event, new_response_id
 from gateway.protocol.refusals import code_of_failure
-from gateway.protocol.relay import Relay
+from gateway.protocol.response_stream import Relay
+from gateway.protocol.synthetic_events import (
+    created_event,
+    failed_event,
+    interrupted_event,
+    new_response_id,
+)
 
 
 def interrupted_answer(

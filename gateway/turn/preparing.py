@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from gateway.accounts.account import Account
-from gateway.accounts.affinity import derived_cache_key
-from gateway.ledger.continuation import Plan
+from gateway.conversations.context import Plan
 from gateway.protocol.concessions import Concession, Gives, Sent, sent_by_id
 from gateway.protocol.dialect import Dialect
 from gateway.protocol.items import read_item
@@ -17,7 +15,9 @@ from gateway.protocol.upstream_request import (
     build_body,
     build_headers,
 )
-from gateway.turn.environment import TurnContext
+from gateway.routing.account import Account
+from gateway.routing.affinity import derived_cache_key
+from gateway.turn.context import TurnContext
 
 
 def upstream_request(

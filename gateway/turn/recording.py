@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from gateway.ledger.continuation import pin_of
-from gateway.ledger.history import without_history
-from gateway.ledger.records import Record
+from gateway.conversations.context import pin_of
+from gateway.conversations.recall import without_history
+from gateway.conversations.records import Record
 from gateway.protocol.items import Item, read_item
 from gateway.protocol.request import TurnRequest
-from gateway.turn.environment import TurnContext, TurnEnvironment
+from gateway.turn.context import TurnContext, TurnEnvironment
 
 
 def record_response(

@@ -12,8 +12,8 @@ from gateway.protocol.events import metadata_event
 from gateway.protocol.headers import counts_limits, may_pass
 from gateway.protocol.turn_state import TURN_STATE, TurnState
 from gateway.turn.attempt import Attempt
-from gateway.turn.environment import Told, TurnContext, TurnEnvironment
-from gateway.turn.journal import TurnRecord
+from gateway.turn.context import Told, TurnContext, TurnEnvironment
+from gateway.turn.turn_log import TurnRecord
 
 #: Response headers of an upstream that concern the client (§7).
 _PASSED = frozenset(

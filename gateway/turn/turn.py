@@ -12,36 +12,36 @@ import enum
 from collections.abc import Callable
 from functools import partial
 
-from gateway.accounts.account import Account
-from gateway.accounts.choice import Choice, Wanted
-from gateway.accounts.reservation import Reservation
-from gateway.accounts.waiting import Lack
+from gateway.conversations.context import Route
+from gateway.conversations.records import Record
 from gateway.deadline import Deadline
-from gateway.ledger.continuation import Route
-from gateway.ledger.records import Record
 from gateway.protocol.dialect import Dialect
 from gateway.protocol.errors import ApiError
 from gateway.protocol.events import Members
-from gateway.protocol.made import made_response, new_response_id, prewarm_events
 from gateway.protocol.refusals import for_the_client, may_move
-from gateway.protocol.relay import Broken, Finished, GoesOn, NotContinued, Refused, Relay
 from gateway.protocol.request import TurnRequest
+from gateway.protocol.response_stream import Broken, Finished, GoesOn, NotContinued, Refused, Relay
+from gateway.protocol.synthetic_events import made_response, new_response_id, prewarm_events
 from gateway.protocol.usage import Usage
+from gateway.routing.account import Account
+from gateway.routing.lease import Reservation
+from gateway.routing.selection import Choice, Wanted
+from gateway.routing.wait_queue import Lack
+from gateway.turn.account_search import AccountSearch
 from gateway.turn.attempt import Attempt
 from gateway.turn.blame import Blame
+from gateway.turn.context import Door, TurnContext, TurnEnvironment
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.environment import Door, TurnContext, TurnEnvironment
 from gateway.turn.lessons import (
     learn_from_events,
     learn_from_headers,
     note_owner,
     note_owner_of_parent,
 )
-from gateway.turn.logbook import SAME_ACCOUNT, Logbook
 from gateway.turn.own_answers import broken_answer, interrupted_answer
 from gateway.turn.preparing import dialect_of, sent_with, upstream_request
+from gateway.turn.recorder import SAME_ACCOUNT, Logbook
 from gateway.turn.recording import record_response
-from gateway.turn.search import AccountSearch
 from gateway.turn.telling import Telling
 
 #: How responses end that may be continued (protocol.md §8.2).
@@ -192,18 +192,18 @@ class Turn:
     # --- choosing and sending --------------------------------------------------------
 
     def search_found(self, choice: Choice) -> None:
-        """See :class:`~gateway.turn.search.SearchOwner`."""
+        """See :class:`~gateway.turn.account_search.SearchOwner`."""
         self._enter(TurnPhase.RUNNING)
         self._reservation = choice.reservation
         self._send(choice.rule, choice)
 
     def search_waits(self, lack: Lack) -> None:
-        """See :class:`~gateway.turn.search.SearchOwner`."""
+        """See :class:`~gateway.turn.account_search.SearchOwner`."""
         self._enter(TurnPhase.WAITING)
         self._log.waits(lack)
 
     def search_failed(self, error: ApiError) -> None:
-        """See :class:`~gateway.turn.search.SearchOwner`."""
+        """See :class:`~gateway.turn.account_search.SearchOwner`."""
         attempt, outcome = self._last_refusal or (None, None)
         if (
             attempt is not None

@@ -20,7 +20,7 @@ from twisted.web.http import PotentialDataLoss
 from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
 from gateway.protocol.sse import EventStreamParser, EventTooLarge
-from gateway.upstream.failures import log_bug, upstream_failure
+from gateway.upstream.errors import log_bug, upstream_failure
 from gateway.upstream.interface import CallReceiver, UpstreamCall
 from gateway.upstream.sending import HttpTimeouts, Sender, Sending, drop, headers_of
 

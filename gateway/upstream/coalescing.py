@@ -29,7 +29,7 @@ from twisted.web.client import URI
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from gateway.upstream.chunks import MAX_HEAD, ChunkCoalescer, HeadTooLarge
+from gateway.upstream.chunk_coalescer import MAX_HEAD, ChunkCoalescer, HeadTooLarge
 
 
 @implementer(IHandshakeListener)

@@ -10,9 +10,9 @@ from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
 
 from gateway.upstream.proxy import Proxy
+from gateway.upstream.proxy_endpoint import ProxyEndpoint
 from gateway.upstream.proxy_health import Barred, ProxyHealth
 from gateway.upstream.tls import AccountTLS
-from gateway.upstream.tunnel import ProxyEndpoint
 
 
 class Egress:

@@ -14,12 +14,12 @@ from twisted.web.http import PotentialDataLoss
 
 from gateway.deadline import Deadline
 from gateway.protocol.answer_body import AnswerBody, NotAnAnswer
-from gateway.protocol.error_reading import from_http
+from gateway.protocol.error_parsing import from_http
 from gateway.protocol.errors import ApiError
 from gateway.protocol.sse import Event, EventTooLarge
 from gateway.protocol.upstream_request import UpstreamRequest
 from gateway.upstream.call import first_byte_seconds
-from gateway.upstream.failures import log_bug, upstream_failure
+from gateway.upstream.errors import log_bug, upstream_failure
 from gateway.upstream.interface import Receiver, UpstreamCall
 from gateway.upstream.sending import HttpTimeouts, Sender, Sending, drop, headers_of
 

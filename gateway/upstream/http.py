@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 
 from gateway.credentials.interface import Credentials
 from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.upstream.agent import connection_pool, http_client
 from gateway.upstream.call import HttpCall
-from gateway.upstream.client import connection_pool, http_client
 from gateway.upstream.egress import Egress
 from gateway.upstream.exchange import HttpExchange
 from gateway.upstream.interface import CallReceiver, Receiver, UpstreamCall

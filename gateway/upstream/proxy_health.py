@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gateway.breaker import Attempt, Breaker, BreakerState
+from gateway.circuit_breaker import Attempt, Breaker, BreakerState
 
 #: Failures in a row that make the proxy rest.
 _FAILURES = 3

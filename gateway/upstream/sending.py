@@ -19,8 +19,8 @@ from twisted.web.http_headers import Headers
 
 from gateway.credentials.interface import Credentials
 from gateway.protocol.errors import ApiError
-from gateway.upstream.client import WholeBodyProducer
-from gateway.upstream.failures import connection_went_stale, log_bug, upstream_failure
+from gateway.upstream.agent import WholeBodyProducer
+from gateway.upstream.errors import connection_went_stale, log_bug, upstream_failure
 from gateway.upstream.interface import UpstreamCall
 
 #: A request is sent again only this soon: a kept connection that is closed already fails at

@@ -10,17 +10,17 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import connectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 
-from gateway.accounts.catalogue import Catalogues
-from gateway.admin.access import Access
 from gateway.admin.api import Api
+from gateway.admin.auth import Access
 from gateway.admin.running import Running
 from gateway.admin.site import AdminSite
+from gateway.api_keys.keys import Tenants
 from gateway.config import KeySettings, Settings
-from gateway.downstream.admission import Admission
-from gateway.downstream.websocket.site import ResponsesFactory
 from gateway.log import LogThreshold
-from gateway.observe.observatory import Observatory
-from gateway.tenants.tenants import Tenants
+from gateway.metrics.collector import Observatory
+from gateway.routing.model_catalog import Catalogues
+from gateway.server.connections import Admission
+from gateway.server.websocket_site import ResponsesFactory
 from gateway.upstream.proxy_health import Barred
 from tests.admin.figures import NoFigures
 from tests.turn.fakes import World

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from twisted.logger import LogEvent, globalLogPublisher
 
-from gateway.accounts.affinity import AffinityKey, connection_key
-from gateway.accounts.bindings import opaque_id
 from gateway.admin.probe import ANSWER_SECONDS
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import ApiError
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.routing.affinity import AffinityKey, connection_key
+from gateway.routing.bindings import opaque_id
 from gateway.upstream.interface import CallReceiver, UpstreamCall
 from gateway.upstream.proxy_health import Barred
 from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Way

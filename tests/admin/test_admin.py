@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from gateway.accounts.learned import Scope
-from gateway.accounts.waiting import Lack
 from gateway.config import ConfigError
 from gateway.protocol.concessions import Concession, Gives
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.reload import Rejected
+from gateway.routing.capabilities import Scope
+from gateway.routing.wait_queue import Lack
 from tests.admin.stage import BEARER, TOKEN, Admin
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World

@@ -7,14 +7,14 @@ from html import escape
 
 import pytest
 
-from gateway.accounts.affinity import connection_key
-from gateway.accounts.bindings import opaque_id
 from gateway.admin import site
-from gateway.admin.access import cookie
+from gateway.admin.auth import cookie
 from gateway.admin.site import MAX_BODY_BYTES, MAX_CONNECTIONS, REQUEST_SECONDS
 from gateway.config import AccountSettings
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import ApiError
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.routing.affinity import connection_key
+from gateway.routing.bindings import opaque_id
 from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Client
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
@@ -323,7 +323,7 @@ def test_sessions_are_bounded_and_kept_as_hashes() -> None:
         "/livez/%2e%2e/status",
         "/livez/%252e%252e/status",
         "/%2e%2e/%2e%2e/etc/passwd",
-        "/static/../../gateway/admin/access.py",
+        "/static/../../gateway/admin/auth.py",
         "/static/..%2f..%2faccess.py",
         "/static/%2e%2e/source.py",
         "/static//etc/passwd",

@@ -6,13 +6,13 @@ from typing import Any, get_args
 
 import pytest
 
-from gateway.accounts.affinity import AffinityKey, connection_key
-from gateway.accounts.bindings import opaque_id
-from gateway.accounts.choice import Choice, Wanted
-from gateway.accounts.explanation import explain
 from gateway.config import RoutingSettings
 from gateway.config.settings import Strategy
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
+from gateway.routing.affinity import AffinityKey, connection_key
+from gateway.routing.bindings import opaque_id
+from gateway.routing.explanation import explain
+from gateway.routing.selection import Choice, Wanted
 from tests.admin.stage import BEARER, TOKEN, Admin
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World

@@ -11,8 +11,8 @@ import txaio
 from twisted.internet.testing import MemoryReactorClock
 
 from gateway.admin.site import AdminSite
-from gateway.daemon import TwistdService
 from gateway.options import Options
+from gateway.tap import TwistdService
 from tests.admin.stage import Answer, Client
 
 FILE = """

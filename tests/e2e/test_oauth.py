@@ -19,7 +19,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from gateway.simulator import SimulatedAccount, Simulator
+from simulator import SimulatedAccount, Simulator
 from tests.credentials.oauth_server import CLIENT_ID, CLIENT_SECRET, OAuthServer
 from tests.simulator.house import House
 from tests.support.checks import completed

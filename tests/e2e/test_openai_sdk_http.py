@@ -22,7 +22,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from gateway.simulator import CloseAfter, LoggedRequest, SimulatedAccount
+from simulator import CloseAfter, LoggedRequest, SimulatedAccount
 from tests.simulator.house import House
 from tests.support.gateway import CLIENT_KEYS, Gateway, account
 

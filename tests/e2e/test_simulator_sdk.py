@@ -14,7 +14,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from gateway.simulator import PauseAfter, Refuse, SimulatedAccount
+from simulator import PauseAfter, Refuse, SimulatedAccount
 from tests.simulator.house import House
 
 if TYPE_CHECKING:

@@ -20,18 +20,18 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any, NamedTuple
 
-from gateway.simulator import SimulatedAccount, Simulator, SimulatorService
-from gateway.simulator.endpoints import Endpoint
-from gateway.simulator.faults import (
+from simulator import SimulatedAccount, Simulator, SimulatorService
+from simulator.endpoints import Endpoint
+from simulator.faults import (
     DropAfter,
     Fault,
     FaultQueue,
     Refuse,
     TerminalAfter,
 )
-from gateway.simulator.items import Item, text_of
-from gateway.simulator.model import ModelTurn, message
-from gateway.simulator.request_log import LoggedRequest, RequestLog
+from simulator.items import Item, text_of
+from simulator.model import ModelTurn, message
+from simulator.request_log import LoggedRequest, RequestLog
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.answer_body import AnswerBody, NotAnAnswer
-from gateway.protocol.relay import Finished, Refused, Relay
+from gateway.protocol.response_stream import Finished, Refused, Relay
 from gateway.protocol.sse import Event, EventTooLarge
 from tests.support.events import (
     Json,

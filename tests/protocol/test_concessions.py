@@ -21,7 +21,7 @@ from gateway.protocol.concessions import (
     may_be_left_out,
     sent_by_id,
 )
-from gateway.protocol.error_reading import from_http
+from gateway.protocol.error_parsing import from_http
 from gateway.protocol.errors import ApiError
 from gateway.protocol.items import read_input
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.error_reading import from_http
+from gateway.protocol.error_parsing import from_http
 from gateway.protocol.headers import MAX_VALUE, counts_limits, may_pass, without_limits
 from gateway.protocol.upstream_request import forwardable
 from gateway.turn.telling import passed_headers

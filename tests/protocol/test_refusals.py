@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.protocol.error_reading import from_http
+from gateway.protocol.error_parsing import from_http
 from gateway.protocol.errors import NOT_THE_API, ApiError
 from gateway.protocol.refusals import (
     code_of_failure,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.protocol.events import PASSED_UNREAD
 from gateway.protocol.naming import one_name
-from gateway.protocol.relay import Broken, Finished, NotContinued, Refused, Relay
+from gateway.protocol.response_stream import Broken, Finished, NotContinued, Refused, Relay
 from tests.support.sse import ServerSentEvent
 
 TERMINALS = {"response.completed", "response.failed", "response.incomplete"}
@@ -198,7 +198,9 @@ def test_how_events_are_batched_makes_no_difference(
 ) -> None:
     edges = [0, *sorted(places), len(events)]
     batches = [events[a:b] for a, b in itertools.pairwise(edges)]
-    made = unittest.mock.patch("gateway.protocol.relay.new_response_id", return_value="resp_made")
+    made = unittest.mock.patch(
+        "gateway.protocol.response_stream.new_response_id", return_value="resp_made"
+    )
     with made:
         whole, cut = Run([events], chained_to), Run(batches, chained_to)
     assert whole.given_out == cut.given_out

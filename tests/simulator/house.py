@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 from twisted.web.client import HTTPConnectionPool
 from twisted.web.iweb import IResponse
 
-from gateway.simulator import SimulatedAccount, Simulator, SimulatorService
+from simulator import SimulatedAccount, Simulator, SimulatorService
 
 
 class House:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.web.client import ResponseFailed
 
-from gateway.simulator import DropAfter, Refuse, TerminalAfter
-from gateway.simulator.background import BackgroundRun
-from gateway.simulator.store import Record
+from simulator import DropAfter, Refuse, TerminalAfter
+from simulator.background import BackgroundRun
+from simulator.store import Record
 from tests.simulator.house import House, Reader, parsed, until
 
 BODY = {"model": "m", "input": "hello there", "background": True}

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.web.client import ResponseFailed
 
-from gateway.simulator import CloseAfter, EmptyOutput, Refuse, SimulatedAccount
-from gateway.simulator.chat_messages import check_chat, items_of
-from gateway.simulator.refusals import Refusal
-from gateway.simulator.validation import check_context
+from simulator import CloseAfter, EmptyOutput, Refuse, SimulatedAccount
+from simulator.chat_messages import check_chat, items_of
+from simulator.refusals import Refusal
+from simulator.validation import check_context
 from tests.simulator.house import House
 
 CHAT = "/chat/completions"

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.simulator import SimulatedAccount
-from gateway.simulator.engine import AccountEngine
-from gateway.simulator.items import CALLS_ANSWERED_BY, Item
-from gateway.simulator.parameters import check_parameters
-from gateway.simulator.refusals import Refusal
-from gateway.simulator.scripted import ScriptedModel
-from gateway.simulator.validation import check_context
+from simulator import SimulatedAccount
+from simulator.engine import AccountEngine
+from simulator.items import CALLS_ANSWERED_BY, Item
+from simulator.parameters import check_parameters
+from simulator.refusals import Refusal
+from simulator.scripted import ScriptedModel
+from simulator.validation import check_context
 
 
 def engine(mode: Any = "stateful", name: str = "a", **more: Any) -> AccountEngine:

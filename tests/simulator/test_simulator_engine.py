@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.simulator import SimulatedAccount
-from gateway.simulator.engine import AccountEngine, Answer
-from gateway.simulator.items import Item
-from gateway.simulator.refusals import Refusal
-from gateway.simulator.scripted import ScriptedModel
+from simulator import SimulatedAccount
+from simulator.engine import AccountEngine, Answer
+from simulator.items import Item
+from simulator.refusals import Refusal
+from simulator.scripted import ScriptedModel
 
 LOOKUP = {
     "type": "function",

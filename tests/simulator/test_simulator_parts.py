@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.simulator.arguments import custom_input, function_arguments, quoted_values
-from gateway.simulator.events import sse
-from gateway.simulator.items import estimated_tokens, input_items, pieces, text_of, tools_of
-from gateway.simulator.request_log import LoggedRequest, RequestLog
-from gateway.simulator.sealing import Seal
-from gateway.simulator.store import Record, ResponseStore
+from simulator.arguments import custom_input, function_arguments, quoted_values
+from simulator.events import sse
+from simulator.items import estimated_tokens, input_items, pieces, text_of, tools_of
+from simulator.request_log import LoggedRequest, RequestLog
+from simulator.sealing import Seal
+from simulator.store import Record, ResponseStore
 
 
 @given(st.text())

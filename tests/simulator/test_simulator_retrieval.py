@@ -9,7 +9,7 @@ import pytest
 import pytest_twisted
 from twisted.web.client import ResponseFailed
 
-from gateway.simulator import DropAfter, PauseAfter, Refuse, SimulatedAccount
+from simulator import DropAfter, PauseAfter, Refuse, SimulatedAccount
 from tests.simulator.house import House
 
 

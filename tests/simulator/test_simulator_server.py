@@ -13,7 +13,7 @@ from treq.testing import StubTreq
 from twisted.internet.task import Clock
 from twisted.web.client import ResponseFailed
 
-from gateway.simulator import (
+from simulator import (
     EMPTY_ERROR,
     CloseAfter,
     DropAfter,

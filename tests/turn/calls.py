@@ -9,19 +9,19 @@ from typing import Any
 
 import msgspec
 
-from gateway.accounts.account import Account
-from gateway.accounts.affinity import AffinityKey
-from gateway.accounts.choice import Wanted
 from gateway.config import RoutingSettings
-from gateway.ledger.continuation import Plan
-from gateway.ledger.records import Record
+from gateway.conversations.context import Plan
+from gateway.conversations.records import Record
 from gateway.protocol.errors import ApiError
 from gateway.protocol.refusals import may_move
 from gateway.protocol.usage import Usage
+from gateway.routing.account import Account
+from gateway.routing.affinity import AffinityKey
+from gateway.routing.selection import Wanted
+from gateway.turn.context import TurnContext
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.environment import TurnContext
 from gateway.turn.itinerary import Known
-from gateway.turn.passage import Passage
+from gateway.turn.passthrough import Passage
 from gateway.upstream.interface import CallReceiver, UpstreamCall
 from tests.turn.fakes import World
 

@@ -8,25 +8,25 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from gateway.accounts.account import Account
-from gateway.accounts.affinity import AffinityKey
-from gateway.accounts.bindings import Bindings
-from gateway.accounts.pool import Pool
-from gateway.accounts.waiting import WaitingRoom
+from gateway.api_keys.interface import NoLimits
 from gateway.config import AccountSettings, RoutingSettings
-from gateway.ledger.memory import MemoryLedger
-from gateway.ledger.owners import OwnerRegister
-from gateway.ledger.records import Record
-from gateway.ledger.seals import SealRegister
+from gateway.conversations.issuers import SealRegister
+from gateway.conversations.owners import OwnerRegister
+from gateway.conversations.records import Record
+from gateway.conversations.store import MemoryLedger
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.request import TurnRequest, read_create
 from gateway.protocol.request import read_members as read_members
 from gateway.protocol.turn_state import TurnStates
 from gateway.protocol.upstream_request import UpstreamRequest
-from gateway.tenants.interface import NoLimits
-from gateway.turn.environment import TurnContext, TurnEnvironment
-from gateway.turn.journal import TurnJournal
+from gateway.routing.account import Account
+from gateway.routing.affinity import AffinityKey
+from gateway.routing.bindings import Bindings
+from gateway.routing.pool import Pool
+from gateway.routing.wait_queue import WaitingRoom
+from gateway.turn.context import TurnContext, TurnEnvironment
 from gateway.turn.turn import Turn
+from gateway.turn.turn_log import TurnJournal
 from gateway.upstream.interface import Receiver
 from tests.support.events import Json
 from tests.support.sse import ServerSentEvent

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from gateway.accounts.account import Account
 from gateway.config.presets import PRESETS
 from gateway.protocol.concessions import may_be_left_out
-from gateway.protocol.error_reading import from_http
+from gateway.protocol.error_parsing import from_http
 from gateway.protocol.errors import ApiError
+from gateway.routing.account import Account
 from tests.support.events import (
     Json,
     call_item,

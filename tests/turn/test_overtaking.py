@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.accounts.account import Account
 from gateway.config import AccountSettings, RoutingSettings
+from gateway.routing.account import Account
 from tests.support.events import user
 from tests.turn.fakes import World
 

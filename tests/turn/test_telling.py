@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from gateway.accounts.affinity import AffinityKey
 from gateway.config import RoutingSettings
 from gateway.protocol.errors import ApiError
 from gateway.protocol.turn_state import TURN_STATE, TurnState
-from gateway.turn.environment import Told, TurnContext
+from gateway.routing.affinity import AffinityKey
+from gateway.turn.context import Told, TurnContext
 from gateway.turn.telling import passed_headers
 from gateway.turn.turn import Turn
 from tests.support.events import Json, text_item, turn_events, user

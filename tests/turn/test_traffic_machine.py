@@ -14,21 +14,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.accounts.account import Account
-from gateway.accounts.affinity import AffinityKey
-from gateway.accounts.choice import Wanted
-from gateway.accounts.health import AccountState
-from gateway.breaker import BreakerState
+from gateway.api_keys.interface import Busy
+from gateway.api_keys.keys import Tenants
+from gateway.circuit_breaker import BreakerState
 from gateway.config import AccountSettings, KeySettings, RoutingSettings
-from gateway.ledger.records import Record
+from gateway.conversations.records import Record
 from gateway.protocol.errors import ApiError
-from gateway.tenants.interface import Busy
-from gateway.tenants.tenants import Tenants
+from gateway.routing.account import Account
+from gateway.routing.affinity import AffinityKey
+from gateway.routing.health import AccountState
+from gateway.routing.selection import Wanted
+from gateway.turn.account_search import AccountSearch
+from gateway.turn.context import TurnContext
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.environment import TurnContext
 from gateway.turn.itinerary import NoPlace
-from gateway.turn.passage import Passage, PassageState
-from gateway.turn.search import AccountSearch
+from gateway.turn.passthrough import Passage, PassageState
 from gateway.turn.turn import Turn, TurnPhase
 from tests.support.events import (
     item_events,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.config import RoutingSettings
-from gateway.ledger.records import Record
+from gateway.conversations.records import Record
 from gateway.protocol.errors import ApiError
 from tests.support.events import (
     Json,

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gateway.protocol.errors import ApiError
-from gateway.protocol.made import interrupt_accepted
+from gateway.protocol.synthetic_events import interrupt_accepted
 from tests.support.events import (
     call_item,
     call_output,

@@ -15,9 +15,9 @@ from hypothesis.stateful import (
 )
 
 from gateway.config import RoutingSettings
-from gateway.ledger.records import Record
+from gateway.conversations.records import Record
 from gateway.protocol.errors import ApiError
-from gateway.protocol.made import interrupt_accepted
+from gateway.protocol.synthetic_events import interrupt_accepted
 from gateway.turn.turn import Turn
 from tests.support.events import (
     Json,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.accounts.health import AccountState
 from gateway.config import RoutingSettings
-from gateway.ledger.records import Record, foreign_record
+from gateway.conversations.records import Record, foreign_record
 from gateway.protocol.errors import ApiError
+from gateway.routing.health import AccountState
 from tests.support.events import Json, call_output, text_item, turn_events, user
 from tests.turn.fakes import FakeExchange, World
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.accounts.affinity import AffinityKey
 from gateway.config import RoutingSettings
-from gateway.protocol.error_reading import from_http
+from gateway.protocol.error_parsing import from_http
 from gateway.protocol.errors import ApiError
+from gateway.routing.affinity import AffinityKey
 from tests.support.events import Json, response_object, text_item, turn_events, user
 from tests.support.sse import ServerSentEvent
 from tests.turn.calls import CallWorld, FakeCargo, Journey

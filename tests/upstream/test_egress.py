@@ -9,10 +9,10 @@ from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.task import Clock
 from twisted.web.client import URI
 
-from gateway.upstream.client import EgressEndpoints
+from gateway.upstream.agent import EgressEndpoints
 from gateway.upstream.egress import Egress, EgressPaths
+from gateway.upstream.proxy_endpoint import ProxyEndpoint
 from gateway.upstream.tls import TLSFileError
-from gateway.upstream.tunnel import ProxyEndpoint
 from tests.upstream.wire import Reactor
 
 

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from gateway.config.urls import base_url
 from gateway.protocol.answer_body import AnswerBody
-from gateway.protocol.faults import FaultKind, attribute
+from gateway.protocol.error_classification import FaultKind, attribute
 from gateway.protocol.refusals import may_move
 from gateway.upstream import exchange as exchange_module
 from tests.support.sse import ServerSentEvent

@@ -23,11 +23,11 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
-from gateway.protocol.faults import FaultKind, attribute
-from gateway.upstream.failures import upstream_failure
+from gateway.protocol.error_classification import FaultKind, attribute
+from gateway.upstream.errors import upstream_failure
 from gateway.upstream.proxy import Blame, Login, Proxy, ProxyError
+from gateway.upstream.proxy_endpoint import ProxyEndpoint
 from gateway.upstream.proxy_health import ProxyHealth
-from gateway.upstream.tunnel import ProxyEndpoint
 from tests.upstream.wire import Connection, Reactor
 
 GRANTED = b"HTTP/1.1 200 OK\r\n\r\n"

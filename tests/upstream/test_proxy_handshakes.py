@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.upstream.http_proxy import MAX_HEAD, ConnectHandshake
 from gateway.upstream.proxy import Blame, Handshake, Login, Proxy, ProxyError, Refused
-from gateway.upstream.socks import SocksHandshake
+from gateway.upstream.socks_proxy import SocksHandshake
 
 LOGIN = Login("mole", "s3cret:word")
 GRANTED = b"HTTP/1.1 200 Connection established\r\n\r\n"

@@ -13,7 +13,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
-from gateway.upstream.failures import upstream_failure
+from gateway.upstream.errors import upstream_failure
 from gateway.upstream.tls import AccountTLS, TLSFileError, WrongCertificate
 from tests.upstream.authority import Authority
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from prometheus_client.core import Metric, SummaryMetricFamily
 
-from gateway.accounts.account import Account
-from gateway.accounts.health import AccountState
 from gateway.admin.exposed.families import Row, counter, gauge
 from gateway.admin.views.accounts import state
-from gateway.observe.tally import Tally
+from gateway.metrics.turns import Tally
+from gateway.routing.account import Account
+from gateway.routing.health import AccountState
 
 #: Members of a quota window, and the metric of each.
 _QUOTAS = (

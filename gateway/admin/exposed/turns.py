@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from prometheus_client.core import Metric
 
 from gateway.admin.exposed.families import counter, sizes, times
-from gateway.observe.tally import ModelTally, Tally
+from gateway.metrics.turns import ModelTally, Tally
 
 #: OpenTelemetry's own buckets for ``gen_ai.server.time_to_first_token``, in milliseconds.
 _FIRST_TOKEN = (

@@ -12,7 +12,7 @@ from gateway.admin.running import Running
 from gateway.admin.views.accounts import account
 from gateway.admin.views.alarms import alarms
 from gateway.admin.views.overview import ready
-from gateway.observe.observatory import Observatory
+from gateway.metrics.collector import Observatory
 
 _LAGS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0)
 _PAUSES = (0.1, 0.25, *_LAGS)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from twisted.web.resource import Resource
 
-from gateway.admin.access import Access, Visitor
+from gateway.admin.auth import Access, Visitor
 from gateway.admin.page.files import StaticFiles
 from gateway.admin.page.login import render_login
 from gateway.admin.page.page import Page

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from gateway.accounts.account import Account
-from gateway.accounts.health import AccountState
-from gateway.accounts.pool import Pool
 from gateway.admin.running import Running
 from gateway.config.secrets import without_credentials
+from gateway.routing.account import Account
+from gateway.routing.health import AccountState
+from gateway.routing.pool import Pool
 
 #: Conversations that are counted by account; more would stop the streams for too long.
 _COUNTED = 20_000

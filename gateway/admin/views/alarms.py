@@ -8,12 +8,12 @@ from heapq import nlargest
 from itertools import islice
 from typing import Any
 
-from gateway.accounts.account import Account
-from gateway.accounts.health import AccountState, Unavailable
 from gateway.admin.running import Running
-from gateway.breaker import BreakerState
-from gateway.observe.alarms import alarm
-from gateway.protocol.faults import FaultKind
+from gateway.circuit_breaker import BreakerState
+from gateway.metrics.alarms import alarm
+from gateway.protocol.error_classification import FaultKind
+from gateway.routing.account import Account
+from gateway.routing.health import AccountState, Unavailable
 
 Alarm = dict[str, Any]
 Shown = Mapping[str, Any]

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from gateway.accounts.affinity import named_keys
-from gateway.accounts.bindings import Binding, opaque_id
 from gateway.admin.running import Running
-from gateway.ledger.records import Record
+from gateway.conversations.records import Record
+from gateway.routing.affinity import named_keys
+from gateway.routing.bindings import Binding, opaque_id
 
 #: Conversations that a search by words looks at, the last used first.
 _SEARCHED = 10_000

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from gateway import __version__
-from gateway.accounts.waiting import Lack
 from gateway.admin.running import Running
 from gateway.admin.views.accounts import account, conversations_by_account
 from gateway.admin.views.alarms import alarms
 from gateway.admin.views.keys import keys
+from gateway.routing.wait_queue import Lack
 
 
 def ready(running: Running) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.admin.running import Running
-from gateway.turn.journal import TurnRecord
+from gateway.turn.turn_log import TurnRecord
 
 
 def turns(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.accounts.bindings import Binding
 from gateway.admin.running import Running
 from gateway.admin.views.conversations import binding_id_of, records_of, response_ids_of, shown
-from gateway.ledger.records import Record
-from gateway.turn.journal import TurnRecord
+from gateway.conversations.records import Record
+from gateway.routing.bindings import Binding
+from gateway.turn.turn_log import TurnRecord
 
 #: Responses of one chain that are shown, the newest ones.
 _MAX_NODES = 1000

@@ -1,0 +1,178 @@
+"""Chain or replay: how one turn's context reaches one account (design law 6, protocol.md §8).
+
+Plain functions over records; nothing here waits or sends.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from gateway.conversations.recall import without_history
+from gateway.conversations.records import FoundItem, Record
+from gateway.protocol.items import Item
+
+#: Items that not every account can read.
+_BOUND = frozenset({"item_reference", "reasoning"})
+
+#: Finds the item of an id in a tenant's conversations.
+FindItem = Callable[[str], FoundItem | None]
+
+
+class Route(enum.Enum):
+    """How the context of a turn gets to its account."""
+
+    ROOT = "root"
+    CHAINED = "chained"
+    REPLAYED = "replayed"
+    PREWARM = "prewarm"
+
+
+class Plan(NamedTuple):
+    """What to send.
+
+    ``items`` is the whole ``input``, or None for the client's own bytes; ``reason`` says
+    why the turn is replayed, for logs and the admin side.
+    """
+
+    route: Route
+    previous_response_id: str | None
+    items: list[bytes] | None
+    reason: str | None
+
+
+def anchor_of(parent: Record | None) -> tuple[Record | None, list[Record]]:
+    """The nearest response an upstream can know, and the gateway-made ones after it.
+
+    :return: the anchor (None when there is none up to the root), and the records between
+        it and the new turn, oldest first.
+    """
+    after: list[Record] = []
+    if parent is not None:
+        for record in parent.ancestry():
+            if record.held_upstream:
+                return record, after[::-1]
+            after.append(record)
+    return None, after[::-1]
+
+
+class Reader(NamedTuple):
+    """Who will read a plan, and what it can.
+
+    :ivar account: its name.
+    :ivar keeps: it keeps what it is asked to, so that it knows items that it made by their ids.
+    :ivar store: the turn itself is stored there.
+    :ivar unsealed: it opened no seal: all sealed reasoning stays behind, whoever issued it.
+    :ivar find: finds what the tenant's conversations hold of an id.
+    :ivar first: it is the first that the turn comes to: what is not remembered may be there.
+    """
+
+    account: str
+    keeps: bool = True
+    store: bool = True
+    unsealed: bool = False
+    find: FindItem = lambda _: None
+    first: bool = True
+
+    @property
+    def may_know(self) -> bool:
+        """Whether it may know an item by an id that is not remembered."""
+        return self.keeps and self.first
+
+
+def chain_plan(anchor: Record, after: Sequence[Record], new: Sequence[Item], to: Reader) -> Plan:
+    """Name the anchor and send only what its account does not know.
+
+    Responses after the anchor may be another account's: an interrupted one is held nowhere.
+    """
+    carried: list[bytes] = []
+    for record in after:
+        carried += _carried(record, to._replace(store=anchor.store, unsealed=False))
+    own = carry(without_history(after[-1], new) if after else new, to, to.may_know)
+    verbatim = not after and _is_verbatim(own, new)
+    return Plan(Route.CHAINED, anchor.id, None if verbatim else carried + own, None)
+
+
+def whole_plan(parent: Record | None, new: Sequence[Item], to: Reader, reason: str | None) -> Plan:
+    """Send everything from the root on, without a previous response.
+
+    :param reason: why a conversation is replayed; not used for a root.
+    """
+    path = list(parent.ancestry())[::-1] if parent is not None else []
+    carried: list[bytes] = []
+    for record in path:
+        carried += _carried(record, to)
+    own = carry(without_history(parent, new), to, to.may_know)
+    if not any(record.held_upstream for record in path):
+        verbatim = not path and _is_verbatim(own, new)
+        return Plan(Route.ROOT, None, None if verbatim else carried + own, None)
+    return Plan(Route.REPLAYED, None, carried + own, reason)
+
+
+def carry(items: Iterable[Item], to: Reader, unknown: bool) -> list[bytes]:
+    """The items as they may go to an account.
+
+    What stands by its id goes as it is where that account keeps it.  Elsewhere it is filled in
+    from what is remembered, and left out where that is nothing, or nothing that the account
+    can read: no id of one account goes to another (§8.3.3, §8.3.4).
+
+    :param unknown: whether it goes along by an id that is not remembered: its account may
+        know it.
+    """
+    sent = (
+        _as_sent(item, to, unknown) if item.type in _BOUND else item.raw  # the usual case
+        for item in items
+    )
+    return [raw for raw in sent if raw is not None]
+
+
+def pin_of(
+    parent: Record | None, items: Iterable[Item], find: FindItem = lambda _: None
+) -> str | None:
+    """The one account that can read ``items`` after ``parent``, when a seal binds them."""
+    pin = parent.pinned_to if parent is not None else None
+    for item in items:
+        if item.type == "item_reference" and item.id is not None:
+            found = find(item.id)
+            item = item if found is None else found.item
+        if item.seal_opens_nowhere_else and item.issuer is not None:
+            pin = item.issuer
+    return pin
+
+
+def _carried(record: Record, to: Reader) -> list[bytes]:
+    """What of a remembered response may go to an account.
+
+    Unsealed reasoning is found by its id: only where it was stored (§8.3.3, §8.3.9).
+    """
+    known = to.keeps and record.account in (None, to.account)
+    stored = known and record.store and record.held_upstream
+    made = to._replace(find=lambda _: None)  # what the response made is what is remembered
+    return carry(record.input, to, known) + carry(record.output, made, stored)
+
+
+def _as_sent(item: Item, to: Reader, unknown: bool) -> bytes | None:
+    """Reasoning, or a reference, as it goes to the account, or None."""
+    if item.sealed:
+        return item.raw if _opens(item, to) else None
+    readable = to.store or item.type != "reasoning"
+    found = None if item.id is None else to.find(item.id)
+    if found is None:
+        return item.raw if unknown and readable else None
+    if to.keeps and readable and found.is_known_to(to.account):
+        return item.raw
+    whole = found.item
+    if whole.by_id or (whole.sealed and whole.type == "reasoning" and not _opens(whole, to)):
+        return None
+    return whole.raw
+
+
+def _opens(item: Item, to: Reader) -> bool:
+    """Whether the account can read sealed reasoning."""
+    return not to.unsealed and item.issuer in (None, to.account)
+
+
+def _is_verbatim(own: Sequence[bytes], new: Sequence[Item]) -> bool:
+    """Whether what is sent of an input is all of it, as the client wrote it."""
+    return len(own) == len(new) and all(raw is item.raw for raw, item in zip(own, new, strict=True))

@@ -1,0 +1,114 @@
+"""A history that a client sends again: told by its place in the conversation (§8.3.4-5).
+
+A client that continues a response sends what is new.  Some send everything once more, or the
+last answer with it.  Ids do not tell the two apart: there are services that number their
+calls anew in every round, and clients whose messages all have one id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from gateway.conversations.records import Record
+from gateway.protocol.items import Item, item_content
+
+_Key = tuple[str, str | None, bytes]
+
+
+def without_history(parent: Record | None, new: Sequence[Item]) -> Sequence[Item]:
+    """The part of an input that the conversation does not hold yet.
+
+    A history sent again begins the input, reaches to the end of the conversation and holds
+    something that a model made.  Reasoning and hosted tools' calls may be missing in it:
+    clients leave them out.  References to items of the conversation fall away.
+
+    :param parent: the response that the input continues, or None for a new conversation.
+    :param new: the input as the client sent it.
+    """
+    if parent is None or not new:
+        return new
+    referred = {item.id for item in new if _refers(item)}
+    if not referred:
+        return new[_history_length(parent, new) :]
+    known: dict[str | None, Item] = {}
+    for item in _backwards(parent):
+        if item.id in referred:
+            known.setdefault(item.id, item)
+    full = [known.get(item.id, item) if _refers(item) else item for item in new]
+    cut = _history_length(parent, full)
+    return [item for item in new[cut:] if not (_refers(item) and item.id in known)]
+
+
+def _history_length(parent: Record, new: Sequence[Item]) -> int:
+    """How many items at the beginning of ``new`` the conversation ends with."""
+    last = next(filter(_counts, _backwards(parent)), None)
+    if last is None or not any(_looks_like(last, item) for item in new):
+        return 0  # the usual case, and the cheap one
+    places = [place for place, item in enumerate(new) if _counts(item)]
+    end = list(islice(filter(_counts, _backwards(parent)), len(places)))[::-1]
+    length = _overlap([_key(item) for item in end], [_key(new[place]) for place in places])
+    if not length:
+        return 0
+    cut = places[length - 1] + 1
+    trailing = set(map(_key, _uncounted_end(parent)))
+    while cut < len(new) and not _counts(new[cut]) and _key(new[cut]) in trailing:
+        cut += 1
+    return cut if any(map(_is_model_made, new[:cut])) else 0
+
+
+def _backwards(parent: Record) -> Iterator[Item]:
+    """The items of the conversation, the latest first."""
+    for record in parent.ancestry():
+        yield from reversed(record.output)
+        yield from reversed(record.input)
+
+
+def _uncounted_end(parent: Record) -> Iterator[Item]:
+    for item in _backwards(parent):
+        if _counts(item):
+            return
+        yield item
+
+
+def _counts(item: Item) -> bool:
+    """Whether a history must hold it: all but what clients leave out of one."""
+    return item.call_id is not None or item.role is not None or not item.is_model_made
+
+
+def _is_model_made(item: Item) -> bool:
+    return item.is_model_made or (item.type == "message" and item.role is None)
+
+
+def _refers(item: Item) -> bool:
+    return item.type == "item_reference"
+
+
+def _looks_like(one: Item, other: Item) -> bool:
+    return one.type == other.type and one.call_id == other.call_id and one.role == other.role
+
+
+def _key(item: Item) -> _Key:
+    return item.type, item.call_id, item_content(item.raw)
+
+
+def _overlap(end: list[_Key], beginning: list[_Key]) -> int:
+    """The length of the longest end of ``end`` that ``beginning`` begins with.
+
+    Knuth, Morris and Pratt's: linear, whatever a client repeats.
+    """
+    fallback = [0] * len(beginning)
+    length = 0
+    for place in range(1, len(beginning)):
+        while length and beginning[place] != beginning[length]:
+            length = fallback[length - 1]
+        length += beginning[place] == beginning[length]
+        fallback[place] = length
+    length = 0
+    for key in end:
+        if length == len(beginning):
+            length = fallback[length - 1]
+        while length and key != beginning[length]:
+            length = fallback[length - 1]
+        length += key == beginning[length]
+    return length

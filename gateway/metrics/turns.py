@@ -1,0 +1,310 @@
+"""Counts turns that ended: by key, model, account, status, route and error, with their times.
+
+All of it is plain integers, so that a turn costs a few microseconds and no event anything; turns
+are counted many at a time, while the processor has what that takes at hand.  Labels are bounded:
+clients choose the names of models, upstreams those of errors.
+
+A turn's time to its first output has four parts, of which three are the gateway's side::
+
+    accepted ─ queue ─▶ started ─ wait, and what the gateway adds ─▶ sent ─ upstream ─▶ output
+
+*Queue*: behind other turns of its lane.  *Wait*: no account was free.  *Added*: what else
+passes until the request that is answered goes out on a connection: choosing, making the
+request, connecting, and attempts on accounts that refused it.  *Upstream*: from there to the
+first output that is relayed.  What the gateway needs to pass on one event is in the last part;
+the event loop's lag is its measure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+from twisted.logger import Logger
+
+from gateway.conversations.context import Route
+from gateway.metrics.percentiles import TOKENS, Histogram, Recent, unmeasured
+from gateway.turn.turn_log import AttemptRecord, TurnRecord
+
+#: Bounds on labels.
+MAX_MODELS = 50
+MAX_ERRORS = 100
+MAX_NAMES = 10_000
+_MAX_LABEL = 100
+
+#: What stands for the labels that are too many, and for a request without a model.
+OTHER = "other"
+NO_MODEL = "none"
+
+#: Turns whose answers stream, so that their first output means something.
+_STREAMED = frozenset({Route.ROOT.value, Route.CHAINED.value, Route.REPLAYED.value})
+
+#: Ends of attempts that are no error of the account.
+_NO_ERRORS = frozenset(
+    {"running", "completed", "incomplete", "cancelled", "interrupted", "abandoned"}
+)
+
+#: Ends of turns that are errors.
+ERRORS = frozenset({"error", "failed"})
+
+#: Marks of an account's recent figures.
+_MARKS = 3
+
+#: Turns that are put by before they are counted.
+_AT_ONCE = 100
+
+_log = Logger(namespace="gateway.metrics")
+
+
+class Labels:
+    """Names that are told apart, the first so many; all others are one.
+
+    :param most: bound.
+    """
+
+    __slots__ = ("_known", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def label(self, name: str) -> str:
+        """What ``name`` is counted by."""
+        known = self._known.get(name)
+        if known is None:
+            if len(self._known) >= self._most or len(name) > _MAX_LABEL:
+                return OTHER
+            known = self._known[name] = name
+        return known
+
+    def known(self, name: str) -> str:
+        """The same for a name that is not to be remembered."""
+        return self._known.get(name, OTHER)
+
+
+class Tokens:
+    """Tokens of answers; ``cached`` are among ``input``."""
+
+    __slots__ = ("cached", "input", "output")
+
+    def __init__(self) -> None:
+        self.input = self.cached = self.output = 0
+
+    def add(self, record: TurnRecord) -> None:
+        """Count those of one turn."""
+        self.input += record.input_tokens
+        self.cached += record.cached_tokens
+        self.output += record.output_tokens
+
+    @property
+    def total(self) -> int:
+        """Of both ways."""
+        return self.input + self.output
+
+
+class Use:
+    """What one key did with one model."""
+
+    __slots__ = ("statuses", "tokens")
+
+    def __init__(self) -> None:
+        self.statuses: dict[str, int] = {}
+        self.tokens = Tokens()
+
+
+class ModelTally:
+    """What one model's answers took, whoever asked."""
+
+    __slots__ = ("duration", "first_token", "input", "output")
+
+    def __init__(self) -> None:
+        self.input = Histogram(TOKENS)
+        self.output = Histogram(TOKENS)
+        self.first_token = Histogram()
+        self.duration = Histogram()
+
+
+class AccountTally:
+    """What became of the turns and attempts of one account.
+
+    :ivar statuses: of turns that ended on it.
+    :ivar errors: of attempts, also of turns that went on elsewhere.
+    :ivar first_token: the upstream's own time, in milliseconds.
+    """
+
+    __slots__ = ("_marks", "_recent", "errors", "first_token", "statuses", "tokens")
+
+    def __init__(self) -> None:
+        self.statuses: dict[str, int] = {}
+        self.errors: dict[str, int] = {}
+        self.tokens = Tokens()
+        self.first_token = Histogram()
+        self._recent = Recent(self.first_token, _MARKS)
+        self._marks: deque[tuple[int, int]] = deque([(0, 0)], maxlen=_MARKS)
+
+    def mark(self) -> None:
+        """A step of time is over."""
+        self._recent.mark()
+        self._marks.append((self.tokens.input, self.tokens.cached))
+
+    def shown(self) -> dict[str, object]:
+        """The figures of the last steps, and all errors, for JSON."""
+        before, cached_before = self._marks[0]
+        return {
+            "errors": dict(self.errors),
+            "first_token_ms": self._recent.percentiles(),
+            "cached_share": share(self.tokens.cached - cached_before, self.tokens.input - before),
+        }
+
+
+class Tally:
+    """All counts since the start; a watcher of the :class:`~gateway.turn.turn_log.TurnJournal`.
+
+    Who reads them calls :meth:`catch_up` first.
+
+    :ivar turns: that ended.
+    :ivar failed: those of them that ended in an error.
+    :ivar uses: by key and model.
+    :ivar routes: turns by route and status.
+    :ivar errors: turns by the error that ended them.
+    :ivar added: what the gateway added to the time to the first output, in milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self.turns = 0
+        self.failed = 0
+        self.tokens = Tokens()
+        self.uses: dict[tuple[str, str], Use] = {}
+        self.models: dict[str, ModelTally] = {}
+        self.accounts: dict[str, AccountTally] = {}
+        self.routes: Counter[tuple[str, str]] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.duration = Histogram()
+        self.queued = Histogram()
+        self.waited = Histogram()
+        self.first_output = Histogram()
+        self.added = Histogram()
+        self.upstream = Histogram()
+        self._ended: list[TurnRecord] = []
+        self._keys = Labels(MAX_NAMES)
+        self._models = Labels(MAX_MODELS)
+        self._accounts = Labels(MAX_NAMES)
+        self._errors = Labels(MAX_ERRORS)
+
+    def count(self, record: TurnRecord) -> None:
+        """Count a turn that ended, soon."""
+        self._ended.append(record)
+        if len(self._ended) >= _AT_ONCE:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Count what ended so far."""
+        ended, self._ended = self._ended, []
+        for record in ended:
+            try:
+                self._count(record)
+            except Exception:  # whatever it is, no turn may end badly because of it
+                _log.failure("turn {turn} could not be counted", turn=record.turn)
+
+    def _count(self, record: TurnRecord) -> None:
+        status = record.status
+        self.turns += 1
+        self.routes[record.route or "none", status] += 1
+        self.duration.add(record.duration_ms or 0.0)
+        if record.queued_ms is not None:
+            self.queued.add(record.queued_ms)
+        if record.waited_ms is not None:
+            self.waited.add(record.waited_ms)
+        if status in ERRORS:
+            self.failed += 1
+            self.errors[self._errors.label(record.error_code or "unknown")] += 1
+        model = self._model_of(record)
+        use = self.uses.get((record.key, model)) or self._new_use(record.key, model)
+        use.statuses[status] = use.statuses.get(status, 0) + 1
+        if record.input_tokens or record.output_tokens:
+            self.tokens.add(record)
+            use.tokens.add(record)
+        if record.account is not None:
+            self._count_account(record, record.account, model)
+
+    def account(self, name: str) -> dict[str, object]:
+        """See :meth:`AccountTally.shown`; also of an account that did nothing yet."""
+        self.catch_up()
+        found = self.accounts.get(name)
+        if found is None:
+            return {"errors": {}, "first_token_ms": unmeasured(), "cached_share": None}
+        return found.shown()
+
+    def mark(self) -> None:
+        """A step of the accounts' figures is over."""
+        self.catch_up()
+        for account in self.accounts.values():
+            account.mark()
+
+    def _model_of(self, record: TurnRecord) -> str:
+        """A name becomes a label once an upstream answered to it: clients may ask for anything."""
+        if record.model is None:
+            return NO_MODEL
+        if record.status == "completed" and record.account is not None:
+            return self._models.label(record.model)
+        return self._models.known(record.model)
+
+    def _new_use(self, key: str, model: str) -> Use:
+        label = self._keys.label(key)
+        use = self.uses[label, model] = self.uses.get((label, model)) or Use()
+        return use
+
+    def _count_account(self, record: TurnRecord, name: str, model: str) -> None:
+        account = self.accounts.get(name) or self._new_account(name)
+        account.statuses[record.status] = account.statuses.get(record.status, 0) + 1
+        if record.input_tokens or record.output_tokens:
+            account.tokens.add(record)
+            by_model = self._by_model(model)
+            by_model.input.add(record.input_tokens)
+            by_model.output.add(record.output_tokens)
+        for attempt in record.attempts:
+            if attempt.outcome not in _NO_ERRORS:
+                self._count_error(attempt)
+        if record.first_output_ms is not None and record.route in _STREAMED:
+            self._count_times(record, record.first_output_ms, account, self._by_model(model))
+
+    def _count_error(self, attempt: AttemptRecord) -> None:
+        account = self.accounts.get(attempt.account) or self._new_account(attempt.account)
+        label = self._errors.label(attempt.outcome)
+        account.errors[label] = account.errors.get(label, 0) + 1
+
+    def _count_times(
+        self, record: TurnRecord, first: float, account: AccountTally, model: ModelTally
+    ) -> None:
+        attempt = record.attempts[-1]
+        queued = record.queued_ms or 0.0
+        sent = attempt.connected_ms
+        if sent is None:
+            sent = attempt.chosen_ms or queued
+        # A clock that was set back must not leave negative times.
+        self.first_output.add(max(0.0, first - queued))
+        waited = (record.waited_ms or 0.0) + (record.limited_ms or 0.0)
+        self.added.add(max(0.0, sent - queued - waited))
+        upstream = max(0.0, first - sent)
+        self.upstream.add(upstream)
+        account.first_token.add(upstream)
+        model.first_token.add(upstream)
+        model.duration.add(max(0.0, (record.duration_ms or 0.0) - sent))
+
+    def _new_account(self, name: str) -> AccountTally:
+        label = self._accounts.label(name)
+        account = self.accounts[label] = self.accounts.get(label) or AccountTally()
+        return account
+
+    def _by_model(self, model: str) -> ModelTally:
+        found = self.models.get(model)
+        if found is None:
+            found = self.models[model] = ModelTally()
+        return found
+
+
+def share(part: int, whole: int) -> float | None:
+    """From 0 to 1, or None of nothing."""
+    return round(part / whole, 4) if whole else None

@@ -1,0 +1,103 @@
+"""What is asked of the pool for an attempt, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gateway.protocol.error_classification import FaultKind
+from gateway.routing.account import Account
+from gateway.routing.affinity import AffinityKey
+from gateway.routing.health import Unavailable
+from gateway.routing.lease import Reservation
+
+#: Why only one account can take a turn.
+SEALED = "sealed items"
+KEPT = "keeps the previous response"
+
+
+class Wanted(NamedTuple):
+    """What an attempt asks of the pool.
+
+    :ivar model: must be offered by the account; None when the request names none.
+    :ivar keys: the conversation's affinity keys; the last one is bound.
+    :ivar holder: the account that holds the parent response, or None.
+    :ivar pinned_to: the only account that can read the context, or None for any.
+    :ivar pin_rule: why only that can.
+    :ivar turn_state: the account that the client's turn state names, or None.
+    :ivar background: whether the account must take background responses.
+    :ivar chat: whether it must take chat completions.
+    :ivar undoubted: whether only those will do that are not in doubt: one that was has refused
+        the turn already.
+    """
+
+    model: str | None
+    keys: Sequence[AffinityKey]
+    holder: str | None = None
+    pinned_to: str | None = None
+    turn_state: str | None = None
+    background: bool = False
+    chat: bool = False
+    undoubted: bool = False
+    pin_rule: str = SEALED
+
+
+class Rejected(NamedTuple):
+    """An account that was not chosen, and why."""
+
+    account: str
+    why: str
+
+
+class Choice(NamedTuple):
+    """The account of an attempt, with a place on it, and the rule that named it.
+
+    :ivar candidates: how many accounts offer the model.
+    :ivar others: why others were not chosen; those that the conversation stuck to come first.
+    """
+
+    reservation: Reservation
+    rule: str
+    candidates: int
+    others: tuple[Rejected, ...]
+
+    @property
+    def account(self) -> Account:
+        """Where the place is."""
+        return self.reservation.account
+
+
+class Nobody(NamedTuple):
+    """No account can serve the attempt now.
+
+    :ivar wanted: what was asked for.
+    :ivar candidates: the accounts that could, were they available; empty when none offers
+        the model.
+    :ivar waits_for: the one account that will do, by name, or None for any candidate.
+    :ivar reasons: why each candidate cannot, without those that refused this turn and do not
+        rest, and without those that are not wanted for being in doubt.
+    :ivar rule: by which no other account was asked.
+    """
+
+    wanted: Wanted
+    candidates: Sequence[Account]
+    waits_for: str | None
+    reasons: tuple[Unavailable, ...]
+    rule: str
+
+    @property
+    def any_would_do(self) -> bool:
+        """Whether every account that offers what is wanted would have done."""
+        return bool(self.candidates) and self.waits_for is None
+
+    @property
+    def free_at(self) -> float | None:
+        """When the first of them may be available again, unix seconds; None when unknown."""
+        known = [reason.until for reason in self.reasons if reason.until is not None]
+        return min(known, default=None)
+
+    @property
+    def refuse_the_model(self) -> bool:
+        """Whether every account has said that it does not offer the model after all."""
+        kinds = [reason.kind for reason in self.reasons]
+        return len(kinds) == len(self.candidates) and set(kinds) == {FaultKind.MODEL_REFUSED}

@@ -1,0 +1,303 @@
+"""Which account a new conversation starts on: one strategy per word of ``routing.strategy``.
+
+A strategy keeps its place separately for each set of accounts, since not every account offers
+every model.  An account that is not usable when its turn comes forfeits that turn.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from heapq import heapify, heapreplace
+from itertools import cycle, filterfalse, islice
+from math import ceil
+from typing import Protocol
+
+from gateway.routing.account import Account
+
+Usable = Callable[[Account], bool]
+Resting = Container[Account]
+
+#: Nobody is known to rest.
+NOBODY: frozenset[Account] = frozenset()
+
+#: Sets of accounts a strategy keeps its place in, and tuples it knows them by.
+_MAX_SETS = 32
+_MAX_TUPLES = 256
+
+#: Usable accounts whose load is compared for one choice.
+_COMPARED = 32
+
+#: Accounts that are asked in the order they are due before all of them are asked.
+_ASKED_IN_ORDER = 8
+
+
+class Picker(Protocol):
+    """Chooses among the accounts that may serve a turn.
+
+    :ivar name: what the configuration calls it.
+    """
+
+    name: str
+
+    def pick(
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = NOBODY
+    ) -> Account | None:
+        """Choose an account, or None when none is usable.
+
+        :param eligible: those that serve the model, in the operator's order; the same tuple
+            each time for the same model.
+        :param usable: whether an account can take a turn now.
+        :param resting: those that need not be asked; passing over one costs next to nothing.
+        """
+
+
+class Strategy(Picker, Protocol):
+    """One that can also say beforehand whom it may choose."""
+
+    def may_pick(
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = NOBODY
+    ) -> Sequence[Account]:
+        """Those of which :meth:`pick` would choose one now; nobody has a turn by that."""
+
+
+class Order(Protocol):
+    """A strategy's place in one set of accounts."""
+
+    def pick(self, usable: Usable, resting: Resting) -> Account | None:
+        """Choose one of the usable accounts, or None when there is none."""
+
+    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+        """Those of which one would be chosen."""
+
+
+class RoundRobin:
+    """One account after the other."""
+
+    def __init__(self, accounts: Sequence[Account]) -> None:
+        self._accounts = accounts
+        self._turns = cycle(accounts)
+
+    def pick(self, usable: Usable, resting: Resting) -> Account | None:
+        """The next usable account."""
+        in_turn = islice(self._turns, len(self._accounts))
+        return next(_fit(in_turn, usable, resting), None)
+
+    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+        """All usable accounts."""
+        return [*_fit(self._accounts, usable, resting)]
+
+
+class FillFirst:
+    """The first account in the operator's order for as long as it takes turns."""
+
+    def __init__(self, accounts: Sequence[Account]) -> None:
+        self._accounts = accounts
+
+    def pick(self, usable: Usable, resting: Resting) -> Account | None:
+        """The first usable account."""
+        return next(_fit(self._accounts, usable, resting), None)
+
+    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+        """The first usable account alone."""
+        return [*islice(_fit(self._accounts, usable, resting), 1)]
+
+
+class Priority:
+    """The lowest ``priority`` that has a usable account; within it, one after the other.
+
+    The lowest is asked first each time: conversations fail back as soon as they can.
+    """
+
+    def __init__(self, accounts: Sequence[Account]) -> None:
+        tiers: dict[int, list[Account]] = {}
+        for account in accounts:
+            tiers.setdefault(account.settings.priority, []).append(account)
+        self._tiers = [RoundRobin(tiers[priority]) for priority in sorted(tiers)]
+
+    def pick(self, usable: Usable, resting: Resting) -> Account | None:
+        """The next usable account of the best tier that has one."""
+        found = (tier.pick(usable, resting) for tier in self._tiers)
+        return next((account for account in found if account is not None), None)
+
+    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+        """The usable accounts of the best tier that has one."""
+        found = (tier.may_pick(usable, resting) for tier in self._tiers)
+        return next(filter(None, found), [])
+
+
+class LeastInFlight:
+    """The fewest running turns for the ``weight``; those that are equal in turn.
+
+    So that a choice stays cheap, a large pool's next usable accounts stand for all of it.
+    """
+
+    def __init__(self, accounts: Sequence[Account]) -> None:
+        self._count = len(accounts)
+        self._twice = (*accounts, *accounts)
+        self._index = {account: index for index, account in enumerate(accounts)}
+        self._next = 0
+
+    def pick(self, usable: Usable, resting: Resting) -> Account | None:
+        """The least loaded of the next usable accounts."""
+        best: Account | None = None
+        least = 0.0
+        for account in self._compared(usable, resting):
+            load = _load(account)
+            if best is None or load < least:
+                best, least = account, load
+                if not load:
+                    break
+        if best is not None:
+            self._next = (self._index[best] + 1) % self._count
+        return best
+
+    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+        """Of those that are compared, all that are loaded least."""
+        compared = [*self._compared(usable, resting)]
+        least = min(map(_load, compared), default=0.0)
+        return [account for account in compared if _load(account) == least]
+
+    def _compared(self, usable: Usable, resting: Resting) -> Iterator[Account]:
+        in_turn = self._twice[self._next : self._next + self._count]
+        return islice(_fit(in_turn, usable, resting), _COMPARED)
+
+
+class Weighted:
+    """Each account as often as its ``weight`` says, and evenly spread.
+
+    In one unit of time an account of weight ``w`` is due ``w`` times, at equal distances, and
+    accounts of the same weight are due at equal distances from each other.  Whoever is due
+    first is chosen.  So every ``sum(weights)`` choices give each account exactly its weight.
+    """
+
+    def __init__(self, accounts: Sequence[Account]) -> None:
+        self._accounts = accounts
+        self._weights = [account.settings.weight for account in accounts]
+        self._phases = list(_phases(self._weights))
+        self._turns = [0] * len(accounts)
+        self._index = {account: index for index, account in enumerate(accounts)}
+        self._due = {account: self._due_at(index) for account, index in self._index.items()}
+        #: By the time they are due; never later than they are, maybe earlier.
+        self._heap = [(due, index) for index, due in enumerate(self._due.values())]
+        heapify(self._heap)
+        self._now = 0.0
+
+    def pick(self, usable: Usable, resting: Resting) -> Account | None:
+        """The usable account that is due first."""
+        heap = self._heap
+        for _ in range(_ASKED_IN_ORDER):
+            due, index = heap[0]
+            account = self._accounts[index]
+            up_to_date = self._due[account] == due
+            if up_to_date:
+                self._take_turn(account)
+            heapreplace(heap, (self._due[account], index))
+            if up_to_date and account not in resting and usable(account):
+                return account
+        awake = list(_awake(self._accounts, resting))
+        found = min(awake, key=self._due.__getitem__, default=None)
+        if found is not None and not usable(found):
+            found = min(filter(usable, awake), key=self._due.__getitem__, default=None)
+        if found is not None:
+            self._take_turn(found)
+        return found
+
+    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+        """All usable accounts."""
+        return [*_fit(self._accounts, usable, resting)]
+
+    def _take_turn(self, account: Account) -> None:
+        """One that was passed over for a while takes one turn; it does not catch up."""
+        index = self._index[account]
+        turn = self._turns[index] + 1
+        due = self._due[account]
+        if due < self._now:
+            turn = max(turn, ceil(self._now * self._weights[index] - self._phases[index]))
+        else:
+            self._now = due
+        self._turns[index] = turn
+        self._due[account] = self._due_at(index)
+
+    def _due_at(self, index: int) -> float:
+        return (self._turns[index] + self._phases[index]) / self._weights[index]
+
+
+def _awake(accounts: Iterable[Account], resting: Resting) -> Iterator[Account]:
+    return filterfalse(resting.__contains__, accounts)
+
+
+def _fit(accounts: Iterable[Account], usable: Usable, resting: Resting) -> Iterator[Account]:
+    return filter(usable, _awake(accounts, resting))
+
+
+def _load(account: Account) -> float:
+    return account.in_flight / account.settings.weight
+
+
+def _phases(weights: Sequence[int]) -> Iterator[float]:
+    """Where between its turns each account begins: equal weights are spread evenly."""
+    alike = Counter(weights)
+    seen: Counter[int] = Counter()
+    for weight in weights:
+        yield (seen[weight] + 0.5) / alike[weight]
+        seen[weight] += 1
+
+
+class _ByAccounts:
+    """A strategy: an order for each set of accounts it is asked about.
+
+    Sets are told apart by value, found by identity; both are bounded.
+    """
+
+    def __init__(self, name: str, begin: Callable[[Sequence[Account]], Order]) -> None:
+        self.name = name
+        self._begin = begin
+        self._orders: dict[tuple[Account, ...], Order] = {}
+        #: Holds the tuples too, so that no other object gets their ids.
+        self._known: dict[int, tuple[Sequence[Account], Order]] = {}
+
+    def pick(
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = NOBODY
+    ) -> Account | None:
+        """Choose by the order of these accounts."""
+        if not eligible:
+            return None
+        known = self._known.get(id(eligible))
+        order = self._order_of(eligible) if known is None else known[1]
+        return order.pick(usable, resting)
+
+    def may_pick(
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = NOBODY
+    ) -> Sequence[Account]:
+        """By the order of these accounts; one that has not begun is not kept."""
+        accounts = tuple(eligible)
+        order = self._orders.get(accounts) or self._begin(accounts)
+        return order.may_pick(usable, resting)
+
+    def _order_of(self, eligible: Sequence[Account]) -> Order:
+        accounts = tuple(eligible)
+        order = self._orders.pop(accounts, None) or self._begin(accounts)
+        self._orders[accounts] = order
+        if len(self._orders) > _MAX_SETS:
+            del self._orders[next(iter(self._orders))]
+            self._known.clear()
+        elif len(self._known) >= _MAX_TUPLES:
+            self._known.clear()
+        if accounts is eligible:
+            self._known[id(accounts)] = (accounts, order)
+        return order
+
+
+_ORDERS: dict[str, Callable[[Sequence[Account]], Order]] = {
+    "round-robin": RoundRobin,
+    "weighted": Weighted,
+    "least-in-flight": LeastInFlight,
+    "fill-first": FillFirst,
+    "priority": Priority,
+}
+
+
+def strategy(name: str) -> Strategy:
+    """The strategy that ``routing.strategy`` calls ``name``, at its beginning."""
+    return _ByAccounts(name, _ORDERS[name])

@@ -1,0 +1,241 @@
+"""Where turns wait for an account, or for a limit of their key: bounded, fair between tenants,
+each with its deadline."""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+_log = Logger(namespace="gateway.routing")
+
+#: Seconds between tries while somebody waits: cooldowns end without telling.
+_TRY_EVERY = 0.25
+
+#: Turns that are offered an account before others of the gateway get their time.
+_OFFERS_AT_ONCE = 32
+
+#: Pause, in seconds, after so many offers that nobody took.
+_BREATH = 0.02
+
+
+class Lack(enum.Enum):
+    """What a turn waits for."""
+
+    ACCOUNT = "an account"
+    LIMIT = "a limit of its key"
+
+
+class Ticket:
+    """A turn's place in the room.
+
+    :ivar wants: what its tries depend on; a try that finds another thing lacking changes it.
+    :ivar lacks: which kind of thing that is.
+    """
+
+    __slots__ = ("_room", "deadline", "gave_up", "lacks", "retry", "tenant", "wants")
+
+    def __init__(
+        self,
+        room: WaitingRoom,
+        tenant: str,
+        wants: Hashable,
+        retry: Callable[[], bool],
+        gave_up: Callable[[], None],
+        lacks: Lack,
+    ) -> None:
+        self._room = room
+        self.tenant = tenant
+        self.lacks = lacks
+        self.wants: Hashable = object() if wants is None else wants
+        self.retry = retry
+        self.gave_up = gave_up
+        self.deadline: IDelayedCall | None = None
+
+    def leave(self) -> None:
+        """Wait no longer; nothing is called any more.  Harmless once it is over."""
+        self._room.remove(self)
+
+
+class WaitingRoom:
+    """Turns that found no account, or no room within the limits of their key.
+
+    When something became free it is offered to the tenants in turn, and within a tenant to
+    who waits longest.  Who cannot use it does not stand in the way of others.  In a full room
+    a tenant makes room for one that has fewer turns waiting.
+
+    :param clock: for deadlines and tries; no timer runs while nobody waits.
+    :param max_waiting: bound on the turns that wait.
+    """
+
+    def __init__(self, clock: IReactorTime, max_waiting: int) -> None:
+        self._clock = clock
+        self.max_waiting = max_waiting
+        self._count = 0
+        #: Whose turn it is first.
+        self._tenants: OrderedDict[str, OrderedDict[Ticket, None]] = OrderedDict()
+        #: What could not be had since this round of offers began.
+        self._refused: set[Hashable] = set()
+        self._again = False
+        self._offering = False
+        self._timer: IDelayedCall | None = None
+        self._stopped = False
+
+    def __len__(self) -> int:
+        return self._count
+
+    def lacking(self, what: Lack) -> int:
+        """How many of the turns wait for this."""
+        return sum(ticket.lacks is what for queue in self._tenants.values() for ticket in queue)
+
+    def wait(
+        self,
+        tenant: str,
+        seconds: float,
+        retry: Callable[[], bool],
+        gave_up: Callable[[], None],
+        wants: Hashable = None,
+        lacks: Lack = Lack.ACCOUNT,
+    ) -> Ticket | None:
+        """Take a place.
+
+        :param seconds: how long at most.
+        :param retry: try to get an account; True when that worked and the place is given up.
+        :param gave_up: called once when time is up, or the place is lost.
+        :param wants: what ``retry`` depends on: the model, the accounts that are ruled out.
+            One that is refused speaks for all that want the same.  None: like nobody else.
+        :param lacks: the kind of it.
+        :return: None when the room is full.
+        """
+        full = self._count >= self.max_waiting
+        leaves = self._who_makes_room(tenant) if full else None
+        if self._stopped or (full and leaves is None):
+            return None
+        ticket = Ticket(self, tenant, wants, retry, gave_up, lacks)
+        ticket.deadline = self._clock.callLater(max(0.0, seconds), self._give_up, ticket)
+        self._tenants.setdefault(tenant, OrderedDict())[ticket] = None
+        self._count += 1
+        if self._timer is None and not self._offering:
+            self._try_in(_TRY_EVERY)
+        if leaves is not None:
+            self._give_up(leaves)  # not before: what follows it would take the place at once
+        return ticket
+
+    def wake(self) -> None:
+        """Something may have become free: offer it."""
+        if self._offering or self._refused:
+            self._again = True
+        elif self._count:
+            self._offer()
+
+    def remove(self, ticket: Ticket) -> bool:
+        """Take ``ticket`` out; False when it was out already."""
+        if ticket.deadline is None:
+            return False
+        if ticket.deadline.active():
+            ticket.deadline.cancel()
+        ticket.deadline = None
+        queue = self._tenants[ticket.tenant]
+        del queue[ticket]
+        if not queue:
+            del self._tenants[ticket.tenant]
+        self._count -= 1
+        if not self._count:
+            self._rest()
+        return True
+
+    def stop(self) -> None:
+        """Let everybody give up, and nobody in."""
+        self._stopped = True
+        while self._tenants:
+            queue = next(iter(self._tenants.values()))
+            self._give_up(next(iter(queue)))
+
+    def _who_makes_room(self, tenant: str) -> Ticket | None:
+        """The latest of whoever holds most; nobody while one of them is being served."""
+        if self._offering or not self._tenants:
+            return None
+        most = max(self._tenants.values(), key=len)
+        if len(most) - 1 <= len(self._tenants.get(tenant, ())):
+            return None
+        return next(reversed(most))
+
+    def _give_up(self, ticket: Ticket) -> None:
+        if self.remove(ticket):
+            try:
+                ticket.gave_up()
+            except Exception:
+                _log.failure("a waiting turn could not give up")
+
+    # --- offers ----------------------------------------------------------------------
+
+    def _try(self) -> None:
+        self._timer = None
+        self._offer()
+
+    def _offer(self) -> None:
+        """One step of a round of offers; a later one goes on where this one stops."""
+        served = False
+        left = _OFFERS_AT_ONCE
+        self._offering = True
+        while left:
+            ticket = self._next()
+            if ticket is None:
+                self._refused.clear()
+                if not self._again:
+                    break
+                self._again = False
+                continue
+            left -= 1
+            if self._serve(ticket):
+                served = True
+            else:
+                self._refused.add(ticket.wants)
+        self._offering = False
+        if not self._count:
+            self._rest()
+        elif left == 0:
+            self._try_in(0.0 if served else _BREATH)
+        elif self._timer is None:
+            self._try_in(_TRY_EVERY)
+
+    def _next(self) -> Ticket | None:
+        """Who is offered an account next."""
+        refused = self._refused
+        for queue in self._tenants.values():
+            for ticket in queue:
+                if ticket.wants not in refused:
+                    return ticket
+        return None
+
+    def _serve(self, ticket: Ticket) -> bool:
+        """Offer an account to ``ticket``; False when there is none for it."""
+        try:
+            served = ticket.retry()
+        except Exception:
+            _log.failure("a waiting turn could not be tried again")
+            self._give_up(ticket)
+            return True
+        if served:
+            self.remove(ticket)
+            if ticket.tenant in self._tenants:
+                self._tenants.move_to_end(ticket.tenant)
+        return served
+
+    def _try_in(self, seconds: float) -> None:
+        self._cancel_timer()
+        self._timer = self._clock.callLater(seconds, self._try)
+
+    def _rest(self) -> None:
+        """Nobody waits."""
+        self._refused.clear()
+        self._again = False
+        self._cancel_timer()
+
+    def _cancel_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()

@@ -1,0 +1,188 @@
+"""``POST /v1/responses/compact`` and ``…/input_tokens``: a conversation as a whole (§6.5, §7).
+
+They take the input of a turn: what it continues is named to the account that holds it, or
+sent along.  A compaction starts a new chain, which only the account that sealed it can read.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gateway.conversations.context import Plan, Route
+from gateway.conversations.records import Record
+from gateway.protocol.compacting import input_body, read_compacted
+from gateway.protocol.dialect import Dialect
+from gateway.protocol.errors import ApiError
+from gateway.protocol.refusals import is_not_served
+from gateway.protocol.request import TurnRequest, read_members, read_post
+from gateway.protocol.turn_state import TURN_STATE, TurnState
+from gateway.protocol.usage import Usage
+from gateway.routing.account import Account
+from gateway.routing.affinity import http_affinity_keys
+from gateway.routing.selection import Wanted
+from gateway.server.history import Lineage
+from gateway.server.http_request import HttpRequest
+from gateway.server.passthrough import JSON, PassedAnswer, call_headers, context_of
+from gateway.turn.context import TurnContext, TurnEnvironment
+from gateway.turn.continuity import TurnContinuity
+from gateway.turn.passthrough import Passage
+from gateway.turn.preparing import dialect_of, sent_with
+from gateway.upstream.interface import UpstreamCall
+
+
+class Errand(NamedTuple):
+    """What is asked about a conversation.
+
+    :ivar what: what journals call it.
+    :ivar generates: whether a model works on it.
+    :ivar held_bytes: bound on its answer, which is held until it is whole.
+    """
+
+    what: str
+    path: str
+    generates: bool
+    held_bytes: int
+
+
+_COMPACTION = Errand("compaction", "/responses/compact", True, 64 * 1024 * 1024)
+_COUNT = Errand("token count", "/responses/input_tokens", False, 1024 * 1024)
+
+
+class InputCargo:
+    """One request with the input of a turn.
+
+    :param state: what the client's turn state says, or None.
+    """
+
+    def __init__(
+        self,
+        context: TurnContext,
+        request: TurnRequest,
+        continuity: TurnContinuity,
+        state: TurnState | None,
+        errand: Errand,
+    ) -> None:
+        self.what = errand.what
+        self.model = request.model
+        self.size = request.size
+        self.generates = errand.generates
+        self.held_bytes = errand.held_bytes
+        self._context = context
+        self._request = request
+        self._continuity = continuity
+        self._state = state
+        self._path = errand.path
+        self.plan: Plan | None = None
+
+    def fingerprint(self) -> bytes:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        return self._request.fingerprint()
+
+    def call_for(self, account: Account) -> UpstreamCall:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        plan = self.plan = self._planned(account)
+        dialect = self._dialect_of(account)
+        headers = call_headers(self._context, account, JSON)
+        if self._state is not None and self._state.account == account.name and self._state.upstream:
+            headers[TURN_STATE] = self._state.upstream
+        body = input_body(self._request, plan.items, plan.previous_response_id, dialect)
+        return UpstreamCall("POST", self._path, headers, body)
+
+    def mended(self, account: Account, error: ApiError) -> bool:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        if self.plan is None:
+            return False
+        sent = sent_with(self._request, self.plan, self._dialect_of(account))
+        asked = sent._replace(added_seals=False, streams=None, tool_items=False)
+        return self._continuity.mended(account, self.plan, asked, error)
+
+    def accepted(self, account: Account) -> None:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        self._continuity.accepted(account)
+
+    def translated(self, error: ApiError) -> ApiError:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        return self._continuity.translated(error)
+
+    def may_move(self, error: ApiError) -> bool:
+        """See :class:`~gateway.turn.cargo.Cargo`."""
+        return self._continuity.may_move(error) or is_not_served(error)
+
+    def _dialect_of(self, account: Account) -> Dialect:
+        concessions = self._continuity.concessions(account)
+        dialect = dialect_of(account, self.model, self._context, concessions)
+        return dialect if self.generates else dialect._replace(cache_key=None)
+
+    def _planned(self, account: Account) -> Plan:
+        """How the context gets there.
+
+        The answer does not show whether a previous response was taken up, so it is named
+        only where that is sure: an account that ignored it would compact half of it.
+        """
+        plan = self._continuity.plan(account)
+        parent = self._context.parent
+        if plan.route is not Route.CHAINED or parent is None or parent.foreign:
+            return plan
+        if account.settings.continuity == "chain" or account.learned.trusts(parent.store):
+            return plan
+        reason = "it is not known that the account continues responses"
+        return self._continuity.replay(account, reason)
+
+
+class InputAnswer(PassedAnswer):
+    """The answer; what it seals is noted under the account that sealed it."""
+
+    _usage: Usage | None = None
+
+    def passage_relays(self, data: bytes) -> None:
+        """See ``PassageDoor``; the answer was held, so this is all of it."""
+        compacted = read_compacted(data)
+        self._usage = compacted.usage
+        if self.passage is not None and self.passage.account is not None:
+            for item in compacted.items:
+                self.environment.seals.issued(item, self.passage.account.name)
+        super().passage_relays(data)
+
+    def passage_usage(self) -> Usage | None:
+        """See ``PassageDoor``."""
+        return self._usage
+
+
+class Inputs:
+    """Answers ``/v1/responses/compact`` and ``/v1/responses/input_tokens``."""
+
+    def __init__(self, environment: TurnEnvironment) -> None:
+        self._environment = environment
+
+    def compact(self, request: HttpRequest, tenant: str) -> None:
+        """``POST /responses/compact``."""
+        self._pass(request, tenant, _COMPACTION)
+
+    def count(self, request: HttpRequest, tenant: str) -> None:
+        """``POST /responses/input_tokens``."""
+        self._pass(request, tenant, _COUNT)
+
+    def _pass(self, request: HttpRequest, tenant: str, errand: Errand) -> None:
+        environment = self._environment
+        asked = read_post(
+            read_members(request.body), len(request.body), environment.seals.issuer_of
+        )
+        keys = http_affinity_keys(tenant, request.headers, asked)
+        context = context_of(environment, request, tenant, keys, self._parent(asked, tenant))
+        continuity = TurnContinuity(context, asked, environment.ledger, errand.path)
+        state = environment.turn_states.unwrap(tenant, context.turn_state)
+        cargo = InputCargo(context, asked, continuity, state, errand)
+        answer = InputAnswer(environment, request)
+        passage = Passage(environment, context, cargo, answer)
+        answer.opens(passage)
+        wanted = Wanted(asked.model, keys, turn_state=None if state is None else state.account)
+        passage.through_the_pool(wanted, continuity)
+
+    def _parent(self, asked: TurnRequest, tenant: str) -> Record | None:
+        """The response whose conversation this is about.
+
+        :raises ApiError: 400 for one that cannot be continued.
+        """
+        environment = self._environment
+        lineage = Lineage(environment, tenant, False)
+        return lineage.parent_of(asked, None)[0]

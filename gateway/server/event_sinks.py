@@ -1,0 +1,200 @@
+"""The doors of turns that came by HTTP: as events, as one object, or in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from gateway.protocol.errors import UNREADABLE, ApiError
+from gateway.protocol.events import TERMINALS, decode_members, event_type, sequence_number
+from gateway.protocol.refusals import for_the_client
+from gateway.protocol.synthetic_events import (
+    created_event,
+    failed_event,
+    made_response,
+    new_response_id,
+)
+from gateway.server.http_events import COMMENT, KEEP_ALIVE, STREAM_HEADERS, event_stream
+from gateway.server.http_request import HttpRequest
+from gateway.turn.turn import Turn
+
+_JSON = {"content-type": "application/json"}
+
+#: The events that carry the response object.
+_WITH_RESPONSE = {
+    b"response.created",
+    b"response.queued",
+    b"response.in_progress",
+    *TERMINALS,
+}
+
+#: What an error that comes too late for a status becomes in ``response.failed``, where its
+#: own code says nothing (§5.4): clients give up on the first two, and retry the last.
+_CODE_OF_STATUS = {400: "invalid_prompt", 422: "invalid_prompt", 429: "rate_limit_exceeded"}
+
+
+class HttpDoor:
+    """What the doors share; see :class:`~gateway.turn.context.Door`.
+
+    :param request: whose answer the turn makes.
+    :param created_at: unix seconds.
+    :param ended: hears when the turn is over.
+    """
+
+    def __init__(
+        self,
+        request: HttpRequest,
+        created_at: float,
+        ended: Callable[[HttpDoor, Turn], None],
+    ) -> None:
+        self._request = request
+        self._created_at = created_at
+        self._ended = ended
+        self._turn: Turn | None = None
+
+    def opens(self, turn: Turn) -> None:
+        """``turn`` is about to start, and belongs to this request."""
+        self._turn = turn
+        self._request.when_gone(self.client_gone)
+        self._request.when_abandoned(turn.abandon)
+        self._request.when_slow(turn.pause, turn.resume)
+
+    def client_gone(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self._turn is not None:
+            self._turn.cancel()
+
+    def refuse(self, error: ApiError) -> None:
+        """See ``Door``."""
+        self._request.refuse(error)
+
+    def keep_alive(self) -> None:
+        """See ``Door``; before its one answer HTTP has no sign of life."""
+
+    def turn_ended(self) -> None:
+        """See ``Door``."""
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self._ended(self, turn)
+
+    def headers(self) -> Mapping[str, str]:
+        """What the answer's head tells of the turn."""
+        return self._turn.answer_headers() if self._turn is not None else {}
+
+
+class StreamDoor(HttpDoor):
+    """``stream: true``: server-sent events, and the end right after the terminal one (§10.67)."""
+
+    _last = b""
+
+    def relay(self, payloads: Sequence[bytes]) -> None:
+        """See ``Door``."""
+        if payloads:
+            self._last = payloads[-1]
+            self._write(event_stream(payloads))
+
+    def refuse(self, error: ApiError) -> None:
+        """See ``Door``; an error that comes after the head is a response that failed.
+
+        Codex reads no ``error`` events over HTTP (protocol.md §4.3).
+        """
+        turn = self._turn
+        if not self._request.started or turn is None:
+            self._request.refuse(error)
+            return
+        response = made_response(
+            new_response_id(),
+            turn.request,
+            int(self._created_at),
+            turn.request.previous_response_id,
+        )
+        code = error.code or _CODE_OF_STATUS.get(error.status, "server_error")
+        number = sequence_number(self._last)
+        before = [] if self._last else [created_event(response)]
+        failed = failed_event(response, [], number + 1 + len(before), code, error.message)
+        self.relay([*before, failed])
+
+    def keep_alive(self) -> None:
+        """See ``Door``."""
+        self._write(KEEP_ALIVE if self._last else COMMENT)
+
+    def turn_ended(self) -> None:
+        """See ``Door``."""
+        self._request.finish()
+        super().turn_ended()
+
+    def _write(self, data: bytes) -> None:
+        if not self._request.started:
+            self._request.start(200, {**STREAM_HEADERS, **self.headers()})
+        self._request.write(data)
+
+
+class ObjectDoor(HttpDoor):
+    """``stream: false``: the response object of the terminal event."""
+
+    _terminal = b""
+    _told: Mapping[str, str] | None = None
+
+    def relay(self, payloads: Sequence[bytes]) -> None:
+        """See ``Door``."""
+        if self._told is None:
+            self._told = self.headers()  # at its end the turn has left its upstream
+        for payload in payloads:
+            if event_type(payload) in TERMINALS:
+                self._terminal = payload
+
+    def turn_ended(self) -> None:
+        """See ``Door``.
+
+        What broke off on its way is an error and not a response that failed: nothing of it
+        was seen yet, and SDKs try again by themselves.
+        """
+        turn = self._turn
+        if self._terminal and not self._request.started:
+            if turn is not None and turn.broken_off and turn.error is not None:
+                self._request.refuse(for_the_client(turn.error))
+            else:
+                _answer_with_response(self._request, self._terminal, self._told or {})
+        super().turn_ended()
+
+
+class _Detached(HttpDoor):
+    """A :class:`~gateway.server.connections.Guest` that outlasts its client's connection."""
+
+    def drain(self) -> None:
+        """See ``Guest``: it ends when its turn does."""
+
+    def abandon(self) -> None:
+        """See ``Guest``."""
+        if self._turn is not None:
+            self._turn.abandon(ApiError.gateway_restarts())
+
+
+class BackgroundDoor(_Detached):
+    """``background: true``: the object of the first events; the turn goes on (§7)."""
+
+    def relay(self, payloads: Sequence[bytes]) -> None:
+        """See ``Door``; of events that come together the last one tells most."""
+        for payload in reversed(payloads):
+            if not self._request.started and event_type(payload) in _WITH_RESPONSE:
+                _answer_with_response(self._request, payload, self.headers())
+
+
+class BackgroundStreamDoor(_Detached, StreamDoor):
+    """``background: true`` with ``stream: true``: the turn does not need its client."""
+
+    def client_gone(self) -> None:
+        """What it missed can be read later."""
+        if self._turn is not None:
+            self._turn.resume()
+
+
+Door = StreamDoor | ObjectDoor | BackgroundDoor | BackgroundStreamDoor
+
+
+def _answer_with_response(request: HttpRequest, event: bytes, headers: Mapping[str, str]) -> None:
+    try:
+        response = decode_members(event)["response"]
+    except (KeyError, *UNREADABLE):
+        request.refuse(ApiError.bad_gateway("The upstream answered without a response object."))
+        return
+    request.answer(200, bytes(response), {**_JSON, **headers})

@@ -1,0 +1,59 @@
+"""What all HTTP connections share: routes, keys, bounds and deadlines."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from typing import Any, Protocol
+
+from gateway.api_keys.keys import Tenants
+from gateway.config import Settings
+from gateway.server.connections import Admission
+from gateway.server.http_channel import HttpChannel
+from gateway.server.routes import Routes
+
+
+class WebSockets(Protocol):
+    """Makes the protocols of WebSocket connections."""
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """A protocol for a client at ``addr``."""
+
+
+class HttpSite:
+    """Makes the protocols of HTTP connections.
+
+    :param websockets: what a connection becomes that asks for an upgrade.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        routes: Routes,
+        settings: Settings,
+        tenants: Tenants,
+        admission: Admission,
+        websockets: WebSockets,
+    ) -> None:
+        self.reactor = reactor
+        self.routes = routes
+        self.admission = admission
+        self.websockets = websockets
+        self.tenants = tenants
+        self.max_body_bytes = settings.session.max_message_bytes
+        self.head_seconds = settings.timeouts.handshake_seconds
+        self.stall_seconds = settings.timeouts.stall_seconds
+        self._numbers = itertools.count(1)
+        self._start = secrets.token_hex(3)
+
+    def arrange(self, settings: Settings) -> None:
+        """Take these settings; those that bound a request need a restart."""
+        self.stall_seconds = settings.timeouts.stall_seconds
+
+    def buildProtocol(self, addr: Any) -> HttpChannel:
+        """A protocol for a client at ``addr``."""
+        return HttpChannel(self)
+
+    def next_connection(self) -> str:
+        """What journals call the next request: each is a connection of its own."""
+        return f"http-{self._start}-{next(self._numbers)}"

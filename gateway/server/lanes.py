@@ -1,0 +1,201 @@
+"""The lanes of one connection: whose turn is next, and how much may wait (protocol.md §6.1).
+
+A lane is ``IDLE -> WAITING -> RUNNING`` and then either of the first two: turns of one lane
+run one after the other, and so many lanes run at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from twisted.logger import Logger
+
+from gateway.protocol.errors import ApiError
+from gateway.protocol.request import TurnRequest
+from gateway.server.lane import Lane, LaneState
+from gateway.turn.turn import Turn
+
+_log = Logger(namespace="gateway.websocket")
+
+#: Turns of one connection that run at the same time, and lanes it may name (§6.1).
+MAX_RUNNING = 16
+MAX_NAMED_LANES = 32
+
+
+class LanesOwner(Protocol):
+    """The session, as its lanes see it."""
+
+    def turn_is_due(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
+        """Run a turn on ``lane``; it may end before this returns."""
+
+    def turn_ended(self, lane: Lane, turn: Turn) -> None:
+        """The turn that ran on ``lane`` is over; :meth:`Lanes.go_on` is due."""
+
+
+class Lanes:
+    """Starts the turns of one connection, each when its lane and the limit allow.
+
+    :param max_queued_turns: how many may wait on one lane.
+    :param max_queued_bytes: how long all of them together may be.
+    :param send: sends events to the client.
+    :ivar running: turns in progress.
+    :ivar is_paused: the client does not keep up, and nothing starts.
+    :ivar is_ending: nothing starts any more.
+    """
+
+    def __init__(
+        self,
+        max_queued_turns: int,
+        max_queued_bytes: int,
+        send: Callable[[Sequence[bytes]], None],
+        owner: LanesOwner,
+    ) -> None:
+        self.running = 0
+        self.is_paused = False
+        self.is_ending = False
+        self._max_queued_turns = max_queued_turns
+        self._max_queued_bytes = max_queued_bytes
+        self._send = send
+        self._owner = owner
+        self._lanes: dict[str | None, Lane] = {}
+        self._waiting: list[Lane] = []
+        self._queued_bytes = 0
+        self._starting = False
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    @property
+    def queued(self) -> int:
+        """Turns that wait for their lane."""
+        return sum(len(lane.queue) for lane in self._lanes.values())
+
+    def turns(self) -> list[Turn]:
+        """The turns in progress."""
+        return [lane.running for lane in self._lanes.values() if lane.running is not None]
+
+    def turn_on(self, name: str | None) -> Turn | None:
+        """The turn in progress on one lane."""
+        lane = self._lanes.get(name)
+        return lane.running if lane is not None else None
+
+    # --- what waits ------------------------------------------------------------------
+
+    def add(self, request: TurnRequest, now: float) -> None:
+        """Run a turn, at once or after those before it on its lane.
+
+        :raises ApiError: when too many lanes are named, or too many turns wait.
+        """
+        lane = self._named(request.stream_id)
+        if (
+            len(lane.queue) >= self._max_queued_turns
+            or self._queued_bytes + request.size > self._max_queued_bytes
+        ):
+            raise ApiError(
+                429,
+                "rate_limit_error",
+                f"{self.queued} turns wait on this connection already; no more are accepted.",
+                "too_many_queued_turns",
+            )
+        lane.queue.append((request, now))
+        self._queued_bytes += request.size
+        if lane.state is LaneState.IDLE:
+            self._let_wait(lane)
+            self._start_waiting()
+
+    def go_on(self, lane: Lane) -> None:
+        """The turn on ``lane`` ended: the next one of all lanes may start."""
+        self.running -= 1
+        lane.state = LaneState.IDLE
+        if self.is_ending:
+            self._give_back(lane)
+        elif lane.queue:
+            self._let_wait(lane)
+        self._start_waiting()
+
+    def pause(self) -> None:
+        """The client does not keep up: stop its upstreams."""
+        self.is_paused = True
+        for turn in self.turns():
+            turn.pause()
+
+    def resume(self) -> None:
+        """The client caught up; what flows now may fill its buffers again."""
+        self.is_paused = False
+        for turn in self.turns():
+            turn.resume()
+        self._start_waiting()
+
+    def end(self) -> None:
+        """Start nothing more: lanes that wait are told now, the others after their turns."""
+        self.is_ending = True
+        waiting, self._waiting = self._waiting, []
+        for lane in waiting:
+            lane.state = LaneState.IDLE
+            self._give_back(lane)
+
+    def forget(self) -> None:
+        """Nobody is there to be told."""
+        for lane in self._lanes.values():
+            lane.queue.clear()
+        self.end()
+
+    def _named(self, name: str | None) -> Lane:
+        lane = self._lanes.get(name)
+        if lane is None:
+            named = len(self._lanes) - (None in self._lanes)
+            if name is not None and named >= MAX_NAMED_LANES:
+                raise ApiError.invalid_request(
+                    f"This connection named {MAX_NAMED_LANES} lanes already; reuse one.",
+                    "stream_id",
+                    "websocket_stream_limit_reached",
+                )
+            lane = self._lanes[name] = Lane(name, self._send, self._owner.turn_ended)
+        return lane
+
+    def _let_wait(self, lane: Lane) -> None:
+        lane.state = LaneState.WAITING
+        self._waiting.append(lane)
+
+    def _start_waiting(self) -> None:
+        """Start the next turn of every lane that waits, as far as the limit allows.
+
+        A turn may end before its start returns; the loop here then takes the next.
+        """
+        if self._starting:
+            return
+        self._starting = True
+        while self._waiting and self.running < MAX_RUNNING and not self.is_paused:
+            lane = self._waiting.pop(0)
+            lane.state = LaneState.RUNNING
+            self.running += 1
+            self._make_turn(lane)
+        self._starting = False
+
+    def _make_turn(self, lane: Lane) -> None:
+        try:
+            self._owner.turn_is_due(lane, *self._take_from(lane))
+        except Exception:  # one turn is lost, but not its lane and all the others
+            _log.failure("a turn could not be made")
+            if lane.running is None:
+                lane.refuse(ApiError.gateway_failed())
+                self.go_on(lane)
+
+    def _take_from(self, lane: Lane) -> tuple[TurnRequest, float]:
+        request, accepted_at = lane.queue.popleft()
+        self._queued_bytes -= request.size
+        return request, accepted_at
+
+    def _give_back(self, lane: Lane) -> None:
+        """What waits on ``lane`` will not start: let the client send it elsewhere (law 5)."""
+        while lane.queue:
+            self._take_from(lane)
+            lane.refuse(connection_ends())
+
+
+def connection_ends() -> ApiError:
+    """What tells a client to send its turn over another connection."""
+    return ApiError.connection_limit_reached(
+        "This connection has reached its end; open a new one and send the full input."
+    )

@@ -1,0 +1,311 @@
+"""The session: what one client connection asked for, remembers and may continue.
+
+A session reads messages and starts turns; it knows nothing of frames or sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from gateway.config import LimitSettings, SessionSettings
+from gateway.conversations.records import Record
+from gateway.protocol.errors import ApiError, error_event
+from gateway.protocol.events import with_stream_id
+from gateway.protocol.refusals import is_clients_fault
+from gateway.protocol.request import (
+    TurnRequest,
+    client_metadata,
+    json_text,
+    member,
+    read_create,
+    read_members,
+    read_stream_id,
+    read_type,
+)
+from gateway.protocol.splitting import Members
+from gateway.protocol.synthetic_events import interrupt_accepted, interrupt_failed, steer_failed
+from gateway.protocol.turn_state import TURN_STATE
+from gateway.routing.affinity import affinity_keys, connection_key
+from gateway.server.history import Lineage
+from gateway.server.lane import Lane
+from gateway.server.lanes import Lanes, connection_ends
+from gateway.server.starting import start_turn
+from gateway.turn.context import Told, TurnContext, TurnEnvironment
+from gateway.turn.turn import Turn
+
+#: WebSocket close codes (RFC 6455 §7.4.1 and its registry).
+_CLOSE_NORMAL = 1000
+_CLOSE_GOING_AWAY = 1001
+_CLOSE_POLICY = 1008
+_CLOSE_RESTART = 1012
+
+#: Answers beside its turns that a client which reads nothing may pile up.
+_MAX_UNREAD_ANSWERS = 100
+
+#: How much of a response's id is echoed; no real one is longer.
+_MAX_ECHO = 4096
+
+
+class Channel(Protocol):
+    """The connection a session talks through."""
+
+    def send(self, payloads: Sequence[bytes]) -> None:
+        """Send each payload as one text message."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the connection after what was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who is at the other end of a connection.
+
+    :ivar tenant: name of the authenticated key.
+    :ivar connection: the connection's own id.
+    :ivar headers: those of the handshake that matter to upstreams, in lower case.
+    :ivar told: what the client is told beside its answers.
+    """
+
+    tenant: str
+    connection: str
+    headers: Mapping[str, str]
+    told: Told = Told.NOTHING
+
+
+class Session:
+    """One connection's state."""
+
+    def __init__(
+        self,
+        environment: TurnEnvironment,
+        settings: SessionSettings,
+        limits: LimitSettings,
+        channel: Channel,
+        client: Client,
+    ) -> None:
+        self._environment = environment
+        self._settings = settings
+        self._channel = channel
+        self.client = client
+        self._opened_at = environment.clock.seconds()
+        self._lanes = Lanes(
+            limits.max_queued_turns, 2 * settings.max_message_bytes, channel.send, self
+        )
+        self._lineage = Lineage(environment, client.tenant, settings.chaining == "always")
+        self._close_code = _CLOSE_GOING_AWAY
+        self._unread_answers = 0
+        self._is_last_word_said = False
+
+    # --- the connection's side -------------------------------------------------------
+
+    @property
+    def turns_running(self) -> int:
+        """Turns in progress."""
+        return self._lanes.running
+
+    @property
+    def lanes(self) -> int:
+        """Lanes that were named so far, the default one among them once it was used."""
+        return len(self._lanes)
+
+    @property
+    def turns_queued(self) -> int:
+        """Turns that wait for their lane."""
+        return self._lanes.queued
+
+    def message(self, payload: bytes) -> None:
+        """A text message arrived; whatever is wrong with it is answered (§10.36)."""
+        stream_id: str | None = None
+        try:
+            members = read_members(json_text(payload))
+            stream_id = read_stream_id(members)
+            kind = read_type(members)
+            handle = _HANDLERS.get(kind)
+            if handle is None:
+                raise ApiError.invalid_request(
+                    f"Unknown message type '{kind[:100]}'; this gateway understands"
+                    f" {', '.join(sorted(_HANDLERS))}.",
+                    "type",
+                )
+            handle(self, members, len(payload))
+        except ApiError as error:
+            self.refuse(error, stream_id)
+
+    def refuse(self, error: ApiError, stream_id: str | None = None) -> None:
+        """Answer a message that started no turn."""
+        event = error_event(error)
+        if stream_id is not None:
+            event = with_stream_id(event, msgspec.json.encode(stream_id))
+        self._answer(event)
+
+    def pause(self) -> None:
+        """The client does not keep up: stop its upstreams, nobody else's (law 12)."""
+        self._lanes.pause()
+
+    def resume(self) -> None:
+        """The client caught up."""
+        self._unread_answers = 0
+        self._lanes.resume()
+
+    def closed(self) -> None:
+        """The connection is gone: cancel what runs, forget what waits (§10.15)."""
+        self._lanes.forget()
+        for turn in self._lanes.turns():
+            turn.cancel()
+        self._lineage.close()
+        key = connection_key(self.client.tenant, self.client.connection)
+        self._environment.pool.bindings.release(key)
+
+    def hears_no_more(self) -> None:
+        """The client has asked for all it wants: leave when that is answered."""
+        self._is_last_word_said = True
+        self._close_when_idle()
+
+    def drain(self) -> None:
+        """The gateway stops: finish what runs, start nothing more."""
+        self._start_no_more(_CLOSE_GOING_AWAY)
+        self._close_between_turns()
+
+    def abandon(self) -> None:
+        """The gateway can wait no longer."""
+        self._start_no_more(_CLOSE_RESTART)
+        error = ApiError.gateway_restarts()
+        for turn in self._lanes.turns():
+            turn.abandon(error)
+        self._close_between_turns()
+
+    # --- messages --------------------------------------------------------------------
+
+    def _create(self, members: Members, size: int) -> None:
+        if self._lanes.is_ending or self._too_old():
+            self._turn_away(read_stream_id(members))
+            return
+        request = read_create(members, size, self._environment.seals.issuer_of)
+        self._lanes.add(request, self._environment.clock.seconds())
+
+    def _interrupt(self, members: Members, size: int) -> None:
+        response_id = member(members, "response_id", str)
+        if not response_id:
+            self._cancel(members, size)
+            return
+        turn = next((t for t in self._lanes.turns() if t.response_id == response_id), None)
+        if turn is not None:
+            turn.interrupt(interrupt_accepted)
+        else:
+            self._answer(interrupt_failed(response_id[:_MAX_ECHO]))
+
+    def _cancel(self, members: Members, size: int) -> None:
+        """``response.cancel``: end what runs, unless it names a response that does not."""
+        running = self._lanes.turn_on(read_stream_id(members))
+        named = member(members, "response_id", str)
+        if running is not None and (not named or named == running.response_id):
+            running.interrupt(None)
+
+    def _steer(self, members: Members, size: int) -> None:
+        named = member(members, "previous_response_id", str)
+        self._answer(steer_failed(named and named[:_MAX_ECHO]))
+
+    def _ignore(self, members: Members, size: int) -> None:
+        """``response.processed`` asks for nothing (§10.32)."""
+
+    def _answer(self, event: bytes) -> None:
+        """Answer what runs no turn.
+
+        A client that goes on asking and does not read the answers is let go: they would fill
+        the memory.
+        """
+        if self._lanes.is_paused:
+            self._unread_answers += 1
+            if self._unread_answers > _MAX_UNREAD_ANSWERS:
+                self._channel.close(_CLOSE_POLICY, "too many answers were not read")
+                return
+        self._channel.send([event])
+
+    # --- turns -----------------------------------------------------------------------
+
+    def turn_is_due(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
+        """See ``LanesOwner``."""
+        refusal: ApiError | None = None
+        parent: Record | None = None
+        continuation: str | None = None
+        try:
+            parent, continuation = self._lineage.parent_of(request, lane.latest)
+        except ApiError as error:
+            refusal = error
+        metadata = client_metadata(request.members)
+        context = TurnContext(
+            tenant=self.client.tenant,
+            connection=self.client.connection,
+            client_headers=self.client.headers,
+            affinity=affinity_keys(
+                self.client.tenant,
+                self.client.headers,
+                metadata,
+                request.prompt_cache_key,
+                self.client.connection,
+            ),
+            parent=parent,
+            continuation=continuation,
+            accepted_at=accepted_at,
+            turn_state=metadata.get(TURN_STATE),
+            told=self.client.told,
+            given_here=self._lineage.gave_out(parent),
+        )
+        turn = lane.running = Turn(self._environment, context, request, lane)
+        start_turn(turn, refusal)
+
+    def turn_ended(self, lane: Lane, turn: Turn) -> None:
+        """See ``LanesOwner``."""
+        if turn.recorded is not None:
+            lane.latest = turn.recorded.id
+            self._lineage.remember(turn.recorded, lane.name)
+        elif turn.record.response_id is not None:
+            self._lineage.cannot_continue(turn.record.response_id)
+        if turn.error is not None and is_clients_fault(turn.error):
+            self._lineage.evict(turn.request.previous_response_id, lane.name)
+        self._lanes.go_on(lane)
+        if self._lanes.is_ending:
+            self._close_between_turns()
+        self._close_when_idle()
+
+    def _close_when_idle(self) -> None:
+        if self._is_last_word_said and not self._lanes.running and not self._lanes.queued:
+            self._channel.close(_CLOSE_NORMAL, "all turns have ended")
+
+    def _close_between_turns(self) -> None:
+        if self._lanes.running == 0:
+            self._channel.close(self._close_code, "the connection ends between turns")
+
+    def _start_no_more(self, close_code: int) -> None:
+        """The connection ends when the running turns have; lanes hear of it after theirs."""
+        self._close_code = close_code
+        self._lanes.end()
+
+    # --- age -------------------------------------------------------------------------
+
+    def _too_old(self) -> bool:
+        age = self._environment.clock.seconds() - self._opened_at
+        return age >= self._settings.max_age_minutes * 60
+
+    def _turn_away(self, stream_id: str | None) -> None:
+        """Make the client come back on a new connection (§6.3).
+
+        The code stays the one of whatever ends it first: SDKs reconnect by themselves after
+        that of a stop, not after a normal one.
+        """
+        self._start_no_more(self._close_code if self._lanes.is_ending else _CLOSE_NORMAL)
+        self.refuse(connection_ends(), stream_id)
+        self._close_between_turns()
+
+
+_HANDLERS: dict[str, Callable[[Session, Members, int], None]] = {
+    "response.create": Session._create,
+    "response.interrupt": Session._interrupt,
+    "response.cancel": Session._cancel,
+    "response.steer": Session._steer,
+    "response.processed": Session._ignore,
+}

@@ -1,0 +1,96 @@
+"""What every turn works with, and what the door tells it of one client request."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from twisted.internet.interfaces import IReactorTime
+
+from gateway.api_keys.interface import TenantLimits
+from gateway.conversations.issuers import SealRegister
+from gateway.conversations.owners import OwnerRegister
+from gateway.conversations.records import Ledger, Record
+from gateway.protocol.errors import ApiError
+from gateway.protocol.turn_state import TurnStates
+from gateway.routing.affinity import AffinityKey
+from gateway.routing.pool import Pool
+from gateway.routing.wait_queue import WaitingRoom
+from gateway.turn.turn_log import TurnJournal
+
+
+@dataclass(frozen=True)
+class TurnEnvironment:
+    """The parts of the gateway that turns share.
+
+    :ivar owners: which account keeps a stored response.
+    :ivar waiting: where turns wait while no account is free.
+    :ivar limits: what each tenant may use.
+    :ivar hold_seconds: how long the preamble of an answer is held back for a refusal.
+    :ivar keepalive_seconds: silence after which the client gets a sign of life; 0: never.
+    """
+
+    clock: IReactorTime
+    ledger: Ledger
+    seals: SealRegister
+    owners: OwnerRegister
+    pool: Pool
+    waiting: WaitingRoom
+    limits: TenantLimits
+    turn_states: TurnStates
+    journal: TurnJournal
+    hold_seconds: float
+    keepalive_seconds: float
+
+
+class Told(enum.Flag):
+    """What a WebSocket client is told in a ``response.metadata`` event (§4.6)."""
+
+    NOTHING = 0
+    TURN_STATE = enum.auto()
+    ROUTE = enum.auto()
+
+
+@dataclass(frozen=True)
+class TurnContext:
+    """Whose turn it is and what it continues.
+
+    :ivar tenant: name of the client key.
+    :ivar client_headers: those of the handshake that matter to upstreams, in lower case.
+    :ivar affinity: the keys it is routed by, the strongest first.
+    :ivar parent: the response it continues, or None for a root.
+    :ivar continuation: how the parent was found: the client named it, or the session did.
+    :ivar accepted_at: when the request was read, unix seconds.
+    :ivar turn_state: ``x-codex-turn-state`` as the client echoed it, or None.
+    :ivar told: what the client wants to be told beside the answer.
+    :ivar given_here: whether the parent was given out on this very connection.
+    """
+
+    tenant: str
+    connection: str
+    client_headers: Mapping[str, str]
+    affinity: Sequence[AffinityKey]
+    parent: Record | None
+    continuation: str | None
+    accepted_at: float
+    turn_state: str | None = None
+    told: Told = Told.NOTHING
+    given_here: bool = False
+
+
+class Door(Protocol):
+    """Where a turn's events go: a lane of a WebSocket, or an HTTP response."""
+
+    def relay(self, payloads: Sequence[bytes]) -> None:
+        """Send events, each one JSON text, in order."""
+
+    def refuse(self, error: ApiError) -> None:
+        """Send the error that ends the turn, in the door's own shape."""
+
+    def keep_alive(self) -> None:
+        """Send a sign of life that means nothing."""
+
+    def turn_ended(self) -> None:
+        """The turn is over; its terminal event was sent."""

@@ -1,0 +1,160 @@
+"""Keeps the record of one turn or passage while it goes on, and hands it to the journal."""
+
+from __future__ import annotations
+
+import itertools
+
+from gateway.conversations.context import Plan
+from gateway.protocol.usage import Usage, estimated_usage
+from gateway.routing.bindings import opaque_id
+from gateway.routing.selection import Choice
+from gateway.routing.wait_queue import Lack
+from gateway.turn.context import TurnContext, TurnEnvironment
+from gateway.turn.turn_log import AttemptRecord, TurnRecord
+
+#: The rule that names the account of an attempt that is made in another way.
+SAME_ACCOUNT = "the same account, another way"
+
+#: How much of a client's words goes into the journal, in characters.
+_SHOWN = 200
+
+_RUNNING = "running"
+
+_numbers = itertools.count(1)
+
+
+class Logbook:
+    """Writes down what happens, and when.
+
+    :param model: as the client called it.
+    :param request_bytes: of what the client sent.
+    :ivar record: what is written so far.
+    """
+
+    def __init__(
+        self,
+        environment: TurnEnvironment,
+        context: TurnContext,
+        model: str | None,
+        previous_response_id: str | None,
+        request_bytes: int,
+        lane: str | None = None,
+        route: str | None = None,
+    ) -> None:
+        self._clock = environment.clock
+        self._journal = environment.journal
+        self._accepted_at = context.accepted_at
+        #: What it waits for, and since when.
+        self._waits: tuple[Lack, float] | None = None
+        self.record = TurnRecord(
+            turn=f"{context.connection}.{next(_numbers)}",
+            connection=context.connection,
+            key=context.tenant,
+            lane=lane,
+            model=_shown(model),
+            previous_response_id=_shown(previous_response_id),
+            continuation=context.continuation,
+            request_bytes=request_bytes,
+            conversation=opaque_id(context.affinity[-1]) if context.affinity else None,
+            route=route,
+        )
+
+    # --- on the way --------------------------------------------------------------------
+
+    def queued(self) -> None:
+        """It was its turn."""
+        self.record.queued_ms = self._elapsed_ms()
+
+    def waits(self, lack: Lack) -> None:
+        """This is not free; another wait, the next attempt or the end ends it."""
+        self._waited()
+        self._waits = lack, self._elapsed_ms()
+
+    def tries(
+        self,
+        account: str,
+        rule: str,
+        route: str,
+        request_bytes: int,
+        plan: Plan | None,
+        choice: Choice | None,
+    ) -> None:
+        """An attempt begins.
+
+        :param request_bytes: of what the account is sent.
+        :param plan: how it continues the conversation; None for what continues none.
+        :param choice: how the account was chosen; None where it was not.
+        """
+        self._waited()
+        record = self.record
+        record.account, record.route = account, route
+        record.upstream_bytes += request_bytes
+        if plan is not None:
+            record.chained_to, record.reason = plan.previous_response_id, plan.reason
+        attempt = AttemptRecord(account, rule, route, outcome=_RUNNING)
+        attempt.chosen_ms = self._elapsed_ms()
+        if choice is not None:
+            attempt.candidates, attempt.others = choice.candidates, dict(choice.others)
+        record.attempts.append(attempt)
+
+    def connected(self) -> None:
+        """The request goes out."""
+        self.record.attempts[-1].connected_ms = self._elapsed_ms()
+
+    def answered(self) -> None:
+        """The upstream's answer begins."""
+        self.record.attempts[-1].first_byte_ms = self._elapsed_ms()
+
+    def first_event(self) -> None:
+        """The client sees the first of it."""
+        self.record.first_event_ms = self._elapsed_ms()
+
+    def first_output(self) -> None:
+        """The client sees the first of what the model says."""
+        self.record.first_output_ms = self._elapsed_ms()
+
+    def outcome(self, words: str) -> None:
+        """What became of the attempt."""
+        self.record.attempts[-1].outcome = words
+
+    # --- what it took ------------------------------------------------------------------
+
+    def counts(self, usage: Usage) -> None:
+        """The upstream says what it took, in tokens."""
+        record = self.record
+        record.input_tokens, record.cached_tokens, record.output_tokens = usage
+
+    def estimated(self) -> Usage:
+        """What the last attempt may have taken, by its bytes."""
+        record = self.record
+        return estimated_usage(record.upstream_bytes // len(record.attempts), record.relayed_bytes)
+
+    # --- the end -----------------------------------------------------------------------
+
+    def closed(self, status: str, error_code: str | None) -> None:
+        """It is over: the journal has it."""
+        self._waited()
+        record = self.record
+        if record.attempts and record.attempts[-1].outcome == _RUNNING:
+            record.attempts[-1].outcome = error_code or status
+        record.status, record.error_code = status, error_code
+        record.duration_ms = self._elapsed_ms()
+        record.ended_at = round(self._clock.seconds(), 3)
+        self._journal.ended(record)
+
+    def _waited(self) -> None:
+        waits, self._waits = self._waits, None
+        if waits is None:
+            return
+        record, waited = self.record, self._elapsed_ms() - waits[1]
+        if waits[0] is Lack.ACCOUNT:
+            record.waited_ms = round((record.waited_ms or 0.0) + waited, 1)
+        else:
+            record.limited_ms = round((record.limited_ms or 0.0) + waited, 1)
+
+    def _elapsed_ms(self) -> float:
+        return round((self._clock.seconds() - self._accepted_at) * 1000, 1)
+
+
+def _shown(words: str | None) -> str | None:
+    return None if words is None else words[:_SHOWN]

@@ -1,0 +1,317 @@
+"""Faults for tests and demonstrations: what an account does wrong with its next requests.
+
+A fault either refuses a request outright or rewrites the steps of its answer. A step is an event,
+bytes to be sent as they are, a pause, a wait, or an end of the connection.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from simulator.endpoints import Endpoint
+from simulator.events import Event, sse
+
+
+class Ending(enum.Enum):
+    """An answer that ends otherwise than with its terminal event."""
+
+    END = "end"  # the HTTP response ends well, without a terminal event
+    CLOSE = "close"  # what was sent is delivered, then the connection closes
+    DROP = "drop"  # the connection is reset
+    SILENCE = "silence"  # nothing more is sent; the connection stays open
+
+
+@dataclass(frozen=True)
+class Pause:
+    seconds: float
+
+
+class Headers(enum.Enum):
+    """Send the response headers before the first event."""
+
+    NOW = "now"
+
+
+#: A Deferred is waited for: the next event is not made yet.
+Step = Event | bytes | Pause | Ending | Headers | Deferred[None]
+Steps = Iterator[Step]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The base of all faults; by itself it changes nothing (lets one request pass)."""
+
+    #: Whether it is the response that is wrong, and not only this answer's way to the client.
+    is_of_response = False
+
+    def extra_headers(self) -> Mapping[str, str]:
+        """Headers to add to the answer."""
+        return {}
+
+    def rewrite(self, steps: Steps) -> Steps:
+        """The answer's steps as this fault leaves them."""
+        return steps
+
+
+@dataclass(frozen=True)
+class Refuse(Fault):
+    """Answer with this status and body before looking at the request."""
+
+    status: int
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def error(
+        cls,
+        status: int,
+        code: str | None,
+        message: str = "Refused on request.",
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> Refuse:
+        error = {"message": message, "type": kind, "param": param, "code": code, **more}
+        return cls(status, {"error": error}, headers or {})
+
+    @classmethod
+    def rate_limited(cls, retry_after: float | None = None) -> Refuse:
+        headers = {} if retry_after is None else {"retry-after": f"{retry_after:g}"}
+        message = "Rate limit reached. Please try again later."
+        return cls.error(429, "rate_limit_exceeded", message, kind="requests", headers=headers)
+
+    @classmethod
+    def usage_limit_reached(cls, resets_at: int, resets_in_seconds: int) -> Refuse:
+        return cls.error(
+            429,
+            None,
+            "The usage limit has been reached",
+            kind="usage_limit_reached",
+            plan_type="plus",
+            resets_at=resets_at,
+            resets_in_seconds=resets_in_seconds,
+        )
+
+    def extra_headers(self) -> Mapping[str, str]:
+        return self.headers
+
+
+@dataclass(frozen=True)
+class ResponseHeaders(Fault):
+    """Answer as usual, with these headers added."""
+
+    headers: Mapping[str, str]
+
+    def extra_headers(self) -> Mapping[str, str]:
+        return self.headers
+
+
+@dataclass(frozen=True)
+class _Stop(Fault):
+    """Let some events through, then end. With none, not even the headers are sent unless asked."""
+
+    after: int = 0
+    headers: bool = False
+    ending = Ending.END
+
+    def rewrite(self, steps: Steps) -> Steps:
+        if self.headers:
+            yield Headers.NOW
+        yield from _first(steps, self.after)
+        yield self.ending
+
+
+@dataclass(frozen=True)
+class EndAfter(_Stop):
+    """End the HTTP response properly after N events, without a terminal event."""
+
+    ending = Ending.END
+
+
+@dataclass(frozen=True)
+class CloseAfter(_Stop):
+    """Close the connection after N events have been delivered (0: before the first byte)."""
+
+    ending = Ending.CLOSE
+
+
+@dataclass(frozen=True)
+class DropAfter(_Stop):
+    """Reset the connection after N events have left the simulator."""
+
+    ending = Ending.DROP
+
+
+@dataclass(frozen=True)
+class SilenceAfter(_Stop):
+    """Send nothing more after N events, and keep the connection open."""
+
+    ending = Ending.SILENCE
+
+
+@dataclass(frozen=True)
+class PauseAfter(Fault):
+    """Wait so long after N events, then go on."""
+
+    seconds: float
+    after: int = 0
+
+    def rewrite(self, steps: Steps) -> Steps:
+        yield from _first(steps, self.after)
+        yield Pause(self.seconds)
+        yield from steps
+
+
+@dataclass(frozen=True)
+class InsertAfter(Fault):
+    """Send an extra event (or raw bytes), unnumbered, after N events; then go on or end."""
+
+    event: Event | bytes
+    after: int = 0
+    then: Ending | None = None
+
+    def rewrite(self, steps: Steps) -> Steps:
+        yield from _first(steps, self.after)
+        yield self.event if isinstance(self.event, bytes) else sse(self.event)
+        if self.then is None:
+            yield from steps
+        else:
+            yield self.then
+
+
+@dataclass(frozen=True)
+class TerminalAfter(Fault):
+    """End the response as failed or incomplete after at most N events (before its own end)."""
+
+    error: Mapping[str, Any] | None = None
+    incomplete_reason: str | None = None
+    after: int = 2
+    is_of_response = True
+
+    def rewrite(self, steps: Steps) -> Steps:
+        response: dict[str, Any] = {}
+        finished: list[Any] = []
+        for number, step in enumerate(steps):
+            event = step if isinstance(step, dict) else {}
+            response = event.get("response", response)
+            if number >= self.after or event.get("type") == "response.completed":
+                break
+            if event.get("type") == "response.output_item.done":
+                finished.append(event["item"])
+            yield step
+        status = "failed" if self.incomplete_reason is None else "incomplete"
+        ended = {**response, "status": status, "output": finished}
+        if self.incomplete_reason is None:
+            default = {"code": "server_error", "message": "The simulated model failed."}
+            ended["error"] = self.error or default
+        else:
+            ended["incomplete_details"] = {"reason": self.incomplete_reason}
+        yield {"type": f"response.{status}", "response": ended}
+
+
+@dataclass(frozen=True)
+class EmptyOutput(Fault):
+    """Complete with `output: []`, as the ChatGPT backend does."""
+
+    is_of_response = True
+
+    def rewrite(self, steps: Steps) -> Steps:
+        for step in steps:
+            if isinstance(step, dict) and step["type"] == "response.completed":
+                step = {**step, "response": {**step["response"], "output": []}}
+            yield step
+
+
+@dataclass(frozen=True)
+class NoEcho(Fault):
+    """Leave `previous_response_id` out of what the response repeats."""
+
+    is_of_response = True
+
+    def rewrite(self, steps: Steps) -> Steps:
+        for step in steps:
+            if isinstance(step, dict) and "response" in step:
+                response = {**step["response"], "previous_response_id": None}
+                step = {**step, "response": response}
+            yield step
+
+
+@dataclass(frozen=True)
+class Together(Fault):
+    """Several faults on one request, the first nearest to the model."""
+
+    faults: Sequence[Fault]
+
+    def extra_headers(self) -> Mapping[str, str]:
+        return {k: v for fault in self.faults for k, v in fault.extra_headers().items()}
+
+    def rewrite(self, steps: Steps) -> Steps:
+        for fault in self.faults:
+            steps = fault.rewrite(steps)
+        return steps
+
+
+def _first(steps: Steps, count: int) -> Steps:
+    """The steps up to the event of this number; pauses and the like are no events."""
+    while count > 0:
+        step = next(steps, None)
+        if step is None:
+            return
+        yield step
+        count -= isinstance(step, (dict, bytes))
+
+
+def flat_error(code: str | None, message: str | None = None) -> Event:
+    """An error event in the shape SSE streams use."""
+    return {"type": "error", "code": code, "message": message, "param": None}
+
+
+def nested_error(status: int | None, code: str | None, message: str | None = None) -> Event:
+    """An error event in the wrapped shape, with or without a status."""
+    error = {"type": "invalid_request_error", "code": code, "message": message, "param": None}
+    return {"type": "error", **({} if status is None else {"status": status}), "error": error}
+
+
+EMPTY_ERROR: Event = {"type": "error", "error": {}}
+
+
+class FaultQueue:
+    """The faults waiting for each account's next requests, by account name.
+
+    Those for one endpoint go before those for any.
+    """
+
+    def __init__(self) -> None:
+        self._next: dict[tuple[str, Endpoint | None], deque[Fault]] = {}
+        self._always: dict[tuple[str, Endpoint | None], Fault] = {}
+
+    def push(self, account: str, *faults: Fault, to: Endpoint | None = None) -> None:
+        """One fault for each of the account's next requests; `Fault()` lets one pass."""
+        self._next.setdefault((account, to), deque()).extend(faults)
+
+    def always(self, account: str, fault: Fault, to: Endpoint | None = None) -> None:
+        """This fault for every request that no pushed fault is waiting for."""
+        self._always[account, to] = fault
+
+    def clear(self, account: str) -> None:
+        """The account does nothing wrong any more."""
+        self._next = {key: value for key, value in self._next.items() if key[0] != account}
+        self._always = {key: value for key, value in self._always.items() if key[0] != account}
+
+    def take(self, account: str, endpoint: Endpoint = "create") -> Fault:
+        """The fault for the request that just came in."""
+        keys = ((account, endpoint), (account, None))
+        for key in keys:
+            waiting = self._next.get(key)
+            if waiting:
+                return waiting.popleft()
+        found = (self._always[key] for key in keys if key in self._always)
+        return next(found, Fault())

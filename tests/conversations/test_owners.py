@@ -1,0 +1,80 @@
+"""Which account keeps a response: per tenant, bounded in count, age and memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections import OrderedDict
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+
+from gateway.conversations.owners import OwnerRegister
+
+
+def test_a_response_is_known_to_its_tenant_alone() -> None:
+    owners = OwnerRegister(Clock().seconds)
+    owners.note("laptop", "resp_1", "a")
+    assert owners.owner_of("laptop", "resp_1") == "a"
+    assert owners.owner_of("desk", "resp_1") is None
+    assert owners.owner_of("laptop", "resp_2") is None
+
+
+def test_names_cannot_be_cut_another_way() -> None:
+    owners = OwnerRegister(Clock().seconds)
+    owners.note("a", "bc", "x")
+    assert owners.owner_of("ab", "c") is None
+
+
+def test_a_deleted_response_is_forgotten() -> None:
+    owners = OwnerRegister(Clock().seconds)
+    owners.note("laptop", "resp_1", "a")
+    owners.forget("laptop", "resp_1")
+    owners.forget("laptop", "resp_1")
+    assert owners.owner_of("laptop", "resp_1") is None
+
+
+def test_a_response_is_kept_for_its_time_and_not_for_ever() -> None:
+    clock = Clock()
+    owners = OwnerRegister(clock.seconds, ttl_seconds=100)
+    clock.advance(60)
+    owners.note("laptop", "resp_1", "a")
+    clock.advance(99)
+    assert owners.owner_of("laptop", "resp_1") == "a"
+    clock.advance(101)
+    assert owners.owner_of("laptop", "resp_1") is None
+    assert len(owners) == 0
+
+
+def test_a_long_silence_forgets_everything() -> None:
+    clock = Clock()
+    owners = OwnerRegister(clock.seconds, ttl_seconds=100)
+    owners.note("laptop", "resp_1", "a")
+    clock.advance(1000)
+    assert owners.owner_of("laptop", "resp_1") is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from("ab")), max_size=60))
+def test_the_newest_half_of_the_bound_is_always_known(notes: list[tuple[int, str]]) -> None:
+    owners = OwnerRegister(Clock().seconds, max_responses=8)
+    newest: OrderedDict[int, str] = OrderedDict()
+    for number, account in notes:
+        owners.note("laptop", f"resp_{number}", account)
+        newest[number] = account
+        newest.move_to_end(number)
+        assert len(owners) <= 8, "expected the bound to hold"
+        for kept in list(newest)[-4:]:
+            assert owners.owner_of("laptop", f"resp_{kept}") == newest[kept]
+
+
+def test_two_hundred_thousand_cost_less_than_32_megabytes() -> None:
+    owners = OwnerRegister(Clock().seconds)
+    tracemalloc.start()
+    try:
+        for number in range(300_000):
+            owners.note("laptop", f"resp_{number:048x}", "account-1")
+        size = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(owners) <= 200_000
+    assert size < 32 * 2**20, f"expected a compact register, it takes {size / 2**20:.1f} MB"
