@@ -22,8 +22,8 @@ from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.bindings import Bindings
-from gateway.routing.pool import Pool
-from gateway.routing.selection import Choice, Wanted
+from gateway.routing.pool import AccountPool
+from gateway.routing.selection import RouteRequest, Selection
 
 MODEL = "gpt-5.5"
 COUNTS = (2, 100, 1000)
@@ -42,7 +42,7 @@ class NoUpstream:
         """Nothing is open."""
 
 
-def pool_of(count: int, strategy: Any, resting: int = 0) -> Pool:
+def pool_of(count: int, strategy: Any, resting: int = 0) -> AccountPool:
     """So many accounts, of several weights and priorities; the first ones rest."""
     accounts = []
     for number in range(count):
@@ -57,20 +57,22 @@ def pool_of(count: int, strategy: Any, resting: int = 0) -> Pool:
     for account in accounts[:resting]:
         rest = Fault(FaultKind.RATE_LIMITED, "429", time.time() + 300)
         account.health.reserve(MODEL).refused(rest)
-    return Pool(accounts, Bindings(100_000, 3600, time.time), RoutingSettings(strategy=strategy))
+    return AccountPool(
+        accounts, Bindings(100_000, 3600, time.time), RoutingSettings(strategy=strategy)
+    )
 
 
-def choice_us(pool: Pool) -> float:
+def choice_us(pool: AccountPool) -> float:
     """Microseconds for a choice; of several measurements the one that was disturbed least."""
     keys = [AffinityKey("thread", "bench", str(number)) for number in range(TIMES * REPEATS)]
-    choices = [Wanted(MODEL, [key]) for key in keys]
+    choices = [RouteRequest(MODEL, [key]) for key in keys]
     best = float("inf")
     for start in range(0, len(choices), TIMES):
         began = time.process_time()
         for wanted in choices[start : start + TIMES]:
             choice = pool.choose(wanted)
-            assert isinstance(choice, Choice), "somebody is always left"
-            choice.reservation.release()
+            assert isinstance(choice, Selection), "somebody is always left"
+            choice.lease.release()
         best = min(best, time.process_time() - began)
     return best / TIMES * 1e6
 

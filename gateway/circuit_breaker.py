@@ -37,7 +37,7 @@ class BreakerState(enum.Enum):
     PROBING = "probing"
 
 
-class Happening(enum.Enum):
+class BreakerEvent(enum.Enum):
     """What moves a breaker."""
 
     TRIPPED = "tripped"
@@ -48,7 +48,7 @@ class Happening(enum.Enum):
     CLOSED = "closed"
 
 
-_S, _H = BreakerState, Happening
+_S, _H = BreakerState, BreakerEvent
 
 #: Every allowed transition.
 TRANSITIONS = {
@@ -67,7 +67,7 @@ TRANSITIONS = {
 }
 
 
-class Attempt:
+class BreakerAttempt:
     """One use of what a breaker guards; told to the breaker when it ended.
 
     :ivar trips: how often the breaker had tripped when it began.
@@ -81,7 +81,7 @@ class Attempt:
         self.forgave = 0
 
 
-class Breaker:
+class CircuitBreaker:
     """One thing that may fail.
 
     Attempts that began before it tripped tell little: their success does not close it, and
@@ -119,7 +119,7 @@ class Breaker:
         self._jitter = jitter
         self._state = BreakerState.CLOSED
         self._strikes = 0
-        self._probe: Attempt | None = None
+        self._probe: BreakerAttempt | None = None
         self._probed_at = 0.0
         self.failures = 0
         self.trips = 0
@@ -143,23 +143,23 @@ class Breaker:
         """Whether an attempt may begin: it is closed, or a probe is due."""
         return self.closed or self.state is BreakerState.HALF_OPEN
 
-    def attempt(self) -> Attempt:
+    def attempt(self) -> BreakerAttempt:
         """An attempt begins; the first one of a half-open breaker is its probe."""
-        attempt = Attempt(self.trips)
+        attempt = BreakerAttempt(self.trips)
         if not self.closed and self.state is BreakerState.HALF_OPEN:
             now = self._now()
-            self._move(Happening.PROBED)
+            self._move(BreakerEvent.PROBED)
             self._probe, self._probed_at = attempt, now
             self.until = min(self.until, now)
         return attempt
 
-    def began(self, attempt: Attempt) -> None:
+    def began(self, attempt: BreakerAttempt) -> None:
         """It works so far: a rest is over, but failures in a row are still counted."""
         if not self.closed and attempt.trips == self.trips:
             attempt.forgave = self._strikes
             self.close()
 
-    def succeeded(self, attempt: Attempt) -> None:
+    def succeeded(self, attempt: BreakerAttempt) -> None:
         """It worked."""
         self.began(attempt)
         attempt.forgave = 0
@@ -172,7 +172,7 @@ class Breaker:
 
     def failed(
         self,
-        attempt: Attempt | None = None,
+        attempt: BreakerAttempt | None = None,
         retry_at: float | None = None,
         first_seconds: float | None = None,
     ) -> None:
@@ -199,11 +199,11 @@ class Breaker:
         elif retry_at is not None:
             self._lengthen(retry_at)
 
-    def dropped(self, attempt: Attempt) -> None:
+    def dropped(self, attempt: BreakerAttempt) -> None:
         """It ended without telling anything; a probe may be made again."""
         if attempt is self._probe:
             self._probe = None
-            self._move(Happening.WITHDREW)
+            self._move(BreakerEvent.WITHDREW)
 
     def hurry(self, seconds: float) -> bool:
         """Let a rest whose end nobody named last no longer than this; False when it would not."""
@@ -214,7 +214,7 @@ class Breaker:
 
     def close(self) -> None:
         """Nothing is held against it any more: it worked, or the operator says so."""
-        self._move(Happening.CLOSED)
+        self._move(BreakerEvent.CLOSED)
         self._probe = None
         self._strikes = self.failures = 0
         self.since = self._now()
@@ -222,7 +222,7 @@ class Breaker:
 
     def _trip(self, retry_at: float | None, first_seconds: float | None) -> None:
         now = self._now()
-        self._move(Happening.TRIPPED)
+        self._move(BreakerEvent.TRIPPED)
         self._probe = None
         doubled = 2 ** min(self._strikes, _MAX_DOUBLINGS)
         if retry_at is None:
@@ -240,7 +240,7 @@ class Breaker:
         now = self._now()
         until = now + self._spread(retry_at - now)
         if until > max(self.until, now):
-            self._move(Happening.LENGTHENED)
+            self._move(BreakerEvent.LENGTHENED)
             self.until = until
             self.named = max(self.named or 0.0, retry_at)
 
@@ -258,11 +258,11 @@ class Breaker:
         probing = self._state is BreakerState.PROBING
         if probing and not 0 <= now - self._probed_at < self.max_seconds:
             self._probe = None
-            self._move(Happening.WITHDREW)
+            self._move(BreakerEvent.WITHDREW)
         if self._state is BreakerState.OPEN:
             self.until = min(self.until, now + self.max_seconds)
             if now >= self.until:
-                self._move(Happening.ELAPSED)
+                self._move(BreakerEvent.ELAPSED)
 
-    def _move(self, happening: Happening) -> None:
+    def _move(self, happening: BreakerEvent) -> None:
         self._state = TRANSITIONS[self._state, happening]

@@ -37,13 +37,13 @@ class ConversationFailed(Exception):
     """The gateway did not do what it promises."""
 
 
-class Client(WebSocketClientProtocol):
+class DemoClient(WebSocketClientProtocol):
     """A client of the Responses API that does one turn after the other."""
 
     def __init__(self) -> None:
         super().__init__()
         self._waiting: Deferred[dict[str, Any]] | None = None
-        self.opened: Deferred[Client] = Deferred()
+        self.opened: Deferred[DemoClient] = Deferred()
 
     def turn(self, **fields: Any) -> Deferred[dict[str, Any]]:
         """Send a ``response.create``; fires with the finished response object."""
@@ -75,7 +75,7 @@ class Client(WebSocketClientProtocol):
             fire(waiting)
 
 
-async def converse(client: Client, show: Callable[[str, dict[str, Any]], None]) -> None:
+async def converse(client: DemoClient, show: Callable[[str, dict[str, Any]], None]) -> None:
     """Five turns: a question, three rounds of a tool, and a question about the first turn.
 
     :param show: called after each turn with what was said and the response.
@@ -139,7 +139,7 @@ async def demonstrate(reactor: Any, settings: Settings, port: int, once: bool) -
         raise SystemExit(f"responses-gateway: {error}\nTry: make run ARGS='--port 9080'") from None
     reactor.addSystemEventTrigger("before", "shutdown", gateway.stopService)
     factory = WebSocketClientFactory(f"ws://127.0.0.1:{port}/v1/responses", reactor=reactor)
-    factory.protocol = Client
+    factory.protocol = DemoClient
     endpoint = HostnameEndpoint(reactor, "127.0.0.1", port)
     client: Any = await endpoint.connect(factory)
     await client.opened
@@ -148,7 +148,7 @@ async def demonstrate(reactor: Any, settings: Settings, port: int, once: bool) -
     def show(question: str, response: dict[str, Any]) -> None:
         nonlocal turns
         turns += 1
-        record = gateway.environment.journal.latest()[-1]
+        record = gateway.turn_services.turn_log.latest()[-1]
         print(shown_turn(turns, record, question, said(response)), flush=True)
 
     try:

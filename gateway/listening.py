@@ -10,7 +10,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
-from gateway.server.connections import Admission
+from gateway.server.connections import ConnectionLimiter
 
 #: How long connections may take to close after their turns were ended, in seconds.
 _CLOSE_SECONDS = 2.0
@@ -66,10 +66,10 @@ class ListenerService(Service):
         self._listening = listening
 
 
-class DoorService(ListenerService):
+class ClientListener(ListenerService):
     """The clients' listener; it stays open while turns finish, to say that it stops.
 
-    :param admission: who is in.
+    :param limiter: who is in.
     :param shutdown_seconds: how long running turns may go on; may change before a stop.
     """
 
@@ -78,17 +78,17 @@ class DoorService(ListenerService):
         reactor: Any,
         endpoint: str,
         factory: Any,
-        admission: Admission,
+        limiter: ConnectionLimiter,
         shutdown_seconds: float,
     ) -> None:
         super().__init__(reactor, endpoint, factory, "listen")
-        self._admission = admission
+        self._limiter = limiter
         self.shutdown_seconds = shutdown_seconds
 
     def finish_turns(self) -> Deferred[None]:
         """Refuse new clients and wait until the running turns are done, or time is up."""
         finished: Deferred[None] = Deferred()
-        abandon = self._reactor.callLater(self.shutdown_seconds, self._admission.abandon)
+        abandon = self._reactor.callLater(self.shutdown_seconds, self._limiter.abandon)
         give_up = self._reactor.callLater(
             self.shutdown_seconds + _CLOSE_SECONDS, lambda: finished.callback(None)
         )
@@ -100,7 +100,7 @@ class DoorService(ListenerService):
             if not finished.called:
                 finished.callback(None)
 
-        self._admission.drain(empty)
+        self._limiter.drain(empty)
         return finished
 
 

@@ -12,7 +12,7 @@ from gateway.config import ConfigError, Settings, changed, needs_restart
 _log = Logger(namespace="gateway.reload")
 
 
-class Rejected(NamedTuple):
+class RejectedReload(NamedTuple):
     """A configuration that was not taken.
 
     :ivar at: unix seconds.
@@ -23,7 +23,7 @@ class Rejected(NamedTuple):
     error: str
 
 
-class Reloads:
+class ConfigReloader:
     """Replaces the settings in force, all of them or none.
 
     :param settings: those in force, with which the gateway starts.
@@ -44,7 +44,7 @@ class Reloads:
         self.settings = settings
         self._started = settings
         self.generation = 1
-        self.last_rejected: Rejected | None = None
+        self.last_rejected: RejectedReload | None = None
         self._read = read
         self._apply = apply
         self._now = now
@@ -58,7 +58,7 @@ class Reloads:
         try:
             settings = self._read()
         except ConfigError as error:
-            self.last_rejected = Rejected(self._now(), error.summary)
+            self.last_rejected = RejectedReload(self._now(), error.summary)
             for line in error.lines:
                 _log.error("the configuration in force stays: {error}", error=line)
             raise
@@ -66,7 +66,7 @@ class Reloads:
         try:
             self._apply(settings, self.settings)
         except Exception as error:  # a file that vanished since it was checked, or a bug
-            self.last_rejected = Rejected(self._now(), f"it cannot be applied: {error}")
+            self.last_rejected = RejectedReload(self._now(), f"it cannot be applied: {error}")
             _log.failure("the configuration in force stays")
             raise
         self.settings = settings

@@ -10,39 +10,39 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from gateway.account_registry import AccountRegistry
 from gateway.admin.api import Api
 from gateway.admin.auth import Access
 from gateway.admin.prometheus import Metrics
 from gateway.admin.running import Running
 from gateway.admin.site import AdminSite
-from gateway.api_keys.keys import Tenants
+from gateway.api_keys.keys import KeyRing
 from gateway.config import AccountSettings, Settings, SimulatorSettings
 from gateway.config.endpoints import is_loopback
-from gateway.conversations.issuers import SealRegister
-from gateway.conversations.owners import OwnerRegister
-from gateway.conversations.store import MemoryLedger
-from gateway.listening import DoorService, ListenerService
+from gateway.conversations.issuers import ContentIssuers
+from gateway.conversations.owners import ResponseOwners
+from gateway.conversations.store import MemoryStore
+from gateway.listening import ClientListener, ListenerService
 from gateway.log import LogThreshold
-from gateway.metrics.collector import Observatory
+from gateway.metrics.collector import MetricsCollector
 from gateway.protocol.turn_state import TurnStates
-from gateway.roster import Roster
 from gateway.routing.bindings import Bindings
-from gateway.routing.model_catalog import Catalogues
-from gateway.routing.pool import Pool
-from gateway.routing.wait_queue import WaitingRoom
-from gateway.server.chat import Chat
+from gateway.routing.model_catalog import ModelCatalog
+from gateway.routing.pool import AccountPool
+from gateway.routing.wait_queue import WaitQueue
+from gateway.server.chat import ChatCompletions
 from gateway.server.compact import Inputs
-from gateway.server.connections import Admission
+from gateway.server.connections import ConnectionLimiter
 from gateway.server.front import FrontFactory
 from gateway.server.http_site import HttpSite
 from gateway.server.models import Models
 from gateway.server.responses import Responses
 from gateway.server.route_table import endpoints
-from gateway.server.routes import Routes
-from gateway.server.stored import Stored
+from gateway.server.routes import RouteTable
+from gateway.server.stored import StoredResponses
 from gateway.server.websocket_site import ResponsesFactory
-from gateway.turn.context import TurnEnvironment
-from gateway.turn.turn_log import TurnJournal
+from gateway.turn.context import TurnServices
+from gateway.turn.turn_log import TurnLog
 from simulator import SimulatedAccount, Simulator, SimulatorService
 
 _log = Logger(namespace="gateway.service")
@@ -58,9 +58,9 @@ class GatewayService(MultiService):
 
     :param settings: the configuration.
     :param reactor: clock, network and threads.
-    :ivar environment: what turns work with.
+    :ivar turn_services: what turns work with.
     :ivar tenants: the client keys.
-    :ivar admission: counts the clients of all doors.
+    :ivar limiter: counts the clients of all doors.
     :ivar door: the factory of WebSocket connections.
     :ivar whole: all of it, as the admin side sees it.
     :ivar threshold: of the log.
@@ -69,30 +69,30 @@ class GatewayService(MultiService):
     def __init__(self, settings: Settings, reactor: Any) -> None:
         super().__init__()
         self.settings = settings
-        self._roster = Roster(reactor, settings)
+        self._registry = AccountRegistry(reactor, settings)
         if settings.accounts:
-            self._roster.arrange(settings)
+            self._registry.reconfigure(settings)
         else:
             self._simulate(reactor)
-        self.tenants = Tenants(settings.keys, reactor.seconds)
-        self.environment = self._environment(reactor)
+        self.tenants = KeyRing(settings.keys, reactor.seconds)
+        self.turn_services = self._services(reactor)
         limits = settings.limits
-        self.admission = Admission(limits.max_connections, limits.max_incoming_bytes)
+        self.limiter = ConnectionLimiter(limits.max_connections, limits.max_incoming_bytes)
         self.door = ResponsesFactory(
-            reactor, self.environment, settings, self.tenants, self.admission
+            reactor, self.turn_services, settings, self.tenants, self.limiter
         )
-        self._responses = Responses(self.environment, self.admission)
-        self._catalogues = Catalogues(reactor)
+        self._responses = Responses(self.turn_services, self.limiter)
+        self._catalogues = ModelCatalog(reactor)
         self.threshold = LogThreshold(settings.log.level)
         self._open_admin_side(reactor)
         expiry = TimerService(_EXPIRY_SECONDS, self._forget_what_is_old)
         expiry.clock = reactor
         expiry.setServiceParent(self)
-        self._door_service = DoorService(
+        self._door_service = ClientListener(
             reactor,
             settings.listen,
             self._front(reactor),
-            self.admission,
+            self.limiter,
             settings.timeouts.shutdown_seconds,
         )
         self._door_service.setServiceParent(self)
@@ -100,30 +100,30 @@ class GatewayService(MultiService):
     def stopService(self) -> Deferred[Any]:
         """Let clients finish first; only then take away what serves them."""
         stopped: Deferred[Any] = self._door_service.finish_turns()
-        stopped.addCallback(lambda _: self.environment.waiting.stop())
+        stopped.addCallback(lambda _: self.turn_services.waiting.stop())
         stopped.addCallback(lambda _: self._catalogues.close())
         stopped.addCallback(lambda _: MultiService.stopService(self))
-        stopped.addCallback(lambda _: self._roster.close())
+        stopped.addCallback(lambda _: self._registry.close())
         return stopped
 
-    def _environment(self, reactor: Any) -> TurnEnvironment:
+    def _services(self, reactor: Any) -> TurnServices:
         """What turns work with."""
         settings, routing = self.settings, self.settings.routing
         bindings = Bindings(routing.max_bindings, routing.affinity_minutes * 60, reactor.seconds)
-        waiting = WaitingRoom(reactor, routing.max_waiting)
-        pool = Pool(self._roster.accounts, bindings, routing)
+        waiting = WaitQueue(reactor, routing.max_waiting)
+        pool = AccountPool(self._registry.accounts, bindings, routing)
         pool.released = self.tenants.freed = waiting.wake
         ttl = settings.ledger.ttl_minutes * 60
-        return TurnEnvironment(
+        return TurnServices(
             clock=reactor,
-            ledger=MemoryLedger(settings.ledger.max_bytes, ttl, reactor.seconds),
-            seals=SealRegister(),
-            owners=OwnerRegister(reactor.seconds),
+            ledger=MemoryStore(settings.ledger.max_bytes, ttl, reactor.seconds),
+            issuers=ContentIssuers(),
+            owners=ResponseOwners(reactor.seconds),
             pool=pool,
             waiting=waiting,
             limits=self.tenants,
             turn_states=TurnStates(secrets.token_bytes(32)),
-            journal=TurnJournal(),
+            turn_log=TurnLog(),
             hold_seconds=settings.session.hold_seconds,
             keepalive_seconds=settings.session.keepalive_seconds,
         )
@@ -131,14 +131,14 @@ class GatewayService(MultiService):
     def _open_admin_side(self, reactor: Any) -> None:
         """What is counted, and who may see it and act."""
         admin = self.settings.admin
-        figures = Observatory(
-            reactor, self.environment, self.tenants, self.admission, self.door, self._catalogues
+        figures = MetricsCollector(
+            reactor, self.turn_services, self.tenants, self.limiter, self.door, self._catalogues
         )
         figures.setServiceParent(self)
         self.whole = Running(
-            self.environment,
+            self.turn_services,
             self.tenants,
-            self.admission,
+            self.limiter,
             self.door,
             self.threshold,
             figures,
@@ -155,60 +155,58 @@ class GatewayService(MultiService):
 
     def _front(self, reactor: Any) -> FrontFactory:
         """One listener for WebSocket and HTTP clients."""
-        environment = self.environment
-        routes = Routes(
+        services = self.turn_services
+        routes = RouteTable(
             endpoints(
                 self._responses,
-                Stored(environment),
-                Inputs(environment),
-                Models(environment.pool, self._catalogues, self.tenants.may_use),
-                Chat(environment),
+                StoredResponses(services),
+                Inputs(services),
+                Models(services.pool, self._catalogues, self.tenants.may_use),
+                ChatCompletions(services),
             )
         )
-        self._site = HttpSite(
-            reactor, routes, self.settings, self.tenants, self.admission, self.door
-        )
+        self._site = HttpSite(reactor, routes, self.settings, self.tenants, self.limiter, self.door)
         return FrontFactory(
             reactor,
             self.door,
             self._site,
             self.settings.timeouts.handshake_seconds,
-            self.admission,
+            self.limiter,
         )
 
     def _forget_what_is_old(self) -> None:
         """Whatever one of them fails of, the others go on, and all do next time."""
-        environment = self.environment
+        services = self.turn_services
         for forget in (
-            environment.ledger.expire,
-            environment.pool.bindings.expire,
-            self._roster.release_idle,
+            services.ledger.expire,
+            services.pool.bindings.expire,
+            self._registry.release_idle,
         ):
             try:
                 forget()
             except Exception:
                 _log.failure("what is old could not be forgotten")
 
-    def arrange(self, settings: Settings, before: Settings) -> None:
+    def reconfigure(self, settings: Settings, before: Settings) -> None:
         """Put changed settings into force; what they do not name stays as it is."""
-        environment = self.environment
-        gone = {account.name for account in self._roster.arrange(settings, before)}
-        for name in gone - {account.name for account in self._roster.accounts}:
-            environment.pool.bindings.forget_account(name)
-        environment.pool.arrange(self._roster.accounts, settings.routing)
-        environment.pool.bindings.arrange(
+        services = self.turn_services
+        gone = {account.name for account in self._registry.reconfigure(settings, before)}
+        for name in gone - {account.name for account in self._registry.accounts}:
+            services.pool.bindings.forget_account(name)
+        services.pool.reconfigure(self._registry.accounts, settings.routing)
+        services.pool.bindings.reconfigure(
             settings.routing.max_bindings, settings.routing.affinity_minutes * 60
         )
-        environment.waiting.max_waiting = settings.routing.max_waiting
-        self.tenants.arrange(settings.keys)
+        services.waiting.max_waiting = settings.routing.max_waiting
+        self.tenants.reconfigure(settings.keys)
         self._door_service.shutdown_seconds = settings.timeouts.shutdown_seconds
-        self.admission.max_connections = settings.limits.max_connections
-        self.admission.incoming.max_bytes = settings.limits.max_incoming_bytes
-        self.door.arrange(settings)
-        self._site.arrange(settings)
-        self._access.arrange(settings.admin.token, settings.admin.hosts)
+        self.limiter.max_connections = settings.limits.max_connections
+        self.limiter.incoming.max_bytes = settings.limits.max_incoming_bytes
+        self.door.reconfigure(settings)
+        self._site.reconfigure(settings)
+        self._access.reconfigure(settings.admin.token, settings.admin.hosts)
         self._arrange_log(settings.log.level, before.log.level)
-        environment.waiting.wake()
+        services.waiting.wake()
 
     def _arrange_log(self, level: str, before: str) -> None:
         """Take a changed level; one that was set on the admin side outlasts other changes."""
@@ -230,8 +228,8 @@ class GatewayService(MultiService):
         simulator = Simulator(simulated, reactor, event_delay=_SIMULATED_PAUSE)
         service = SimulatorService(simulator, reactor)
         service.setServiceParent(self)
-        self._roster.accounts += [
-            self._roster.add(
+        self._registry.accounts += [
+            self._registry.add(
                 AccountSettings(
                     name=each.name, base_url="simulator", key=each.key, background=True
                 ),

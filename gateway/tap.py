@@ -22,7 +22,7 @@ from gateway.config import Settings, in_force, needs_restart
 from gateway.listening import CannotListen
 from gateway.log import log_file, log_observer
 from gateway.options import Options, summary
-from gateway.reload import Reloads
+from gateway.reload import ConfigReloader
 from gateway.service import GatewayService
 from gateway.signals import on_second_stop, on_signal
 
@@ -46,7 +46,9 @@ class TwistdService(GatewayService):
         self._twistd: Mapping[str, Any] = options.parent or {}
         self._reactor = reactor
         self._log_file: LogFile | None = None
-        self.reloads = Reloads(options.settings, options.read, self.arrange, reactor.seconds)
+        self.reloads = ConfigReloader(
+            options.settings, options.read, self.reconfigure, reactor.seconds
+        )
         self._options = options
         self._described = self._started = options.described()
         self.whole.configuration = Configuration(
@@ -57,9 +59,9 @@ class TwistdService(GatewayService):
             None if options["config"] is None else self.reloads.reload,
         )
 
-    def arrange(self, settings: Settings, before: Settings) -> None:
+    def reconfigure(self, settings: Settings, before: Settings) -> None:
         """See ``GatewayService``."""
-        super().arrange(settings, before)
+        super().reconfigure(settings, before)
         waiting = needs_restart(self.settings, settings)
         self._described = in_force(self._started, self._options.described(), waiting)
 
@@ -98,14 +100,14 @@ class TwistdService(GatewayService):
         _log.info(
             "stopping, connections: {connections}; turns that run have {seconds:g} seconds,"
             " or until a second signal",
-            connections=len(self.admission),
+            connections=len(self.limiter),
             seconds=self._door_service.shutdown_seconds,
         )
 
     def _end_all_turns(self) -> None:
         """The second signal to stop."""
         _log.warn("a second signal: what runs is ended")
-        self.admission.abandon()
+        self.limiter.abandon()
 
     def _reload(self) -> None:
         with suppress(Exception):  # the log has it, and the admin side

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.circuit_breaker import TRANSITIONS, Attempt, Breaker, BreakerState, Happening
+from gateway.circuit_breaker import (
+    TRANSITIONS,
+    BreakerAttempt,
+    BreakerEvent,
+    BreakerState,
+    CircuitBreaker,
+)
 
 START = 1_795_000_000.0
 MAX = 600.0
@@ -19,7 +25,9 @@ class Bench:
     def __init__(self, threshold: int = 1, first_seconds: float = 10.0) -> None:
         self.now = START
         self.jitter = 0.0
-        self.breaker = Breaker(lambda: self.now, threshold, first_seconds, MAX, lambda: self.jitter)
+        self.breaker = CircuitBreaker(
+            lambda: self.now, threshold, first_seconds, MAX, lambda: self.jitter
+        )
 
     def fail(self, retry_in: float | None = None) -> None:
         """Begin an attempt, which fails at once."""
@@ -177,7 +185,7 @@ def test_a_probe_that_never_ends_does_not_block_for_ever(bench: Bench) -> None:
 # --- beginning well ------------------------------------------------------------------
 
 
-def begin_well(bench: Bench) -> Attempt:
+def begin_well(bench: Bench) -> BreakerAttempt:
     bench.sleep()
     probe = bench.breaker.attempt()
     bench.breaker.began(probe)
@@ -407,4 +415,4 @@ def test_every_state_can_be_left_and_reached() -> None:
 
 def test_everything_can_be_closed() -> None:
     for state in BreakerState:
-        assert TRANSITIONS[state, Happening.CLOSED] is CLOSED
+        assert TRANSITIONS[state, BreakerEvent.CLOSED] is CLOSED

@@ -17,7 +17,7 @@ from gateway import log
 from gateway.config import LogSettings
 from gateway.log import LogThreshold, json_line, log_file, log_observer, text_line
 from gateway.protocol.errors import ApiError
-from gateway.turn.turn_log import TurnJournal
+from gateway.turn.turn_log import TurnLog
 from tests.support.events import turn_events, user
 from tests.turn.fakes import World
 
@@ -131,7 +131,7 @@ def test_json_lines_are_json_whatever_the_fields(fields: dict[str, Any]) -> None
 def test_a_clients_words_cannot_make_a_line_of_their_own(format: str, evil: str) -> None:
     world = World()
     logger, out = logged(format)
-    world.journal._log = logger
+    world.turn_log._log = logger
     turn = world.turn([user("hi")], model=evil)
     turn.start()
     turn.cancel()
@@ -151,9 +151,9 @@ def test_a_failed_format_does_not_stop_the_log() -> None:
 def test_a_turns_line_has_no_secret_and_no_content(format: str) -> None:
     world = World()
     logger, out = logged(format)
-    journal = TurnJournal(logger)
+    turn_log = TurnLog(logger)
     world.completed([user("my secret wish")], turn_events([], "resp_1"))
-    journal.ended(world.journal.latest()[0])
+    turn_log.ended(world.turn_log.latest()[0])
     line = out.getvalue()
     assert line.count("\n") == 1
     for expected in ("resp_1", "completed", "laptop", "gpt-5.5", "root"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.config import ConfigError, Settings, load_settings
-from gateway.reload import Reloads
+from gateway.reload import ConfigReloader
 
 BASE = "accounts: [{name: a, preset: ollama}]\n"
 
@@ -16,7 +16,7 @@ class Files:
     def __init__(self) -> None:
         self.text = BASE
         self.applied: list[tuple[Settings, Settings]] = []
-        self.reloads = Reloads(
+        self.reloads = ConfigReloader(
             self.read(), self.read, lambda new, old: self.applied.append((new, old)), lambda: 7.0
         )
 

@@ -19,7 +19,7 @@ from gateway.config import (
     Settings,
     TimeoutSettings,
 )
-from gateway.conversations.records import Record
+from gateway.conversations.records import ResponseRecord
 from gateway.listening import CannotListen
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.affinity import AffinityKey
@@ -56,7 +56,7 @@ def test_the_admin_side_can_be_switched_off(reactor: MemoryReactorClock) -> None
 
 def test_without_accounts_the_simulator_serves_two(reactor: MemoryReactorClock) -> None:
     gateway = GatewayService(Settings(), reactor)
-    assert [account.name for account in gateway.environment.pool.accounts] == [
+    assert [account.name for account in gateway.turn_services.pool.accounts] == [
         "simulated-1",
         "simulated-2",
     ]
@@ -69,8 +69,10 @@ def test_without_accounts_the_simulator_serves_two(reactor: MemoryReactorClock) 
 def test_old_conversations_are_forgotten_as_time_goes_by(reactor: MemoryReactorClock) -> None:
     gateway = GatewayService(settings(), reactor)
     gateway.startService()
-    ledger = gateway.environment.ledger
-    ledger.add(Record("laptop", "resp_1", None, (), (), "a", True, True, None, reactor.seconds()))
+    ledger = gateway.turn_services.ledger
+    ledger.add(
+        ResponseRecord("laptop", "resp_1", None, (), (), "a", True, True, None, reactor.seconds())
+    )
     reactor.pump([30] * 119)
     assert ledger.figures().responses == 1
     reactor.pump([30] * 3)
@@ -85,7 +87,7 @@ def test_old_conversations_are_forgotten_as_time_goes_by(reactor: MemoryReactorC
 def arranged(gateway: GatewayService, **about: Any) -> GatewayService:
     """After a reload."""
     before, after = gateway.settings, settings(**about)
-    gateway.arrange(after, before)
+    gateway.reconfigure(after, before)
     return gateway
 
 
@@ -101,7 +103,7 @@ def test_an_account_described_otherwise_is_still_the_same(
 ) -> None:
     """Neither its rest nor the operator's wish nor its conversations are lost."""
     gateway = GatewayService(settings(), reactor)
-    pool = gateway.environment.pool
+    pool = gateway.turn_services.pool
     health = pool.accounts[0].health
     health.broke(None, Fault(FaultKind.EXHAUSTED, "used up", reactor.seconds() + 300))
     health.drain()
@@ -119,7 +121,7 @@ def test_an_account_described_otherwise_is_still_the_same(
 
 def test_another_key_is_another_account(reactor: MemoryReactorClock) -> None:
     gateway = GatewayService(settings(), reactor)
-    pool = gateway.environment.pool
+    pool = gateway.turn_services.pool
     pool.accounts[0].health.broke(None, Fault(FaultKind.UNAUTHORIZED, "refused"))
     arranged(gateway, accounts=(replace(ACCOUNT, key="sk-another"),))
     assert pool.accounts[0].health.state is AccountState.READY
@@ -127,11 +129,11 @@ def test_another_key_is_another_account(reactor: MemoryReactorClock) -> None:
 
 def test_what_a_reload_disables_and_enables_is_so(reactor: MemoryReactorClock) -> None:
     gateway = GatewayService(settings(), reactor)
-    pool = gateway.environment.pool
+    pool = gateway.turn_services.pool
     off = settings(accounts=(replace(ACCOUNT, enabled=False),))
-    gateway.arrange(off, gateway.settings)
+    gateway.reconfigure(off, gateway.settings)
     assert pool.accounts[0].health.state is AccountState.DISABLED
-    gateway.arrange(settings(), off)
+    gateway.reconfigure(settings(), off)
     assert pool.accounts[0].health.state is AccountState.READY
 
 
@@ -139,7 +141,7 @@ def test_conversations_of_an_account_that_is_gone_have_no_home(
     reactor: MemoryReactorClock,
 ) -> None:
     gateway = GatewayService(settings(), reactor)
-    bindings = gateway.environment.pool.bindings
+    bindings = gateway.turn_services.pool.bindings
     key = AffinityKey("thread", "laptop", "t-1")
     bindings.bind(key, ACCOUNT.name, "round-robin")
     arranged(gateway, accounts=(replace(ACCOUNT, name="another"),))
@@ -148,9 +150,9 @@ def test_conversations_of_an_account_that_is_gone_have_no_home(
 
 def test_a_reload_leaves_simulated_accounts_in_service(reactor: MemoryReactorClock) -> None:
     gateway = GatewayService(settings(accounts=()), reactor)
-    names = [account.name for account in gateway.environment.pool.accounts]
+    names = [account.name for account in gateway.turn_services.pool.accounts]
     arranged(gateway, accounts=())
-    assert [account.name for account in gateway.environment.pool.accounts] == names
+    assert [account.name for account in gateway.turn_services.pool.accounts] == names
 
 
 def test_an_idle_gateway_stops_at_once(reactor: MemoryReactorClock) -> None:
@@ -167,7 +169,7 @@ def test_it_stops_when_the_last_client_is_gone(reactor: MemoryReactorClock) -> N
     results = stopped(gateway)
     reactor.advance(20)
     assert results == []
-    gateway.admission.leave(client)
+    gateway.limiter.leave(client)
     assert results == [None]
     assert reactor.getDelayedCalls() == []
 
@@ -184,15 +186,15 @@ def test_it_does_not_wait_longer_than_it_may(reactor: MemoryReactorClock) -> Non
     assert (len(client.abandoned), results) == (1, []), "the last words need a moment"
     reactor.advance(2)
     assert results == [None]
-    gateway.admission.leave(client)  # too late, and harmless
+    gateway.limiter.leave(client)  # too late, and harmless
 
 
 def test_a_reload_reaches_every_part(reactor: MemoryReactorClock) -> None:
     """Each setting that needs no restart is found again where it counts."""
     gateway = GatewayService(settings(), reactor)
-    environment, pool = gateway.environment, gateway.environment.pool
+    services, pool = gateway.turn_services, gateway.turn_services.pool
     waiting: list[str] = []
-    environment.waiting.wait(
+    services.waiting.wait(
         "desk", 60.0, lambda: bool(waiting.append("asked")), lambda: None, "a place"
     )
     arranged(
@@ -207,13 +209,13 @@ def test_a_reload_reaches_every_part(reactor: MemoryReactorClock) -> None:
     found = {
         "keys": gateway.tenants.knows("desk"),
         "routing.max_attempts": pool.routing.max_attempts,
-        "routing.max_waiting": environment.waiting.max_waiting,
+        "routing.max_waiting": services.waiting.max_waiting,
         "routing.max_bindings": pool.bindings.max_bindings,
         "routing.affinity_minutes": pool.bindings._ttl_seconds,
         "timeouts.stall_seconds": (gateway.door.stall_seconds, gateway._site.stall_seconds),
-        "limits.max_connections": gateway.admission.max_connections,
+        "limits.max_connections": gateway.limiter.max_connections,
         "limits.max_queued_turns": gateway.door.max_queued_turns,
-        "limits.max_incoming_bytes": gateway.admission.incoming.max_bytes,
+        "limits.max_incoming_bytes": gateway.limiter.incoming.max_bytes,
         "log.level": gateway.threshold.level,
         "admin.token": gateway._access.has_token,
         "turns that waited ask anew": waiting,

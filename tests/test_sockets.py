@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.protocol import Factory, Protocol
 
-from gateway.server.connections import Admission
+from gateway.server.connections import ConnectionLimiter
 from gateway.server.front import FrontFactory
 from tests.admin.stage import Admin
 from tests.support.certificates import self_signed
@@ -24,7 +24,7 @@ from tests.support.certificates import self_signed
 def clients() -> Any:
     """The listener of both doors; nobody sends a head here."""
     nobody: Any = None
-    return FrontFactory(reactor, nobody, nobody, 60, Admission(10))
+    return FrontFactory(reactor, nobody, nobody, 60, ConnectionLimiter(10))
 
 
 def admin() -> Any:

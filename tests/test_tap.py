@@ -139,7 +139,7 @@ def test_a_second_signal_to_stop_waits_for_nobody(
     assert (client.abandoned, results) == ([], [])
     foreground.second_stop()
     assert client.abandoned == [reactor.seconds()]
-    gateway.admission.leave(client)
+    gateway.limiter.leave(client)
     assert results == [None]
 
 

@@ -46,7 +46,7 @@ class Actions:
         act = self._of_account.get(action)
         if act is None:
             raise not_found()
-        account = self._running.environment.pool.named(name)
+        account = self._running.services.pool.named(name)
         if account is None:
             raise not_found(f"no account is named '{name[:100]}'")
         return act(account)
@@ -68,10 +68,10 @@ class Actions:
 
     def drain(self) -> Done:
         """Take no new clients and let the turns that run finish; a restart ends it."""
-        admission = self._running.admission
-        if not admission.draining:
-            admission.drain(_nothing)
-        left = len(admission)
+        limiter = self._running.limiter
+        if not limiter.draining:
+            limiter.drain(_nothing)
+        left = len(limiter)
         return {
             "result": f"draining; {left} clients are left. A restart lets clients in again",
             "left": left,
@@ -109,22 +109,22 @@ class Actions:
         return self._did(account, "rests no longer: every cooldown is cleared")
 
     def _did(self, account: Account, what: str) -> Done:
-        self._running.environment.waiting.wake()
+        self._running.services.waiting.wake()
         return {"result": f"{account.name} {what}", "state": account.health.state.value}
 
     def _probe(self, account: Account) -> Deferred[Done]:
-        probe = Probe(self._running.environment.clock, account)
+        probe = Probe(self._running.services.clock, account)
         probe.start()
         return probe.result.addCallback(lambda found: _probed(account, found))
 
     # --- conversations -----------------------------------------------------------------
 
     def _unpin(self, identity: str) -> Done:
-        self._running.environment.pool.bindings.forget(self._binding(identity))
+        self._running.services.pool.bindings.forget(self._binding(identity))
         return {"result": "the conversation sticks to no account; its next turn chooses anew"}
 
     def _move(self, identity: str) -> Done:
-        binding = self._running.environment.pool.bindings.move(self._binding(identity))
+        binding = self._running.services.pool.bindings.move(self._binding(identity))
         if binding is None or binding.leaves is None:
             raise not_found("this conversation is not known any more")
         return {
@@ -135,15 +135,15 @@ class Actions:
 
     def _drop(self, identity: str) -> Done:
         """Forget the binding and every tree of responses that is known to belong to it."""
-        environment = self._running.environment
+        services = self._running.services
         binding_id = binding_id_of(self._running, identity)
         responses = [identity, *response_ids_of(self._running, binding_id or identity)]
         forgotten = 0
         for response_id in dict.fromkeys(responses):
             records = records_of(self._running, response_id)
             if records:
-                forgotten += environment.ledger.forget(records[0].tenant, response_id)
-        unbound = binding_id is not None and environment.pool.bindings.forget(binding_id)
+                forgotten += services.ledger.forget(records[0].tenant, response_id)
+        unbound = binding_id is not None and services.pool.bindings.forget(binding_id)
         if not forgotten and not unbound:
             raise not_found("nothing is known of this conversation")
         return {
@@ -153,10 +153,7 @@ class Actions:
 
     def _binding(self, identity: str) -> str:
         binding_id = binding_id_of(self._running, identity)
-        if (
-            binding_id is None
-            or self._running.environment.pool.bindings.with_id(binding_id) is None
-        ):
+        if binding_id is None or self._running.services.pool.bindings.with_id(binding_id) is None:
             raise not_found("no binding of this conversation is known")
         return binding_id
 

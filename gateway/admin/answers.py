@@ -38,7 +38,7 @@ _SECURITY_HEADERS = {
 }
 
 
-class Reply(NamedTuple):
+class AdminResponse(NamedTuple):
     """An answer.
 
     :ivar body: bytes as they are, or anything else to become JSON.
@@ -50,9 +50,9 @@ class Reply(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-def see_other(place: str, headers: Mapping[str, str] | None = None) -> Reply:
+def see_other(place: str, headers: Mapping[str, str] | None = None) -> AdminResponse:
     """303: what a form led to is found there."""
-    return Reply(303, b"", HTML, {"location": place, **(headers or {})})
+    return AdminResponse(303, b"", HTML, {"location": place, **(headers or {})})
 
 
 def set_security_headers(request: Request) -> None:
@@ -61,7 +61,7 @@ def set_security_headers(request: Request) -> None:
         request.setHeader(name, value)
 
 
-def write(request: Request, reply: Reply) -> None:
+def write(request: Request, reply: AdminResponse) -> None:
     """Answer, and be done."""
     body = reply.body if isinstance(reply.body, bytes) else as_json(reply.body)
     request.setResponseCode(reply.status)

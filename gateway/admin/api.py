@@ -10,17 +10,17 @@ from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET
 
 from gateway.admin.actions import Actions
-from gateway.admin.answers import HTML, Reply, accepted, see_other, wants_html
-from gateway.admin.asked import Asked
+from gateway.admin.answers import HTML, AdminResponse, accepted, see_other, wants_html
+from gateway.admin.asked import AdminQuery
 from gateway.admin.audit import MAX_ACTIONS, Audit
 from gateway.admin.auth import Access, cookie
 from gateway.admin.dry_run import dry_run
 from gateway.admin.errors import AdminError, bad_request, not_found
 from gateway.admin.live import MAX_LISTENERS, LiveFeed
-from gateway.admin.logins import MAX_LOGINS, Login
+from gateway.admin.logins import MAX_LOGINS, AdminSession
 from gateway.admin.openapi import DESCRIPTION
 from gateway.admin.page import BrowserPages
-from gateway.admin.routes import Entry, Route, RouteTable
+from gateway.admin.routes import AdminEntry, AdminRoute, RouteTable
 from gateway.admin.running import Running
 from gateway.admin.throttle import MAX_ADDRESSES
 from gateway.admin.views.accounts import accounts
@@ -55,33 +55,37 @@ class Api:
         self.actions = Actions(running)
         self.pages = BrowserPages(running, access, self.memory)
         self._metrics = metrics
-        anybody, reader, operator = Entry.ANYBODY, Entry.READER, Entry.OPERATOR
+        anybody, reader, operator = AdminEntry.ANYBODY, AdminEntry.READER, AdminEntry.OPERATOR
         self.table = RouteTable(
             [
-                Route("GET", "/", anybody, lambda _: see_other("/status")),
-                Route("GET", "/livez", anybody, lambda _: {"status": "alive"}),
-                Route("GET", "/readyz", anybody, self._readyz),
-                Route("GET", "/openapi.json", anybody, lambda _: Reply(200, DESCRIPTION)),
-                Route("GET", "/login", anybody, lambda _: self.login_page(200, None)),
-                Route("POST", "/login", anybody, self._log_in),
-                Route("POST", "/logout", anybody, self._log_out),
-                Route("GET", "/status", reader, self._status),
-                Route("GET", "/status/accounts", reader, lambda _: accounts(running)),
-                Route("GET", "/status/conversations", reader, self._conversations),
-                Route("GET", "/status/conversations/{id}/why", reader, self._why),
-                Route("GET", "/status/turns", reader, self._turns),
-                Route("GET", "/status/keys", reader, lambda _: keys(running)),
-                Route("GET", "/status/memory", reader, lambda _: self.memory()),
-                Route("GET", "/status/config", reader, lambda _: configuration(running)),
-                Route("GET", "/status/audit", reader, lambda _: self.audit.shown()),
-                Route("GET", "/events", reader, self._events),
-                Route("GET", "/metrics", reader, self._scrape),
-                Route("POST", "/admin/accounts/{name}/{action}", operator, self._account),
-                Route("POST", "/admin/conversations/{id}/{action}", operator, self._conversation),
-                Route("POST", "/admin/log-level", operator, self._log_level),
-                Route("POST", "/admin/drain", operator, self._drain),
-                Route("POST", "/admin/reload", operator, self._reload),
-                Route("POST", "/admin/route-dry-run", operator, self._dry_run),
+                AdminRoute("GET", "/", anybody, lambda _: see_other("/status")),
+                AdminRoute("GET", "/livez", anybody, lambda _: {"status": "alive"}),
+                AdminRoute("GET", "/readyz", anybody, self._readyz),
+                AdminRoute(
+                    "GET", "/openapi.json", anybody, lambda _: AdminResponse(200, DESCRIPTION)
+                ),
+                AdminRoute("GET", "/login", anybody, lambda _: self.login_page(200, None)),
+                AdminRoute("POST", "/login", anybody, self._log_in),
+                AdminRoute("POST", "/logout", anybody, self._log_out),
+                AdminRoute("GET", "/status", reader, self._status),
+                AdminRoute("GET", "/status/accounts", reader, lambda _: accounts(running)),
+                AdminRoute("GET", "/status/conversations", reader, self._conversations),
+                AdminRoute("GET", "/status/conversations/{id}/why", reader, self._why),
+                AdminRoute("GET", "/status/turns", reader, self._turns),
+                AdminRoute("GET", "/status/keys", reader, lambda _: keys(running)),
+                AdminRoute("GET", "/status/memory", reader, lambda _: self.memory()),
+                AdminRoute("GET", "/status/config", reader, lambda _: configuration(running)),
+                AdminRoute("GET", "/status/audit", reader, lambda _: self.audit.shown()),
+                AdminRoute("GET", "/events", reader, self._events),
+                AdminRoute("GET", "/metrics", reader, self._scrape),
+                AdminRoute("POST", "/admin/accounts/{name}/{action}", operator, self._account),
+                AdminRoute(
+                    "POST", "/admin/conversations/{id}/{action}", operator, self._conversation
+                ),
+                AdminRoute("POST", "/admin/log-level", operator, self._log_level),
+                AdminRoute("POST", "/admin/drain", operator, self._drain),
+                AdminRoute("POST", "/admin/reload", operator, self._reload),
+                AdminRoute("POST", "/admin/route-dry-run", operator, self._dry_run),
             ]
         )
 
@@ -97,36 +101,38 @@ class Api:
         ]
         return memory(self.running, own)
 
-    def login_page(self, status: int, wrong: str | None) -> Reply:
+    def login_page(self, status: int, wrong: str | None) -> AdminResponse:
         """The form, after what went wrong."""
-        return Reply(status, self.pages.login(wrong), HTML)
+        return AdminResponse(status, self.pages.login(wrong), HTML)
 
     # --- reading -----------------------------------------------------------------------
 
-    def _readyz(self, asked: Asked) -> Reply:
+    def _readyz(self, asked: AdminQuery) -> AdminResponse:
         why_not = ready(self.running)
         return (
-            Reply(200, {"status": "ready"}) if why_not is None else Reply(503, {"status": why_not})
+            AdminResponse(200, {"status": "ready"})
+            if why_not is None
+            else AdminResponse(503, {"status": why_not})
         )
 
-    def _status(self, asked: Asked) -> Reply:
+    def _status(self, asked: AdminQuery) -> AdminResponse:
         asked.request.setHeader("vary", "accept, cookie")
         if wants_html(asked.request):
             arguments: Any = asked.request.args
-            return Reply(200, self.pages.status(arguments, asked.visitor), HTML)
-        return Reply(200, overview(self.running))
+            return AdminResponse(200, self.pages.status(arguments, asked.visitor), HTML)
+        return AdminResponse(200, overview(self.running))
 
-    def _conversations(self, asked: Asked) -> Any:
+    def _conversations(self, asked: AdminQuery) -> Any:
         limit = asked.number("limit", 100, _MAX_LISTED)
         return conversations(self.running, (asked.text("q") or "").strip()[:300], limit)
 
-    def _why(self, asked: Asked) -> Any:
+    def _why(self, asked: AdminQuery) -> Any:
         found = why(self.running, asked.names["id"])
         if found is None:
             raise not_found("nothing is known of this conversation")
         return found
 
-    def _turns(self, asked: Asked) -> Any:
+    def _turns(self, asked: AdminQuery) -> Any:
         return turns(
             self.running,
             asked.text("account"),
@@ -136,19 +142,19 @@ class Api:
             asked.number("limit", _MAX_LISTED, _MAX_LISTED),
         )
 
-    def _events(self, asked: Asked) -> Any:
+    def _events(self, asked: AdminQuery) -> Any:
         if asked.request.method == b"HEAD":
-            return Reply(200, b"", "text/event-stream")
+            return AdminResponse(200, b"", "text/event-stream")
         self.live.listen(asked.request, lambda: self.access.lasts(asked.visitor))
         return NOT_DONE_YET
 
-    def _scrape(self, asked: Asked) -> Reply:
+    def _scrape(self, asked: AdminQuery) -> AdminResponse:
         content_type, text = self._metrics(accepted(asked.request))
-        return Reply(200, text, content_type)
+        return AdminResponse(200, text, content_type)
 
     # --- coming and going ----------------------------------------------------------------
 
-    def _log_in(self, asked: Asked) -> Reply:
+    def _log_in(self, asked: AdminQuery) -> AdminResponse:
         token = asked.body.get("token")
         if not isinstance(token, str):
             raise bad_request("token: expected the admin token")
@@ -165,9 +171,9 @@ class Api:
         headers = {"set-cookie": cookie(session_id, asked.request.isSecure())}
         if asked.by_form:
             return see_other("/status", headers)
-        return Reply(200, {"result": "logged in", "login": login.name}, headers=headers)
+        return AdminResponse(200, {"result": "logged in", "login": login.name}, headers=headers)
 
-    def _log_out(self, asked: Asked) -> Reply:
+    def _log_out(self, asked: AdminQuery) -> AdminResponse:
         if asked.visitor.login is not None:
             name, address = asked.visitor.login.name, asked.visitor.address
             self.audit.note(name, address, "log out", None, True, "done")
@@ -175,17 +181,17 @@ class Api:
         headers = {"set-cookie": cookie("", asked.request.isSecure())}
         if asked.by_form:
             return see_other("/login", headers)
-        return Reply(200, {"result": "logged out"}, headers=headers)
+        return AdminResponse(200, {"result": "logged out"}, headers=headers)
 
     # --- acting --------------------------------------------------------------------------
 
-    def _account(self, asked: Asked) -> Any:
+    def _account(self, asked: AdminQuery) -> Any:
         name, action = asked.names["name"], asked.names["action"]
         return self._act(
             asked, action, name, "accounts", lambda: self.actions.account(name, action)
         )
 
-    def _conversation(self, asked: Asked) -> Any:
+    def _conversation(self, asked: AdminQuery) -> Any:
         identity, action = asked.names["id"], asked.names["action"]
         return self._act(
             asked,
@@ -195,28 +201,33 @@ class Api:
             lambda: self.actions.conversation(identity, action),
         )
 
-    def _log_level(self, asked: Asked) -> Any:
+    def _log_level(self, asked: AdminQuery) -> Any:
         level = asked.body.get("level")
         act = lambda: self.actions.log_level(level)  # noqa: E731
         return self._act(asked, "set the log level", str(level), "configuration", act)
 
-    def _drain(self, asked: Asked) -> Any:
+    def _drain(self, asked: AdminQuery) -> Any:
         return self._act(asked, "drain", None, "configuration", self.actions.drain)
 
-    def _reload(self, asked: Asked) -> Any:
+    def _reload(self, asked: AdminQuery) -> Any:
         return self._act(asked, "reload", None, "configuration", self.actions.reload)
 
-    def _dry_run(self, asked: Asked) -> Any:
+    def _dry_run(self, asked: AdminQuery) -> Any:
         return dry_run(self.running, asked.body)
 
     def _act(
-        self, asked: Asked, action: str, target: str | None, section: str, act: Callable[[], Any]
+        self,
+        asked: AdminQuery,
+        action: str,
+        target: str | None,
+        section: str,
+        act: Callable[[], Any],
     ) -> Any:
         """Do it, note it, and answer; a browser goes back to where the button was, and is told."""
         visitor = asked.visitor
         browser = visitor.login if asked.by_form else None
 
-        def back(login: Login, said: str) -> Reply:
+        def back(login: AdminSession, said: str) -> AdminResponse:
             login.tell(said, self.running.now())
             return see_other(f"/status#{section}")
 

@@ -21,7 +21,7 @@ _MAX_FIELDS = 50
 _LONGEST_SEGMENT = 500
 
 
-class Asked(NamedTuple):
+class AdminQuery(NamedTuple):
     """What a handler gets.
 
     :ivar names: the parts of the path that its template leaves open.

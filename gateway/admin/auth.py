@@ -13,7 +13,7 @@ from typing import NamedTuple
 from twisted.web.http import Request
 
 from gateway.admin.errors import AdminError
-from gateway.admin.logins import Login, Logins
+from gateway.admin.logins import AdminSession, AdminSessions
 from gateway.admin.origins import check_host, check_origin, client_address
 from gateway.admin.throttle import Throttle
 
@@ -40,7 +40,7 @@ class Visitor(NamedTuple):
 
     name: str | None
     address: str
-    login: Login | None
+    login: AdminSession | None
     may_read: bool
     why_not: str | None
     by_bearer: bool = False
@@ -63,15 +63,15 @@ class Access:
         hosts: tuple[str, ...],
         now: Callable[[], float],
     ) -> None:
-        self.logins = Logins(now)
+        self.logins = AdminSessions(now)
         self.bearers = Throttle(now)
         self.forms = Throttle(now)
         self._loopback = loopback
         self._token: bytes | None = None
         self._tokens = 0
-        self.arrange(token, hosts)
+        self.reconfigure(token, hosts)
 
-    def arrange(self, token: str | None, hosts: tuple[str, ...]) -> None:
+    def reconfigure(self, token: str | None, hosts: tuple[str, ...]) -> None:
         """Take this token and these names from now on; another token ends all logins."""
         wanted = None if token is None else token.encode()
         if wanted != self._token:
@@ -141,7 +141,7 @@ class Access:
         if not visitor.by_bearer and not own_page:
             raise AdminError(403, "send an Origin header with a cookie, or the token as Bearer")
 
-    def log_in(self, request: Request, given: str) -> tuple[str, Login]:
+    def log_in(self, request: Request, given: str) -> tuple[str, AdminSession]:
         """Begin a session for who knows the token; one that the client had is over.
 
         :raises AdminError: 401 for a wrong token, 429 for one too many, 403 without any.
@@ -164,7 +164,7 @@ class Access:
         goes_on = visitor.login is None or self.logins.lasts(visitor.login)
         return goes_on and visitor.tokens == self._tokens
 
-    def _login(self, request: Request) -> Login | None:
+    def _login(self, request: Request) -> AdminSession | None:
         session_id = _cookie(request)
         return None if session_id is None else self.logins.find(session_id)
 

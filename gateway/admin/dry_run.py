@@ -8,10 +8,10 @@ from typing import Any
 from gateway.admin.errors import bad_request
 from gateway.admin.running import Running
 from gateway.conversations.context import anchor_of
-from gateway.conversations.records import Record
+from gateway.conversations.records import ResponseRecord
 from gateway.routing.affinity import affinity_keys
 from gateway.routing.explanation import explain
-from gateway.routing.selection import Wanted
+from gateway.routing.selection import RouteRequest
 
 _MEMBERS = (
     "model",
@@ -42,8 +42,8 @@ def dry_run(running: Running, body: Mapping[str, Any]) -> dict[str, Any]:
     parent = _parent(running, key, body.get("previous_response_id"))
     anchor, _ = anchor_of(parent)
     found = explain(
-        running.environment.pool,
-        Wanted(
+        running.services.pool,
+        RouteRequest(
             model,
             keys,
             holder=None if anchor is None else anchor.account,
@@ -65,10 +65,10 @@ def dry_run(running: Running, body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parent(running: Running, key: str, response_id: str | None) -> Record | None:
+def _parent(running: Running, key: str, response_id: str | None) -> ResponseRecord | None:
     if response_id is None:
         return None
-    records = running.environment.ledger.conversation(key, response_id)
+    records = running.services.ledger.conversation(key, response_id)
     parent = next((record for record in records if record.id == response_id), None)
     if parent is None:
         raise bad_request("previous_response_id: this key has no such response")

@@ -88,14 +88,14 @@ class LiveFeed:
 
     def __init__(self, running: Running) -> None:
         self._running = running
-        self._clock = running.environment.clock
+        self._clock = running.services.clock
         self._listeners: set[Listener] = set()
         self._step: IDelayedCall | None = None
         self._turns = 0
         self._omitted = 0
         self._latest: tuple[float, bytes] | None = None
         self.dropped = 0
-        running.environment.journal.watchers.append(self._turn_ended)
+        running.services.turn_log.watchers.append(self._turn_ended)
 
     def __len__(self) -> int:
         return len(self._listeners)

@@ -24,7 +24,7 @@ _ID_BYTES = 32
 _MAX_ID = 100
 
 
-class Login:
+class AdminSession:
     """A session.
 
     :ivar name: what logs call it; its id cannot be told from that.
@@ -48,7 +48,7 @@ class Login:
         return self._said if 0 <= now - self._said_at < _SAID_SECONDS else None
 
 
-class Logins:
+class AdminSessions:
     """All sessions, bounded in count and age.
 
     :param now: seconds.
@@ -56,21 +56,21 @@ class Logins:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._logins: OrderedDict[bytes, Login] = OrderedDict()
+        self._logins: OrderedDict[bytes, AdminSession] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._logins)
 
-    def begin(self) -> tuple[str, Login]:
+    def begin(self) -> tuple[str, AdminSession]:
         """A new session and its id, which is never one that a client brought along."""
         session_id = secrets.token_urlsafe(_ID_BYTES)
         digest = _digest(session_id)
-        login = self._logins[digest] = Login(f"login {digest.hex()[:8]}", self._now())
+        login = self._logins[digest] = AdminSession(f"login {digest.hex()[:8]}", self._now())
         while len(self._logins) > MAX_LOGINS:
             self._logins.popitem(last=False)
         return session_id, login
 
-    def find(self, session_id: str) -> Login | None:
+    def find(self, session_id: str) -> AdminSession | None:
         """The session of that id, used now; None when there is none (any more)."""
         if len(session_id) > _MAX_ID:
             return None
@@ -86,7 +86,7 @@ class Logins:
         self._logins.move_to_end(digest)
         return login
 
-    def lasts(self, login: Login) -> bool:
+    def lasts(self, login: AdminSession) -> bool:
         """Whether a session goes on; to ask is no use of it."""
         return login in self._logins.values() and self._now() - login.began_at < _LONGEST_SECONDS
 

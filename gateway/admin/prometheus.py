@@ -15,7 +15,7 @@ from gateway.admin.exposed.accounts import account_families
 from gateway.admin.exposed.turns import turn_families
 from gateway.admin.exposed.whole import whole_families
 from gateway.admin.running import Running
-from gateway.metrics.collector import Observatory
+from gateway.metrics.collector import MetricsCollector
 
 
 class Metrics(Collector):
@@ -26,9 +26,9 @@ class Metrics(Collector):
     anything of a session, a conversation or a response.
     """
 
-    def __init__(self, running: Running, observatory: Observatory) -> None:
+    def __init__(self, running: Running, collector: MetricsCollector) -> None:
         self._running = running
-        self._observatory = observatory
+        self._collector = collector
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -38,12 +38,10 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        self._observatory.tally.catch_up()
-        yield from whole_families(self._running, self._observatory)
-        yield from turn_families(self._observatory.tally)
-        yield from account_families(
-            self._running.environment.pool.accounts, self._observatory.tally
-        )
+        self._collector.tally.catch_up()
+        yield from whole_families(self._running, self._collector)
+        yield from turn_families(self._collector.tally)
+        yield from account_families(self._running.services.pool.accounts, self._collector.tally)
 
     def render(self, accept: str = "") -> tuple[str, bytes]:
         """The content type and the text.

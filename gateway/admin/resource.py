@@ -11,12 +11,12 @@ from twisted.web.http import Request
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from gateway.admin.answers import Reply, wants_html, write
+from gateway.admin.answers import AdminResponse, wants_html, write
 from gateway.admin.api import Api
-from gateway.admin.asked import Asked, read_body, read_query, segments
+from gateway.admin.asked import AdminQuery, read_body, read_query, segments
 from gateway.admin.errors import AdminError, not_found
 from gateway.admin.origins import check_origin
-from gateway.admin.routes import Entry, Route
+from gateway.admin.routes import AdminEntry, AdminRoute
 
 _log = Logger(namespace="gateway.admin")
 
@@ -80,25 +80,28 @@ class _Leaf(Resource):
         route, names = routes[method]
         return route.handle(self._asked(request, route, names))
 
-    def _asked(self, request: Request, route: Route, names: dict[str, str]) -> Asked:
+    def _asked(self, request: Request, route: AdminRoute, names: dict[str, str]) -> AdminQuery:
         access = self._api.access
-        open_to_all = route.entry is Entry.ANYBODY
+        open_to_all = route.entry is AdminEntry.ANYBODY
         visitor = access.by_cookie(request) if open_to_all else access.visitor(request)
-        if route.entry is Entry.READER:
+        if route.entry is AdminEntry.READER:
             access.check_read(visitor)
         if route.method != "POST":
-            return Asked(request, visitor, names, read_query(request), {})
+            return AdminQuery(request, visitor, names, read_query(request), {})
         own_page = check_origin(request)
-        if route.entry is Entry.OPERATOR:
+        if route.entry is AdminEntry.OPERATOR:
             access.check_post(request, visitor)
         body, by_form = read_body(request, own_page)
-        return Asked(request, visitor, names, read_query(request), body, by_form)
+        return AdminQuery(request, visitor, names, read_query(request), body, by_form)
 
     def _refuse(self, request: Request, error: AdminError) -> None:
         if error.status == 401 and wants_html(request):
             write(request, self._api.login_page(401, None)._replace(headers=error.headers))
         else:
-            write(request, Reply(error.status, {"error": error.sentence}, headers=error.headers))
+            write(
+                request,
+                AdminResponse(error.status, {"error": error.sentence}, headers=error.headers),
+            )
 
     def _late(self, request: Request, failure: Failure) -> None:
         if failure.check(AdminError):
@@ -110,8 +113,8 @@ class _Leaf(Resource):
     def _failed(self, request: Request, failure: Failure) -> None:
         _log.failure("the admin side failed", failure)
         if not request.startedWriting:
-            write(request, Reply(500, {"error": "the gateway failed; the log says why"}))
+            write(request, AdminResponse(500, {"error": "the gateway failed; the log says why"}))
 
 
 def _write(request: Request, answer: Any) -> None:
-    write(request, answer if isinstance(answer, Reply) else Reply(200, answer))
+    write(request, answer if isinstance(answer, AdminResponse) else AdminResponse(200, answer))

@@ -6,10 +6,10 @@ import enum
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from gateway.admin.asked import Asked
+from gateway.admin.asked import AdminQuery
 
 
-class Entry(enum.Enum):
+class AdminEntry(enum.Enum):
     """Who may come in."""
 
     ANYBODY = "anybody"
@@ -17,28 +17,28 @@ class Entry(enum.Enum):
     OPERATOR = "operator"
 
 
-class Route(NamedTuple):
+class AdminRoute(NamedTuple):
     """One method of one path.
 
     :ivar template: a path whose segments in braces are open.
-    :ivar handle: answers with a :class:`~gateway.admin.answers.Reply`, with what becomes JSON,
+    :ivar handle: answers with a an ``AdminResponse``, with what becomes JSON,
         with ``NOT_DONE_YET``, or later with one of the first two.
     """
 
     method: str
     template: str
-    entry: Entry
-    handle: Callable[[Asked], Any]
+    entry: AdminEntry
+    handle: Callable[[AdminQuery], Any]
 
 
 class RouteTable:
     """Finds routes; a HEAD goes where a GET goes."""
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    def __init__(self, routes: Iterable[AdminRoute]) -> None:
         self.routes = tuple(routes)
         self._split = [(route, route.template[1:].split("/")) for route in self.routes]
 
-    def find(self, segments: Sequence[str]) -> dict[str, tuple[Route, dict[str, str]]]:
+    def find(self, segments: Sequence[str]) -> dict[str, tuple[AdminRoute, dict[str, str]]]:
         """By method, the routes of a path and what stands in the open segments."""
         found = {}
         for route, template in self._split:

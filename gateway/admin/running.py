@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.admin.views.figures import Figures
-from gateway.api_keys.keys import Tenants
+from gateway.api_keys.keys import KeyRing
 from gateway.config import Setting
 from gateway.log import LogThreshold
-from gateway.reload import Rejected
-from gateway.server.connections import Admission
+from gateway.reload import RejectedReload
+from gateway.server.connections import ConnectionLimiter
 from gateway.server.websocket_site import ResponsesFactory
-from gateway.turn.context import TurnEnvironment
+from gateway.turn.context import TurnServices
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Configuration:
     source: str = "defaults"
     settings: Callable[[], Sequence[Setting]] = tuple
     generation: Callable[[], int] = lambda: 1
-    last_rejected: Callable[[], Rejected | None] = lambda: None
+    last_rejected: Callable[[], RejectedReload | None] = lambda: None
     reload: Callable[[], str] | None = None
 
 
@@ -44,9 +44,9 @@ class Running:
     :ivar started_at: on the environment's clock.
     """
 
-    environment: TurnEnvironment
-    tenants: Tenants
-    admission: Admission
+    services: TurnServices
+    tenants: KeyRing
+    limiter: ConnectionLimiter
     door: ResponsesFactory
     threshold: LogThreshold
     figures: Figures
@@ -58,4 +58,4 @@ class Running:
 
     def now(self) -> float:
         """Unix seconds."""
-        return self.environment.clock.seconds()
+        return self.services.clock.seconds()

@@ -195,7 +195,7 @@ class AdminSite(Site):
 
         The last files are for those who do ask.
         """
-        files = self.api.running.admission.files
+        files = self.api.running.limiter.files
         if len(self.connections) < MAX_CONNECTIONS and files.suffice(transport, _RESERVED_FILES):
             return True
         for connection in self.connections:

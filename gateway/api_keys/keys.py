@@ -8,12 +8,12 @@ from typing import Any
 from gateway.api_keys.authenticator import EVERYBODY, Authenticator
 from gateway.api_keys.interface import Busy
 from gateway.api_keys.limits import Tenant, TenantVisit
-from gateway.api_keys.strangers import Strangers
+from gateway.api_keys.strangers import UnknownKeyThrottle
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
 
 
-class Tenants:
+class KeyRing:
     """The client keys; see :class:`~gateway.api_keys.interface.TenantLimits`.
 
     :param keys: the configured ones; without any, everybody is one tenant without limits.
@@ -24,12 +24,12 @@ class Tenants:
 
     def __init__(self, keys: Sequence[KeySettings], now: Callable[[], float]) -> None:
         self._now = now
-        self.strangers = Strangers(now)
+        self.strangers = UnknownKeyThrottle(now)
         self.freed: Callable[[], None] = _nobody_waits
         self._tenants: dict[str, Tenant] = {}
-        self.arrange(keys)
+        self.reconfigure(keys)
 
-    def arrange(self, keys: Sequence[KeySettings]) -> None:
+    def reconfigure(self, keys: Sequence[KeySettings]) -> None:
         """Take these keys from now on; a key that stays keeps what it has used."""
         self._authenticator = Authenticator(keys)
         allowed = keys or [KeySettings(name=EVERYBODY, key="")]

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from gateway.api_keys.interface import Busy
-from gateway.api_keys.window import Window
+from gateway.api_keys.window import RateWindow
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
 from gateway.protocol.usage import Usage
@@ -32,7 +32,7 @@ class Tenant:
     ) -> None:
         self._now = now
         self._freed = freed
-        self._windows: dict[str, Window] = {}
+        self._windows: dict[str, RateWindow] = {}
         self.turns_running = 0
         self._turns = 0
         self._tokens = 0
@@ -52,7 +52,7 @@ class Tenant:
         windows = {}
         for name, (limit, seconds) in limits.items():
             if limit is not None:
-                windows[name] = self._windows.get(name) or Window(limit, seconds, self._now)
+                windows[name] = self._windows.get(name) or RateWindow(limit, seconds, self._now)
                 windows[name].limit = limit
         self._windows = windows
 
@@ -116,7 +116,7 @@ class Tenant:
             "refusals": dict(self._refusals),
         }
 
-    def _shown(self, window: Window) -> dict[str, Any]:
+    def _shown(self, window: RateWindow) -> dict[str, Any]:
         wait = window.wait_seconds()
         free_at = round(self._now() + wait, 3) if wait > 0 else None
         return {"used": window.used, "limit": window.limit, "free_at": free_at}

@@ -16,7 +16,7 @@ _QUIET_SECONDS = 60.0
 MAX_ADDRESSES = 1_000
 
 
-class Strangers:
+class UnknownKeyThrottle:
     """Keeps who knocks without a key from filling the log.
 
     :param now: in seconds.

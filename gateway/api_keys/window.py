@@ -9,7 +9,7 @@ from collections.abc import Callable
 _COUNTERS = 60
 
 
-class Window:
+class RateWindow:
     """Counts what was used in the last ``seconds``.
 
     :param limit: what may be used in any such time.

@@ -10,7 +10,7 @@ from contextlib import suppress
 import msgspec
 
 from gateway.config import files
-from gateway.config.errors import MistakeError, Mistakes
+from gateway.config.errors import SettingError, SettingErrors
 from gateway.config.secrets import MASK
 from gateway.config.settings import AccountSettings, OAuthSettings
 from gateway.config.urls import base_url, check_proxy, checked_url
@@ -32,19 +32,21 @@ _NEEDED = frozenset(["input", "model", "previous_response_id", "store", "stream"
 _AZURE = "such as https://NAME.openai.azure.com/openai/v1"
 
 
-def apply(accounts: Sequence[AccountSettings], mistakes: Mistakes) -> tuple[AccountSettings, ...]:
+def apply(
+    accounts: Sequence[AccountSettings], mistakes: SettingErrors
+) -> tuple[AccountSettings, ...]:
     """The accounts with their base URLs in plain form."""
     applied = tuple(
         _apply(each, f"accounts[{index}]", mistakes) for index, each in enumerate(accounts)
     )
     if applied and not any(each.enabled for each in applied):
         words = "all of them have 'enabled: false'; expected at least one without it"
-        mistakes.append(MistakeError("accounts", words))
+        mistakes.append(SettingError("accounts", words))
     _check_token_files(applied, mistakes)
     return applied
 
 
-def _apply(account: AccountSettings, path: str, mistakes: Mistakes) -> AccountSettings:
+def _apply(account: AccountSettings, path: str, mistakes: SettingErrors) -> AccountSettings:
     _check_credentials(account, path, mistakes)
     with mistakes.noted():
         check_auth_header(account.auth_header, f"{path}.auth_header")
@@ -52,12 +54,12 @@ def _apply(account: AccountSettings, path: str, mistakes: Mistakes) -> AccountSe
     for name in account.headers:
         if name.lower() == account.auth_header.lower():
             words = "expected another header; this one carries the key, see auth_header"
-            mistakes.append(MistakeError(f"{path}.headers.{name}", words))
+            mistakes.append(SettingError(f"{path}.headers.{name}", words))
     check_models(account.models, f"{path}.models", mistakes)
     for asked, own in account.aliases.items():
         if not asked.strip() or not own.strip():
             words = "expected a model's name for clients and this account's name for it"
-            mistakes.append(MistakeError(f"{path}.aliases.{asked}", repr(own), words))
+            mistakes.append(SettingError(f"{path}.aliases.{asked}", repr(own), words))
     _check_members(account.strip, f"{path}.strip", mistakes)
     _check_egress(account, path, mistakes)
     plain = account.base_url
@@ -69,11 +71,11 @@ def _apply(account: AccountSettings, path: str, mistakes: Mistakes) -> AccountSe
 def _base_url(account: AccountSettings, path: str) -> str:
     if not account.base_url:
         words = _AZURE if account.preset == "azure" else "unless its preset knows one"
-        raise MistakeError(path, f"missing; every entry needs it, {words}")
+        raise SettingError(path, f"missing; every entry needs it, {words}")
     return base_url(account.base_url, path)
 
 
-def _check_credentials(account: AccountSettings, path: str, mistakes: Mistakes) -> None:
+def _check_credentials(account: AccountSettings, path: str, mistakes: SettingErrors) -> None:
     with mistakes.noted():
         check_one_of(account, path, "key", "key_file", "oauth")
     if account.key is not None:
@@ -92,10 +94,10 @@ def _check_key_file(name: str, where: str) -> None:
         words = "expected a file with one key in it and nothing else"
         if held.startswith(_BYTE_ORDER_MARK):
             words += "; it begins with a byte order mark, which editors may hide"
-        raise MistakeError(where, files.shown(name), words)
+        raise SettingError(where, files.shown(name), words)
 
 
-def _check_oauth(oauth: OAuthSettings, path: str, mistakes: Mistakes) -> None:
+def _check_oauth(oauth: OAuthSettings, path: str, mistakes: SettingErrors) -> None:
     with mistakes.noted():
         words = "the client's go in client_id, client_secret"
         checked_url(oauth.token_url, f"{path}.token_url", words)
@@ -103,7 +105,7 @@ def _check_oauth(oauth: OAuthSettings, path: str, mistakes: Mistakes) -> None:
         value = getattr(oauth, name)
         if value is not None and not _OAUTH_VALUE.fullmatch(value):
             words = "expected printable ASCII characters without line breaks"
-            mistakes.append(MistakeError(f"{path}.{name}", MASK, words))
+            mistakes.append(SettingError(f"{path}.{name}", MASK, words))
     with mistakes.noted():
         files.check_writable_place(oauth.token_file, f"{path}.token_file")
         if files.holds_tokens(oauth.token_file, f"{path}.token_file"):
@@ -112,10 +114,10 @@ def _check_oauth(oauth: OAuthSettings, path: str, mistakes: Mistakes) -> None:
             words = (
                 "missing; expected the first refresh token, because token_file does not hold one"
             )
-            raise MistakeError(f"{path}.refresh_token", words)
+            raise SettingError(f"{path}.refresh_token", words)
 
 
-def _check_token_files(accounts: Sequence[AccountSettings], mistakes: Mistakes) -> None:
+def _check_token_files(accounts: Sequence[AccountSettings], mistakes: SettingErrors) -> None:
     first: dict[str, int] = {}
     for index, account in enumerate(accounts):
         if account.oauth is None:
@@ -124,7 +126,7 @@ def _check_token_files(accounts: Sequence[AccountSettings], mistakes: Mistakes) 
         if place in first:
             words = f"accounts[{first[place]}] has this file already; expected each file once"
             where = f"accounts[{index}].oauth.token_file"
-            mistakes.append(MistakeError(where, files.shown(account.oauth.token_file), words))
+            mistakes.append(SettingError(where, files.shown(account.oauth.token_file), words))
         first.setdefault(place, index)
 
 
@@ -134,18 +136,18 @@ def _place_of(name: str) -> str:
     return name
 
 
-def _check_members(members: Sequence[str], path: str, mistakes: Mistakes) -> None:
+def _check_members(members: Sequence[str], path: str, mistakes: SettingErrors) -> None:
     for index, member in enumerate(members):
         where = f"{path}[{index}]"
         if not _MEMBER.fullmatch(member):
             words = "expected the name of a request's member"
-            mistakes.append(MistakeError(where, repr(member), words))
+            mistakes.append(SettingError(where, repr(member), words))
         elif member in _NEEDED:
             words = "expected another member; turns need this one (see continuity and store)"
-            mistakes.append(MistakeError(where, repr(member), words))
+            mistakes.append(SettingError(where, repr(member), words))
 
 
-def _check_egress(account: AccountSettings, path: str, mistakes: Mistakes) -> None:
+def _check_egress(account: AccountSettings, path: str, mistakes: SettingErrors) -> None:
     if account.proxy is not None:
         with mistakes.noted():
             check_proxy(account.proxy, f"{path}.proxy")
@@ -157,4 +159,4 @@ def _check_egress(account: AccountSettings, path: str, mistakes: Mistakes) -> No
             files.check_certificate(account.client_cert_file, account.client_key_file, path)
     elif account.client_key_file is not None:
         where, shown = f"{path}.client_key_file", files.shown(account.client_key_file)
-        mistakes.append(MistakeError(where, shown, "expected client_cert_file with it"))
+        mistakes.append(SettingError(where, shown, "expected client_cert_file with it"))

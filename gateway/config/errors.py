@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
-class MistakeError(Exception):
+class SettingError(Exception):
     """A mistake found before it is known in which file: path, value as shown, what is allowed."""
 
     def __init__(self, *parts: str) -> None:
@@ -14,7 +14,7 @@ class MistakeError(Exception):
         self.parts = parts
 
 
-class Mistakes(list[MistakeError]):
+class SettingErrors(list[SettingError]):
     """Those found so far: who mends a file wants to hear of all of them at once."""
 
     @contextmanager
@@ -22,7 +22,7 @@ class Mistakes(list[MistakeError]):
         """Note a mistake that is raised within, and go on behind it."""
         try:
             yield
-        except MistakeError as mistake:
+        except SettingError as mistake:
             self.append(mistake)
 
 
@@ -38,7 +38,7 @@ class ConfigError(ValueError):
         super().__init__(self.lines[0])
 
     @classmethod
-    def of(cls, source: str, mistakes: Sequence[MistakeError]) -> ConfigError:
+    def of(cls, source: str, mistakes: Sequence[SettingError]) -> ConfigError:
         """All of these mistakes; at least one."""
         error = cls(source)
         error.lines = list(dict.fromkeys(_line(source, each.parts) for each in mistakes))

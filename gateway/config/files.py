@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.config.errors import MistakeError
+from gateway.config.errors import SettingError
 from gateway.config.secrets import MASK
 
 # Nothing that belongs here is larger; a device would never end.
@@ -21,16 +21,16 @@ def read(path: str, where: str) -> bytes:
     try:
         # A pipe would wait for its writer; only files are opened.
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise MistakeError(where, shown(path), "not a file; expected one that can be read")
+            raise SettingError(where, shown(path), "not a file; expected one that can be read")
         with open(path, "rb") as file:
             return file.read(_MOST_BYTES)
     except OSError as error:
         words = f"{error.strerror or 'unusable name'}; expected a file that can be read"
         if path.startswith("~"):
             words += ", with its whole path: ~ is not expanded"
-        raise MistakeError(where, shown(path), words) from None
+        raise SettingError(where, shown(path), words) from None
     except ValueError:  # a NUL in the name
-        raise MistakeError(where, shown(path), "expected the name of a file") from None
+        raise SettingError(where, shown(path), "expected the name of a file") from None
 
 
 def check_writable_place(path: str, where: str) -> None:
@@ -38,10 +38,10 @@ def check_writable_place(path: str, where: str) -> None:
     folder = os.path.dirname(path) or "."
     if not _can_be_named(path) or not os.path.isdir(folder) or os.path.isdir(path):
         words = "expected the name of a file in a directory that exists"
-        raise MistakeError(where, shown(path), words)
+        raise SettingError(where, shown(path), words)
     if not os.access(folder, os.W_OK | os.X_OK):
         words = "expected a directory that the gateway may write to, to replace the file"
-        raise MistakeError(where, shown(path), words)
+        raise SettingError(where, shown(path), words)
 
 
 def holds_tokens(path: str, where: str) -> bool:
@@ -58,7 +58,7 @@ def holds_tokens(path: str, where: str) -> bool:
     token = held.get("refresh_token") if isinstance(held, dict) else None
     if not isinstance(token, str) or not token:
         words = 'expected JSON such as {"refresh_token": "..."}, or no such file yet'
-        raise MistakeError(where, shown(path), words)
+        raise SettingError(where, shown(path), words)
     return True
 
 
@@ -68,7 +68,7 @@ def check_authorities(path: str, where: str) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except (ssl.SSLError, OSError):
-        raise MistakeError(where, shown(path), "expected certificates in PEM form") from None
+        raise SettingError(where, shown(path), "expected certificates in PEM form") from None
 
 
 def check_certificate(certificate: str, key: str | None, path: str) -> None:
@@ -83,7 +83,7 @@ def check_certificate(certificate: str, key: str | None, path: str) -> None:
     except (ssl.SSLError, OSError, ValueError):
         words = "expected a certificate in PEM form and its private key without a password"
         there = "" if key else ", in this file or in client_key_file"
-        raise MistakeError(where, shown(certificate), words + there) from None
+        raise SettingError(where, shown(certificate), words + there) from None
 
 
 def shown(path: str) -> str:

@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import msgspec
 
-from gateway.config.errors import MistakeError, Mistakes
+from gateway.config.errors import SettingError, SettingErrors
 from gateway.config.secrets import MASK
 from gateway.config.settings import KeySettings
 from gateway.config.words import check_credential, check_models, check_one_of
@@ -15,7 +15,7 @@ from gateway.config.words import check_credential, check_models, check_one_of
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def apply(keys: tuple[KeySettings, ...], mistakes: Mistakes) -> tuple[KeySettings, ...]:
+def apply(keys: tuple[KeySettings, ...], mistakes: SettingErrors) -> tuple[KeySettings, ...]:
     """The keys with digests in lower case; no two entries may mean the same key."""
     applied = tuple(_apply(key, f"keys[{index}]", mistakes) for index, key in enumerate(keys))
     first: dict[str, int] = {}
@@ -28,12 +28,12 @@ def apply(keys: tuple[KeySettings, ...], mistakes: Mistakes) -> tuple[KeySetting
         if digest in first:
             member = "key" if key.key is not None else "key_sha256"
             taken = f"keys[{first[digest]}] has this key already; expected each key once"
-            mistakes.append(MistakeError(f"keys[{index}].{member}", MASK, taken))
+            mistakes.append(SettingError(f"keys[{index}].{member}", MASK, taken))
         first.setdefault(digest, index)
     return applied
 
 
-def _apply(key: KeySettings, path: str, mistakes: Mistakes) -> KeySettings:
+def _apply(key: KeySettings, path: str, mistakes: SettingErrors) -> KeySettings:
     with mistakes.noted():
         check_one_of(key, path, "key", "key_sha256")
     check_models(key.models, f"{path}.models", mistakes)
@@ -45,5 +45,5 @@ def _apply(key: KeySettings, path: str, mistakes: Mistakes) -> KeySettings:
     digest = key.key_sha256.lower()
     if not _DIGEST.fullmatch(digest):
         words = "expected the SHA-256 of the key, 64 hexadecimal digits"
-        mistakes.append(MistakeError(f"{path}.key_sha256", MASK, words))
+        mistakes.append(SettingError(f"{path}.key_sha256", MASK, words))
     return msgspec.structs.replace(key, key_sha256=digest)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import inspect
 
 from gateway.config.environment import whence
-from gateway.config.errors import ConfigError, MistakeError, Mistakes
+from gateway.config.errors import ConfigError, SettingError, SettingErrors
 from gateway.config.presets import additions
 from gateway.config.rules import apply_rules
 from gateway.config.settings import Settings
@@ -49,7 +49,7 @@ def load(text: str, environ: Mapping[str, str], source: str) -> tuple[Settings, 
     An account that is switched off, and could not be used, is in neither: nobody needs to set its
     variables.
     """
-    mistakes = Mistakes()
+    mistakes = SettingErrors()
     with mistakes.noted():
         value = parse(text)
         value = {} if value is None else value
@@ -59,7 +59,7 @@ def load(text: str, environ: Mapping[str, str], source: str) -> tuple[Settings, 
     raise ConfigError.of(source, mistakes)
 
 
-def _load(value: Any, environ: Mapping[str, str], mistakes: Mistakes) -> tuple[Settings, Any]:
+def _load(value: Any, environ: Mapping[str, str], mistakes: SettingErrors) -> tuple[Settings, Any]:
     """The same of a value; what is returned is of no use when there are mistakes."""
     checked = ShapeCheck(environ, mistakes).check(_SHAPE, value, "")
     _check_upstreams(checked, mistakes)
@@ -69,9 +69,9 @@ def _load(value: Any, environ: Mapping[str, str], mistakes: Mistakes) -> tuple[S
         settings = msgspec.convert(checked, Settings)
     except msgspec.ValidationError as error:  # a type that ShapeCheck does not know fully
         if not mistakes:
-            raise MistakeError(str(error)) from None
+            raise SettingError(str(error)) from None
         return Settings(), value
-    broken = Mistakes()
+    broken = SettingErrors()
     settings = apply_rules(settings, broken)
     known = [mistake.parts[0] for mistake in mistakes]
     mistakes += [
@@ -82,12 +82,14 @@ def _load(value: Any, environ: Mapping[str, str], mistakes: Mistakes) -> tuple[S
     return _without_unusable(settings, value, mistakes)
 
 
-def _from_where(mistake: MistakeError, value: Any, environ: Mapping[str, str]) -> MistakeError:
+def _from_where(mistake: SettingError, value: Any, environ: Mapping[str, str]) -> SettingError:
     path, *parts, words = mistake.parts
-    return MistakeError(path, *parts, words + whence(_at(value, path), environ))
+    return SettingError(path, *parts, words + whence(_at(value, path), environ))
 
 
-def _without_unusable(settings: Settings, value: Any, mistakes: Mistakes) -> tuple[Settings, Any]:
+def _without_unusable(
+    settings: Settings, value: Any, mistakes: SettingErrors
+) -> tuple[Settings, Any]:
     """Leave out the accounts that are switched off and not right, with their mistakes."""
     unusable = {
         index
@@ -108,7 +110,7 @@ def _without_unusable(settings: Settings, value: Any, mistakes: Mistakes) -> tup
     return msgspec.structs.replace(settings, accounts=accounts), {**value, "accounts": entries}
 
 
-def _is_within(mistake: MistakeError, path: str) -> bool:
+def _is_within(mistake: SettingError, path: str) -> bool:
     """Whether it is about the value at a path, or about a part of it."""
     where = mistake.parts[0]
     return where == path or where.startswith((f"{path}.", f"{path}["))
@@ -124,13 +126,13 @@ def _at(value: Any, path: str) -> Any:
     return value
 
 
-def _check_upstreams(checked: dict[str, Any], mistakes: Mistakes) -> None:
+def _check_upstreams(checked: dict[str, Any], mistakes: SettingErrors) -> None:
     accounts, simulator = checked.get("accounts"), checked.get("simulator")
     if accounts and simulator is not None:
         words = "expected either accounts or the simulator, got both; remove one of them"
-        mistakes.append(MistakeError("simulator", words))
+        mistakes.append(SettingError("simulator", words))
     # Only a start without any file means the simulator: a file that lost its accounts must not
     # quietly serve invented answers.
     if not accounts and simulator is None:
         words = "none; expected at least one account, or 'simulator: {accounts: 2}' in their place"
-        mistakes.append(MistakeError("accounts", f"{words} to try the gateway without any"))
+        mistakes.append(SettingError("accounts", f"{words} to try the gateway without any"))

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from gateway.config.errors import MistakeError
+from gateway.config.errors import SettingError
 
 TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
 MERGE_TAG = "tag:yaml.org,2002:merge"
@@ -49,14 +49,14 @@ def parse(text: str) -> Any:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        raise MistakeError(_position(mark), _problem(error), _hint(error, text)) from None
+        raise SettingError(_position(mark), _problem(error), _hint(error, text)) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise MistakeError(f"line {line}", "holds a character that YAML does not allow") from None
+        raise SettingError(f"line {line}", "holds a character that YAML does not allow") from None
     except RecursionError:
-        raise MistakeError("not usable as YAML", "nested too deeply") from None
+        raise SettingError("not usable as YAML", "nested too deeply") from None
     except (ValueError, TypeError, OverflowError) as error:
-        raise MistakeError("not usable as YAML", type(error).__name__) from None
+        raise SettingError("not usable as YAML", type(error).__name__) from None
 
 
 def join_path(path: str, key: object) -> str:
@@ -79,7 +79,7 @@ def _refuse_repeated_keys(node: yaml.Node, path: str, seen: set[int]) -> None:
                 here = join_path(path, key.value)
                 if key.value in lines:
                     where = f"first in line {lines[key.value]}, again in line {line}"
-                    raise MistakeError(here, f"given twice, {where}; expected once")
+                    raise SettingError(here, f"given twice, {where}; expected once")
                 lines[key.value] = line
                 _refuse_repeated_keys(value, here, seen)
 

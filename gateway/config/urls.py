@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import idna
 
-from gateway.config.errors import MistakeError
+from gateway.config.errors import SettingError
 from gateway.config.secrets import MASK, without_credentials
 
 _HTTP = ("http", "https")
@@ -31,7 +31,7 @@ def base_url(text: str, path: str) -> str:
     for endpoint in _ENDPOINTS:
         if plain.endswith(endpoint):
             words = f"expected it without {endpoint}, which the gateway adds"
-            raise MistakeError(path, repr(plain), words)
+            raise SettingError(path, repr(plain), words)
     return plain
 
 
@@ -45,13 +45,13 @@ def checked_url(text: str, path: str, instead: str) -> str:
     except ValueError:  # a bad port or a broken IPv6 address
         good = False
     if not good or not _GRAPHIC.fullmatch(text):
-        raise MistakeError(path, shown, f"{_HTTP_WORDS} {_EXAMPLES}")
+        raise SettingError(path, shown, f"{_HTTP_WORDS} {_EXAMPLES}")
     if parts.username is not None or parts.password is not None:
-        raise MistakeError(path, shown, f"{_HTTP_WORDS} without a user name; {instead}")
+        raise SettingError(path, shown, f"{_HTTP_WORDS} without a user name; {instead}")
     if "?" in text or "#" in text:
-        raise MistakeError(path, shown, f"{_HTTP_WORDS} without a query or a fragment")
+        raise SettingError(path, shown, f"{_HTTP_WORDS} without a query or a fragment")
     if not _can_be_looked_up(parts.hostname or ""):
-        raise MistakeError(path, shown, f"{_HTTP_WORDS} {_HOST_WORDS}")
+        raise SettingError(path, shown, f"{_HTTP_WORDS} {_HOST_WORDS}")
     return urlunsplit(parts)
 
 
@@ -63,19 +63,19 @@ def check_proxy(text: str, path: str) -> None:
     except ValueError:
         good = False
     if not good or parts.path.strip("/") or re.search("[?#]", text) or not _GRAPHIC.fullmatch(text):
-        raise MistakeError(path, MASK, _PROXY_WORDS)
+        raise SettingError(path, MASK, _PROXY_WORDS)
     if not _can_be_looked_up(parts.hostname or ""):
-        raise MistakeError(path, MASK, f"expected a proxy {_HOST_WORDS}")
+        raise SettingError(path, MASK, f"expected a proxy {_HOST_WORDS}")
     if parts.username is None:
         return
     user, password = unquote(parts.username), unquote(parts.password or "")
     if parts.scheme == "http" and ":" in user:  # RFC 7617 §2
         words = "expected a user name without a colon for an http:// proxy"
-        raise MistakeError(path, MASK, words)
+        raise SettingError(path, MASK, words)
     lengths = [len(word.encode()) for word in (user, password)]
     if parts.scheme != "http" and not all(0 < length <= 255 for length in lengths):  # RFC 1929 §2
         words = "expected a user name and a password of 1 to 255 bytes for a socks5:// proxy"
-        raise MistakeError(path, MASK, words)
+        raise SettingError(path, MASK, words)
 
 
 def _can_be_looked_up(host: str) -> bool:

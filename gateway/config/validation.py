@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import NODEFAULT, inspect
 
 from gateway.config.environment import SubstitutionError, substitute, whence
-from gateway.config.errors import MistakeError, Mistakes
+from gateway.config.errors import SettingError, SettingErrors
 from gateway.config.secrets import MASK, SECRET_FIELDS
 from gateway.config.source import join_path
 
@@ -51,7 +51,7 @@ class ShapeCheck:
     where there was to be one.
     """
 
-    def __init__(self, environ: Mapping[str, str], mistakes: Mistakes) -> None:
+    def __init__(self, environ: Mapping[str, str], mistakes: SettingErrors) -> None:
         self._environ = environ
         self._mistakes = mistakes
 
@@ -87,13 +87,13 @@ class ShapeCheck:
                 close = difflib.get_close_matches(str(name), fields, 1)
                 hint = f"did you mean '{close[0]}'? " if close else ""
                 words = f"unknown key; {hint}expected {names}"
-                self._mistakes.append(MistakeError(join_path(path, name), words))
+                self._mistakes.append(SettingError(join_path(path, name), words))
         checked = {}
         for name, field in fields.items():
             here = join_path(path, name)
             if name not in value:
                 if field.required:
-                    self._mistakes.append(MistakeError(here, "missing; every entry needs it"))
+                    self._mistakes.append(SettingError(here, "missing; every entry needs it"))
                     checked[name] = here
             elif value[name] is None and self._means_default(field):
                 continue  # `session:` with all its lines commented out
@@ -113,7 +113,7 @@ class ShapeCheck:
     def _list(self, expected: inspect.VarTupleType, value: Any, path: str) -> list[Any]:
         self._container(list, "a list", value, path)
         if len(value) < (expected.min_length or 0):
-            raise MistakeError(path, "[]", "expected at least one entry")
+            raise SettingError(path, "[]", "expected at least one entry")
         checked = []
         for index, item in enumerate(value):
             here = f"{path}[{index}]"
@@ -127,11 +127,11 @@ class ShapeCheck:
     def _container(wanted: type, words: str, value: Any, path: str) -> None:
         # The value itself is not shown: `keys: [sk-…]` is a secret in the wrong place.
         if not isinstance(value, wanted):
-            raise MistakeError(path, f"expected {words}, got {kind(value)}")
+            raise SettingError(path, f"expected {words}, got {kind(value)}")
 
     def _text(self, value: Any, path: str) -> str:
         if not isinstance(value, str):
-            raise MistakeError(
+            raise SettingError(
                 join_path(path, value), "expected text as the name; put it in quotes"
             )
         return value
@@ -144,13 +144,13 @@ class ShapeCheck:
             try:
                 value = substitute(value, self._environ)
             except SubstitutionError as error:
-                raise MistakeError(path, error.shown, error.reason) from None
+                raise SettingError(path, error.shown, error.reason) from None
             if value != given and not isinstance(expected, (inspect.StrType, inspect.LiteralType)):
                 value = _from_environment(value)
         words = _mismatch(expected, value)
         if words:
             words += besides + whence(given, self._environ)
-            raise MistakeError(path, MASK if secret else show(value), f"expected {words}")
+            raise SettingError(path, MASK if secret else show(value), f"expected {words}")
         return value
 
 

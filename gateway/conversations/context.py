@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from gateway.conversations.recall import without_history
-from gateway.conversations.records import FoundItem, Record
+from gateway.conversations.records import FoundItem, ResponseRecord
 from gateway.protocol.items import Item
 
 #: Items that not every account can read.
@@ -20,7 +20,7 @@ _BOUND = frozenset({"item_reference", "reasoning"})
 FindItem = Callable[[str], FoundItem | None]
 
 
-class Route(enum.Enum):
+class ContextRoute(enum.Enum):
     """How the context of a turn gets to its account."""
 
     ROOT = "root"
@@ -29,26 +29,26 @@ class Route(enum.Enum):
     PREWARM = "prewarm"
 
 
-class Plan(NamedTuple):
+class ContextPlan(NamedTuple):
     """What to send.
 
     ``items`` is the whole ``input``, or None for the client's own bytes; ``reason`` says
     why the turn is replayed, for logs and the admin side.
     """
 
-    route: Route
+    route: ContextRoute
     previous_response_id: str | None
     items: list[bytes] | None
     reason: str | None
 
 
-def anchor_of(parent: Record | None) -> tuple[Record | None, list[Record]]:
+def anchor_of(parent: ResponseRecord | None) -> tuple[ResponseRecord | None, list[ResponseRecord]]:
     """The nearest response an upstream can know, and the gateway-made ones after it.
 
     :return: the anchor (None when there is none up to the root), and the records between
         it and the new turn, oldest first.
     """
-    after: list[Record] = []
+    after: list[ResponseRecord] = []
     if parent is not None:
         for record in parent.ancestry():
             if record.held_upstream:
@@ -81,7 +81,9 @@ class Reader(NamedTuple):
         return self.keeps and self.first
 
 
-def chain_plan(anchor: Record, after: Sequence[Record], new: Sequence[Item], to: Reader) -> Plan:
+def chain_plan(
+    anchor: ResponseRecord, after: Sequence[ResponseRecord], new: Sequence[Item], to: Reader
+) -> ContextPlan:
     """Name the anchor and send only what its account does not know.
 
     Responses after the anchor may be another account's: an interrupted one is held nowhere.
@@ -91,10 +93,12 @@ def chain_plan(anchor: Record, after: Sequence[Record], new: Sequence[Item], to:
         carried += _carried(record, to._replace(store=anchor.store, unsealed=False))
     own = carry(without_history(after[-1], new) if after else new, to, to.may_know)
     verbatim = not after and _is_verbatim(own, new)
-    return Plan(Route.CHAINED, anchor.id, None if verbatim else carried + own, None)
+    return ContextPlan(ContextRoute.CHAINED, anchor.id, None if verbatim else carried + own, None)
 
 
-def whole_plan(parent: Record | None, new: Sequence[Item], to: Reader, reason: str | None) -> Plan:
+def whole_plan(
+    parent: ResponseRecord | None, new: Sequence[Item], to: Reader, reason: str | None
+) -> ContextPlan:
     """Send everything from the root on, without a previous response.
 
     :param reason: why a conversation is replayed; not used for a root.
@@ -106,8 +110,8 @@ def whole_plan(parent: Record | None, new: Sequence[Item], to: Reader, reason: s
     own = carry(without_history(parent, new), to, to.may_know)
     if not any(record.held_upstream for record in path):
         verbatim = not path and _is_verbatim(own, new)
-        return Plan(Route.ROOT, None, None if verbatim else carried + own, None)
-    return Plan(Route.REPLAYED, None, carried + own, reason)
+        return ContextPlan(ContextRoute.ROOT, None, None if verbatim else carried + own, None)
+    return ContextPlan(ContextRoute.REPLAYED, None, carried + own, reason)
 
 
 def carry(items: Iterable[Item], to: Reader, unknown: bool) -> list[bytes]:
@@ -128,7 +132,7 @@ def carry(items: Iterable[Item], to: Reader, unknown: bool) -> list[bytes]:
 
 
 def pin_of(
-    parent: Record | None, items: Iterable[Item], find: FindItem = lambda _: None
+    parent: ResponseRecord | None, items: Iterable[Item], find: FindItem = lambda _: None
 ) -> str | None:
     """The one account that can read ``items`` after ``parent``, when a seal binds them."""
     pin = parent.pinned_to if parent is not None else None
@@ -141,7 +145,7 @@ def pin_of(
     return pin
 
 
-def _carried(record: Record, to: Reader) -> list[bytes]:
+def _carried(record: ResponseRecord, to: Reader) -> list[bytes]:
     """What of a remembered response may go to an account.
 
     Unsealed reasoning is found by its id: only where it was stored (§8.3.3, §8.3.9).

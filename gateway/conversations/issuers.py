@@ -8,7 +8,7 @@ from hashlib import blake2b
 from gateway.protocol.items import seal_of
 
 
-class SealRegister:
+class ContentIssuers:
     """Remembers the issuer of each seal, bounded in count; the oldest are forgotten first.
 
     :ivar max_seals: bound; one costs some 150 bytes.

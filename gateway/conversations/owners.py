@@ -14,7 +14,7 @@ from hashlib import blake2b
 STORED_SECONDS = 30 * 86_400.0
 
 
-class OwnerRegister:
+class ResponseOwners:
     """Response id -> account, per tenant; bounded in count and age.
 
     Two generations take turns: a response is forgotten with its whole generation, between

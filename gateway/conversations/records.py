@@ -14,7 +14,7 @@ import msgspec
 from gateway.protocol.items import Item
 
 
-class Record(msgspec.Struct, eq=False):
+class ResponseRecord(msgspec.Struct, eq=False):
     """One response.
 
     :ivar tenant: the client key that may continue it (design law 14).
@@ -34,7 +34,7 @@ class Record(msgspec.Struct, eq=False):
 
     tenant: str
     id: str
-    parent: Record | None
+    parent: ResponseRecord | None
     input: tuple[Item, ...]
     output: tuple[Item, ...]
     account: str | None
@@ -46,9 +46,9 @@ class Record(msgspec.Struct, eq=False):
     evicted: bool = False
     foreign: bool = False
 
-    def ancestry(self) -> Iterator[Record]:
+    def ancestry(self) -> Iterator[ResponseRecord]:
         """This record, its parent, and so on to the root."""
-        record: Record | None = self
+        record: ResponseRecord | None = self
         while record is not None:
             yield record
             record = record.parent
@@ -65,7 +65,7 @@ class FoundItem(NamedTuple):
     """
 
     item: Item
-    record: Record
+    record: ResponseRecord
     made: bool
 
     def is_kept_by(self, account: str) -> bool:
@@ -80,12 +80,12 @@ class FoundItem(NamedTuple):
         return self.record.store and self.record.account in (None, account)
 
 
-def foreign_record(tenant: str, response_id: str, owner: str | None) -> Record:
+def foreign_record(tenant: str, response_id: str, owner: str | None) -> ResponseRecord:
     """Stands for a response that an upstream may know and we do not.
 
     :param owner: the account that keeps it; None where any may.
     """
-    return Record(
+    return ResponseRecord(
         tenant=tenant,
         id=response_id,
         parent=None,
@@ -101,7 +101,7 @@ def foreign_record(tenant: str, response_id: str, owner: str | None) -> Record:
     )
 
 
-class LedgerFigures(msgspec.Struct, frozen=True):
+class StoreFigures(msgspec.Struct, frozen=True):
     """The size of a ledger against its bound, for the admin side.
 
     :ivar longest_unused: seconds since the last use of the conversation that is forgotten next.
@@ -115,25 +115,25 @@ class LedgerFigures(msgspec.Struct, frozen=True):
     longest_unused: float | None = None
 
 
-class Ledger(Protocol):
+class ConversationStore(Protocol):
     """Remembers responses per tenant.  Reads come from memory and never wait (law 10)."""
 
-    def get(self, tenant: str, response_id: str) -> Record | None:
+    def get(self, tenant: str, response_id: str) -> ResponseRecord | None:
         """The record, or None when this tenant has none of that id (any more), or a foreign one."""
 
     def find_item(self, tenant: str, item_id: str) -> FoundItem | None:
         """The newest item of this id in any conversation of the tenant's, or None."""
 
-    def add(self, record: Record) -> None:
+    def add(self, record: ResponseRecord) -> None:
         """Remember a response; its parent, when it has one, came from :meth:`get`."""
 
-    def evict(self, record: Record) -> None:
+    def evict(self, record: ResponseRecord) -> None:
         """Let ``record`` no longer be continued."""
 
     def expire(self) -> None:
         """Forget what is too old."""
 
-    def conversation(self, tenant: str, response_id: str) -> list[Record]:
+    def conversation(self, tenant: str, response_id: str) -> list[ResponseRecord]:
         """All of the conversation that holds this response, the earliest first.
 
         For one who only looks: nothing is kept alive by it.
@@ -145,5 +145,5 @@ class Ledger(Protocol):
         :return: how many responses are forgotten.
         """
 
-    def figures(self) -> LedgerFigures:
+    def figures(self) -> StoreFigures:
         """How much is remembered."""

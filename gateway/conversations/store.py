@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
 
-from gateway.conversations.records import FoundItem, LedgerFigures, Record
+from gateway.conversations.records import FoundItem, ResponseRecord, StoreFigures
 
 #: What Python needs for a record and for an item beside their bytes (measured, rounded up).
 _RECORD_OVERHEAD = 700
@@ -52,7 +52,7 @@ class _Share:
         """The newest item of this id."""
         return self.made.get(item_id) or self.sent.get(item_id)
 
-    def take_in(self, record: Record) -> None:
+    def take_in(self, record: ResponseRecord) -> None:
         """The items of ``record`` can be found from now on."""
         for item in record.output:
             if item.id is not None:
@@ -61,7 +61,7 @@ class _Share:
             if item.id is not None and not (item.by_id and item.id in self.sent):
                 self.sent[item.id] = FoundItem(item, record, False)
 
-    def let_go(self, record: Record) -> None:
+    def let_go(self, record: ResponseRecord) -> None:
         """The items of ``record`` are forgotten, but not newer ones of their ids."""
         for items, found in ((record.output, self.made), (record.input, self.sent)):
             for item in items:
@@ -69,8 +69,8 @@ class _Share:
                     del found[item.id]
 
 
-class MemoryLedger:
-    """See :class:`~gateway.conversations.records.Ledger`.
+class MemoryStore:
+    """See :class:`~gateway.conversations.records.ConversationStore`.
 
     :param max_bytes: bound on everything remembered, of all tenants together.
     :param ttl_seconds: how long a conversation is kept after its last use.
@@ -81,12 +81,12 @@ class MemoryLedger:
         self._max_bytes = max_bytes
         self._ttl_seconds = ttl_seconds
         self._now = now
-        self._records: dict[tuple[str, str], tuple[Record, _Tree]] = {}
+        self._records: dict[tuple[str, str], tuple[ResponseRecord, _Tree]] = {}
         self._shares: dict[str, _Share] = {}
         self._bytes = 0
         self._evicted_conversations = 0
 
-    def get(self, tenant: str, response_id: str) -> Record | None:
+    def get(self, tenant: str, response_id: str) -> ResponseRecord | None:
         """The record; reading it keeps its conversation alive."""
         found = self._records.get((tenant, response_id))
         if found is None:
@@ -105,7 +105,7 @@ class MemoryLedger:
         alive = found is not None and self.get(tenant, found.record.id) is found.record
         return found if alive else None
 
-    def add(self, record: Record) -> None:
+    def add(self, record: ResponseRecord) -> None:
         """Remember a response in its parent's conversation, or in a new one.
 
         A parent that was forgotten meanwhile is still whole behind the pointer: the
@@ -128,7 +128,7 @@ class MemoryLedger:
         self._touch(tree)
         self._shrink()
 
-    def evict(self, record: Record) -> None:
+    def evict(self, record: ResponseRecord) -> None:
         """Let ``record`` no longer be continued; what continued it already stays whole.
 
         A conversation of which nothing can be continued any more is forgotten.
@@ -151,7 +151,7 @@ class MemoryLedger:
             while share.trees and (tree := next(iter(share.trees))).used_at <= too_old:
                 self._drop(tree)
 
-    def conversation(self, tenant: str, response_id: str) -> list[Record]:
+    def conversation(self, tenant: str, response_id: str) -> list[ResponseRecord]:
         """See :meth:`Ledger.conversation`."""
         found = self._records.get((tenant, response_id))
         return [] if found is None else [self._records[key][0] for key in found[1].keys]
@@ -164,10 +164,10 @@ class MemoryLedger:
         self._drop(found[1])
         return len(found[1].keys)
 
-    def figures(self) -> LedgerFigures:
+    def figures(self) -> StoreFigures:
         """How much is remembered."""
         next_to_go = self._next_to_go()
-        return LedgerFigures(
+        return StoreFigures(
             responses=len(self._records),
             conversations=sum(len(share.trees) for share in self._shares.values()),
             bytes=self._bytes,
@@ -176,7 +176,7 @@ class MemoryLedger:
             longest_unused=None if next_to_go is None else self._now() - next_to_go.used_at,
         )
 
-    def _take_in(self, record: Record, tree: _Tree) -> None:
+    def _take_in(self, record: ResponseRecord, tree: _Tree) -> None:
         key = (record.tenant, record.id)
         known = self._records.get(key)
         if known is not None:
@@ -190,7 +190,7 @@ class MemoryLedger:
         self._bytes += size
         tree.share.take_in(record)
 
-    def _forget_one(self, key: tuple[str, str], record: Record, tree: _Tree) -> None:
+    def _forget_one(self, key: tuple[str, str], record: ResponseRecord, tree: _Tree) -> None:
         """An upstream gave the same id twice: the newer response counts."""
         del self._records[key]
         tree.keys.remove(key)
@@ -233,6 +233,6 @@ class MemoryLedger:
             share.let_go(record)
 
 
-def _size_of(record: Record) -> int:
+def _size_of(record: ResponseRecord) -> int:
     items = record.input + record.output
     return _RECORD_OVERHEAD + sum(len(item.raw) + _ITEM_OVERHEAD for item in items)

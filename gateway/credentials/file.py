@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
-from gateway.credentials.stamp import Stamp, look_at, read_small
+from gateway.credentials.stamp import FileStamp, look_at, read_small
 from gateway.credentials.static import AUTHORIZATION, can_be_sent, key_header, worth_hiding
 from gateway.protocol.errors import ApiError
 
@@ -37,7 +37,7 @@ class FileCredentials:
         self._auth_header = auth_header
         self._key: str | None = None
         self._headers: Mapping[str, str] = {}
-        self._stamp: Stamp | None = None
+        self._stamp: FileStamp | None = None
         self._problem: str | None = None
         self._good_until = 0.0
         self._look()
@@ -86,7 +86,7 @@ class FileCredentials:
         else:
             self._take(key, stamp)
 
-    def _take(self, key: str, stamp: Stamp | None) -> None:
+    def _take(self, key: str, stamp: FileStamp | None) -> None:
         if self._key is not None and (key != self._key or self._problem is not None):
             _log.info("the key file {path} was read again", path=self._path)
         self._stamp = stamp

@@ -10,7 +10,7 @@ from typing import NamedTuple
 _MOST_BYTES = 65_536
 
 
-class Stamp(NamedTuple):
+class FileStamp(NamedTuple):
     """What changes when a file is replaced or written to."""
 
     device: int
@@ -19,12 +19,12 @@ class Stamp(NamedTuple):
     modified_ns: int
 
 
-def stamp_of(status: os.stat_result) -> Stamp:
+def stamp_of(status: os.stat_result) -> FileStamp:
     """The stamp in what ``stat`` says."""
-    return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return FileStamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def look_at(path: str) -> Stamp | None:
+def look_at(path: str) -> FileStamp | None:
     """The stamp of the file there, None when there is none to be seen."""
     try:
         return stamp_of(os.stat(path))

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from gateway.config import OAuthSettings
 from gateway.credentials.static import AUTHORIZATION, key_header
 from gateway.credentials.token_endpoint import Grant, GrantRefused, TokenEndpoint
-from gateway.credentials.token_store import TokenFileError, Tokens, TokenStore
+from gateway.credentials.token_store import OAuthTokens, TokenFileError, TokenStore
 
 _log = Logger(namespace="gateway.credentials")
 
@@ -58,7 +58,7 @@ class TokenKeeper:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.headers: Mapping[str, str] = {}
-        self.tokens: Tokens | None = None
+        self.tokens: OAuthTokens | None = None
         self.due_at = 0.0
         self.issued_at = -_NEVER
         self.unwritten = False
@@ -87,7 +87,7 @@ class TokenKeeper:
 
     def secrets(self) -> list[str | None]:
         """All tokens, the access token before this one, too: answers to it are still read."""
-        held = self.tokens or Tokens("")
+        held = self.tokens or OAuthTokens("")
         return [
             *(held.access_token, held.refresh_token, self._previous),
             *(self._settings.refresh_token, self._settings.client_secret),
@@ -160,7 +160,7 @@ class TokenKeeper:
     async def _take(self, grant: Grant, refresh_token: str) -> None:
         now = self._clock.seconds()
         lasts = grant.expires_in
-        tokens = Tokens(
+        tokens = OAuthTokens(
             grant.refresh_token or refresh_token,
             grant.access_token,
             None if lasts is None else now + lasts,
@@ -174,7 +174,7 @@ class TokenKeeper:
             lasts="an unknown time" if lasts is None else f"{lasts:.0f} seconds",
         )
 
-    async def _write(self, tokens: Tokens) -> None:
+    async def _write(self, tokens: OAuthTokens) -> None:
         """Tokens that cannot be written are used all the same: the old ones may be void."""
         try:
             await self._in_thread(partial(self._store.write, tokens))
@@ -190,7 +190,7 @@ class TokenKeeper:
         else:
             self.unwritten = False
 
-    def _use(self, tokens: Tokens, lasts: float | None = None) -> None:
+    def _use(self, tokens: OAuthTokens, lasts: float | None = None) -> None:
         if self.tokens is not None and self.tokens.access_token != tokens.access_token:
             self._previous = self.tokens.access_token
         self.tokens = tokens

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.credentials.stamp import Stamp, look_at, read_small, stamp_of
+from gateway.credentials.stamp import FileStamp, look_at, read_small, stamp_of
 from gateway.credentials.static import can_be_sent
 
 #: A file that was being written this long ago was left behind by a crash, in seconds.
@@ -29,7 +29,7 @@ class TokenFileError(Exception):
     """The file cannot be used; the text continues "the token file …" and holds no secret."""
 
 
-class Tokens(NamedTuple):
+class OAuthTokens(NamedTuple):
     """What an account has.
 
     :ivar expires_at: when the access token ends, unix seconds; None when nobody said.
@@ -51,13 +51,13 @@ class TokenStore:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._stamp: Stamp | None = None
+        self._stamp: FileStamp | None = None
 
     def changed(self) -> bool:
         """Whether the file is another one than when it was last read or written."""
         return look_at(self.path) != self._stamp
 
-    def read(self) -> Tokens | None:
+    def read(self) -> OAuthTokens | None:
         """What the file holds; None when it is missing or empty.
 
         :raises TokenFileError: it holds something else.
@@ -71,7 +71,7 @@ class TokenStore:
             raise TokenFileError(f"cannot be read: {error.strerror}") from None
         return _decode(content) if content.strip() else None
 
-    def write(self, tokens: Tokens) -> None:
+    def write(self, tokens: OAuthTokens) -> None:
         """Replace the file.  This waits for the disk: call it in a thread.
 
         :raises TokenFileError: the file is as it was before.
@@ -97,7 +97,7 @@ def _prefix(name: str) -> str:
     return f".{name}.new-"
 
 
-def _write_synced(path: str, content: bytes) -> Stamp:
+def _write_synced(path: str, content: bytes) -> FileStamp:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         while content:
@@ -126,7 +126,7 @@ def _remove_stale(folder: str, prefix: str) -> None:
                     os.unlink(entry.path)
 
 
-def _decode(content: bytes) -> Tokens:
+def _decode(content: bytes) -> OAuthTokens:
     try:
         members: Any = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -146,4 +146,4 @@ def _decode(content: bytes) -> Tokens:
         or not 0 <= expires_at <= _END_OF_TIME
     ):
         raise TokenFileError("has an expires_at that is no time in unix seconds")
-    return Tokens(refresh_token, access_token, expires_at)
+    return OAuthTokens(refresh_token, access_token, expires_at)

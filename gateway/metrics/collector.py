@@ -13,21 +13,21 @@ from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from gateway.api_keys.keys import Tenants
+from gateway.api_keys.keys import KeyRing
 from gateway.metrics.alarms import Alarms, Signs, findings
 from gateway.metrics.garbage import GarbagePauses
 from gateway.metrics.history import MINUTE, STEP_SECONDS, History
 from gateway.metrics.loop_lag import LoopLag
 from gateway.metrics.process import look, memory_budget
-from gateway.metrics.registers import Registers
-from gateway.metrics.turns import Tally
+from gateway.metrics.registers import BoundedStructures
+from gateway.metrics.turns import TurnMetrics
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
-from gateway.routing.model_catalog import Catalogues
-from gateway.routing.wait_queue import Lack
-from gateway.server.connections import Admission
+from gateway.routing.model_catalog import ModelCatalog
+from gateway.routing.wait_queue import WaitReason
+from gateway.server.connections import ConnectionLimiter
 from gateway.server.websocket_site import ResponsesFactory
-from gateway.turn.context import TurnEnvironment
+from gateway.turn.context import TurnServices
 
 #: Steps between two marks of the accounts' figures: those tell of 10 to 15 minutes.
 _ACCOUNT_STEPS = 300 // STEP_SECONDS
@@ -59,7 +59,7 @@ class _Errors(NamedTuple):
     refused: Counter[str]
 
 
-class Observatory(Service):
+class MetricsCollector(Service):
     """What the admin side calls :class:`~gateway.admin.views.figures.Figures`.
 
     :param catalogues: which models upstreams offer.
@@ -70,24 +70,24 @@ class Observatory(Service):
     def __init__(
         self,
         reactor: Any,
-        environment: TurnEnvironment,
-        tenants: Tenants,
-        admission: Admission,
+        services: TurnServices,
+        tenants: KeyRing,
+        limiter: ConnectionLimiter,
         door: ResponsesFactory,
-        catalogues: Catalogues,
+        catalogues: ModelCatalog,
     ) -> None:
         self._reactor = reactor
-        self._environment = environment
+        self._services = services
         self._tenants = tenants
-        self._admission = admission
+        self._limiter = limiter
         self._door = door
         self.started_at = reactor.seconds()
-        self.tally = Tally()
+        self.tally = TurnMetrics()
         self.history_of_all = History(self.tally, self.started_at)
         self.loop_lag = LoopLag(reactor, MINUTE)
         self.garbage = GarbagePauses()
-        self.memory_registers = Registers(
-            environment, tenants, admission, door, catalogues, self.tally, self.history_of_all
+        self.memory_registers = BoundedStructures(
+            services, tenants, limiter, door, catalogues, self.tally, self.history_of_all
         )
         self.memory_budget = memory_budget()
         self.looked = look()
@@ -98,7 +98,7 @@ class Observatory(Service):
         self._accounts: dict[str, Mapping[str, Any]] = {}
         self._unwell: dict[str, float] = {}
         self._step: IDelayedCall | None = None
-        environment.journal.watchers.append(self.tally.count)
+        services.turn_log.watchers.append(self.tally.count)
 
     # --- the service -------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class Observatory(Service):
         self.looked = look()
         used, limit = self.looked.open_files, self.looked.open_files_limit
         if used is not None and limit is not None and used >= limit:
-            self._admission.files.ran_short(limit)
+            self._limiter.files.ran_short(limit)
         self._alarms.update(findings(self._signs()), now)
         self.history_of_all.step(now, self.gauges())
         self.loop_lag.recent.mark()
@@ -147,7 +147,7 @@ class Observatory(Service):
     def _look_after_accounts(self, now: float) -> None:
         """An account that rests is tried again and again; since when is lost with each try."""
         before, self._unwell = self._unwell, {}
-        for account in self._environment.pool.accounts:
+        for account in self._services.pool.accounts:
             since = _rests_since(account, now)
             if since is not None:
                 self._unwell[account.name] = min(since, before.get(account.name, since))
@@ -155,9 +155,9 @@ class Observatory(Service):
     def gauges(self) -> dict[str, float]:
         """What there is of each at this moment."""
         sessions = self._door.sessions()
-        guests, websockets = len(self._admission), len(self._door.connections)
+        guests, websockets = len(self._limiter), len(self._door.connections)
         over_websockets = sum(session.turns_running for session in sessions)
-        waiting = self._environment.waiting
+        waiting = self._services.waiting
         return {
             "connections": guests,
             "websockets": websockets,
@@ -165,12 +165,12 @@ class Observatory(Service):
             # Guests that are no WebSocket are HTTP requests, or work that one left behind.
             "turns_in_flight": over_websockets + max(0, guests - websockets),
             "turns_queued": sum(session.turns_queued for session in sessions),
-            "turns_waiting": waiting.lacking(Lack.ACCOUNT),
-            "turns_limited": waiting.lacking(Lack.LIMIT),
+            "turns_waiting": waiting.lacking(WaitReason.ACCOUNT),
+            "turns_limited": waiting.lacking(WaitReason.LIMIT),
         }
 
     def _signs(self) -> Signs:
-        ledger = self._environment.ledger.figures()
+        ledger = self._services.ledger.figures()
         evicted = ledger.evicted_conversations - self._evicted[0]
         self._evicted.append(ledger.evicted_conversations)
         turns, failed = self.history_of_all.in_the_last_minute()
@@ -190,7 +190,7 @@ class Observatory(Service):
             max(0, turns - turned_away),
             max(0, failed - turned_away),
             max(others, key=lambda error: others[error], default=None),
-            self._admission.files.are_short,
+            self._limiter.files.are_short,
         )
 
     def _errors_so_far(self) -> _Errors:

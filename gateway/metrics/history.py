@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gateway.metrics.percentiles import Histogram, Recent
-from gateway.metrics.turns import Tally, share
+from gateway.metrics.turns import TurnMetrics, share
 
 STEP_SECONDS = 5
 STEPS = 180
@@ -15,7 +15,7 @@ STEPS = 180
 #: Steps in a minute.
 MINUTE = 60 // STEP_SECONDS
 
-_SPANS: dict[str, Callable[[Tally], Histogram]] = {
+_SPANS: dict[str, Callable[[TurnMetrics], Histogram]] = {
     "added_first_token_ms": lambda tally: tally.added,
     "upstream_first_token_ms": lambda tally: tally.upstream,
 }
@@ -38,7 +38,7 @@ class History:
     :param tally: what is counted.
     """
 
-    def __init__(self, tally: Tally, now: float) -> None:
+    def __init__(self, tally: TurnMetrics, now: float) -> None:
         self._tally = tally
         self._series: dict[str, deque[float | None]] = {}
         self._at: deque[float] = deque(maxlen=STEPS)

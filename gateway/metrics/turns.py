@@ -21,7 +21,7 @@ from collections import Counter, deque
 
 from twisted.logger import Logger
 
-from gateway.conversations.context import Route
+from gateway.conversations.context import ContextRoute
 from gateway.metrics.percentiles import TOKENS, Histogram, Recent, unmeasured
 from gateway.turn.turn_log import AttemptRecord, TurnRecord
 
@@ -36,7 +36,9 @@ OTHER = "other"
 NO_MODEL = "none"
 
 #: Turns whose answers stream, so that their first output means something.
-_STREAMED = frozenset({Route.ROOT.value, Route.CHAINED.value, Route.REPLAYED.value})
+_STREAMED = frozenset(
+    {ContextRoute.ROOT.value, ContextRoute.CHAINED.value, ContextRoute.REPLAYED.value}
+)
 
 #: Ends of attempts that are no error of the account.
 _NO_ERRORS = frozenset(
@@ -84,7 +86,7 @@ class Labels:
         return self._known.get(name, OTHER)
 
 
-class Tokens:
+class TokenCounts:
     """Tokens of answers; ``cached`` are among ``input``."""
 
     __slots__ = ("cached", "input", "output")
@@ -111,10 +113,10 @@ class Use:
 
     def __init__(self) -> None:
         self.statuses: dict[str, int] = {}
-        self.tokens = Tokens()
+        self.tokens = TokenCounts()
 
 
-class ModelTally:
+class ModelMetrics:
     """What one model's answers took, whoever asked."""
 
     __slots__ = ("duration", "first_token", "input", "output")
@@ -126,7 +128,7 @@ class ModelTally:
         self.duration = Histogram()
 
 
-class AccountTally:
+class AccountMetrics:
     """What became of the turns and attempts of one account.
 
     :ivar statuses: of turns that ended on it.
@@ -139,7 +141,7 @@ class AccountTally:
     def __init__(self) -> None:
         self.statuses: dict[str, int] = {}
         self.errors: dict[str, int] = {}
-        self.tokens = Tokens()
+        self.tokens = TokenCounts()
         self.first_token = Histogram()
         self._recent = Recent(self.first_token, _MARKS)
         self._marks: deque[tuple[int, int]] = deque([(0, 0)], maxlen=_MARKS)
@@ -159,8 +161,8 @@ class AccountTally:
         }
 
 
-class Tally:
-    """All counts since the start; a watcher of the :class:`~gateway.turn.turn_log.TurnJournal`.
+class TurnMetrics:
+    """All counts since the start; a watcher of the :class:`~gateway.turn.turn_log.TurnLog`.
 
     Who reads them calls :meth:`catch_up` first.
 
@@ -175,10 +177,10 @@ class Tally:
     def __init__(self) -> None:
         self.turns = 0
         self.failed = 0
-        self.tokens = Tokens()
+        self.tokens = TokenCounts()
         self.uses: dict[tuple[str, str], Use] = {}
-        self.models: dict[str, ModelTally] = {}
-        self.accounts: dict[str, AccountTally] = {}
+        self.models: dict[str, ModelMetrics] = {}
+        self.accounts: dict[str, AccountMetrics] = {}
         self.routes: Counter[tuple[str, str]] = Counter()
         self.errors: Counter[str] = Counter()
         self.duration = Histogram()
@@ -230,7 +232,7 @@ class Tally:
             self._count_account(record, record.account, model)
 
     def account(self, name: str) -> dict[str, object]:
-        """See :meth:`AccountTally.shown`; also of an account that did nothing yet."""
+        """See :meth:`AccountMetrics.shown`; also of an account that did nothing yet."""
         self.catch_up()
         found = self.accounts.get(name)
         if found is None:
@@ -276,7 +278,7 @@ class Tally:
         account.errors[label] = account.errors.get(label, 0) + 1
 
     def _count_times(
-        self, record: TurnRecord, first: float, account: AccountTally, model: ModelTally
+        self, record: TurnRecord, first: float, account: AccountMetrics, model: ModelMetrics
     ) -> None:
         attempt = record.attempts[-1]
         queued = record.queued_ms or 0.0
@@ -293,15 +295,15 @@ class Tally:
         model.first_token.add(upstream)
         model.duration.add(max(0.0, (record.duration_ms or 0.0) - sent))
 
-    def _new_account(self, name: str) -> AccountTally:
+    def _new_account(self, name: str) -> AccountMetrics:
         label = self._accounts.label(name)
-        account = self.accounts[label] = self.accounts.get(label) or AccountTally()
+        account = self.accounts[label] = self.accounts.get(label) or AccountMetrics()
         return account
 
-    def _by_model(self, model: str) -> ModelTally:
+    def _by_model(self, model: str) -> ModelMetrics:
         found = self.models.get(model)
         if found is None:
-            found = self.models[model] = ModelTally()
+            found = self.models[model] = ModelMetrics()
         return found
 
 

@@ -21,7 +21,7 @@ from gateway.protocol.items import Item
 from gateway.protocol.refusals import ABOUT_THE_REQUEST, refuses_credentials, refuses_spending
 
 
-class Gives(enum.Enum):
+class ConcessionKind(enum.Enum):
     """What is given up; the value says how the request is sent instead."""
 
     CHAIN = "the whole conversation instead of previous_response_id"
@@ -41,7 +41,7 @@ class Concession(NamedTuple):
     :ivar member: for ``MEMBER`` which one; for ``CHAIN`` the ``store`` flag it is for.
     """
 
-    gives: Gives
+    gives: ConcessionKind
     member: str = ""
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Sent(NamedTuple):
     :ivar by_id: the ids of items that only a service which keeps them can read.
     :ivar text_input: ``input`` was a string.
     :ivar tool_items: tools were sent as items of the input.
-    :ivar seals: sealed items were sent.
+    :ivar issuers: sealed items were sent.
     """
 
     members: Mapping[str, msgspec.Raw]
@@ -68,7 +68,7 @@ class Sent(NamedTuple):
     by_id: frozenset[str] = frozenset()
     text_input: bool = False
     tool_items: bool = False
-    seals: bool = False
+    issuers: bool = False
 
 
 _ANY: tuple[Any, ...] | None = None
@@ -221,28 +221,28 @@ def concessions_to(error: ApiError, sent: Sent) -> list[Concession]:
     if error.code in _FINAL:
         return []
     if lost_items(error, sent.by_id):
-        return [Concession(Gives.STORED_ITEMS)]
+        return [Concession(ConcessionKind.STORED_ITEMS)]
     said = error.message[:_MAX_READ]
     member = _top(error.param or "")
     if sent.added_seals and _refuses_seals(error, member, said):
-        return [Concession(Gives.SEALED_REASONING)]
+        return [Concession(ConcessionKind.SEALED_REASONING)]
     if sent.stores and _wants(_STORAGE, "store", member, said):
-        return [Concession(Gives.STORAGE)]
+        return [Concession(ConcessionKind.STORAGE)]
     if sent.streams is True and (
         _wants(_NO_STREAM, "stream", member, said) or "stream" in named_members(error)
     ):
-        return [Concession(Gives.STREAM)]
+        return [Concession(ConcessionKind.STREAM)]
     if sent.streams is False and _wants(_STREAM_ONLY, "stream", member, said):
-        return [Concession(Gives.ONE_OBJECT)]
+        return [Concession(ConcessionKind.ONE_OBJECT)]
     if sent.text_input and _LISTED.search(said):
-        return [Concession(Gives.TEXT_INPUT)]
+        return [Concession(ConcessionKind.TEXT_INPUT)]
     spared = [
-        Concession(Gives.MEMBER, name)
+        Concession(ConcessionKind.MEMBER, name)
         for name in dict.fromkeys(named_members(error))
         if may_be_left_out(name, sent.members.get(name))
     ]
     if not spared and sent.tool_items and error.status < 500 and _TOOL_ITEM.search(said):
-        return [Concession(Gives.TOOL_ITEMS)]
+        return [Concession(ConcessionKind.TOOL_ITEMS)]
     return spared
 
 
@@ -293,14 +293,14 @@ def sent_by_id(items: Iterable[Item]) -> frozenset[str]:
 
 def is_of_the_model(concession: Concession, error: ApiError) -> bool:
     """Whether the refusal speaks of the model, so that others of the account may differ."""
-    if concession.gives is Gives.SEALED_REASONING:
+    if concession.gives is ConcessionKind.SEALED_REASONING:
         return True
     return _OF_THE_MODEL.search(error.message[:_MAX_READ]) is not None
 
 
 def is_of_the_value(concession: Concession, error: ApiError) -> bool:
     """Whether the refusal speaks of what a member holds, so that others' may be taken."""
-    if concession.gives is not Gives.MEMBER:
+    if concession.gives is not ConcessionKind.MEMBER:
         return False
     name = re.escape(concession.member)
     said = error.message[:_MAX_READ]
@@ -317,7 +317,7 @@ def depends_on_the_request(concession: Concession, error: ApiError) -> bool:
 
     Of such a request nothing follows for others, except where they lose nothing by it.
     """
-    if concession.gives is Gives.MEMBER:
+    if concession.gives is ConcessionKind.MEMBER:
         return False
     return _CONDITION.search(error.message[:_MAX_READ]) is not None
 

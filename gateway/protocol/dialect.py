@@ -22,7 +22,7 @@ class Dialect(NamedTuple):
     :ivar cache_key: a ``prompt_cache_key`` for requests without one, or None.
     :ivar lists_input: text as ``input`` becomes a list, as where nothing is stored: ChatGPT's
         backend takes only lists.
-    :ivar seals: reasoning that is not stored is asked for sealed (§10.68).
+    :ivar issuers: reasoning that is not stored is asked for sealed (§10.68).
     :ivar streams: the answer is asked for as a stream.
     :ivar spares: members that the service refuses, left out where that changes nothing.
     """
@@ -33,7 +33,7 @@ class Dialect(NamedTuple):
     hoists_tools: bool = False
     cache_key: str | None = None
     lists_input: bool = False
-    seals: bool = True
+    issuers: bool = True
     streams: bool = True
     spares: frozenset[str] = frozenset()
     keeps_items: bool = True

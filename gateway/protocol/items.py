@@ -73,7 +73,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
         return self.type == "item_reference" or (self.type == "reasoning" and not self.sealed)
 
 
-class _Head(msgspec.Struct):
+class _ItemHead(msgspec.Struct):
     type: str | None = None
     id: str | int | None = None
     call_id: str | int | None = None
@@ -85,7 +85,7 @@ class _Status(msgspec.Struct):
     status: str | None = None
 
 
-_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_head = msgspec.json.Decoder(_ItemHead).decode
 _decode_status = msgspec.json.Decoder(_Status).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 

@@ -1,6 +1,6 @@
 """One upstream answer on its way to the client: what passes, what is held, how it ends.
 
-Sans-IO.  A :class:`Relay` reads the events of one attempt and says, batch by batch, what
+Sans-IO.  A :class:`ResponseStream` reads the events of one attempt and says, batch by batch, what
 may be sent.  Until the first output everything is held, so that an answer which is then
 refused was never seen (design law 4; protocol.md §8.4).
 """
@@ -47,7 +47,7 @@ from gateway.protocol.usage import Usage, read_usage
 _MAX_HELD = 64
 
 
-class Phase(enum.Enum):
+class StreamPhase(enum.Enum):
     """Where an attempt stands."""
 
     SENT = "sent"
@@ -58,14 +58,14 @@ class Phase(enum.Enum):
 
 #: The phases that may follow each phase.
 TRANSITIONS = {
-    Phase.SENT: {Phase.ACKNOWLEDGED, Phase.OUTPUT, Phase.ENDED},
-    Phase.ACKNOWLEDGED: {Phase.OUTPUT, Phase.ENDED},
-    Phase.OUTPUT: {Phase.ENDED},
-    Phase.ENDED: set(),
+    StreamPhase.SENT: {StreamPhase.ACKNOWLEDGED, StreamPhase.OUTPUT, StreamPhase.ENDED},
+    StreamPhase.ACKNOWLEDGED: {StreamPhase.OUTPUT, StreamPhase.ENDED},
+    StreamPhase.OUTPUT: {StreamPhase.ENDED},
+    StreamPhase.ENDED: set(),
 }
 
 
-class Finished(NamedTuple):
+class FinishedResponse(NamedTuple):
     """The upstream's own terminal event was reached and is among the payloads.
 
     ``status`` is completed, failed or incomplete; ``reason`` that of an incomplete one.
@@ -77,7 +77,7 @@ class Finished(NamedTuple):
     usage: Usage | None = None
 
 
-class Refused(NamedTuple):
+class RefusedResponse(NamedTuple):
     """The upstream ended the attempt, and the client saw nothing of it.
 
     ``terminal`` holds the payloads that tell the client in the upstream's own words.
@@ -87,13 +87,13 @@ class Refused(NamedTuple):
     terminal: tuple[bytes, ...] = ()
 
 
-class Broken(NamedTuple):
+class BrokenResponse(NamedTuple):
     """The upstream ended the attempt after something of it was relayed."""
 
     error: ApiError
 
 
-class NotContinued(NamedTuple):
+class UnchainedResponse(NamedTuple):
     """The upstream answers, but did not take up the previous response it was sent."""
 
     echo: str | None
@@ -103,10 +103,10 @@ class GoesOn(NamedTuple):
     """The upstream took the turn up, and answers it in the background to who asks for it."""
 
 
-Outcome = Finished | GoesOn | Refused | Broken | NotContinued
+Outcome = FinishedResponse | GoesOn | RefusedResponse | BrokenResponse | UnchainedResponse
 
 
-class Relay:
+class ResponseStream:
     """Reads one attempt.
 
     :param chained_to: the ``previous_response_id`` that was sent and whose echo is
@@ -120,7 +120,7 @@ class Relay:
     :param made: makes the response object for an id, where the upstream gives none in time.
     :param may_go_on: whether the answer may be over before the response is.
     :param without_secrets: strikes the account's secrets out of what tells of a failure.
-    :ivar phase: see :class:`Phase`.
+    :ivar phase: see :class:`StreamPhase`.
     :ivar released: whether anything of this attempt was given out for relaying.
     :ivar response_id: the id of ``response.created``; empty before.
     :ivar created: ``response.created`` as the client gets it; empty before.
@@ -153,7 +153,7 @@ class Relay:
         self._may_go_on = may_go_on
         self._held: list[bytes] = []
         self._items = OutputItems()
-        self.phase = Phase.SENT
+        self.phase = StreamPhase.SENT
         self.released = False
         self.response_id = ""
         self.minted = False
@@ -171,7 +171,7 @@ class Relay:
     @property
     def has_output(self) -> bool:
         """Whether something beyond the preamble was given out."""
-        return self.phase in (Phase.OUTPUT, Phase.ENDED)
+        return self.phase in (StreamPhase.OUTPUT, StreamPhase.ENDED)
 
     def feed(self, events: Iterable[Event]) -> list[bytes]:
         """Read a batch; return the payloads that go to the client now.
@@ -181,15 +181,15 @@ class Relay:
         Nothing is read once :attr:`outcome` is set.
         """
         payloads: list[bytes] = []
-        in_output = self.phase is Phase.OUTPUT
+        in_output = self.phase is StreamPhase.OUTPUT
         for name, data in events:
             if in_output and name in PASSED_UNREAD:
                 payloads.append(data)
                 continue
-            if self.phase is Phase.ENDED:
+            if self.phase is StreamPhase.ENDED:
                 break
             self._read(name, data, payloads)
-            in_output = self.phase is Phase.OUTPUT
+            in_output = self.phase is StreamPhase.OUTPUT
         self._note_number(payloads)
         return payloads
 
@@ -202,7 +202,7 @@ class Relay:
 
     def end_of_stream(self) -> None:
         """The stream ended; without a terminal event that is a failure (§10.51)."""
-        if self._may_go_on and self.phase is Phase.ACKNOWLEDGED and not self.minted:
+        if self._may_go_on and self.phase is StreamPhase.ACKNOWLEDGED and not self.minted:
             self._end(GoesOn())
             return
         self.fail(ApiError.bad_gateway("The upstream ended its answer without finishing it."))
@@ -214,7 +214,7 @@ class Relay:
         """
         if self.outcome is None:
             error = self._concerning(error)
-            self._end(Broken(error) if self.released else Refused(error))
+            self._end(BrokenResponse(error) if self.released else RefusedResponse(error))
 
     def last_number(self) -> int:
         """The last ``sequence_number`` that was given out, -1 when there is none."""
@@ -270,13 +270,13 @@ class Relay:
             head = ResponseHead()
         if not self.created:
             if self._chained_to is not None and head.previous_response_id != self._chained_to:
-                self._end(NotContinued(head.previous_response_id))
+                self._end(UnchainedResponse(head.previous_response_id))
                 return
             self._name(head)
             if name != b"response.created":
                 self._begin(response_members(data), data, payloads)
-            if self.phase is Phase.SENT:
-                self._enter(Phase.ACKNOWLEDGED)
+            if self.phase is StreamPhase.SENT:
+                self._enter(StreamPhase.ACKNOWLEDGED)
         shown = self._shown_in_place_of(head)
         data = with_response_members(data, shown) if shown else data
         self.created = self.created or data
@@ -326,14 +326,14 @@ class Relay:
             self._items.add(index, raw)
 
     def _output(self, data: bytes, payloads: list[bytes]) -> None:
-        if self.phase is not Phase.OUTPUT:
-            if self._chained_to is not None and self.phase is Phase.SENT:
-                self._end(NotContinued(None))
+        if self.phase is not StreamPhase.OUTPUT:
+            if self._chained_to is not None and self.phase is StreamPhase.SENT:
+                self._end(UnchainedResponse(None))
                 return
             if not self.created:
                 self._name(ResponseHead())
                 self._begin(self._made(self.response_id), data, payloads)
-            self._enter(Phase.OUTPUT)
+            self._enter(StreamPhase.OUTPUT)
             payloads += self.release()
         payloads.append(data)
 
@@ -346,13 +346,13 @@ class Relay:
         head = read_response(data)
         status = TERMINALS[name].removeprefix(b"response.").decode()
         if head is None:
-            if self.phase is not Phase.OUTPUT:
+            if self.phase is not StreamPhase.OUTPUT:
                 raise MalformedEvent(f"{name.decode()} without a response object")
             data = with_response(data, self._known())
             head = read_response(data) or ResponseHead()
         not_echoed = self._chained_to not in (None, head.previous_response_id)
-        if not_echoed and self.phase is Phase.SENT and status == "completed":
-            self._end(NotContinued(head.previous_response_id))
+        if not_echoed and self.phase is StreamPhase.SENT and status == "completed":
+            self._end(UnchainedResponse(head.previous_response_id))
             return
         if not self.created:
             self._name(head)
@@ -366,17 +366,17 @@ class Relay:
             shown["error"] = raw_value({**head.error, "headers": error.headers})
         ending = finish_terminal(data, name, shown, self._items)
         if error is not None and self.released and blames_others(error):
-            self._end(Broken(error))
+            self._end(BrokenResponse(error))
             return
         if error is not None and not self.released:
-            self._end(Refused(error, (*self._held, *ending.events)))
+            self._end(RefusedResponse(error, (*self._held, *ending.events)))
             return
         if not self.released:
             payloads += self.release()
         payloads += ending.events
         self._items.settle(ending.items)
         reason = "interrupted" if name == b"response.cancelled" else head.incomplete_reason
-        self._end(Finished(status, reason, error, read_usage(head.usage)))
+        self._end(FinishedResponse(status, reason, error, read_usage(head.usage)))
 
     def _error(self, data: bytes) -> None:
         error = from_event(self._without_secrets(data))
@@ -397,9 +397,9 @@ class Relay:
 
     def _end(self, outcome: Outcome) -> None:
         self.outcome = outcome
-        self._enter(Phase.ENDED)
+        self._enter(StreamPhase.ENDED)
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: StreamPhase) -> None:
         if phase is self.phase:
             return
         if phase not in TRANSITIONS[self.phase]:

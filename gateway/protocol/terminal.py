@@ -26,7 +26,7 @@ _ENDED = frozenset({"completed", "failed", "incomplete", "cancelled"})
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-class Ending(NamedTuple):
+class TerminalEvent(NamedTuple):
     """The end of an answer as the client gets it.
 
     :ivar events: what to relay, the terminal event last.
@@ -39,7 +39,7 @@ class Ending(NamedTuple):
 
 def finish_terminal(
     data: bytes, kind: bytes, shown: Mapping[str, msgspec.Raw], items: OutputItems
-) -> Ending:
+) -> TerminalEvent:
     """What to send for an upstream's terminal event.
 
     It is sent verbatim unless it must be mended: an ``output`` that lacks items which the
@@ -66,12 +66,12 @@ def finish_terminal(
     before = _announcements(compared.missing, number)
     changed = {name: value for name, value in changes.items() if response.get(name) != value}
     if not changed and not before and TERMINALS[kind] == kind:
-        return Ending([data], compared.items)
+        return TerminalEvent([data], compared.items)
     event["response"] = raw_value({**response, **changed})
     event["type"] = raw_value(TERMINALS[kind].decode())
     if before:
         event["sequence_number"] = raw_value(number + len(before))
-    return Ending([*before, msgspec.json.encode(event)], compared.items)
+    return TerminalEvent([*before, msgspec.json.encode(event)], compared.items)
 
 
 def _mended(response: Members, kind: bytes) -> Members:

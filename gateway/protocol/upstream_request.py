@@ -165,7 +165,7 @@ def added_include(request: TurnRequest, dialect: Dialect) -> bytes | None:
     Without storage, only sealed reasoning can be replayed: it is always asked for (§10.68).
     """
     kept = request.store and dialect.stores and dialect.keeps_items
-    if kept or not dialect.seals:
+    if kept or not dialect.issuers:
         return None
     try:
         wanted = msgspec.json.decode(request.members.get("include", b"null"))

@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from gateway.config import AccountSettings
-from gateway.routing.announcing import Announcer
-from gateway.routing.capabilities import Lessons
-from gateway.routing.health import AccountState, Health, Unavailable
-from gateway.routing.lease import Reservation
+from gateway.routing.announcing import HealthAnnouncer
+from gateway.routing.capabilities import LearnedCapabilities
+from gateway.routing.health import AccountHealth, AccountState, Unavailable
+from gateway.routing.lease import Lease
 from gateway.routing.rate import RequestRate
 from gateway.routing.settling import Settling
 from gateway.upstream.interface import Upstream
@@ -21,7 +21,7 @@ _FULL = Unavailable(AccountState.READY, "max_in_flight is reached", None)
 _IDENTITY = ("base_url", "key", "key_file", "oauth", "auth_header")
 
 
-class Way(Protocol):
+class AccountTransport(Protocol):
     """How an account's connections leave the machine."""
 
     def unavailable(self) -> tuple[str, float] | None:
@@ -50,12 +50,14 @@ class Account:
         upstream: Upstream,
         now: Callable[[], float],
         cooldown_max_seconds: float = 600.0,
-        way: Way | None = None,
+        way: AccountTransport | None = None,
     ) -> None:
         self.settings = settings
         self.upstream = upstream
-        self.learned = Lessons(now)
-        self.health = Health(now, cooldown_max_seconds, witness=Announcer(settings.name))
+        self.learned = LearnedCapabilities(now)
+        self.health = AccountHealth(
+            now, cooldown_max_seconds, observer=HealthAnnouncer(settings.name)
+        )
         self.in_flight = 0
         self.turns = 0
         self.failures = 0
@@ -139,7 +141,7 @@ class Account:
 
     def reserve(
         self, model: str | None, released: Callable[[], None], settling: Settling | None = None
-    ) -> Reservation:
+    ) -> Lease:
         """Take a place for one attempt; the caller has seen that it is available.
 
         :param released: hears when the place is free again.
@@ -148,7 +150,7 @@ class Account:
         if self._rate is not None:
             self._rate.take()
         self.in_flight += 1
-        return Reservation(self, model, self.health.reserve(model), released, settling)
+        return Lease(self, model, self.health.reserve(model), released, settling)
 
     def leave(self) -> None:
         """An attempt is over, its place is free."""

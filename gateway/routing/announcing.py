@@ -7,15 +7,15 @@ from typing import Protocol
 
 from twisted.logger import Logger
 
-from gateway.routing.cooldown import Rest
+from gateway.routing.cooldown import Cooldown
 
 _log = Logger(namespace="gateway.routing")
 
 
-class Witness(Protocol):
+class HealthObserver(Protocol):
     """Hears what becomes of an account's health."""
 
-    def rests(self, rest: Rest, model: str | None, again: bool) -> None:
+    def rests(self, rest: Cooldown, model: str | None, again: bool) -> None:
         """Something begins to rest.
 
         :param model: the only one that rests; None for all of the account.
@@ -29,14 +29,14 @@ class Witness(Protocol):
 class Silence:
     """A witness that says nothing."""
 
-    def rests(self, rest: Rest, model: str | None, again: bool) -> None:
-        """See :class:`Witness`."""
+    def rests(self, rest: Cooldown, model: str | None, again: bool) -> None:
+        """See :class:`HealthObserver`."""
 
     def serves_again(self, model: str | None) -> None:
-        """See :class:`Witness`."""
+        """See :class:`HealthObserver`."""
 
 
-class Announcer:
+class HealthAnnouncer:
     """The witness that writes to the log.
 
     :param account: its name.
@@ -45,8 +45,8 @@ class Announcer:
     def __init__(self, account: str) -> None:
         self._account = account
 
-    def rests(self, rest: Rest, model: str | None, again: bool) -> None:
-        """See :class:`Witness`; the first time is worth a warning."""
+    def rests(self, rest: Cooldown, model: str | None, again: bool) -> None:
+        """See :class:`HealthObserver`; the first time is worth a warning."""
         until = datetime.fromtimestamp(rest.breaker.until, timezone.utc)
         say = _log.info if again else _log.warn
         say(
@@ -60,7 +60,7 @@ class Announcer:
         )
 
     def serves_again(self, model: str | None) -> None:
-        """See :class:`Witness`."""
+        """See :class:`HealthObserver`."""
         _log.info(
             "account {account}{of_model} serves again",
             account=self._account,

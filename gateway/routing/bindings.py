@@ -208,7 +208,7 @@ class Bindings:
                 binding.stand_in = binding.stand_in_why = None
         return moved
 
-    def arrange(self, max_bindings: int, ttl_seconds: float) -> None:
+    def reconfigure(self, max_bindings: int, ttl_seconds: float) -> None:
         """Take these bounds from now on."""
         self.max_bindings = max_bindings
         self._ttl_seconds = ttl_seconds

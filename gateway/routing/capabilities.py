@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gateway.conversations.records import Record
-from gateway.protocol.concessions import Concession, Gives
+from gateway.conversations.records import ResponseRecord
+from gateway.protocol.concessions import Concession, ConcessionKind
 
 #: A refused response must be younger than this, in seconds, to teach.
 TEACHES_FOR_SECONDS = 600.0
@@ -35,7 +35,7 @@ _MAX_NAME = 200
 RESPONSES = "/responses"
 
 
-class Scope(NamedTuple):
+class CapabilityScope(NamedTuple):
     """Whom a lesson is for; None stands for all of them.
 
     :ivar path: the endpoint.
@@ -54,7 +54,7 @@ class _Lesson(NamedTuple):
 _NOTHING: frozenset[Concession] = frozenset()
 
 
-class Lessons:
+class LearnedCapabilities:
     """One account's lessons.
 
     :param now: unix seconds.
@@ -62,7 +62,7 @@ class Lessons:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._lessons: dict[tuple[Scope, Concession], _Lesson] = {}
+        self._lessons: dict[tuple[CapabilityScope, Concession], _Lesson] = {}
         self._trust: dict[bool, int] = {}
         self._did: set[bool] = set()
 
@@ -74,7 +74,7 @@ class Lessons:
 
     # --- what requests give up -------------------------------------------------------
 
-    def concessions(self, asked: Scope) -> frozenset[Concession]:
+    def concessions(self, asked: CapabilityScope) -> frozenset[Concession]:
         """What a request gives up from the start.
 
         :param asked: its endpoint, model and tenant.
@@ -88,20 +88,20 @@ class Lessons:
             if now < lesson.until and _covers(scope, asked)
         )
 
-    def learn(self, scope: Scope, concession: Concession, why: str) -> None:
+    def learn(self, scope: CapabilityScope, concession: Concession, why: str) -> None:
         """A request that was refused passed with this concession."""
         if len(scope.model or "") <= _MAX_NAME:
             self._note(scope, concession, why, _LASTS_SECONDS)
 
     # --- what it continues -----------------------------------------------------------
 
-    def is_fresh(self, record: Record) -> bool:
+    def is_fresh(self, record: ResponseRecord) -> bool:
         """Whether a response is so young that it cannot have expired at its account."""
         return self._now() < record.created_at + TEACHES_FOR_SECONDS
 
     def reason_to_replay(self, store: bool) -> str | None:
         """Why responses of this ``store`` flag are not chained here, or None."""
-        lesson = self._lessons.get((Scope(), _replay(store)))
+        lesson = self._lessons.get((CapabilityScope(), _replay(store)))
         return lesson.why if lesson is not None and self._now() < lesson.until else None
 
     def trusts(self, store: bool) -> bool:
@@ -112,11 +112,11 @@ class Lessons:
         """The account took up a response it was asked to continue."""
         self._trust[store] = _DOUBTS
         self._did.add(store)
-        self._lessons.pop((Scope(), _replay(store)), None)
+        self._lessons.pop((CapabilityScope(), _replay(store)), None)
         if store and self._lessons:
             self._keeps_items()
 
-    def refused(self, parent: Record, why: str) -> None:
+    def refused(self, parent: ResponseRecord, why: str) -> None:
         """The account did not continue ``parent``, and a replay of the turn was accepted.
 
         One that has shown that it can is doubted only after several refusals in a row.
@@ -127,7 +127,7 @@ class Lessons:
         self._trust[parent.store] = trust
         if trust < 0:
             lasts = _DID_ONCE_SECONDS if parent.store in self._did else _LASTS_SECONDS
-            self._note(Scope(), _replay(parent.store), why, lasts)
+            self._note(CapabilityScope(), _replay(parent.store), why, lasts)
 
     # --- for the admin side ----------------------------------------------------------
 
@@ -159,12 +159,14 @@ class Lessons:
         unproven = [
             (scope, concession)
             for scope, concession in self._lessons
-            if concession.gives is Gives.STORED_ITEMS and scope.tenant is not None
+            if concession.gives is ConcessionKind.STORED_ITEMS and scope.tenant is not None
         ]
         for each in unproven:
             del self._lessons[each]
 
-    def _note(self, scope: Scope, concession: Concession, why: str, seconds: float) -> None:
+    def _note(
+        self, scope: CapabilityScope, concession: Concession, why: str, seconds: float
+    ) -> None:
         self._lessons.pop((scope, concession), None)
         self._lessons[scope, concession] = _Lesson(why, self._now() + seconds)
         if len(self._lessons) > MAX_LESSONS:
@@ -172,10 +174,10 @@ class Lessons:
 
 
 def _replay(store: bool) -> Concession:
-    return Concession(Gives.CHAIN, "with store" if store else "without store")
+    return Concession(ConcessionKind.CHAIN, "with store" if store else "without store")
 
 
-def _covers(scope: Scope, asked: Scope) -> bool:
+def _covers(scope: CapabilityScope, asked: CapabilityScope) -> bool:
     """Whether a lesson concerns a request; what turns taught holds for what stands beside them."""
     return (
         (asked.path == scope.path or asked.path.startswith(scope.path + "/"))

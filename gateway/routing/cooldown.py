@@ -6,7 +6,7 @@ import enum
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
-from gateway.circuit_breaker import Attempt, Breaker, BreakerState
+from gateway.circuit_breaker import BreakerAttempt, BreakerState, CircuitBreaker
 from gateway.protocol.error_classification import Fault, FaultKind
 
 #: When to ask again while a probe is on its way, in seconds.
@@ -46,7 +46,7 @@ class Unavailable(NamedTuple):
     kind: FaultKind | None = None
 
 
-class Rest:
+class Cooldown:
     """A breaker, and what tripped it.
 
     :ivar state: of an account because of it.
@@ -55,15 +55,17 @@ class Rest:
 
     __slots__ = ("_requests", "breaker", "fault", "state")
 
-    def __init__(self, state: AccountState, breaker: Breaker) -> None:
+    def __init__(self, state: AccountState, breaker: CircuitBreaker) -> None:
         self.state = state
         self.breaker = breaker
         self.fault: Fault | None = None
         #: Those that failed in a row, while it is closed.
         self._requests: set[Hashable] = set()
 
-    def failed(self, attempt: Attempt | None, fault: Fault, first_seconds: float | None) -> bool:
-        """See :meth:`Breaker.failed`; but a request that fails again tells nothing new.
+    def failed(
+        self, attempt: BreakerAttempt | None, fault: Fault, first_seconds: float | None
+    ) -> bool:
+        """See :meth:`CircuitBreaker.failed`; but a request that fails again tells nothing new.
 
         What only one request meets may be its own doing, however often it is sent.
 
@@ -80,7 +82,7 @@ class Rest:
         self.fault = fault
         return True
 
-    def _is_news(self, attempt: Attempt | None, fault: Fault) -> bool:
+    def _is_news(self, attempt: BreakerAttempt | None, fault: Fault) -> bool:
         """Whether a failure counts: while it is closed each request has one, in a row.
 
         A time that the upstream names is its own word, and so is what ends a rest and breaks.

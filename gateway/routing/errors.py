@@ -9,7 +9,7 @@ from gateway.protocol.error_classification import FaultKind
 from gateway.protocol.errors import ApiError
 from gateway.protocol.refusals import for_the_client, most_hopeful, refuses_model
 from gateway.routing.health import AccountState, Unavailable
-from gateway.routing.selection import KEPT, Nobody
+from gateway.routing.selection import KEPT, NoAccount
 
 #: Accounts that are out of the pool until somebody acts, as far as clients are concerned.
 _OUT = frozenset({AccountState.DISABLED, AccountState.DRAINING, AccountState.UNAUTHORIZED})
@@ -18,7 +18,7 @@ _OUT = frozenset({AccountState.DISABLED, AccountState.DRAINING, AccountState.UNA
 _SHOWN = 200
 
 
-def pool_error(nobody: Nobody, refusals: Sequence[ApiError], now: float) -> ApiError:
+def pool_error(nobody: NoAccount, refusals: Sequence[ApiError], now: float) -> ApiError:
     """One error for the whole pool.
 
     :param refusals: what accounts answered to this very turn, the latest last.
@@ -63,7 +63,7 @@ def attempts_error(refusals: Sequence[ApiError]) -> ApiError:
     )
 
 
-def _limited(nobody: Nobody, now: float) -> ApiError:
+def _limited(nobody: NoAccount, now: float) -> ApiError:
     wait = _seconds_until(nobody.free_at, now)
     return ApiError(
         429,
@@ -74,7 +74,7 @@ def _limited(nobody: Nobody, now: float) -> ApiError:
     )
 
 
-def _model_refused(nobody: Nobody, refusals: Sequence[ApiError], now: float) -> ApiError:
+def _model_refused(nobody: NoAccount, refusals: Sequence[ApiError], now: float) -> ApiError:
     """What accounts said to this very turn says it best; to others it is no limit of theirs."""
     if refusals:
         said = [error for error in refusals if refuses_model(error)]
@@ -90,11 +90,11 @@ def _model_refused(nobody: Nobody, refusals: Sequence[ApiError], now: float) -> 
     )
 
 
-def _model(nobody: Nobody) -> str:
+def _model(nobody: NoAccount) -> str:
     return (nobody.wanted.model or "")[:_SHOWN]
 
 
-def _not_offered(nobody: Nobody) -> ApiError:
+def _not_offered(nobody: NoAccount) -> ApiError:
     if nobody.waits_for is not None and nobody.rule == KEPT:
         return ApiError.invalid_request(
             f"The previous response is kept by the account '{nobody.waits_for}', and the gateway"
@@ -148,7 +148,7 @@ def _exhausted(
     )
 
 
-def _unavailable(nobody: Nobody) -> ApiError:
+def _unavailable(nobody: NoAccount) -> ApiError:
     return ApiError(
         503,
         "server_error",
@@ -158,7 +158,7 @@ def _unavailable(nobody: Nobody) -> ApiError:
     )
 
 
-def _who(nobody: Nobody) -> str:
+def _who(nobody: NoAccount) -> str:
     if nobody.waits_for is not None:
         return "The account of this conversation is the only one that can serve it, and none"
     return "No account"

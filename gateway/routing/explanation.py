@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gateway.routing.account import Account
-from gateway.routing.pool import Pool
-from gateway.routing.selection import Nobody, Rejected, Wanted
+from gateway.routing.pool import AccountPool
+from gateway.routing.selection import NoAccount, RejectedAccount, RouteRequest
 from gateway.routing.strategies import NOBODY, Resting, Strategy, Usable
 
 #: Accounts that are explained one by one.
 _EXPLAINED = 200
 
 
-class Explanation(NamedTuple):
+class DryRun(NamedTuple):
     """The choice that the pool would make.
 
     :ivar account: which it would be; None for nobody, or for one of several.
@@ -29,12 +29,12 @@ class Explanation(NamedTuple):
     rule: str
     among: tuple[str, ...]
     candidates: tuple[str, ...]
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[RejectedAccount, ...]
     waits_for: str | None
 
 
-def explain(pool: Pool, wanted: Wanted) -> Explanation:
-    """What :meth:`Pool.choose` would decide; nothing is taken, bound or kept alive.
+def explain(pool: AccountPool, wanted: RouteRequest) -> DryRun:
+    """What :meth:`AccountPool.choose` would decide; nothing is taken, bound or kept alive.
 
     Where nobody can serve, a turn may end the rests of broken services; this does not.
     """
@@ -42,16 +42,16 @@ def explain(pool: Pool, wanted: Wanted) -> Explanation:
     deciding = pool.deciding(wanted, (), pool.bindings.look, foretelling)
     deciding.candidates.forget()  # so that this, and the next choice, go by what is so now
     found = deciding.decide()
-    account = None if isinstance(found, Nobody) else found.account
+    account = None if isinstance(found, NoAccount) else found.account
     others = deciding.others(account, _EXPLAINED)
     among = tuple(each.name for each in foretelling.among)
-    return Explanation(
+    return DryRun(
         account=None if account is None or len(among) > 1 else account.name,
         rule=found.rule if deciding.candidates.accounts else "no account offers this",
         among=among,
         candidates=tuple(each.name for each in deciding.candidates.accounts),
         rejected=tuple(each for each in others if each.account not in among),
-        waits_for=found.waits_for if isinstance(found, Nobody) else None,
+        waits_for=found.waits_for if isinstance(found, NoAccount) else None,
     )
 
 

@@ -11,15 +11,15 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gateway.circuit_breaker import Attempt, Breaker, BreakerState
+from gateway.circuit_breaker import BreakerAttempt, BreakerState, CircuitBreaker
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
-from gateway.routing.announcing import Silence, Witness
-from gateway.routing.cooldown import AccountState, Rest, Unavailable
-from gateway.routing.quotas import Quotas
-from gateway.routing.wish import WISHES, Wish
+from gateway.routing.announcing import HealthObserver, Silence
+from gateway.routing.cooldown import AccountState, Cooldown, Unavailable
+from gateway.routing.quotas import AccountQuotas
+from gateway.routing.wish import WISHES, AdminState
 
-__all__ = ["AccountState", "Health", "Permit", "Unavailable"]
+__all__ = ["AccountHealth", "AccountState", "Permit", "Unavailable"]
 
 #: Bounds on what is remembered of one account.
 MAX_MODELS = 200
@@ -76,14 +76,17 @@ class Permit:
     __slots__ = ("_health", "_model", "attempts")
 
     def __init__(
-        self, health: Health, model: str | None, attempts: list[tuple[Rest, Attempt]]
+        self,
+        health: AccountHealth,
+        model: str | None,
+        attempts: list[tuple[Cooldown, BreakerAttempt]],
     ) -> None:
-        self._health: Health | None = health
+        self._health: AccountHealth | None = health
         self._model = model
         self.attempts = attempts
 
     def acknowledged(self) -> None:
-        """The account took the turn up; :meth:`Health.ended_well` or ``broke`` follows."""
+        """The account took the turn up; :meth:`AccountHealth.ended_well` or ``broke`` follows."""
         health, self._health = self._health, None
         if health is not None:
             health._acknowledged(self._model, self.attempts)
@@ -102,13 +105,13 @@ class Permit:
                 rest.breaker.dropped(attempt)
 
 
-class Health:
+class AccountHealth:
     """One account's.
 
     :param now: unix seconds; may jump.
     :param cooldown_max_seconds: bound on every rest.
     :param jitter: from 0 to 1.
-    :param witness: hears of what begins and ends to rest.
+    :param observer: hears of what begins and ends to rest.
     :ivar blocked_until: surely unavailable for every model before this unix time; infinite
         while the operator wants it so.
     :ivar quotas: what its answers told of them.
@@ -119,25 +122,25 @@ class Health:
         now: Callable[[], float],
         cooldown_max_seconds: float,
         jitter: Callable[[], float] = random.random,
-        witness: Witness | None = None,
+        observer: HealthObserver | None = None,
     ) -> None:
         self._now = now
-        self._witness = witness or Silence()
+        self._observer = observer or Silence()
         #: The models that the witness knows to rest; None for all of the account.
         self._announced: set[str | None] = set()
         self._max_seconds = cooldown_max_seconds
         self._jitter = jitter
-        self._wish = Wish.SERVE
+        self._wish = AdminState.SERVE
         self._wished_at = now()
         self._rests = {
             "credentials": self._rest(AccountState.UNAUTHORIZED, 1, _UNAUTHORIZED_SECONDS),
             "quota": self._rest(AccountState.EXHAUSTED, 1, _EXHAUSTED_SECONDS),
             "service": self._rest(AccountState.COOLING, _SERVICE_FAILURES, _SERVICE_SECONDS),
         }
-        self._models: dict[str | None, Rest] = {}
+        self._models: dict[str | None, Cooldown] = {}
         #: Models that serve, and that it refused without a clear word since they last did.
-        self._doubted: dict[str | None, Rest] = {}
-        self.quotas = Quotas(now, cooldown_max_seconds)
+        self._doubted: dict[str | None, Cooldown] = {}
+        self.quotas = AccountQuotas(now, cooldown_max_seconds)
         self._calm = True
         self._told: tuple[float, float, Unavailable] | None = None
         self.blocked_until = 0.0
@@ -260,9 +263,9 @@ class Health:
     @property
     def state(self) -> AccountState:
         """The account's, whatever the model."""
-        if self._wish is Wish.DISABLE:
+        if self._wish is AdminState.DISABLE:
             return AccountState.DISABLED
-        if self._wish is Wish.DRAIN:
+        if self._wish is AdminState.DRAIN:
             return AccountState.DRAINING
         worst = self._worst()
         return AccountState.READY if worst is None else worst.standing(self._now())
@@ -272,7 +275,7 @@ class Health:
         worst = self._worst()
         first = {} if worst is None else worst.shown()
         breaker = self._rests["service"].breaker
-        wished = self._wish is not Wish.SERVE
+        wished = self._wish is not AdminState.SERVE
         return {
             "state": self.state.value,
             "why": "the operator" if wished else first.get("why"),
@@ -293,14 +296,14 @@ class Health:
         A turn may be due to try it all the same: that it rests no more shows nothing yet.
         """
         worst = self._worst()
-        if self._wish is not Wish.SERVE or worst is None:
+        if self._wish is not AdminState.SERVE or worst is None:
             return self.blocked()
         return worst.unready(self._now())
 
     def blocked(self) -> Unavailable | None:
         """Why no turn may go there now, whatever its model; None when one may."""
-        if self._wish is not Wish.SERVE:
-            disabled = self._wish is Wish.DISABLE
+        if self._wish is not AdminState.SERVE:
+            disabled = self._wish is AdminState.DISABLE
             state = AccountState.DISABLED if disabled else AccountState.DRAINING
             return Unavailable(state, f"the operator: {state.value}", None)
         return self._look_at_account(self._now())
@@ -308,7 +311,7 @@ class Health:
     def _look(self, model: str | None) -> Unavailable | None:
         found = self.blocked()
         of_model = self._models.get(model)
-        if of_model is not None and self._wish is Wish.SERVE:
+        if of_model is not None and self._wish is AdminState.SERVE:
             reasons = (found, of_model.unavailable(self._now()))
             found = max(filter(None, reasons), key=_until, default=None)
         return found
@@ -327,14 +330,16 @@ class Health:
             self._told = (now, self.blocked_until, found)
         return found
 
-    def _worst(self) -> Rest | None:
+    def _worst(self) -> Cooldown | None:
         """What is held against it: what rests, before what only waits to be shown to work."""
         held = [rest for rest in self._rests.values() if not rest.breaker.closed]
         now = self._now()
         resting = (each for each in held if each.standing(now) is not AccountState.UNPROVEN)
         return next(resting, held[0] if held else None)
 
-    def _acknowledged(self, model: str | None, attempts: list[tuple[Rest, Attempt]]) -> None:
+    def _acknowledged(
+        self, model: str | None, attempts: list[tuple[Cooldown, BreakerAttempt]]
+    ) -> None:
         if self._doubted:
             self._doubted.pop(model, None)
         for rest, attempt in attempts:
@@ -343,7 +348,7 @@ class Health:
             self._changed()
 
     def _refused(
-        self, model: str | None, attempts: list[tuple[Rest, Attempt]], fault: Fault
+        self, model: str | None, attempts: list[tuple[Cooldown, BreakerAttempt]], fault: Fault
     ) -> None:
         if fault.kind is FaultKind.EXHAUSTED and fault.retry_at is None:
             fault = fault._replace(retry_at=self.quotas.used_up_until())
@@ -361,14 +366,14 @@ class Health:
             self._announce(tripped, model)
         self._changed()
 
-    def _announce(self, rest: Rest, model: str | None) -> None:
+    def _announce(self, rest: Cooldown, model: str | None) -> None:
         what = None if rest in self._rests.values() else _named(model)
-        self._witness.rests(rest, what, again=what in self._announced)
+        self._observer.rests(rest, what, again=what in self._announced)
         self._announced.add(what)
 
     def _tripped(
-        self, model: str | None, fault: Fault, attempts: list[tuple[Rest, Attempt]]
-    ) -> Rest | None:
+        self, model: str | None, fault: Fault, attempts: list[tuple[Cooldown, BreakerAttempt]]
+    ) -> Cooldown | None:
         """What a fault belongs to."""
         if fault.kind in _TRIPS:
             return self._rests[_TRIPS[fault.kind]]
@@ -381,16 +386,17 @@ class Health:
             self._hold(model, rest)
         return rest
 
-    def _hold(self, model: str | None, rest: Rest) -> None:
+    def _hold(self, model: str | None, rest: Cooldown) -> None:
         """Remember what is against a model; where that is too much, another's ends first."""
         if model not in self._models and len(self._models) >= MAX_MODELS:
             soonest = min(self._models, key=lambda each: self._models[each].breaker.until)
             del self._models[soonest]
         self._models[model] = rest
 
-    def _rest(self, state: AccountState, threshold: int, first_seconds: float) -> Rest:
-        return Rest(
-            state, Breaker(self._now, threshold, first_seconds, self._max_seconds, self._jitter)
+    def _rest(self, state: AccountState, threshold: int, first_seconds: float) -> Cooldown:
+        return Cooldown(
+            state,
+            CircuitBreaker(self._now, threshold, first_seconds, self._max_seconds, self._jitter),
         )
 
     def _wished(self, action: str) -> None:
@@ -415,7 +421,7 @@ class Health:
         if self._announced:
             self._say_what_is_over()
         resting = any(not rest.breaker.closed for rest in self._rests.values())
-        self._calm = self._wish is Wish.SERVE and not resting
+        self._calm = self._wish is AdminState.SERVE and not resting
         self._told = None
         self._block()
 
@@ -424,12 +430,12 @@ class Health:
         if any(not rest.breaker.closed for rest in self._rests.values()):
             resting.add(None)
         for what in self._announced - resting:
-            self._witness.serves_again(what)
+            self._observer.serves_again(what)
         self._announced &= resting
 
     def _block(self) -> None:
         """Also after a look at the clock: rests may be over, or end earlier than they would."""
-        if self._wish is Wish.SERVE:
+        if self._wish is AdminState.SERVE:
             breakers = [rest.breaker for rest in self._rests.values()]
             untils = [each.until for each in breakers if each.state is BreakerState.OPEN]
             self.blocked_until = max(untils, default=0.0)

@@ -30,7 +30,7 @@ _MAX_BYTES = 8 * 1024 * 1024
 _log = Logger(namespace="gateway.catalogue")
 
 
-class Catalogue(NamedTuple):
+class AccountModels(NamedTuple):
     """One upstream's answer to ``GET /models``.
 
     :ivar models: what it says of each, by name.
@@ -43,7 +43,7 @@ class Catalogue(NamedTuple):
     account: str
 
 
-class Inquiry:
+class ModelListRequest:
     """One question to the accounts of a service, one after the other.
 
     The next one is asked as soon as one fails, and beside one that is silent.
@@ -59,7 +59,7 @@ class Inquiry:
         clock: IReactorTime,
         accounts: Sequence[Account],
         client_version: str | None,
-        told: Callable[[Catalogue | None], None],
+        told: Callable[[AccountModels | None], None],
     ) -> None:
         self._left = list(accounts[:MOST_ASKED])
         self._version = client_version
@@ -92,7 +92,7 @@ class Inquiry:
             self._patience.start(PATIENCE_SECONDS)
         question.start()
 
-    def _answered(self, question: _Question, found: Catalogue | None) -> None:
+    def _answered(self, question: _Question, found: AccountModels | None) -> None:
         if question not in self._running:
             return
         self._running.remove(question)
@@ -116,7 +116,7 @@ class _Question:
         self,
         account: Account,
         client_version: str | None,
-        answered: Callable[[_Question, Catalogue | None], None],
+        answered: Callable[[_Question, AccountModels | None], None],
     ) -> None:
         path = "/models"
         if client_version is not None:
@@ -167,7 +167,7 @@ class _Question:
         except ValueError as error:
             self._fail(str(error))
         else:
-            self._answered(self, Catalogue(models, self._etag, self._account))
+            self._answered(self, AccountModels(models, self._etag, self._account))
 
     def _fail(self, why: str) -> None:
         self.log(why)

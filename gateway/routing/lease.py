@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gateway.routing.account import Account
 
 
-class Reservation:
+class Lease:
     """One attempt's place.
 
     :ivar account: where it is.

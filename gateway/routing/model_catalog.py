@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from twisted.internet.interfaces import IReactorTime
 
 from gateway.routing.account import Account
-from gateway.routing.inquiry import Catalogue, Inquiry
+from gateway.routing.inquiry import AccountModels, ModelListRequest
 
 #: How long an answer holds, in seconds, and how long nobody is asked after a failure.
 FRESH_SECONDS = 300.0
@@ -30,14 +30,14 @@ class _Entry:
     __slots__ = ("asked_at", "asking", "catalogue", "failed", "waiting")
 
     def __init__(self) -> None:
-        self.catalogue: Catalogue | None = None
+        self.catalogue: AccountModels | None = None
         self.asked_at = float("-inf")
         self.failed = False
-        self.asking: Inquiry | None = None
-        self.waiting: list[Callable[[Catalogue | None], None]] = []
+        self.asking: ModelListRequest | None = None
+        self.waiting: list[Callable[[AccountModels | None], None]] = []
 
 
-class Catalogues:
+class ModelCatalog:
     """Asks upstreams for their models.
 
     :param clock: for deadlines and ages.
@@ -54,7 +54,7 @@ class Catalogues:
         self,
         accounts: Sequence[Account],
         client_version: str | None,
-        told: Callable[[Catalogue | None], None],
+        told: Callable[[AccountModels | None], None],
     ) -> None:
         """Tell what the service of ``accounts`` offers; at once where that is known.
 
@@ -111,12 +111,12 @@ class Catalogues:
                 known is None or each.name != known.account,
             ),
         )
-        entry.asking = Inquiry(
+        entry.asking = ModelListRequest(
             self._clock, likeliest, client_version, lambda found: self._answered(entry, found)
         )
         entry.asking.start()
 
-    def _answered(self, entry: _Entry, found: Catalogue | None) -> None:
+    def _answered(self, entry: _Entry, found: AccountModels | None) -> None:
         entry.asking = None
         entry.asked_at = self._clock.seconds()
         entry.failed = found is None

@@ -10,9 +10,9 @@ from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.bindings import Binding, Bindings
 from gateway.routing.candidates import Candidates
-from gateway.routing.router import Deciding
-from gateway.routing.selection import Choice, Nobody, Wanted
-from gateway.routing.settling import Effect, Settling
+from gateway.routing.router import Router
+from gateway.routing.selection import NoAccount, RouteRequest, Selection
+from gateway.routing.settling import FailureEffect, Settling
 from gateway.routing.strategies import Picker, strategy
 
 #: Accounts whose part in a choice is explained one by one; the others are only counted.
@@ -23,7 +23,7 @@ MAX_MODELS = 256
 _MAX_MODEL_NAME = 200
 
 
-class Pool:
+class AccountPool:
     """All accounts.
 
     :param accounts: in the operator's order.
@@ -41,9 +41,9 @@ class Pool:
     ) -> None:
         self.bindings = bindings
         self.released: Callable[[], None] = _nobody_waits
-        self.arrange(accounts, routing or RoutingSettings())
+        self.reconfigure(accounts, routing or RoutingSettings())
 
-    def arrange(self, accounts: Sequence[Account], routing: RoutingSettings) -> None:
+    def reconfigure(self, accounts: Sequence[Account], routing: RoutingSettings) -> None:
         """Take these accounts and rules from now on; conversations keep their bindings."""
         self.accounts = tuple(accounts)
         self.routing = routing
@@ -66,45 +66,45 @@ class Pool:
         """The accounts that offer ``model``, in the operator's order."""
         return self._candidates_for(model, background, chat).accounts
 
-    def choose(self, wanted: Wanted, tried: Collection[str] = ()) -> Choice | Nobody:
+    def choose(self, wanted: RouteRequest, tried: Collection[str] = ()) -> Selection | NoAccount:
         """Pick an account and take a place on it, in one step.
 
         :param tried: names of accounts that refused this turn already.
         """
         deciding = self.deciding(wanted, tried, self.bindings.find, self.strategy)
         found = deciding.decide()
-        if isinstance(found, Nobody) and found.any_would_do and deciding.candidates.hurry():
+        if isinstance(found, NoAccount) and found.any_would_do and deciding.candidates.hurry():
             deciding = self.deciding(wanted, tried, self.bindings.find, self.strategy)
             found = deciding.decide()
-        if isinstance(found, Nobody):
+        if isinstance(found, NoAccount):
             return found
         account, rule, effect, ails = found
         settling: Settling | None = None
-        if effect is not Effect.NONE:
-            why = ails if effect is Effect.STAND_IN else rule
+        if effect is not FailureEffect.NONE:
+            why = ails if effect is FailureEffect.STAND_IN else rule
             settling = Settling(self.bindings, wanted.keys[-1], account.name, effect, why)
         others = deciding.others(account, _EXPLAINED)
-        reservation = account.reserve(wanted.model, self._release, settling)
-        return Choice(reservation, rule, len(deciding.candidates.accounts), others)
+        lease = account.reserve(wanted.model, self._release, settling)
+        return Selection(lease, rule, len(deciding.candidates.accounts), others)
 
-    def lacking(self, wanted: Wanted, tried: Collection[str]) -> Nobody | None:
+    def lacking(self, wanted: RouteRequest, tried: Collection[str]) -> NoAccount | None:
         """Why nobody is left to choose; None while somebody is.  No place is taken."""
         return self.deciding(wanted, tried, self.bindings.look, self.strategy).lacking()
 
     def deciding(
         self,
-        wanted: Wanted,
+        wanted: RouteRequest,
         tried: Collection[str],
         find: Callable[[AffinityKey], Binding | None],
         strategy: Picker,
-    ) -> Deciding:
+    ) -> Router:
         """A decision by the rules of this pool.
 
         :param find: ``Bindings.find``, or ``look`` for one who only looks.
         :param strategy: the pool's own, or one that speaks for it.
         """
         candidates = self._candidates_for(wanted.model, wanted.background, wanted.chat)
-        return Deciding(self._by_name, self.routing, candidates, wanted, tried, find, strategy)
+        return Router(self._by_name, self.routing, candidates, wanted, tried, find, strategy)
 
     def _release(self) -> None:
         self.released()

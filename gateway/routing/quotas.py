@@ -14,7 +14,7 @@ _MAX_WINDOWS = 32
 _OF_A_MODEL = "codex-"
 
 
-class Quotas:
+class AccountQuotas:
     """One account's.
 
     :param now: unix seconds; may jump.

@@ -14,8 +14,8 @@ from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.bindings import Binding
 from gateway.routing.candidates import Candidates
-from gateway.routing.selection import Nobody, Rejected, Wanted
-from gateway.routing.settling import Effect
+from gateway.routing.selection import NoAccount, RejectedAccount, RouteRequest
+from gateway.routing.settling import FailureEffect
 from gateway.routing.strategies import Picker
 
 _RETURNS = "returns to its account"
@@ -26,7 +26,7 @@ _USED_UP = "its quota is used up"
 _IN_DOUBT = "has not answered well since it refused"
 
 
-class Decision(NamedTuple):
+class RoutingDecision(NamedTuple):
     """The account of an attempt.
 
     :ivar rule: the one that named it.
@@ -35,11 +35,11 @@ class Decision(NamedTuple):
 
     account: Account
     rule: str
-    effect: Effect = Effect.NONE
+    effect: FailureEffect = FailureEffect.NONE
     ails: str = ""
 
 
-class Deciding:
+class Router:
     """One decision; the rules in their order.
 
     :param named: all accounts by name.
@@ -67,7 +67,7 @@ class Deciding:
         named: Mapping[str, Account],
         routing: RoutingSettings,
         candidates: Candidates,
-        wanted: Wanted,
+        wanted: RouteRequest,
         tried: Collection[str],
         find: Callable[[AffinityKey], Binding | None],
         strategy: Picker,
@@ -84,7 +84,7 @@ class Deciding:
         #: Accounts that the conversation sticks to, and why they cannot serve.
         self._lost: dict[str, str] = {}
 
-    def decide(self) -> Decision | Nobody:
+    def decide(self) -> RoutingDecision | NoAccount:
         """The account, or why there is none; to be asked once."""
         wanted = self._wanted
         if wanted.pinned_to is not None:
@@ -93,7 +93,7 @@ class Deciding:
         self._binding = bound[-1][1]
         return self._moved() or self._stuck(bound) or self._fresh()
 
-    def others(self, chosen: Account | None, most: int) -> tuple[Rejected, ...]:
+    def others(self, chosen: Account | None, most: int) -> tuple[RejectedAccount, ...]:
         """Why not the accounts that were named before, and some of the rest."""
         whys = self._lost.copy()
         for name in self._tried:
@@ -105,14 +105,14 @@ class Deciding:
                     whys[each.name] = blocked.why or blocked.state.value
                 else:
                     whys[each.name] = _IN_DOUBT if self._is_left_out(each) else _NOT_NEEDED
-        return tuple(map(Rejected._make, islice(whys.items(), most)))
+        return tuple(map(RejectedAccount._make, islice(whys.items(), most)))
 
     def _since_it_refused(self, name: str) -> str:
         account = self._named.get(name)
         blocked = None if account is None else self.candidates.why_not(account)
         return _TRIED if blocked is None else blocked.why or blocked.state.value
 
-    def lacking(self) -> Nobody | None:
+    def lacking(self) -> NoAccount | None:
         """Why nobody is left to name; None while somebody is."""
         candidates, pinned_to = self.candidates, self._wanted.pinned_to
         able: Sequence[Account] = candidates.accounts
@@ -126,7 +126,7 @@ class Deciding:
 
     # --- the rules, the first that names somebody wins -------------------------------------
 
-    def _pinned(self, name: str) -> Decision | Nobody:
+    def _pinned(self, name: str) -> RoutingDecision | NoAccount:
         """The one account that can read the context, or none."""
         account, rule = self._named.get(name), self._wanted.pin_rule
         if account is None:
@@ -134,10 +134,10 @@ class Deciding:
         if account not in self.candidates.members:
             return self._nobody((), None, rule)
         if self._why_not(account) is None:
-            return Decision(account, rule)
+            return RoutingDecision(account, rule)
         return self._nobody((account,), name, rule)
 
-    def _moved(self) -> Decision | None:
+    def _moved(self) -> RoutingDecision | None:
         """Any account but the one the operator wants the conversation to leave."""
         binding = self._binding
         if binding is None or binding.leaves is None:
@@ -146,9 +146,11 @@ class Deciding:
         if account is None:
             return None
         rule = f"moved away from {binding.leaves} by the operator ({self._strategy.name})"
-        return Decision(account, rule, Effect.BIND)
+        return RoutingDecision(account, rule, FailureEffect.BIND)
 
-    def _stuck(self, bound: Sequence[tuple[str, Binding | None]]) -> Decision | Nobody | None:
+    def _stuck(
+        self, bound: Sequence[tuple[str, Binding | None]]
+    ) -> RoutingDecision | NoAccount | None:
         """The strongest of the accounts that the conversation sticks to, of those that can."""
         for name, rule in self._sticky(bound).items():
             account = self._named.get(name)
@@ -163,7 +165,7 @@ class Deciding:
             self._lost[name] = why or _USED_UP
         return None
 
-    def _fresh(self) -> Decision | Nobody:
+    def _fresh(self) -> RoutingDecision | NoAccount:
         """Any account: the strategy's next."""
         rule = self._strategy.name
         account = self._pick(self._tried)
@@ -244,16 +246,16 @@ class Deciding:
             return False
         return holder is not None and holder != account.name
 
-    def _decided(self, account: Account, rule: str) -> Decision:
+    def _decided(self, account: Account, rule: str) -> RoutingDecision:
         binding = self._binding
         if binding is None or not binding.answered:
-            return Decision(account, rule, Effect.BEGIN)
+            return RoutingDecision(account, rule, FailureEffect.BEGIN)
         home = self._stood_in_for(account)
         if home is not None and binding.stand_in != account.name:
-            return Decision(account, rule, Effect.STAND_IN, self._ails(home) or "")
+            return RoutingDecision(account, rule, FailureEffect.STAND_IN, self._ails(home) or "")
         if home is not None or self._is_on_its_way(account):
-            return Decision(account, rule)
-        return Decision(account, rule, Effect.BIND)
+            return RoutingDecision(account, rule)
+        return RoutingDecision(account, rule, FailureEffect.BIND)
 
     def _pick(self, without: Collection[str]) -> Account | None:
         """The account of a conversation that sticks to none: one with room, if there is any."""
@@ -290,8 +292,8 @@ class Deciding:
         wanted = self._wanted
         return wanted.undoubted and account.health.in_doubt(wanted.model)
 
-    def _nobody(self, able: Sequence[Account], waits_for: str | None, rule: str) -> Nobody:
+    def _nobody(self, able: Sequence[Account], waits_for: str | None, rule: str) -> NoAccount:
         """:param able: those of the candidates that would do."""
         reasons = (self.candidates.why_not(each) for each in able if not self._is_left_out(each))
         told = tuple(reason for reason in reasons if reason is not None)
-        return Nobody(self._wanted, able, waits_for, told, rule)
+        return NoAccount(self._wanted, able, waits_for, told, rule)

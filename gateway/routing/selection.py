@@ -9,14 +9,14 @@ from gateway.protocol.error_classification import FaultKind
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.health import Unavailable
-from gateway.routing.lease import Reservation
+from gateway.routing.lease import Lease
 
 #: Why only one account can take a turn.
 SEALED = "sealed items"
 KEPT = "keeps the previous response"
 
 
-class Wanted(NamedTuple):
+class RouteRequest(NamedTuple):
     """What an attempt asks of the pool.
 
     :ivar model: must be offered by the account; None when the request names none.
@@ -42,32 +42,32 @@ class Wanted(NamedTuple):
     pin_rule: str = SEALED
 
 
-class Rejected(NamedTuple):
+class RejectedAccount(NamedTuple):
     """An account that was not chosen, and why."""
 
     account: str
     why: str
 
 
-class Choice(NamedTuple):
+class Selection(NamedTuple):
     """The account of an attempt, with a place on it, and the rule that named it.
 
     :ivar candidates: how many accounts offer the model.
     :ivar others: why others were not chosen; those that the conversation stuck to come first.
     """
 
-    reservation: Reservation
+    lease: Lease
     rule: str
     candidates: int
-    others: tuple[Rejected, ...]
+    others: tuple[RejectedAccount, ...]
 
     @property
     def account(self) -> Account:
         """Where the place is."""
-        return self.reservation.account
+        return self.lease.account
 
 
-class Nobody(NamedTuple):
+class NoAccount(NamedTuple):
     """No account can serve the attempt now.
 
     :ivar wanted: what was asked for.
@@ -79,7 +79,7 @@ class Nobody(NamedTuple):
     :ivar rule: by which no other account was asked.
     """
 
-    wanted: Wanted
+    wanted: RouteRequest
     candidates: Sequence[Account]
     waits_for: str | None
     reasons: tuple[Unavailable, ...]

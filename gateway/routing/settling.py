@@ -9,7 +9,7 @@ from gateway.routing.affinity import AffinityKey
 from gateway.routing.bindings import Bindings
 
 
-class Effect(enum.Enum):
+class FailureEffect(enum.Enum):
     """What a decision makes of the conversation's binding."""
 
     NONE = "nothing"
@@ -30,26 +30,26 @@ class Settling:
     __slots__ = ("_account", "_bindings", "_effect", "_key", "_why")
 
     def __init__(
-        self, bindings: Bindings, key: AffinityKey, account: str, effect: Effect, why: str
+        self, bindings: Bindings, key: AffinityKey, account: str, effect: FailureEffect, why: str
     ) -> None:
         self._bindings = bindings
         self._key = key
         self._account = account
         self._effect = effect
         self._why = why
-        if effect is Effect.BEGIN:
+        if effect is FailureEffect.BEGIN:
             bindings.expect(key, account, why)
-        elif effect is Effect.STAND_IN:
+        elif effect is FailureEffect.STAND_IN:
             bindings.stand_in(key, account, why)
 
     def answered(self) -> None:
         """The account took the turn up."""
-        if self._effect is Effect.BEGIN:
+        if self._effect is FailureEffect.BEGIN:
             self._bindings.settle(self._key, self._account, self._why)
-        elif self._effect is Effect.BIND:
+        elif self._effect is FailureEffect.BIND:
             self._bindings.bind(self._key, self._account, self._why)
 
     def unanswered(self) -> None:
         """It did not, and the attempt is over."""
-        if self._effect is Effect.BEGIN:
+        if self._effect is FailureEffect.BEGIN:
             self._bindings.withdraw(self._key, self._account)

@@ -22,14 +22,14 @@ _OFFERS_AT_ONCE = 32
 _BREATH = 0.02
 
 
-class Lack(enum.Enum):
+class WaitReason(enum.Enum):
     """What a turn waits for."""
 
     ACCOUNT = "an account"
     LIMIT = "a limit of its key"
 
 
-class Ticket:
+class WaitTicket:
     """A turn's place in the room.
 
     :ivar wants: what its tries depend on; a try that finds another thing lacking changes it.
@@ -40,12 +40,12 @@ class Ticket:
 
     def __init__(
         self,
-        room: WaitingRoom,
+        room: WaitQueue,
         tenant: str,
         wants: Hashable,
         retry: Callable[[], bool],
         gave_up: Callable[[], None],
-        lacks: Lack,
+        lacks: WaitReason,
     ) -> None:
         self._room = room
         self.tenant = tenant
@@ -60,7 +60,7 @@ class Ticket:
         self._room.remove(self)
 
 
-class WaitingRoom:
+class WaitQueue:
     """Turns that found no account, or no room within the limits of their key.
 
     When something became free it is offered to the tenants in turn, and within a tenant to
@@ -76,7 +76,7 @@ class WaitingRoom:
         self.max_waiting = max_waiting
         self._count = 0
         #: Whose turn it is first.
-        self._tenants: OrderedDict[str, OrderedDict[Ticket, None]] = OrderedDict()
+        self._tenants: OrderedDict[str, OrderedDict[WaitTicket, None]] = OrderedDict()
         #: What could not be had since this round of offers began.
         self._refused: set[Hashable] = set()
         self._again = False
@@ -87,7 +87,7 @@ class WaitingRoom:
     def __len__(self) -> int:
         return self._count
 
-    def lacking(self, what: Lack) -> int:
+    def lacking(self, what: WaitReason) -> int:
         """How many of the turns wait for this."""
         return sum(ticket.lacks is what for queue in self._tenants.values() for ticket in queue)
 
@@ -98,8 +98,8 @@ class WaitingRoom:
         retry: Callable[[], bool],
         gave_up: Callable[[], None],
         wants: Hashable = None,
-        lacks: Lack = Lack.ACCOUNT,
-    ) -> Ticket | None:
+        lacks: WaitReason = WaitReason.ACCOUNT,
+    ) -> WaitTicket | None:
         """Take a place.
 
         :param seconds: how long at most.
@@ -114,7 +114,7 @@ class WaitingRoom:
         leaves = self._who_makes_room(tenant) if full else None
         if self._stopped or (full and leaves is None):
             return None
-        ticket = Ticket(self, tenant, wants, retry, gave_up, lacks)
+        ticket = WaitTicket(self, tenant, wants, retry, gave_up, lacks)
         ticket.deadline = self._clock.callLater(max(0.0, seconds), self._give_up, ticket)
         self._tenants.setdefault(tenant, OrderedDict())[ticket] = None
         self._count += 1
@@ -131,7 +131,7 @@ class WaitingRoom:
         elif self._count:
             self._offer()
 
-    def remove(self, ticket: Ticket) -> bool:
+    def remove(self, ticket: WaitTicket) -> bool:
         """Take ``ticket`` out; False when it was out already."""
         if ticket.deadline is None:
             return False
@@ -154,7 +154,7 @@ class WaitingRoom:
             queue = next(iter(self._tenants.values()))
             self._give_up(next(iter(queue)))
 
-    def _who_makes_room(self, tenant: str) -> Ticket | None:
+    def _who_makes_room(self, tenant: str) -> WaitTicket | None:
         """The latest of whoever holds most; nobody while one of them is being served."""
         if self._offering or not self._tenants:
             return None
@@ -163,7 +163,7 @@ class WaitingRoom:
             return None
         return next(reversed(most))
 
-    def _give_up(self, ticket: Ticket) -> None:
+    def _give_up(self, ticket: WaitTicket) -> None:
         if self.remove(ticket):
             try:
                 ticket.gave_up()
@@ -202,7 +202,7 @@ class WaitingRoom:
         elif self._timer is None:
             self._try_in(_TRY_EVERY)
 
-    def _next(self) -> Ticket | None:
+    def _next(self) -> WaitTicket | None:
         """Who is offered an account next."""
         refused = self._refused
         for queue in self._tenants.values():
@@ -211,7 +211,7 @@ class WaitingRoom:
                     return ticket
         return None
 
-    def _serve(self, ticket: Ticket) -> bool:
+    def _serve(self, ticket: WaitTicket) -> bool:
         """Offer an account to ``ticket``; False when there is none for it."""
         try:
             served = ticket.retry()

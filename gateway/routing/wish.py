@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 
-class Wish(enum.Enum):
+class AdminState(enum.Enum):
     """What the operator wants of an account."""
 
     SERVE = "serve"
@@ -15,8 +15,8 @@ class Wish(enum.Enum):
 
 #: What each action of the operator makes of what was wished before.
 WISHES = {
-    "disable": dict.fromkeys(Wish, Wish.DISABLE),
-    "enable": {Wish.DISABLE: Wish.SERVE},
-    "drain": {Wish.SERVE: Wish.DRAIN},
-    "resume": {Wish.DRAIN: Wish.SERVE},
+    "disable": dict.fromkeys(AdminState, AdminState.DISABLE),
+    "enable": {AdminState.DISABLE: AdminState.SERVE},
+    "drain": {AdminState.SERVE: AdminState.DRAIN},
+    "resume": {AdminState.DRAIN: AdminState.SERVE},
 }

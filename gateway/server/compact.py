@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gateway.conversations.context import Plan, Route
-from gateway.conversations.records import Record
+from gateway.conversations.context import ContextPlan, ContextRoute
+from gateway.conversations.records import ResponseRecord
 from gateway.protocol.compacting import input_body, read_compacted
 from gateway.protocol.dialect import Dialect
 from gateway.protocol.errors import ApiError
@@ -19,18 +19,18 @@ from gateway.protocol.turn_state import TURN_STATE, TurnState
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.affinity import http_affinity_keys
-from gateway.routing.selection import Wanted
-from gateway.server.history import Lineage
-from gateway.server.http_request import HttpRequest
-from gateway.server.passthrough import JSON, PassedAnswer, call_headers, context_of
-from gateway.turn.context import TurnContext, TurnEnvironment
+from gateway.routing.selection import RouteRequest
+from gateway.server.history import ConnectionHistory
+from gateway.server.http_request import ClientRequest
+from gateway.server.passthrough import JSON, ProxiedResponse, call_headers, context_of
+from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.passthrough import Passage
+from gateway.turn.passthrough import ProxiedRequest
 from gateway.turn.preparing import dialect_of, sent_with
 from gateway.upstream.interface import UpstreamCall
 
 
-class Errand(NamedTuple):
+class InputOperation(NamedTuple):
     """What is asked about a conversation.
 
     :ivar what: what journals call it.
@@ -44,11 +44,11 @@ class Errand(NamedTuple):
     held_bytes: int
 
 
-_COMPACTION = Errand("compaction", "/responses/compact", True, 64 * 1024 * 1024)
-_COUNT = Errand("token count", "/responses/input_tokens", False, 1024 * 1024)
+_COMPACTION = InputOperation("compaction", "/responses/compact", True, 64 * 1024 * 1024)
+_COUNT = InputOperation("token count", "/responses/input_tokens", False, 1024 * 1024)
 
 
-class InputCargo:
+class InputSpec:
     """One request with the input of a turn.
 
     :param state: what the client's turn state says, or None.
@@ -60,7 +60,7 @@ class InputCargo:
         request: TurnRequest,
         continuity: TurnContinuity,
         state: TurnState | None,
-        errand: Errand,
+        errand: InputOperation,
     ) -> None:
         self.what = errand.what
         self.model = request.model
@@ -72,14 +72,14 @@ class InputCargo:
         self._continuity = continuity
         self._state = state
         self._path = errand.path
-        self.plan: Plan | None = None
+        self.plan: ContextPlan | None = None
 
     def fingerprint(self) -> bytes:
-        """See :class:`~gateway.turn.cargo.Cargo`."""
+        """See :class:`~gateway.turn.cargo.RequestSpec`."""
         return self._request.fingerprint()
 
     def call_for(self, account: Account) -> UpstreamCall:
-        """See :class:`~gateway.turn.cargo.Cargo`."""
+        """See :class:`~gateway.turn.cargo.RequestSpec`."""
         plan = self.plan = self._planned(account)
         dialect = self._dialect_of(account)
         headers = call_headers(self._context, account, JSON)
@@ -89,7 +89,7 @@ class InputCargo:
         return UpstreamCall("POST", self._path, headers, body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.cargo.Cargo`."""
+        """See :class:`~gateway.turn.cargo.RequestSpec`."""
         if self.plan is None:
             return False
         sent = sent_with(self._request, self.plan, self._dialect_of(account))
@@ -97,15 +97,15 @@ class InputCargo:
         return self._continuity.mended(account, self.plan, asked, error)
 
     def accepted(self, account: Account) -> None:
-        """See :class:`~gateway.turn.cargo.Cargo`."""
+        """See :class:`~gateway.turn.cargo.RequestSpec`."""
         self._continuity.accepted(account)
 
     def translated(self, error: ApiError) -> ApiError:
-        """See :class:`~gateway.turn.cargo.Cargo`."""
+        """See :class:`~gateway.turn.cargo.RequestSpec`."""
         return self._continuity.translated(error)
 
     def may_move(self, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.cargo.Cargo`."""
+        """See :class:`~gateway.turn.cargo.RequestSpec`."""
         return self._continuity.may_move(error) or is_not_served(error)
 
     def _dialect_of(self, account: Account) -> Dialect:
@@ -113,7 +113,7 @@ class InputCargo:
         dialect = dialect_of(account, self.model, self._context, concessions)
         return dialect if self.generates else dialect._replace(cache_key=None)
 
-    def _planned(self, account: Account) -> Plan:
+    def _planned(self, account: Account) -> ContextPlan:
         """How the context gets there.
 
         The answer does not show whether a previous response was taken up, so it is named
@@ -121,7 +121,7 @@ class InputCargo:
         """
         plan = self._continuity.plan(account)
         parent = self._context.parent
-        if plan.route is not Route.CHAINED or parent is None or parent.foreign:
+        if plan.route is not ContextRoute.CHAINED or parent is None or parent.foreign:
             return plan
         if account.settings.continuity == "chain" or account.learned.trusts(parent.store):
             return plan
@@ -129,7 +129,7 @@ class InputCargo:
         return self._continuity.replay(account, reason)
 
 
-class InputAnswer(PassedAnswer):
+class InputAnswer(ProxiedResponse):
     """The answer; what it seals is noted under the account that sealed it."""
 
     _usage: Usage | None = None
@@ -140,7 +140,7 @@ class InputAnswer(PassedAnswer):
         self._usage = compacted.usage
         if self.passage is not None and self.passage.account is not None:
             for item in compacted.items:
-                self.environment.seals.issued(item, self.passage.account.name)
+                self.services.issuers.issued(item, self.passage.account.name)
         super().passage_relays(data)
 
     def passage_usage(self) -> Usage | None:
@@ -151,38 +151,38 @@ class InputAnswer(PassedAnswer):
 class Inputs:
     """Answers ``/v1/responses/compact`` and ``/v1/responses/input_tokens``."""
 
-    def __init__(self, environment: TurnEnvironment) -> None:
-        self._environment = environment
+    def __init__(self, services: TurnServices) -> None:
+        self._services = services
 
-    def compact(self, request: HttpRequest, tenant: str) -> None:
+    def compact(self, request: ClientRequest, tenant: str) -> None:
         """``POST /responses/compact``."""
         self._pass(request, tenant, _COMPACTION)
 
-    def count(self, request: HttpRequest, tenant: str) -> None:
+    def count(self, request: ClientRequest, tenant: str) -> None:
         """``POST /responses/input_tokens``."""
         self._pass(request, tenant, _COUNT)
 
-    def _pass(self, request: HttpRequest, tenant: str, errand: Errand) -> None:
-        environment = self._environment
-        asked = read_post(
-            read_members(request.body), len(request.body), environment.seals.issuer_of
-        )
+    def _pass(self, request: ClientRequest, tenant: str, errand: InputOperation) -> None:
+        services = self._services
+        asked = read_post(read_members(request.body), len(request.body), services.issuers.issuer_of)
         keys = http_affinity_keys(tenant, request.headers, asked)
-        context = context_of(environment, request, tenant, keys, self._parent(asked, tenant))
-        continuity = TurnContinuity(context, asked, environment.ledger, errand.path)
-        state = environment.turn_states.unwrap(tenant, context.turn_state)
-        cargo = InputCargo(context, asked, continuity, state, errand)
-        answer = InputAnswer(environment, request)
-        passage = Passage(environment, context, cargo, answer)
+        context = context_of(services, request, tenant, keys, self._parent(asked, tenant))
+        continuity = TurnContinuity(context, asked, services.ledger, errand.path)
+        state = services.turn_states.unwrap(tenant, context.turn_state)
+        spec = InputSpec(context, asked, continuity, state, errand)
+        answer = InputAnswer(services, request)
+        passage = ProxiedRequest(services, context, spec, answer)
         answer.opens(passage)
-        wanted = Wanted(asked.model, keys, turn_state=None if state is None else state.account)
+        wanted = RouteRequest(
+            asked.model, keys, turn_state=None if state is None else state.account
+        )
         passage.through_the_pool(wanted, continuity)
 
-    def _parent(self, asked: TurnRequest, tenant: str) -> Record | None:
+    def _parent(self, asked: TurnRequest, tenant: str) -> ResponseRecord | None:
         """The response whose conversation this is about.
 
         :raises ApiError: 400 for one that cannot be continued.
         """
-        environment = self._environment
-        lineage = Lineage(environment, tenant, False)
-        return lineage.parent_of(asked, None)[0]
+        services = self._services
+        history = ConnectionHistory(services, tenant, False)
+        return history.parent_of(asked, None)[0]

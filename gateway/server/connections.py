@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from gateway.protocol.errors import ApiError
-from gateway.server.ingress import Incoming
+from gateway.server.ingress import IngressBuffer
 from gateway.sockets import OpenFiles
 
 #: Connections whose first head is not whole; beyond that the oldest of them goes.
@@ -18,7 +18,7 @@ MAX_SILENT = 1000
 _Kind = TypeVar("_Kind")
 
 
-class Guest(Protocol):
+class Drainable(Protocol):
     """A connection, or work that goes on without one."""
 
     def drain(self) -> None:
@@ -28,7 +28,7 @@ class Guest(Protocol):
         """The gateway can wait no longer: end what runs, and leave."""
 
 
-class Admission:
+class ConnectionLimiter:
     """Lets guests in until there are too many, of all keys or of one, or the gateway stops.
 
     Where there are too many, the one that has rested longest between two requests goes first.
@@ -41,13 +41,13 @@ class Admission:
 
     def __init__(self, max_connections: int, max_incoming_bytes: int = sys.maxsize) -> None:
         self.max_connections = max_connections
-        self.incoming = Incoming(max_incoming_bytes)
+        self.incoming = IngressBuffer(max_incoming_bytes)
         self.files = OpenFiles(time.monotonic)
         self.silent: dict[Any, None] = {}
-        self._guests: set[Guest] = set()
-        self._key_of: dict[Guest, str] = {}
+        self._guests: set[Drainable] = set()
+        self._key_of: dict[Drainable, str] = {}
         self._of_key: Counter[str] = Counter()
-        self._resting: dict[Guest, None] = {}
+        self._resting: dict[Drainable, None] = {}
         self._draining = False
         self._when_empty: list[Callable[[], None]] = []
 
@@ -63,7 +63,7 @@ class Admission:
         """The guests of one kind; nobody else needs to keep a list of them."""
         return [guest for guest in self._guests if isinstance(guest, kind)]
 
-    def enter(self, guest: Guest) -> None:
+    def enter(self, guest: Drainable) -> None:
         """Let a client in, or let one that is in do something more.
 
         :raises ApiError: 503, with the time after which another try may help.
@@ -75,7 +75,7 @@ class Admission:
             raise _unavailable("The gateway has as many connections as it may.", 30)
         self._guests.add(guest)
 
-    def claim(self, guest: Guest, key: str, most: int) -> None:
+    def claim(self, guest: Drainable, key: str, most: int) -> None:
         """Count a guest that is in among those of a key; one that is too much is out again.
 
         :param most: how many the key may have.
@@ -90,11 +90,11 @@ class Admission:
         self._key_of[guest] = key
         self._of_key[key] += 1
 
-    def rests(self, guest: Guest) -> None:
+    def rests(self, guest: Drainable) -> None:
         """A guest waits for its client's next request; it may be asked to leave meanwhile."""
         self._resting[guest] = None
 
-    def wakes(self, guest: Guest) -> None:
+    def wakes(self, guest: Drainable) -> None:
         """Its next request begins."""
         self._resting.pop(guest, None)
 
@@ -107,11 +107,11 @@ class Admission:
                 return True
         return False
 
-    def keep(self, guest: Guest) -> None:
+    def keep(self, guest: Drainable) -> None:
         """Count what a client that is in left behind; it may exceed the limit."""
         self._guests.add(guest)
 
-    def leave(self, guest: Guest) -> None:
+    def leave(self, guest: Drainable) -> None:
         """A guest is gone.  May be called again."""
         self._guests.discard(guest)
         self._resting.pop(guest, None)
@@ -121,7 +121,7 @@ class Admission:
             for call in waiting:
                 call()
 
-    def _disclaim(self, guest: Guest) -> None:
+    def _disclaim(self, guest: Drainable) -> None:
         key = self._key_of.pop(guest, None)
         if key is not None:
             self._of_key[key] -= 1

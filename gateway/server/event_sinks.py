@@ -14,7 +14,7 @@ from gateway.protocol.synthetic_events import (
     new_response_id,
 )
 from gateway.server.http_events import COMMENT, KEEP_ALIVE, STREAM_HEADERS, event_stream
-from gateway.server.http_request import HttpRequest
+from gateway.server.http_request import ClientRequest
 from gateway.turn.turn import Turn
 
 _JSON = {"content-type": "application/json"}
@@ -32,8 +32,8 @@ _WITH_RESPONSE = {
 _CODE_OF_STATUS = {400: "invalid_prompt", 422: "invalid_prompt", 429: "rate_limit_exceeded"}
 
 
-class HttpDoor:
-    """What the doors share; see :class:`~gateway.turn.context.Door`.
+class HttpEventSink:
+    """What the doors share; see :class:`~gateway.turn.context.EventSink`.
 
     :param request: whose answer the turn makes.
     :param created_at: unix seconds.
@@ -42,9 +42,9 @@ class HttpDoor:
 
     def __init__(
         self,
-        request: HttpRequest,
+        request: ClientRequest,
         created_at: float,
-        ended: Callable[[HttpDoor, Turn], None],
+        ended: Callable[[HttpEventSink, Turn], None],
     ) -> None:
         self._request = request
         self._created_at = created_at
@@ -81,7 +81,7 @@ class HttpDoor:
         return self._turn.answer_headers() if self._turn is not None else {}
 
 
-class StreamDoor(HttpDoor):
+class StreamSink(HttpEventSink):
     """``stream: true``: server-sent events, and the end right after the terminal one (§10.67)."""
 
     _last = b""
@@ -128,7 +128,7 @@ class StreamDoor(HttpDoor):
         self._request.write(data)
 
 
-class ObjectDoor(HttpDoor):
+class ObjectSink(HttpEventSink):
     """``stream: false``: the response object of the terminal event."""
 
     _terminal = b""
@@ -157,8 +157,8 @@ class ObjectDoor(HttpDoor):
         super().turn_ended()
 
 
-class _Detached(HttpDoor):
-    """A :class:`~gateway.server.connections.Guest` that outlasts its client's connection."""
+class _DetachedSink(HttpEventSink):
+    """A :class:`~gateway.server.connections.Drainable` that outlasts its client's connection."""
 
     def drain(self) -> None:
         """See ``Guest``: it ends when its turn does."""
@@ -169,7 +169,7 @@ class _Detached(HttpDoor):
             self._turn.abandon(ApiError.gateway_restarts())
 
 
-class BackgroundDoor(_Detached):
+class BackgroundSink(_DetachedSink):
     """``background: true``: the object of the first events; the turn goes on (§7)."""
 
     def relay(self, payloads: Sequence[bytes]) -> None:
@@ -179,7 +179,7 @@ class BackgroundDoor(_Detached):
                 _answer_with_response(self._request, payload, self.headers())
 
 
-class BackgroundStreamDoor(_Detached, StreamDoor):
+class BackgroundStreamSink(_DetachedSink, StreamSink):
     """``background: true`` with ``stream: true``: the turn does not need its client."""
 
     def client_gone(self) -> None:
@@ -188,10 +188,10 @@ class BackgroundStreamDoor(_Detached, StreamDoor):
             self._turn.resume()
 
 
-Door = StreamDoor | ObjectDoor | BackgroundDoor | BackgroundStreamDoor
+Door = StreamSink | ObjectSink | BackgroundSink | BackgroundStreamSink
 
 
-def _answer_with_response(request: HttpRequest, event: bytes, headers: Mapping[str, str]) -> None:
+def _answer_with_response(request: ClientRequest, event: bytes, headers: Mapping[str, str]) -> None:
     try:
         response = decode_members(event)["response"]
     except (KeyError, *UNREADABLE):

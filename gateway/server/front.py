@@ -14,7 +14,7 @@ from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
 
 from gateway.protocol.errors import ApiError
-from gateway.server.connections import MAX_SILENT, Admission, no_room_for_files
+from gateway.server.connections import MAX_SILENT, ConnectionLimiter, no_room_for_files
 from gateway.server.handover import hand_over, head_asks_for_websocket
 from gateway.server.refusal import headers_too_long, refusal
 from gateway.sockets import set_up
@@ -35,7 +35,7 @@ class Builder(Protocol):
 class Front(TwistedProtocol):
     """One connection before its first head is complete.
 
-    As a :class:`~gateway.server.ingress.Sender` it is nobody's yet, like all others: who
+    As a :class:`~gateway.server.ingress.IngressSource` it is nobody's yet, like all others: who
     has a key is not kept out by those who only begin.
     """
 
@@ -106,7 +106,7 @@ class FrontFactory(Factory):
     :param websockets: makes the protocols of WebSocket connections.
     :param http: makes those of all others.
     :param head_seconds: how long a client may take for its first head.
-    :param admission: counts the heads that are not whole, and knows who rests.
+    :param limiter: counts the heads that are not whole, and knows who rests.
     """
 
     protocol: Any = Front
@@ -118,12 +118,12 @@ class FrontFactory(Factory):
         websockets: Builder,
         http: Builder,
         head_seconds: float,
-        admission: Admission,
+        limiter: ConnectionLimiter,
     ) -> None:
         self.reactor = reactor
         self.head_seconds = head_seconds
-        self.incoming = admission.incoming
-        self._admission = admission
+        self.incoming = limiter.incoming
+        self._limiter = limiter
         self._websockets = websockets
         self._http = http
 
@@ -133,18 +133,18 @@ class FrontFactory(Factory):
         Where there are too many, the one goes that has owed us its head for the longest; or, if
         it is for want of files, one that rests between two requests.
         """
-        few_files = not self._admission.files.suffice(front.transport)
-        oldest = next(iter(self._admission.silent), None)
-        if oldest is not None and (few_files or len(self._admission.silent) >= MAX_SILENT):
+        few_files = not self._limiter.files.suffice(front.transport)
+        oldest = next(iter(self._limiter.silent), None)
+        if oldest is not None and (few_files or len(self._limiter.silent) >= MAX_SILENT):
             self.left(oldest)
             oldest.transport.abortConnection()
             few_files = False
-        self._admission.silent[front] = None
-        return not few_files or self._admission.make_room()
+        self._limiter.silent[front] = None
+        return not few_files or self._limiter.make_room()
 
     def left(self, front: Front) -> None:
         """A connection has said what it wants, or is over.  May be called again."""
-        self._admission.silent.pop(front, None)
+        self._limiter.silent.pop(front, None)
         self.incoming.leave(front)
 
     def builder_for(self, head: bytes) -> Builder:

@@ -22,7 +22,7 @@ _LOOK_SECONDS = 0.2
 _PROBES = (0.0, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
-class HalfClosed:
+class HalfClosedSocket:
     """Watches one connection whose client sends no more, until it is stopped.
 
     :param transport: of a socket.

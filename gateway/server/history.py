@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from gateway.conversations.records import Record, foreign_record
+from gateway.conversations.records import ResponseRecord, foreign_record
 from gateway.protocol.errors import ApiError
 from gateway.protocol.items import brings_history, names_of_call, unanswered_calls
 from gateway.protocol.request import TurnRequest
-from gateway.turn.context import TurnEnvironment
+from gateway.turn.context import TurnServices
 
 #: Ids that are remembered as given out, so that a lost one can be told from an unknown one.
 _MAX_REMEMBERED = 4096
@@ -19,7 +19,7 @@ _MAX_REMEMBERED = 4096
 _Value = TypeVar("_Value")
 
 
-class Lineage:
+class ConnectionHistory:
     """What one connection may continue.
 
     :param tenant: whose responses.
@@ -27,9 +27,9 @@ class Lineage:
         (``chaining: always``).
     """
 
-    def __init__(self, environment: TurnEnvironment, tenant: str, always: bool) -> None:
-        self._environment = environment
-        self._ledger = environment.ledger
+    def __init__(self, services: TurnServices, tenant: str, always: bool) -> None:
+        self._services = services
+        self._ledger = services.ledger
         self._tenant = tenant
         self._always = always
         self._evicted: dict[str, bool] = {}
@@ -38,7 +38,7 @@ class Lineage:
 
     def parent_of(
         self, request: TurnRequest, latest: str | None
-    ) -> tuple[Record | None, str | None]:
+    ) -> tuple[ResponseRecord | None, str | None]:
         """The response a turn continues, and how that was found.
 
         :param latest: id of the last response on the turn's lane, or None.
@@ -58,11 +58,11 @@ class Lineage:
             return self._recall(latest), "chaining: always"
         return None, None
 
-    def gave_out(self, record: Record | None) -> bool:
+    def gave_out(self, record: ResponseRecord | None) -> bool:
         """Whether this connection's client has ``record`` from it."""
         return record is not None and record.id in self._issued
 
-    def remember(self, record: Record, lane: str | None) -> None:
+    def remember(self, record: ResponseRecord, lane: str | None) -> None:
         """``record`` was given out on ``lane``."""
         _put(self._issued, record.id, lane)
         for item in record.output:
@@ -103,7 +103,7 @@ class Lineage:
         made = reversed(self._calls.items())
         return next((response_id for call, response_id in made if call in calls), None)
 
-    def _recall(self, response_id: str) -> Record:
+    def _recall(self, response_id: str) -> ResponseRecord:
         record = self._ledger.get(self._tenant, response_id)
         if record is not None:
             return record
@@ -113,7 +113,7 @@ class Lineage:
         if response_id in self._issued:
             raise ApiError.forgotten()
         # Not while it could be another tenant's, and a reload may bring in another tenant.
-        if self._environment.limits.one_tenant and response_id not in self._evicted:
+        if self._services.limits.one_tenant and response_id not in self._evicted:
             return foreign_record(self._tenant, response_id, None)
         raise ApiError.previous_response_not_found(response_id)
 
@@ -121,8 +121,8 @@ class Lineage:
         """The account that keeps a response of this tenant which the ledger forgot."""
         if response_id in self._evicted:
             return None
-        owner = self._environment.owners.owner_of(self._tenant, response_id)
-        known = owner is not None and self._environment.pool.named(owner) is not None
+        owner = self._services.owners.owner_of(self._tenant, response_id)
+        known = owner is not None and self._services.pool.named(owner) is not None
         return owner if known else None
 
 

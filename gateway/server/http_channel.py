@@ -22,11 +22,11 @@ from zope.interface import implementer
 
 from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
-from gateway.server.half_closed import HalfClosed
+from gateway.server.half_closed import HalfClosedSocket
 from gateway.server.handover import hand_over
 from gateway.server.http_wire import WireRequest
 from gateway.server.refusal import headers_too_long, refusal
-from gateway.server.write_stall import Patience, time_for
+from gateway.server.write_stall import WriteStallTimer, time_for
 
 if TYPE_CHECKING:
     from gateway.server.http_site import HttpSite
@@ -43,7 +43,7 @@ IDLE_SECONDS = 75.0
 _log = Logger(namespace="gateway.http")
 
 
-class Phase(enum.Enum):
+class ChannelPhase(enum.Enum):
     """What a connection waits for."""
 
     IDLE = "the next request"
@@ -55,17 +55,17 @@ class Phase(enum.Enum):
 
 #: The phases that may follow each phase.
 TRANSITIONS = {
-    Phase.IDLE: {Phase.HEAD, Phase.CLOSING},
-    Phase.HEAD: {Phase.BODY, Phase.ANSWER, Phase.CLOSING},
-    Phase.BODY: {Phase.ANSWER, Phase.CLOSING},
-    Phase.ANSWER: {Phase.IDLE, Phase.CLOSING},
-    Phase.CLOSING: {Phase.CLOSING},
+    ChannelPhase.IDLE: {ChannelPhase.HEAD, ChannelPhase.CLOSING},
+    ChannelPhase.HEAD: {ChannelPhase.BODY, ChannelPhase.ANSWER, ChannelPhase.CLOSING},
+    ChannelPhase.BODY: {ChannelPhase.ANSWER, ChannelPhase.CLOSING},
+    ChannelPhase.ANSWER: {ChannelPhase.IDLE, ChannelPhase.CLOSING},
+    ChannelPhase.CLOSING: {ChannelPhase.CLOSING},
 }
 
 
 @implementer(IHalfCloseableProtocol)
-class HttpChannel(HTTPChannel):
-    """One connection that speaks HTTP; a :class:`~gateway.server.connections.Guest`."""
+class ClientChannel(HTTPChannel):
+    """One connection that speaks HTTP; a :class:`~gateway.server.connections.Drainable`."""
 
     requestFactory: Any = WireRequest
     totalHeadersSize = MAX_HEAD_BYTES
@@ -77,14 +77,14 @@ class HttpChannel(HTTPChannel):
     def __init__(self, site: HttpSite) -> None:
         super().__init__()
         self.site = site
-        self.patience = Patience(site.reactor)
-        self._phase = Phase.HEAD
+        self.patience = WriteStallTimer(site.reactor)
+        self._phase = ChannelPhase.HEAD
         self.is_last = False
         self._body_began = 0.0
         self._deadline = Deadline(site.reactor, self._too_slow)
         self._abort: IDelayedCall | None = None
         self._unread: WireRequest | None = None
-        self._half_closed: HalfClosed | None = None
+        self._half_closed: HalfClosedSocket | None = None
         self._sent_ahead = 0
 
     # --- requests in -----------------------------------------------------------------
@@ -97,13 +97,13 @@ class HttpChannel(HTTPChannel):
     def dataReceived(self, data: bytes) -> None:
         """The next request may begin with it."""
         self._may_begin()
-        if self._phase is not Phase.CLOSING:
+        if self._phase is not ChannelPhase.CLOSING:
             super().dataReceived(data)
 
     def lineReceived(self, line: bytes) -> None:
         """The next request may have waited for the last answer."""
         self._may_begin()
-        if self._phase is not Phase.CLOSING:
+        if self._phase is not ChannelPhase.CLOSING:
             super().lineReceived(line)
 
     def rawDataReceived(self, data: bytes) -> None:
@@ -120,8 +120,8 @@ class HttpChannel(HTTPChannel):
             self._networkProducer.pauseProducing()
 
     def _may_begin(self) -> None:
-        if self._phase is Phase.IDLE:
-            self._enter(Phase.HEAD)
+        if self._phase is ChannelPhase.IDLE:
+            self._enter(ChannelPhase.HEAD)
             self._deadline.start(self.site.head_seconds)
 
     def headerReceived(self, line: bytes) -> bool:
@@ -137,7 +137,7 @@ class HttpChannel(HTTPChannel):
         request = self.requests[-1]
         self.persistent = self.checkPersistence(request, self._version)
         if self.length != 0:
-            self._enter(Phase.BODY)
+            self._enter(ChannelPhase.BODY)
             self._body_began = self.site.reactor.seconds()
             self._deadline.start(self.site.stall_seconds)
         request.begin(self._command, self._path, self._version, self.length)
@@ -153,16 +153,16 @@ class HttpChannel(HTTPChannel):
     def allContentReceived(self) -> None:
         """A request is complete."""
         self._deadline.stop()
-        self._enter(Phase.ANSWER)
+        self._enter(ChannelPhase.ANSWER)
         super().allContentReceived()
 
     def requestDone(self, request: Request) -> None:
         """An answer is complete; the next one must wait until it was read."""
-        if self.persistent and not self.is_last and self._phase is not Phase.CLOSING:
+        if self.persistent and not self.is_last and self._phase is not ChannelPhase.CLOSING:
             if self.patience.is_tried:
                 self._unread = self.requests[0]
                 return
-            self._enter(Phase.IDLE)
+            self._enter(ChannelPhase.IDLE)
             self._deadline.start(IDLE_SECONDS)
         else:
             self.persistent = False
@@ -192,7 +192,7 @@ class HttpChannel(HTTPChannel):
         """This request was refused before it was read: close, but not into its face."""
         self.is_last = True
         self.persistent = False
-        if self._phase is Phase.BODY:
+        if self._phase is ChannelPhase.BODY:
             self._deadline.start(_LINGER_SECONDS)
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -216,9 +216,9 @@ class HttpChannel(HTTPChannel):
 
     def _too_slow(self) -> None:
         """Whatever this connection waits for did not come."""
-        if self._phase is Phase.BODY:
+        if self._phase is ChannelPhase.BODY:
             self._look_at_body(self.requests[-1])
-        elif self._phase is Phase.IDLE and self.patience.is_tried:
+        elif self._phase is ChannelPhase.IDLE and self.patience.is_tried:
             self._deadline.start(IDLE_SECONDS)  # it reads the last answer, and slowly
         else:
             self.loseConnection()
@@ -269,10 +269,10 @@ class HttpChannel(HTTPChannel):
 
         Comes again whenever twisted.web reads on.
         """
-        if self._phase is not Phase.ANSWER:
+        if self._phase is not ChannelPhase.ANSWER:
             self.loseConnection()
         elif self._half_closed is None:
-            self._half_closed = HalfClosed(
+            self._half_closed = HalfClosedSocket(
                 self.site.reactor, self.transport, self._probe, self.transport.abortConnection
             )
 
@@ -309,17 +309,17 @@ class HttpChannel(HTTPChannel):
         :raises ApiError: 503.
         """
         with self._last_if_refused():
-            self.site.admission.enter(self)
+            self.site.limiter.enter(self)
 
     def claim(self, tenant: str) -> None:
         """The request is this tenant's.
 
         :raises ApiError: 429.
         """
-        admission = self.site.admission
-        most = self.site.tenants.max_connections(tenant, admission.max_connections)
+        limiter = self.site.limiter
+        most = self.site.tenants.max_connections(tenant, limiter.max_connections)
         with self._last_if_refused():
-            admission.claim(self, tenant, most)
+            limiter.claim(self, tenant, most)
 
     @contextmanager
     def _last_if_refused(self) -> Iterator[None]:
@@ -333,7 +333,7 @@ class HttpChannel(HTTPChannel):
     def drain(self) -> None:
         """See ``Guest``; a request whose head is on its way gets an answer yet."""
         self.is_last = True
-        if self._phase is Phase.IDLE:
+        if self._phase is ChannelPhase.IDLE:
             self.loseConnection()
 
     def abandon(self) -> None:
@@ -349,12 +349,12 @@ class HttpChannel(HTTPChannel):
         for request in list(self.requests):
             if request.face is not None:
                 request.face.abandon(error)
-        if self._phase is not Phase.CLOSING:
+        if self._phase is not ChannelPhase.CLOSING:
             self.loseConnection()
 
     def loseConnection(self) -> None:
         """Close after what was written; a client that does not take it is not waited for."""
-        self._enter(Phase.CLOSING)
+        self._enter(ChannelPhase.CLOSING)
         self._deadline.stop()
         self.patience.stop()
         super().loseConnection()
@@ -366,13 +366,13 @@ class HttpChannel(HTTPChannel):
 
     def abort(self) -> None:
         """Close now."""
-        self._enter(Phase.CLOSING)
+        self._enter(ChannelPhase.CLOSING)
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
-        if self._phase is not Phase.CLOSING:
-            self._enter(Phase.CLOSING)
+        if self._phase is not ChannelPhase.CLOSING:
+            self._enter(ChannelPhase.CLOSING)
         super().connectionLost(reason)
         self._leave()
 
@@ -385,15 +385,15 @@ class HttpChannel(HTTPChannel):
         abort, self._abort = self._abort, None
         if abort is not None and abort.active():
             abort.cancel()
-        self.site.admission.leave(self)
+        self.site.limiter.leave(self)
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: ChannelPhase) -> None:
         if phase not in TRANSITIONS[self._phase]:
             raise AssertionError(f"a connection cannot go from {self._phase} to {phase}")
-        if self._phase is Phase.BODY:
-            self.site.admission.incoming.leave(self)
-        if phase is Phase.IDLE:
-            self.site.admission.rests(self)
-        elif self._phase is Phase.IDLE:
-            self.site.admission.wakes(self)
+        if self._phase is ChannelPhase.BODY:
+            self.site.limiter.incoming.leave(self)
+        if phase is ChannelPhase.IDLE:
+            self.site.limiter.rests(self)
+        elif self._phase is ChannelPhase.IDLE:
+            self.site.limiter.wakes(self)
         self._phase = phase

@@ -26,7 +26,7 @@ class Answering(Protocol):
         """Break it off: the client sees that it is not whole."""
 
 
-class HttpRequest:
+class ClientRequest:
     """A request, complete with its body.
 
     Exactly one answer is due: :meth:`answer` or :meth:`refuse`, or :meth:`start`, any number

@@ -6,11 +6,11 @@ import itertools
 import secrets
 from typing import Any, Protocol
 
-from gateway.api_keys.keys import Tenants
+from gateway.api_keys.keys import KeyRing
 from gateway.config import Settings
-from gateway.server.connections import Admission
-from gateway.server.http_channel import HttpChannel
-from gateway.server.routes import Routes
+from gateway.server.connections import ConnectionLimiter
+from gateway.server.http_channel import ClientChannel
+from gateway.server.routes import RouteTable
 
 
 class WebSockets(Protocol):
@@ -29,15 +29,15 @@ class HttpSite:
     def __init__(
         self,
         reactor: Any,
-        routes: Routes,
+        routes: RouteTable,
         settings: Settings,
-        tenants: Tenants,
-        admission: Admission,
+        tenants: KeyRing,
+        limiter: ConnectionLimiter,
         websockets: WebSockets,
     ) -> None:
         self.reactor = reactor
         self.routes = routes
-        self.admission = admission
+        self.limiter = limiter
         self.websockets = websockets
         self.tenants = tenants
         self.max_body_bytes = settings.session.max_message_bytes
@@ -46,13 +46,13 @@ class HttpSite:
         self._numbers = itertools.count(1)
         self._start = secrets.token_hex(3)
 
-    def arrange(self, settings: Settings) -> None:
+    def reconfigure(self, settings: Settings) -> None:
         """Take these settings; those that bound a request need a restart."""
         self.stall_seconds = settings.timeouts.stall_seconds
 
-    def buildProtocol(self, addr: Any) -> HttpChannel:
+    def buildProtocol(self, addr: Any) -> ClientChannel:
         """A protocol for a client at ``addr``."""
-        return HttpChannel(self)
+        return ClientChannel(self)
 
     def next_connection(self) -> str:
         """What journals call the next request: each is a connection of its own."""

@@ -14,12 +14,12 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.request import json_text
 from gateway.server.bodies import body_too_long, check_encoding, decode_body
 from gateway.server.handover import asks_for_websocket, header_texts
-from gateway.server.http_request import HttpRequest
+from gateway.server.http_request import ClientRequest
 from gateway.server.refusal import phrase_of, refusal_body, refusal_headers
 from gateway.server.routes import Route
 
 if TYPE_CHECKING:
-    from gateway.server.http_channel import HttpChannel
+    from gateway.server.http_channel import ClientChannel
 
 _log = Logger(namespace="gateway.http")
 
@@ -29,7 +29,7 @@ class WireRequest(Request):
 
     channel: Any = None  # an HttpChannel until the answer is complete
 
-    def __init__(self, channel: HttpChannel, queued: object = False) -> None:
+    def __init__(self, channel: ClientChannel, queued: object = False) -> None:
         super().__init__(channel, False)
         self._site = channel.site
         self._headers: dict[str, str] = {}
@@ -38,7 +38,7 @@ class WireRequest(Request):
         self.tenant = ""
         self._refusal: ApiError | None = None
         self._body = BytesIO()
-        self.face: HttpRequest | None = None
+        self.face: ClientRequest | None = None
         self.is_answered = False
         self.is_upgrade = False
         self.received = 0
@@ -110,13 +110,13 @@ class WireRequest(Request):
             self.answer_early(body_too_long(self._site.max_body_bytes))
         else:
             self._body.write(data)
-            self._site.admission.incoming.keep(self.channel, len(data))
+            self._site.limiter.incoming.keep(self.channel, len(data))
 
     def answer_early(self, error: ApiError) -> None:
         """Answer now, read the rest for a moment, and close: no reset may eat the answer."""
         self.is_answered = True
         self._body = BytesIO()
-        self._site.admission.incoming.leave(self.channel)
+        self._site.limiter.incoming.leave(self.channel)
         self.channel.linger()
         body = refusal_body(error)
         self.send_head(error.status, {**refusal_headers(error), "content-length": str(len(body))})
@@ -141,7 +141,7 @@ class WireRequest(Request):
     def process(self) -> None:
         """Hand it to its handler; twisted.web leaves the body of an answer to HEAD out."""
         route = self._route
-        face = self.face = HttpRequest(
+        face = self.face = ClientRequest(
             self,
             "GET" if self.method == b"HEAD" else self.method.decode("latin-1"),
             self.path.decode("latin-1"),

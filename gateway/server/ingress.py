@@ -12,7 +12,7 @@ from typing import Protocol
 from gateway.protocol.errors import ApiError
 
 
-class Sender(Protocol):
+class IngressSource(Protocol):
     """A connection that is sending something."""
 
     @property
@@ -23,7 +23,7 @@ class Sender(Protocol):
         """Keep nothing of it; its client is told this."""
 
 
-class Incoming:
+class IngressBuffer:
     """The heads, bodies and messages of which a part has come.
 
     Where they are too much together, the largest of the tenant that sends most is given up:
@@ -36,16 +36,16 @@ class Incoming:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
-        self._kept: dict[Sender, int] = {}
+        self._kept: dict[IngressSource, int] = {}
 
-    def keep(self, sender: Sender, size: int) -> None:
+    def keep(self, sender: IngressSource, size: int) -> None:
         """So many more bytes of what ``sender`` sends; it may be given up before this returns."""
         self._kept[sender] = self._kept.get(sender, 0) + size
         self.bytes += size
         while self.bytes > self.max_bytes:
             self._give_up_one()
 
-    def leave(self, sender: Sender) -> None:
+    def leave(self, sender: IngressSource) -> None:
         """What it sent is whole, or not wanted.  May be called again."""
         self.bytes -= self._kept.pop(sender, 0)
 

@@ -27,7 +27,7 @@ class LaneState(enum.Enum):
 
 
 class Lane:
-    """One lane of a session; the :class:`~gateway.turn.context.Door` of its turns.
+    """One lane of a session; the :class:`~gateway.turn.context.EventSink` of its turns.
 
     :param name: the ``stream_id``, or None for the default lane.
     :param send: sends events to the client.

@@ -15,10 +15,10 @@ import msgspec
 from gateway.protocol.errors import ApiError
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
-from gateway.routing.inquiry import Catalogue
-from gateway.routing.model_catalog import Catalogues
-from gateway.routing.pool import Pool
-from gateway.server.http_request import HttpRequest
+from gateway.routing.inquiry import AccountModels
+from gateway.routing.model_catalog import ModelCatalog
+from gateway.routing.pool import AccountPool
+from gateway.server.http_request import ClientRequest
 
 #: Whether a tenant's key allows a model.
 MayUse = Callable[[str, str], bool]
@@ -43,12 +43,12 @@ class Models:
     :param may_use: what each tenant may be shown.
     """
 
-    def __init__(self, pool: Pool, catalogues: Catalogues, may_use: MayUse) -> None:
+    def __init__(self, pool: AccountPool, catalogues: ModelCatalog, may_use: MayUse) -> None:
         self._pool = pool
         self._catalogues = catalogues
         self._may_use = may_use
 
-    def index(self, request: HttpRequest, tenant: str) -> None:
+    def index(self, request: ClientRequest, tenant: str) -> None:
         """``GET /models``; with ``client_version`` in Codex's shape."""
         version = request.query.get("client_version", [None])[-1]
         if version is None:
@@ -60,7 +60,7 @@ class Models:
                 lambda models, etag: _answer(request, {"models": [*models.values()]}, etag),
             )
 
-    def retrieve(self, request: HttpRequest, tenant: str) -> None:
+    def retrieve(self, request: ClientRequest, tenant: str) -> None:
         """``GET /models/{model}``."""
         name = request.parameters["model"]
 
@@ -75,7 +75,7 @@ class Models:
     def _listed(self, tenant: str, done: Callable[[Mapping[str, msgspec.Raw]], None]) -> None:
         services = self._services()
 
-        def told(catalogues: Sequence[Catalogue | None]) -> None:
+        def told(catalogues: Sequence[AccountModels | None]) -> None:
             models: dict[str, msgspec.Raw] = {}
             for accounts, catalogue in zip(services, catalogues, strict=True):
                 offered = catalogue.models if catalogue is not None else {}
@@ -97,7 +97,7 @@ class Models:
     ) -> None:
         services = self._services()
 
-        def told(catalogues: Sequence[Catalogue | None]) -> None:
+        def told(catalogues: Sequence[AccountModels | None]) -> None:
             models: dict[str, msgspec.Raw] = {}
             etags: list[str | None] = []
             for accounts, catalogue in zip(services, catalogues, strict=True):
@@ -125,13 +125,13 @@ class Models:
         self,
         services: Sequence[Sequence[Account]],
         version: str | None,
-        done: Callable[[Sequence[Catalogue | None]], None],
+        done: Callable[[Sequence[AccountModels | None]], None],
     ) -> None:
         """Ask all services at once; one that is not needed is not asked."""
-        found: list[Catalogue | None] = [None] * len(services)
+        found: list[AccountModels | None] = [None] * len(services)
         missing = len(services)
 
-        def told(at: int, catalogue: Catalogue | None) -> None:
+        def told(at: int, catalogue: AccountModels | None) -> None:
             nonlocal missing
             found[at] = catalogue
             missing -= 1
@@ -159,7 +159,7 @@ def _has_patterns(account: Account) -> bool:
     return any(_PATTERN.search(model) for model in account.settings.models)
 
 
-def _in_codex_shape(catalogue: Catalogue) -> dict[str, msgspec.Raw]:
+def _in_codex_shape(catalogue: AccountModels) -> dict[str, msgspec.Raw]:
     """Codex gives up a list of which it cannot read one entry: none is made up for it."""
     return {name: each.codex for name, each in catalogue.models.items() if each.codex is not None}
 
@@ -172,7 +172,7 @@ def _platform_list(models: Mapping[str, msgspec.Raw]) -> dict[str, object]:
     return {"object": "list", "data": list(models.values())}
 
 
-def _answer(request: HttpRequest, body: object, etag: str | None) -> None:
+def _answer(request: ClientRequest, body: object, etag: str | None) -> None:
     """Answer with JSON, or with nothing to who has it already (RFC 9110 §13.1.2)."""
     encoded = msgspec.json.encode(body)
     tag = etag or f'"{blake2b(encoded, digest_size=12).hexdigest()}"'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gateway.conversations.records import Record
+from gateway.conversations.records import ResponseRecord
 from gateway.protocol.errors import ApiError
 from gateway.protocol.headers import may_pass, without_limits
 from gateway.protocol.turn_state import TURN_STATE
@@ -13,31 +13,31 @@ from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.server.http_events import UNBUFFERED
-from gateway.server.http_request import HttpRequest
-from gateway.turn.context import TurnContext, TurnEnvironment
-from gateway.turn.passthrough import Passage
+from gateway.server.http_request import ClientRequest
+from gateway.turn.context import TurnContext, TurnServices
+from gateway.turn.passthrough import ProxiedRequest
 from gateway.turn.telling import passed_headers, tells_limits
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
 
 
-class PassedAnswer:
-    """Writes an upstream's answer as it comes; see :class:`~gateway.turn.cargo.PassageDoor`.
+class ProxiedResponse:
+    """Writes an upstream's answer as it comes: a sink of proxied responses.
 
     :param request: whose answer it is.
     """
 
-    def __init__(self, environment: TurnEnvironment, request: HttpRequest) -> None:
-        self.environment = environment
+    def __init__(self, services: TurnServices, request: ClientRequest) -> None:
+        self.services = services
         self.request = request
-        self.passage: Passage | None = None
+        self.passage: ProxiedRequest | None = None
         self._limits = False
 
-    def opens(self, passage: Passage) -> None:
+    def opens(self, passage: ProxiedRequest) -> None:
         """``passage`` is about to start, and belongs to this request."""
         self.passage = passage
-        self._limits = tells_limits(self.environment, passage.tenant)
+        self._limits = tells_limits(self.services, passage.tenant)
         self.request.when_gone(self.client_gone)
         self.request.when_abandoned(passage.abandon)
         self.request.when_slow(passage.pause, passage.resume)
@@ -84,11 +84,11 @@ class PassedAnswer:
 
 
 def context_of(
-    environment: TurnEnvironment,
-    request: HttpRequest,
+    services: TurnServices,
+    request: ClientRequest,
     tenant: str,
     affinity: Sequence[AffinityKey],
-    parent: Record | None = None,
+    parent: ResponseRecord | None = None,
 ) -> TurnContext:
     """Whose request it is, and what it belongs to."""
     return TurnContext(
@@ -98,7 +98,7 @@ def context_of(
         affinity=affinity,
         parent=parent,
         continuation=None if parent is None else "previous_response_id",
-        accepted_at=environment.clock.seconds(),
+        accepted_at=services.clock.seconds(),
         turn_state=request.headers.get(TURN_STATE),
     )
 

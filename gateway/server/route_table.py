@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from gateway.server.chat import Chat
+from gateway.server.chat import ChatCompletions
 from gateway.server.compact import Inputs
 from gateway.server.models import Models
 from gateway.server.responses import Responses
 from gateway.server.routes import Table
-from gateway.server.stored import Stored
+from gateway.server.stored import StoredResponses
 
 
 def endpoints(
-    responses: Responses, stored: Stored, inputs: Inputs, models: Models, chat: Chat
+    responses: Responses,
+    stored: StoredResponses,
+    inputs: Inputs,
+    models: Models,
+    chat: ChatCompletions,
 ) -> Table:
     """What is served, without prefixes."""
     return {

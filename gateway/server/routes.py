@@ -7,11 +7,11 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from gateway.protocol.errors import ApiError
-from gateway.server.http_request import HttpRequest
+from gateway.server.http_request import ClientRequest
 from gateway.server.paths import PREFIXES, nothing_served, parts_of
 
 #: Serves one request of a tenant: answers it now or later, or raises an ``ApiError``.
-Handler = Callable[[HttpRequest, str], None]
+Handler = Callable[[ClientRequest, str], None]
 
 #: The handlers of each path template, by method.  ``/responses/{response_id}``: a name in
 #: braces stands for one part of the path and becomes a parameter; where several templates fit,
@@ -28,7 +28,7 @@ class Route(NamedTuple):
     parameters: dict[str, str]
 
 
-class Routes:
+class RouteTable:
     """Finds handlers.
 
     :param table: without prefixes.

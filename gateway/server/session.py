@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from gateway.config import LimitSettings, SessionSettings
-from gateway.conversations.records import Record
+from gateway.conversations.records import ResponseRecord
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.events import with_stream_id
 from gateway.protocol.refusals import is_clients_fault
@@ -30,11 +30,11 @@ from gateway.protocol.splitting import Members
 from gateway.protocol.synthetic_events import interrupt_accepted, interrupt_failed, steer_failed
 from gateway.protocol.turn_state import TURN_STATE
 from gateway.routing.affinity import affinity_keys, connection_key
-from gateway.server.history import Lineage
+from gateway.server.history import ConnectionHistory
 from gateway.server.lane import Lane
 from gateway.server.lanes import Lanes, connection_ends
 from gateway.server.starting import start_turn
-from gateway.turn.context import Told, TurnContext, TurnEnvironment
+from gateway.turn.context import Told, TurnContext, TurnServices
 from gateway.turn.turn import Turn
 
 #: WebSocket close codes (RFC 6455 §7.4.1 and its registry).
@@ -61,7 +61,7 @@ class Channel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
+class ClientIdentity:
     """Who is at the other end of a connection.
 
     :ivar tenant: name of the authenticated key.
@@ -76,26 +76,26 @@ class Client:
     told: Told = Told.NOTHING
 
 
-class Session:
+class ResponsesSession:
     """One connection's state."""
 
     def __init__(
         self,
-        environment: TurnEnvironment,
+        services: TurnServices,
         settings: SessionSettings,
         limits: LimitSettings,
         channel: Channel,
-        client: Client,
+        client: ClientIdentity,
     ) -> None:
-        self._environment = environment
+        self._services = services
         self._settings = settings
         self._channel = channel
         self.client = client
-        self._opened_at = environment.clock.seconds()
+        self._opened_at = services.clock.seconds()
         self._lanes = Lanes(
             limits.max_queued_turns, 2 * settings.max_message_bytes, channel.send, self
         )
-        self._lineage = Lineage(environment, client.tenant, settings.chaining == "always")
+        self._history = ConnectionHistory(services, client.tenant, settings.chaining == "always")
         self._close_code = _CLOSE_GOING_AWAY
         self._unread_answers = 0
         self._is_last_word_said = False
@@ -156,9 +156,9 @@ class Session:
         self._lanes.forget()
         for turn in self._lanes.turns():
             turn.cancel()
-        self._lineage.close()
+        self._history.close()
         key = connection_key(self.client.tenant, self.client.connection)
-        self._environment.pool.bindings.release(key)
+        self._services.pool.bindings.release(key)
 
     def hears_no_more(self) -> None:
         """The client has asked for all it wants: leave when that is answered."""
@@ -184,8 +184,8 @@ class Session:
         if self._lanes.is_ending or self._too_old():
             self._turn_away(read_stream_id(members))
             return
-        request = read_create(members, size, self._environment.seals.issuer_of)
-        self._lanes.add(request, self._environment.clock.seconds())
+        request = read_create(members, size, self._services.issuers.issuer_of)
+        self._lanes.add(request, self._services.clock.seconds())
 
     def _interrupt(self, members: Members, size: int) -> None:
         response_id = member(members, "response_id", str)
@@ -230,10 +230,10 @@ class Session:
     def turn_is_due(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
         """See ``LanesOwner``."""
         refusal: ApiError | None = None
-        parent: Record | None = None
+        parent: ResponseRecord | None = None
         continuation: str | None = None
         try:
-            parent, continuation = self._lineage.parent_of(request, lane.latest)
+            parent, continuation = self._history.parent_of(request, lane.latest)
         except ApiError as error:
             refusal = error
         metadata = client_metadata(request.members)
@@ -253,20 +253,20 @@ class Session:
             accepted_at=accepted_at,
             turn_state=metadata.get(TURN_STATE),
             told=self.client.told,
-            given_here=self._lineage.gave_out(parent),
+            given_here=self._history.gave_out(parent),
         )
-        turn = lane.running = Turn(self._environment, context, request, lane)
+        turn = lane.running = Turn(self._services, context, request, lane)
         start_turn(turn, refusal)
 
     def turn_ended(self, lane: Lane, turn: Turn) -> None:
         """See ``LanesOwner``."""
         if turn.recorded is not None:
             lane.latest = turn.recorded.id
-            self._lineage.remember(turn.recorded, lane.name)
+            self._history.remember(turn.recorded, lane.name)
         elif turn.record.response_id is not None:
-            self._lineage.cannot_continue(turn.record.response_id)
+            self._history.cannot_continue(turn.record.response_id)
         if turn.error is not None and is_clients_fault(turn.error):
-            self._lineage.evict(turn.request.previous_response_id, lane.name)
+            self._history.evict(turn.request.previous_response_id, lane.name)
         self._lanes.go_on(lane)
         if self._lanes.is_ending:
             self._close_between_turns()
@@ -288,7 +288,7 @@ class Session:
     # --- age -------------------------------------------------------------------------
 
     def _too_old(self) -> bool:
-        age = self._environment.clock.seconds() - self._opened_at
+        age = self._services.clock.seconds() - self._opened_at
         return age >= self._settings.max_age_minutes * 60
 
     def _turn_away(self, stream_id: str | None) -> None:
@@ -302,10 +302,10 @@ class Session:
         self._close_between_turns()
 
 
-_HANDLERS: dict[str, Callable[[Session, Members, int], None]] = {
-    "response.create": Session._create,
-    "response.interrupt": Session._interrupt,
-    "response.cancel": Session._cancel,
-    "response.steer": Session._steer,
-    "response.processed": Session._ignore,
+_HANDLERS: dict[str, Callable[[ResponsesSession, Members, int], None]] = {
+    "response.create": ResponsesSession._create,
+    "response.interrupt": ResponsesSession._interrupt,
+    "response.cancel": ResponsesSession._cancel,
+    "response.steer": ResponsesSession._steer,
+    "response.processed": ResponsesSession._ignore,
 }

@@ -9,24 +9,24 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from gateway.conversations.context import Plan
-from gateway.conversations.records import Record
+from gateway.conversations.context import ContextPlan
+from gateway.conversations.records import ResponseRecord
 from gateway.protocol.errors import ApiError
 from gateway.protocol.refusals import may_move
 from gateway.routing.account import Account
 from gateway.routing.affinity import affinity_keys
 from gateway.routing.health import AccountState
-from gateway.server.http_request import HttpRequest
+from gateway.server.http_request import ClientRequest
 from gateway.server.passthrough import (
     EVENT_STREAM,
     JSON,
-    PassedAnswer,
+    ProxiedResponse,
     call_headers,
     context_of,
 )
-from gateway.turn.context import TurnContext, TurnEnvironment
+from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.itinerary import Known
-from gateway.turn.passthrough import Passage
+from gateway.turn.passthrough import ProxiedRequest
 from gateway.upstream.interface import UpstreamCall
 
 #: Accounts that are asked for a response which nobody here knows.
@@ -42,7 +42,7 @@ _DOTS = frozenset({".", ".."})
 _QUERY = "%/?:@!$&'()*+,;=-._~[]"
 
 
-class StoredCargo:
+class StoredSpec:
     """One request about a stored response.
 
     :param path: with the query.
@@ -53,7 +53,7 @@ class StoredCargo:
     model: str | None = None
     size = 0
     generates = False
-    plan: Plan | None = None
+    plan: ContextPlan | None = None
     held_bytes = 0
 
     def __init__(
@@ -67,103 +67,105 @@ class StoredCargo:
         self._reads = reads
 
     def fingerprint(self) -> str:
-        """See :class:`~gateway.turn.cargo.Cargo`."""
+        """See :class:`~gateway.turn.cargo.RequestSpec`."""
         return self._path
 
     def call_for(self, account: Account) -> UpstreamCall:
-        """See :class:`~gateway.turn.cargo.Cargo`."""
+        """See :class:`~gateway.turn.cargo.RequestSpec`."""
         headers = call_headers(self._context, account, self._accept, has_body=False)
         body = b"" if self._method == "POST" else None
         return UpstreamCall(self._method, self._path, headers, body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.cargo.Cargo`."""
+        """See :class:`~gateway.turn.cargo.RequestSpec`."""
         return False
 
     def accepted(self, account: Account) -> None:
-        """See :class:`~gateway.turn.cargo.Cargo`."""
+        """See :class:`~gateway.turn.cargo.RequestSpec`."""
 
     def translated(self, error: ApiError) -> ApiError:
-        """See :class:`~gateway.turn.cargo.Cargo`."""
+        """See :class:`~gateway.turn.cargo.RequestSpec`."""
         return error
 
     def may_move(self, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.cargo.Cargo`."""
+        """See :class:`~gateway.turn.cargo.RequestSpec`."""
         return error.status == 404 or (self._reads and may_move(error))
 
 
-class Stored:
+class StoredResponses:
     """Answers ``/v1/responses/{id}`` and what is below it."""
 
-    def __init__(self, environment: TurnEnvironment) -> None:
-        self._environment = environment
+    def __init__(self, services: TurnServices) -> None:
+        self._services = services
 
-    def retrieve(self, request: HttpRequest, tenant: str) -> None:
+    def retrieve(self, request: ClientRequest, tenant: str) -> None:
         """``GET /responses/{response_id}``, also as a stream."""
         self._pass(request, tenant, "", "stored response", reads=True)
 
-    def input_items(self, request: HttpRequest, tenant: str) -> None:
+    def input_items(self, request: ClientRequest, tenant: str) -> None:
         """``GET /responses/{response_id}/input_items``."""
         self._pass(request, tenant, "/input_items", "input items", reads=True)
 
-    def delete(self, request: HttpRequest, tenant: str) -> None:
+    def delete(self, request: ClientRequest, tenant: str) -> None:
         """``DELETE /responses/{response_id}``; it cannot be continued any more."""
         self._pass(request, tenant, "", "deletion", reads=False)
 
-    def cancel(self, request: HttpRequest, tenant: str) -> None:
+    def cancel(self, request: ClientRequest, tenant: str) -> None:
         """``POST /responses/{response_id}/cancel``."""
         self._pass(request, tenant, "/cancel", "cancellation", reads=False)
 
-    def _pass(self, request: HttpRequest, tenant: str, suffix: str, what: str, reads: bool) -> None:
-        environment = self._environment
+    def _pass(
+        self, request: ClientRequest, tenant: str, suffix: str, what: str, reads: bool
+    ) -> None:
+        services = self._services
         response_id = request.parameters["response_id"]
-        record = environment.ledger.get(tenant, response_id)
+        record = services.ledger.get(tenant, response_id)
         keys = affinity_keys(tenant, request.headers, {}, None, request.connection)
-        context = context_of(environment, request, tenant, keys)
+        context = context_of(services, request, tenant, keys)
         path = f"/responses/{quote(response_id, safe='')}{suffix}"
         if request.query_string:
             path += f"?{quote(request.query_string, safe=_QUERY)}"
         streams = request.query.get("stream", [""])[-1] == "true"
-        cargo = StoredCargo(
+        spec = StoredSpec(
             context, request.method, path, what, EVENT_STREAM if streams else JSON, reads
         )
-        answer = StoredAnswer(environment, request, tenant, response_id, record)
-        passage = Passage(environment, context, cargo, answer)
+        answer = StoredAnswer(services, request, tenant, response_id, record)
+        passage = ProxiedRequest(services, context, spec, answer)
         passage.record.response_id = response_id[:200]
         answer.opens(passage)
         passage.to_one_of(self._keepers(context, response_id, record), _unknown(response_id))
 
     def _keepers(
-        self, context: TurnContext, response_id: str, record: Record | None
+        self, context: TurnContext, response_id: str, record: ResponseRecord | None
     ) -> list[Known]:
         """The accounts that may keep a response, the likeliest first."""
-        environment = self._environment
+        services = self._services
         if len(response_id) > _MAX_ID or response_id in _DOTS:
             return []
-        owner = environment.owners.owner_of(context.tenant, response_id)
+        owner = services.owners.owner_of(context.tenant, response_id)
         if owner is None and record is not None:
             # What the gateway made, or nobody was to store, no upstream knows.
             return self._known(record.account if record.held_upstream and record.store else None)
         if owner is not None:
             return self._known(owner)
-        if not environment.limits.one_tenant:
+        if not services.limits.one_tenant:
             return []
-        binding = environment.pool.bindings.find(context.affinity[-1])
+        binding = services.pool.bindings.find(context.affinity[-1])
         asked = self._known(binding.account, "affinity") if binding is not None else []
         asked += [
             Known(account, "asked in turn")
-            for account in environment.pool.accounts
+            for account in services.pool.accounts
             if account.health.state is not AccountState.DISABLED
             and all(account is not each.account for each in asked)
         ]
         return asked[:_MOST_ASKED]
 
     def _known(self, name: str | None, rule: str = "made the response") -> list[Known]:
-        account = None if name is None else self._environment.pool.named(name)
+        account = None if name is None else self._services.pool.named(name)
         return [] if account is None else [Known(account, rule)]
 
 
-class StoredAnswer(PassedAnswer):
+class StoredAnswer(ProxiedResponse):
     """The answer, and what it shows: where the response is kept, or that it is gone.
 
     :param record: what the ledger holds of the response, or None.
@@ -171,25 +173,25 @@ class StoredAnswer(PassedAnswer):
 
     def __init__(
         self,
-        environment: TurnEnvironment,
-        request: HttpRequest,
+        services: TurnServices,
+        request: ClientRequest,
         tenant: str,
         response_id: str,
-        record: Record | None,
+        record: ResponseRecord | None,
     ) -> None:
-        super().__init__(environment, request)
+        super().__init__(services, request)
         self._tenant = tenant
         self._response_id = response_id
         self._record = record
 
     def passage_ended(self, error: ApiError | None) -> None:
         """See ``PassageDoor``."""
-        owners = self.environment.owners
+        owners = self.services.owners
         passage = self.passage
         if error is None and self.request.method == "DELETE":
             owners.forget(self._tenant, self._response_id)
             if self._record is not None:
-                self.environment.ledger.evict(self._record)
+                self.services.ledger.evict(self._record)
         elif error is None and passage is not None and passage.account is not None:
             owners.note(self._tenant, self._response_id, passage.account.name)
         super().passage_ended(error)

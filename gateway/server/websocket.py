@@ -20,12 +20,12 @@ from zope.interface import implementer
 
 from gateway.protocol.errors import ApiError
 from gateway.server.deflate import is_readable
-from gateway.server.half_closed import HalfClosed
+from gateway.server.half_closed import HalfClosedSocket
 from gateway.server.handover import headers_of
 from gateway.server.refusal import refusal
-from gateway.server.session import Session
+from gateway.server.session import ResponsesSession
 from gateway.server.websocket_frames import text_frames
-from gateway.server.write_stall import Patience
+from gateway.server.write_stall import WriteStallTimer
 
 if TYPE_CHECKING:
     from gateway.server.websocket_site import ResponsesFactory
@@ -49,8 +49,8 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
     factory: ResponsesFactory
     transport: Any
-    session: Session | None = None
-    _patience: Patience
+    session: ResponsesSession | None = None
+    _patience: WriteStallTimer
     _headers: dict[str, str]
     _refusal: ApiError | None = None
     _unwanted: ApiError | None = None
@@ -58,14 +58,14 @@ class ResponsesProtocol(WebSocketServerProtocol):
     _is_producer = False
     _abort: IDelayedCall | None = None
     _last_ping: bytes | None = None
-    _half_closed: HalfClosed | None = None
+    _half_closed: HalfClosedSocket | None = None
 
     # --- handshake -------------------------------------------------------------------
 
     def connectionMade(self) -> None:
         """A client that says nothing may stay (§10.9)."""
         super().connectionMade()
-        self._patience = Patience(self.factory.reactor)
+        self._patience = WriteStallTimer(self.factory.reactor)
 
     def processHandshake(self) -> None:
         """Read the headers from the bytes, and show Autobahn nothing but ASCII.
@@ -258,7 +258,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         if self.session is None or self.state != self.STATE_OPEN:
             self.transport.loseConnection()
         elif self._half_closed is None:
-            self._half_closed = HalfClosed(
+            self._half_closed = HalfClosedSocket(
                 self.factory.reactor, self.transport, self.sendPing, self.transport.abortConnection
             )
             self.session.hears_no_more()

@@ -14,16 +14,16 @@ from typing import Any
 from autobahn.twisted.websocket import WebSocketServerFactory
 from autobahn.websocket.types import ConnectionRequest
 
-from gateway.api_keys.keys import Tenants
+from gateway.api_keys.keys import KeyRing
 from gateway.config import Settings
 from gateway.protocol.errors import ApiError
 from gateway.protocol.upstream_request import forwardable
-from gateway.server.connections import Admission
+from gateway.server.connections import ConnectionLimiter
 from gateway.server.deflate import accept_deflate
 from gateway.server.paths import PREFIXES, nothing_served, parts_of
-from gateway.server.session import Client, Session
+from gateway.server.session import ClientIdentity, ResponsesSession
 from gateway.server.websocket import CLOSE_SECONDS, ResponsesProtocol
-from gateway.turn.context import Told, TurnEnvironment
+from gateway.turn.context import Told, TurnServices
 
 PATHS = tuple(f"{prefix}/responses" for prefix in PREFIXES)
 
@@ -42,9 +42,9 @@ _PING_SECONDS = 30
 class ResponsesFactory(WebSocketServerFactory):
     """Lets clients in and knows who is there.
 
-    :param environment: what their turns work with.
+    :param services: what their turns work with.
     :param tenants: who they are.
-    :param admission: counts the clients of all doors.
+    :param limiter: counts the clients of all doors.
     """
 
     protocol: Any = ResponsesProtocol
@@ -52,23 +52,23 @@ class ResponsesFactory(WebSocketServerFactory):
     def __init__(
         self,
         reactor: Any,
-        environment: TurnEnvironment,
+        services: TurnServices,
         settings: Settings,
-        tenants: Tenants,
-        admission: Admission,
+        tenants: KeyRing,
+        limiter: ConnectionLimiter,
     ) -> None:
         super().__init__(reactor=reactor, server="responses-gateway")
         self.reactor = reactor
         self.max_message_bytes = settings.session.max_message_bytes
         self.compresses = settings.session.compression
         self.stall_seconds = settings.timeouts.stall_seconds
-        self._environment = environment
+        self._services = services
         self._settings = settings
         self._tenants = tenants
         self._numbers = itertools.count(1)
         self._start = secrets.token_hex(3)
-        self._admission = admission
-        self.incoming = admission.incoming
+        self._limiter = limiter
+        self.incoming = limiter.incoming
         self.setProtocolOptions(
             versions=[13],
             allowNullOrigin=True,
@@ -86,7 +86,7 @@ class ResponsesFactory(WebSocketServerFactory):
 
     def admit(
         self, protocol: ResponsesProtocol, request: ConnectionRequest, headers: Mapping[str, str]
-    ) -> Session:
+    ) -> ResponsesSession:
         """Decide on an upgrade.
 
         :param headers: the request's as bytes; see
@@ -103,16 +103,16 @@ class ResponsesFactory(WebSocketServerFactory):
                 "WebSocket is switched off here; send POST requests to the same URL.",
                 "websocket_disabled",
             )
-        admission = self._admission
-        admission.enter(protocol)
-        most = self._tenants.max_connections(tenant, admission.max_connections)
-        admission.claim(protocol, tenant, most)
-        return Session(
-            self._environment,
+        limiter = self._limiter
+        limiter.enter(protocol)
+        most = self._tenants.max_connections(tenant, limiter.max_connections)
+        limiter.claim(protocol, tenant, most)
+        return ResponsesSession(
+            self._services,
             self._settings.session,
             self._settings.limits,
             protocol,
-            Client(
+            ClientIdentity(
                 tenant,
                 f"{self._start}-{next(self._numbers)}",
                 forwardable(headers),
@@ -120,7 +120,7 @@ class ResponsesFactory(WebSocketServerFactory):
             ),
         )
 
-    def arrange(self, settings: Settings) -> None:
+    def reconfigure(self, settings: Settings) -> None:
         """Take these settings for new connections; a key that is gone, or changed, takes its
         connections along when their turns have ended."""
         changed = set(self._settings.keys) - set(settings.keys)
@@ -139,14 +139,14 @@ class ResponsesFactory(WebSocketServerFactory):
 
     def left(self, protocol: ResponsesProtocol) -> None:
         """A connection ended."""
-        self._admission.leave(protocol)
+        self._limiter.leave(protocol)
 
     @property
     def connections(self) -> list[ResponsesProtocol]:
         """The open ones."""
-        return self._admission.of_kind(ResponsesProtocol)
+        return self._limiter.of_kind(ResponsesProtocol)
 
-    def sessions(self) -> list[Session]:
+    def sessions(self) -> list[ResponsesSession]:
         """The sessions of all connections."""
         return [c.session for c in self.connections if c.session is not None]
 

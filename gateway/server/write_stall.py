@@ -17,7 +17,7 @@ def time_for(size: int, stall_seconds: float) -> float:
     return stall_seconds + size / SLOWEST_BYTES_PER_SECOND
 
 
-class Patience:
+class WriteStallTimer:
     """Waits for a client whose buffers are full, and not for ever.
 
     What fills them is the write under way: a large one may take its time.

@@ -10,19 +10,19 @@ from gateway.protocol.errors import ApiError
 from gateway.routing.account import Account
 from gateway.routing.errors import attempts_error, pool_error
 from gateway.routing.health import AccountState
-from gateway.routing.selection import Choice, Nobody, Wanted
-from gateway.routing.wait_queue import Lack, Ticket
-from gateway.turn.context import TurnContext, TurnEnvironment
+from gateway.routing.selection import NoAccount, RouteRequest, Selection
+from gateway.routing.wait_queue import WaitReason, WaitTicket
+from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.tries import Tries
 
 
 class SearchOwner(Protocol):
     """The turn, as its search sees it."""
 
-    def search_found(self, choice: Choice) -> None:
+    def search_found(self, choice: Selection) -> None:
         """This account is next; its place is the owner's now."""
 
-    def search_waits(self, lack: Lack) -> None:
+    def search_waits(self, lack: WaitReason) -> None:
         """This is not free; it may be told again, and one of the other two calls follows."""
 
     def search_failed(self, error: ApiError) -> None:
@@ -62,13 +62,13 @@ class AccountSearch:
 
     def __init__(
         self,
-        environment: TurnEnvironment,
+        services: TurnServices,
         context: TurnContext,
-        wanted: Wanted,
+        wanted: RouteRequest,
         bound: Bound,
         owner: SearchOwner,
     ) -> None:
-        self._environment = environment
+        self._services = services
         self._context = context
         self._wanted = wanted
         self._bound = bound
@@ -76,8 +76,8 @@ class AccountSearch:
         self._tries = Tries()
         #: Whether the account that was found last was in doubt then.
         self._in_doubt = False
-        self._lack: Nobody | Busy | None = None
-        self._ticket: Ticket | None = None
+        self._lack: NoAccount | Busy | None = None
+        self._ticket: WaitTicket | None = None
         self._patience_ends: float | None = None
         self.visit: Visit | None = None
 
@@ -90,7 +90,7 @@ class AccountSearch:
             self._owner.search_failed(self._tried_enough())
         else:
             if not self._tries.refusals:
-                self._environment.waiting.wake()  # who waits is offered first what is free now
+                self._services.waiting.wake()  # who waits is offered first what is free now
             if not self._try():
                 self._wait()
 
@@ -101,7 +101,7 @@ class AccountSearch:
 
         :raises ApiError: when a limit is in its way.
         """
-        entered = self._environment.limits.enter(self._context.tenant, self._wanted.model)
+        entered = self._services.limits.enter(self._context.tenant, self._wanted.model)
         if isinstance(entered, Busy):
             self._lack = entered
             raise self._error()
@@ -123,13 +123,13 @@ class AccountSearch:
     def _try(self) -> bool:
         """Whether there was an account; the owner has it then."""
         if self.visit is None:
-            entered = self._environment.limits.enter(self._context.tenant, self._wanted.model)
+            entered = self._services.limits.enter(self._context.tenant, self._wanted.model)
             if isinstance(entered, Busy):
                 self._lack = entered
                 return False
             self.visit = entered
         choice = self._choose()
-        if isinstance(choice, Nobody):
+        if isinstance(choice, NoAccount):
             self._lack = choice
             return False
         self._ticket = None
@@ -137,21 +137,21 @@ class AccountSearch:
         self._owner.search_found(choice)
         return True
 
-    def _choose(self) -> Choice | Nobody:
+    def _choose(self) -> Selection | NoAccount:
         """Of accounts in doubt one is enough, as long as there are others."""
-        choose, tried = self._environment.pool.choose, self._tries.ruled_out
+        choose, tried = self._services.pool.choose, self._tries.ruled_out
         asked = self._asked()
         choice = choose(asked, tried)
         may_doubt = asked.undoubted and self._tries.may_doubt(self._max_attempts)
-        if isinstance(choice, Nobody) and may_doubt:
+        if isinstance(choice, NoAccount) and may_doubt:
             choice = choose(asked._replace(undoubted=False), tried)
         return choice
 
     @property
     def _max_attempts(self) -> int:
-        return self._environment.pool.routing.max_attempts
+        return self._services.pool.routing.max_attempts
 
-    def _asked(self) -> Wanted:
+    def _asked(self) -> RouteRequest:
         """What is wanted now; attempts may have changed it."""
         bound = self._bound
         pinned_to = bound.pinned_to
@@ -163,15 +163,15 @@ class AccountSearch:
         )
 
     def _wait(self) -> None:
-        now = self._environment.clock.seconds()
+        now = self._services.clock.seconds()
         if self._patience_ends is None:
-            self._patience_ends = now + self._environment.pool.routing.queue_seconds
+            self._patience_ends = now + self._services.pool.routing.queue_seconds
         patience = self._patience_ends - now
         if patience <= 0 or not self._may_come_free(self._patience_ends):
             self._owner.search_failed(self._error())
             return
         self._tries.wait()
-        self._ticket = self._environment.waiting.wait(
+        self._ticket = self._services.waiting.wait(
             self._context.tenant,
             patience,
             self._retry,
@@ -203,13 +203,13 @@ class AccountSearch:
         self._ticket = None
         self._owner.search_failed(self._error())
 
-    def _lacks(self) -> Lack:
-        return Lack.LIMIT if isinstance(self._lack, Busy) else Lack.ACCOUNT
+    def _lacks(self) -> WaitReason:
+        return WaitReason.LIMIT if isinstance(self._lack, Busy) else WaitReason.ACCOUNT
 
     def _wants(self) -> tuple[object, ...]:
         """What the search waits for; others that wait for the same fail with it."""
         lack = self._lack
-        if isinstance(lack, Nobody):
+        if isinstance(lack, NoAccount):
             wanted = lack.wanted._replace(keys=(), holder=None, turn_state=None)
             return (wanted, lack.waits_for, *self._tries.ruled_out)
         return ("limits of", self._context.tenant)
@@ -222,7 +222,7 @@ class AccountSearch:
         assert lack is not None
         if lack.refuse_the_model:
             return False
-        if lack.waits_for is not None and self._environment.pool.routing.on_account_loss == "fail":
+        if lack.waits_for is not None and self._services.pool.routing.on_account_loss == "fail":
             return False
         return any(
             reason.until <= before
@@ -234,17 +234,17 @@ class AccountSearch:
 
     def _tried_enough(self) -> ApiError:
         asked, tries = self._asked()._replace(undoubted=False), self._tries
-        lacking = self._environment.pool.lacking(asked, tries.ruled_out)
+        lacking = self._services.pool.lacking(asked, tries.ruled_out)
         if lacking is None:
             return attempts_error(tries.refusals)
-        return pool_error(lacking, tries.refusals, self._environment.clock.seconds())
+        return pool_error(lacking, tries.refusals, self._services.clock.seconds())
 
     def _error(self) -> ApiError:
         lack = self._lack
         if isinstance(lack, Busy):
-            self._environment.limits.refused(self._context.tenant, lack.limit)
+            self._services.limits.refused(self._context.tenant, lack.limit)
             return lack.error
         assert lack is not None
         if lack.wanted.undoubted:
             return self._tried_enough()
-        return pool_error(lack, self._tries.refusals, self._environment.clock.seconds())
+        return pool_error(lack, self._tries.refusals, self._services.clock.seconds())

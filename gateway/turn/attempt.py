@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from gateway.conversations.context import Plan
+from gateway.conversations.context import ContextPlan
 from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
-from gateway.protocol.response_stream import Finished, Phase, Relay
+from gateway.protocol.response_stream import FinishedResponse, ResponseStream, StreamPhase
 from gateway.protocol.sse import Event
 from gateway.protocol.upstream_request import UpstreamRequest
 from gateway.routing.account import Account
-from gateway.turn.context import TurnEnvironment
+from gateway.turn.context import TurnServices
 
 
 class AttemptOwner(Protocol):
@@ -44,11 +44,11 @@ class Attempt:
 
     def __init__(
         self,
-        environment: TurnEnvironment,
+        services: TurnServices,
         account: Account,
-        plan: Plan,
+        plan: ContextPlan,
         request: UpstreamRequest,
-        relay: Relay,
+        relay: ResponseStream,
         hold_seconds: float,
         owner: AttemptOwner,
     ) -> None:
@@ -58,7 +58,7 @@ class Attempt:
         self.answer_headers: Mapping[str, str] = {}
         self._owner = owner
         self._hold_seconds = hold_seconds
-        self._hold = Deadline(environment.clock, self._release)
+        self._hold = Deadline(services.clock, self._release)
         self._exchange = account.upstream.exchange(request, self)
 
     def start(self) -> None:
@@ -92,13 +92,16 @@ class Attempt:
         relay = self.relay
         before = relay.phase
         payloads = relay.feed(events)
-        if before is Phase.SENT and relay.phase in (Phase.ACKNOWLEDGED, Phase.OUTPUT):
+        if before is StreamPhase.SENT and relay.phase in (
+            StreamPhase.ACKNOWLEDGED,
+            StreamPhase.OUTPUT,
+        ):
             self._owner.attempt_acknowledged(self)
         if payloads:
             self._owner.attempt_relays(payloads)
         if relay.outcome is not None:
             self._ended()
-        elif before is Phase.SENT and relay.phase is Phase.ACKNOWLEDGED:
+        elif before is StreamPhase.SENT and relay.phase is StreamPhase.ACKNOWLEDGED:
             if self._hold_seconds:
                 self._hold.start(self._hold_seconds)
             else:
@@ -119,7 +122,7 @@ class Attempt:
             self._owner.attempt_relays(held)
 
     def _ended(self) -> None:
-        if isinstance(self.relay.outcome, Finished):
+        if isinstance(self.relay.outcome, FinishedResponse):
             self._hold.stop()
             self._exchange.finish()
         else:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Hashable
 from gateway.protocol.error_classification import Fault, FaultKind, attribute
 from gateway.protocol.errors import ApiError
 from gateway.routing.account import Account
-from gateway.turn.context import TurnContext, TurnEnvironment
+from gateway.turn.context import TurnContext, TurnServices
 
 
-class Blame:
+class FaultAttribution:
     """One request's (design law 13).
 
     :param model: as the client calls it, or None.
@@ -20,12 +20,12 @@ class Blame:
 
     def __init__(
         self,
-        environment: TurnEnvironment,
+        services: TurnServices,
         context: TurnContext,
         model: str | None,
         fingerprint: Callable[[], Hashable],
     ) -> None:
-        self._clock = environment.clock
+        self._clock = services.clock
         self._tenant = context.tenant
         self._model = model
         self._fingerprint = fingerprint

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Protocol
 
-from gateway.conversations.context import Plan
+from gateway.conversations.context import ContextPlan
 from gateway.protocol.errors import ApiError
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.upstream.interface import UpstreamCall
 
 
-class Cargo(Protocol):
+class RequestSpec(Protocol):
     """What is passed: one request, and what is known of its kind."""
 
     #: Its name in journals.
@@ -24,7 +24,7 @@ class Cargo(Protocol):
     #: Whether answering it takes what a turn takes: then success shows that the account is well.
     generates: bool
     #: How the conversation it is about was sent along, once it was sent; None without any.
-    plan: Plan | None
+    plan: ContextPlan | None
     #: Bound on an answer that is held until it is whole, so that the request may move for
     #: longer; 0 for one that is relayed as it comes.
     held_bytes: int
@@ -51,7 +51,7 @@ class Cargo(Protocol):
         """
 
 
-class PassageDoor(Protocol):
+class ProxiedResponseSink(Protocol):
     """Where the answer goes."""
 
     def passage_answers(self, status: int, headers: Mapping[str, str]) -> None:

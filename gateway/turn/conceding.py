@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
-from gateway.conversations.records import Ledger
+from gateway.conversations.records import ConversationStore
 from gateway.protocol.concessions import (
     Concession,
-    Gives,
+    ConcessionKind,
     Sent,
     concessions_to,
     depends_on_the_request,
@@ -22,7 +22,7 @@ from gateway.protocol.concessions import (
 )
 from gateway.protocol.errors import ApiError
 from gateway.routing.account import Account
-from gateway.routing.capabilities import Scope
+from gateway.routing.capabilities import CapabilityScope
 
 _log = Logger(namespace="gateway.routing")
 
@@ -38,12 +38,12 @@ class Conceding:
     :param asked: its endpoint, its model as the client calls it, and whose it is.
     """
 
-    def __init__(self, asked: Scope, ledger: Ledger) -> None:
+    def __init__(self, asked: CapabilityScope, ledger: ConversationStore) -> None:
         self._asked = asked
         self._ledger = ledger
         #: Per account what was given up in this turn, with the scope that it would be learned
         #: for (None: it teaches nothing) and why.
-        self._made: dict[str, dict[Concession, tuple[Scope | None, str]]] = {}
+        self._made: dict[str, dict[Concession, tuple[CapabilityScope | None, str]]] = {}
         self._rounds: dict[str, int] = {}
 
     def to(self, account: Account) -> frozenset[Concession]:
@@ -82,26 +82,26 @@ class Conceding:
                     why=why,
                 )
 
-    def _asked_of(self, account: Account) -> Scope:
+    def _asked_of(self, account: Account) -> CapabilityScope:
         model = self._asked.model
         return self._asked._replace(model=account.settings.aliases.get(model or "", model))
 
     def _scope_of(
         self, account: Account, concession: Concession, error: ApiError, sent: Sent
-    ) -> Scope | None:
+    ) -> CapabilityScope | None:
         """Whom it may be learned for: nobody suffers for what a tenant makes up."""
         asked = self._asked_of(account)
-        if concession.gives is Gives.STORED_ITEMS:
+        if concession.gives is ConcessionKind.STORED_ITEMS:
             return self._scope_of_items(account, lost_items(error, sent.by_id))
         if depends_on_the_request(concession, error):
             return None
-        return Scope(
+        return CapabilityScope(
             asked.path,
             asked.model if is_of_the_model(concession, error) else None,
             asked.tenant if is_of_the_value(concession, error) else None,
         )
 
-    def _scope_of_items(self, account: Account, lost: set[str]) -> Scope | None:
+    def _scope_of_items(self, account: Account, lost: set[str]) -> CapabilityScope | None:
         """An account that lost what it was to keep a moment ago keeps nothing, for anybody.
 
         That it does not know items of elsewhere says nothing of one that has kept responses.
@@ -113,8 +113,8 @@ class Conceding:
             found = self._ledger.find_item(asked.tenant or "", item_id)
             kept = found is not None and found.is_kept_by(account.name)
             if kept and found is not None and learned.is_fresh(found.record):
-                return Scope(asked.path)
-        return None if learned.trusts(True) else Scope(asked.path, None, asked.tenant)
+                return CapabilityScope(asked.path)
+        return None if learned.trusts(True) else CapabilityScope(asked.path, None, asked.tenant)
 
 
 def _why(error: ApiError) -> str:

@@ -10,19 +10,19 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 
 from gateway.api_keys.interface import TenantLimits
-from gateway.conversations.issuers import SealRegister
-from gateway.conversations.owners import OwnerRegister
-from gateway.conversations.records import Ledger, Record
+from gateway.conversations.issuers import ContentIssuers
+from gateway.conversations.owners import ResponseOwners
+from gateway.conversations.records import ConversationStore, ResponseRecord
 from gateway.protocol.errors import ApiError
 from gateway.protocol.turn_state import TurnStates
 from gateway.routing.affinity import AffinityKey
-from gateway.routing.pool import Pool
-from gateway.routing.wait_queue import WaitingRoom
-from gateway.turn.turn_log import TurnJournal
+from gateway.routing.pool import AccountPool
+from gateway.routing.wait_queue import WaitQueue
+from gateway.turn.turn_log import TurnLog
 
 
 @dataclass(frozen=True)
-class TurnEnvironment:
+class TurnServices:
     """The parts of the gateway that turns share.
 
     :ivar owners: which account keeps a stored response.
@@ -33,14 +33,14 @@ class TurnEnvironment:
     """
 
     clock: IReactorTime
-    ledger: Ledger
-    seals: SealRegister
-    owners: OwnerRegister
-    pool: Pool
-    waiting: WaitingRoom
+    ledger: ConversationStore
+    issuers: ContentIssuers
+    owners: ResponseOwners
+    pool: AccountPool
+    waiting: WaitQueue
     limits: TenantLimits
     turn_states: TurnStates
-    journal: TurnJournal
+    turn_log: TurnLog
     hold_seconds: float
     keepalive_seconds: float
 
@@ -72,7 +72,7 @@ class TurnContext:
     connection: str
     client_headers: Mapping[str, str]
     affinity: Sequence[AffinityKey]
-    parent: Record | None
+    parent: ResponseRecord | None
     continuation: str | None
     accepted_at: float
     turn_state: str | None = None
@@ -80,7 +80,7 @@ class TurnContext:
     given_here: bool = False
 
 
-class Door(Protocol):
+class EventSink(Protocol):
     """Where a turn's events go: a lane of a WebSocket, or an HTTP response."""
 
     def relay(self, payloads: Sequence[bytes]) -> None:

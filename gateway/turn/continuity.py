@@ -11,16 +11,16 @@ import itertools
 from functools import partial
 
 from gateway.conversations.context import (
-    Plan,
+    ContextPlan,
+    ContextRoute,
     Reader,
-    Route,
     anchor_of,
     chain_plan,
     pin_of,
     whole_plan,
 )
-from gateway.conversations.records import Ledger
-from gateway.protocol.concessions import Concession, Gives, Sent
+from gateway.conversations.records import ConversationStore
+from gateway.protocol.concessions import Concession, ConcessionKind, Sent
 from gateway.protocol.errors import ApiError
 from gateway.protocol.items import unanswered_calls
 from gateway.protocol.refusals import (
@@ -32,7 +32,7 @@ from gateway.protocol.refusals import (
 )
 from gateway.protocol.request import TurnRequest
 from gateway.routing.account import Account
-from gateway.routing.capabilities import RESPONSES, Scope
+from gateway.routing.capabilities import RESPONSES, CapabilityScope
 from gateway.routing.selection import KEPT, SEALED
 from gateway.turn.conceding import Conceding
 from gateway.turn.context import TurnContext
@@ -48,14 +48,14 @@ class TurnContinuity:
         self,
         context: TurnContext,
         request: TurnRequest,
-        ledger: Ledger,
+        ledger: ConversationStore,
         path: str = RESPONSES,
     ) -> None:
         self._parent = context.parent
         self._request = request
         self._given_here = context.given_here
         self._find = partial(ledger.find_item, context.tenant)
-        self._conceding = Conceding(Scope(path, request.model, context.tenant), ledger)
+        self._conceding = Conceding(CapabilityScope(path, request.model, context.tenant), ledger)
         self._anchor, self._after_anchor = anchor_of(context.parent)
         self._not_continued: dict[str, str] = {}
         self._unsealed = False
@@ -93,7 +93,7 @@ class TurnContinuity:
         """Why only that can."""
         return SEALED if self.can_replay else KEPT
 
-    def plan(self, account: Account) -> Plan:
+    def plan(self, account: Account) -> ContextPlan:
         """What to send to ``account`` now."""
         reason = self._why_not_chain(account)
         if self._anchor is not None and (reason is None or not self.can_replay):
@@ -101,7 +101,7 @@ class TurnContinuity:
             return chain_plan(self._anchor, self._after_anchor, new, self._reader(account))
         return self.replay(account, reason)
 
-    def replay(self, account: Account, reason: str | None) -> Plan:
+    def replay(self, account: Account, reason: str | None) -> ContextPlan:
         """What to send to ``account`` when it is to be asked for no previous response."""
         return whole_plan(self._parent, self._request.items, self._reader(account), reason)
 
@@ -111,7 +111,9 @@ class TurnContinuity:
 
     def may_keep(self, account: Account) -> bool:
         """Whether ``account`` keeps responses at all, as far as is known."""
-        return account.settings.store != "never" and not self._gives(account, Gives.STORAGE)
+        return account.settings.store != "never" and not self._gives(
+            account, ConcessionKind.STORAGE
+        )
 
     def is_kept_by(self, account: Account) -> bool:
         """Whether ``account`` is asked to keep the response."""
@@ -121,7 +123,7 @@ class TurnContinuity:
         """``account`` answers as if it had not been sent a previous response."""
         self._not_continued[account.name] = "the upstream ignored previous_response_id"
 
-    def mended(self, account: Account, plan: Plan, sent: Sent, error: ApiError) -> bool:
+    def mended(self, account: Account, plan: ContextPlan, sent: Sent, error: ApiError) -> bool:
         """Whether another request may pass where this one was refused, by the same account.
 
         :param sent: what of it could be given up.
@@ -131,7 +133,7 @@ class TurnContinuity:
             return True
         if not self.can_replay:
             return False
-        if plan.route is Route.CHAINED and self._blames_the_chain(error):
+        if plan.route is ContextRoute.CHAINED and self._blames_the_chain(error):
             self._not_continued[account.name] = (
                 f"the upstream refused previous_response_id ({error.label})"
             )
@@ -164,12 +166,12 @@ class TurnContinuity:
         """``account`` took the request as it was sent: keep what it gave up for that."""
         self._conceding.accepted(account)
 
-    def learn(self, account: Account, plan: Plan) -> None:
+    def learn(self, account: Account, plan: ContextPlan) -> None:
         """``account`` answered ``plan``: keep what that shows about previous responses."""
         anchor = self._anchor
         if anchor is None or anchor.account != account.name:
             return
-        if plan.route is Route.CHAINED:
+        if plan.route is ContextRoute.CHAINED:
             account.learned.continued(anchor.store)
         elif account.name in self._not_continued:
             account.learned.refused(anchor, self._not_continued[account.name])
@@ -178,21 +180,21 @@ class TurnContinuity:
         self._first = self._first or account.name
         return Reader(
             account.name,
-            self.may_keep(account) and not self._gives(account, Gives.STORED_ITEMS),
+            self.may_keep(account) and not self._gives(account, ConcessionKind.STORED_ITEMS),
             self._request.store,
             self._unsealed,
             self._find,
             account.name == self._first,
         )
 
-    def _gives(self, account: Account, what: Gives) -> bool:
+    def _gives(self, account: Account, what: ConcessionKind) -> bool:
         return Concession(what) in self._conceding.to(account)
 
     @staticmethod
-    def _sent_seals(plan: Plan, sent: Sent, error: ApiError) -> bool:
+    def _sent_seals(plan: ContextPlan, sent: Sent, error: ApiError) -> bool:
         """Whether there was a seal to refuse: in the request, or in the chain it continues."""
-        chained = plan.route is Route.CHAINED and error.code == "invalid_encrypted_content"
-        return sent.seals or chained
+        chained = plan.route is ContextRoute.CHAINED and error.code == "invalid_encrypted_content"
+        return sent.issuers or chained
 
     def _why_not_chain(self, account: Account) -> str | None:
         anchor = self._anchor

@@ -13,7 +13,7 @@ from gateway.routing.account import Account
 
 
 class Place(Protocol):
-    """A place on an account; see :class:`~gateway.routing.lease.Reservation`."""
+    """A place on an account; see :class:`~gateway.routing.lease.Lease`."""
 
     def answered(self) -> None:
         """The upstream answered the request."""

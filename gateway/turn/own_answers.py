@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gateway.protocol.errors import ApiError
 from gateway.protocol.events import Members, response_members
 from gateway.protocol.refusals import code_of_failure
-from gateway.protocol.response_stream import Relay
+from gateway.protocol.response_stream import ResponseStream
 from gateway.protocol.synthetic_events import (
     created_event,
     failed_event,
@@ -17,7 +17,7 @@ from gateway.protocol.synthetic_events import (
 
 
 def interrupted_answer(
-    relay: Relay,
+    relay: ResponseStream,
     made: Callable[[str], Members],
     accepted: Callable[[str, int], bytes] | None,
 ) -> tuple[str, list[bytes]]:
@@ -46,7 +46,7 @@ def interrupted_answer(
     return response_id, payloads
 
 
-def broken_answer(relay: Relay, error: ApiError) -> bytes:
+def broken_answer(relay: ResponseStream, error: ApiError) -> bytes:
     """The terminal event of an answer that the client has seen in part; it starts anew (§8.4)."""
     return failed_event(
         response_members(relay.created),

@@ -18,15 +18,15 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.rate_limits import read_windows
 from gateway.protocol.refusals import NOT_SERVED, for_the_client
 from gateway.routing.account import Account
-from gateway.routing.selection import Choice, Wanted
-from gateway.routing.wait_queue import Lack
+from gateway.routing.selection import RouteRequest, Selection
+from gateway.routing.wait_queue import WaitReason
 from gateway.turn.account_search import AccountSearch, Bound
-from gateway.turn.blame import Blame
-from gateway.turn.cargo import Cargo, PassageDoor
-from gateway.turn.context import TurnContext, TurnEnvironment
+from gateway.turn.blame import FaultAttribution
+from gateway.turn.cargo import ProxiedResponseSink, RequestSpec
+from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.itinerary import InTurn, Itinerary, Known, NoPlace, Place
-from gateway.turn.recorder import SAME_ACCOUNT, Logbook
-from gateway.upstream.interface import Call
+from gateway.turn.recorder import SAME_ACCOUNT, TurnRecorder
+from gateway.upstream.interface import UpstreamRequestCall
 
 _logger = Logger(namespace="gateway.passage")
 
@@ -34,7 +34,7 @@ _logger = Logger(namespace="gateway.passage")
 _MAX_ERROR_BYTES = 65_536
 
 
-class PassageState(enum.Enum):
+class ProxiedRequestState(enum.Enum):
     """Where a passage stands."""
 
     SEEKING = "seeking"
@@ -46,22 +46,26 @@ class PassageState(enum.Enum):
 
 
 TRANSITIONS = {
-    PassageState.SEEKING: {PassageState.SENT, PassageState.ENDED},
-    PassageState.SENT: {
-        PassageState.SEEKING,
-        PassageState.REFUSED,
-        PassageState.HELD,
-        PassageState.RELAYING,
-        PassageState.ENDED,
+    ProxiedRequestState.SEEKING: {ProxiedRequestState.SENT, ProxiedRequestState.ENDED},
+    ProxiedRequestState.SENT: {
+        ProxiedRequestState.SEEKING,
+        ProxiedRequestState.REFUSED,
+        ProxiedRequestState.HELD,
+        ProxiedRequestState.RELAYING,
+        ProxiedRequestState.ENDED,
     },
-    PassageState.REFUSED: {PassageState.SEEKING, PassageState.ENDED},
-    PassageState.HELD: {PassageState.SEEKING, PassageState.RELAYING, PassageState.ENDED},
-    PassageState.RELAYING: {PassageState.ENDED},
-    PassageState.ENDED: set(),
+    ProxiedRequestState.REFUSED: {ProxiedRequestState.SEEKING, ProxiedRequestState.ENDED},
+    ProxiedRequestState.HELD: {
+        ProxiedRequestState.SEEKING,
+        ProxiedRequestState.RELAYING,
+        ProxiedRequestState.ENDED,
+    },
+    ProxiedRequestState.RELAYING: {ProxiedRequestState.ENDED},
+    ProxiedRequestState.ENDED: set(),
 }
 
 
-class Passage:
+class ProxiedRequest:
     """One request and its answer.
 
     :param context: whose it is.
@@ -71,33 +75,33 @@ class Passage:
 
     def __init__(
         self,
-        environment: TurnEnvironment,
+        services: TurnServices,
         context: TurnContext,
-        cargo: Cargo,
-        door: PassageDoor,
+        spec: RequestSpec,
+        door: ProxiedResponseSink,
     ) -> None:
-        self._environment = environment
+        self._services = services
         self._context = context
-        self._cargo = cargo
+        self._spec = spec
         self._door = door
-        self._state = PassageState.SEEKING
+        self._state = ProxiedRequestState.SEEKING
         self._itinerary: Itinerary | None = None
         self._place: Place = NoPlace()
-        self._call: Call | None = None
+        self._call: UpstreamRequestCall | None = None
         self._paused = False
         self._relayed = False
         self._status = 0
         self._headers: Mapping[str, str] = {}
         self._held = bytearray()
-        self._blame = Blame(environment, context, cargo.model, cargo.fingerprint)
+        self._blame = FaultAttribution(services, context, spec.model, spec.fingerprint)
         self.account: Account | None = None
-        self._log = Logbook(
-            environment,
+        self._log = TurnRecorder(
+            services,
             context,
-            cargo.model,
+            spec.model,
             None if context.parent is None else context.parent.id,
-            cargo.size,
-            route=cargo.what,
+            spec.size,
+            route=spec.what,
         )
         self.record = self._log.record
 
@@ -108,12 +112,12 @@ class Passage:
 
     # --- the door's side -------------------------------------------------------------
 
-    def through_the_pool(self, wanted: Wanted, bound: Bound) -> None:
+    def through_the_pool(self, wanted: RouteRequest, bound: Bound) -> None:
         """Send it to accounts that the pool chooses.
 
         :param bound: what binds it to accounts.
         """
-        search = AccountSearch(self._environment, self._context, wanted, bound, self)
+        search = AccountSearch(self._services, self._context, wanted, bound, self)
         self._start(search)
 
     def to_one_of(self, accounts: Sequence[Known], unknown: ApiError) -> None:
@@ -128,12 +132,12 @@ class Passage:
 
         :param satisfied: it had all that it wanted; some do not wait for the end.
         """
-        if self._state is not PassageState.ENDED:
+        if self._state is not ProxiedRequestState.ENDED:
             self._close("completed" if satisfied else "cancelled", None)
 
     def abandon(self, error: ApiError) -> None:
         """The gateway gives it up."""
-        if self._state is not PassageState.ENDED:
+        if self._state is not ProxiedRequestState.ENDED:
             self._end(error)
 
     def pause(self) -> None:
@@ -162,12 +166,12 @@ class Passage:
         except ApiError as error:
             self._end(error)
 
-    def search_found(self, choice: Choice) -> None:
+    def search_found(self, choice: Selection) -> None:
         """See :class:`~gateway.turn.account_search.SearchOwner`."""
-        self._place = choice.reservation
+        self._place = choice.lease
         self._at(choice.account, choice.rule, choice)
 
-    def search_waits(self, lack: Lack) -> None:
+    def search_waits(self, lack: WaitReason) -> None:
         """See :class:`~gateway.turn.account_search.SearchOwner`."""
         self._log.waits(lack)
 
@@ -175,18 +179,18 @@ class Passage:
         """See :class:`~gateway.turn.account_search.SearchOwner`."""
         self._end(error)
 
-    def _at(self, account: Account, rule: str, choice: Choice | None = None) -> None:
+    def _at(self, account: Account, rule: str, choice: Selection | None = None) -> None:
         self.account = account
-        self._enter(PassageState.SENT)
+        self._enter(ProxiedRequestState.SENT)
         self._status, self._headers, self._held = 0, {}, bytearray()
         try:
-            call = self._cargo.call_for(account)
+            call = self._spec.call_for(account)
         except Exception:
             _logger.failure("a request could not be made for {account}", account=account.name)
             self._end(ApiError.gateway_failed())
             return
-        cargo = self._cargo
-        self._log.tries(account.name, rule, cargo.what, len(call.body or b""), cargo.plan, choice)
+        spec = self._spec
+        self._log.tries(account.name, rule, spec.what, len(call.body or b""), spec.plan, choice)
         self._call = account.upstream.call(call, self)
         if self._paused:
             self._call.pause()
@@ -203,47 +207,47 @@ class Passage:
         assert self.account is not None
         self._status, self._headers = status, headers
         self._log.answered()
-        windows = read_windows(headers, self._environment.clock.seconds())
+        windows = read_windows(headers, self._services.clock.seconds())
         if windows:
             self.account.health.observe(windows)
         if not 200 <= status < 300:
-            self._enter(PassageState.REFUSED)
+            self._enter(ProxiedRequestState.REFUSED)
             return
-        if self._cargo.held_bytes or (self._cargo.generates and _is_json(headers)):
-            self._enter(PassageState.HELD)
+        if self._spec.held_bytes or (self._spec.generates and _is_json(headers)):
+            self._enter(ProxiedRequestState.HELD)
         else:
             self._relay()
 
     def call_data(self, data: bytes) -> None:
         """See :class:`~gateway.upstream.interface.CallReceiver`."""
-        if self._state is PassageState.RELAYING:
+        if self._state is ProxiedRequestState.RELAYING:
             self._relay_data(data)
             return
         self._held += data
-        if self._state is not PassageState.HELD:
+        if self._state is not ProxiedRequestState.HELD:
             return
-        if not self._cargo.held_bytes:
+        if not self._spec.held_bytes:
             if len(self._held) > _MAX_ERROR_BYTES or not may_be_bare_error(self._held):
                 self._relay()
                 self._relay_data(bytes(self._held))
-        elif len(self._held) > self._cargo.held_bytes:
+        elif len(self._held) > self._spec.held_bytes:
             self._end(ApiError.bad_gateway("The upstream's answer is longer than it may be."))
 
     def call_ended(self, error: ApiError | None) -> None:
         """See :class:`~gateway.upstream.interface.CallReceiver`."""
         self._call = None
-        if self._state is PassageState.REFUSED:
+        if self._state is ProxiedRequestState.REFUSED:
             error = from_http(self._status, self._headers, bytes(self._held))
-        elif self._state is PassageState.HELD and error is None and self._cargo.generates:
+        elif self._state is ProxiedRequestState.HELD and error is None and self._spec.generates:
             assert self.account is not None
             said = self.account.upstream.without_secrets(bytes(self._held))
             error = from_answer(self._status, self._headers, said)
         if error is None:
-            if self._state is PassageState.HELD:
+            if self._state is ProxiedRequestState.HELD:
                 self._relay()
                 self._relay_data(bytes(self._held))
             self._end(None)
-        elif self._state is PassageState.RELAYING:
+        elif self._state is ProxiedRequestState.RELAYING:
             self._let_rest(error)
             self._end(error)
         else:
@@ -252,10 +256,10 @@ class Passage:
     def _relay(self) -> None:
         """What came is no error in the place of an answer: the account took the request."""
         assert self.account is not None
-        self._enter(PassageState.RELAYING)
+        self._enter(ProxiedRequestState.RELAYING)
         self._place.answered()
-        self._cargo.accepted(self.account)
-        if self._cargo.generates:
+        self._spec.accepted(self.account)
+        if self._spec.generates:
             self._place.acknowledged()
         self._relayed = True
         self._log.first_event()
@@ -271,19 +275,19 @@ class Passage:
         account = self.account
         assert account is not None
         assert self._itinerary is not None
-        error = self._cargo.translated(error)
+        error = self._spec.translated(error)
         self._log.outcome(error.label)
-        if self._cargo.mended(account, error):
-            self._enter(PassageState.SEEKING)
+        if self._spec.mended(account, error):
+            self._enter(ProxiedRequestState.SEEKING)
             self._at(account, SAME_ACCOUNT)
             return
         self._let_rest(error)
         self._give_back()
-        if not self._cargo.may_move(error):
+        if not self._spec.may_move(error):
             self._end(for_the_client(error))
             return
         self._itinerary.refused(account, error)
-        self._enter(PassageState.SEEKING)
+        self._enter(ProxiedRequestState.SEEKING)
         self._seek()
 
     def _let_rest(self, error: ApiError) -> None:
@@ -316,12 +320,12 @@ class Passage:
         self._door.passage_ended(error)
 
     def _close(self, status: str, error_code: str | None) -> None:
-        self._enter(PassageState.ENDED)
+        self._enter(ProxiedRequestState.ENDED)
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
         self._count()
-        if self.account is not None and self._cargo.generates:
+        if self.account is not None and self._spec.generates:
             self.account.turns += 1
         self._give_back()
         itinerary, self._itinerary = self._itinerary, None
@@ -336,7 +340,7 @@ class Passage:
         usage = self._door.passage_usage()
         if usage is not None:
             self._log.counts(usage)
-        elif self._cargo.generates:
+        elif self._spec.generates:
             usage = self._log.estimated()
         visit = None if self._itinerary is None else self._itinerary.visit
         if usage is not None and visit is not None:
@@ -347,7 +351,7 @@ class Passage:
         place, self._place = self._place, NoPlace()
         place.release()
 
-    def _enter(self, state: PassageState) -> None:
+    def _enter(self, state: ProxiedRequestState) -> None:
         if state not in TRANSITIONS[self._state]:
             raise AssertionError(f"a passage cannot go from {self._state} to {state}")
         self._state = state

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from gateway.conversations.context import Plan
-from gateway.protocol.concessions import Concession, Gives, Sent, sent_by_id
+from gateway.conversations.context import ContextPlan
+from gateway.protocol.concessions import Concession, ConcessionKind, Sent, sent_by_id
 from gateway.protocol.dialect import Dialect
 from gateway.protocol.items import read_item
 from gateway.protocol.request import TurnRequest
@@ -24,7 +24,7 @@ def upstream_request(
     request: TurnRequest,
     context: TurnContext,
     account: Account,
-    plan: Plan,
+    plan: ContextPlan,
     dialect: Dialect,
     turn_state: str | None,
 ) -> UpstreamRequest:
@@ -58,18 +58,18 @@ def dialect_of(
     return Dialect(
         settings.aliases.get(model or ""),
         frozenset(settings.strip),
-        settings.store != "never" and Gives.STORAGE not in gives,
-        settings.tools == "hoisted" or Gives.TOOL_ITEMS in gives,
+        settings.store != "never" and ConcessionKind.STORAGE not in gives,
+        settings.tools == "hoisted" or ConcessionKind.TOOL_ITEMS in gives,
         derived_cache_key(context.affinity) if settings.derive_cache_key else None,
-        Gives.TEXT_INPUT in gives,
-        Gives.SEALED_REASONING not in gives,
-        Gives.ONE_OBJECT in gives or not (in_one_piece or Gives.STREAM in gives),
-        frozenset(each.member for each in concessions if each.gives is Gives.MEMBER),
-        Gives.STORED_ITEMS not in gives,
+        ConcessionKind.TEXT_INPUT in gives,
+        ConcessionKind.SEALED_REASONING not in gives,
+        ConcessionKind.ONE_OBJECT in gives or not (in_one_piece or ConcessionKind.STREAM in gives),
+        frozenset(each.member for each in concessions if each.gives is ConcessionKind.MEMBER),
+        ConcessionKind.STORED_ITEMS not in gives,
     )
 
 
-def sent_with(request: TurnRequest, plan: Plan, dialect: Dialect) -> Sent:
+def sent_with(request: TurnRequest, plan: ContextPlan, dialect: Dialect) -> Sent:
     """What of a turn's request could be given up, should it be refused."""
     items = request.items if plan.items is None else tuple(map(read_item, plan.items))
     return Sent(

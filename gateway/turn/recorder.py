@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-from gateway.conversations.context import Plan
+from gateway.conversations.context import ContextPlan
 from gateway.protocol.usage import Usage, estimated_usage
 from gateway.routing.bindings import opaque_id
-from gateway.routing.selection import Choice
-from gateway.routing.wait_queue import Lack
-from gateway.turn.context import TurnContext, TurnEnvironment
+from gateway.routing.selection import Selection
+from gateway.routing.wait_queue import WaitReason
+from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.turn_log import AttemptRecord, TurnRecord
 
 #: The rule that names the account of an attempt that is made in another way.
@@ -23,7 +23,7 @@ _RUNNING = "running"
 _numbers = itertools.count(1)
 
 
-class Logbook:
+class TurnRecorder:
     """Writes down what happens, and when.
 
     :param model: as the client called it.
@@ -33,7 +33,7 @@ class Logbook:
 
     def __init__(
         self,
-        environment: TurnEnvironment,
+        services: TurnServices,
         context: TurnContext,
         model: str | None,
         previous_response_id: str | None,
@@ -41,11 +41,11 @@ class Logbook:
         lane: str | None = None,
         route: str | None = None,
     ) -> None:
-        self._clock = environment.clock
-        self._journal = environment.journal
+        self._clock = services.clock
+        self._turn_log = services.turn_log
         self._accepted_at = context.accepted_at
         #: What it waits for, and since when.
-        self._waits: tuple[Lack, float] | None = None
+        self._waits: tuple[WaitReason, float] | None = None
         self.record = TurnRecord(
             turn=f"{context.connection}.{next(_numbers)}",
             connection=context.connection,
@@ -65,7 +65,7 @@ class Logbook:
         """It was its turn."""
         self.record.queued_ms = self._elapsed_ms()
 
-    def waits(self, lack: Lack) -> None:
+    def waits(self, lack: WaitReason) -> None:
         """This is not free; another wait, the next attempt or the end ends it."""
         self._waited()
         self._waits = lack, self._elapsed_ms()
@@ -76,8 +76,8 @@ class Logbook:
         rule: str,
         route: str,
         request_bytes: int,
-        plan: Plan | None,
-        choice: Choice | None,
+        plan: ContextPlan | None,
+        choice: Selection | None,
     ) -> None:
         """An attempt begins.
 
@@ -140,14 +140,14 @@ class Logbook:
         record.status, record.error_code = status, error_code
         record.duration_ms = self._elapsed_ms()
         record.ended_at = round(self._clock.seconds(), 3)
-        self._journal.ended(record)
+        self._turn_log.ended(record)
 
     def _waited(self) -> None:
         waits, self._waits = self._waits, None
         if waits is None:
             return
         record, waited = self.record, self._elapsed_ms() - waits[1]
-        if waits[0] is Lack.ACCOUNT:
+        if waits[0] is WaitReason.ACCOUNT:
             record.waited_ms = round((record.waited_ms or 0.0) + waited, 1)
         else:
             record.limited_ms = round((record.limited_ms or 0.0) + waited, 1)

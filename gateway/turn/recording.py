@@ -7,21 +7,21 @@ from functools import partial
 
 from gateway.conversations.context import pin_of
 from gateway.conversations.recall import without_history
-from gateway.conversations.records import Record
+from gateway.conversations.records import ResponseRecord
 from gateway.protocol.items import Item, read_item
 from gateway.protocol.request import TurnRequest
-from gateway.turn.context import TurnContext, TurnEnvironment
+from gateway.turn.context import TurnContext, TurnServices
 
 
 def record_response(
-    environment: TurnEnvironment,
+    services: TurnServices,
     context: TurnContext,
     request: TurnRequest,
     response_id: str,
     raw_items: Sequence[bytes],
     account: str | None,
     held_upstream: bool,
-) -> Record:
+) -> ResponseRecord:
     """Put a response into the ledger, and its seals under its account's name.
 
     :param raw_items: the finished items as the client saw them, in ``output_index`` order.
@@ -32,9 +32,9 @@ def record_response(
     for raw in raw_items:
         item = read_item(raw, lambda _: account)
         if item.sealed and account is not None:
-            environment.seals.issued(raw, account)
+            services.issuers.issued(raw, account)
         output.append(item)
-    record = Record(
+    record = ResponseRecord(
         tenant=context.tenant,
         id=response_id,
         parent=context.parent,
@@ -44,15 +44,15 @@ def record_response(
         store=request.store,
         held_upstream=held_upstream,
         model=request.model,
-        created_at=environment.clock.seconds(),
+        created_at=services.clock.seconds(),
         pinned_to=pin_of(
             context.parent,
             (*request.items, *output),
-            partial(environment.ledger.find_item, context.tenant),
+            partial(services.ledger.find_item, context.tenant),
         )
         or _holder_of_the_rest(context, account),
     )
-    environment.ledger.add(record)
+    services.ledger.add(record)
     return record
 
 

@@ -12,7 +12,7 @@ from gateway.protocol.events import metadata_event
 from gateway.protocol.headers import counts_limits, may_pass
 from gateway.protocol.turn_state import TURN_STATE, TurnState
 from gateway.turn.attempt import Attempt
-from gateway.turn.context import Told, TurnContext, TurnEnvironment
+from gateway.turn.context import Told, TurnContext, TurnServices
 from gateway.turn.turn_log import TurnRecord
 
 #: Response headers of an upstream that concern the client (§7).
@@ -37,13 +37,13 @@ class Telling:
     :ivar tells_limits: see :func:`tells_limits`.
     """
 
-    def __init__(self, environment: TurnEnvironment, context: TurnContext) -> None:
-        self._states = environment.turn_states
+    def __init__(self, services: TurnServices, context: TurnContext) -> None:
+        self._states = services.turn_states
         self._tenant = context.tenant
         self._told = context.told
         self._echoed = self._states.unwrap(context.tenant, context.turn_state)
         self.account = None if self._echoed is None else self._echoed.account
-        self.tells_limits = tells_limits(environment, context.tenant)
+        self.tells_limits = tells_limits(services, context.tenant)
 
     def upstream_state(self, account: str) -> str | None:
         """The turn state that ``account`` gave this turn itself."""
@@ -84,12 +84,12 @@ class Telling:
         return {TURN_STATE: self.wrapped(attempt.account.name, upstream)}
 
 
-def tells_limits(environment: TurnEnvironment, tenant: str) -> bool:
+def tells_limits(services: TurnServices, tenant: str) -> bool:
     """Whether ``tenant`` is told what accounts say of their limits.
 
     Of a pool one account's would tell nothing (§10.49); and they are the owner's business.
     """
-    return len(environment.pool.accounts) == 1 and environment.limits.sees_quotas(tenant)
+    return len(services.pool.accounts) == 1 and services.limits.sees_quotas(tenant)
 
 
 def passed_headers(headers: Mapping[str, str], limits: bool) -> dict[str, str]:

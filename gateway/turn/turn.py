@@ -12,25 +12,32 @@ import enum
 from collections.abc import Callable
 from functools import partial
 
-from gateway.conversations.context import Route
-from gateway.conversations.records import Record
+from gateway.conversations.context import ContextRoute
+from gateway.conversations.records import ResponseRecord
 from gateway.deadline import Deadline
 from gateway.protocol.dialect import Dialect
 from gateway.protocol.errors import ApiError
 from gateway.protocol.events import Members
 from gateway.protocol.refusals import for_the_client, may_move
 from gateway.protocol.request import TurnRequest
-from gateway.protocol.response_stream import Broken, Finished, GoesOn, NotContinued, Refused, Relay
+from gateway.protocol.response_stream import (
+    BrokenResponse,
+    FinishedResponse,
+    GoesOn,
+    RefusedResponse,
+    ResponseStream,
+    UnchainedResponse,
+)
 from gateway.protocol.synthetic_events import made_response, new_response_id, prewarm_events
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
-from gateway.routing.lease import Reservation
-from gateway.routing.selection import Choice, Wanted
-from gateway.routing.wait_queue import Lack
+from gateway.routing.lease import Lease
+from gateway.routing.selection import RouteRequest, Selection
+from gateway.routing.wait_queue import WaitReason
 from gateway.turn.account_search import AccountSearch
 from gateway.turn.attempt import Attempt
-from gateway.turn.blame import Blame
-from gateway.turn.context import Door, TurnContext, TurnEnvironment
+from gateway.turn.blame import FaultAttribution
+from gateway.turn.context import EventSink, TurnContext, TurnServices
 from gateway.turn.continuity import TurnContinuity
 from gateway.turn.lessons import (
     learn_from_events,
@@ -40,7 +47,7 @@ from gateway.turn.lessons import (
 )
 from gateway.turn.own_answers import broken_answer, interrupted_answer
 from gateway.turn.preparing import dialect_of, sent_with, upstream_request
-from gateway.turn.recorder import SAME_ACCOUNT, Logbook
+from gateway.turn.recorder import SAME_ACCOUNT, TurnRecorder
 from gateway.turn.recording import record_response
 from gateway.turn.telling import Telling
 
@@ -77,36 +84,36 @@ class Turn:
 
     def __init__(
         self,
-        environment: TurnEnvironment,
+        services: TurnServices,
         context: TurnContext,
         request: TurnRequest,
-        door: Door,
+        door: EventSink,
     ) -> None:
-        self._environment = environment
+        self._services = services
         self._context = context
         self._door = door
         self._phase = TurnPhase.QUEUED
         self._attempt: Attempt | None = None
-        self._reservation: Reservation | None = None
-        self._last_refusal: tuple[Attempt, Refused] | None = None
-        self._blame = Blame(environment, context, request.model, request.fingerprint)
+        self._lease: Lease | None = None
+        self._last_refusal: tuple[Attempt, RefusedResponse] | None = None
+        self._blame = FaultAttribution(services, context, request.model, request.fingerprint)
         self._paused = False
-        self._continuity = TurnContinuity(context, request, environment.ledger)
-        self._telling = Telling(environment, context)
-        wanted = Wanted(
+        self._continuity = TurnContinuity(context, request, services.ledger)
+        self._telling = Telling(services, context)
+        wanted = RouteRequest(
             request.model,
             context.affinity,
             turn_state=self._telling.account,
             background=request.background,
         )
-        self._search = AccountSearch(environment, context, wanted, self._continuity, self)
-        self._silence = Deadline(environment.clock, self._keep_alive)
+        self._search = AccountSearch(services, context, wanted, self._continuity, self)
+        self._silence = Deadline(services.clock, self._keep_alive)
         self.request = request
-        self.recorded: Record | None = None
+        self.recorded: ResponseRecord | None = None
         self.error: ApiError | None = None
         self.broken_off = False
-        self._log = Logbook(
-            environment,
+        self._log = TurnRecorder(
+            services,
             context,
             request.model,
             request.previous_response_id,
@@ -154,7 +161,7 @@ class Turn:
         """
         if self._phase is TurnPhase.ENDED:
             return
-        relay = self._attempt.relay if self._attempt is not None else Relay()
+        relay = self._attempt.relay if self._attempt is not None else ResponseStream()
         response_id, payloads = interrupted_answer(relay, self._made, accepted)
         self._relayed(payloads)
         account = self._attempt.account.name if self._attempt is not None else None
@@ -191,13 +198,13 @@ class Turn:
 
     # --- choosing and sending --------------------------------------------------------
 
-    def search_found(self, choice: Choice) -> None:
+    def search_found(self, choice: Selection) -> None:
         """See :class:`~gateway.turn.account_search.SearchOwner`."""
         self._enter(TurnPhase.RUNNING)
-        self._reservation = choice.reservation
+        self._lease = choice.lease
         self._send(choice.rule, choice)
 
-    def search_waits(self, lack: Lack) -> None:
+    def search_waits(self, lack: WaitReason) -> None:
         """See :class:`~gateway.turn.account_search.SearchOwner`."""
         self._enter(TurnPhase.WAITING)
         self._log.waits(lack)
@@ -215,10 +222,10 @@ class Turn:
         else:
             self._refuse(error)
 
-    def _send(self, rule: str, choice: Choice | None = None) -> None:
+    def _send(self, rule: str, choice: Selection | None = None) -> None:
         """Try the account whose place this turn holds."""
-        assert self._reservation is not None
-        account = self._reservation.account
+        assert self._lease is not None
+        account = self._lease.account
         plan = self._continuity.plan(account)
         dialect = self._dialect_of(account)
         request = upstream_request(
@@ -230,7 +237,7 @@ class Turn:
             self._telling.upstream_state(account.name),
         )
         must_echo = account.settings.continuity == "auto"
-        relay = Relay(
+        relay = ResponseStream(
             plan.previous_response_id if must_echo else None,
             pass_rate_limits=self._telling.tells_limits,
             is_taken=self._is_taken,
@@ -242,10 +249,8 @@ class Turn:
         )
         self._log.tries(account.name, rule, plan.route.value, len(request.body), plan, choice)
         # A background response is the client's once it exists: it can be asked for by its id.
-        hold_seconds = 0.0 if self.request.background else self._environment.hold_seconds
-        self._attempt = Attempt(
-            self._environment, account, plan, request, relay, hold_seconds, self
-        )
+        hold_seconds = 0.0 if self.request.background else self._services.hold_seconds
+        self._attempt = Attempt(self._services, account, plan, request, relay, hold_seconds, self)
         if self._paused:
             self._attempt.pause()
         self._attempt.start()
@@ -258,7 +263,7 @@ class Turn:
         return dialect_of(account, request.model, self._context, concessions, in_one_piece)
 
     def _is_taken(self, response_id: str) -> bool:
-        return self._environment.ledger.get(self._context.tenant, response_id) is not None
+        return self._services.ledger.get(self._context.tenant, response_id) is not None
 
     # --- what attempts report --------------------------------------------------------
 
@@ -269,12 +274,12 @@ class Turn:
     def attempt_answered(self, attempt: Attempt) -> None:
         """See :class:`~gateway.turn.attempt.AttemptOwner`."""
         self._log.answered()
-        learn_from_headers(self._environment, attempt)
+        learn_from_headers(self._services, attempt)
 
     def attempt_acknowledged(self, attempt: Attempt) -> None:
         """See :class:`~gateway.turn.attempt.AttemptOwner`."""
-        if self._reservation is not None:
-            self._reservation.acknowledged()
+        if self._lease is not None:
+            self._lease.acknowledged()
 
     def attempt_relays(self, payloads: list[bytes]) -> None:
         """See :class:`~gateway.turn.attempt.AttemptOwner`."""
@@ -284,9 +289,9 @@ class Turn:
             self._log.first_event()
             self._continuity.accepted(attempt.account)
             if self._continuity.is_kept_by(attempt.account):
-                note_owner(self._environment, self._context.tenant, attempt)
+                note_owner(self._services, self._context.tenant, attempt)
             if self._continuity.seeks_its_owner:
-                note_owner_of_parent(self._environment, self._context.tenant, attempt)
+                note_owner_of_parent(self._services, self._context.tenant, attempt)
             payloads = self._telling.with_metadata(payloads, record, attempt)
         if record.first_output_ms is None and attempt.relay.has_output:
             self._log.first_output()
@@ -295,24 +300,24 @@ class Turn:
 
     def attempt_ended(self, attempt: Attempt) -> None:
         """See :class:`~gateway.turn.attempt.AttemptOwner`."""
-        learn_from_events(self._environment, attempt)
+        learn_from_events(self._services, attempt)
         outcome = attempt.relay.outcome
-        if isinstance(outcome, Finished):
+        if isinstance(outcome, FinishedResponse):
             self._finished(attempt, outcome)
         elif isinstance(outcome, GoesOn):
             self._goes_on(attempt)
-        elif isinstance(outcome, NotContinued):
+        elif isinstance(outcome, UnchainedResponse):
             self._log.outcome("did not continue the previous response")
             self._not_continued(attempt)
-        elif isinstance(outcome, Refused):
+        elif isinstance(outcome, RefusedResponse):
             self._log.outcome(outcome.error.label)
             self._refused(attempt, outcome)
-        elif isinstance(outcome, Broken):
+        elif isinstance(outcome, BrokenResponse):
             self._log.outcome(outcome.error.label)
             self._let_rest(attempt, outcome.error)
             self._break_off(attempt, outcome.error)
 
-    def _finished(self, attempt: Attempt, outcome: Finished) -> None:
+    def _finished(self, attempt: Attempt, outcome: FinishedResponse) -> None:
         self._log.outcome(outcome.status)
         relay = attempt.relay
         self._continuity.learn(attempt.account, attempt.plan)
@@ -332,8 +337,8 @@ class Turn:
             self._estimate()
         if outcome.error is not None:
             self._let_rest(attempt, outcome.error)
-        elif self._reservation is not None:
-            self._reservation.acknowledged()
+        elif self._lease is not None:
+            self._lease.acknowledged()
             self._blame.served_by(attempt.account)
         self._end(outcome.status, outcome.error.label if outcome.error else outcome.reason)
 
@@ -364,7 +369,7 @@ class Turn:
         self._continuity.not_taken_up(attempt.account)
         self._send(SAME_ACCOUNT)
 
-    def _refused(self, attempt: Attempt, outcome: Refused) -> None:
+    def _refused(self, attempt: Attempt, outcome: RefusedResponse) -> None:
         """Nothing of the attempt was seen: replay, move, or tell the client."""
         error = self._continuity.translated(outcome.error)
         account, plan = attempt.account, attempt.plan
@@ -394,8 +399,8 @@ class Turn:
         """Let whoever is at fault rest (design law 13)."""
         if may_move(error):
             attempt.account.failures += 1
-        if self._reservation is not None:
-            self._reservation.refused(self._blame.fault_of(attempt.account, error))
+        if self._lease is not None:
+            self._lease.refused(self._blame.fault_of(attempt.account, error))
 
     def _break_off(self, attempt: Attempt, error: ApiError) -> None:
         """The client must start anew: what it saw cannot be taken back (§8.4)."""
@@ -409,7 +414,7 @@ class Turn:
         self.error = error
         self._end("failed", error.label)
 
-    def _relay_refusal(self, attempt: Attempt, outcome: Refused) -> None:
+    def _relay_refusal(self, attempt: Attempt, outcome: RefusedResponse) -> None:
         """The upstream's own ``response.failed`` says it best."""
         self._relayed(outcome.terminal)
         self.record.response_id = attempt.relay.response_id
@@ -425,8 +430,8 @@ class Turn:
 
     def _prewarm(self) -> None:
         response_id = new_response_id("prewarm")
-        now = int(self._environment.clock.seconds())
-        self.record.route = Route.PREWARM.value
+        now = int(self._services.clock.seconds())
+        self.record.route = ContextRoute.PREWARM.value
         self._relayed(prewarm_events(self._made(response_id), now))
         self._remember(response_id, [], None, held_upstream=False)
         self._end("completed", None)
@@ -436,7 +441,7 @@ class Turn:
         return made_response(
             response_id,
             self.request,
-            int(self._environment.clock.seconds()),
+            int(self._services.clock.seconds()),
             parent.id if parent is not None else None,
         )
 
@@ -445,7 +450,7 @@ class Turn:
     ) -> None:
         self.record.response_id = response_id
         self.recorded = record_response(
-            self._environment,
+            self._services,
             self._context,
             self.request,
             response_id,
@@ -467,9 +472,9 @@ class Turn:
 
     def _give_back(self) -> None:
         """Free the place on the account; others may wait for it."""
-        reservation, self._reservation = self._reservation, None
-        if reservation is not None:
-            reservation.release()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
 
     def _drop_attempt(self, outcome: str) -> None:
         if self._attempt is not None:
@@ -482,8 +487,8 @@ class Turn:
         self._door.relay(payloads)
 
     def _keep_awake(self) -> None:
-        if self._environment.keepalive_seconds and not self._paused:
-            self._silence.start(self._environment.keepalive_seconds)
+        if self._services.keepalive_seconds and not self._paused:
+            self._silence.start(self._services.keepalive_seconds)
 
     def _keep_alive(self) -> None:
         self._door.keep_alive()

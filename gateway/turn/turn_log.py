@@ -90,7 +90,7 @@ class TurnRecord:
         )
 
 
-class TurnJournal:
+class TurnLog:
     """Takes the record of every turn that ended.
 
     :ivar totals: turns by status.

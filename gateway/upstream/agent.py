@@ -20,7 +20,7 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResp
 from zope.interface import implementer
 
 from gateway.upstream.coalescing import CoalescingEndpointFactory
-from gateway.upstream.egress import Egress
+from gateway.upstream.egress import EgressPath
 
 #: How long an idle kept-alive connection is trusted: below what load balancers allow.
 _IDLE_CONNECTION_SECONDS = 45.0
@@ -42,7 +42,7 @@ def http_client(
     reactor: Any,
     pool: HTTPConnectionPool,
     connect_seconds: float,
-    egress: Egress | None = None,
+    egress: EgressPath | None = None,
 ) -> HTTPClient:
     """A client with connections of its own that keeps no cookies.
 
@@ -52,7 +52,7 @@ def http_client(
     :param connect_seconds: how long TCP and a proxy's handshake may take, and TLS after it.
     :param egress: how connections leave the machine; straight when left out.
     """
-    paths = EgressEndpoints(reactor, connect_seconds, egress or Egress())
+    paths = EgressEndpoints(reactor, connect_seconds, egress or EgressPath())
     endpoints = CoalescingEndpointFactory(paths, reactor, connect_seconds)
     agent = Agent.usingEndpointFactory(reactor, endpoints, pool)
     return LiteralHostClient(
@@ -98,7 +98,7 @@ class EgressEndpoints:
     :param connect_seconds: how long a connection may take, TLS not counted.
     """
 
-    def __init__(self, reactor: Any, connect_seconds: float, egress: Egress) -> None:
+    def __init__(self, reactor: Any, connect_seconds: float, egress: EgressPath) -> None:
         self._reactor = reactor
         self._connect_seconds = connect_seconds
         self._egress = egress

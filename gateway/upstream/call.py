@@ -22,7 +22,7 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.sse import EventStreamParser, EventTooLarge
 from gateway.upstream.errors import log_bug, upstream_failure
 from gateway.upstream.interface import CallReceiver, UpstreamCall
-from gateway.upstream.sending import HttpTimeouts, Sender, Sending, drop, headers_of
+from gateway.upstream.sending import HttpTimeouts, RequestSender, Sending, drop, headers_of
 
 #: How much of a refusal's body is read, in bytes, and for how long, in seconds.
 _MAX_REFUSAL_BYTES = 65_536
@@ -56,7 +56,7 @@ TRANSITIONS = {
 
 
 class HttpCall(Protocol):
-    """See :class:`~gateway.upstream.interface.Call`.
+    """See :class:`~gateway.upstream.interface.UpstreamRequestCall`.
 
     It is also the protocol the answer's body is delivered to.
     """
@@ -64,7 +64,11 @@ class HttpCall(Protocol):
     transport: Any = None
 
     def __init__(
-        self, sender: Sender, call: UpstreamCall, receiver: CallReceiver, timeouts: HttpTimeouts
+        self,
+        sender: RequestSender,
+        call: UpstreamCall,
+        receiver: CallReceiver,
+        timeouts: HttpTimeouts,
     ) -> None:
         self._sender = sender
         self._receiver = receiver

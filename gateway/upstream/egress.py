@@ -11,11 +11,11 @@ from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStream
 
 from gateway.upstream.proxy import Proxy
 from gateway.upstream.proxy_endpoint import ProxyEndpoint
-from gateway.upstream.proxy_health import Barred, ProxyHealth
+from gateway.upstream.proxy_health import ProxyHealth, UnavailableProxy
 from gateway.upstream.tls import AccountTLS
 
 
-class Egress:
+class EgressPath:
     """The way out of one account.
 
     :param tls: whom the account trusts, and its client certificate.
@@ -34,7 +34,7 @@ class Egress:
         self.proxy = proxy
         self.health = health
 
-    def unavailable(self) -> Barred | None:
+    def unavailable(self) -> UnavailableProxy | None:
         """Why, and until when, no account behind its proxy can be used; None when it can."""
         return None if self.health is None else self.health.unavailable()
 
@@ -85,7 +85,7 @@ class EgressPaths:
         ca_file: str | None = None,
         client_cert_file: str | None = None,
         client_key_file: str | None = None,
-    ) -> Egress:
+    ) -> EgressPath:
         """The way out that these settings describe.
 
         :param proxy: a URL, see :meth:`Proxy.from_url`.
@@ -94,10 +94,10 @@ class EgressPaths:
         """
         tls = AccountTLS(ca_file, client_cert_file, client_key_file)
         if proxy is None:
-            return Egress(tls)
+            return EgressPath(tls)
         found = Proxy.from_url(proxy)
         health = self._health.get(found)
         if health is None:
             health = ProxyHealth(self._now, self._cooldown_max_seconds)
             self._health[found] = health
-        return Egress(tls, found, health)
+        return EgressPath(tls, found, health)

@@ -12,7 +12,7 @@ from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 
 from gateway.protocol.errors import PROXY_ERROR, UNREACHABLE, ApiError
 from gateway.upstream.chunk_coalescer import HeadTooLarge
-from gateway.upstream.proxy import Blame, ProxyError
+from gateway.upstream.proxy import ProxyError, ProxyFault
 from gateway.upstream.tls import WrongCertificate
 
 _log = Logger(namespace="gateway.upstream")
@@ -78,7 +78,7 @@ def _proxy_failure(problem: ProxyError) -> ApiError:
     Where the proxy is concerns the operator only.
     """
     _log.warn("{problem}", problem=str(problem))
-    if problem.blame is Blame.PROXY:
+    if problem.blame is ProxyFault.PROXY:
         return ApiError.bad_gateway(
             "The proxy of the gateway's account failed; its operator can see why.", PROXY_ERROR
         )

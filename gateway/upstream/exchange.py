@@ -21,7 +21,7 @@ from gateway.protocol.upstream_request import UpstreamRequest
 from gateway.upstream.call import first_byte_seconds
 from gateway.upstream.errors import log_bug, upstream_failure
 from gateway.upstream.interface import Receiver, UpstreamCall
-from gateway.upstream.sending import HttpTimeouts, Sender, Sending, drop, headers_of
+from gateway.upstream.sending import HttpTimeouts, RequestSender, Sending, drop, headers_of
 
 #: How much of a refusal's body is read, in bytes.
 _MAX_REFUSAL_BYTES = 65_536
@@ -45,7 +45,7 @@ class ExchangeState(enum.Enum):
 
 
 class HttpExchange(Protocol):
-    """One POST and its event stream; see :class:`~gateway.upstream.interface.Exchange`.
+    """One POST and its event stream; see :class:`~gateway.upstream.interface.UpstreamExchange`.
 
     It is also the protocol the response body is delivered to.
     """
@@ -54,7 +54,7 @@ class HttpExchange(Protocol):
 
     def __init__(
         self,
-        sender: Sender,
+        sender: RequestSender,
         request: UpstreamRequest,
         receiver: Receiver,
         timeouts: HttpTimeouts,

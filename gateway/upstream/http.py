@@ -11,10 +11,10 @@ from gateway.credentials.interface import Credentials
 from gateway.protocol.upstream_request import UpstreamRequest
 from gateway.upstream.agent import connection_pool, http_client
 from gateway.upstream.call import HttpCall
-from gateway.upstream.egress import Egress
+from gateway.upstream.egress import EgressPath
 from gateway.upstream.exchange import HttpExchange
 from gateway.upstream.interface import CallReceiver, Receiver, UpstreamCall
-from gateway.upstream.sending import HttpTimeouts, Sender
+from gateway.upstream.sending import HttpTimeouts, RequestSender
 
 __all__ = ["HttpTimeouts", "HttpUpstream"]
 
@@ -34,14 +34,14 @@ class HttpUpstream:
         base_url: Callable[[], str],
         credentials: Credentials,
         timeouts: HttpTimeouts,
-        egress: Egress | None = None,
+        egress: EgressPath | None = None,
         max_kept: int = 1000,
     ) -> None:
         self.max_kept = max_kept
         self._pool = connection_pool(reactor, max_kept)
         client = http_client(reactor, self._pool, timeouts.connect, egress)
         self._credentials = credentials
-        self._sender = Sender(reactor, client, base_url, credentials)
+        self._sender = RequestSender(reactor, client, base_url, credentials)
         self._timeouts = timeouts
 
     @property

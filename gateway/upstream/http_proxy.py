@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 
-from gateway.upstream.proxy import Blame, Login, Refused, netloc
+from gateway.upstream.proxy import ProxyCredentials, ProxyFault, ProxyRefused, netloc
 
 #: How large the heads of the proxy's answers may be, in bytes.
 MAX_HEAD = 16_384
@@ -27,7 +27,7 @@ class ConnectHandshake:
     :param host: the upstream's name, which the proxy resolves, or address.
     """
 
-    def __init__(self, host: str, port: int, login: Login | None) -> None:
+    def __init__(self, host: str, port: int, login: ProxyCredentials | None) -> None:
         self._target = netloc(host, port)
         self._login = login
         self._received = b""
@@ -57,23 +57,23 @@ class ConnectHandshake:
                 self._open = True
                 return b""
         if self._received[:7] != b"HTTP/1."[: len(self._received)]:
-            raise Refused("does not speak HTTP")
+            raise ProxyRefused("does not speak HTTP")
         if len(self._received) > MAX_HEAD:
-            raise Refused("sent an endless answer to CONNECT")
+            raise ProxyRefused("sent an endless answer to CONNECT")
         return b""
 
     def _status(self) -> int:
         line = _STATUS_LINE.match(self._received)
         if line is None:
-            raise Refused("does not speak HTTP")
+            raise ProxyRefused("does not speak HTTP")
         return int(line[1])
 
     def _judge(self, status: int) -> None:
         if status < 300:
             return
         if status == 407 and self._login is not None:
-            raise Refused("does not accept the credentials (status 407)")
+            raise ProxyRefused("does not accept the credentials (status 407)")
         if status in _OF_THE_PROXY:
-            raise Refused(_OF_THE_PROXY[status])
-        blame = Blame.PROXY if status >= 500 else Blame.UPSTREAM
-        raise Refused(f"does not connect to {self._target} (status {status})", blame)
+            raise ProxyRefused(_OF_THE_PROXY[status])
+        blame = ProxyFault.PROXY if status >= 500 else ProxyFault.UPSTREAM
+        raise ProxyRefused(f"does not connect to {self._target} (status {status})", blame)

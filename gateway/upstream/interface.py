@@ -26,7 +26,7 @@ class Receiver(Protocol):
         """The answer is over: in order (None), or by a refusal or failure."""
 
 
-class Exchange(Protocol):
+class UpstreamExchange(Protocol):
     """One request and its answer."""
 
     def start(self) -> None:
@@ -73,7 +73,7 @@ class CallReceiver(Protocol):
         """The answer is over: complete (None), or it failed on the way."""
 
 
-class Call(Protocol):
+class UpstreamRequestCall(Protocol):
     """One request that is passed as it is, and its answer."""
 
     def start(self) -> None:
@@ -92,10 +92,10 @@ class Call(Protocol):
 class Upstream(Protocol):
     """The way to one account."""
 
-    def exchange(self, request: UpstreamRequest, receiver: Receiver) -> Exchange:
+    def exchange(self, request: UpstreamRequest, receiver: Receiver) -> UpstreamExchange:
         """Prepare a turn's request; nothing is sent before its ``start``."""
 
-    def call(self, call: UpstreamCall, receiver: CallReceiver) -> Call:
+    def call(self, call: UpstreamCall, receiver: CallReceiver) -> UpstreamRequestCall:
         """Prepare a request that is passed as it is; nothing is sent before its ``start``."""
 
     def without_secrets(self, said: bytes) -> bytes:

@@ -12,7 +12,7 @@ _WORDS = "expected http://[user:password@]host:port or socks5://[user:password@]
 _MAX_CREDENTIAL = 255
 
 
-class Login(NamedTuple):
+class ProxyCredentials(NamedTuple):
     """What the proxy wants to know of us."""
 
     user: str
@@ -31,7 +31,7 @@ class Proxy(NamedTuple):
     kind: Literal["http", "socks5"]
     host: str
     port: int
-    login: Login | None = None
+    login: ProxyCredentials | None = None
 
     @property
     def place(self) -> str:
@@ -55,12 +55,12 @@ class Proxy(NamedTuple):
             raise ValueError(_WORDS)
         login = None
         if parts.username is not None:
-            login = Login(unquote(parts.username), unquote(parts.password or ""))
+            login = ProxyCredentials(unquote(parts.username), unquote(parts.password or ""))
             _check(kind, login)
         return cls(kind, parts.hostname, port, login)  # type: ignore[arg-type]
 
 
-def _check(kind: str, login: Login) -> None:
+def _check(kind: str, login: ProxyCredentials) -> None:
     if kind == "http" and ":" in login.user:
         raise ValueError("expected a user name without a colon for an http:// proxy (RFC 7617 §2)")
     lengths = [len(text.encode()) for text in login]
@@ -76,20 +76,20 @@ def netloc(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-class Blame(enum.Enum):
+class ProxyFault(enum.Enum):
     """Whose fault it is that a proxy gives no connection."""
 
     PROXY = "proxy"
     UPSTREAM = "upstream"
 
 
-class Refused(Exception):
+class ProxyRefused(Exception):
     """A proxy's answer to a handshake is no connection.
 
     :param why: goes on after the proxy's name; never a secret.
     """
 
-    def __init__(self, why: str, blame: Blame = Blame.PROXY) -> None:
+    def __init__(self, why: str, blame: ProxyFault = ProxyFault.PROXY) -> None:
         super().__init__(why)
         self.why = why
         self.blame = blame
@@ -101,7 +101,7 @@ class ProxyError(Exception):
     Its text is a sentence without its full stop; it names host and port, never credentials.
     """
 
-    def __init__(self, proxy: Proxy, why: str, blame: Blame = Blame.PROXY) -> None:
+    def __init__(self, proxy: Proxy, why: str, blame: ProxyFault = ProxyFault.PROXY) -> None:
         super().__init__(f"The proxy {proxy.place} {why}")
         self.blame = blame
 

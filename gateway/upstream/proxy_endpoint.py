@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from gateway.deadline import Deadline
 from gateway.upstream.http_proxy import ConnectHandshake
-from gateway.upstream.proxy import Blame, Handshake, Proxy, ProxyError, Refused
+from gateway.upstream.proxy import Handshake, Proxy, ProxyError, ProxyFault, ProxyRefused
 from gateway.upstream.proxy_health import ProxyHealth
 from gateway.upstream.socks_proxy import SocksHandshake
 
@@ -79,7 +79,7 @@ class ProxyEndpoint:
             problem = failure.value
             if not isinstance(problem, ProxyError):  # cancelled, or a bug
                 health.dropped(attempt)
-            elif problem.blame is Blame.PROXY:
+            elif problem.blame is ProxyFault.PROXY:
                 rest = health.failed(attempt, str(problem))
                 if rest is not None:
                     _log.warn("{why}; left alone for {rest:.1f} s", why=str(problem), rest=rest)
@@ -132,7 +132,7 @@ class _Tunnel(Protocol):
             return  # given up
         try:
             to_send = handshake.receive(data)
-        except Refused as refused:
+        except ProxyRefused as refused:
             self._fail(ProxyError(self._proxy, refused.why, refused.blame))
             return
         if to_send:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gateway.circuit_breaker import Attempt, Breaker, BreakerState
+from gateway.circuit_breaker import BreakerAttempt, BreakerState, CircuitBreaker
 
 #: Failures in a row that make the proxy rest.
 _FAILURES = 3
@@ -18,7 +18,7 @@ _FIRST_REST = 1.0
 _PROBE_TAKES = 1.0
 
 
-class Barred(NamedTuple):
+class UnavailableProxy(NamedTuple):
     """Why, and until when (unix seconds), the proxy is not used."""
 
     why: str
@@ -40,26 +40,26 @@ class ProxyHealth:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._now = now
-        self._breaker = Breaker(now, _FAILURES, _FIRST_REST, cooldown_max_seconds, jitter)
+        self._breaker = CircuitBreaker(now, _FAILURES, _FIRST_REST, cooldown_max_seconds, jitter)
         self._why = ""
 
-    def unavailable(self) -> Barred | None:
+    def unavailable(self) -> UnavailableProxy | None:
         """Why it cannot be used now; None when it can, be it for a probe."""
         if self._breaker.usable:
             return None
         if self._breaker.state is BreakerState.PROBING:
-            return Barred(f"{self._why}; it is being probed", self._now() + _PROBE_TAKES)
-        return Barred(self._why, self._breaker.until)
+            return UnavailableProxy(f"{self._why}; it is being probed", self._now() + _PROBE_TAKES)
+        return UnavailableProxy(self._why, self._breaker.until)
 
-    def attempt(self) -> Attempt | None:
+    def attempt(self) -> BreakerAttempt | None:
         """A connection attempt begins; None when none may.  It ends in one of the following."""
         return self._breaker.attempt() if self._breaker.usable else None
 
-    def succeeded(self, attempt: Attempt) -> None:
+    def succeeded(self, attempt: BreakerAttempt) -> None:
         """The proxy did its part."""
         self._breaker.succeeded(attempt)
 
-    def failed(self, attempt: Attempt, why: str) -> float | None:
+    def failed(self, attempt: BreakerAttempt, why: str) -> float | None:
         """The proxy is at fault.
 
         :return: for how long it rests, in seconds, when this is what makes it rest.
@@ -69,7 +69,7 @@ class ProxyHealth:
         self._breaker.failed(attempt)
         return None if self._breaker.trips == trips else self._breaker.until - self._now()
 
-    def dropped(self, attempt: Attempt) -> None:
+    def dropped(self, attempt: BreakerAttempt) -> None:
         """Nobody wanted to know any more."""
         self._breaker.dropped(attempt)
 

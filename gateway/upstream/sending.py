@@ -54,7 +54,7 @@ class AnswerReceiver(Protocol):
         """No answer came; or :meth:`request_answered` itself failed, which is a bug."""
 
 
-class Sender:
+class RequestSender:
     """What all requests to one account share.
 
     :param base_url: asked for each request, since a simulator's port is known only once it
@@ -109,7 +109,7 @@ class Sending:
     :param receiver: hears of it until it was answered, failed or was cancelled.
     """
 
-    def __init__(self, sender: Sender, call: UpstreamCall, receiver: AnswerReceiver) -> None:
+    def __init__(self, sender: RequestSender, call: UpstreamCall, receiver: AnswerReceiver) -> None:
         self._sender = sender
         self._call = call
         self._receiver = receiver

@@ -6,7 +6,7 @@ import enum
 import ipaddress
 import struct
 
-from gateway.upstream.proxy import Blame, Login, Refused, netloc
+from gateway.upstream.proxy import ProxyCredentials, ProxyFault, ProxyRefused, netloc
 
 _VERSION = 5
 _NO_AUTHENTICATION = 0
@@ -45,7 +45,7 @@ class SocksHandshake:
     :param host: the upstream's name, at most 255 bytes of ASCII, or its address.
     """
 
-    def __init__(self, host: str, port: int, login: Login | None) -> None:
+    def __init__(self, host: str, port: int, login: ProxyCredentials | None) -> None:
         self._host = host
         self._port = port
         self._login = login
@@ -79,7 +79,7 @@ class SocksHandshake:
     def _method(self) -> bytes:
         """RFC 1928 §3: the method that the proxy chose."""
         if self._received[:1] not in (b"", bytes([_VERSION])):
-            raise Refused("does not speak SOCKS 5")
+            raise ProxyRefused("does not speak SOCKS 5")
         if len(self._received) < 2:
             return b""
         method = self._take(2)[1]
@@ -91,15 +91,15 @@ class SocksHandshake:
             user, password = (text.encode() for text in self._login)
             return b"\x01%c%b%c%b" % (len(user), user, len(password), password)
         if method in (_NONE_ACCEPTABLE, _USER_AND_PASSWORD):
-            raise Refused("wants credentials" if self._login is None else "wants no password")
-        raise Refused("chose a method that was not offered")
+            raise ProxyRefused("wants credentials" if self._login is None else "wants no password")
+        raise ProxyRefused("chose a method that was not offered")
 
     def _logged_in(self) -> bytes:
         """RFC 1929 §2: its version is not looked at, since some proxies send another."""
         if len(self._received) < 2:
             return b""
         if self._take(2)[1] != 0:
-            raise Refused("does not accept the credentials")
+            raise ProxyRefused("does not accept the credentials")
         self._awaits = _Awaits.REPLY
         return self._request()
 
@@ -118,26 +118,26 @@ class SocksHandshake:
         """RFC 1928 §6; the address in it says nothing to us, but has a length."""
         received = self._received
         if received[:1] not in (b"", bytes([_VERSION])):
-            raise Refused("does not speak SOCKS 5")
+            raise ProxyRefused("does not speak SOCKS 5")
         if len(received) >= 2 and received[1] != 0:
             raise self._refused(received[1])
         if len(received) < 5:
             return
         sizes = {_IPV4: 4, _IPV6: 16, _NAME: 1 + received[4]}
         if received[3] not in sizes:
-            raise Refused("sent a broken SOCKS 5 reply")
+            raise ProxyRefused("sent a broken SOCKS 5 reply")
         length = 4 + sizes[received[3]] + 2
         if len(received) >= length:
             self._take(length)
             self._awaits = _Awaits.NOTHING
 
-    def _refused(self, code: int) -> Refused:
+    def _refused(self, code: int) -> ProxyRefused:
         target = netloc(self._host, self._port)
         if code in _OF_THE_UPSTREAM:
             why = f"does not connect to {target} ({_OF_THE_UPSTREAM[code]})"
-            return Refused(why, Blame.UPSTREAM)
+            return ProxyRefused(why, ProxyFault.UPSTREAM)
         words = _OF_THE_PROXY.get(code, f"SOCKS reply {code}")
-        return Refused(f"does not connect to {target} ({words})")
+        return ProxyRefused(f"does not connect to {target} ({words})")
 
     def _take(self, length: int) -> bytes:
         taken, self._received = self._received[:length], self._received[length:]

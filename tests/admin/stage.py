@@ -14,14 +14,14 @@ from gateway.admin.api import Api
 from gateway.admin.auth import Access
 from gateway.admin.running import Running
 from gateway.admin.site import AdminSite
-from gateway.api_keys.keys import Tenants
+from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings, Settings
 from gateway.log import LogThreshold
-from gateway.metrics.collector import Observatory
-from gateway.routing.model_catalog import Catalogues
-from gateway.server.connections import Admission
+from gateway.metrics.collector import MetricsCollector
+from gateway.routing.model_catalog import ModelCatalog
+from gateway.server.connections import ConnectionLimiter
 from gateway.server.websocket_site import ResponsesFactory
-from gateway.upstream.proxy_health import Barred
+from gateway.upstream.proxy_health import UnavailableProxy
 from tests.admin.figures import NoFigures
 from tests.turn.fakes import World
 
@@ -92,10 +92,10 @@ class Client:
 class Way:
     """How an account's connections leave; barred from the start."""
 
-    def __init__(self, barred: Barred | None) -> None:
+    def __init__(self, barred: UnavailableProxy | None) -> None:
         self._barred = barred
 
-    def unavailable(self) -> Barred | None:
+    def unavailable(self) -> UnavailableProxy | None:
         return self._barred
 
     def clear(self) -> None:
@@ -118,17 +118,17 @@ class Admin:
     ) -> None:
         self.reactor = MemoryReactorClock()
         self.world = world or World(accounts)
-        self.admission = Admission(100)
+        self.limiter = ConnectionLimiter(100)
         self.clock = self.world.clock
-        self.tenants = Tenants([KeySettings(name="laptop", key="sk-gw-1")], self.clock.seconds)
+        self.tenants = KeyRing([KeySettings(name="laptop", key="sk-gw-1")], self.clock.seconds)
         self.door = ResponsesFactory(
-            self.reactor, self.world.environment, Settings(), self.tenants, self.admission
+            self.reactor, self.world.services, Settings(), self.tenants, self.limiter
         )
         self.threshold = LogThreshold("info")
         self.running = Running(
-            self.world.environment,
+            self.world.services,
             self.tenants,
-            self.admission,
+            self.limiter,
             self.door,
             self.threshold,
             NoFigures(),
@@ -188,16 +188,16 @@ class Admin:
         states = {name: each.health.state.value for name, each in self.world.accounts.items()}
         assert set(states.values()) == {"ready"}, f"something acted on the accounts: {states}"
         assert self.threshold.level == "info", "something changed the log level"
-        assert not self.admission.draining, "something drained the gateway"
+        assert not self.limiter.draining, "something drained the gateway"
         assert not len(self.access.logins), "somebody was logged in"
 
 
-def observatory_of(admin: Admin) -> Observatory:
-    return Observatory(
+def observatory_of(admin: Admin) -> MetricsCollector:
+    return MetricsCollector(
         admin.clock,
-        admin.world.environment,
+        admin.world.services,
         admin.tenants,
-        admin.admission,
+        admin.limiter,
         admin.door,
-        Catalogues(admin.clock),
+        ModelCatalog(admin.clock),
     )

@@ -14,7 +14,7 @@ from gateway.protocol.errors import ApiError
 from gateway.routing.affinity import AffinityKey, connection_key
 from gateway.routing.bindings import opaque_id
 from gateway.upstream.interface import CallReceiver, UpstreamCall
-from gateway.upstream.proxy_health import Barred
+from gateway.upstream.proxy_health import UnavailableProxy
 from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Way
 from tests.support.events import text_item, turn_events, user
 
@@ -59,7 +59,7 @@ def test_a_cleared_account_rests_no_longer() -> None:
 
 def test_a_cleared_account_forgives_its_proxy_too() -> None:
     admin = Admin(TOKEN)
-    way: Any = Way(Barred("the proxy refused the connection", admin.clock.seconds() + 30))
+    way: Any = Way(UnavailableProxy("the proxy refused the connection", admin.clock.seconds() + 30))
     admin.world.accounts["a"]._way = way
     assert state(admin)["state"] == "cooling"
     admin.post("/admin/accounts/a/clear", None, BEARER)
@@ -70,7 +70,7 @@ def test_a_turn_that_waits_is_served_when_an_account_is_resumed() -> None:
     admin = Admin(TOKEN, accounts=1)
     woken: list[bool] = []
     admin.world.accounts["a"].health.disable()
-    admin.world.environment.waiting.wait(
+    admin.world.services.waiting.wait(
         "laptop", 10, lambda: bool(woken.append(True)) or True, lambda: None, ()
     )
     admin.post("/admin/accounts/a/resume", None, BEARER)
@@ -181,7 +181,7 @@ def talked(**more: Any) -> Admin:
 def test_an_unpinned_conversation_chooses_anew(name: str) -> None:
     admin = talked()
     assert admin.post(f"/admin/conversations/{name}/unpin", None, BEARER).status == 200
-    assert len(admin.world.environment.pool.bindings) == 0
+    assert len(admin.world.services.pool.bindings) == 0
     assert admin.post(f"/admin/conversations/{name}/unpin", None, BEARER).status == 404
 
 
@@ -223,7 +223,7 @@ def test_a_dropped_conversation_is_forgotten_with_its_responses(name: str) -> No
     assert (answer.status, answer.json["responses"]) == (200, 2)
     assert admin.world.ledger.get("laptop", "resp_1") is None
     assert admin.world.ledger.figures().bytes == 0
-    assert len(admin.world.environment.pool.bindings) == 0
+    assert len(admin.world.services.pool.bindings) == 0
     assert admin.post("/admin/conversations/resp_1/drop", None, BEARER).status == 404
 
 
@@ -232,7 +232,7 @@ def test_a_dropped_conversation_is_forgotten_with_its_responses(name: str) -> No
 def test_nothing_is_done_to_an_unknown_conversation(name: str, action: str) -> None:
     admin = talked()
     assert admin.post(f"/admin/conversations/{name}/{action}", None, BEARER).status == 404
-    assert len(admin.world.environment.pool.bindings) == 1
+    assert len(admin.world.services.pool.bindings) == 1
 
 
 # --- the gateway -------------------------------------------------------------------------
@@ -264,12 +264,12 @@ def test_a_drain_lets_nobody_in_and_counts_who_is_left() -> None:
     admin = Admin(TOKEN)
     guests = [Guest(), Guest()]
     for guest in guests:
-        admin.admission.enter(guest)
+        admin.limiter.enter(guest)
     assert admin.post("/admin/drain", None, BEARER).json["left"] == 2
     assert [guest.drained for guest in guests] == [1, 1]
     with pytest.raises(ApiError):
-        admin.admission.enter(Guest())
-    admin.admission.leave(guests[0])
+        admin.limiter.enter(Guest())
+    admin.limiter.leave(guests[0])
     assert admin.json("/status", BEARER)["now"]["connections"] == 1
     assert admin.post("/admin/drain", None, BEARER).json["left"] == 1
     assert [guest.drained for guest in guests] == [1, 1], "a second drain is the same drain"

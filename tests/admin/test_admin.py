@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from gateway.config import ConfigError
-from gateway.protocol.concessions import Concession, Gives
+from gateway.protocol.concessions import Concession, ConcessionKind
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.reload import Rejected
-from gateway.routing.capabilities import Scope
-from gateway.routing.wait_queue import Lack
+from gateway.reload import RejectedReload
+from gateway.routing.capabilities import CapabilityScope
+from gateway.routing.wait_queue import WaitReason
 from tests.admin.stage import BEARER, TOKEN, Admin
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
@@ -36,7 +36,7 @@ def test_it_lives() -> None:
 def test_it_is_ready_until_it_stops() -> None:
     admin = Admin()
     assert admin.json("/readyz") == {"status": "ready"}
-    admin.admission.drain(lambda: None)
+    admin.limiter.drain(lambda: None)
     answer = admin.ask("/readyz")
     assert (answer.status, answer.json) == (503, {"status": "draining"})
     assert admin.ask("/livez").status == 200, "a gateway that finishes its turns is not dead"
@@ -82,8 +82,8 @@ def test_an_account_that_never_answered_well_does_not_become_ready_by_time(kind:
 
 def test_waiting_for_a_keys_limit_is_no_waiting_for_an_account() -> None:
     admin = Admin()
-    waiting = admin.world.environment.waiting
-    for lacks in (Lack.LIMIT, Lack.LIMIT, Lack.ACCOUNT):
+    waiting = admin.world.services.waiting
+    for lacks in (WaitReason.LIMIT, WaitReason.LIMIT, WaitReason.ACCOUNT):
         waiting.wait("laptop", 5.0, lambda: False, lambda: None, lacks=lacks)
     now = admin.json("/status")["now"]
     assert (now["turns_waiting"], now["turns_limited"]) == (1, 2)
@@ -119,7 +119,9 @@ def test_the_status_shows_accounts_turns_and_ledger() -> None:
 def test_the_status_shows_what_accounts_taught() -> None:
     admin = Admin()
     account = admin.world.accounts["a"]
-    account.learned.learn(Scope(model="o9"), Concession(Gives.MEMBER, "user"), "400: no user")
+    account.learned.learn(
+        CapabilityScope(model="o9"), Concession(ConcessionKind.MEMBER, "user"), "400: no user"
+    )
     first, second = admin.json("/status/accounts")["accounts"]
     assert first["learned"] == account.learned.shown() != []
     assert second["learned"] == []
@@ -129,7 +131,7 @@ def test_what_somebody_should_act_on_is_an_alarm() -> None:
     admin = Admin()
     permit = admin.world.accounts["b"].health.reserve(None)
     permit.refused(Fault(FaultKind.UNAUTHORIZED, "401", None))
-    rejected = Rejected(admin.clock.seconds(), "accounts: none")
+    rejected = RejectedReload(admin.clock.seconds(), "accounts: none")
     admin.running.configuration.last_rejected = lambda: rejected
     shown = admin.json("/status")
     assert shown["state"] == "degraded"

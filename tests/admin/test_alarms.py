@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.upstream.proxy_health import Barred
+from gateway.upstream.proxy_health import UnavailableProxy
 from tests.admin.stage import Admin, Way
 from tests.admin.test_openapi import check
 from tests.turn.fakes import World
@@ -29,7 +29,7 @@ def refuse(admin: Admin, name: str, kind: FaultKind, why: str, seconds: float | 
 
 def bar(admin: Admin, *names: str) -> None:
     """The proxy of these accounts is broken."""
-    way: Any = Way(Barred("the proxy refused the connection", admin.clock.seconds() + 30))
+    way: Any = Way(UnavailableProxy("the proxy refused the connection", admin.clock.seconds() + 30))
     for name in names:
         admin.world.accounts[name]._way = way
 

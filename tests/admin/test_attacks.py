@@ -292,7 +292,7 @@ def test_sessions_end_by_themselves_and_with_their_token() -> None:
         admin.ask("/status", cookie)
     assert admin.ask("/status", cookie).status == 401, "no session should last longer than a day"
     cookie = admin.log_in().cookie
-    admin.access.arrange("another", ())
+    admin.access.reconfigure("another", ())
     assert admin.ask("/status", cookie).status == 401
 
 
@@ -369,8 +369,8 @@ def test_path_tricks_do_not_get_past_the_token() -> None:
 
 def test_a_name_is_decoded_once() -> None:
     world = World(1)
-    world.environment.pool.arrange(
-        [_named(world, "50%2e/ä b"), world.accounts["a"]], world.environment.pool.routing
+    world.services.pool.reconfigure(
+        [_named(world, "50%2e/ä b"), world.accounts["a"]], world.services.pool.routing
     )
     admin = Admin(TOKEN, world=world)
     answer = admin.post("/admin/accounts/50%252e%2F%C3%A4%20b/pause", None, BEARER)
@@ -530,7 +530,7 @@ def test_connections_that_say_nothing_keep_nobody_out(said: bytes) -> None:
 def test_the_last_files_are_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     admin = Admin()
     listener, silent = listening(admin), [admin.client(), admin.client()]
-    files = admin.admission.files
+    files = admin.limiter.files
     monkeypatch.setattr(files, "suffice", lambda transport, reserved: False)
     assert admin.ask("/livez").status == 200
     assert [client.transport.aborted for client in silent] == [True, False]
@@ -562,7 +562,7 @@ def _poisoned() -> Admin:
     world = World(1)
     account = world.accounts["a"]
     poisoned = _named(world, SCRIPT)
-    world.environment.pool.arrange([poisoned, account], world.environment.pool.routing)  # type: ignore[list-item]
+    world.services.pool.reconfigure([poisoned, account], world.services.pool.routing)  # type: ignore[list-item]
     account.health.reserve(SCRIPT).refused(Fault(FaultKind.MODEL_REFUSED, SCRIPT, None))
     account.health.reserve(None).refused(Fault(FaultKind.UNAUTHORIZED, SCRIPT, None))
     account.health.clear()
@@ -630,7 +630,7 @@ def test_a_get_cannot_act(path: str, method: str) -> None:
     answer = admin.ask(f"{path}?_method=POST", cookie, OWN, BEARER, method=method)
     assert answer.status in (400, 405), f"{method} {path} was answered {answer.status}"
     assert admin.world.accounts["a"].health.state.value == "ready"
-    assert not admin.admission.draining
+    assert not admin.limiter.draining
     assert admin.ask("/status", cookie).status == 200, "it logged somebody out"
 
 
@@ -644,7 +644,7 @@ def test_a_method_in_a_header_is_ignored() -> None:
 def test_reading_everything_changes_nothing() -> None:
     admin = Admin(TOKEN)
     admin.world.completed([user("hi")], turn_events([text_item()], "resp_1"))
-    bindings = admin.world.environment.pool.bindings
+    bindings = admin.world.services.pool.bindings
     identity, before = next(bindings.items(1))
     used_at = before.used_at
     admin.clock.advance(60)

@@ -12,7 +12,7 @@ from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.affinity import AffinityKey, connection_key
 from gateway.routing.bindings import opaque_id
 from gateway.routing.explanation import explain
-from gateway.routing.selection import Choice, Wanted
+from gateway.routing.selection import RouteRequest, Selection
 from tests.admin.stage import BEARER, TOKEN, Admin
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
@@ -26,7 +26,7 @@ def found(admin: Admin, q: str) -> list[Any]:
 
 def bound(admin: Admin, rule: str, value: str, account: str = "a") -> str:
     key = AffinityKey(rule, "laptop", value)
-    admin.world.environment.pool.bindings.bind(key, account, "round-robin")
+    admin.world.services.pool.bindings.bind(key, account, "round-robin")
     return opaque_id(key)
 
 
@@ -53,7 +53,7 @@ def test_a_conversation_is_found_by_all_it_is_known_by() -> None:
 def test_a_response_without_a_binding_is_found_in_the_ledger() -> None:
     admin = Admin()
     admin.world.completed([user("hi")], turn_events([text_item()], "resp_1"))
-    admin.world.environment.pool.bindings.forget(CONVERSATION)
+    admin.world.services.pool.bindings.forget(CONVERSATION)
     shown = admin.json("/status/conversations?q=resp_1")["conversations"]
     assert [(each["id"], each["account"]) for each in shown] == [("resp_1", "a")]
 
@@ -84,7 +84,7 @@ def test_the_chain_shows_forks_routes_and_sizes(name: str) -> None:
 
 def test_the_explanation_tells_of_rests_stand_ins_and_wishes() -> None:
     admin = forked()
-    bindings = admin.world.environment.pool.bindings
+    bindings = admin.world.services.pool.bindings
     admin.world.accounts["a"].health.reserve(None).refused(
         Fault(FaultKind.EXHAUSTED, "the limit is reached", None)
     )
@@ -97,7 +97,7 @@ def test_the_explanation_tells_of_rests_stand_ins_and_wishes() -> None:
 
 def test_of_a_response_whose_transcript_is_gone_its_account_is_still_known() -> None:
     admin = Admin()
-    admin.world.environment.owners.note("laptop", "resp_old", "b")
+    admin.world.services.owners.note("laptop", "resp_old", "b")
     shown = admin.json("/status/conversations/resp_old/why")
     assert "b keeps this response." in shown["explanation"]
     assert (shown["binding"], shown["chain"]["nodes"], shown["turns"]) == (None, [], [])
@@ -162,7 +162,7 @@ def test_an_explanation_is_what_the_pool_then_does(
     strategy: Any, loss: Any, paused: str, wish: str, loads: tuple[int, ...]
 ) -> None:
     world = World(3, routing=RoutingSettings(strategy=strategy, on_account_loss=loss))
-    pool = world.environment.pool
+    pool = world.services.pool
     key = AffinityKey("thread", "laptop", "t-1")
     if wish in ("thread", "move"):
         pool.bindings.bind(key, "a", "test")
@@ -172,7 +172,7 @@ def test_an_explanation_is_what_the_pool_then_does(
         world.accounts[name].health.disable()
     for account, load in zip(pool.accounts, loads, strict=True):
         account.in_flight = load
-    wanted = Wanted(
+    wanted = RouteRequest(
         "gpt-5.5",
         [key],
         holder="b" if wish == "holder" else None,
@@ -181,7 +181,7 @@ def test_an_explanation_is_what_the_pool_then_does(
     told = explain(pool, wanted)
     assert tuple(account.in_flight for account in pool.accounts) == loads, "it took a place"
     done = pool.choose(wanted)
-    if not isinstance(done, Choice):
+    if not isinstance(done, Selection):
         assert (told.account, told.among) == (None, ()), f"{told} was promised, nobody came"
         assert told.waits_for == done.waits_for
         return

@@ -139,7 +139,7 @@ def test_a_logout_ends_what_its_pages_hear() -> None:
 def test_another_token_ends_what_was_heard_with_the_old_one(before: str | None) -> None:
     admin = Admin(before)
     listen(admin, BEARER)
-    admin.access.arrange("another", ())
+    admin.access.reconfigure("another", ())
     admin.clock.advance(1)
     assert len(admin.api.live) == 0
 

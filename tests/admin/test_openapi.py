@@ -121,13 +121,13 @@ def test_nothing_is_shown_that_is_not_described() -> None:
 
 def test_what_is_measured_is_as_described() -> None:
     admin = busy()
-    observatory = observatory_of(admin)
-    admin.running.figures = observatory
+    collector = observatory_of(admin)
+    admin.running.figures = collector
     told = {"x-ratelimit-limit-requests": "500", "x-codex-primary-used-percent": "9"}
     windows = read_windows(told, admin.clock.seconds())
     admin.world.accounts["a"].health.observe(windows)
-    observatory.memory_budget = 1
-    observatory.step()
+    collector.memory_budget = 1
+    collector.step()
     status = admin.json("/status", BEARER)
     assert status["alarms"], "one of everything"
     assert status["accounts"][0]["windows"], "one of everything"

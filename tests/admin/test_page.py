@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 import html5lib
 import pytest
 
-from gateway.admin.page import Asked, Page, Viewer
+from gateway.admin.page import Page, PageQuery, Viewer
 from gateway.admin.page.login import render_login
 from gateway.admin.page.markup import Html, tag
 from gateway.admin.page.page import PARTS
@@ -304,7 +304,7 @@ def test_text_is_escaped_once_and_markup_not_again() -> None:
     ],
 )
 def test_a_limit_is_bounded(given: str, limit: int) -> None:
-    assert Asked.of({b"limit": [given.encode()]}).limit == limit
+    assert PageQuery.of({b"limit": [given.encode()]}).limit == limit
 
 
 class Counting(Shown):

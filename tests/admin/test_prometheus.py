@@ -20,7 +20,7 @@ from gateway.admin.site import AdminSite
 from gateway.config import KeySettings, RoutingSettings
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
-from gateway.upstream.proxy_health import Barred
+from gateway.upstream.proxy_health import UnavailableProxy
 from tests.admin.stage import BEARER, TOKEN, Admin, Way, observatory_of
 from tests.metrics.test_turns import attempt, turn
 from tests.support.scrape import Scrape, read
@@ -34,19 +34,19 @@ class Measured(Admin):
 
     def __init__(self, token: str | None = None) -> None:
         super().__init__(token)
-        self.observatory = observatory_of(self)
-        metrics = Metrics(self.running, self.observatory)
+        self.collector = observatory_of(self)
+        metrics = Metrics(self.running, self.collector)
         self.api = Api(self.running, self.access, metrics.render)
         self.site = AdminSite(self.api, self.reactor)
         self.site.startFactory()
-        self.accounts = self.world.environment.pool.accounts
+        self.accounts = self.world.services.pool.accounts
         name = self.accounts[0].name
         for record in (
             turn(attempt(name), account=name),
             turn(attempt(name, "rate_limit_exceeded"), account=name, status="error"),
         ):
-            self.world.environment.journal.ended(record)
-        self.observatory.memory_budget = 1 << 34
+            self.world.services.turn_log.ended(record)
+        self.collector.memory_budget = 1 << 34
 
     def scrape(self, *headers: str) -> Scrape:
         answer = self.ask("/metrics", *headers)
@@ -112,7 +112,7 @@ def test_the_used_share_of_a_quota_is_known_either_way(admin: Measured) -> None:
 
 def test_a_broken_proxy_and_a_resting_model_are_to_be_seen(admin: Measured) -> None:
     first, second = admin.accounts
-    first._way = Way(Barred("no way out", admin.clock.seconds() + 30))
+    first._way = Way(UnavailableProxy("no way out", admin.clock.seconds() + 30))
     second.health.reserve("gpt-5.5").refused(Fault(FaultKind.RATE_LIMITED, "429", None))
     scraped = admin.scrape()
     assert scraped.sum("gateway_account_state", account=first.name, state="cooling") == 1
@@ -123,9 +123,9 @@ def test_a_broken_proxy_and_a_resting_model_are_to_be_seen(admin: Measured) -> N
 
 def test_counts_of_turns_outlive_the_account_and_the_key(admin: Measured) -> None:
     before = admin.scrape()
-    pool = admin.world.environment.pool
-    pool.arrange(admin.accounts[1:], RoutingSettings())
-    admin.tenants.arrange([KeySettings(name="desk", key="sk-gw-2")])
+    pool = admin.world.services.pool
+    pool.reconfigure(admin.accounts[1:], RoutingSettings())
+    admin.tenants.reconfigure([KeySettings(name="desk", key="sk-gw-2")])
     after = admin.scrape()
     for sample, value in before.samples.items():
         if sample[0].endswith(("_total", "_count", "_sum", "_bucket")):
@@ -157,7 +157,7 @@ def test_it_takes_what_reading_the_status_takes() -> None:
 
 def test_names_from_outside_cannot_break_the_text(admin: Measured) -> None:
     odd = 'mod"el\n# HELP \\ evil\u2028'
-    admin.world.environment.journal.ended(turn(model=odd, error_code=odd, status="completed"))
+    admin.world.services.turn_log.ended(turn(model=odd, error_code=odd, status="completed"))
     assert admin.scrape().sum("gateway_turns_total", model=odd) == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.api_keys.interface import Busy
-from gateway.api_keys.keys import Tenants
+from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
 from tests.server.http.hall import DESK, Hall
@@ -17,15 +17,15 @@ DELTA = (
 )
 
 
-def stage_of(key: KeySettings) -> tuple[Stage, Tenants]:
+def stage_of(key: KeySettings) -> tuple[Stage, KeyRing]:
     """A connection of a key."""
     stage = Stage()
-    tenants = Tenants((key, DESK), stage.world.clock.seconds)
-    object.__setattr__(stage.world.environment, "limits", tenants)
+    tenants = KeyRing((key, DESK), stage.world.clock.seconds)
+    object.__setattr__(stage.world.services, "limits", tenants)
     return stage, tenants
 
 
-def tokens(tenants: Tenants) -> int:
+def tokens(tenants: KeyRing) -> int:
     used = tenants.snapshot()[0]["tokens"]
     assert isinstance(used, int)
     return used
@@ -64,7 +64,7 @@ def test_a_prewarm_has_a_model_that_the_key_may_use() -> None:
 
 def test_a_key_with_models_of_its_own_must_name_one() -> None:
     """Prompts of the platform bring a model along, which may be any."""
-    tenants = Tenants((KeySettings(name="laptop", key="k", models=("gpt-4*",)), DESK), lambda: 0.0)
+    tenants = KeyRing((KeySettings(name="laptop", key="k", models=("gpt-4*",)), DESK), lambda: 0.0)
     with pytest.raises(ApiError, match="must name its model"):
         tenants.enter("laptop", None)
     assert not isinstance(tenants.enter("desk", None), Busy)

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
 from gateway.api_keys import strangers as module
-from gateway.api_keys.strangers import Strangers
+from gateway.api_keys.strangers import UnknownKeyThrottle
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def lines(act: Callable[[], object]) -> list[str]:
 
 
 def test_the_first_refusal_is_told_and_the_rest_of_the_minute_is_counted(clock: Clock) -> None:
-    strangers = Strangers(clock.seconds)
+    strangers = UnknownKeyThrottle(clock.seconds)
 
     def knock() -> None:
         strangers.refused("192.0.2.7", "invalid_api_key")
@@ -41,14 +41,14 @@ def test_the_first_refusal_is_told_and_the_rest_of_the_minute_is_counted(clock: 
 
 
 def test_each_address_has_its_own_minute(clock: Clock) -> None:
-    strangers = Strangers(clock.seconds)
+    strangers = UnknownKeyThrottle(clock.seconds)
     for address in ("192.0.2.7", "2001:db8::7"):
         assert len(lines(lambda who=address: strangers.refused(who, "no"))) == 1  # type: ignore[misc]
 
 
 def test_so_many_addresses_are_remembered(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ADDRESSES", 3)
-    strangers = Strangers(clock.seconds)
+    strangers = UnknownKeyThrottle(clock.seconds)
     told = lines(lambda: [strangers.refused(f"192.0.2.{n}", "no") for n in range(100)])
     assert (len(told), len(strangers), strangers.refusals["no"]) == (3, 3, 100)
     clock.advance(61)
@@ -57,7 +57,7 @@ def test_so_many_addresses_are_remembered(clock: Clock, monkeypatch: pytest.Monk
 
 
 def test_a_clock_that_is_set_back_silences_nobody_for_long(clock: Clock) -> None:
-    strangers = Strangers(clock.seconds)
+    strangers = UnknownKeyThrottle(clock.seconds)
     clock.advance(10_000)
     strangers.refused("192.0.2.7", "no")
     clock.rightNow -= 5_000

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from gateway.conversations.context import (
-    Plan,
+    ContextPlan,
+    ContextRoute,
     Reader,
-    Route,
     anchor_of,
     chain_plan,
     pin_of,
     whole_plan,
 )
-from gateway.conversations.records import FoundItem, Record
+from gateway.conversations.records import FoundItem, ResponseRecord
 from gateway.protocol.items import Item, read_item
 
 
@@ -42,15 +42,15 @@ OUTPUT = item(type="function_call_output", call_id="call_1", output="ok")
 
 def record(
     name: str,
-    parent: Record | None = None,
+    parent: ResponseRecord | None = None,
     input: tuple[Item, ...] = (),
     output: tuple[Item, ...] = (),
     account: str | None = "a",
     store: bool = False,
     held_upstream: bool = True,
     pinned_to: str | None = None,
-) -> Record:
-    return Record(
+) -> ResponseRecord:
+    return ResponseRecord(
         "laptop",
         name,
         parent,
@@ -84,7 +84,7 @@ def test_the_anchor_is_the_nearest_response_an_upstream_knows() -> None:
 
 def test_a_chained_turn_sends_the_clients_own_bytes() -> None:
     plan = chain_plan(record("resp_1"), [], [OUTPUT], Reader("a"))
-    assert plan == Plan(Route.CHAINED, "resp_1", None, None)
+    assert plan == ContextPlan(ContextRoute.CHAINED, "resp_1", None, None)
 
 
 def test_a_chained_turn_brings_along_what_only_the_gateway_knows() -> None:
@@ -110,14 +110,14 @@ def test_a_chained_turn_brings_no_seal_of_another_account() -> None:
 
 
 def test_a_new_conversation_is_sent_as_the_client_wrote_it() -> None:
-    assert whole_plan(None, [user("hi")], Reader("a", store=False), "unused") == Plan(
-        Route.ROOT, None, None, None
+    assert whole_plan(None, [user("hi")], Reader("a", store=False), "unused") == ContextPlan(
+        ContextRoute.ROOT, None, None, None
     )
 
 
 def test_a_prewarms_input_is_part_of_the_conversation() -> None:
     plan = whole_plan(PREWARM, [user("hi")], Reader("a", store=False), "unused")
-    assert plan == Plan(Route.ROOT, None, raws(user("rules"), user("hi")), None)
+    assert plan == ContextPlan(ContextRoute.ROOT, None, raws(user("rules"), user("hi")), None)
 
 
 def test_a_replay_is_the_transcript_from_the_root_on() -> None:
@@ -125,7 +125,7 @@ def test_a_replay_is_the_transcript_from_the_root_on() -> None:
     second = record("resp_2", first, (OUTPUT,), (user("2"),))
     plan = whole_plan(second, [user("3")], Reader("b", store=False), "why")
     items = raws(user("rules"), user("1"), CALL, OUTPUT, user("2"), user("3"))
-    assert plan == Plan(Route.REPLAYED, None, items, "why")
+    assert plan == ContextPlan(ContextRoute.REPLAYED, None, items, "why")
 
 
 # --- reasoning -----------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_sealed_reasoning_goes_to_its_issuer(issuer: str | None, account: str, g
 
 def test_a_new_conversation_leaves_foreign_seals_behind() -> None:
     plan = whole_plan(None, [sealed("rs_1", "b"), user("hi")], Reader("a", store=False), None)
-    assert (plan.route, plan.items) == (Route.ROOT, raws(user("hi")))
+    assert (plan.route, plan.items) == (ContextRoute.ROOT, raws(user("hi")))
 
 
 def test_refused_seals_are_all_left_out() -> None:
@@ -199,7 +199,7 @@ def test_what_cannot_be_dropped_pins_the_conversation() -> None:
 def test_a_replay_holds_calls_and_outputs_of_one_id_as_often_as_there_were() -> None:
     poll = item(type="function_call", call_id="functions.poll:0", arguments="{}")
     pending = item(type="function_call_output", call_id="functions.poll:0", output="pending")
-    parent: Record | None = None
+    parent: ResponseRecord | None = None
     said = (user("wait"),)
     for number in range(4):
         parent = record(f"resp_{number}", parent, said, (poll,))

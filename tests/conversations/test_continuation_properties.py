@@ -9,8 +9,15 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.conversations.context import Plan, Reader, Route, anchor_of, chain_plan, whole_plan
-from gateway.conversations.records import Record
+from gateway.conversations.context import (
+    ContextPlan,
+    ContextRoute,
+    Reader,
+    anchor_of,
+    chain_plan,
+    whole_plan,
+)
+from gateway.conversations.records import ResponseRecord
 from gateway.protocol.items import Item, read_item
 
 ACCOUNTS = ("a", "b")
@@ -32,14 +39,14 @@ def made(kind: str, issuer: str | None) -> Item:
 
 
 @st.composite
-def conversations(draw: st.DrawFn) -> tuple[Record | None, list[Item]]:
+def conversations(draw: st.DrawFn) -> tuple[ResponseRecord | None, list[Item]]:
     """A path of responses, some made by the gateway, some interrupted; and the new input."""
-    parent: Record | None = None
+    parent: ResponseRecord | None = None
     for number in range(draw(st.integers(0, 5))):
         account = draw(st.sampled_from([*ACCOUNTS, None]))
         inputs = [made(kind, None) for kind in draw(st.lists(KINDS, max_size=2))]
         outputs = [] if account is None else draw(st.lists(KINDS, max_size=3))
-        parent = Record(
+        parent = ResponseRecord(
             tenant="laptop",
             id=f"resp_{number}",
             parent=parent,
@@ -56,11 +63,11 @@ def conversations(draw: st.DrawFn) -> tuple[Record | None, list[Item]]:
     return parent, new
 
 
-def path_of(parent: Record | None) -> list[Record]:
+def path_of(parent: ResponseRecord | None) -> list[ResponseRecord]:
     return list(parent.ancestry())[::-1] if parent is not None else []
 
 
-def sent_by(plan: Plan, new: Sequence[Item]) -> list[bytes]:
+def sent_by(plan: ContextPlan, new: Sequence[Item]) -> list[bytes]:
     return [item.raw for item in new] if plan.items is None else plan.items
 
 
@@ -77,14 +84,14 @@ CONVERSATIONS = conversations()
 
 @given(CONVERSATIONS)
 def test_chained_the_account_knows_or_gets_the_whole_transcript(
-    conversation: tuple[Record | None, list[Item]],
+    conversation: tuple[ResponseRecord | None, list[Item]],
 ) -> None:
     parent, new = conversation
     anchor, after = anchor_of(parent)
     if anchor is None or anchor.account is None:
         return
     plan = chain_plan(anchor, after, new, Reader(anchor.account or ""))
-    assert (plan.route, plan.previous_response_id) == (Route.CHAINED, anchor.id)
+    assert (plan.route, plan.previous_response_id) == (ContextRoute.CHAINED, anchor.id)
     known = [item for record in path_of(anchor) for item in record.items()]
     everything = [item for record in path_of(parent) for item in record.items()] + new
     sent = sent_by(plan, new)
@@ -99,14 +106,17 @@ def test_chained_the_account_knows_or_gets_the_whole_transcript(
 
 @given(CONVERSATIONS, st.sampled_from(ACCOUNTS), st.booleans(), st.booleans())
 def test_replayed_the_account_gets_the_transcript_minus_what_may_not_travel(
-    conversation: tuple[Record | None, list[Item]], account: str, store: bool, unsealed: bool
+    conversation: tuple[ResponseRecord | None, list[Item]],
+    account: str,
+    store: bool,
+    unsealed: bool,
 ) -> None:
     parent, new = conversation
     path = path_of(parent)
     plan = whole_plan(parent, new, Reader(account, store=store, unsealed=unsealed), "why")
     assert plan.previous_response_id is None, "never both chained and replayed"
     held = any(record.held_upstream for record in path)
-    assert plan.route is (Route.REPLAYED if held else Route.ROOT)
+    assert plan.route is (ContextRoute.REPLAYED if held else ContextRoute.ROOT)
     assert plan.reason == ("why" if held else None)
     everything = [item for record in path for item in record.items()] + new
     sent = sent_by(plan, new)
@@ -123,7 +133,7 @@ def test_replayed_the_account_gets_the_transcript_minus_what_may_not_travel(
 
 @given(CONVERSATIONS, st.sampled_from(ACCOUNTS))
 def test_reasoning_an_account_sealed_itself_is_replayed_to_it(
-    conversation: tuple[Record | None, list[Item]], account: str
+    conversation: tuple[ResponseRecord | None, list[Item]], account: str
 ) -> None:
     parent, new = conversation
     sent = sent_by(whole_plan(parent, new, Reader(account, store=False), None), new)

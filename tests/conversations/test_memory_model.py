@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.conversations.records import Record
-from gateway.conversations.store import MemoryLedger
+from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import MemoryStore
 from gateway.protocol.items import Item
 
 TTL = 100
@@ -22,10 +22,10 @@ WHICH = st.integers(0, 1000)
 class Conversation:
     def __init__(self) -> None:
         self.used_at = 0
-        self.members: list[Record] = []
+        self.members: list[ResponseRecord] = []
 
 
-def root_of(record: Record) -> Record:
+def root_of(record: ResponseRecord) -> ResponseRecord:
     return list(record.ancestry())[-1]
 
 
@@ -38,22 +38,22 @@ class Model(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000
-        self.made: list[Record] = []
-        self.alive: dict[Record, Conversation] = {}
-        self.evicted: set[Record] = set()
-        self.ledger = MemoryLedger(MAX_BYTES, TTL, lambda: self.now)
+        self.made: list[ResponseRecord] = []
+        self.alive: dict[ResponseRecord, Conversation] = {}
+        self.evicted: set[ResponseRecord] = set()
+        self.ledger = MemoryStore(MAX_BYTES, TTL, lambda: self.now)
 
-    def touch(self, root: Record) -> None:
+    def touch(self, root: ResponseRecord) -> None:
         conversation = self.alive.pop(root)
         conversation.used_at = self.now
         self.alive[root] = conversation
 
-    def some(self, which: int) -> Record:
+    def some(self, which: int) -> ResponseRecord:
         return self.made[which % len(self.made)]
 
-    def remember(self, tenant: str, parent: Record | None, size: int) -> None:
+    def remember(self, tenant: str, parent: ResponseRecord | None, size: int) -> None:
         number = sum(each.tenant == tenant for each in self.made)
-        record = Record(
+        record = ResponseRecord(
             tenant=tenant,
             id=f"resp_{number}",
             parent=parent,
@@ -74,7 +74,7 @@ class Model(RuleBasedStateMachine):
         while self.bytes() > MAX_BYTES:
             del self.alive[self.next_to_go()]
 
-    def next_to_go(self) -> Record:
+    def next_to_go(self) -> ResponseRecord:
         largest = max(TENANT_NAMES, key=lambda name: (self.bytes_of(name), name))
         return next(root for root in self.alive if root.tenant == largest)
 

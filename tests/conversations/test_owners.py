@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from gateway.conversations.owners import OwnerRegister
+from gateway.conversations.owners import ResponseOwners
 
 
 def test_a_response_is_known_to_its_tenant_alone() -> None:
-    owners = OwnerRegister(Clock().seconds)
+    owners = ResponseOwners(Clock().seconds)
     owners.note("laptop", "resp_1", "a")
     assert owners.owner_of("laptop", "resp_1") == "a"
     assert owners.owner_of("desk", "resp_1") is None
@@ -21,13 +21,13 @@ def test_a_response_is_known_to_its_tenant_alone() -> None:
 
 
 def test_names_cannot_be_cut_another_way() -> None:
-    owners = OwnerRegister(Clock().seconds)
+    owners = ResponseOwners(Clock().seconds)
     owners.note("a", "bc", "x")
     assert owners.owner_of("ab", "c") is None
 
 
 def test_a_deleted_response_is_forgotten() -> None:
-    owners = OwnerRegister(Clock().seconds)
+    owners = ResponseOwners(Clock().seconds)
     owners.note("laptop", "resp_1", "a")
     owners.forget("laptop", "resp_1")
     owners.forget("laptop", "resp_1")
@@ -36,7 +36,7 @@ def test_a_deleted_response_is_forgotten() -> None:
 
 def test_a_response_is_kept_for_its_time_and_not_for_ever() -> None:
     clock = Clock()
-    owners = OwnerRegister(clock.seconds, ttl_seconds=100)
+    owners = ResponseOwners(clock.seconds, ttl_seconds=100)
     clock.advance(60)
     owners.note("laptop", "resp_1", "a")
     clock.advance(99)
@@ -48,7 +48,7 @@ def test_a_response_is_kept_for_its_time_and_not_for_ever() -> None:
 
 def test_a_long_silence_forgets_everything() -> None:
     clock = Clock()
-    owners = OwnerRegister(clock.seconds, ttl_seconds=100)
+    owners = ResponseOwners(clock.seconds, ttl_seconds=100)
     owners.note("laptop", "resp_1", "a")
     clock.advance(1000)
     assert owners.owner_of("laptop", "resp_1") is None
@@ -56,7 +56,7 @@ def test_a_long_silence_forgets_everything() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from("ab")), max_size=60))
 def test_the_newest_half_of_the_bound_is_always_known(notes: list[tuple[int, str]]) -> None:
-    owners = OwnerRegister(Clock().seconds, max_responses=8)
+    owners = ResponseOwners(Clock().seconds, max_responses=8)
     newest: OrderedDict[int, str] = OrderedDict()
     for number, account in notes:
         owners.note("laptop", f"resp_{number}", account)
@@ -68,7 +68,7 @@ def test_the_newest_half_of_the_bound_is_always_known(notes: list[tuple[int, str
 
 
 def test_two_hundred_thousand_cost_less_than_32_megabytes() -> None:
-    owners = OwnerRegister(Clock().seconds)
+    owners = ResponseOwners(Clock().seconds)
     tracemalloc.start()
     try:
         for number in range(300_000):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.conversations.recall import without_history
-from gateway.conversations.records import Record
+from gateway.conversations.records import ResponseRecord
 from gateway.protocol.items import Item, read_item
 from tests.support.steps import steps_of
 
@@ -45,10 +45,10 @@ def reasoning(id: str = "rs_1") -> Item:
 Turn = tuple[Sequence[Item], Sequence[Item]]
 
 
-def conversation(*turns: Turn) -> Record | None:
-    parent: Record | None = None
+def conversation(*turns: Turn) -> ResponseRecord | None:
+    parent: ResponseRecord | None = None
     for number, (sent, made) in enumerate(turns):
-        parent = Record(
+        parent = ResponseRecord(
             "laptop", f"r{number}", parent, tuple(sent), tuple(made), "a", True, True, "m", 0.0
         )
     return parent
@@ -77,7 +77,7 @@ SPOKEN = conversation(
         (SPOKEN, []),
     ],
 )
-def test_what_is_sent_as_new_is_new(parent: Record | None, new: list[Item]) -> None:
+def test_what_is_sent_as_new_is_new(parent: ResponseRecord | None, new: list[Item]) -> None:
     assert list(without_history(parent, new)) == new
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from gateway.conversations.records import Record
-from gateway.conversations.store import MemoryLedger
+from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import MemoryStore
 from gateway.protocol.items import Item
 from tests.support.now import Now
 
@@ -19,14 +19,14 @@ def clock() -> Now:
 
 
 @pytest.fixture
-def ledger(clock: Now) -> MemoryLedger:
-    return MemoryLedger(1_000_000, 10 * MINUTE, clock)
+def ledger(clock: Now) -> MemoryStore:
+    return MemoryStore(1_000_000, 10 * MINUTE, clock)
 
 
 def record(
-    name: str, parent: Record | None = None, tenant: str = "laptop", size: int = 10
-) -> Record:
-    return Record(
+    name: str, parent: ResponseRecord | None = None, tenant: str = "laptop", size: int = 10
+) -> ResponseRecord:
+    return ResponseRecord(
         tenant=tenant,
         id=name,
         parent=parent,
@@ -40,7 +40,7 @@ def record(
     )
 
 
-def remember(ledger: MemoryLedger, *records: Record) -> None:
+def remember(ledger: MemoryStore, *records: ResponseRecord) -> None:
     for each in records:
         ledger.add(each)
 
@@ -52,7 +52,7 @@ def test_a_transcript_is_read_from_the_root_on() -> None:
     assert [item.raw for item in root.items()] == [b"i" * 10, b"o" * 10]
 
 
-def test_what_was_added_is_found_by_its_tenant_alone(ledger: MemoryLedger) -> None:
+def test_what_was_added_is_found_by_its_tenant_alone(ledger: MemoryStore) -> None:
     mine, theirs = record("resp_1"), record("resp_1", tenant="desktop")
     remember(ledger, mine, theirs)
     assert ledger.get("laptop", "resp_1") is mine
@@ -61,13 +61,13 @@ def test_what_was_added_is_found_by_its_tenant_alone(ledger: MemoryLedger) -> No
     assert ledger.get("laptop", "resp_2") is None
 
 
-def test_forks_and_their_root_are_one_conversation(ledger: MemoryLedger) -> None:
+def test_forks_and_their_root_are_one_conversation(ledger: MemoryStore) -> None:
     root = record("resp_1")
     remember(ledger, root, record("resp_2", root), record("resp_3", root))
     assert (ledger.figures().responses, ledger.figures().conversations) == (3, 1)
 
 
-def test_an_unused_conversation_is_forgotten_whole(ledger: MemoryLedger, clock: Now) -> None:
+def test_an_unused_conversation_is_forgotten_whole(ledger: MemoryStore, clock: Now) -> None:
     root = record("resp_1")
     remember(ledger, root, record("resp_2", root))
     clock.now += 10 * MINUTE
@@ -75,7 +75,7 @@ def test_an_unused_conversation_is_forgotten_whole(ledger: MemoryLedger, clock: 
     assert ledger.figures().responses == 0
 
 
-def test_using_any_response_keeps_its_whole_conversation(ledger: MemoryLedger, clock: Now) -> None:
+def test_using_any_response_keeps_its_whole_conversation(ledger: MemoryStore, clock: Now) -> None:
     root = record("resp_1")
     remember(ledger, root, record("resp_2", root))
     for _ in range(3):
@@ -85,7 +85,7 @@ def test_using_any_response_keeps_its_whole_conversation(ledger: MemoryLedger, c
 
 
 def test_what_is_too_old_is_forgotten_without_being_asked_for(
-    ledger: MemoryLedger, clock: Now
+    ledger: MemoryStore, clock: Now
 ) -> None:
     remember(ledger, record("resp_1"))
     clock.now += 9 * MINUTE
@@ -98,7 +98,7 @@ def test_what_is_too_old_is_forgotten_without_being_asked_for(
 
 
 def test_the_least_recently_used_conversation_makes_room(clock: Now) -> None:
-    ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
+    ledger = MemoryStore(30_000, 10 * MINUTE, clock)
     for number in range(3):
         remember(ledger, record(f"resp_{number}", size=4000))
     ledger.get("laptop", "resp_0")
@@ -111,7 +111,7 @@ def test_the_least_recently_used_conversation_makes_room(clock: Now) -> None:
 
 
 def test_the_tenant_that_holds_the_most_makes_room(clock: Now) -> None:
-    ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
+    ledger = MemoryStore(30_000, 10 * MINUTE, clock)
     remember(ledger, record("resp_1", tenant="desktop", size=1000))
     for number in range(10):
         clock.now += 1
@@ -123,7 +123,7 @@ def test_the_tenant_that_holds_the_most_makes_room(clock: Now) -> None:
 
 
 def test_who_holds_the_most_makes_room_for_another_tenant(clock: Now) -> None:
-    ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
+    ledger = MemoryStore(30_000, 10 * MINUTE, clock)
     for number in range(3):
         remember(ledger, record(f"resp_{number}", size=4000))
     remember(ledger, record("resp_1", tenant="desktop", size=4000))
@@ -133,7 +133,7 @@ def test_who_holds_the_most_makes_room_for_another_tenant(clock: Now) -> None:
 
 
 def test_too_large_a_response_costs_no_other_tenant_anything(clock: Now) -> None:
-    ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
+    ledger = MemoryStore(30_000, 10 * MINUTE, clock)
     remember(ledger, record("resp_1"), record("resp_1", tenant="desktop", size=20_000))
     assert ledger.get("desktop", "resp_1") is None
     assert ledger.get("laptop", "resp_1") is not None
@@ -141,7 +141,7 @@ def test_too_large_a_response_costs_no_other_tenant_anything(clock: Now) -> None
     assert ledger.get("desktop", "resp_2") is not None, "a tenant that lost all begins anew"
 
 
-def test_the_figures_are_of_all_tenants_together(ledger: MemoryLedger, clock: Now) -> None:
+def test_the_figures_are_of_all_tenants_together(ledger: MemoryStore, clock: Now) -> None:
     assert ledger.figures().longest_unused is None
     remember(ledger, record("resp_1"))
     clock.now += MINUTE
@@ -160,14 +160,14 @@ def test_the_figures_are_of_all_tenants_together(ledger: MemoryLedger, clock: No
 
 
 def test_a_response_larger_than_the_ledger_is_not_remembered(clock: Now) -> None:
-    ledger = MemoryLedger(5000, 10 * MINUTE, clock)
+    ledger = MemoryStore(5000, 10 * MINUTE, clock)
     remember(ledger, record("resp_1", size=5000))
     assert ledger.get("laptop", "resp_1") is None
     assert (ledger.figures().responses, ledger.figures().bytes) == (0, 0)
 
 
 def test_a_conversation_that_was_forgotten_meanwhile_is_taken_in_whole(
-    ledger: MemoryLedger, clock: Now
+    ledger: MemoryStore, clock: Now
 ) -> None:
     root = record("resp_1")
     parent = record("resp_2", root)
@@ -180,7 +180,7 @@ def test_a_conversation_that_was_forgotten_meanwhile_is_taken_in_whole(
 
 
 def test_forks_of_a_forgotten_conversation_find_together_again(
-    ledger: MemoryLedger, clock: Now
+    ledger: MemoryStore, clock: Now
 ) -> None:
     root = record("resp_1")
     one, other = record("resp_2", root), record("resp_3", root)
@@ -194,7 +194,7 @@ def test_forks_of_a_forgotten_conversation_find_together_again(
 # --- evicted responses (§6.2) --------------------------------------------------------
 
 
-def test_an_evicted_response_is_not_found_and_its_children_are(ledger: MemoryLedger) -> None:
+def test_an_evicted_response_is_not_found_and_its_children_are(ledger: MemoryStore) -> None:
     root = record("resp_1")
     child = record("resp_2", root)
     remember(ledger, root, child)
@@ -205,7 +205,7 @@ def test_an_evicted_response_is_not_found_and_its_children_are(ledger: MemoryLed
     assert [each.id for each in child.ancestry()] == ["resp_2", "resp_1"]
 
 
-def test_a_conversation_that_cannot_be_continued_is_forgotten(ledger: MemoryLedger) -> None:
+def test_a_conversation_that_cannot_be_continued_is_forgotten(ledger: MemoryStore) -> None:
     root = record("resp_1")
     child = record("resp_2", root)
     remember(ledger, root, child)
@@ -214,7 +214,7 @@ def test_a_conversation_that_cannot_be_continued_is_forgotten(ledger: MemoryLedg
     assert (ledger.figures().responses, ledger.figures().bytes) == (0, 0)
 
 
-def test_evicted_stays_evicted_though_forgotten_meanwhile(ledger: MemoryLedger, clock: Now) -> None:
+def test_evicted_stays_evicted_though_forgotten_meanwhile(ledger: MemoryStore, clock: Now) -> None:
     root = record("resp_1")
     remember(ledger, root)
     clock.now += 10 * MINUTE
@@ -228,7 +228,7 @@ def test_evicted_stays_evicted_though_forgotten_meanwhile(ledger: MemoryLedger, 
 # --- upstreams that give an id twice -------------------------------------------------
 
 
-def test_of_two_responses_of_one_id_the_newer_counts(ledger: MemoryLedger) -> None:
+def test_of_two_responses_of_one_id_the_newer_counts(ledger: MemoryStore) -> None:
     first, second = record("resp_1", size=10), record("resp_1", size=99)
     remember(ledger, first)
     alone = ledger.figures().bytes
@@ -239,7 +239,7 @@ def test_of_two_responses_of_one_id_the_newer_counts(ledger: MemoryLedger) -> No
 
 
 def test_a_tenant_holds_no_response_twice(clock: Now) -> None:
-    ledger = MemoryLedger(30_000, 10 * MINUTE, clock)
+    ledger = MemoryStore(30_000, 10 * MINUTE, clock)
     for _ in range(9):
         remember(ledger, record("resp_1", size=4000))
     for number in range(3):
@@ -248,7 +248,7 @@ def test_a_tenant_holds_no_response_twice(clock: Now) -> None:
     assert ledger.get("desktop", "resp_0") is None
 
 
-def test_a_conversation_whose_responses_share_an_id_goes_on(ledger: MemoryLedger) -> None:
+def test_a_conversation_whose_responses_share_an_id_goes_on(ledger: MemoryStore) -> None:
     newest = record("resp_1")
     remember(ledger, newest)
     for _ in range(3):
@@ -261,7 +261,7 @@ def test_a_conversation_whose_responses_share_an_id_goes_on(ledger: MemoryLedger
 def test_a_forgotten_conversation_whose_responses_share_an_id_is_still_bounded(
     clock: Now,
 ) -> None:
-    ledger = MemoryLedger(5000, 10 * MINUTE, clock)
+    ledger = MemoryStore(5000, 10 * MINUTE, clock)
     newest = record("resp_1", record("resp_1"))
     remember(ledger, newest)
     clock.now += 10 * MINUTE
@@ -274,7 +274,7 @@ def test_a_forgotten_conversation_whose_responses_share_an_id_is_still_bounded(
     assert ledger.get("laptop", "resp_2") is not None
 
 
-def test_the_older_of_two_responses_of_one_id_goes_without_the_newer(ledger: MemoryLedger) -> None:
+def test_the_older_of_two_responses_of_one_id_goes_without_the_newer(ledger: MemoryStore) -> None:
     first, second = record("resp_1"), record("resp_1")
     remember(ledger, first, second)
     ledger.evict(first)
@@ -283,11 +283,11 @@ def test_the_older_of_two_responses_of_one_id_goes_without_the_newer(ledger: Mem
     assert ledger.get("laptop", "resp_1") is second
 
 
-def with_items(name: str, *made: Item, sent: tuple[Item, ...] = ()) -> Record:
+def with_items(name: str, *made: Item, sent: tuple[Item, ...] = ()) -> ResponseRecord:
     return msgspec.structs.replace(record(name), input=sent, output=made)
 
 
-def test_an_item_is_found_by_its_id_in_any_conversation(ledger: MemoryLedger) -> None:
+def test_an_item_is_found_by_its_id_in_any_conversation(ledger: MemoryStore) -> None:
     thought, said = Item(b"{1}", "reasoning", "rs_1"), Item(b"{2}", "message", "msg_1")
     first = with_items("resp_1", thought, said)
     remember(ledger, first, record("resp_2"))
@@ -297,7 +297,7 @@ def test_an_item_is_found_by_its_id_in_any_conversation(ledger: MemoryLedger) ->
 
 
 def test_what_a_model_made_is_found_before_what_a_client_repeats_of_it(
-    ledger: MemoryLedger,
+    ledger: MemoryStore,
 ) -> None:
     made, copy = Item(b"{whole}", "reasoning", "rs_1"), Item(b"{}", "reasoning", "rs_1")
     first, second = with_items("resp_1", made), with_items("resp_2", sent=(copy,))
@@ -309,7 +309,7 @@ def test_what_a_model_made_is_found_before_what_a_client_repeats_of_it(
     assert ledger.find_item("laptop", "rs_1") is None
 
 
-def test_of_two_items_of_an_id_the_newer_is_found(ledger: MemoryLedger) -> None:
+def test_of_two_items_of_an_id_the_newer_is_found(ledger: MemoryStore) -> None:
     older, newer = Item(b"{1}", "message", "msg"), Item(b"{2}", "message", "msg")
     first, second = with_items("resp_1", older), with_items("resp_2", newer)
     remember(ledger, first, second)
@@ -318,14 +318,14 @@ def test_of_two_items_of_an_id_the_newer_is_found(ledger: MemoryLedger) -> None:
     assert ledger.find_item("laptop", "msg") == (newer, second, True)
 
 
-def test_items_of_an_evicted_response_are_not_found(ledger: MemoryLedger) -> None:
+def test_items_of_an_evicted_response_are_not_found(ledger: MemoryStore) -> None:
     root = with_items("resp_1", Item(b"{1}", "message", "msg_1"))
     remember(ledger, root, record("resp_2", root))
     ledger.evict(root)
     assert ledger.find_item("laptop", "msg_1") is None
 
 
-def test_finding_an_item_keeps_its_conversation(ledger: MemoryLedger, clock: Now) -> None:
+def test_finding_an_item_keeps_its_conversation(ledger: MemoryStore, clock: Now) -> None:
     remember(ledger, with_items("resp_1", Item(b"{1}", "message", "msg_1")))
     clock.now += 9 * MINUTE
     assert ledger.find_item("laptop", "msg_1") is not None
@@ -336,7 +336,7 @@ def test_finding_an_item_keeps_its_conversation(ledger: MemoryLedger, clock: Now
 
 
 @pytest.mark.parametrize("kind", ["reasoning", "item_reference"])
-def test_who_took_a_bare_item_first_is_remembered(ledger: MemoryLedger, kind: str) -> None:
+def test_who_took_a_bare_item_first_is_remembered(ledger: MemoryStore, kind: str) -> None:
     thought = Item(b"{}", kind, "rs_1")
     first, second = with_items("resp_1", sent=(thought,)), with_items("resp_2", sent=(thought,))
     remember(ledger, first, second)

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.credentials import token_store
-from gateway.credentials.token_store import TokenFileError, Tokens, TokenStore
+from gateway.credentials.token_store import OAuthTokens, TokenFileError, TokenStore
 
-TOKENS = Tokens("refresh-1", "access-1", 1_800_000_000.5)
+TOKENS = OAuthTokens("refresh-1", "access-1", 1_800_000_000.5)
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def test_it_sees_what_others_write(store: TokenStore, path: Path) -> None:
     assert other.changed()
     other.read()
     assert not other.changed()
-    other.write(Tokens("refresh-2"))
+    other.write(OAuthTokens("refresh-2"))
     assert store.changed()
-    assert store.read() == Tokens("refresh-2")
+    assert store.read() == OAuthTokens("refresh-2")
     assert not store.changed()
     path.unlink()
     assert store.changed()
@@ -86,7 +86,7 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was(
 
     monkeypatch.setattr("gateway.credentials.token_store.os.fsync", full)
     with pytest.raises(TokenFileError) as failed:
-        store.write(Tokens("refresh-2"))
+        store.write(OAuthTokens("refresh-2"))
     assert str(failed.value) == "cannot be written: No space left on device"
     assert store.read() == TOKENS
     assert [each.name for each in path.parent.iterdir()] == [path.name]
@@ -110,16 +110,16 @@ def test_files_of_crashes_are_removed_and_those_of_others_are_not(
 @pytest.mark.parametrize(
     ("content", "tokens"),
     [
-        (b'{"refresh_token":"r"}', Tokens("r")),
-        (b' {"refresh_token":"r","access_token":null,"expires_at":null}\n', Tokens("r")),
-        (b'{"refresh_token":"r","access_token":"a","expires_at":7}', Tokens("r", "a", 7)),
-        (b'{"refresh_token":"r","account":"of another tool"}', Tokens("r")),
+        (b'{"refresh_token":"r"}', OAuthTokens("r")),
+        (b' {"refresh_token":"r","access_token":null,"expires_at":null}\n', OAuthTokens("r")),
+        (b'{"refresh_token":"r","access_token":"a","expires_at":7}', OAuthTokens("r", "a", 7)),
+        (b'{"refresh_token":"r","account":"of another tool"}', OAuthTokens("r")),
         (b"", None),
         (b" \n", None),
     ],
 )
 def test_files_written_by_hand(
-    store: TokenStore, path: Path, content: bytes, tokens: Tokens | None
+    store: TokenStore, path: Path, content: bytes, tokens: OAuthTokens | None
 ) -> None:
     path.write_bytes(content)
     assert store.read() == tokens
@@ -194,17 +194,17 @@ class FragileSystem:
 
 printable = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1)
 any_tokens = st.builds(
-    Tokens, st.text(min_size=1), st.none() | printable, st.none() | st.floats(0, 9_999_999_999)
+    OAuthTokens, st.text(min_size=1), st.none() | printable, st.none() | st.floats(0, 9_999_999_999)
 )
 
 
 @given(st.lists(st.tuples(any_tokens, st.none() | st.integers(0, 12), st.integers(1, 40))))
 def test_whenever_it_crashes_the_file_holds_whole_tokens(
-    steps: list[tuple[Tokens, int | None, int]],
+    steps: list[tuple[OAuthTokens, int | None, int]],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "tokens.json")
-        possible: set[Tokens | None] = {None}
+        possible: set[OAuthTokens | None] = {None}
         for tokens, crash_after, piece in steps:
             system = FragileSystem(-1 if crash_after is None else crash_after, piece)
             with mock.patch.object(token_store, "os", system):

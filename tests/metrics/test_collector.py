@@ -9,10 +9,10 @@ import pytest
 
 from gateway.admin.views.figures import Figures
 from gateway.config import KeySettings
-from gateway.metrics.collector import Observatory
+from gateway.metrics.collector import MetricsCollector
 from gateway.metrics.history import STEP_SECONDS
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.upstream.proxy_health import Barred
+from gateway.upstream.proxy_health import UnavailableProxy
 from tests.admin.figures import NoFigures
 from tests.admin.stage import Admin, Way, observatory_of
 from tests.metrics.test_turns import attempt, turn
@@ -24,12 +24,12 @@ def admin() -> Admin:
 
 
 @pytest.fixture
-def observatory(admin: Admin) -> Observatory:
+def collector(admin: Admin) -> MetricsCollector:
     return observatory_of(admin)
 
 
-def test_it_says_all_that_the_admin_side_asks_for(observatory: Observatory) -> None:
-    figures: Figures = observatory
+def test_it_says_all_that_the_admin_side_asks_for(collector: MetricsCollector) -> None:
+    figures: Figures = collector
     nothing = NoFigures()
     assert set(figures.process()) == set(nothing.process())
     assert set(figures.rates()) == set(nothing.rates())
@@ -39,35 +39,35 @@ def test_it_says_all_that_the_admin_side_asks_for(observatory: Observatory) -> N
 
 
 def test_turns_that_end_are_counted_by_way_of_the_journal(
-    admin: Admin, observatory: Observatory
+    admin: Admin, collector: MetricsCollector
 ) -> None:
-    admin.world.environment.journal.ended(turn())
-    observatory.step()
-    assert observatory.tally.turns == 1
+    admin.world.services.turn_log.ended(turn())
+    collector.step()
+    assert collector.tally.turns == 1
 
 
 def test_it_measures_while_it_runs_and_leaves_no_timer(
-    admin: Admin, observatory: Observatory
+    admin: Admin, collector: MetricsCollector
 ) -> None:
-    observatory.startService()
+    collector.startService()
     for _ in range(3 * STEP_SECONDS * 4):
         admin.clock.advance(0.25)
-    assert len(observatory.history()["series"]["connections"]) == 3
-    assert observatory.process()["loop_lag_ms"]["p99"] is not None
-    observatory.stopService()
+    assert len(collector.history()["series"]["connections"]) == 3
+    assert collector.process()["loop_lag_ms"]["p99"] is not None
+    collector.stopService()
     assert admin.clock.getDelayedCalls() == [], "timers expected to be gone"
 
 
 def test_a_step_that_fails_is_not_the_last(
-    admin: Admin, observatory: Observatory, monkeypatch: pytest.MonkeyPatch, flush: Any
+    admin: Admin, collector: MetricsCollector, monkeypatch: pytest.MonkeyPatch, flush: Any
 ) -> None:
-    observatory.startService()
+    collector.startService()
     with monkeypatch.context() as broken:
-        broken.setattr(observatory, "gauges", lambda: 1 / 0)
+        broken.setattr(collector, "gauges", lambda: 1 / 0)
         admin.clock.advance(STEP_SECONDS)
     admin.clock.advance(STEP_SECONDS)
-    assert len(observatory.history()["series"]["connections"]) == 1
-    observatory.stopService()
+    assert len(collector.history()["series"]["connections"]) == 1
+    collector.stopService()
     assert len(flush(ZeroDivisionError)) == 1
 
 
@@ -88,68 +88,68 @@ def flush() -> Any:
 
 
 def test_an_accounts_figures_are_worked_out_once_a_step(
-    admin: Admin, observatory: Observatory
+    admin: Admin, collector: MetricsCollector
 ) -> None:
-    before = observatory.account("one")
-    admin.world.environment.journal.ended(turn(attempt("one", "server_error"), account="one"))
-    assert observatory.account("one") is before
-    observatory.step()
-    assert observatory.account("one")["errors"] == {"server_error": 1}
+    before = collector.account("one")
+    admin.world.services.turn_log.ended(turn(attempt("one", "server_error"), account="one"))
+    assert collector.account("one") is before
+    collector.step()
+    assert collector.account("one")["errors"] == {"server_error": 1}
 
 
-def test_alarms_come_with_a_step(observatory: Observatory) -> None:
-    assert observatory.alarms() == []
-    observatory.memory_budget = 1
-    observatory.step()
-    if observatory.looked.rss_bytes is not None:
-        assert [alarm["level"] for alarm in observatory.alarms()] == ["red"]
+def test_alarms_come_with_a_step(collector: MetricsCollector) -> None:
+    assert collector.alarms() == []
+    collector.memory_budget = 1
+    collector.step()
+    if collector.looked.rss_bytes is not None:
+        assert [alarm["level"] for alarm in collector.alarms()] == ["red"]
 
 
 def test_a_client_that_asks_on_and_on_at_its_limit_is_no_alarm(
-    admin: Admin, observatory: Observatory
+    admin: Admin, collector: MetricsCollector
 ) -> None:
     for _ in range(50):
         admin.tenants.refused("laptop", "requests_per_minute")
         refused = turn(account=None, status="error", error_code="rate_limit_exceeded")
-        admin.world.environment.journal.ended(refused)
-    observatory.step()
-    assert observatory.alarms() == []
+        admin.world.services.turn_log.ended(refused)
+    collector.step()
+    assert collector.alarms() == []
     for _ in range(20):
         failed = turn(account=None, status="error", error_code="server_error")
-        admin.world.environment.journal.ended(failed)
-    observatory.step()
-    (alarm,) = observatory.alarms()
+        admin.world.services.turn_log.ended(failed)
+    collector.step()
+    (alarm,) = collector.alarms()
     assert alarm["what"] == "every turn of the last minute failed, most by server_error"
 
 
-def test_failures_are_forgotten_after_a_minute(admin: Admin, observatory: Observatory) -> None:
+def test_failures_are_forgotten_after_a_minute(admin: Admin, collector: MetricsCollector) -> None:
     for _ in range(20):
         failed = turn(account=None, status="error", error_code="server_error")
-        admin.world.environment.journal.ended(failed)
-    observatory.step()
-    assert len(observatory.alarms()) == 1
+        admin.world.services.turn_log.ended(failed)
+    collector.step()
+    assert len(collector.alarms()) == 1
     for _ in range(60 // STEP_SECONDS):
-        observatory.step()
-    assert observatory.alarms() == []
+        collector.step()
+    assert collector.alarms() == []
 
 
 def test_a_key_that_a_reload_took_away_leaves_no_negative_figures(
-    admin: Admin, observatory: Observatory
+    admin: Admin, collector: MetricsCollector
 ) -> None:
     admin.tenants.refused("laptop", "requests_per_minute")
-    observatory.step()
-    admin.tenants.arrange([KeySettings(name="desk", key="sk-gw-2")])
+    collector.step()
+    admin.tenants.reconfigure([KeySettings(name="desk", key="sk-gw-2")])
     for _ in range(20):
         failed = turn(account=None, status="error", error_code="server_error")
-        admin.world.environment.journal.ended(failed)
-    observatory.step()
-    assert [alarm["level"] for alarm in observatory.alarms()] == ["red"]
+        admin.world.services.turn_log.ended(failed)
+    collector.step()
+    assert [alarm["level"] for alarm in collector.alarms()] == ["red"]
 
 
 def test_an_account_rests_since_its_first_failure_however_often_it_is_tried(
-    admin: Admin, observatory: Observatory
+    admin: Admin, collector: MetricsCollector
 ) -> None:
-    admin.running.figures = observatory
+    admin.running.figures = collector
     health = admin.world.accounts["a"].health
     began = admin.clock.seconds()
 
@@ -160,32 +160,34 @@ def test_an_account_rests_since_its_first_failure_however_often_it_is_tried(
         health.reserve("gpt-5.5").refused(Fault(FaultKind.UNAUTHORIZED, "401", None))
         for _ in range(200):
             admin.clock.advance(STEP_SECONDS)
-            observatory.step()
+            collector.step()
         assert since() == began
         assert health.state.value in ("unauthorized", "unproven")
     health.clear()
-    observatory.step()
+    collector.step()
     assert since() == admin.clock.seconds(), "it is ready, since now"
     health.reserve("gpt-5.5").refused(Fault(FaultKind.UNAUTHORIZED, "401", None))
     assert since() == admin.clock.seconds()
 
 
 def test_an_account_behind_a_broken_proxy_rests_since_that_was_seen(
-    admin: Admin, observatory: Observatory
+    admin: Admin, collector: MetricsCollector
 ) -> None:
-    admin.running.figures = observatory
-    way: Any = Way(Barred("no way out", admin.clock.seconds() + 3000))
+    admin.running.figures = collector
+    way: Any = Way(UnavailableProxy("no way out", admin.clock.seconds() + 3000))
     admin.world.accounts["a"]._way = way
-    observatory.step()
+    collector.step()
     seen = admin.clock.seconds()
     admin.clock.advance(100)
-    observatory.step()
+    collector.step()
     shown = admin.json("/status/accounts")["accounts"][0]
     assert (shown["state"], shown["since"]) == ("cooling", seen)
 
 
-def test_every_register_has_a_size_within_its_bound(admin: Admin, observatory: Observatory) -> None:
-    registers = observatory.registers()
+def test_every_register_has_a_size_within_its_bound(
+    admin: Admin, collector: MetricsCollector
+) -> None:
+    registers = collector.registers()
     names = [register["name"] for register in registers]
     assert len(names) == len(set(names))
     for name in ("ledger", "seals", "owners", "bindings", "waiting room", "journal", "history"):
@@ -197,19 +199,19 @@ def test_every_register_has_a_size_within_its_bound(admin: Admin, observatory: O
 
 
 def test_registers_grow_with_what_they_tell_of(
-    admin: Admin, observatory: Observatory, monkeypatch: pytest.MonkeyPatch
+    admin: Admin, collector: MetricsCollector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sizes() -> dict[str, int]:
-        return {register["name"]: register["size"] for register in observatory.registers()}
+        return {register["name"]: register["size"] for register in collector.registers()}
 
     before = sizes()
-    admin.world.environment.journal.ended(turn())
-    admin.world.environment.owners.note("laptop", "resp_1", "one")
+    admin.world.services.turn_log.ended(turn())
+    admin.world.services.owners.note("laptop", "resp_1", "one")
     session: Any = SimpleNamespace(lanes=3, turns_queued=2, turns_running=1)
     monkeypatch.setattr(admin.door, "sessions", lambda: [session])
     after = sizes()
     assert after["journal"] == before["journal"] + 1
     assert after["owners"] == before["owners"] + 1
     assert after["queued turns"] == before["queued turns"] + 2
-    gauges = observatory.gauges()
+    gauges = collector.gauges()
     assert (gauges["lanes"], gauges["turns_queued"]) == (3, 2)

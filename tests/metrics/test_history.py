@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from gateway.metrics.history import STEP_SECONDS, STEPS, History
-from gateway.metrics.turns import Tally
+from gateway.metrics.turns import TurnMetrics
 from tests.metrics.test_turns import turn
 
 
 def test_points_are_bounded_and_the_oldest_go() -> None:
-    history = History(Tally(), 0.0)
+    history = History(TurnMetrics(), 0.0)
     for step in range(1, STEPS + 11):
         history.step(step * STEP_SECONDS, {"connections": step})
     shown = history.shown()
@@ -21,14 +21,14 @@ def test_points_are_bounded_and_the_oldest_go() -> None:
 
 
 def test_nothing_yet_is_nothing() -> None:
-    history = History(Tally(), 0.0)
+    history = History(TurnMetrics(), 0.0)
     assert history.shown() == {"step_seconds": STEP_SECONDS, "start": None, "series": {}}
     assert history.newest() == {"at": None, "values": {}}
     assert history.rates(1.0)["turns_per_minute"] == 0
 
 
 def test_a_step_tells_of_itself_alone() -> None:
-    tally = Tally()
+    tally = TurnMetrics()
     history = History(tally, 0.0)
     for _ in range(10):
         tally.count(turn())
@@ -44,13 +44,13 @@ def test_a_step_tells_of_itself_alone() -> None:
 
 
 def test_a_quiet_step_has_no_percentiles() -> None:
-    history = History(Tally(), 0.0)
+    history = History(TurnMetrics(), 0.0)
     history.step(5.0, {})
     assert history.newest()["values"]["upstream_first_token_ms.p50"] is None
 
 
 def test_rates_are_those_of_the_last_minute() -> None:
-    tally = Tally()
+    tally = TurnMetrics()
     history = History(tally, 0.0)
     for step in range(1, 31):
         tally.count(turn())
@@ -61,7 +61,7 @@ def test_rates_are_those_of_the_last_minute() -> None:
 
 
 def test_a_series_that_begins_late_is_as_long_as_the_others() -> None:
-    history = History(Tally(), 0.0)
+    history = History(TurnMetrics(), 0.0)
     history.step(5.0, {"connections": 1})
     history.step(10.0, {"connections": 1, "lanes": 2})
     assert history.shown()["series"]["lanes"] == [None, 2]

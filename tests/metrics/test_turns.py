@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.metrics.turns import MAX_ERRORS, MAX_MODELS, OTHER, Tally
+from gateway.metrics.turns import MAX_ERRORS, MAX_MODELS, OTHER, TurnMetrics
 from gateway.turn.turn_log import AttemptRecord, TurnRecord
 from tests.support.steps import steps_of
 
@@ -52,17 +52,17 @@ def attempt(account: str = "north", outcome: str = "completed", **times: float) 
     )
 
 
-def count(tally: Tally, record: TurnRecord) -> None:
+def count(tally: TurnMetrics, record: TurnRecord) -> None:
     tally.count(record)
     tally.catch_up()
 
 
 @pytest.fixture
-def tally() -> Tally:
-    return Tally()
+def tally() -> TurnMetrics:
+    return TurnMetrics()
 
 
-def test_a_turn_counts_for_its_key_model_account_and_route(tally: Tally) -> None:
+def test_a_turn_counts_for_its_key_model_account_and_route(tally: TurnMetrics) -> None:
     count(tally, turn())
     count(tally, turn(status="incomplete", error_code="interrupted"))
     use = tally.uses["laptop", "gpt-5.5"]
@@ -74,7 +74,7 @@ def test_a_turn_counts_for_its_key_model_account_and_route(tally: Tally) -> None
     assert tally.account("north")["cached_share"] == 0.8
 
 
-def test_the_time_to_the_first_output_falls_into_its_parts(tally: Tally) -> None:
+def test_the_time_to_the_first_output_falls_into_its_parts(tally: TurnMetrics) -> None:
     count(tally, turn(attempt(connected=115.0), waited_ms=70.0))
     assert tally.queued.sum == 5.0
     assert tally.waited.sum == 70.0
@@ -84,7 +84,7 @@ def test_the_time_to_the_first_output_falls_into_its_parts(tally: Tally) -> None
     assert tally.accounts["north"].first_token.sum == 310.0
 
 
-def test_refused_attempts_are_time_that_the_gateway_added(tally: Tally) -> None:
+def test_refused_attempts_are_time_that_the_gateway_added(tally: TurnMetrics) -> None:
     count(tally, turn(attempt("south", "rate_limit_exceeded"), attempt(connected=205.0)))
     assert tally.added.sum == 200.0
     assert tally.accounts["south"].errors == {"rate_limit_exceeded": 1}
@@ -92,7 +92,7 @@ def test_refused_attempts_are_time_that_the_gateway_added(tally: Tally) -> None:
     assert tally.accounts["north"].errors == {}
 
 
-def test_a_clock_that_was_set_back_makes_no_negative_times(tally: Tally) -> None:
+def test_a_clock_that_was_set_back_makes_no_negative_times(tally: TurnMetrics) -> None:
     count(tally, turn(attempt(connected=-50.0), first_output_ms=-40.0))
     assert tally.added.sum == 0
     assert tally.first_output.sum == 0
@@ -106,13 +106,13 @@ def test_a_clock_that_was_set_back_makes_no_negative_times(tally: Tally) -> None
         {"account": None, "route": "prewarm", "input_tokens": 0, "output_tokens": 0},
     ],
 )
-def test_times_are_those_of_answers_that_stream(tally: Tally, fields: dict[str, Any]) -> None:
+def test_times_are_those_of_answers_that_stream(tally: TurnMetrics, fields: dict[str, Any]) -> None:
     count(tally, turn(**fields))
     assert sum(tally.first_output.counts) == 0
     assert tally.turns == 1
 
 
-def test_errors_count_by_what_ended_the_turn(tally: Tally) -> None:
+def test_errors_count_by_what_ended_the_turn(tally: TurnMetrics) -> None:
     refused = {"account": None, "route": None, "queued_ms": None, "first_output_ms": None}
     count(tally, turn(status="error", error_code="model_not_found", **refused))
     count(tally, turn(status="failed", error_code=None))
@@ -120,7 +120,7 @@ def test_errors_count_by_what_ended_the_turn(tally: Tally) -> None:
     assert tally.failed == 2
 
 
-def test_clients_cannot_make_labels_by_asking_for_models(tally: Tally) -> None:
+def test_clients_cannot_make_labels_by_asking_for_models(tally: TurnMetrics) -> None:
     for number in range(1000):
         count(tally, turn(status="error", error_code="model_not_found", model=f"junk-{number}"))
     count(tally, turn(account=None, route="prewarm", model="warmed by nobody"))
@@ -132,7 +132,7 @@ def test_clients_cannot_make_labels_by_asking_for_models(tally: Tally) -> None:
     assert len(tally.models) == MAX_MODELS + 1
 
 
-def test_upstreams_cannot_make_labels_without_end(tally: Tally) -> None:
+def test_upstreams_cannot_make_labels_without_end(tally: TurnMetrics) -> None:
     for number in range(1000):
         count(tally, turn(attempt(outcome=f"odd-{number}"), status="failed", error_code="x" * 500))
     assert set(tally.errors) == {OTHER}
@@ -140,7 +140,7 @@ def test_upstreams_cannot_make_labels_without_end(tally: Tally) -> None:
     assert sum(tally.accounts["north"].errors.values()) == 1000
 
 
-def test_an_accounts_figures_are_recent(tally: Tally) -> None:
+def test_an_accounts_figures_are_recent(tally: TurnMetrics) -> None:
     count(tally, turn(cached_tokens=0))
     for _ in range(3):
         tally.mark()
@@ -150,14 +150,14 @@ def test_an_accounts_figures_are_recent(tally: Tally) -> None:
     assert tally.account("unheard of")["cached_share"] is None
 
 
-def test_a_turn_costs_a_few_steps(tally: Tally) -> None:
+def test_a_turn_costs_a_few_steps(tally: TurnMetrics) -> None:
     record = turn()
     count(tally, record)
     cost = steps_of(lambda: count(tally, record), 100)
     assert cost < 1_500, f"some 700 steps are meant, which take 5 us; it took {cost:,.0f}"
 
 
-def test_a_turn_that_cannot_be_counted_harms_nobody(tally: Tally) -> None:
+def test_a_turn_that_cannot_be_counted_harms_nobody(tally: TurnMetrics) -> None:
     broken = turn()
     broken.attempts = [None]  # type: ignore[list-item]
     tally.count(broken)
@@ -165,7 +165,7 @@ def test_a_turn_that_cannot_be_counted_harms_nobody(tally: Tally) -> None:
     assert tally.uses["laptop", "gpt-5.5"].statuses == {"completed": 2}
 
 
-def test_turns_are_put_by_up_to_a_number(tally: Tally) -> None:
+def test_turns_are_put_by_up_to_a_number(tally: TurnMetrics) -> None:
     for _ in range(1050):
         tally.count(turn())
     assert 0 < 1050 - tally.turns <= 100

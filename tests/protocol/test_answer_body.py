@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.answer_body import AnswerBody, NotAnAnswer
-from gateway.protocol.response_stream import Finished, Refused, Relay
+from gateway.protocol.response_stream import FinishedResponse, RefusedResponse, ResponseStream
 from gateway.protocol.sse import Event, EventTooLarge
 from tests.support.events import (
     Json,
@@ -139,19 +139,19 @@ def test_the_items_of_an_object_keep_their_bytes() -> None:
 @pytest.mark.parametrize(
     ("members", "end"),
     [
-        ({"status": "completed"}, Finished("completed", None, None)),
-        ({"status": None}, Finished("completed", None, None)),
-        ({}, Finished("completed", None, None)),
+        ({"status": "completed"}, FinishedResponse("completed", None, None)),
+        ({"status": None}, FinishedResponse("completed", None, None)),
+        ({}, FinishedResponse("completed", None, None)),
         (
             {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
-            Finished("incomplete", "max_output_tokens", None),
+            FinishedResponse("incomplete", "max_output_tokens", None),
         ),
-        ({"status": "cancelled"}, Finished("incomplete", "interrupted", None)),
+        ({"status": "cancelled"}, FinishedResponse("incomplete", "interrupted", None)),
     ],
     ids=str,
 )
-def test_one_object_ends_as_it_says(members: Json, end: Finished) -> None:
-    relay = Relay()
+def test_one_object_ends_as_it_says(members: Json, end: FinishedResponse) -> None:
+    relay = ResponseStream()
     relay.feed(read(json.dumps({"id": "resp_1", "output": [text_item()], **members}).encode()))
     assert relay.outcome == end
     assert relay.response_id == "resp_1"
@@ -161,9 +161,9 @@ def test_one_object_ends_as_it_says(members: Json, end: Finished) -> None:
 def test_one_object_that_failed_is_a_refusal_that_nobody_saw(status: str | None) -> None:
     error = {"code": "rate_limit_exceeded", "message": "Slow down."}
     failed = {"object": "response", "id": "resp_1", "status": status, "error": error}
-    relay = Relay()
+    relay = ResponseStream()
     assert relay.feed(read(json.dumps({**failed, "output": [text_item()]}).encode())) == []
-    assert isinstance(relay.outcome, Refused)
+    assert isinstance(relay.outcome, RefusedResponse)
     assert relay.outcome.error.code == "rate_limit_exceeded"
 
 

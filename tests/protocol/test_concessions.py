@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.protocol.concessions import (
     Concession,
-    Gives,
+    ConcessionKind,
     Sent,
     concessions_to,
     depends_on_the_request,
@@ -67,7 +67,7 @@ MEMBERS = {
 
 
 def without(*names: str) -> list[Concession]:
-    return [Concession(Gives.MEMBER, name) for name in names]
+    return [Concession(ConcessionKind.MEMBER, name) for name in names]
 
 
 def fastapi(*names: str, kind: str, said: str) -> dict[str, Any]:
@@ -178,8 +178,10 @@ def test_what_changes_the_answer_is_not_taken_back(error: ApiError) -> None:
     ids=str,
 )
 def test_an_include_of_the_gateways_own_is_taken_back(error: ApiError) -> None:
-    assert concessions_to(error, sent(added_seals=True)) == [Concession(Gives.SEALED_REASONING)]
-    assert is_of_the_model(Concession(Gives.SEALED_REASONING), error)
+    assert concessions_to(error, sent(added_seals=True)) == [
+        Concession(ConcessionKind.SEALED_REASONING)
+    ]
+    assert is_of_the_model(Concession(ConcessionKind.SEALED_REASONING), error)
     assert concessions_to(error, sent()) == [], "the client asked for it"
 
 
@@ -206,7 +208,7 @@ def test_a_seal_that_does_not_open_is_no_include() -> None:
     ids=str,
 )
 def test_a_service_may_insist_on_storing_nothing(error: ApiError) -> None:
-    assert concessions_to(error, sent(stores=True)) == [Concession(Gives.STORAGE)]
+    assert concessions_to(error, sent(stores=True)) == [Concession(ConcessionKind.STORAGE)]
     assert concessions_to(error, sent()) == [], "it was told so already"
 
 
@@ -224,7 +226,7 @@ def test_a_service_may_insist_on_storing_nothing(error: ApiError) -> None:
     ids=str,
 )
 def test_a_service_may_not_stream(error: ApiError) -> None:
-    assert concessions_to(error, sent(streams=True)) == [Concession(Gives.STREAM)]
+    assert concessions_to(error, sent(streams=True)) == [Concession(ConcessionKind.STREAM)]
     assert concessions_to(error, sent(streams=False)) == []
     assert concessions_to(error, sent()) == []
 
@@ -240,7 +242,7 @@ def test_a_service_may_not_stream(error: ApiError) -> None:
     ids=str,
 )
 def test_a_service_may_do_nothing_but_stream(error: ApiError) -> None:
-    assert concessions_to(error, sent(streams=False)) == [Concession(Gives.ONE_OBJECT)]
+    assert concessions_to(error, sent(streams=False)) == [Concession(ConcessionKind.ONE_OBJECT)]
     assert concessions_to(error, sent(streams=True)) == []
 
 
@@ -249,15 +251,15 @@ def test_a_service_may_do_nothing_but_stream(error: ApiError) -> None:
 def test_items_that_were_not_kept_are_not_named(status: int, message: str) -> None:
     error = refusal(message, status)
     about = {"by_id": frozenset({"rs_1", "msg_1"}), "stores": True}
-    assert concessions_to(error, sent(**about)) == [Concession(Gives.STORED_ITEMS)]
+    assert concessions_to(error, sent(**about)) == [Concession(ConcessionKind.STORED_ITEMS)]
     assert concessions_to(error, sent(stores=True)) == [], "none was sent by its id"
 
 
 @pytest.mark.parametrize(
     ("message", "given_up"),
     [
-        (ITEM_404, [Concession(Gives.STORED_ITEMS)]),
-        ("Store must be set to false", [Concession(Gives.STORAGE)]),
+        (ITEM_404, [Concession(ConcessionKind.STORED_ITEMS)]),
+        ("Store must be set to false", [Concession(ConcessionKind.STORAGE)]),
         ("Unsupported parameter: user", without("user")),
         ("Your prompt was flagged: rs_1 is not allowed.", []),
         ("Invalid prompt: it may violate our usage policy.", []),
@@ -289,7 +291,9 @@ def test_text_becomes_a_list_where_only_that_is_taken() -> None:
         says("Input should be a valid list", "input"),
         says("'input' must be an array"),
     ):
-        assert concessions_to(error, sent(text_input=True)) == [Concession(Gives.TEXT_INPUT)]
+        assert concessions_to(error, sent(text_input=True)) == [
+            Concession(ConcessionKind.TEXT_INPUT)
+        ]
         assert concessions_to(error, sent()) == []
 
 
@@ -300,7 +304,9 @@ def test_tools_among_the_items_go_to_the_top_where_they_are_no_items() -> None:
         says("unknown input item type", "input"),
         refusal({"detail": [{"loc": ["body", "input", 0], "msg": "Input should be a str"}]}, 422),
     ):
-        assert concessions_to(error, sent(tool_items=True)) == [Concession(Gives.TOOL_ITEMS)]
+        assert concessions_to(error, sent(tool_items=True)) == [
+            Concession(ConcessionKind.TOOL_ITEMS)
+        ]
         assert concessions_to(error, sent()) == []
     other = says("Invalid 'input[3].content': the image is too large.", "input[3].content")
     assert concessions_to(other, sent(tool_items=True)) == []
@@ -316,7 +322,7 @@ def test_tools_among_the_items_go_to_the_top_where_they_are_no_items() -> None:
     ],
 )
 def test_some_refusals_are_the_models(message: str, model: bool) -> None:
-    assert is_of_the_model(Concession(Gives.MEMBER, "user"), says(message)) is model
+    assert is_of_the_model(Concession(ConcessionKind.MEMBER, "user"), says(message)) is model
 
 
 @pytest.mark.parametrize("words", ["store must be false", "stream must be false"])
@@ -338,8 +344,8 @@ def test_words_that_a_client_wrote_into_another_member_are_not_believed(words: s
     ],
 )
 def test_some_refusals_depend_on_what_else_is_asked(message: str, depends: bool) -> None:
-    assert depends_on_the_request(Concession(Gives.STREAM), says(message)) is depends
-    assert not depends_on_the_request(Concession(Gives.MEMBER, "user"), says(message))
+    assert depends_on_the_request(Concession(ConcessionKind.STREAM), says(message)) is depends
+    assert not depends_on_the_request(Concession(ConcessionKind.MEMBER, "user"), says(message))
 
 
 @pytest.mark.parametrize(

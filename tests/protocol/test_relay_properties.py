@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from gateway.protocol.events import PASSED_UNREAD
 from gateway.protocol.naming import one_name
-from gateway.protocol.response_stream import Broken, Finished, NotContinued, Refused, Relay
+from gateway.protocol.response_stream import (
+    BrokenResponse,
+    FinishedResponse,
+    RefusedResponse,
+    ResponseStream,
+    UnchainedResponse,
+)
 from tests.support.sse import ServerSentEvent
 
 TERMINALS = {"response.completed", "response.failed", "response.incomplete"}
@@ -104,7 +110,7 @@ class Run:
     def __init__(
         self, batches: list[list[ServerSentEvent]], chained_to: str | None, release_at: int = -1
     ) -> None:
-        self.relay = Relay(chained_to)
+        self.relay = ResponseStream(chained_to)
         self.given_out: list[bytes] = []
         self.first: list[bytes] = []
         for number, batch in enumerate(batches):
@@ -128,10 +134,12 @@ def test_an_attempt_always_ends_and_tells_the_client_at_most_once(
     outcome = run.relay.outcome
     assert outcome is not None, "every attempt has an outcome"
     terminals = [kind for kind in map(kind_of, run.given_out) if kind in TERMINALS]
-    assert len(terminals) == isinstance(outcome, Finished), "only a finished one has a terminal"
-    if isinstance(outcome, Finished):
+    assert len(terminals) == isinstance(outcome, FinishedResponse), (
+        "only a finished one has a terminal"
+    )
+    if isinstance(outcome, FinishedResponse):
         assert kind_of(run.given_out[-1]) == f"response.{outcome.status}"
-    elif isinstance(outcome, Broken):
+    elif isinstance(outcome, BrokenResponse):
         assert run.relay.released, "broken is what the client saw a part of"
 
 
@@ -156,7 +164,7 @@ def test_what_ends_before_output_was_never_seen(
     batches: list[list[ServerSentEvent]], chained_to: str | None
 ) -> None:
     run = Run(batches, chained_to)
-    if isinstance(run.relay.outcome, (Refused, NotContinued)):
+    if isinstance(run.relay.outcome, (RefusedResponse, UnchainedResponse)):
         assert run.given_out == [], "a refused attempt leaves no trace"
     assert not run.first or any(kind_of(payload) not in NO_OUTPUT for payload in run.first), (
         "nothing is given out before there is output or an end"
@@ -171,7 +179,7 @@ def test_payloads_are_the_upstreams_bytes_in_their_order(
     sent = [event.data for batch in batches for event in batch]
     rest = iter(sent)
     body = [payload for payload in run.given_out if payload in sent or not is_made(payload)]
-    if isinstance(run.relay.outcome, Finished):
+    if isinstance(run.relay.outcome, FinishedResponse):
         while body and body[-1] not in sent:
             body.pop()  # the terminal where it was mended, and what it announced
     assert all(payload in rest for payload in body), "verbatim, in order, none twice"

@@ -14,8 +14,8 @@ from gateway.protocol.upstream_request import UpstreamRequest
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.bindings import Bindings
-from gateway.routing.pool import Pool
-from gateway.routing.selection import Choice, Nobody, Wanted
+from gateway.routing.pool import AccountPool
+from gateway.routing.selection import NoAccount, RouteRequest, Selection
 from gateway.upstream.interface import CallReceiver, Receiver, UpstreamCall
 
 MODEL = "gpt-5"
@@ -42,9 +42,9 @@ def thread(value: str) -> AffinityKey:
     return AffinityKey("thread", "laptop", value)
 
 
-def wanted(key: str | None = None, model: str | None = MODEL, **members: Any) -> Wanted:
+def wanted(key: str | None = None, model: str | None = MODEL, **members: Any) -> RouteRequest:
     """A conversation of its own, unless ``key`` names one."""
-    return Wanted(model, [thread(key or f"another {next(_others)}")], **members)
+    return RouteRequest(model, [thread(key or f"another {next(_others)}")], **members)
 
 
 class Basin:
@@ -56,7 +56,9 @@ class Basin:
         given = accounts or {}
         self.accounts = {name: self.account(name, **given.get(name, {})) for name in names}
         self.bindings = Bindings(1000, 1e9, self.clock.seconds)
-        self.pool = Pool(list(self.accounts.values()), self.bindings, RoutingSettings(**routing))
+        self.pool = AccountPool(
+            list(self.accounts.values()), self.bindings, RoutingSettings(**routing)
+        )
 
     @property
     def now(self) -> float:
@@ -70,12 +72,12 @@ class Basin:
 
     def ask(
         self, key: str | None = None, tried: Collection[str] = (), **members: Any
-    ) -> Choice | Nobody:
+    ) -> Selection | NoAccount:
         """What the pool says; whoever is chosen answers, and is busy for no time at all."""
         answer = self.pool.choose(wanted(key, **members), tried)
-        if isinstance(answer, Choice):
-            answer.reservation.acknowledged()
-            answer.reservation.release()
+        if isinstance(answer, Selection):
+            answer.lease.acknowledged()
+            answer.lease.release()
         return answer
 
     def home(self, key: AffinityKey) -> str | None:
@@ -88,13 +90,15 @@ class Basin:
     ) -> tuple[str, str]:
         """Where a turn goes, and by which rule."""
         answer = self.ask(key, tried, **members)
-        assert isinstance(answer, Choice), f"expected the pool to name an account, got {answer}"
+        assert isinstance(answer, Selection), f"expected the pool to name an account, got {answer}"
         return answer.account.name, answer.rule
 
-    def nobody(self, key: str | None = None, tried: Collection[str] = (), **members: Any) -> Nobody:
+    def nobody(
+        self, key: str | None = None, tried: Collection[str] = (), **members: Any
+    ) -> NoAccount:
         """Why a turn goes nowhere."""
         answer = self.ask(key, tried, **members)
-        assert isinstance(answer, Nobody), f"expected the pool to name nobody, got {answer}"
+        assert isinstance(answer, NoAccount), f"expected the pool to name nobody, got {answer}"
         return answer
 
     def fails(

@@ -8,15 +8,15 @@ import pytest
 from msgspec import structs
 
 from gateway.routing.account import Account
-from gateway.routing.lease import Reservation
-from gateway.routing.selection import Choice
+from gateway.routing.lease import Lease
+from gateway.routing.selection import Selection
 from tests.routing.pools import Basin, wanted
 
 
-def place(basin: Basin) -> Reservation:
+def place(basin: Basin) -> Lease:
     choice = basin.pool.choose(wanted())
-    assert isinstance(choice, Choice), f"expected a place, got {choice}"
-    return choice.reservation
+    assert isinstance(choice, Selection), f"expected a place, got {choice}"
+    return choice.lease
 
 
 def reloaded(basin: Basin, **settings: Any) -> Account:
@@ -24,7 +24,7 @@ def reloaded(basin: Basin, **settings: Any) -> Account:
     [former] = basin.pool.accounts
     account = basin.account("a", **settings)
     account.succeed(former)
-    basin.pool.arrange([account], basin.pool.routing)
+    basin.pool.reconfigure([account], basin.pool.routing)
     return account
 
 
@@ -78,6 +78,6 @@ def test_another_credential_begins_anew() -> None:
     about = structs.replace(former.settings, key="sk-another")
     account = Account(about, former.upstream, basin.clock.seconds)
     account.succeed(former)
-    basin.pool.arrange([account], basin.pool.routing)
+    basin.pool.reconfigure([account], basin.pool.routing)
     place(basin).release()
     held.release()

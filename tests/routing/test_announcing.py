@@ -6,8 +6,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.routing.announcing import Announcer
-from gateway.routing.health import Health
+from gateway.routing.announcing import HealthAnnouncer
+from gateway.routing.health import AccountHealth
 
 
 class Told:
@@ -16,7 +16,7 @@ class Told:
     def __init__(self) -> None:
         self.clock = Clock()
         self.clock.advance(1_800_000_000)
-        self.health = Health(self.clock.seconds, 600.0, lambda: 0.0, Announcer("east"))
+        self.health = AccountHealth(self.clock.seconds, 600.0, lambda: 0.0, HealthAnnouncer("east"))
 
     def refused(self, kind: FaultKind, seconds: float | None = None) -> list[tuple[str, str]]:
         """The lines of one refused turn."""

@@ -280,7 +280,7 @@ def test_what_any_tenant_left_is_swept_out(clock: Now, bindings: Bindings) -> No
 def test_a_smaller_bound_holds_at_once(clock: Now, bindings: Bindings) -> None:
     for number in range(10):
         bindings.bind(key(str(number)), "a")
-    bindings.arrange(3, 60.0)
+    bindings.reconfigure(3, 60.0)
     assert [value for value in range(10) if bindings.look(key(str(value)))] == [7, 8, 9]
 
 

@@ -20,7 +20,7 @@ from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.bindings import Bindings
 from gateway.routing.strategies import strategy
-from gateway.routing.wait_queue import WaitingRoom
+from gateway.routing.wait_queue import WaitQueue
 from tests.routing.figures import account
 from tests.routing.pools import Basin
 from tests.support.steps import steps_of
@@ -157,7 +157,7 @@ def test_passing_over_the_used_up_costs_less_than_asking_everybody(name: str, sp
 
 
 def test_waking_a_full_room_in_vain_costs_little(pool: tuple[Account, ...]) -> None:
-    room = WaitingRoom(Clock(), 1000)
+    room = WaitQueue(Clock(), 1000)
     offers = 0
 
     def retry() -> bool:

@@ -7,7 +7,7 @@ import pytest
 from gateway.protocol.error_classification import FaultKind
 from gateway.routing.bindings import opaque_id
 from gateway.routing.explanation import explain
-from gateway.routing.selection import Choice
+from gateway.routing.selection import Selection
 from tests.routing.pools import Basin, thread, wanted
 
 
@@ -33,9 +33,9 @@ def test_of_several_priorities_an_explanation_tells_the_lowest(
     left = [name for name in "bacd" if name not in paused and not (moves and name == "b")]
     left = left or (["b"] if moves and "b" not in paused else [])
     if not left:
-        assert (told.account, isinstance(done, Choice)) == (None, False)
+        assert (told.account, isinstance(done, Selection)) == (None, False)
         return
-    assert isinstance(done, Choice)
+    assert isinstance(done, Selection)
     assert done.account.name == left[0]
     assert done.rule == told.rule
     if left == ["c", "d"]:
@@ -74,7 +74,7 @@ def test_who_waits_and_for_whom_is_told_as_the_pool_tells_it() -> None:
         told, done = explain(basin.pool, asked), basin.pool.choose(asked)
         assert (told.account, told.among) == (None, ())
         assert (told.rule, told.waits_for) == (rule, waits_for)
-        assert not isinstance(done, Choice)
+        assert not isinstance(done, Selection)
         assert done.waits_for == waits_for
 
 

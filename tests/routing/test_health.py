@@ -15,12 +15,12 @@ from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.routing.health import (
     MAX_MODELS,
+    AccountHealth,
     AccountState,
-    Health,
     Permit,
     Unavailable,
 )
-from gateway.routing.wish import WISHES, Wish
+from gateway.routing.wish import WISHES, AdminState
 from tests.support.steps import steps_of
 
 START = 1_795_000_000.0
@@ -37,7 +37,7 @@ class Bench:
     def __init__(self) -> None:
         self.now = START
         self.jitter = 0.0
-        self.health = Health(lambda: self.now, MAX, lambda: self.jitter)
+        self.health = AccountHealth(lambda: self.now, MAX, lambda: self.jitter)
 
     def fault(self, kind: FaultKind, retry_in: float | None = None) -> Fault:
         return Fault(
@@ -492,8 +492,8 @@ def test_disabled_outranks_draining(bench: Bench) -> None:
 
 @pytest.mark.parametrize("action", sorted(WISHES))
 def test_actions_that_do_not_fit_change_nothing(bench: Bench, action: str) -> None:
-    for wish in Wish:
-        assert WISHES[action].get(wish, wish) in Wish
+    for wish in AdminState:
+        assert WISHES[action].get(wish, wish) in AdminState
     getattr(bench.health, action)()
     since = snapshot(bench)["since"]
     bench.now += 5

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.routing.cooldown import Rest
+from gateway.routing.cooldown import Cooldown
 from gateway.routing.health import (
+    AccountHealth,
     AccountState,
-    Health,
     Permit,
 )
-from gateway.routing.wish import WISHES, Wish
+from gateway.routing.wish import WISHES, AdminState
 
 START = 1_795_000_000.0
 MAX = 600.0
@@ -41,7 +41,7 @@ class Heard:
     def __init__(self) -> None:
         self.resting: set[str | None] = set()
 
-    def rests(self, rest: Rest, model: str | None, again: bool) -> None:
+    def rests(self, rest: Cooldown, model: str | None, again: bool) -> None:
         assert not again or model in self.resting, "it was never told before"
         self.resting.add(model)
 
@@ -58,10 +58,10 @@ class Machine(RuleBasedStateMachine):
         self.now = START
         self.jitter = 0.5
         self.heard = Heard()
-        self.health = Health(lambda: self.now, MAX, lambda: self.jitter, self.heard)
+        self.health = AccountHealth(lambda: self.now, MAX, lambda: self.jitter, self.heard)
         #: Permit, model, and whether it may end a rest that was promised.
         self.running: list[tuple[Permit, str | None, bool]] = []
-        self.wish = Wish.SERVE
+        self.wish = AdminState.SERVE
         #: Until when each model must not be used, as the account last said.
         self.promised: dict[str | None, float] = {}
 
@@ -149,7 +149,7 @@ class Machine(RuleBasedStateMachine):
         self.health.clear()
         self.promised.clear()
         served = self.health.unavailable("m") is None
-        assert served is (self.wish is Wish.SERVE), "nothing is wrong with it any more"
+        assert served is (self.wish is AdminState.SERVE), "nothing is wrong with it any more"
 
     @invariant()
     def nobody_is_asked_before_time(self) -> None:
@@ -172,7 +172,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def what_the_operator_took_out_serves_nothing(self) -> None:
-        if self.wish is not Wish.SERVE:
+        if self.wish is not AdminState.SERVE:
             assert self.health.unavailable("m") is not None
             assert self.health.blocked_until == math.inf
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.routing.lease import Reservation
-from gateway.routing.selection import Choice
+from gateway.routing.lease import Lease
+from gateway.routing.selection import Selection
 from tests.routing.pools import Basin, wanted
 
 BROKEN = Fault(FaultKind.SERVICE, "502 the answer broke off")
 
 
-def place(basin: Basin) -> Reservation:
+def place(basin: Basin) -> Lease:
     choice = basin.pool.choose(wanted())
-    assert isinstance(choice, Choice)
-    return choice.reservation
+    assert isinstance(choice, Selection)
+    return choice.lease
 
 
-def taken_up(basin: Basin) -> Reservation:
+def taken_up(basin: Basin) -> Lease:
     taken = place(basin)
     taken.acknowledged()
     return taken

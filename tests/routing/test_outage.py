@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.routing.selection import Choice
+from gateway.routing.selection import Selection
 from tests.routing.pools import MODEL, Basin, thread, wanted
 
 BROKEN = Fault(FaultKind.SERVICE, "502 the upstream could not be reached")
@@ -13,9 +13,9 @@ BROKEN = Fault(FaultKind.SERVICE, "502 the upstream could not be reached")
 
 def turn_fails(basin: Basin) -> None:
     choice = basin.pool.choose(wanted())
-    if isinstance(choice, Choice):
-        choice.reservation.refused(BROKEN)
-        choice.reservation.release()
+    if isinstance(choice, Selection):
+        choice.lease.refused(BROKEN)
+        choice.lease.release()
 
 
 def outage(basin: Basin, seconds: int) -> None:
@@ -29,7 +29,7 @@ def test_after_an_outage_of_all_a_turn_goes_through_within_seconds(names: str) -
     basin = Basin(*names)
     outage(basin, 1800)
     for _ in range(11):
-        if isinstance(basin.ask(), Choice):
+        if isinstance(basin.ask(), Selection):
             return
         basin.clock.advance(1.0)
     raise AssertionError("the network is back, and nobody is asked")
@@ -38,7 +38,7 @@ def test_after_an_outage_of_all_a_turn_goes_through_within_seconds(names: str) -
 def test_a_turn_that_waits_knows_that_it_is_not_for_long() -> None:
     basin = Basin("a", "b")
     outage(basin, 600)
-    if isinstance(basin.ask(), Choice):
+    if isinstance(basin.ask(), Selection):
         turn_fails(basin)
     turn_fails(basin)
     free_at = basin.nobody().free_at
@@ -51,13 +51,13 @@ def test_while_another_works_a_broken_service_is_left_alone() -> None:
     asked = 0
     for _ in range(1800):
         held = basin.pool.choose(wanted())
-        assert isinstance(held, Choice)
+        assert isinstance(held, Selection)
         if held.account.name == "a":
             asked += 1
-            held.reservation.refused(BROKEN)
+            held.lease.refused(BROKEN)
         else:
             basin.ask()  # the other one is busy now; that is no outage
-        held.reservation.release()
+        held.lease.release()
         basin.clock.advance(1.0)
     assert asked < 20
 

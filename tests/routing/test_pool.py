@@ -13,7 +13,7 @@ from gateway.config import RoutingSettings
 from gateway.config.settings import Strategy as StrategyName
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.health import AccountState
-from gateway.routing.selection import Choice, Nobody, Wanted
+from gateway.routing.selection import NoAccount, RouteRequest, Selection
 from tests.routing.pools import MODEL, Basin, thread, wanted
 
 STRATEGIES = get_args(StrategyName)
@@ -115,7 +115,7 @@ def test_the_strongest_name_wins_in_the_order_of_law_8(basin: Basin) -> None:
     ):
         basin.bindings.bind(thread("t"), "c")
         choice = basin.pool.choose(strongest)
-        assert isinstance(choice, Choice)
+        assert isinstance(choice, Selection)
         assert (choice.account.name, choice.rule) == named
 
 
@@ -123,11 +123,11 @@ def test_a_stronger_key_wins_and_the_lasting_one_is_bound(basin: Basin) -> None:
     state = thread("x")._replace(rule="turn state")
     basin.bindings.bind(state, "c")
     basin.bindings.bind(thread("t"), "b")
-    choice = basin.pool.choose(Wanted(MODEL, [state, thread("t")]))
-    assert isinstance(choice, Choice)
+    choice = basin.pool.choose(RouteRequest(MODEL, [state, thread("t")]))
+    assert isinstance(choice, Selection)
     assert (choice.account.name, choice.rule) == ("c", "turn state")
     assert basin.home(thread("t")) == "b", "nobody has answered there yet"
-    choice.reservation.acknowledged()
+    choice.lease.acknowledged()
     assert basin.home(thread("t")) == "c", "the conversation moved along"
 
 
@@ -142,7 +142,7 @@ def test_a_conversation_outlives_the_reload_that_keeps_its_account(basin: Basin)
     assert basin.goes("t1")[0] == "a"
     assert basin.goes("t2")[0] == "b"
     left = [basin.accounts[name] for name in ("c", "b")]
-    basin.pool.arrange(left, RoutingSettings(strategy="fill-first"))
+    basin.pool.reconfigure(left, RoutingSettings(strategy="fill-first"))
     assert basin.goes("t2") == ("b", "thread")
     assert basin.goes("t1") == ("c", "fill-first"), "its account is gone: a new home"
     assert basin.goes("t1") == ("c", "thread")
@@ -153,7 +153,7 @@ def test_a_conversation_outlives_the_reload_that_keeps_its_account(basin: Basin)
 def test_a_reload_takes_new_models_at_once(basin: Basin) -> None:
     assert basin.goes(model="o3")[0] == "a"
     only_c = [basin.account(name, models=("gpt-*",)) for name in "ab"] + [basin.accounts["c"]]
-    basin.pool.arrange(only_c, RoutingSettings())
+    basin.pool.reconfigure(only_c, RoutingSettings())
     assert {basin.goes(model="o3")[0] for _ in range(3)} == {"c"}
 
 
@@ -216,7 +216,7 @@ def test_who_is_away_when_the_rule_becomes_stay_remains_where_it_is(basin: Basin
     basin.goes("t1")
     basin.fails("a")
     basin.goes("t1")
-    basin.pool.arrange(basin.pool.accounts, RoutingSettings(return_to="stay"))
+    basin.pool.reconfigure(basin.pool.accounts, RoutingSettings(return_to="stay"))
     basin.clock.advance(40)
     assert basin.goes("t1", holder="b")[0] == "b"
 
@@ -319,7 +319,7 @@ def test_an_account_that_never_takes_such_turns_is_not_waited_for(loss: str) -> 
 def test_an_account_that_is_gone_is_not_waited_for() -> None:
     basin = Basin("a", "b", on_account_loss="wait")
     basin.goes("t1")
-    basin.pool.arrange([basin.accounts["b"]], RoutingSettings(on_account_loss="wait"))
+    basin.pool.reconfigure([basin.accounts["b"]], RoutingSettings(on_account_loss="wait"))
     assert basin.goes("t1")[0] == "b"
 
 
@@ -381,15 +381,15 @@ def test_an_account_that_is_not_enabled_takes_nothing() -> None:
 # --- explanations --------------------------------------------------------------------
 
 
-def others(answer: Choice | Nobody) -> dict[str, str]:
-    assert isinstance(answer, Choice), f"expected a choice, got {answer}"
+def others(answer: Selection | NoAccount) -> dict[str, str]:
+    assert isinstance(answer, Selection), f"expected a choice, got {answer}"
     return dict(answer.others)
 
 
 def test_a_choice_says_why_the_others_were_not_chosen(basin: Basin) -> None:
     basin.fails("b", why="429 slow down")
     answer = basin.ask("t1", ["c"])
-    assert isinstance(answer, Choice)
+    assert isinstance(answer, Selection)
     assert (answer.account.name, answer.candidates) == ("a", 3)
     assert others(answer) == {"b": "429 slow down", "c": "refused this turn"}
     assert others(basin.ask("t1")) == {"b": "429 slow down", "c": "another was named"}
@@ -413,16 +413,16 @@ def test_a_choice_takes_its_place_at_once() -> None:
     """No herd: who asks next sees the place taken."""
     narrow = Basin("a", "b", accounts={"a": {"max_in_flight": 1}, "b": {"max_in_flight": 1}})
     first, second = narrow.pool.choose(wanted()), narrow.pool.choose(wanted())
-    assert isinstance(first, Choice)
-    assert isinstance(second, Choice)
+    assert isinstance(first, Selection)
+    assert isinstance(second, Selection)
     assert {first.account.name, second.account.name} == {"a", "b"}
     full = narrow.nobody()
     assert {reason.why for reason in full.reasons} == {"max_in_flight is reached"}
     assert full.free_at is None, "nobody knows when a turn ends"
     freed: list[int] = []
     narrow.pool.released = lambda: freed.append(second.account.in_flight)
-    second.reservation.release()
-    second.reservation.release()
+    second.lease.release()
+    second.lease.release()
     assert freed == [0], "told once, when the place was free already"
     assert narrow.pool.choose(wanted()).account is second.account  # type: ignore[union-attr]
 
@@ -434,8 +434,8 @@ def test_a_place_that_becomes_free_is_taken_at_once(name: str) -> None:
     held = {}
     for _ in range(3):
         answer = basin.pool.choose(wanted())
-        assert isinstance(answer, Choice)
-        held[answer.account.name] = answer.reservation
+        assert isinstance(answer, Selection)
+        held[answer.account.name] = answer.lease
     basin.nobody()
     basin.nobody(model="o3")
     held["b"].release()
@@ -461,10 +461,10 @@ def test_after_a_rest_one_probe_goes_alone(name: str) -> None:
     basin.fails("a", seconds=5.0, kind=FaultKind.EXHAUSTED)
     basin.clock.advance(20)
     probe = basin.pool.choose(wanted())
-    assert isinstance(probe, Choice), "its rest is over"
+    assert isinstance(probe, Selection), "its rest is over"
     assert "probe" in basin.nobody().reasons[0].why
-    probe.reservation.acknowledged()
-    probe.reservation.release()
+    probe.lease.acknowledged()
+    probe.lease.release()
     assert basin.goes()[0] == "a"
 
 
@@ -473,8 +473,8 @@ def test_a_probe_that_leaves_without_an_answer_lets_another_try() -> None:
     alone.fails("a", seconds=5.0)
     alone.clock.advance(20)
     probe = alone.pool.choose(wanted())
-    assert isinstance(probe, Choice)
-    probe.reservation.release()
+    assert isinstance(probe, Selection)
+    probe.lease.release()
     alone.clock.advance(5)
     assert alone.goes()[0] == "a"
 
@@ -523,9 +523,9 @@ def test_whatever_is_wanted_a_fit_account_is_found_if_there_is_one(
         fit = {"a", "b"} - tried
         if pin is not None:
             fit &= {pin}
-        assert isinstance(answer, Choice) == bool(fit)
-        assert isinstance(answer, Nobody) or answer.account.name in fit
-        if isinstance(answer, Choice) and holder in fit:
+        assert isinstance(answer, Selection) == bool(fit)
+        assert isinstance(answer, NoAccount) or answer.account.name in fit
+        if isinstance(answer, Selection) and holder in fit:
             assert answer.account.name == holder
 
 
@@ -536,7 +536,7 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         limits: dict[str, Any] = {"a": {"max_in_flight": 2}, "b": {"requests_per_minute": 30}}
         self.basin = Basin(*"abcd", accounts=limits)
-        self.running: list[tuple[str, Choice]] = []
+        self.running: list[tuple[str, Selection]] = []
         #: Who answered each first.
         self.home: dict[str, str] = {}
         self.latest: dict[str, str] = {}
@@ -555,7 +555,7 @@ class PoolMachine(RuleBasedStateMachine):
         }
         holder = self.latest.get(key)
         answer = pool.choose(wanted(key, holder=holder), tried)
-        if isinstance(answer, Nobody):
+        if isinstance(answer, NoAccount):
             assert not free, f"{free} could have taken the turn"
             return
         name = answer.account.name
@@ -576,11 +576,11 @@ class PoolMachine(RuleBasedStateMachine):
     def end(self, how: Any, data: Any) -> None:
         key, choice = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         if how == "acknowledged":
-            choice.reservation.acknowledged()
+            choice.lease.acknowledged()
             self.home.setdefault(key, choice.account.name)
         elif how != "cancelled":
-            choice.reservation.refused(Fault(how, "as drawn", self.basin.now + 10))
-        choice.reservation.release()
+            choice.lease.refused(Fault(how, "as drawn", self.basin.now + 10))
+        choice.lease.release()
 
     @rule(seconds=st.sampled_from([0.2, 3.0, 30.0, 700.0]))
     def time_passes(self, seconds: float) -> None:

@@ -20,8 +20,8 @@ from gateway.config.settings import LossRule, ReturnRule, Strategy
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.routing.account import Account
-from gateway.routing.explanation import Explanation, explain
-from gateway.routing.selection import Choice, Nobody, Wanted
+from gateway.routing.explanation import DryRun, explain
+from gateway.routing.selection import NoAccount, RouteRequest, Selection
 from tests.routing.pools import Basin, wanted
 
 NAMES = "abc"
@@ -48,9 +48,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.basin = Basin(*NAMES, accounts=dict(zip(NAMES, limits, strict=True)))
         routing = RoutingSettings(strategy=strategy, on_account_loss=loss, return_to=returns)
         self.pool = self.basin.pool
-        self.pool.arrange(self.pool.accounts, routing)
+        self.pool.reconfigure(self.pool.accounts, routing)
         self.everybody = list(self.pool.accounts)
-        self.held: list[Choice] = []
+        self.held: list[Selection] = []
 
     # --- turns -------------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ class PoolMachine(RuleBasedStateMachine):
         if foretold is not None:
             self.check_what_was_foretold(foretold, choice)
         free = about["pinned_to"] is None and self.pool.routing.on_account_loss == "move"
-        if isinstance(choice, Choice):
+        if isinstance(choice, Selection):
             self.held.append(choice)
             name = choice.account.name
             assert choice.account in able or self.hurried(choice.account), f"{name} cannot serve"
@@ -96,17 +96,17 @@ class PoolMachine(RuleBasedStateMachine):
         """Whether its rest was ended because nobody was left: then this turn is the probe."""
         return account.health._rests["service"].breaker.state is BreakerState.PROBING
 
-    def foretell(self, asked: Wanted) -> Explanation:
+    def foretell(self, asked: RouteRequest) -> DryRun:
         bindings = list(self.pool.bindings.items(100))
         before = [(identity, structs.replace(binding)) for identity, binding in bindings]
         found = explain(self.pool, asked)
         assert list(self.pool.bindings.items(100)) == before, "a dry run has changed a binding"
         return found
 
-    def check_what_was_foretold(self, foretold: Explanation, choice: Choice | Nobody) -> None:
+    def check_what_was_foretold(self, foretold: DryRun, choice: Selection | NoAccount) -> None:
         """A dry run tells where the next turn would go; one that finds nobody may end rests."""
         names = foretold.among if foretold.account is None else (foretold.account,)
-        if isinstance(choice, Nobody):
+        if isinstance(choice, NoAccount):
             assert not names, f"{foretold} was foretold"
             assert foretold.waits_for == choice.waits_for
         elif names:
@@ -130,14 +130,14 @@ class PoolMachine(RuleBasedStateMachine):
     def a_turn_ends(
         self, which: int, begins: bool, kind: FaultKind | None, ahead: float | None
     ) -> None:
-        reservation = self.held.pop(which % len(self.held)).reservation
+        lease = self.held.pop(which % len(self.held)).lease
         if begins:
-            reservation.acknowledged()
+            lease.acknowledged()
         if kind is not None:
             at = None if ahead is None else self.basin.now + ahead
-            reservation.refused(Fault(kind, "why", at))
-        reservation.release()
-        reservation.release()
+            lease.refused(Fault(kind, "why", at))
+        lease.release()
+        lease.release()
 
     @rule(
         name=st.sampled_from(NAMES),
@@ -169,7 +169,7 @@ class PoolMachine(RuleBasedStateMachine):
         account = self.basin.account(name, **limits)
         account.succeed(former)
         self.everybody.append(account)
-        self.pool.arrange(
+        self.pool.reconfigure(
             [account if each is former else each for each in self.pool.accounts], self.pool.routing
         )
 
@@ -195,7 +195,7 @@ class PoolMachine(RuleBasedStateMachine):
         if not hasattr(self, "held"):
             return
         for choice in self.held:
-            choice.reservation.release()
+            choice.lease.release()
         for each in self.pool.accounts:
             each.health.enable()
             each.health.resume()

@@ -10,8 +10,8 @@ from gateway.config.settings import Strategy
 from gateway.protocol.error_classification import FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.routing.explanation import explain
-from gateway.routing.quotas import Quotas
-from gateway.routing.selection import Choice
+from gateway.routing.quotas import AccountQuotas
+from gateway.routing.selection import Selection
 from tests.routing.pools import MODEL, Basin, wanted
 from tests.support.now import Now
 
@@ -25,8 +25,8 @@ def clock() -> Now:
 
 
 @pytest.fixture
-def quotas(clock: Now) -> Quotas:
-    return Quotas(clock, 600.0)
+def quotas(clock: Now) -> AccountQuotas:
+    return AccountQuotas(clock, 600.0)
 
 
 def window(name: str = "codex primary", percent: float = 100.0, **more: Any) -> QuotaWindow:
@@ -45,7 +45,7 @@ def window(name: str = "codex primary", percent: float = 100.0, **more: Any) -> 
     ],
 )
 def test_what_is_used_up_is_so_until_it_resets(
-    quotas: Quotas, clock: Now, told: QuotaWindow
+    quotas: AccountQuotas, clock: Now, told: QuotaWindow
 ) -> None:
     assert not quotas.spent
     quotas.observe([told])
@@ -68,13 +68,13 @@ def test_what_is_used_up_is_so_until_it_resets(
     ],
 )
 def test_what_has_room_or_no_end_or_is_of_one_model_counts_for_nothing(
-    quotas: Quotas, told: QuotaWindow
+    quotas: AccountQuotas, told: QuotaWindow
 ) -> None:
     quotas.observe([told])
     assert not quotas.spent
 
 
-def test_the_last_word_of_each_window_counts(quotas: Quotas) -> None:
+def test_the_last_word_of_each_window_counts(quotas: AccountQuotas) -> None:
     quotas.observe([window(), window("codex secondary", 10.0)])
     quotas.observe([])
     quotas.observe([window("codex secondary", 11.0)])
@@ -83,7 +83,7 @@ def test_the_last_word_of_each_window_counts(quotas: Quotas) -> None:
     assert not quotas.spent
 
 
-def test_it_is_believed_no_longer_than_a_rest_may_last(quotas: Quotas, clock: Now) -> None:
+def test_it_is_believed_no_longer_than_a_rest_may_last(quotas: AccountQuotas, clock: Now) -> None:
     quotas.observe([window(resets_at=START + 6 * 86_400)])
     clock.now += 599
     assert quotas.spent
@@ -95,7 +95,7 @@ def test_it_is_believed_no_longer_than_a_rest_may_last(quotas: Quotas, clock: No
     assert not quotas.spent, "the clock was set back"
 
 
-def test_the_operator_may_doubt_it(quotas: Quotas) -> None:
+def test_the_operator_may_doubt_it(quotas: AccountQuotas) -> None:
     quotas.observe([window()])
     quotas.doubt()
     assert not quotas.spent
@@ -104,7 +104,7 @@ def test_the_operator_may_doubt_it(quotas: Quotas) -> None:
 # --- what is shown -------------------------------------------------------------------
 
 
-def test_what_is_past_its_reset_is_shown_anew(quotas: Quotas, clock: Now) -> None:
+def test_what_is_past_its_reset_is_shown_anew(quotas: AccountQuotas, clock: Now) -> None:
     quotas.observe(
         [window(), QuotaWindow("requests", None, 0.0, 60.0, START + 1), QuotaWindow("tokens")]
     )
@@ -117,7 +117,7 @@ def test_what_is_past_its_reset_is_shown_anew(quotas: Quotas, clock: Now) -> Non
     assert tokens == QuotaWindow("tokens")._asdict()
 
 
-def test_of_many_names_the_latest_are_remembered(quotas: Quotas) -> None:
+def test_of_many_names_the_latest_are_remembered(quotas: AccountQuotas) -> None:
     quotas.observe(QuotaWindow(f"nonsense {number}") for number in range(1000))
     quotas.observe([window()])
     names = [each["name"] for each in quotas.shown()]
@@ -166,10 +166,10 @@ def test_nobody_is_refused_for_it(strategy: str) -> None:
     basin = Basin("a", "b", "c", accounts={"c": {"max_in_flight": 1}}, strategy=strategy)
     use_up(basin, "a", "b")
     held = basin.pool.choose(wanted())
-    assert isinstance(held, Choice)
+    assert isinstance(held, Selection)
     assert held.account.name == "c"
     assert basin.goes()[0] in "ab", "who has room is full"
-    held.reservation.release()
+    held.lease.release()
     basin.clock.advance(1)
     assert basin.goes()[0] == "c"
     assert basin.goes(tried=["c"])[0] in "ab", "who has room refused the turn"
@@ -197,7 +197,7 @@ def test_why_it_is_passed_over_is_told() -> None:
     basin = Basin("a", "b", "c")
     use_up(basin, "a")
     choice = basin.ask()
-    assert isinstance(choice, Choice)
+    assert isinstance(choice, Selection)
     assert dict(choice.others)["a"] == "a quota of it is used up"
     dry = explain(basin.pool, wanted())
     assert dry.among == ("b", "c")

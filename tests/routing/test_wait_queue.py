@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from gateway.routing.wait_queue import Ticket, WaitingRoom
+from gateway.routing.wait_queue import WaitQueue, WaitTicket
 
 
 class Turns:
@@ -18,7 +18,7 @@ class Turns:
 
     def __init__(self, max_waiting: int = 100) -> None:
         self.clock = Clock()
-        self.room = WaitingRoom(self.clock, max_waiting)
+        self.room = WaitQueue(self.clock, max_waiting)
         self.free: dict[Hashable, int] = {}
         self.served: list[str] = []
         self.gave_up: list[str] = []
@@ -31,7 +31,7 @@ class Turns:
         seconds: float = 15.0,
         model: Hashable = "m",
         then: Callable[[], object] = lambda: None,
-    ) -> Ticket | None:
+    ) -> WaitTicket | None:
         def retry() -> bool:
             self.offers += 1
             if not self.free.get(model):
@@ -241,10 +241,10 @@ def test_who_fills_the_room_makes_room_for_others() -> None:
 
 def test_what_follows_a_turn_that_made_room_does_not_take_it_back() -> None:
     """The next turn of a connection starts as the one before it gives up."""
-    room = WaitingRoom(Clock(), 2)
+    room = WaitQueue(Clock(), 2)
     refused: list[str] = []
 
-    def waits(name: str, tenant: str, left: int = 0) -> Ticket | None:
+    def waits(name: str, tenant: str, left: int = 0) -> WaitTicket | None:
         def gave_up() -> None:
             if left and waits(f"{name}+", tenant, left - 1) is None:
                 refused.append(f"{name}+")
@@ -287,7 +287,7 @@ def test_what_a_try_makes_free_goes_to_who_was_refused_before(turns: Turns) -> N
 
 
 def test_a_try_may_make_others_leave(turns: Turns) -> None:
-    tickets: list[Ticket | None] = []
+    tickets: list[WaitTicket | None] = []
 
     def leave() -> None:
         for ticket in tickets:
@@ -410,7 +410,7 @@ def test_every_turn_that_waits_comes_to_one_end(
     steps: list[tuple[str, object, object]], bound: int
 ) -> None:
     turns = Turns(max_waiting=bound)
-    tickets: list[tuple[str, Ticket]] = []
+    tickets: list[tuple[str, WaitTicket]] = []
     left: set[str] = set()
     for number, (step, one, other) in enumerate(steps):
         if step == "wait":

@@ -11,12 +11,12 @@ import txaio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api_keys.keys import Tenants
+from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings, LimitSettings
 from gateway.protocol.errors import ApiError
 from gateway.server import front
-from gateway.server.connections import Admission
-from gateway.server.http_request import HttpRequest
+from gateway.server.connections import ConnectionLimiter
+from gateway.server.http_request import ClientRequest
 from gateway.server.websocket import ResponsesProtocol
 from gateway.sockets import OpenFiles
 from tests.server.http.stage import Client, House
@@ -34,9 +34,9 @@ class Held:
     """A handler that answers nobody before it is told to."""
 
     def __init__(self) -> None:
-        self.requests: list[HttpRequest] = []
+        self.requests: list[ClientRequest] = []
 
-    def __call__(self, request: HttpRequest, tenant: str) -> None:
+    def __call__(self, request: ClientRequest, tenant: str) -> None:
         self.requests.append(request)
 
 
@@ -146,7 +146,7 @@ def test_the_operator_says_how_many_a_key_may_have(build: Callable[..., Hotel]) 
 def test_by_default_a_key_may_have_half_of_all_unless_it_is_alone(
     keys: list[str], share: int
 ) -> None:
-    tenants = Tenants([KeySettings(name=name, key=name) for name in keys], lambda: 0.0)
+    tenants = KeyRing([KeySettings(name=name, key=name) for name in keys], lambda: 0.0)
     name = keys[0] if keys else "everybody"
     tenant = tenants.tenant_of({"authorization": f"Bearer {name}"}, "")
     assert tenants.max_connections(tenant, 9) == share
@@ -165,7 +165,7 @@ def test_who_rests_between_requests_goes_first(build: Callable[..., Hotel]) -> N
     assert not newcomer.is_closed
     assert not busy.is_closed
     assert is_open(websocket)
-    assert len(hotel.admission) == 4
+    assert len(hotel.limiter) == 4
 
 
 def test_at_its_own_bound_a_key_makes_room_for_itself(build: Callable[..., Hotel]) -> None:
@@ -261,8 +261,8 @@ def test_a_quarter_of_the_files_is_kept_for_others(monkeypatch: pytest.MonkeyPat
 
 
 class Guest:
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
+    def __init__(self, limiter: ConnectionLimiter) -> None:
+        self._limiter = limiter
 
     def drain(self) -> None:
         """It would close."""
@@ -282,26 +282,26 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_whatever_guests_do_they_are_counted_as_what_they_are(steps: list[tuple[str, int]]) -> None:
-    admission = Admission(4)
-    guests = [Guest(admission) for _ in range(6)]
-    inside = admission.of_kind
+    limiter = ConnectionLimiter(4)
+    guests = [Guest(limiter) for _ in range(6)]
+    inside = limiter.of_kind
     for step, number in steps:
         guest = guests[number]
         what, _, key = step.partition(" ")
         is_in = guest in inside(Guest)
         with suppress(ApiError):
             if what == "enter":
-                admission.enter(guest)
+                limiter.enter(guest)
             elif what == "claim" and is_in:
-                admission.claim(guest, key, 2)
+                limiter.claim(guest, key, 2)
             elif what == "rest" and is_in:
-                admission.rests(guest)
+                limiter.rests(guest)
             elif what == "wake":
-                admission.wakes(guest)
+                limiter.wakes(guest)
             elif what == "leave":
-                admission.leave(guest)
-        of_key = admission._of_key
-        assert len(admission) <= 4
+                limiter.leave(guest)
+        of_key = limiter._of_key
+        assert len(limiter) <= 4
         assert all(0 < count <= 2 for count in of_key.values())
-        assert of_key.total() == len(admission._key_of) <= len(admission)
-        assert {*admission._key_of, *admission._resting} <= set(inside(Guest))
+        assert of_key.total() == len(limiter._key_of) <= len(limiter)
+        assert {*limiter._key_of, *limiter._resting} <= set(inside(Guest))

@@ -16,7 +16,7 @@ from wsproto.events import AcceptConnection, Ping, Pong, Request
 
 from gateway.config import SessionSettings, TimeoutSettings
 from gateway.server.front import Front
-from gateway.server.http_channel import HttpChannel
+from gateway.server.http_channel import ClientChannel
 from gateway.server.websocket import ResponsesProtocol
 from tests.server.http.stage import KEYS, House
 from tests.support.events import text_item, turn_events
@@ -63,7 +63,7 @@ def test_an_upgrade_becomes_a_websocket(house: House) -> None:
 def test_anything_else_becomes_http(house: House) -> None:
     client = house.client()
     assert client.asks("GET", "/v1/nothing").status == 404
-    assert isinstance(client.protocol, HttpChannel)
+    assert isinstance(client.protocol, ClientChannel)
 
 
 @pytest.mark.parametrize("what", ["websocket", "http"])
@@ -91,9 +91,9 @@ def test_what_follows_the_head_in_one_read_is_not_lost(house: House) -> None:
         ("Upgrade: websocket", ResponsesProtocol),
         ("UPGRADE:   WebSocket  ", ResponsesProtocol),
         ("upgrade: foo, websocket", ResponsesProtocol),
-        ("Upgrade: h2c", HttpChannel),
-        ("X-Upgrade: websocket", HttpChannel),
-        ("X: Upgrade: websocket", HttpChannel),
+        ("Upgrade: h2c", ClientChannel),
+        ("X-Upgrade: websocket", ClientChannel),
+        ("X: Upgrade: websocket", ClientChannel),
     ],
 )
 def test_the_upgrade_header_decides(house: House, header: str, protocol: type) -> None:
@@ -105,7 +105,7 @@ def test_the_upgrade_header_decides(house: House, header: str, protocol: type) -
 def test_only_get_can_upgrade(house: House) -> None:
     client = house.client()
     client.gives(client.request(body=b"{}", headers={"Upgrade": "websocket"}))
-    assert isinstance(client.protocol, HttpChannel)
+    assert isinstance(client.protocol, ClientChannel)
 
 
 def test_a_front_is_gone_once_it_has_decided(house: House) -> None:
@@ -126,7 +126,7 @@ class Wrapper(ProtocolWrapper):
 def test_a_wrapped_connection_is_handed_over_within_its_wrapper(house: House) -> None:
     for data, protocol in (
         (upgrade(), ResponsesProtocol),
-        (b"GET / HTTP/1.1\r\n\r\n", HttpChannel),
+        (b"GET / HTTP/1.1\r\n\r\n", ClientChannel),
     ):
         client = house.client()
         wrapper = Wrapper(WrappingFactory(house.front), house.front.buildProtocol(None))
@@ -182,7 +182,7 @@ def test_an_upgrade_may_follow_requests_on_the_same_connection(house: House) -> 
     assert isinstance(client.protocol, ResponsesProtocol)
     wire.receive_data(client.bytes_out)
     assert isinstance(next(wire.events()), AcceptConnection)
-    assert len(house.admission) == 1, "it is one connection, not two"
+    assert len(house.limiter) == 1, "it is one connection, not two"
     client.transport.clear()
     client.gives(wire.send(Ping(payload=b"there?")))
     wire.receive_data(client.bytes_out)

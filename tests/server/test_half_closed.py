@@ -6,7 +6,7 @@ import socket
 
 from twisted.internet.task import Clock
 
-from gateway.server.half_closed import HalfClosed
+from gateway.server.half_closed import HalfClosedSocket
 
 
 class FakeSocket:
@@ -31,7 +31,7 @@ class Watched:
         self.socket = FakeSocket()
         self.probes: list[float] = []
         self.gone = 0
-        self.watch = HalfClosed(self.clock, self.socket, self._probe, self._is_gone)
+        self.watch = HalfClosedSocket(self.clock, self.socket, self._probe, self._is_gone)
 
     def _probe(self) -> None:
         self.probes.append(round(self.clock.seconds()))

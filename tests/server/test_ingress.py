@@ -13,7 +13,7 @@ from wsproto.events import TextMessage
 
 from gateway.config import KeySettings, LimitSettings
 from gateway.protocol.errors import ApiError
-from gateway.server.ingress import Incoming
+from gateway.server.ingress import IngressBuffer
 from tests.server.http.stage import Client, House
 from tests.server.websocket.client import Door
 
@@ -37,7 +37,7 @@ class FakeSender:
 
 
 def test_the_largest_of_who_sends_most_is_given_up() -> None:
-    incoming = Incoming(100)
+    incoming = IngressBuffer(100)
     many, large, other = FakeSender("a"), FakeSender("a"), FakeSender("b")
     incoming.keep(many, 20)
     incoming.keep(large, 30)
@@ -53,7 +53,7 @@ def test_the_largest_of_who_sends_most_is_given_up() -> None:
 
 
 def test_what_is_whole_makes_room() -> None:
-    incoming = Incoming(100)
+    incoming = IngressBuffer(100)
     first, second = FakeSender("a"), FakeSender("b")
     incoming.keep(first, 100)
     incoming.leave(first)
@@ -64,7 +64,7 @@ def test_what_is_whole_makes_room() -> None:
 
 
 def test_one_that_is_too_large_by_itself_harms_nobody_else() -> None:
-    incoming = Incoming(100)
+    incoming = IngressBuffer(100)
     small, large = FakeSender("a"), FakeSender("b")
     incoming.keep(small, 10)
     incoming.keep(large, 95)
@@ -74,7 +74,7 @@ def test_one_that_is_too_large_by_itself_harms_nobody_else() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 60), st.booleans()), max_size=60))
 def test_it_never_keeps_more_than_it_may(steps: list[tuple[int, int, bool]]) -> None:
-    incoming = Incoming(100)
+    incoming = IngressBuffer(100)
     senders = [FakeSender("ab"[number % 2]) for number in range(6)]
     for number, size, leaves in steps:
         sender = senders[number]
@@ -108,7 +108,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., House]]:
     yield built
     for house in houses:
         house.check_rest()
-        assert house.admission.incoming.bytes == 0
+        assert house.limiter.incoming.bytes == 0
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_body_that_does_not_fit_is_answered_and_its_connection_ends(house: Hou
     assert answer.headers["retry-after"] == "5"
     assert answer.headers["connection"] == "close"
     assert not quick.bytes_out
-    assert house.admission.incoming.bytes == 2000
+    assert house.limiter.incoming.bytes == 2000
     slow.gives(b" " * 1000)
     assert slow.is_closed
     assert not slow.bytes_out, "one answer is enough"
@@ -146,7 +146,7 @@ def test_a_body_takes_no_room_after_its_end(house: House, how: str) -> None:
         client.gives(b"3e8\r\n" + b" " * 1000)
     else:
         sends(client, 1000, 1500)
-    assert house.admission.incoming.bytes == 1000
+    assert house.limiter.incoming.bytes == 1000
     if how == "whole":
         client.gives(b" " * 500)
         assert client.answer().status == 400
@@ -158,7 +158,7 @@ def test_a_body_takes_no_room_after_its_end(house: House, how: str) -> None:
     else:
         house.reactor.advance(61)
         assert client.answer().status == 408
-    assert house.admission.incoming.bytes == 0
+    assert house.limiter.incoming.bytes == 0
 
 
 def test_heads_of_strangers_make_room_for_who_has_a_key(house: House) -> None:
@@ -174,7 +174,7 @@ def test_heads_of_strangers_make_room_for_who_has_a_key(house: House) -> None:
     assert not known.bytes_out
     second.gives(b"\r\n\r\n")
     assert second.answer().status == 404
-    assert house.admission.incoming.bytes == 1500
+    assert house.limiter.incoming.bytes == 1500
 
 
 # --- by WebSocket --------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_a_message_that_does_not_fit_is_answered_when_it_ends(
     slow, quick = door.client(), door.client()
     slow.sends(part("x" * 3000))
     quick.sends(part("x" * 1500))
-    assert door.admission.incoming.bytes == 1500, "the larger one is kept no more"
+    assert door.limiter.incoming.bytes == 1500, "the larger one is kept no more"
     slow.sends(part("x" * 5000))
     slow.sends(part("x", final=True))
     (event,) = slow.frames
@@ -201,7 +201,7 @@ def test_a_message_that_does_not_fit_is_answered_when_it_ends(
     slow.create(store=False)
     assert len(door.world.exchanges()) == 1, "the connection goes on"
     quick.is_lost()
-    assert door.admission.incoming.bytes == 0
+    assert door.limiter.incoming.bytes == 0
     slow.is_lost()
     door.check_rest()
 
@@ -213,6 +213,6 @@ def test_whole_messages_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(5):
         client.sends(TextMessage(data=json.dumps({"type": "x" * 3000})))
     assert [event["status"] for event in client.frames] == [400] * 5
-    assert door.admission.incoming.bytes == 0
+    assert door.limiter.incoming.bytes == 0
     client.is_lost()
     door.check_rest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from gateway.server.write_stall import SLOWEST_BYTES_PER_SECOND, Patience, time_for
+from gateway.server.write_stall import SLOWEST_BYTES_PER_SECOND, WriteStallTimer, time_for
 
 
 class Slow:
@@ -13,7 +13,7 @@ class Slow:
     def __init__(self, last_write: int = 0) -> None:
         self.clock = Clock()
         self.lost: list[float] = []
-        self.patience = Patience(self.clock)
+        self.patience = WriteStallTimer(self.clock)
         self.patience.last_write = last_write
 
     def fills(self, stall_seconds: float = 10) -> None:

@@ -49,5 +49,5 @@ class Client:
 
 def connected(reactor: MemoryReactorClock, gateway: GatewayService) -> Client:
     client = Client(reactor)
-    gateway.admission.enter(client)
+    gateway.limiter.enter(client)
     return client

@@ -10,18 +10,18 @@ from typing import Any
 import msgspec
 
 from gateway.config import RoutingSettings
-from gateway.conversations.context import Plan
-from gateway.conversations.records import Record
+from gateway.conversations.context import ContextPlan
+from gateway.conversations.records import ResponseRecord
 from gateway.protocol.errors import ApiError
 from gateway.protocol.refusals import may_move
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
-from gateway.routing.selection import Wanted
+from gateway.routing.selection import RouteRequest
 from gateway.turn.context import TurnContext
 from gateway.turn.continuity import TurnContinuity
 from gateway.turn.itinerary import Known
-from gateway.turn.passthrough import Passage
+from gateway.turn.passthrough import ProxiedRequest
 from gateway.upstream.interface import CallReceiver, UpstreamCall
 from tests.turn.fakes import World
 
@@ -119,8 +119,8 @@ class CallWorld(World):
             account.upstream = self.callees[name]  # type: ignore[assignment]
             for setting, value in ((settings or {}).get(name) or {}).items():
                 _set(account, setting, value)
-        pool = self.environment.pool
-        pool.arrange(pool.accounts, pool.routing)
+        pool = self.services.pool
+        pool.reconfigure(pool.accounts, pool.routing)
 
     def calls(self, name: str = "a") -> list[FakeCall]:
         return self.callees[name].calls
@@ -146,7 +146,7 @@ class FakeCargo:
     model: str | None = "gpt-5.5"
     size = 2
     generates = True
-    plan: Plan | None = None
+    plan: ContextPlan | None = None
     held_bytes = 0
     mends = 0
 
@@ -208,9 +208,9 @@ class FakePassageDoor:
 class Journey:
     """One passage of a world."""
 
-    def __init__(self, world: CallWorld, cargo: FakeCargo | None = None) -> None:
+    def __init__(self, world: CallWorld, spec: FakeCargo | None = None) -> None:
         self.world = world
-        self.cargo = cargo or FakeCargo()
+        self.spec = spec or FakeCargo()
         self.door = FakePassageDoor()
         self.context = TurnContext(
             tenant="laptop",
@@ -221,12 +221,12 @@ class Journey:
             continuation=None,
             accepted_at=world.clock.seconds(),
         )
-        self.passage = Passage(world.environment, self.context, self.cargo, self.door)
+        self.passage = ProxiedRequest(world.services, self.context, self.spec, self.door)
 
-    def starts(self, parent: Record | None = None) -> Journey:
+    def starts(self, parent: ResponseRecord | None = None) -> Journey:
         context = replace(self.context, parent=parent)
         continuity = TurnContinuity(context, self.world.request("hi"), self.world.ledger)
-        wanted = Wanted(self.cargo.model, self.context.affinity)
+        wanted = RouteRequest(self.spec.model, self.context.affinity)
         self.passage.through_the_pool(wanted, continuity)
         return self
 

@@ -10,10 +10,10 @@ from twisted.internet.task import Clock
 
 from gateway.api_keys.interface import NoLimits
 from gateway.config import AccountSettings, RoutingSettings
-from gateway.conversations.issuers import SealRegister
-from gateway.conversations.owners import OwnerRegister
-from gateway.conversations.records import Record
-from gateway.conversations.store import MemoryLedger
+from gateway.conversations.issuers import ContentIssuers
+from gateway.conversations.owners import ResponseOwners
+from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import MemoryStore
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.request import TurnRequest, read_create
 from gateway.protocol.request import read_members as read_members
@@ -22,11 +22,11 @@ from gateway.protocol.upstream_request import UpstreamRequest
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.bindings import Bindings
-from gateway.routing.pool import Pool
-from gateway.routing.wait_queue import WaitingRoom
-from gateway.turn.context import TurnContext, TurnEnvironment
+from gateway.routing.pool import AccountPool
+from gateway.routing.wait_queue import WaitQueue
+from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.turn import Turn
-from gateway.turn.turn_log import TurnJournal
+from gateway.turn.turn_log import TurnLog
 from gateway.upstream.interface import Receiver
 from tests.support.events import Json
 from tests.support.sse import ServerSentEvent
@@ -146,7 +146,7 @@ class World:
         accounts: int = 1,
         continuity: str = "auto",
         routing: RoutingSettings | None = None,
-        **environment: Any,
+        **services: Any,
     ) -> None:
         self.clock = Clock()
         self.clock.advance(1_800_000_000)
@@ -167,26 +167,26 @@ class World:
             )
             for name, upstream in self.upstreams.items()
         }
-        self.ledger = MemoryLedger(2**24, 3600, now)
-        self.journal = TurnJournal()
+        self.ledger = MemoryStore(2**24, 3600, now)
+        self.turn_log = TurnLog()
         about: dict[str, Any] = {
             "hold_seconds": 5.0,
             "keepalive_seconds": 20.0,
-            **environment,
+            **services,
         }
-        waiting = WaitingRoom(self.clock, rules.max_waiting)
-        pool = Pool(list(self.accounts.values()), Bindings(100, 3600, now), rules)
+        waiting = WaitQueue(self.clock, rules.max_waiting)
+        pool = AccountPool(list(self.accounts.values()), Bindings(100, 3600, now), rules)
         pool.released = waiting.wake
-        self.environment = TurnEnvironment(
+        self.services = TurnServices(
             clock=self.clock,
             ledger=self.ledger,
-            seals=SealRegister(),
-            owners=OwnerRegister(now),
+            issuers=ContentIssuers(),
+            owners=ResponseOwners(now),
             pool=pool,
             waiting=waiting,
             limits=NoLimits(one_tenant=False),
             turn_states=TurnStates(b"secret"),
-            journal=self.journal,
+            turn_log=self.turn_log,
             **about,
         )
         self.door = FakeDoor()
@@ -194,12 +194,12 @@ class World:
     def request(self, items: list[Json] | str | None = None, **members: Any) -> TurnRequest:
         message = {"type": "response.create", "model": "gpt-5.5", "input": items or [], **members}
         payload = json.dumps(message).encode()
-        return read_create(read_members(payload), len(payload), self.environment.seals.issuer_of)
+        return read_create(read_members(payload), len(payload), self.services.issuers.issuer_of)
 
     def turn(
         self,
         items: list[Json] | str | None = None,
-        parent: Record | None = None,
+        parent: ResponseRecord | None = None,
         connection: str = "c-1",
         **members: Any,
     ) -> Turn:
@@ -216,12 +216,12 @@ class World:
             continuation=None if parent is None else "previous_response_id",
             accepted_at=self.clock.seconds(),
         )
-        return Turn(self.environment, context, self.request(items, **members), self.door)
+        return Turn(self.services, context, self.request(items, **members), self.door)
 
     def exchanges(self, name: str = "a") -> list[FakeExchange]:
         return self.upstreams[name].exchanges
 
-    def completed(self, items: list[Json], events: list[Json], **members: Any) -> Record:
+    def completed(self, items: list[Json], events: list[Json], **members: Any) -> ResponseRecord:
         """Run a whole turn on whichever account gets it; return what is remembered."""
         turn = self.turn(items, **members)
         turn.start()

@@ -13,7 +13,7 @@ from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import UNREACHABLE, ApiError, error_event
 from gateway.protocol.usage import Usage
 from gateway.routing.affinity import AffinityKey
-from gateway.routing.selection import Choice, Wanted
+from gateway.routing.selection import RouteRequest, Selection
 from gateway.turn.turn import Turn
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
@@ -43,9 +43,9 @@ def occupied(place: World, *names: str) -> list[Any]:
     for name in names:
         account = place.accounts[name]
         account._max_in_flight = 1
-        answer = place.environment.pool.choose(Wanted("gpt-5.5", [_key(name)], holder=name))
-        assert isinstance(answer, Choice)
-        held.append(answer.reservation)
+        answer = place.services.pool.choose(RouteRequest("gpt-5.5", [_key(name)], holder=name))
+        assert isinstance(answer, Selection)
+        held.append(answer.lease)
     return held
 
 
@@ -121,11 +121,11 @@ def test_a_turn_that_waits_is_served_by_a_release() -> None:
     place = world()
     held = occupied(place, "a", "b")
     turn, door = started(place)
-    assert len(place.environment.waiting) == 1
+    assert len(place.services.waiting) == 1
     assert door.raw == []
     place.clock.advance(3)
     held[1].release()
-    assert len(place.environment.waiting) == 0
+    assert len(place.services.waiting) == 0
     finish(place, "b")
     assert door.types[-1] == "response.completed"
     assert turn.record.waited_ms == pytest.approx(3000, abs=1)
@@ -138,7 +138,7 @@ def test_a_turn_that_waits_is_served_by_the_end_of_a_cooldown() -> None:
     place = world(accounts=1)
     first, _ = started(place)
     place.exchanges("a")[0].ends(limited(4))
-    assert len(place.environment.waiting) == 1, "it comes back in time: worth waiting for"
+    assert len(place.services.waiting) == 1, "it comes back in time: worth waiting for"
     for _ in range(60):
         place.clock.advance(0.1)
     assert len(place.exchanges("a")) == 2, "tried again when the rest was over"
@@ -160,7 +160,7 @@ def test_a_turn_does_not_wait_on_for_an_account_that_refuses_it_after_each_rest(
     for number in range(3):
         assert len(place.exchanges("a")) == number + 1
         place.exchanges("a")[number].ends(soon)
-        assert len(place.environment.waiting) == (number < 2)
+        assert len(place.services.waiting) == (number < 2)
         place.clock.pump([0.25] * 20)
     assert door.last["status"] == 429
     place.check_rest()
@@ -170,7 +170,7 @@ def test_a_cooldown_that_outlasts_the_queue_is_not_waited_for() -> None:
     place = world(accounts=1, queue_seconds=15.0)
     _, door = started(place)
     place.exchanges("a")[0].ends(limited(60))
-    assert len(place.environment.waiting) == 0
+    assert len(place.services.waiting) == 0
     assert door.last["status"] == 429
     place.check_rest()
 
@@ -249,7 +249,7 @@ def test_a_turn_bound_to_its_account_fails_at_once_where_the_operator_says_so() 
         place.completed(HELLO, ANSWER)
         occupied(place, "a")
         turn, door = started(place)
-        assert len(place.environment.waiting) == waiting, f"on_account_loss: {loss}"
+        assert len(place.services.waiting) == waiting, f"on_account_loss: {loss}"
         assert bool(door.raw) is (loss == "fail")
         turn.cancel()
 
@@ -283,7 +283,7 @@ class OneAtATime:
 
     def leave(self) -> None:
         self.inside -= 1
-        self.place.environment.waiting.wake()
+        self.place.services.waiting.wake()
 
     def refused(self, tenant: str, limit: str) -> None:
         self.refusals.append((tenant, limit))
@@ -293,7 +293,7 @@ class OneAtATime:
 def busy() -> OneAtATime:
     place = world(accounts=2)
     limits = OneAtATime(place)
-    object.__setattr__(place.environment, "limits", limits)
+    object.__setattr__(place.services, "limits", limits)
     return limits
 
 
@@ -352,7 +352,7 @@ def test_what_a_tenant_may_not_have_any_more_ends_its_wait(busy: OneAtATime) -> 
     first.cancel()
     place.clock.advance(1)
     assert door.last["error"]["code"] == "model_not_found"
-    assert len(place.environment.waiting) == 0
+    assert len(place.services.waiting) == 0
     place.check_rest()
 
 
@@ -374,11 +374,11 @@ def test_turns_that_lack_different_things_do_not_speak_for_each_other() -> None:
     place = world(accounts=2)
     held = occupied(place, "a", "b")
     turns = [started(place, model=model) for model in ("gpt-5.5", "o3", "gpt-5.5")]
-    assert len(place.environment.waiting) == 3
+    assert len(place.services.waiting) == 3
     held[0].release()
-    assert len(place.environment.waiting) == 2, "one place, one turn"
+    assert len(place.services.waiting) == 2, "one place, one turn"
     turns[0][0].cancel()
-    assert len(place.environment.waiting) == 1
+    assert len(place.services.waiting) == 1
     for turn, _ in turns:
         turn.cancel()
     held[1].release()
@@ -391,7 +391,7 @@ def test_who_wants_no_account_in_doubt_does_not_speak_for_who_takes_one() -> Non
     place.accounts["a"].health.reserve("gpt-5.5").refused(Fault(FaultKind.SERVICE, "500"))
     disappointed, _ = started(place, connection="c-1")
     place.exchanges("a")[0].ends(BROKEN)
-    assert len(place.environment.waiting) == 1, "for b, which is not in doubt"
+    assert len(place.services.waiting) == 1, "for b, which is not in doubt"
     [at_a] = occupied(place, "a")
     other, _ = started(place, connection="c-2")
     at_a.release()
@@ -499,7 +499,7 @@ def test_a_conversations_home_is_who_answered_it_first(refusal: ApiError) -> Non
     plays(place, {"a": refusal, "b": refusal})
     turn, _ = started(place)
     assert asked(turn) == "abc"
-    at_home = [binding.account for _, binding in place.environment.pool.bindings.items(9)]
+    at_home = [binding.account for _, binding in place.services.pool.bindings.items(9)]
     assert at_home == ["c"]
     plays(place, {})
     place.clock.advance(10.0)
@@ -510,7 +510,7 @@ def test_who_nobody_answered_has_no_home() -> None:
     place = world(2, queue_seconds=0.0)
     plays(place, dict.fromkeys("ab", BROKEN))
     started(place)
-    bindings = place.environment.pool.bindings
+    bindings = place.services.pool.bindings
     assert (list(bindings.items(9)), len(bindings)) == ([], 0)
 
 
@@ -518,10 +518,10 @@ def test_turns_side_by_side_of_a_new_conversation_go_to_one_account() -> None:
     place = world(3)
     first, second = started(place)[0], started(place)[0]
     assert (asked(first), asked(second)) == ("a", "a")
-    assert list(place.environment.pool.bindings.items(9)) == [], "nobody has answered yet"
+    assert list(place.services.pool.bindings.items(9)) == [], "nobody has answered yet"
     place.exchanges("a")[0].ends(BROKEN)
     assert asked(first) == "ab"
     place.exchanges("a")[1].sends(*ANSWER)
     finish(place, "b")
-    at_home = [binding.account for _, binding in place.environment.pool.bindings.items(9)]
+    at_home = [binding.account for _, binding in place.services.pool.bindings.items(9)]
     assert at_home == ["a"], "it answered first"

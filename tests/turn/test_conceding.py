@@ -270,7 +270,7 @@ def test_where_nothing_may_be_stored_turns_are_replayed_with_their_seals() -> No
     assert len(sent(world)) == 3
     assert (last["store"], last["include"]) == (False, [SEALS])
     assert last["input"] == [user("go"), thought, call, call_output("call_1")]
-    assert world.environment.owners.owner_of("laptop", first.id) is None, "it is kept nowhere"
+    assert world.services.owners.owner_of("laptop", first.id) is None, "it is kept nowhere"
 
 
 def test_a_chained_turn_whose_own_items_are_unknown_stays_chained() -> None:

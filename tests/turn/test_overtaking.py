@@ -12,7 +12,7 @@ def test_who_comes_just_as_a_minute_is_over_does_not_overtake_who_waits() -> Non
     world = World(routing=RoutingSettings(queue_seconds=100.0))
     about = AccountSettings(name="a", base_url="http://up", key="sk-a", requests_per_minute=1)
     account = Account(about, world.upstreams["a"], world.clock.seconds)
-    world.environment.pool.arrange([account], world.environment.pool.routing)
+    world.services.pool.reconfigure([account], world.services.pool.routing)
     turns = [world.turn([user(text)]) for text in ("first", "waits", "later")]
     turns[0].start()
     turns[1].start()

@@ -14,7 +14,7 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
-from gateway.turn.passthrough import TRANSITIONS, PassageState
+from gateway.turn.passthrough import TRANSITIONS, ProxiedRequestState
 from gateway.upstream.interface import UpstreamCall
 from tests.turn.calls import CallWorld, FakeCargo, Journey
 
@@ -37,7 +37,7 @@ def test_an_answer_is_relayed_as_it_comes() -> None:
     assert (record.status, record.account, record.route) == ("completed", "a", "errand")
     assert record.relayed_bytes == 3
     assert [attempt.outcome for attempt in record.attempts] == ["completed"]
-    assert world.journal.latest() == [record]
+    assert world.turn_log.latest() == [record]
     world.check_rest()
 
 
@@ -90,9 +90,9 @@ def test_nothing_moves_once_the_client_has_seen_the_head() -> None:
 
 def test_an_answer_that_is_held_moves_until_it_is_whole() -> None:
     world = CallWorld(2)
-    cargo = FakeCargo()
-    cargo.held_bytes = 100
-    journey = Journey(world, cargo).starts()
+    spec = FakeCargo()
+    spec.held_bytes = 100
+    journey = Journey(world, spec).starts()
     first = world.calls("a")[0]
     first.begins()
     first.sends(b"half")
@@ -106,9 +106,9 @@ def test_an_answer_that_is_held_moves_until_it_is_whole() -> None:
 
 def test_an_answer_that_is_too_long_to_be_held_ends_it() -> None:
     world = CallWorld(2)
-    cargo = FakeCargo()
-    cargo.held_bytes = 10
-    journey = Journey(world, cargo).starts()
+    spec = FakeCargo()
+    spec.held_bytes = 10
+    journey = Journey(world, spec).starts()
     call = world.calls("a")[0]
     call.begins()
     call.sends(b"x" * 11)
@@ -130,9 +130,9 @@ def test_attempts_are_bounded() -> None:
 
 def test_the_same_account_gets_it_again_in_another_way() -> None:
     world = CallWorld(2)
-    cargo = FakeCargo()
-    cargo.mends = 1
-    journey = Journey(world, cargo).starts()
+    spec = FakeCargo()
+    spec.mends = 1
+    journey = Journey(world, spec).starts()
     world.calls("a")[0].refuses(404)
     world.calls("a")[1].answers({})
     assert journey.door.endings == [None]
@@ -188,9 +188,9 @@ def test_a_usage_limit_lets_the_account_rest() -> None:
 def test_what_generates_shows_that_the_account_is_well_and_counts() -> None:
     for generates in (True, False):
         world = CallWorld()
-        cargo = FakeCargo()
-        cargo.generates = generates
-        Journey(world, cargo).starts()
+        spec = FakeCargo()
+        spec.generates = generates
+        Journey(world, spec).starts()
         world.calls()[0].answers({})
         assert world.accounts["a"].turns == generates
         world.check_rest()
@@ -201,9 +201,9 @@ def test_a_success_without_a_generation_does_not_clear_a_usage_limit() -> None:
     Journey(world).starts()
     world.calls()[0].refuses(429, "insufficient_quota")
     world.clock.advance(601)
-    cargo = FakeCargo()
-    cargo.generates = False
-    Journey(world, cargo).starts()
+    spec = FakeCargo()
+    spec.generates = False
+    Journey(world, spec).starts()
     world.calls()[1].answers({})
     shown = world.accounts["a"].health.snapshot()
     assert shown["state"] != "ready", f"expected the quota to be unproven, got {shown}"
@@ -322,7 +322,7 @@ def test_usage_is_counted_once_within_the_tenants_limits() -> None:
 
     limits = Limits()
     world = CallWorld()
-    object.__setattr__(world.environment, "limits", limits)
+    object.__setattr__(world.services, "limits", limits)
     journey = Journey(world)
     journey.door.usage = Usage(3, 2, 1)
     journey.starts()
@@ -338,7 +338,7 @@ def test_a_tenant_that_may_not_is_told() -> None:
             raise ApiError(403, "permission_error", "not this model", "model_not_allowed")
 
     world = CallWorld()
-    object.__setattr__(world.environment, "limits", Forbids())
+    object.__setattr__(world.services, "limits", Forbids())
     journey = Journey(world).starts()
     assert journey.door.error.code == "model_not_allowed"
     assert not world.calls()
@@ -377,8 +377,8 @@ def test_what_an_account_could_not_say_may_still_exist() -> None:
 
 
 def test_every_state_leads_to_the_end() -> None:
-    for state in PassageState:
-        assert state is PassageState.ENDED or PassageState.ENDED in TRANSITIONS[state]
+    for state in ProxiedRequestState:
+        assert state is ProxiedRequestState.ENDED or ProxiedRequestState.ENDED in TRANSITIONS[state]
 
 
 STEPS = st.sampled_from(
@@ -390,9 +390,9 @@ STEPS = st.sampled_from(
 @given(steps=st.lists(STEPS, max_size=14), held=st.sampled_from([0, 6]))
 def test_it_ends_once_whatever_happens(steps: list[str], held: int) -> None:
     world = CallWorld(3, RoutingSettings(queue_seconds=5.0))
-    cargo = FakeCargo()
-    cargo.held_bytes = held
-    journey = Journey(world, cargo).starts()
+    spec = FakeCargo()
+    spec.held_bytes = held
+    journey = Journey(world, spec).starts()
     begun: set[int] = set()
     for step in steps:
         running = [call for call in world.all_calls if call.state == "running"]
@@ -419,5 +419,5 @@ def test_it_ends_once_whatever_happens(steps: list[str], held: int) -> None:
             call.refuses(500)
         assert len(journey.door.endings) <= 1, "expected one ending"
     journey.passage.cancel()
-    assert len(world.journal.latest()) == 1
+    assert len(world.turn_log.latest()) == 1
     world.check_rest()

@@ -36,7 +36,7 @@ def turn_of(
         turn_state=turn_state,
         told=told,
     )
-    return Turn(world.environment, context, world.request([user("hi")]), world.door)
+    return Turn(world.services, context, world.request([user("hi")]), world.door)
 
 
 def answered(
@@ -59,7 +59,7 @@ def metadata(events: list[Json]) -> Any:
 
 
 def wrapped(world: World, account: str, upstream: str | None = None) -> str:
-    return world.environment.turn_states.wrap("laptop", TurnState(account, upstream))
+    return world.services.turn_states.wrap("laptop", TurnState(account, upstream))
 
 
 # --- over WebSocket ------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_an_upstreams_turn_state_is_wrapped_whichever_way_it_comes() -> None:
     events = answered(world, turn_of(world, Told.TURN_STATE), {TURN_STATE: "theirs"})
     value = metadata(events)[TURN_STATE]
     assert "theirs" not in value
-    state = world.environment.turn_states.unwrap("laptop", value)
+    state = world.services.turn_states.unwrap("laptop", value)
     assert state == TurnState("a", "theirs")
 
 
@@ -160,7 +160,7 @@ def test_what_is_no_turn_state_of_ours_goes_nowhere(value: str) -> None:
 
 def test_another_tenants_turn_state_names_no_account() -> None:
     world = World(3)
-    value = world.environment.turn_states.wrap("desk", TurnState("c", "theirs"))
+    value = world.services.turn_states.wrap("desk", TurnState("c", "theirs"))
     turn = turn_of(world, turn_state=value)
     turn.start()
     assert turn.record.attempts[0].account == "a"

@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.api_keys.interface import Busy
-from gateway.api_keys.keys import Tenants
+from gateway.api_keys.keys import KeyRing
 from gateway.circuit_breaker import BreakerState
 from gateway.config import AccountSettings, KeySettings, RoutingSettings
-from gateway.conversations.records import Record
+from gateway.conversations.records import ResponseRecord
 from gateway.protocol.errors import ApiError
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.health import AccountState
-from gateway.routing.selection import Wanted
+from gateway.routing.selection import RouteRequest
 from gateway.turn.account_search import AccountSearch
 from gateway.turn.context import TurnContext
 from gateway.turn.continuity import TurnContinuity
 from gateway.turn.itinerary import NoPlace
-from gateway.turn.passthrough import Passage, PassageState
+from gateway.turn.passthrough import ProxiedRequest, ProxiedRequestState
 from gateway.turn.turn import Turn, TurnPhase
 from tests.support.events import (
     item_events,
@@ -82,20 +82,20 @@ class TrafficMachine(RuleBasedStateMachine):
                 max_attempts=3, queue_seconds=10.0, max_waiting=4, cooldown_max_seconds=30.0
             ),
         )
-        self.environment = self.world.environment
-        self.pool = self.environment.pool
-        self.waiting = self.environment.waiting
-        self.tenants = Tenants(KEYS, self.world.clock.seconds)
+        self.services = self.world.services
+        self.pool = self.services.pool
+        self.waiting = self.services.waiting
+        self.tenants = KeyRing(KEYS, self.world.clock.seconds)
         self.tenants.freed = self.waiting.wake
-        object.__setattr__(self.environment, "limits", self.tenants)
+        object.__setattr__(self.services, "limits", self.tenants)
         self.accounts: list[Account] = []
         self.upstream = BothUpstream()
         self.turns: list[tuple[Turn, FakeDoor]] = []
-        self.passages: list[tuple[Passage, FakePassageDoor]] = []
-        self.parents: list[Record | None] = [None]
+        self.passages: list[tuple[ProxiedRequest, FakePassageDoor]] = []
+        self.parents: list[ResponseRecord | None] = [None]
         self.begun: list[FakeCall] = []
         self.count = 0
-        self.arrange([self.account(name) for name in "ab"])
+        self.reconfigure([self.account(name) for name in "ab"])
 
     def account(self, name: str, **about: Any) -> Account:
         described = AccountSettings(
@@ -104,13 +104,13 @@ class TrafficMachine(RuleBasedStateMachine):
         self.accounts.append(Account(described, self.upstream, self.world.clock.seconds, 30.0))
         return self.accounts[-1]
 
-    def arrange(self, accounts: list[Account]) -> None:
-        self.pool.arrange(accounts, self.pool.routing)
+    def reconfigure(self, accounts: list[Account]) -> None:
+        self.pool.reconfigure(accounts, self.pool.routing)
         self.waiting.wake()
 
     # --- clients -----------------------------------------------------------------------
 
-    def context(self, tenant: str, thread: str, parent: Record | None) -> TurnContext:
+    def context(self, tenant: str, thread: str, parent: ResponseRecord | None) -> TurnContext:
         self.count += 1
         return TurnContext(
             tenant=tenant,
@@ -144,7 +144,7 @@ class TrafficMachine(RuleBasedStateMachine):
         door = FakeDoor()
         context = self.context(tenant, thread, parent)
         request = self.world.request([user("hi")], **{"model": model, **members})
-        turn = Turn(self.environment, context, request, door)
+        turn = Turn(self.services, context, request, door)
         if paused:
             turn.pause()
         self.turns.append((turn, door))
@@ -158,13 +158,13 @@ class TrafficMachine(RuleBasedStateMachine):
         mends=st.integers(0, 1),
     )
     def passage(self, tenant: str, thread: str, model: str, held: bool, mends: int) -> None:
-        cargo, door = FakeCargo(), FakePassageDoor()
-        cargo.model, cargo.held_bytes, cargo.mends = model, 50 if held else 0, mends
+        spec, door = FakeCargo(), FakePassageDoor()
+        spec.model, spec.held_bytes, spec.mends = model, 50 if held else 0, mends
         context = self.context(tenant, thread, None)
-        passage = Passage(self.environment, context, cargo, door)
+        passage = ProxiedRequest(self.services, context, spec, door)
         self.passages.append((passage, door))
         passage.through_the_pool(
-            Wanted(model, context.affinity),
+            RouteRequest(model, context.affinity),
             TurnContinuity(context, self.world.request("hi"), self.world.ledger),
         )
 
@@ -292,7 +292,7 @@ class TrafficMachine(RuleBasedStateMachine):
                 after[-1].succeed(former)
         for name in before.keys() - set(names):
             self.pool.bindings.forget_account(name)
-        self.arrange(after)
+        self.reconfigure(after)
 
     # --- what must hold ----------------------------------------------------------------
 
@@ -308,7 +308,7 @@ class TrafficMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_counted_is_what_runs(self) -> None:
-        places = sum(turn._reservation is not None for turn, _ in self.turns)
+        places = sum(turn._lease is not None for turn, _ in self.turns)
         places += sum(not isinstance(each._place, NoPlace) for each, _ in self.passages)
         in_flight = sum(account.in_flight for account in self.accounts)
         assert in_flight == places == len(self.exchanges) + len(self.calls), "places"
@@ -337,7 +337,7 @@ class TrafficMachine(RuleBasedStateMachine):
                     self.parents = [*self.parents[-5:], turn.recorded, None]
         for passage, shown in [*self.passages]:
             assert len(shown.endings) <= 1
-            if passage._state is PassageState.ENDED:
+            if passage._state is ProxiedRequestState.ENDED:
                 self.passages.remove((passage, shown))
 
     def check_nobody_waits_for_what_is_free(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.config import RoutingSettings
-from gateway.conversations.records import Record
+from gateway.conversations.records import ResponseRecord
 from gateway.protocol.errors import ApiError
 from tests.support.events import (
     Json,
@@ -34,7 +34,7 @@ LIMIT = ApiError(429, "rate_limit_error", "Slow down.", "rate_limit_exceeded")
 DOWN = ApiError.bad_gateway("The upstream refused the connection.")
 
 
-def with_call(world: World, **members: Any) -> Record:
+def with_call(world: World, **members: Any) -> ResponseRecord:
     """A first turn that ended with a call of a tool."""
     return world.completed(
         [user("list files")], turn_events([call_item("call_1")], "resp_1"), **members

@@ -253,14 +253,14 @@ def test_the_journal_has_one_line_a_turn_with_its_times_and_sizes() -> None:
     world.exchanges()[0].sends(*events[:4])
     world.clock.advance(1)
     world.exchanges()[0].sends(*events[4:])
-    (record,) = world.journal.latest()
+    (record,) = world.turn_log.latest()
     assert record is turn.record
     assert (record.queued_ms, record.first_event_ms, record.first_output_ms) == (250, 1250, 1250)
     assert record.duration_ms == 2250
     assert record.events == len(events)
     assert record.relayed_bytes == sum(len(json.dumps(event)) for event in events)
     assert record.upstream_bytes > 0
-    assert world.journal.totals == {"completed": 1}
+    assert world.turn_log.totals == {"completed": 1}
     json.dumps(record.as_dict())
 
 
@@ -270,7 +270,7 @@ def test_a_watcher_that_fails_stops_no_turn() -> None:
     def fails(record: object) -> None:
         raise ValueError("broken")
 
-    world.journal.watchers.append(fails)
+    world.turn_log.watchers.append(fails)
     turn = world.turn([user("hi")])
     turn.start()
     world.exchanges()[0].sends(*turn_events([text_item()], "resp_1"))

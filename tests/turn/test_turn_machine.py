@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from gateway.config import RoutingSettings
-from gateway.conversations.records import Record
+from gateway.conversations.records import ResponseRecord
 from gateway.protocol.errors import ApiError
 from gateway.protocol.synthetic_events import interrupt_accepted
 from gateway.turn.turn import Turn
@@ -68,7 +68,7 @@ class TurnMachine(RuleBasedStateMachine):
         )
         self.turn: Turn | None = None
         self.door = FakeDoor()
-        self.parents: list[Record | None] = [None]
+        self.parents: list[ResponseRecord | None] = [None]
         self.cancelled = False
         self.acknowledged: list[FakeExchange] = []
         self.ids = itertools.count(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.config import RoutingSettings
-from gateway.conversations.records import Record, foreign_record
+from gateway.conversations.records import ResponseRecord, foreign_record
 from gateway.protocol.errors import ApiError
 from gateway.routing.health import AccountState
 from tests.support.events import Json, call_output, text_item, turn_events, user
@@ -27,7 +27,7 @@ NOT_THERE = [
 ]
 
 
-def parent(owner: str | None = None) -> Record:
+def parent(owner: str | None = None) -> ResponseRecord:
     return foreign_record("laptop", FAR, owner)
 
 
@@ -67,7 +67,7 @@ def test_accounts_are_asked_in_turn_until_one_knows_it(owner: str, refusal: ApiE
     assert asked(world) == list("abcde"[: "abcde".index(owner) + 1])
     sent = world.exchanges(owner)[0].body
     assert (sent["previous_response_id"], sent["input"]) == (FAR, [call_output("call_1")])
-    assert world.environment.owners.owner_of("laptop", FAR) == owner
+    assert world.services.owners.owner_of("laptop", FAR) == owner
     nothing_rests(world)
     world.check_rest()
 
@@ -83,7 +83,7 @@ def test_where_nobody_knows_it_the_client_is_told_so(refusal: ApiError) -> None:
     error: Json = world.door.last["error"]
     assert (world.door.last["status"], error["code"]) == (400, "previous_response_not_found")
     assert (error["param"], FAR in error["message"]) == ("previous_response_id", True)
-    assert world.environment.owners.owner_of("laptop", FAR) is None
+    assert world.services.owners.owner_of("laptop", FAR) is None
     nothing_rests(world)
     world.check_rest()
 

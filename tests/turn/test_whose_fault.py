@@ -51,7 +51,7 @@ def ask(place: World, text: str, **members: Any) -> Json:
     """A turn of a conversation of its own."""
     turn = place.turn([user(text)], **members)
     turn.start()
-    place.environment.pool.bindings.release(AffinityKey("connection", "laptop", "c-1"))
+    place.services.pool.bindings.release(AffinityKey("connection", "laptop", "c-1"))
     return place.door.last
 
 
@@ -168,7 +168,7 @@ def test_who_serves_in_the_end_what_it_refused_before_is_not_left_alone() -> Non
         place.clock.pump([0.25] * 20)
         assert turn.record.attempts[-1].account == "a"
         assert turn.record.attempts[-1].outcome == "completed"
-        place.environment.pool.bindings.release(AffinityKey("connection", "laptop", "c-1"))
+        place.services.pool.bindings.release(AffinityKey("connection", "laptop", "c-1"))
     assert not place.accounts["a"].health.in_doubt("gpt-5.5")
 
 
@@ -291,8 +291,8 @@ def test_an_error_in_the_place_of_a_passed_answer_teaches_nothing_and_gives_no_h
     place.calls("a")[0].ends()
     place.calls("b")[0].begins(200)
     place.calls("b")[0].sends(b'{"id":')
-    assert journey.cargo.took == ["b"]
-    assert [each.account for _, each in place.environment.pool.bindings.items(9)] == ["b"]
+    assert journey.spec.took == ["b"]
+    assert [each.account for _, each in place.services.pool.bindings.items(9)] == ["b"]
     place.calls("b")[0].ends()
     place.check_rest()
 

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.web.client import URI
 
 from gateway.upstream.agent import EgressEndpoints
-from gateway.upstream.egress import Egress, EgressPaths
+from gateway.upstream.egress import EgressPath, EgressPaths
 from gateway.upstream.proxy_endpoint import ProxyEndpoint
 from gateway.upstream.tls import TLSFileError
 from tests.upstream.wire import Reactor
@@ -21,7 +21,7 @@ def paths() -> EgressPaths:
     return EgressPaths(Clock().seconds, 60)
 
 
-def breaks(egress: Egress) -> None:
+def breaks(egress: EgressPath) -> None:
     assert egress.health is not None
     for _ in range(3):
         attempt = egress.health.attempt()
@@ -36,7 +36,7 @@ def test_accounts_behind_one_proxy_share_what_is_known_of_it(paths: EgressPaths)
         paths.egress("http://proxy.test:3128"),
         paths.egress("socks5://u:p@proxy.test:3128"),
         paths.egress(),
-        Egress(),
+        EgressPath(),
     ]
     breaks(one)
     barred = two.unavailable()
@@ -73,5 +73,7 @@ def test_endpoints_are_made_once_for_each_place(paths: EgressPaths) -> None:
 
 
 def test_without_a_proxy_connections_go_straight() -> None:
-    made = EgressEndpoints(Reactor(), 10, Egress()).endpointForURI(URI.fromBytes(b"http://a.test"))
+    made = EgressEndpoints(Reactor(), 10, EgressPath()).endpointForURI(
+        URI.fromBytes(b"http://a.test")
+    )
     assert isinstance(made, HostnameEndpoint)

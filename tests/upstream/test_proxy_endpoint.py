@@ -25,13 +25,13 @@ from twisted.python.failure import Failure
 
 from gateway.protocol.error_classification import FaultKind, attribute
 from gateway.upstream.errors import upstream_failure
-from gateway.upstream.proxy import Blame, Login, Proxy, ProxyError
+from gateway.upstream.proxy import Proxy, ProxyCredentials, ProxyError, ProxyFault
 from gateway.upstream.proxy_endpoint import ProxyEndpoint
 from gateway.upstream.proxy_health import ProxyHealth
 from tests.upstream.wire import Connection, Reactor
 
 GRANTED = b"HTTP/1.1 200 OK\r\n\r\n"
-HTTP = Proxy("http", "proxy.test", 3128, Login("mole", "s3cret"))
+HTTP = Proxy("http", "proxy.test", 3128, ProxyCredentials("mole", "s3cret"))
 SOCKS = Proxy("socks5", "proxy.test", 1080)
 
 
@@ -173,7 +173,7 @@ def test_a_proxy_that_is_not_there(way: Way, reason: Exception, words: str) -> N
     way.connect()
     way.fail_to_connect(reason)
     assert words in str(way.problem)
-    assert way.problem.blame is Blame.PROXY
+    assert way.problem.blame is ProxyFault.PROXY
     way.check_rest()
 
 
@@ -182,7 +182,7 @@ def test_a_proxy_that_hangs_up(way: Way) -> None:
     connection.sends(b"HTTP/1.1 200")
     connection.closes(ConnectionDone())
     assert "closed the connection during its handshake" in str(way.problem)
-    assert way.problem.blame is Blame.PROXY
+    assert way.problem.blame is ProxyFault.PROXY
     way.check_rest()
 
 
@@ -252,11 +252,11 @@ def test_a_factory_that_wants_nothing_gets_nothing(way: Way) -> None:
 @pytest.mark.parametrize(
     ("blame", "code", "kind"),
     [
-        (Blame.PROXY, "egress_proxy_error", FaultKind.PROXY),
-        (Blame.UPSTREAM, "upstream_error", FaultKind.SERVICE),
+        (ProxyFault.PROXY, "egress_proxy_error", FaultKind.PROXY),
+        (ProxyFault.UPSTREAM, "upstream_error", FaultKind.SERVICE),
     ],
 )
-def test_the_fault_is_laid_where_it_belongs(blame: Blame, code: str, kind: FaultKind) -> None:
+def test_the_fault_is_laid_where_it_belongs(blame: ProxyFault, code: str, kind: FaultKind) -> None:
     with capturedLogs() as logged:
         told = upstream_failure(Failure(ProxyError(HTTP, "does not work", blame)))
     assert (told.status, told.code) == (502, code)

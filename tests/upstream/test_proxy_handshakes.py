@@ -12,10 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.upstream.http_proxy import MAX_HEAD, ConnectHandshake
-from gateway.upstream.proxy import Blame, Handshake, Login, Proxy, ProxyError, Refused
+from gateway.upstream.proxy import (
+    Handshake,
+    Proxy,
+    ProxyCredentials,
+    ProxyError,
+    ProxyFault,
+    ProxyRefused,
+)
 from gateway.upstream.socks_proxy import SocksHandshake
 
-LOGIN = Login("mole", "s3cret:word")
+LOGIN = ProxyCredentials("mole", "s3cret:word")
 GRANTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 NAMED = b"\x05\x00\x00\x03\x07to.test\x01\xbb"
 SOCKS_GRANTED = b"\x05\x00\x00\x01\x7f\x00\x00\x01\x01\xbb"
@@ -35,8 +42,8 @@ def converse(handshake: Handshake, *answers: bytes, cuts: list[int] | None = Non
     return sent
 
 
-def refusal_of(handshake: Handshake, *answers: bytes) -> Refused:
-    with pytest.raises(Refused) as caught:
+def refusal_of(handshake: Handshake, *answers: bytes) -> ProxyRefused:
+    with pytest.raises(ProxyRefused) as caught:
         converse(handshake, *answers)
     return caught.value
 
@@ -51,8 +58,11 @@ def refusal_of(handshake: Handshake, *answers: bytes) -> Refused:
         ("http://proxy.test:3128/", Proxy("http", "proxy.test", 3128)),
         ("socks5://[::1]:1080", Proxy("socks5", "::1", 1080)),
         ("socks5h://p.test:1080", Proxy("socks5", "p.test", 1080)),
-        ("http://a%40b:c%3Ad%2F@p.test:1", Proxy("http", "p.test", 1, Login("a@b", "c:d/"))),
-        ("http://only@p.test:1", Proxy("http", "p.test", 1, Login("only", ""))),
+        (
+            "http://a%40b:c%3Ad%2F@p.test:1",
+            Proxy("http", "p.test", 1, ProxyCredentials("a@b", "c:d/")),
+        ),
+        ("http://only@p.test:1", Proxy("http", "p.test", 1, ProxyCredentials("only", ""))),
     ],
 )
 def test_a_url_names_a_proxy(url: str, expected: Proxy) -> None:
@@ -149,20 +159,20 @@ def test_an_answer_may_come_byte_by_byte() -> None:
 @pytest.mark.parametrize(
     ("status", "login", "blame", "words"),
     [
-        (407, None, Blame.PROXY, "wants credentials"),
-        (407, LOGIN, Blame.PROXY, "does not accept the credentials"),
-        (402, None, Blame.PROXY, "paid"),
-        (429, None, Blame.PROXY, "too many"),
-        (500, None, Blame.PROXY, "status 500"),
-        (502, None, Blame.PROXY, "does not connect to api.test:443 (status 502)"),
-        (504, None, Blame.PROXY, "status 504"),
-        (403, None, Blame.UPSTREAM, "does not connect to api.test:443 (status 403)"),
-        (404, None, Blame.UPSTREAM, "status 404"),
-        (301, None, Blame.UPSTREAM, "status 301"),
+        (407, None, ProxyFault.PROXY, "wants credentials"),
+        (407, LOGIN, ProxyFault.PROXY, "does not accept the credentials"),
+        (402, None, ProxyFault.PROXY, "paid"),
+        (429, None, ProxyFault.PROXY, "too many"),
+        (500, None, ProxyFault.PROXY, "status 500"),
+        (502, None, ProxyFault.PROXY, "does not connect to api.test:443 (status 502)"),
+        (504, None, ProxyFault.PROXY, "status 504"),
+        (403, None, ProxyFault.UPSTREAM, "does not connect to api.test:443 (status 403)"),
+        (404, None, ProxyFault.UPSTREAM, "status 404"),
+        (301, None, ProxyFault.UPSTREAM, "status 301"),
     ],
 )
 def test_every_other_status_is_somebodys_fault(
-    status: int, login: Login | None, blame: Blame, words: str
+    status: int, login: ProxyCredentials | None, blame: ProxyFault, words: str
 ) -> None:
     answer = b"HTTP/1.1 %d Said\r\nContent-Length: 9\r\n\r\ns3cret" % status
     refused = refusal_of(ConnectHandshake("api.test", 443, login), answer)
@@ -185,7 +195,7 @@ def test_every_other_status_is_somebodys_fault(
 )
 def test_who_does_not_speak_http_is_no_proxy(answer: bytes) -> None:
     refused = refusal_of(ConnectHandshake("api.test", 443, None), answer)
-    assert refused.blame is Blame.PROXY
+    assert refused.blame is ProxyFault.PROXY
     assert "does not speak HTTP" in refused.why
 
 
@@ -194,7 +204,7 @@ def test_an_endless_head_is_not_kept(cuts: list[int]) -> None:
     handshake = ConnectHandshake("api.test", 443, None)
     for piece in pieces(b"HTTP/1.1 200 OK\r\n".ljust(MAX_HEAD, b"x"), cuts):
         handshake.receive(piece)
-    with pytest.raises(Refused, match="endless"):
+    with pytest.raises(ProxyRefused, match="endless"):
         handshake.receive(b"x")
 
 
@@ -231,7 +241,7 @@ def test_socks_logs_in_and_asks_by_name(reply: bytes, rest: bytes, cuts: list[in
 
 
 @pytest.mark.parametrize("login", [None, LOGIN])
-def test_a_socks_proxy_may_want_no_login(login: Login | None) -> None:
+def test_a_socks_proxy_may_want_no_login(login: ProxyCredentials | None) -> None:
     handshake = SocksHandshake("api.test", 443, login)
     assert converse(handshake, b"\x05\x00")[-1] == REQUEST
     handshake.receive(SOCKS_GRANTED + b"rest")
@@ -259,7 +269,7 @@ def test_every_socks_refusal_is_somebodys_fault(code: int) -> None:
     handshake = SocksHandshake("api.test", 443, None)
     refused = refusal_of(handshake, b"\x05\x00", bytes([5, code]))  # some send no more
     upstreams = code in (2, 3, 4, 5, 6)
-    assert refused.blame is (Blame.UPSTREAM if upstreams else Blame.PROXY)
+    assert refused.blame is (ProxyFault.UPSTREAM if upstreams else ProxyFault.PROXY)
     assert "does not connect to api.test:443" in refused.why
 
 
@@ -279,10 +289,10 @@ def test_every_socks_refusal_is_somebodys_fault(code: int) -> None:
     ],
 )
 def test_what_is_wrong_with_a_socks_proxy_is_its_fault(
-    login: Login | None, answers: list[bytes], words: str
+    login: ProxyCredentials | None, answers: list[bytes], words: str
 ) -> None:
     refused = refusal_of(SocksHandshake("api.test", 443, login), *answers)
-    assert refused.blame is Blame.PROXY
+    assert refused.blame is ProxyFault.PROXY
     assert words in refused.why
 
 
@@ -295,11 +305,11 @@ def test_what_is_wrong_with_a_socks_proxy_is_its_fault(
     login=st.sampled_from([None, LOGIN]),
 )
 def test_rubbish_ends_in_a_refusal_or_is_waited_with(
-    make: Callable[..., Handshake], data: list[bytes], login: Login | None
+    make: Callable[..., Handshake], data: list[bytes], login: ProxyCredentials | None
 ) -> None:
     handshake = make("api.test", 443, login)
     handshake.begin()
-    with suppress(Refused):
+    with suppress(ProxyRefused):
         for piece in data:
             if handshake.rest is not None:
                 break

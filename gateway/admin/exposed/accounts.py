@@ -10,7 +10,7 @@ from prometheus_client.core import Metric, SummaryMetricFamily
 
 from gateway.admin.exposed.families import Row, counter, gauge
 from gateway.admin.views.accounts import state
-from gateway.metrics.turns import Tally
+from gateway.metrics.turns import TurnMetrics
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
 
@@ -22,7 +22,7 @@ _QUOTAS = (
 )
 
 
-def account_families(accounts: Sequence[Account], tally: Tally) -> Iterator[Metric]:
+def account_families(accounts: Sequence[Account], tally: TurnMetrics) -> Iterator[Metric]:
     """What is known of each."""
     yield gauge(
         "gateway_account_state",
@@ -102,7 +102,7 @@ def _used(window: dict[str, Any]) -> float | None:
     return None if left is None or not limit else float(limit - left) / float(limit)
 
 
-def _counted(tally: Tally) -> Iterator[Metric]:
+def _counted(tally: TurnMetrics) -> Iterator[Metric]:
     counted = tally.accounts.items()
     yield counter(
         "gateway_account_turns",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from prometheus_client.core import Metric
 
 from gateway.admin.exposed.families import counter, sizes, times
-from gateway.metrics.turns import ModelTally, Tally
+from gateway.metrics.turns import ModelMetrics, TurnMetrics
 
 #: OpenTelemetry's own buckets for ``gen_ai.server.time_to_first_token``, in milliseconds.
 _FIRST_TOKEN = (
@@ -21,7 +21,7 @@ _GEN_AI_LABELS = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_reque
 _GEN_AI = ("chat", "openai")
 
 
-def turn_families(tally: Tally) -> Iterator[Metric]:
+def turn_families(tally: TurnMetrics) -> Iterator[Metric]:
     """What is counted of turns."""
     uses = tally.uses.items()
     yield counter(
@@ -54,7 +54,7 @@ def turn_families(tally: Tally) -> Iterator[Metric]:
     yield from _gen_ai(tally.models)
 
 
-def _times(tally: Tally) -> Iterator[Metric]:
+def _times(tally: TurnMetrics) -> Iterator[Metric]:
     for name, about, histogram in (
         ("turn_duration", "From the request to the end of the turn.", tally.duration),
         ("turn_queue", "Wait behind other turns of the same lane.", tally.queued),
@@ -79,7 +79,7 @@ def _times(tally: Tally) -> Iterator[Metric]:
         yield times(f"gateway_{name}_seconds", about, (), [((), histogram)])
 
 
-def _gen_ai(models: dict[str, ModelTally]) -> Iterator[Metric]:
+def _gen_ai(models: dict[str, ModelMetrics]) -> Iterator[Metric]:
     """OpenTelemetry's names (semantic conventions for generative AI)."""
     known = [((*_GEN_AI, model), tally) for model, tally in models.items()]
     bounds = tuple(float(4**exponent) for exponent in range(14))

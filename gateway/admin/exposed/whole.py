@@ -12,7 +12,7 @@ from gateway.admin.running import Running
 from gateway.admin.views.accounts import account
 from gateway.admin.views.alarms import alarms
 from gateway.admin.views.overview import ready
-from gateway.metrics.collector import Observatory
+from gateway.metrics.collector import MetricsCollector
 
 _LAGS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0)
 _PAUSES = (0.1, 0.25, *_LAGS)
@@ -28,12 +28,12 @@ _GAUGES = {
 }
 
 
-def whole_families(running: Running, observatory: Observatory) -> Iterator[Metric]:
+def whole_families(running: Running, collector: MetricsCollector) -> Iterator[Metric]:
     """What there is but once."""
     yield InfoMetricFamily("gateway_build", "The gateway's version.", {"version": __version__})
-    yield number("gateway_start_time_seconds", "When the gateway started.", observatory.started_at)
+    yield number("gateway_start_time_seconds", "When the gateway started.", collector.started_at)
     yield number("gateway_ready", "1 while new work is welcome.", float(ready(running) is None))
-    yield number("gateway_draining", "1 while it stops.", float(running.admission.draining))
+    yield number("gateway_draining", "1 while it stops.", float(running.limiter.draining))
     configuration = running.configuration
     yield number(
         "gateway_config_generation",
@@ -45,7 +45,7 @@ def whole_families(running: Running, observatory: Observatory) -> Iterator[Metri
         "0 after a configuration was rejected.",
         float(configuration.last_rejected() is None),
     )
-    accounts = [account(running, each) for each in running.environment.pool.accounts]
+    accounts = [account(running, each) for each in running.services.pool.accounts]
     levels = [alarm["level"] for alarm in alarms(running, accounts)]
     yield gauge(
         "gateway_alarms",
@@ -53,22 +53,22 @@ def whole_families(running: Running, observatory: Observatory) -> Iterator[Metri
         ("level",),
         (((level,), levels.count(level)) for level in ("red", "amber")),
     )
-    gauges = observatory.gauges()
+    gauges = collector.gauges()
     for name, about in _GAUGES.items():
         yield number(f"gateway_{name}", about, gauges[name])
-    yield from _process(observatory)
+    yield from _process(collector)
     yield from _keys(running)
     yield from _strangers(running)
-    yield from _registers(running, observatory)
+    yield from _registers(running, collector)
 
 
-def _process(observatory: Observatory) -> Iterator[Metric]:
-    looked = observatory.looked
+def _process(collector: MetricsCollector) -> Iterator[Metric]:
+    looked = collector.looked
     yield number("process_resident_memory_bytes", "Memory that is resident.", looked.rss_bytes)
     yield number(
         "gateway_memory_budget_bytes",
         "Memory that the process's control groups leave it.",
-        observatory.memory_budget,
+        collector.memory_budget,
     )
     yield number("process_open_fds", "Open files, sockets among them.", looked.open_files)
     yield number("process_max_fds", "Files that may be open.", looked.open_files_limit)
@@ -77,14 +77,14 @@ def _process(observatory: Observatory) -> Iterator[Metric]:
         "gateway_event_loop_lag_seconds",
         "How late the event loop calls, sampled four times a second.",
         (),
-        [((), observatory.loop_lag.lag)],
+        [((), collector.loop_lag.lag)],
         _LAGS,
     )
     yield times(
         "gateway_gc_pause_seconds",
         "How long the garbage collector stopped everything, by generation.",
         ("generation",),
-        (((str(n),), pauses) for n, pauses in enumerate(observatory.garbage.pauses)),
+        (((str(n),), pauses) for n, pauses in enumerate(collector.garbage.pauses)),
         _PAUSES,
     )
 
@@ -118,8 +118,8 @@ def _strangers(running: Running) -> Iterator[Metric]:
     )
 
 
-def _registers(running: Running, observatory: Observatory) -> Iterator[Metric]:
-    registers = observatory.memory_registers.read()
+def _registers(running: Running, collector: MetricsCollector) -> Iterator[Metric]:
+    registers = collector.memory_registers.read()
     labels = ("register", "unit")
     yield gauge(
         "gateway_register_size",
@@ -133,7 +133,7 @@ def _registers(running: Running, observatory: Observatory) -> Iterator[Metric]:
         labels,
         (((each.name, each.unit), each.bound) for each in registers if each.bound is not None),
     )
-    ledger = running.environment.ledger.figures()
+    ledger = running.services.ledger.figures()
     yield counter(
         "gateway_ledger_evicted_conversations",
         "Conversations that were forgotten for want of room.",

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from gateway.admin.page.mounted import BrowserPages
 from gateway.admin.page.page import Page
-from gateway.admin.page.source import Asked, PageSource, Viewer
+from gateway.admin.page.source import PageQuery, PageSource, Viewer
 
-__all__ = ["Asked", "BrowserPages", "Page", "PageSource", "Viewer"]
+__all__ = ["BrowserPages", "Page", "PageQuery", "PageSource", "Viewer"]

@@ -10,10 +10,10 @@ from gateway.admin.page import wording
 from gateway.admin.page.chain_picture import chain_table
 from gateway.admin.page.layout import account_mark, button, posting, since, table
 from gateway.admin.page.markup import Html, joined, tag
-from gateway.admin.page.source import Asked, Json, Viewer
+from gateway.admin.page.source import Json, PageQuery, Viewer
 
 
-def search_form(asked: Asked) -> Html:
+def search_form(asked: PageQuery) -> Html:
     """Search by anything that names a conversation."""
     return tag(
         "form",
@@ -28,7 +28,11 @@ def search_form(asked: Asked) -> Html:
 
 
 def conversations_table(
-    conversations: Sequence[Json], names: Sequence[str], asked: Asked, viewer: Viewer, now: float
+    conversations: Sequence[Json],
+    names: Sequence[str],
+    asked: PageQuery,
+    viewer: Viewer,
+    now: float,
 ) -> Html:
     """What was found, or what was used last."""
     if not conversations:
@@ -49,7 +53,9 @@ def conversations_table(
     return table("Conversations", columns, rows, "conversations")
 
 
-def explanation(asked: Asked, found: Json | None, names: Sequence[str], now: float) -> Html | None:
+def explanation(
+    asked: PageQuery, found: Json | None, names: Sequence[str], now: float
+) -> Html | None:
     """Why a conversation is where it is, and its chain; None when nobody asked."""
     if not asked.why:
         return None
@@ -74,7 +80,7 @@ def explanation(asked: Asked, found: Json | None, names: Sequence[str], now: flo
     )
 
 
-def _row(each: Json, names: Sequence[str], asked: Asked, viewer: Viewer, now: float) -> Html:
+def _row(each: Json, names: Sequence[str], asked: PageQuery, viewer: Viewer, now: float) -> Html:
     name = str(each["id"])
     reason = asked.address("/status", why=name, **_search(asked)) + "#why"
     leaves = each.get("leaves")
@@ -117,5 +123,5 @@ def _row(each: Json, names: Sequence[str], asked: Asked, viewer: Viewer, now: fl
     return tag("tr", cells, data_key=name)
 
 
-def _search(asked: Asked) -> dict[str, str]:
+def _search(asked: PageQuery) -> dict[str, str]:
     return {"q": asked.q} if asked.q else {}

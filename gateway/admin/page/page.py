@@ -14,7 +14,7 @@ from gateway.admin.page.layout import document, section
 from gateway.admin.page.markup import Html, tag
 from gateway.admin.page.memory import memory_table
 from gateway.admin.page.now import now_tiles
-from gateway.admin.page.source import Asked, Json, PageSource, Viewer
+from gateway.admin.page.source import Json, PageQuery, PageSource, Viewer
 from gateway.admin.page.turns import turns_filters, turns_table
 
 #: For so long, in seconds, everybody is shown the same: ten open pages cost as much as one.
@@ -55,7 +55,7 @@ class Page:
 
         :param arguments: a request's ``args``.
         """
-        asked = Asked.of(arguments)
+        asked = PageQuery.of(arguments)
         part = (arguments.get(b"part") or [b""])[0].decode("ascii", "replace")
         if part in PARTS:
             return self._shared(
@@ -63,7 +63,7 @@ class Page:
             )
         return self._shared(("", asked, viewer), lambda: self._whole(asked, viewer))
 
-    def _whole(self, asked: Asked, viewer: Viewer) -> bytes:
+    def _whole(self, asked: PageQuery, viewer: Viewer) -> bytes:
         bodies: dict[str, Any] = {name: self._part(name, asked, viewer) for name in PARTS}
         bodies["now"] = bodies.pop("top")
         state = str(self._status().get("state", "ready"))
@@ -85,17 +85,17 @@ class Page:
             live=True,
         )
 
-    def _part(self, name: str, asked: Asked, viewer: Viewer) -> Html:
+    def _part(self, name: str, asked: PageQuery, viewer: Viewer) -> Html:
         return tag("div", PARTS[name](self, asked, viewer), data_part=name)
 
-    def _top(self, asked: Asked, viewer: Viewer) -> list[Html]:
+    def _top(self, asked: PageQuery, viewer: Viewer) -> list[Html]:
         status = self._status()
         return [banner(status, self._now()), now_tiles(status)]
 
-    def _accounts(self, asked: Asked, viewer: Viewer) -> Html:
+    def _accounts(self, asked: PageQuery, viewer: Viewer) -> Html:
         return accounts_table(self._status().get("accounts") or [], viewer, self._now())
 
-    def _conversations(self, asked: Asked, viewer: Viewer) -> list[Html | None]:
+    def _conversations(self, asked: PageQuery, viewer: Viewer) -> list[Html | None]:
         found = self._source.conversations(asked.q, 50).get("conversations") or []
         why = self._source.why(asked.why) if asked.why else None
         names, now = self._names(), self._now()
@@ -105,7 +105,7 @@ class Page:
             explanation(asked, why, names, now),
         ]
 
-    def _turns(self, asked: Asked, viewer: Viewer) -> list[Html]:
+    def _turns(self, asked: PageQuery, viewer: Viewer) -> list[Html]:
         status = self._status()
         found = self._source.turns(asked.account, asked.key, asked.status, asked.limit)
         keys = [str(each.get("name")) for each in status.get("keys") or ()]
@@ -114,13 +114,13 @@ class Page:
             turns_table(found.get("turns", [])[::-1], self._names(), asked, self._now()),
         ]
 
-    def _keys(self, asked: Asked, viewer: Viewer) -> Html:
+    def _keys(self, asked: PageQuery, viewer: Viewer) -> Html:
         return keys_table(self._status().get("keys") or [], self._now())
 
-    def _memory(self, asked: Asked, viewer: Viewer) -> Html:
+    def _memory(self, asked: PageQuery, viewer: Viewer) -> Html:
         return memory_table(self._source.memory().get("registers") or [])
 
-    def _configuration(self, asked: Asked, viewer: Viewer) -> list[Html]:
+    def _configuration(self, asked: PageQuery, viewer: Viewer) -> list[Html]:
         """Its values change with its generation alone; there are thousands."""
         found = self._source.configuration()
         generation = (found.get("generation"), found.get("source"))
@@ -158,7 +158,7 @@ class Page:
 
 
 #: The parts that the script asks for by ``?part=``, in their order.
-PARTS: dict[str, Callable[[Page, Asked, Viewer], Any]] = {
+PARTS: dict[str, Callable[[Page, PageQuery, Viewer], Any]] = {
     "top": Page._top,
     "accounts": Page._accounts,
     "conversations": Page._conversations,

@@ -10,7 +10,7 @@ from gateway.admin.page.source import Json
 PHASES = ("queue", "choose", "connect", "first byte", "stream")
 
 
-class Phase(NamedTuple):
+class TurnSpan(NamedTuple):
     """A part of a turn's time, in milliseconds from when it was accepted."""
 
     name: str
@@ -18,7 +18,7 @@ class Phase(NamedTuple):
     end: float
 
 
-def phases(turn: Json) -> list[Phase]:
+def phases(turn: Json) -> list[TurnSpan]:
     """Those of a turn record that are known; the attempt that answered is the last one.
 
     Failed attempts before it count as choosing: the turn had no account yet.
@@ -41,7 +41,7 @@ def phases(turn: Json) -> list[Phase]:
         # what a turn ended in is the phase it had not got through, not the last of all
         if number == len(PHASES) - 1 and last.get("first_byte_ms") is None:
             name = PHASES[reached]
-        found.append(Phase(name, begin, end))
+        found.append(TurnSpan(name, begin, end))
         begin = end
         reached = number + 1
     return found

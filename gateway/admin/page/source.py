@@ -34,7 +34,7 @@ class Viewer(NamedTuple):
         return self.why_not is None
 
 
-class Asked(NamedTuple):
+class PageQuery(NamedTuple):
     """The query of the page's address: searches, filters, and one response to explain."""
 
     q: str = ""
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     limit: int = TURNS
 
     @classmethod
-    def of(cls, arguments: Mapping[bytes, Sequence[bytes]]) -> Asked:
+    def of(cls, arguments: Mapping[bytes, Sequence[bytes]]) -> PageQuery:
         """Read a request's ``args``; what makes no sense is left out."""
 
         def first(name: bytes) -> str:

@@ -9,14 +9,14 @@ from gateway.admin.page import wording
 from gateway.admin.page.layout import account_mark, numeric, since, table
 from gateway.admin.page.markup import Html, joined, tag
 from gateway.admin.page.phases import PHASES, phases
-from gateway.admin.page.source import Asked, Json
+from gateway.admin.page.source import Json, PageQuery
 
 _STATUSES = ("completed", "incomplete", "failed", "cancelled")
 _BAR = 160
 
 
 def turns_filters(
-    asked: Asked, accounts: Sequence[str], keys: Sequence[str], statuses: Sequence[str]
+    asked: PageQuery, accounts: Sequence[str], keys: Sequence[str], statuses: Sequence[str]
 ) -> Html:
     """Filters that work without scripts, and the same turns as JSON."""
     endings = dict.fromkeys([*_STATUSES, *statuses])
@@ -44,7 +44,7 @@ def turns_filters(
     )
 
 
-def turns_table(turns: Sequence[Json], names: Sequence[str], asked: Asked, now: float) -> Html:
+def turns_table(turns: Sequence[Json], names: Sequence[str], asked: PageQuery, now: float) -> Html:
     """The newest turn is the first row."""
     legend = tag(
         "p",
@@ -80,7 +80,7 @@ def turns_table(turns: Sequence[Json], names: Sequence[str], asked: Asked, now: 
     return joined(legend, table("The last turns", columns, rows, "turns"))
 
 
-def _row(turn: Json, names: Sequence[str], asked: Asked, now: float) -> Html:
+def _row(turn: Json, names: Sequence[str], asked: PageQuery, now: float) -> Html:
     attempts = turn.get("attempts") or []
     last = attempts[-1] if attempts else {}
     response = turn.get("response_id")
@@ -119,13 +119,13 @@ def _figure(text: str) -> Html:
     return tag("td", text, class_="n")
 
 
-def _response(response: Any, asked: Asked) -> Any:
+def _response(response: Any, asked: PageQuery) -> Any:
     if response is None:
         return wording.NONE
     return _explained(tag("code", wording.shortened(str(response))), response, asked)
 
 
-def _explained(name: Html, response: Any, asked: Asked) -> Html:
+def _explained(name: Html, response: Any, asked: PageQuery) -> Html:
     """A link from a name to why the response's conversation is where it is."""
     if response is None:
         return name

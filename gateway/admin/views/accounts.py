@@ -9,7 +9,7 @@ from gateway.admin.running import Running
 from gateway.config.secrets import without_credentials
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
-from gateway.routing.pool import Pool
+from gateway.routing.pool import AccountPool
 
 #: Conversations that are counted by account; more would stop the streams for too long.
 _COUNTED = 20_000
@@ -28,7 +28,7 @@ _ALWAYS = ("clear", "probe")
 
 def accounts(running: Running) -> dict[str, Any]:
     """All accounts, in the operator's order."""
-    pool = running.environment.pool
+    pool = running.services.pool
     pinned = conversations_by_account(pool)
     return {
         "accounts": [
@@ -37,7 +37,7 @@ def accounts(running: Running) -> dict[str, Any]:
     }
 
 
-def conversations_by_account(pool: Pool) -> Counter[str]:
+def conversations_by_account(pool: AccountPool) -> Counter[str]:
     """How many of the conversations that were used last are at home at each account."""
     return Counter(binding.account for _, binding in pool.bindings.items(_COUNTED))
 

@@ -47,7 +47,7 @@ def alarms(running: Running, accounts: Sequence[Shown]) -> list[Alarm]:
         *running.figures.alarms(),
         *_nobody(running, accounts),
         *_lost(accounts),
-        *_behind_proxies(running.environment.pool.accounts),
+        *_behind_proxies(running.services.pool.accounts),
         *_rejected(running),
     ]
     found.sort(key=lambda each: each["level"] != "red")
@@ -56,7 +56,7 @@ def alarms(running: Running, accounts: Sequence[Shown]) -> list[Alarm]:
 
 def _nobody(running: Running, shown: Sequence[Shown]) -> Iterator[Alarm]:
     """Nobody serves at all, or nobody serves a model that they have."""
-    accounts = running.environment.pool.accounts
+    accounts = running.services.pool.accounts
     reasons = [each.unready() for each in accounts]
     if all(reasons):
         since = max(filter(None, (each["since"] for each in shown)), default=None)

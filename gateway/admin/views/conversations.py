@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from gateway.admin.running import Running
-from gateway.conversations.records import Record
+from gateway.conversations.records import ResponseRecord
 from gateway.routing.affinity import named_keys
 from gateway.routing.bindings import Binding, opaque_id
 
@@ -41,9 +41,9 @@ def shown(identity: str, binding: Binding) -> dict[str, Any]:
     }
 
 
-def records_of(running: Running, response_id: str) -> list[Record]:
+def records_of(running: Running, response_id: str) -> list[ResponseRecord]:
     """The conversation that holds a response of whichever key, or nothing."""
-    ledger = running.environment.ledger
+    ledger = running.services.ledger
     for key in running.tenants.snapshot():
         records = ledger.conversation(key["name"], response_id)
         if records:
@@ -53,9 +53,9 @@ def records_of(running: Running, response_id: str) -> list[Record]:
 
 def binding_id_of(running: Running, identity: str) -> str | None:
     """The id of the binding that ``identity`` is, or that its response's turn had."""
-    if running.environment.pool.bindings.with_id(identity) is not None:
+    if running.services.pool.bindings.with_id(identity) is not None:
         return identity
-    for turn in reversed(running.environment.journal.latest()):
+    for turn in reversed(running.services.turn_log.latest()):
         if turn.response_id == identity:
             return turn.conversation
     return None
@@ -63,7 +63,7 @@ def binding_id_of(running: Running, identity: str) -> str | None:
 
 def response_ids_of(running: Running, identity: str) -> list[str]:
     """The responses that are known of a binding or a response, the newest first."""
-    latest = reversed(running.environment.journal.latest())
+    latest = reversed(running.services.turn_log.latest())
     return [
         turn.response_id
         for turn in latest
@@ -72,7 +72,7 @@ def response_ids_of(running: Running, identity: str) -> list[str]:
 
 
 def _all(running: Running) -> Iterator[dict[str, Any]]:
-    for identity, binding in running.environment.pool.bindings.items(_SEARCHED):
+    for identity, binding in running.services.pool.bindings.items(_SEARCHED):
         yield shown(identity, binding)
 
 
@@ -82,7 +82,7 @@ def _search(running: Running, q: str) -> Iterator[dict[str, Any]]:
 
 
 def _exactly(running: Running, q: str) -> Iterator[dict[str, Any]]:
-    bindings = running.environment.pool.bindings
+    bindings = running.services.pool.bindings
     identity = binding_id_of(running, q)
     binding = None if identity is None else bindings.with_id(identity)
     if identity is not None and binding is not None:
@@ -103,7 +103,7 @@ def _by_words(running: Running, q: str) -> Iterator[dict[str, Any]]:
             yield entry
 
 
-def _of_record(record: Record) -> dict[str, Any]:
+def _of_record(record: ResponseRecord) -> dict[str, Any]:
     """A response whose binding is not known any more."""
     return {
         "id": record.id,

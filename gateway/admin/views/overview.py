@@ -12,14 +12,14 @@ from gateway.admin.running import Running
 from gateway.admin.views.accounts import account, conversations_by_account
 from gateway.admin.views.alarms import alarms
 from gateway.admin.views.keys import keys
-from gateway.routing.wait_queue import Lack
+from gateway.routing.wait_queue import WaitReason
 
 
 def ready(running: Running) -> str | None:
     """Why no new work is welcome, or None when it is."""
-    if running.admission.draining:
+    if running.limiter.draining:
         return "draining"
-    if all(each.unready() for each in running.environment.pool.accounts):
+    if all(each.unready() for each in running.services.pool.accounts):
         return "no account is usable"
     return None
 
@@ -31,12 +31,11 @@ def overview(running: Running) -> dict[str, Any]:
 
 def current(running: Running) -> dict[str, Any]:
     """The overview as it is sent every second: without history, with its newest point."""
-    environment = running.environment
+    services = running.services
     configuration = running.configuration
-    pinned = conversations_by_account(environment.pool)
+    pinned = conversations_by_account(services.pool)
     accounts = [
-        {**account(running, each), "pinned": pinned[each.name]}
-        for each in environment.pool.accounts
+        {**account(running, each), "pinned": pinned[each.name]} for each in services.pool.accounts
     ]
     found = alarms(running, accounts)
     rejected = configuration.last_rejected()
@@ -52,33 +51,33 @@ def current(running: Running) -> dict[str, Any]:
         "alarms": found,
         "now": at_present(running),
         "newest": running.figures.newest(),
-        "turns": dict(environment.journal.totals),
+        "turns": dict(services.turn_log.totals),
         "accounts": accounts,
         **keys(running),
-        "ledger": msgspec.to_builtins(environment.ledger.figures()),
-        "bindings": len(environment.pool.bindings),
-        "seals": len(environment.seals),
+        "ledger": msgspec.to_builtins(services.ledger.figures()),
+        "bindings": len(services.pool.bindings),
+        "seals": len(services.issuers),
     }
 
 
 def at_present(running: Running) -> dict[str, Any]:
     """The counts of this moment and the rates of the last minute."""
-    sessions, waiting = running.door.sessions(), running.environment.waiting
+    sessions, waiting = running.door.sessions(), running.services.waiting
     over_websockets = sum(session.turns_running for session in sessions)
     return {
-        "connections": len(running.admission),
+        "connections": len(running.limiter),
         "websockets": len(running.door.connections),
         "lanes": sum(session.lanes for session in sessions),
         "turns_in_flight": over_websockets + running.http_turns(),
         "turns_queued": sum(session.turns_queued for session in sessions),
-        "turns_waiting": waiting.lacking(Lack.ACCOUNT),
-        "turns_limited": waiting.lacking(Lack.LIMIT),
+        "turns_waiting": waiting.lacking(WaitReason.ACCOUNT),
+        "turns_limited": waiting.lacking(WaitReason.LIMIT),
         **running.figures.rates(),
     }
 
 
 def _state(running: Running, alarms: Sequence[Mapping[str, Any]]) -> str:
-    if running.admission.draining:
+    if running.limiter.draining:
         return "draining"
     if ready(running) is not None:
         return "unusable"

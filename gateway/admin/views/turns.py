@@ -32,5 +32,5 @@ def turns(
             and conversation in (None, record.conversation)
         )
 
-    found = [record.as_dict() for record in running.environment.journal.latest() if fits(record)]
+    found = [record.as_dict() for record in running.services.turn_log.latest() if fits(record)]
     return {"turns": found[-limit:]}

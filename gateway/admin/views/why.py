@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.admin.running import Running
 from gateway.admin.views.conversations import binding_id_of, records_of, response_ids_of, shown
-from gateway.conversations.records import Record
+from gateway.conversations.records import ResponseRecord
 from gateway.routing.bindings import Binding
 from gateway.turn.turn_log import TurnRecord
 
@@ -25,7 +25,7 @@ def why(running: Running, identity: str) -> dict[str, Any] | None:
     :return: None when nothing is known of it.
     """
     binding_id = binding_id_of(running, identity)
-    binding = None if binding_id is None else running.environment.pool.bindings.with_id(binding_id)
+    binding = None if binding_id is None else running.services.pool.bindings.with_id(binding_id)
     turns = _turns(running, identity, binding_id)
     records = _records(running, identity, binding_id)
     owner = _owner(running, identity)
@@ -47,13 +47,13 @@ def why(running: Running, identity: str) -> dict[str, Any] | None:
 
 def _turns(running: Running, identity: str, binding_id: str | None) -> list[TurnRecord]:
     """The last turns of the conversation; of a response only its own."""
-    latest = running.environment.journal.latest()
+    latest = running.services.turn_log.latest()
     if identity == binding_id:
         return [turn for turn in latest if turn.conversation == identity]
     return [turn for turn in latest if turn.response_id == identity]
 
 
-def _records(running: Running, identity: str, binding_id: str | None) -> list[Record]:
+def _records(running: Running, identity: str, binding_id: str | None) -> list[ResponseRecord]:
     for response_id in dict.fromkeys([identity, *response_ids_of(running, binding_id or identity)]):
         records = records_of(running, response_id)
         if records:
@@ -63,7 +63,7 @@ def _records(running: Running, identity: str, binding_id: str | None) -> list[Re
 
 def _owner(running: Running, response_id: str) -> str | None:
     """The account that keeps a response, which is known for longer than what stands in it."""
-    owners = running.environment.owners
+    owners = running.services.owners
     names = (key["name"] for key in running.tenants.snapshot())
     return next(filter(None, (owners.owner_of(name, response_id) for name in names)), None)
 
@@ -73,7 +73,7 @@ def _of_binding(running: Running, binding: Binding | None) -> Iterator[str]:
         yield "No binding is known: the conversation sticks to no account of its own."
         return
     yield f"It is at home at {binding.account}, by the rule: {binding.why}."
-    account = running.environment.pool.named(binding.account)
+    account = running.services.pool.named(binding.account)
     blocked = None if account is None else account.unavailable(None)
     if account is None:
         yield f"{binding.account} is no longer configured."
@@ -85,7 +85,7 @@ def _of_binding(running: Running, binding: Binding | None) -> Iterator[str]:
         yield f"An operator wants it to leave {binding.leaves} at its next turn."
 
 
-def _of_records(records: list[Record]) -> Iterator[str]:
+def _of_records(records: list[ResponseRecord]) -> Iterator[str]:
     pins = {record.pinned_to for record in records if record.pinned_to is not None}
     if pins:
         yield f"It holds sealed items that only {' or '.join(sorted(pins))} can read."
@@ -107,12 +107,12 @@ def _of_turn(turn: TurnRecord) -> Iterator[str]:
         yield f"Turn {turn.turn} ended {turn.status} with {turn.error_code}."
 
 
-def _nodes(running: Running, records: list[Record]) -> list[dict[str, Any]]:
-    by_response = {turn.response_id: turn for turn in running.environment.journal.latest()}
+def _nodes(running: Running, records: list[ResponseRecord]) -> list[dict[str, Any]]:
+    by_response = {turn.response_id: turn for turn in running.services.turn_log.latest()}
     return [_node(record, by_response.get(record.id)) for record in records[-_MAX_NODES:]]
 
 
-def _node(record: Record, turn: TurnRecord | None) -> dict[str, Any]:
+def _node(record: ResponseRecord, turn: TurnRecord | None) -> dict[str, Any]:
     items = record.items()
     return {
         "id": record.id,

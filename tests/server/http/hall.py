@@ -6,21 +6,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.api_keys.keys import Tenants
+from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings
-from gateway.conversations.records import Record
+from gateway.conversations.records import ResponseRecord
 from gateway.protocol.errors import ApiError
 from gateway.protocol.items import read_item
-from gateway.routing.model_catalog import Catalogues
-from gateway.server.chat import Chat
+from gateway.routing.model_catalog import ModelCatalog
+from gateway.server.chat import ChatCompletions
 from gateway.server.compact import Inputs
-from gateway.server.connections import Admission
-from gateway.server.http_request import HttpRequest
+from gateway.server.connections import ConnectionLimiter
+from gateway.server.http_request import ClientRequest
 from gateway.server.models import Models
 from gateway.server.responses import Responses
 from gateway.server.route_table import endpoints
-from gateway.server.routes import Routes
-from gateway.server.stored import Stored
+from gateway.server.routes import RouteTable
+from gateway.server.stored import StoredResponses
 from tests.support.events import Json
 from tests.turn.calls import CallWorld, FakeCall
 
@@ -72,7 +72,7 @@ class FakeWire:
 class Asked:
     """One request and what became of it."""
 
-    def __init__(self, request: HttpRequest, wire: FakeWire) -> None:
+    def __init__(self, request: ClientRequest, wire: FakeWire) -> None:
         self.request = request
         self.wire = wire
 
@@ -90,18 +90,18 @@ class Hall:
         self, accounts: int = 1, keys: Sequence[KeySettings] = (LAPTOP,), **world: Any
     ) -> None:
         self.world = CallWorld(accounts, **world)
-        self.tenants = Tenants(keys, self.world.clock.seconds)
-        environment = self.world.environment
-        object.__setattr__(environment, "limits", self.tenants)
-        self.environment = environment
-        self.catalogues = Catalogues(self.world.clock)
-        self.routes = Routes(
+        self.tenants = KeyRing(keys, self.world.clock.seconds)
+        services = self.world.services
+        object.__setattr__(services, "limits", self.tenants)
+        self.services = services
+        self.catalogues = ModelCatalog(self.world.clock)
+        self.routes = RouteTable(
             endpoints(
-                Responses(environment, Admission(10)),
-                Stored(environment),
-                Inputs(environment),
-                Models(environment.pool, self.catalogues, self.tenants.may_use),
-                Chat(environment),
+                Responses(services, ConnectionLimiter(10)),
+                StoredResponses(services),
+                Inputs(services),
+                Models(services.pool, self.catalogues, self.tenants.may_use),
+                ChatCompletions(services),
             )
         )
         self._numbers = 0
@@ -119,7 +119,7 @@ class Hall:
         wire = FakeWire()
         self._numbers += 1
         route = self.routes.find(method, f"/v1{path}")
-        request = HttpRequest(
+        request = ClientRequest(
             wire,
             method,
             f"/v1{path}",
@@ -145,14 +145,14 @@ class Hall:
         *,
         account: str | None = "a",
         tenant: str = "laptop",
-        parent: Record | None = None,
+        parent: ResponseRecord | None = None,
         input: Sequence[Json] = ({"role": "user", "content": "hi"},),
         output: Sequence[Json] = (),
         store: bool = True,
         held_upstream: bool = True,
-    ) -> Record:
+    ) -> ResponseRecord:
         """A response in the ledger."""
-        record = Record(
+        record = ResponseRecord(
             tenant=tenant,
             id=response_id,
             parent=parent,
@@ -164,7 +164,7 @@ class Hall:
             model="gpt-5.5",
             created_at=self.world.clock.seconds(),
         )
-        self.environment.ledger.add(record)
+        self.services.ledger.add(record)
         return record
 
     def check_rest(self) -> None:

@@ -11,13 +11,13 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
-from gateway.api_keys.keys import Tenants
+from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings, Settings
-from gateway.server.connections import Admission
+from gateway.server.connections import ConnectionLimiter
 from gateway.server.front import FrontFactory
 from gateway.server.http_site import HttpSite
 from gateway.server.responses import Responses
-from gateway.server.routes import Handler, Routes
+from gateway.server.routes import Handler, RouteTable
 from gateway.server.websocket_site import ResponsesFactory
 from tests.server.websocket.client import Transport
 from tests.support.events import Json
@@ -38,19 +38,19 @@ class House:
         settings.setdefault("keys", KEYS)
         self.settings = Settings(**settings)
         limits = self.settings.limits
-        self.admission = Admission(limits.max_connections, limits.max_incoming_bytes)
-        self.tenants = Tenants(self.settings.keys, self.world.clock.seconds)
+        self.limiter = ConnectionLimiter(limits.max_connections, limits.max_incoming_bytes)
+        self.tenants = KeyRing(self.settings.keys, self.world.clock.seconds)
         self.websockets = ResponsesFactory(
-            self.reactor, self.world.environment, self.settings, self.tenants, self.admission
+            self.reactor, self.world.services, self.settings, self.tenants, self.limiter
         )
-        self.responses = Responses(self.world.environment, self.admission)
-        self.routes = Routes({"/responses": {"POST": self.responses.create}, **(more or {})})
+        self.responses = Responses(self.world.services, self.limiter)
+        self.routes = RouteTable({"/responses": {"POST": self.responses.create}, **(more or {})})
         self.site = HttpSite(
             self.reactor,
             self.routes,
             self.settings,
             self.tenants,
-            self.admission,
+            self.limiter,
             self.websockets,
         )
         self.front = FrontFactory(
@@ -58,7 +58,7 @@ class House:
             self.websockets,
             self.site,
             self.settings.timeouts.handshake_seconds,
-            self.admission,
+            self.limiter,
         )
         self.clients: list[Client] = []
 
@@ -73,7 +73,7 @@ class House:
     def check_rest(self) -> None:
         for client in self.clients:
             client.is_lost()
-        assert not len(self.admission), "the door still counts clients"
+        assert not len(self.limiter), "the door still counts clients"
         assert not self.responses.turns_running
         self.world.check_rest()
         self.reactor.advance(100)  # Autobahn's timers are in buckets that must run out

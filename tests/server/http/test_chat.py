@@ -30,7 +30,7 @@ def test_a_completion_passes_byte_for_byte() -> None:
     call.answers(ANSWER)
     assert asked.wire.body == ANSWER
     assert asked.wire.headers["x-gateway-account"] == "a"
-    record = hall.world.journal.latest()[-1]
+    record = hall.world.turn_log.latest()[-1]
     assert (record.input_tokens, record.cached_tokens, record.output_tokens) == (4, 1, 2)
     hall.check_rest()
 
@@ -49,7 +49,7 @@ def test_a_stream_passes_as_it_comes() -> None:
     call.sends(b"data: [DONE]\n\n")
     call.ends()
     assert asked.wire.completed
-    assert hall.world.journal.latest()[-1].input_tokens == 4
+    assert hall.world.turn_log.latest()[-1].input_tokens == 4
     hall.check_rest()
 
 
@@ -62,8 +62,8 @@ def test_a_client_that_leaves_after_the_last_chunk_was_served() -> None:
         call.sends(last)
         asked.leaves()
         assert call.state == "cancelled"
-    assert [record.status for record in hall.world.journal.latest()] == ["cancelled", "completed"]
-    assert len(hall.environment.pool.bindings) == 0
+    assert [record.status for record in hall.world.turn_log.latest()] == ["cancelled", "completed"]
+    assert len(hall.services.pool.bindings) == 0
     hall.check_rest()
 
 
@@ -104,7 +104,7 @@ def test_requests_are_spread_and_leave_no_bindings() -> None:
     assert [len(hall.calls(name)) for name in "abc"] == [2, 2, 2]
     for call in hall.world.all_calls:
         call.answers(ANSWER)
-    assert len(hall.environment.pool.bindings) == 0
+    assert len(hall.services.pool.bindings) == 0
     hall.check_rest()
 
 

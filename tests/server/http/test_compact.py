@@ -89,7 +89,7 @@ def test_it_is_sent_along_where_nobody_knows_that_it_would_be_continued(path: st
     assert "previous_response_id" not in call.body
     assert texts(call.body["input"]) == ["one", "1", "two", "2", "three"]
     call.answers(COMPACTED)
-    record = hall.world.journal.latest()[-1]
+    record = hall.world.turn_log.latest()[-1]
     assert record.previous_response_id == "resp_1"
     assert record.chained_to is None
     assert record.reason == "it is not known that the account continues responses"
@@ -202,7 +202,7 @@ def test_the_new_chain_is_bound_to_who_sealed_it() -> None:
     hall.calls("a")[0].answers({})
     ask(hall, input="hi")
     hall.calls("b")[0].answers(COMPACTED)
-    assert hall.environment.seals.issuer_of(json.dumps(SEALED).encode()) == "b"
+    assert hall.services.issuers.issuer_of(json.dumps(SEALED).encode()) == "b"
     ask(hall, COUNT, input=COMPACTED["output"], headers={"session_id": "another"})
     assert len(hall.calls("b")) == 2, "expected the account that can read it"
     hall.calls("b")[1].answers({"input_tokens": 2})
@@ -213,7 +213,7 @@ def test_what_a_compaction_took_is_counted() -> None:
     hall = Hall()
     ask(hall, input="hi")
     hall.calls()[0].answers(COMPACTED)
-    record = hall.world.journal.latest()[-1]
+    record = hall.world.turn_log.latest()[-1]
     assert (record.input_tokens, record.output_tokens) == (7, 3)
     assert hall.world.accounts["a"].turns == 1
     hall.check_rest()
@@ -224,7 +224,7 @@ def test_a_count_costs_nothing_and_shows_nothing() -> None:
     ask(hall, COUNT, input="hi")
     hall.calls()[0].answers({"object": "response.input_tokens", "input_tokens": 5})
     assert hall.world.accounts["a"].turns == 0
-    assert hall.world.journal.latest()[-1].input_tokens == 0
+    assert hall.world.turn_log.latest()[-1].input_tokens == 0
     hall.check_rest()
 
 

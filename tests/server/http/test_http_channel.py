@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gateway.config import LimitSettings, SessionSettings, Settings, TimeoutSettings
 from gateway.protocol.errors import ApiError
 from gateway.server.http_channel import IDLE_SECONDS
-from gateway.server.http_request import HttpRequest
+from gateway.server.http_request import ClientRequest
 from tests.server.http.stage import Client, House
 from tests.support.events import text_item, turn_events
 
@@ -30,17 +30,17 @@ class Handler:
     """Keeps its requests; the test answers."""
 
     def __init__(self) -> None:
-        self.requests: list[HttpRequest] = []
+        self.requests: list[ClientRequest] = []
         self.tenants: list[str] = []
-        self.gone: list[HttpRequest] = []
+        self.gone: list[ClientRequest] = []
 
-    def __call__(self, request: HttpRequest, tenant: str) -> None:
+    def __call__(self, request: ClientRequest, tenant: str) -> None:
         self.requests.append(request)
         self.tenants.append(tenant)
         request.when_gone(lambda: self.gone.append(request))
 
     @property
-    def last(self) -> HttpRequest:
+    def last(self) -> ClientRequest:
         return self.requests[-1]
 
 
@@ -55,7 +55,7 @@ def wired(build: Build, handler: Handler) -> House:
 
 
 def answer_json(
-    request: HttpRequest, status: int, answer: Any, headers: dict[str, str] | None = None
+    request: ClientRequest, status: int, answer: Any, headers: dict[str, str] | None = None
 ) -> None:
     headers = {"content-type": "application/json", **(headers or {})}
     request.answer(status, json.dumps(answer).encode(), headers)
@@ -165,7 +165,7 @@ def test_a_streamed_answer_is_in_chunks_and_ends(wired: House, handler: Handler)
 def test_what_a_handler_raises_is_answered(
     build: Build, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(request: HttpRequest, tenant: str) -> None:
+    def fails(request: ClientRequest, tenant: str) -> None:
         raise error
 
     reported: list[str] = []
@@ -352,7 +352,7 @@ def test_requests_follow_each_other_on_one_connection(wired: House, handler: Han
         client.gives(echo(client, b"%d" % number))
         answer_json(handler.last, 200, number)
         assert client.answer().json == number
-    assert len(wired.admission) == 1
+    assert len(wired.limiter) == 1
 
 
 def test_pipelined_requests_are_served_one_after_the_other(wired: House, handler: Handler) -> None:
@@ -502,7 +502,7 @@ def test_a_reload_changes_how_long_a_slow_client_is_waited_for(
     wired: House, handler: Handler
 ) -> None:
     client = wired.client()
-    wired.site.arrange(Settings(timeouts=TimeoutSettings(stall_seconds=5)))
+    wired.site.reconfigure(Settings(timeouts=TimeoutSettings(stall_seconds=5)))
     client.gives(echo(client))
     client.transport.producer.pauseProducing()
     wired.reactor.advance(5.1)
@@ -576,11 +576,11 @@ def test_an_answer_that_was_not_read_may_be_the_last(
     if how == "lost":
         client.is_lost()
     elif how == "drained":
-        wired.admission.drain(lambda: None)
+        wired.limiter.drain(lambda: None)
         client.transport.producer.resumeProducing()
         assert client.is_closed
     else:
-        wired.admission.abandon()
+        wired.limiter.abandon()
         assert client.is_closed
     assert len(handler.requests) == 1
     assert handler.gone == []
@@ -644,7 +644,7 @@ def test_at_the_stop_idle_connections_go_and_running_requests_finish(
     half.gives(b"POST /v1")
     busy.gives(echo(busy))
     emptied: list[bool] = []
-    wired.admission.drain(lambda: emptied.append(True))
+    wired.limiter.drain(lambda: emptied.append(True))
     assert (idle.is_closed, busy.is_closed, half.is_closed) == (True, False, False)
     idle.is_lost()
     half.gives(echo(half).removeprefix(b"POST /v1"))
@@ -664,7 +664,7 @@ def test_at_the_stop_idle_connections_go_and_running_requests_finish(
 def test_a_new_client_at_the_stop_is_told_to_come_later(wired: House, handler: Handler) -> None:
     busy = wired.client()
     busy.gives(echo(busy))
-    wired.admission.drain(lambda: None)
+    wired.limiter.drain(lambda: None)
     late = wired.client()
     answer = late.asks("GET", "/v1/echo")
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
@@ -677,8 +677,8 @@ def test_when_time_is_up_requests_are_refused(wired: House, handler: Handler) ->
     waiting.gives(echo(waiting))
     streaming.gives(echo(streaming))
     handler.last.start(200, {})
-    wired.admission.drain(lambda: None)
-    wired.admission.abandon()
+    wired.limiter.drain(lambda: None)
+    wired.limiter.abandon()
     answer = waiting.answer()
     assert (answer.status, answer.error["code"]) == (503, "gateway_restart")
     assert waiting.is_closed
@@ -689,7 +689,7 @@ def test_when_time_is_up_requests_are_refused(wired: House, handler: Handler) ->
 def test_a_turn_by_http_outlives_the_drain(house: House) -> None:
     client = house.client()
     client.creates()
-    house.admission.drain(lambda: None)
+    house.limiter.drain(lambda: None)
     house.sent().sends(*turn_events([text_item()], "resp_1"))
     assert client.answer().json["id"] == "resp_1"
     assert client.is_closed

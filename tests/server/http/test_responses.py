@@ -237,7 +237,7 @@ def test_an_object_that_broke_off_is_an_error_to_try_again_after(house: House, h
     if how == "broken":
         house.sent().ends()
     else:
-        house.admission.abandon()
+        house.limiter.abandon()
     answer = client.answer()
     assert answer.error["type"] == "server_error"
     told = (answer.status, answer.error["code"], answer.headers.get("retry-after"))
@@ -297,7 +297,7 @@ def test_seals_outlive_what_was_not_to_be_stored(house: House) -> None:
     house.sent().sends(*turn_events([sealed, text_item()], "resp_1", store=False))
     client.answer()
     raw = json.dumps(sealed).encode()
-    assert house.world.environment.seals.issuer_of(raw) == "a"
+    assert house.world.services.issuers.issuer_of(raw) == "a"
 
 
 def test_another_tenant_cannot_continue_it(house: House) -> None:
@@ -322,7 +322,7 @@ def test_each_request_is_a_connection_in_the_journal(house: House) -> None:
     for number in range(2):
         client.creates()
         answered(house, f"resp_{number}")
-    first, second = house.world.journal.latest()
+    first, second = house.world.turn_log.latest()
     assert first.connection.startswith("http-")
     assert first.connection != second.connection
     assert (first.key, first.status) == ("laptop", "completed")
@@ -338,7 +338,7 @@ def test_a_client_that_leaves_cancels_its_upstream(house: House, stream: bool) -
     house.sent().sends(*turn_events([text_item()], "resp_1")[:5])
     client.is_lost()
     assert house.sent().state == "cancelled"
-    assert house.world.journal.latest()[-1].status == "cancelled"
+    assert house.world.turn_log.latest()[-1].status == "cancelled"
 
 
 def test_a_slow_client_pauses_its_own_upstream(house: House) -> None:
@@ -455,9 +455,9 @@ def test_the_stop_waits_for_what_runs_in_the_background(patient: House) -> None:
     patient.sent().sends(*events[:5])
     client.is_lost()
     emptied: list[bool] = []
-    patient.admission.drain(lambda: emptied.append(True))
+    patient.limiter.drain(lambda: emptied.append(True))
     assert emptied == []
-    patient.admission.abandon()
+    patient.limiter.abandon()
     assert emptied == [True]
     assert patient.sent().state == "cancelled"
 
@@ -470,8 +470,8 @@ def test_when_time_is_up_turns_are_told(house: House, stream: bool) -> None:
     client = house.client()
     client.creates(stream=stream)
     house.sent().sends(*turn_events([text_item()], "resp_1")[:5])
-    house.admission.drain(lambda: None)
-    house.admission.abandon()
+    house.limiter.drain(lambda: None)
+    house.limiter.abandon()
     answer = client.answer()
     if stream:
         assert answer.events[-1]["response"]["error"]["code"] == "server_error"

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from gateway.protocol.errors import ApiError
-from gateway.server.http_request import HttpRequest
-from gateway.server.routes import Routes
+from gateway.server.http_request import ClientRequest
+from gateway.server.routes import RouteTable
 
 
-def one(request: HttpRequest, tenant: str) -> None:
+def one(request: ClientRequest, tenant: str) -> None:
     """A handler."""
 
 
-def two(request: HttpRequest, tenant: str) -> None:
+def two(request: ClientRequest, tenant: str) -> None:
     """Another one."""
 
 
-ROUTES = Routes(
+ROUTES = RouteTable(
     {
         "/things": {"GET": one, "POST": two},
         "/things/count": {"POST": two},

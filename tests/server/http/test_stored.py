@@ -50,7 +50,7 @@ def test_the_account_that_made_a_response_is_asked(method: str, suffix: str) -> 
 @pytest.mark.parametrize(("method", "suffix"), VERBS)
 def test_the_owner_is_known_longer_than_the_transcript(method: str, suffix: str) -> None:
     hall = Hall(3, keys=(LAPTOP, DESK))
-    hall.environment.owners.note("laptop", "resp_1", "c")
+    hall.services.owners.note("laptop", "resp_1", "c")
     hall.world.clock.advance(7 * 86_400)
     asked = hall.asks(method, f"/responses/resp_1{suffix}")
     hall.calls("c")[0].answers(STORED)
@@ -72,12 +72,12 @@ def test_no_path_leads_out_of_the_responses(method: str, suffix: str, dots: str)
 def test_another_tenants_response_does_not_exist(method: str, suffix: str) -> None:
     hall = Hall(2, keys=(LAPTOP, DESK))
     hall.remembers(account="a")
-    hall.environment.owners.note("laptop", "resp_1", "a")
+    hall.services.owners.note("laptop", "resp_1", "a")
     asked = hall.asks(method, f"/responses/resp_1{suffix}", tenant="desk")
     assert asked.wire.status == 404
     not_found(asked.wire.error)
     assert not hall.world.all_calls, "expected no upstream to hear of it"
-    assert hall.environment.ledger.get("laptop", "resp_1") is not None
+    assert hall.services.ledger.get("laptop", "resp_1") is not None
     hall.check_rest()
 
 
@@ -99,7 +99,7 @@ def test_what_no_upstream_keeps_does_not_exist(about: dict[str, bool]) -> None:
 
 def test_an_account_that_is_gone_took_its_responses_with_it() -> None:
     hall = Hall(2)
-    hall.environment.owners.note("laptop", "resp_1", "sold")
+    hall.services.owners.note("laptop", "resp_1", "sold")
     not_found(hall.asks("GET", "/responses/resp_1").wire.error)
     hall.check_rest()
 
@@ -162,12 +162,12 @@ def test_few_accounts_are_asked_for_what_nobody_knows() -> None:
 def test_a_deleted_response_cannot_be_continued_or_found() -> None:
     hall = Hall(2, keys=(LAPTOP, DESK))
     hall.remembers()
-    hall.environment.owners.note("laptop", "resp_1", "a")
+    hall.services.owners.note("laptop", "resp_1", "a")
     asked = hall.asks("DELETE", "/responses/resp_1")
-    assert hall.environment.ledger.get("laptop", "resp_1") is not None
+    assert hall.services.ledger.get("laptop", "resp_1") is not None
     hall.calls()[0].answers({"id": "resp_1", "object": "response", "deleted": True})
     assert asked.wire.status == 200
-    assert hall.environment.ledger.get("laptop", "resp_1") is None
+    assert hall.services.ledger.get("laptop", "resp_1") is None
     not_found(hall.asks("GET", "/responses/resp_1").wire.error)
     hall.check_rest()
 
@@ -178,7 +178,7 @@ def test_a_response_that_was_not_deleted_lives_on() -> None:
     asked = hall.asks("DELETE", "/responses/resp_1")
     hall.calls()[0].refuses(500)
     assert asked.wire.status == 500
-    assert hall.environment.ledger.get("laptop", "resp_1") is not None
+    assert hall.services.ledger.get("laptop", "resp_1") is not None
     hall.check_rest()
 
 
@@ -257,8 +257,8 @@ def test_a_response_that_was_continued_unseen_is_found_where_it_is_kept() -> Non
         hall.calls("a")[-1].refuses(404)
         hall.calls("b")[-1].answers(STORED)
         assert asked.wire.json == STORED
-        hall.environment.owners.forget("laptop", "resp_far")
-    hall.environment.owners.note("laptop", "resp_far", "b")
+        hall.services.owners.forget("laptop", "resp_far")
+    hall.services.owners.note("laptop", "resp_far", "b")
     hall.asks("GET", "/responses/resp_far")
     hall.calls("b")[-1].answers(STORED)
     assert len(hall.calls("a")) == 2

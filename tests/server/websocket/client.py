@@ -20,9 +20,9 @@ from wsproto.events import (
     TextMessage,
 )
 
-from gateway.api_keys.keys import Tenants
+from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings, Settings
-from gateway.server.connections import Admission
+from gateway.server.connections import ConnectionLimiter
 from gateway.server.websocket_site import ResponsesFactory
 from tests.support.events import Json
 from tests.turn.fakes import World
@@ -47,13 +47,13 @@ class Door:
         settings.setdefault("keys", (KeySettings(name="laptop", key="sk-client"),))
         self.settings = Settings(**settings)
         limits = self.settings.limits
-        self.admission = Admission(limits.max_connections, limits.max_incoming_bytes)
+        self.limiter = ConnectionLimiter(limits.max_connections, limits.max_incoming_bytes)
         self.factory = ResponsesFactory(
             self.reactor,
-            self.world.environment,
+            self.world.services,
             self.settings,
-            Tenants(self.settings.keys, self.world.clock.seconds),
-            self.admission,
+            KeyRing(self.settings.keys, self.world.clock.seconds),
+            self.limiter,
         )
         self.clients: list[Client] = []
 
@@ -63,7 +63,7 @@ class Door:
 
     def check_rest(self) -> None:
         assert not self.factory.connections
-        assert not len(self.admission), "the door still counts clients"
+        assert not len(self.limiter), "the door still counts clients"
         self.world.check_rest()
         self.reactor.advance(100)  # Autobahn's timers are in buckets that must run out
         calls = self.reactor.getDelayedCalls()

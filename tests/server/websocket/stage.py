@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.config import LimitSettings, SessionSettings
-from gateway.server.session import Client, Session
+from gateway.server.session import ClientIdentity, ResponsesSession
 from tests.support.events import Json, text_item, turn_events
 from tests.turn.fakes import TERMINALS, FakeExchange, World
 
@@ -48,13 +48,15 @@ class Stage:
         self.channel = FakeChannel()
         self.session = self.connect(self.channel)
 
-    def connect(self, channel: FakeChannel, tenant: str = "laptop", headers: Any = None) -> Session:
-        return Session(
-            self.world.environment,
+    def connect(
+        self, channel: FakeChannel, tenant: str = "laptop", headers: Any = None
+    ) -> ResponsesSession:
+        return ResponsesSession(
+            self.world.services,
             self.settings,
             self.limits,
             channel,
-            Client(tenant, f"c-{id(channel)}", headers or {}),
+            ClientIdentity(tenant, f"c-{id(channel)}", headers or {}),
         )
 
     def says(self, **message: Any) -> None:

@@ -288,7 +288,7 @@ def test_a_lost_connection_cancels_what_runs_and_forgets_what_waits() -> None:
     assert stage.running == []
     assert stage.channel.events == []
     assert (stage.session.turns_running, stage.session.turns_queued) == (0, 0)
-    assert len(stage.world.environment.pool.bindings) == 0
+    assert len(stage.world.services.pool.bindings) == 0
     stage.world.check_rest()
 
 

@@ -47,7 +47,7 @@ def test_a_tool_output_without_an_id_continues_the_response_that_made_the_call()
     stage.create([call_output("call_1")], previous_response_id=None)
     assert parents(stage) == [None, None, "resp_1"]
     stage.answer("resp_3")
-    assert stage.world.journal.latest()[-1].continuation == "answers a call of this session"
+    assert stage.world.turn_log.latest()[-1].continuation == "answers a call of this session"
 
 
 def test_of_several_calls_the_latest_response_counts() -> None:
@@ -113,7 +113,7 @@ def test_an_unknown_id_is_not_found_and_the_connection_goes_on() -> None:
 def test_an_unknown_id_is_no_upstreams_once_it_may_be_another_tenants() -> None:
     """A reload that adds a key holds for the connections that are open."""
     stage = Stage()
-    tenants = stage.world.environment.limits
+    tenants = stage.world.services.limits
     assert isinstance(tenants, NoLimits)
     tenants.one_tenant = True
     stage.session = stage.connect(stage.channel)

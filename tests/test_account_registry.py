@@ -9,12 +9,12 @@ from msgspec.structs import replace
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
+from gateway.account_registry import AccountRegistry
 from gateway.config import AccountSettings, RoutingSettings, Settings, TimeoutSettings
-from gateway.protocol.concessions import Concession, Gives
+from gateway.protocol.concessions import Concession, ConcessionKind
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.roster import Roster
 from gateway.routing.account import Account
-from gateway.routing.capabilities import Scope
+from gateway.routing.capabilities import CapabilityScope
 from gateway.upstream.http import HttpUpstream
 
 PROXY = "socks5://127.0.0.1:1080"
@@ -47,17 +47,17 @@ class Lists:
     def __init__(self, settings: Settings) -> None:
         self.clock = Clock()
         self.settings = settings
-        self.roster = Roster(self.clock, settings)
-        self.roster.arrange(settings)
+        self.registry = AccountRegistry(self.clock, settings)
+        self.registry.reconfigure(settings)
 
     def reload(self, settings: Settings) -> list[str]:
         """Put other settings into force; the names of accounts that are gone or made anew."""
-        gone = self.roster.arrange(settings, self.settings)
+        gone = self.registry.reconfigure(settings, self.settings)
         self.settings = settings
         return [each.name for each in gone]
 
     def __getitem__(self, name: str) -> Account:
-        return next(each for each in self.roster.accounts if each.name == name)
+        return next(each for each in self.registry.accounts if each.name == name)
 
 
 def test_an_account_that_is_described_as_before_stays_itself() -> None:
@@ -72,7 +72,7 @@ def test_an_account_that_is_described_as_before_stays_itself() -> None:
 
 def test_what_an_account_taught_is_forgotten_with_any_reload() -> None:
     lists = Lists(settings_of("a", "b"))
-    lists["a"].learned.learn(Scope(), Concession(Gives.STORAGE), "400")
+    lists["a"].learned.learn(CapabilityScope(), Concession(ConcessionKind.STORAGE), "400")
     lists.reload(settings_of("a", "b"))
     assert lists["a"].learned.shown() == []
 
@@ -80,7 +80,7 @@ def test_what_an_account_taught_is_forgotten_with_any_reload() -> None:
 def test_the_operators_order_counts() -> None:
     lists = Lists(settings_of("a", "b"))
     assert lists.reload(settings_of("c", "b", "a")) == []
-    assert [each.name for each in lists.roster.accounts] == ["c", "b", "a"]
+    assert [each.name for each in lists.registry.accounts] == ["c", "b", "a"]
 
 
 def test_other_timeouts_make_every_account_anew_and_it_rests_on() -> None:
@@ -130,20 +130,20 @@ def test_who_left_closes_when_its_last_turn_is_over_and_once(closed: list[HttpUp
     leaving = lists["a"]
     turn = leaving.reserve(None, lambda: None)
     assert lists.reload(settings_of("b")) == ["a"]
-    lists.roster.release_idle()
+    lists.registry.release_idle()
     assert closed == [], "a turn still runs there"
     turn.release()
-    lists.roster.release_idle()
-    lists.roster.release_idle()
+    lists.registry.release_idle()
+    lists.registry.release_idle()
     assert closed == [leaving.upstream]
 
 
 def test_a_stop_closes_those_in_service_and_those_that_leave(closed: list[HttpUpstream]) -> None:
     lists = Lists(settings_of("a", "b"))
-    every = {each.upstream for each in lists.roster.accounts}
+    every = {each.upstream for each in lists.registry.accounts}
     lists["a"].reserve(None, lambda: None)
     lists.reload(settings_of("b"))
-    lists.roster.close()
+    lists.registry.close()
     assert set(closed) == every
 
 

@@ -19,7 +19,7 @@ from gateway.upstream.http import HttpTimeouts, HttpUpstream
 _log = Logger(namespace="gateway.service")
 
 
-class Roster:
+class AccountRegistry:
     """Makes accounts, and lets go of those that are named no longer.
 
     :ivar accounts: those in service, in the operator's order.
@@ -32,7 +32,7 @@ class Roster:
         self._leaving: list[Account] = []
         self.accounts: list[Account] = []
 
-    def arrange(self, settings: Settings, before: Settings | None = None) -> list[Account]:
+    def reconfigure(self, settings: Settings, before: Settings | None = None) -> list[Account]:
         """Take the accounts of ``settings``; who is described as before stays as it is.
 
         What accounts taught is forgotten: a reload says that the world may have changed.
