@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -57,14 +57,28 @@ _WEBSOCKET_METADATA = (
 )
 
 
-class UpstreamRequest(NamedTuple):
-    """A POST to ``{base_url}/responses``: its headers and its JSON body.
+class UpstreamTurn(NamedTuple):
+    """A turn for one account, before a transport encodes it.
 
-    :ivar headers: each character of a value stands for one byte.
+    :ivar items: the whole ``input`` as raw items, or None to send the client's own.
+    :ivar previous_response_id: the response to chain to, or None.
+    :ivar dialect: what the account's service wants otherwise.
+    :ivar client_headers: those of the client's handshake that :func:`forwardable` kept; each
+        character of a value stands for one byte.
+    :ivar account_headers: the account's own, which win over everything.
+    :ivar turn_state: ``x-codex-turn-state`` for this account, or None.
+    :ivar affinity: what identifies the conversation, for a transport that keeps one on one
+        connection; None when nothing does.
     """
 
-    headers: Mapping[str, str]
-    body: bytes
+    request: TurnRequest
+    items: Sequence[bytes] | None = None
+    previous_response_id: str | None = None
+    dialect: Dialect = PLAIN
+    client_headers: Mapping[str, str] = {}
+    account_headers: Sequence[tuple[str, str]] = ()
+    turn_state: str | None = None
+    affinity: Hashable = None
 
 
 def build_body(

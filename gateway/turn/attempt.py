@@ -10,7 +10,7 @@ from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
 from gateway.protocol.response_stream import FinishedResponse, ResponseStream, StreamPhase
 from gateway.protocol.sse import Event
-from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.routing.account import Account
 from gateway.turn.context import TurnServices
 
@@ -39,6 +39,7 @@ class Attempt:
 
     :param hold_seconds: how long the preamble of the answer is held back for a refusal.
     :param owner: hears of it until it ended or was cancelled.
+    :ivar request_bytes: size of what the account is sent.
     :ivar answer_headers: the upstream's response headers, names in lower case.
     """
 
@@ -47,7 +48,7 @@ class Attempt:
         services: TurnServices,
         account: Account,
         plan: ContextPlan,
-        request: UpstreamRequest,
+        upstream_turn: UpstreamTurn,
         relay: ResponseStream,
         hold_seconds: float,
         owner: AttemptOwner,
@@ -59,7 +60,8 @@ class Attempt:
         self._owner = owner
         self._hold_seconds = hold_seconds
         self._hold = Deadline(services.clock, self._release)
-        self._exchange = account.upstream.exchange(request, self)
+        self._exchange = exchange = account.upstream.exchange(upstream_turn, self)
+        self.request_bytes = exchange.request_bytes
 
     def start(self) -> None:
         """Send it."""

@@ -10,33 +10,35 @@ from gateway.protocol.dialect import Dialect
 from gateway.protocol.items import read_item
 from gateway.protocol.request import TurnRequest
 from gateway.protocol.upstream_request import (
-    UpstreamRequest,
+    UpstreamTurn,
     added_include,
-    build_body,
-    build_headers,
 )
 from gateway.routing.account import Account
 from gateway.routing.affinity import derived_cache_key
 from gateway.turn.context import TurnContext
 
 
-def upstream_request(
+def upstream_turn(
     request: TurnRequest,
     context: TurnContext,
     account: Account,
     plan: ContextPlan,
     dialect: Dialect,
     turn_state: str | None,
-) -> UpstreamRequest:
+) -> UpstreamTurn:
     """What ``account`` is sent.
 
     :param turn_state: that account's own ``x-codex-turn-state``, or None.
     """
-    return UpstreamRequest(
-        build_headers(
-            request, context.client_headers, account.request_headers, turn_state, dialect.streams
-        ),
-        build_body(request, plan.items, plan.previous_response_id, dialect),
+    return UpstreamTurn(
+        request,
+        plan.items,
+        plan.previous_response_id,
+        dialect,
+        context.client_headers,
+        account.request_headers,
+        turn_state,
+        context.affinity[-1] if context.affinity else None,
     )
 
 

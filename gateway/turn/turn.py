@@ -46,7 +46,7 @@ from gateway.turn.lessons import (
     note_owner_of_parent,
 )
 from gateway.turn.own_answers import broken_answer, interrupted_answer
-from gateway.turn.preparing import dialect_of, sent_with, upstream_request
+from gateway.turn.preparing import dialect_of, sent_with, upstream_turn
 from gateway.turn.recorder import SAME_ACCOUNT, TurnRecorder
 from gateway.turn.recording import record_response
 from gateway.turn.telling import Telling
@@ -228,7 +228,7 @@ class Turn:
         account = self._lease.account
         plan = self._continuity.plan(account)
         dialect = self._dialect_of(account)
-        request = upstream_request(
+        turn = upstream_turn(
             self.request,
             self._context,
             account,
@@ -247,10 +247,11 @@ class Turn:
             may_go_on=self.request.background and not dialect.streams,
             without_secrets=account.upstream.without_secrets,
         )
-        self._log.tries(account.name, rule, plan.route.value, len(request.body), plan, choice)
         # A background response is the client's once it exists: it can be asked for by its id.
         hold_seconds = 0.0 if self.request.background else self._services.hold_seconds
-        self._attempt = Attempt(self._services, account, plan, request, relay, hold_seconds, self)
+        self._attempt = Attempt(self._services, account, plan, turn, relay, hold_seconds, self)
+        size = self._attempt.request_bytes
+        self._log.tries(account.name, rule, plan.route.value, size, plan, choice)
         if self._paused:
             self._attempt.pause()
         self._attempt.start()

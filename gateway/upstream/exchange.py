@@ -17,7 +17,7 @@ from gateway.protocol.answer_body import AnswerBody, NotAnAnswer
 from gateway.protocol.error_parsing import from_http
 from gateway.protocol.errors import ApiError
 from gateway.protocol.sse import Event, EventTooLarge
-from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.protocol.upstream_request import UpstreamTurn, build_body, build_headers
 from gateway.upstream.call import first_byte_seconds
 from gateway.upstream.errors import log_bug, upstream_failure
 from gateway.upstream.interface import Receiver, UpstreamCall
@@ -55,7 +55,7 @@ class HttpExchange(Protocol):
     def __init__(
         self,
         sender: RequestSender,
-        request: UpstreamRequest,
+        turn: UpstreamTurn,
         receiver: Receiver,
         timeouts: HttpTimeouts,
     ) -> None:
@@ -65,7 +65,16 @@ class HttpExchange(Protocol):
         self._state = ExchangeState.IDLE
         self._deadline = Deadline(sender.reactor, self._timed_out)
         self._body = AnswerBody()
-        call = UpstreamCall("POST", "/responses", request.headers, request.body)
+        body = build_body(turn.request, turn.items, turn.previous_response_id, turn.dialect)
+        headers = build_headers(
+            turn.request,
+            turn.client_headers,
+            turn.account_headers,
+            turn.turn_state,
+            turn.dialect.streams,
+        )
+        call = UpstreamCall("POST", "/responses", headers, body)
+        self.request_bytes = len(body)
         self._first_byte_seconds = first_byte_seconds(call, timeouts)
         self._sending: Sending | None = Sending(sender, call, self)
         self._paused = False

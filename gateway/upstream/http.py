@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 
 from gateway.credentials.interface import Credentials
-from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.upstream.agent import connection_pool, http_client
 from gateway.upstream.call import HttpCall
 from gateway.upstream.egress import EgressPath
@@ -49,9 +49,9 @@ class HttpUpstream:
         """Idle connections that are kept; at most ``max_kept``."""
         return sum(map(len, self._pool._connections.values()))
 
-    def exchange(self, request: UpstreamRequest, receiver: Receiver) -> HttpExchange:
+    def exchange(self, turn: UpstreamTurn, receiver: Receiver) -> HttpExchange:
         """See :class:`~gateway.upstream.interface.Upstream`."""
-        return HttpExchange(self._sender, request, receiver, self._timeouts)
+        return HttpExchange(self._sender, turn, receiver, self._timeouts)
 
     def call(self, call: UpstreamCall, receiver: CallReceiver) -> HttpCall:
         """See :class:`~gateway.upstream.interface.Upstream`."""

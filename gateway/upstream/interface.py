@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from gateway.protocol.errors import ApiError
 from gateway.protocol.sse import Event
-from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.protocol.upstream_request import UpstreamTurn
 
 
 class Receiver(Protocol):
@@ -28,6 +28,10 @@ class Receiver(Protocol):
 
 class UpstreamExchange(Protocol):
     """One request and its answer."""
+
+    @property
+    def request_bytes(self) -> int:
+        """Size of the encoded request."""
 
     def start(self) -> None:
         """Send the request.  The receiver may hear of it before this returns."""
@@ -92,8 +96,8 @@ class UpstreamRequestCall(Protocol):
 class Upstream(Protocol):
     """The way to one account."""
 
-    def exchange(self, request: UpstreamRequest, receiver: Receiver) -> UpstreamExchange:
-        """Prepare a turn's request; nothing is sent before its ``start``."""
+    def exchange(self, turn: UpstreamTurn, receiver: Receiver) -> UpstreamExchange:
+        """Encode a turn's request; nothing is sent before its ``start``."""
 
     def call(self, call: UpstreamCall, receiver: CallReceiver) -> UpstreamRequestCall:
         """Prepare a request that is passed as it is; nothing is sent before its ``start``."""

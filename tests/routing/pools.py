@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 
 from gateway.config import AccountSettings, RoutingSettings
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.bindings import Bindings
@@ -25,7 +25,7 @@ _others = itertools.count()
 class NoUpstream:
     """Choosing an account sends nothing."""
 
-    def exchange(self, request: UpstreamRequest, receiver: Receiver) -> NoReturn:
+    def exchange(self, turn: UpstreamTurn, receiver: Receiver) -> NoReturn:
         raise AssertionError("the pool only chooses")
 
     def call(self, call: UpstreamCall, receiver: CallReceiver) -> NoReturn:

@@ -18,7 +18,7 @@ from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.request import TurnRequest, read_create
 from gateway.protocol.request import read_members as read_members
 from gateway.protocol.turn_state import TurnStates
-from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.protocol.upstream_request import UpstreamTurn, build_body, build_headers
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.bindings import Bindings
@@ -41,9 +41,17 @@ def sse(event: Json) -> ServerSentEvent:
 class FakeExchange:
     """One request as an upstream sees it; the test plays the upstream."""
 
-    def __init__(self, request: UpstreamRequest, receiver: Receiver) -> None:
-        self.headers = request.headers
-        self.body: Json = json.loads(request.body)
+    def __init__(self, turn: UpstreamTurn, receiver: Receiver) -> None:
+        self.headers = build_headers(
+            turn.request,
+            turn.client_headers,
+            turn.account_headers,
+            turn.turn_state,
+            turn.dialect.streams,
+        )
+        body = build_body(turn.request, turn.items, turn.previous_response_id, turn.dialect)
+        self.request_bytes = len(body)
+        self.body: Json = json.loads(body)
         self.receiver = receiver
         self.state = "prepared"
         self.paused = False
@@ -87,8 +95,8 @@ class FakeUpstream:
         self.exchanges: list[FakeExchange] = []
         self.answer: Any = None
 
-    def exchange(self, request: UpstreamRequest, receiver: Receiver) -> FakeExchange:
-        exchange = FakeExchange(request, receiver)
+    def exchange(self, turn: UpstreamTurn, receiver: Receiver) -> FakeExchange:
+        exchange = FakeExchange(turn, receiver)
         exchange.answer = self.answer
         self.exchanges.append(exchange)
         return exchange

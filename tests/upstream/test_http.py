@@ -37,8 +37,8 @@ def test_the_request_is_one_post_that_asks_for_plain_events(wire: Wire) -> None:
     head, _, body = connection.request.partition(b"\r\n\r\n")
     lines = head.lower().split(b"\r\n")
     assert lines[0] == b"post /v1/responses http/1.1"
-    assert body == b'{"input": "hi"}'
-    assert b"content-length: 15" in lines
+    assert body == b'{"stream":true,"input":"hi"}'
+    assert b"content-length: 28" in lines
     assert b"authorization: bearer sk-secret" in lines
     assert [line for line in lines if line.startswith(b"accept-encoding")] == [
         b"accept-encoding: identity"

@@ -192,7 +192,7 @@ def test_a_401_that_changes_the_credentials_sends_the_request_again(
     assert heard.endings == []
     second = first if wire.attempts == 1 else wire.accept()
     assert authorization(second) == ["Bearer key-2"]
-    assert second.request.endswith(b'{"input": "hi"}')
+    assert second.request.endswith(b'{"stream":true,"input":"hi"}')
     second.sends(HEAD, chunk(event(b"response.created")), LAST_CHUNK)
     assert (heard.connected, len(heard.events), heard.endings) == (2, 1, [None])
     wire.check_rest()

@@ -15,8 +15,10 @@ from zope.interface import implementer
 
 from gateway.credentials.interface import Credentials
 from gateway.credentials.static import KeyCredentials
+from gateway.protocol.dialect import Dialect
 from gateway.protocol.errors import ApiError
-from gateway.protocol.upstream_request import UpstreamRequest
+from gateway.protocol.request import read_members, read_post
+from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.upstream.exchange import HttpExchange
 from gateway.upstream.http import HttpTimeouts, HttpUpstream
 from tests.support.sse import ServerSentEvent
@@ -129,13 +131,13 @@ class Wire:
         self.upstream = HttpUpstream(self.reactor, lambda: base, used, timeouts)
 
     def exchange(self, heard: Heard, accept: str = "text/event-stream") -> HttpExchange:
-        headers = {
-            "authorization": "of the request",
-            "content-type": "application/json",
-            "accept": accept,
-        }
-        request = UpstreamRequest(headers, json.dumps({"input": "hi"}).encode())
-        return self.upstream.exchange(request, heard)
+        body = json.dumps({"input": "hi"}).encode()
+        turn = UpstreamTurn(
+            read_post(read_members(body), len(body)),
+            dialect=Dialect(streams=accept == "text/event-stream"),
+            account_headers=[("authorization", "of the request")],
+        )
+        return self.upstream.exchange(turn, heard)
 
     def accept(self) -> Connection:
         """Take up the latest connection attempt."""

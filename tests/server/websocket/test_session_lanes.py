@@ -10,9 +10,9 @@ import pytest
 from gateway.protocol.request import TurnRequest
 from gateway.server import session as session_module
 from gateway.server.lanes import MAX_NAMED_LANES, MAX_RUNNING
-from gateway.turn import preparing as preparing_module
 from tests.server.websocket.stage import Stage
 from tests.support.events import Json, turn_events
+from tests.turn import fakes as fakes_module
 
 
 def words(stage: Stage) -> list[str]:
@@ -388,14 +388,14 @@ def test_a_bug_of_ours_costs_one_turn_and_not_the_connection(
     stage = Stage()
     for text in ("one", "two", "three"):
         stage.create(text)
-    really = preparing_module.build_body
+    really = fakes_module.build_body
 
     def broken(request: TurnRequest, *rest: Any) -> bytes:
         if bytes(request.members["input"]) == b'"two"':
             raise KeyError("of a test")
         return really(request, *rest)
 
-    monkeypatch.setattr(preparing_module, "build_body", broken)
+    monkeypatch.setattr(fakes_module, "build_body", broken)
     stage.answer("resp_1")
     assert stage.channel.last["status"] == 500
     assert "of a test" not in json.dumps(stage.channel.events)
