@@ -92,11 +92,8 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 IssuerOf = Callable[[bytes], "str | None"]
 
 
-def read_item(raw: bytes, issuer_of: IssuerOf | None = None) -> Item:
-    """Make an :class:`Item` of its JSON.
-
-    :param issuer_of: tells which account issued a sealed item, from its JSON.
-    """
+def read_item(raw: bytes) -> Item:
+    """Read an item; its issuer is not known yet (:func:`with_issuers`)."""
     try:
         head = _decode_head(raw)
     except UNREADABLE:
@@ -104,18 +101,30 @@ def read_item(raw: bytes, issuer_of: IssuerOf | None = None) -> Item:
     kind = head.type or ("message" if head.role else "item_reference" if head.id else "")
     call_id = head.approval_request_id if kind == _APPROVAL else head.call_id
     sealed = seal_of(raw) is not None
-    issuer = issuer_of(raw) if sealed and issuer_of is not None else None
-    return Item(raw, kind, _text(head.id), _text(call_id), head.role, sealed, issuer)
+    return Item(raw, kind, _text(head.id), _text(call_id), head.role, sealed)
 
 
-def read_input(raw: bytes, issuer_of: IssuerOf | None = None) -> tuple[Item, ...]:
+def with_issuers(items: tuple[Item, ...], issuer_of: IssuerOf) -> tuple[Item, ...]:
+    """The items with the accounts that issued their ``encrypted_content``.
+
+    :param issuer_of: finds the account by the item's JSON; None when it is unknown.
+    """
+    if not any(item.sealed for item in items):
+        return items
+    return tuple(
+        msgspec.structs.replace(item, issuer=issuer_of(item.raw)) if item.sealed else item
+        for item in items
+    )
+
+
+def read_input(raw: bytes) -> tuple[Item, ...]:
     """Split a request's ``input`` (string, list or null) into items (§10.20).
 
     :raises ValueError: when it is none of these.
     """
     kind = raw[:1]
     if kind == b"[":
-        return tuple(read_item(bytes(item), issuer_of) for item in _decode_list(raw))
+        return tuple(read_item(bytes(item)) for item in _decode_list(raw))
     if kind == b'"':
         content = b'{"type":"message","role":"user","content":' + raw + b"}"
         return (Item(content, "message", role="user"),)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
 from gateway.protocol.errors import UNREADABLE, ApiError
-from gateway.protocol.items import IssuerOf, Item, read_input
+from gateway.protocol.items import IssuerOf, Item, read_input, with_issuers
 from gateway.protocol.splitting import Members, split_object
 
 #: Lane names: 1-256 of these characters (§5.3 ``invalid_stream_id``).
@@ -47,6 +48,7 @@ class TurnRequest(msgspec.Struct, frozen=True):
     :ivar stream_id: the named lane, or None for the default lane.
     :ivar background: whether it goes on without its client; over HTTP only (§7).
     :ivar stream: whether the client wants events; always over WebSocket.
+    :ivar client_metadata: the string members of ``client_metadata`` (protocol.md §3.2).
     """
 
     members: Members
@@ -61,11 +63,20 @@ class TurnRequest(msgspec.Struct, frozen=True):
     size: int
     background: bool = False
     stream: bool = True
+    client_metadata: Mapping[str, str] = {}
 
     @property
     def has_text_input(self) -> bool:
         """Whether its input is a string, which stands for one message."""
         return bytes(self.members.get("input", b""))[:1] == b'"'
+
+    def with_issuers(self, issuer_of: IssuerOf) -> TurnRequest:
+        """The same request with the accounts that issued its encrypted items.
+
+        :param issuer_of: finds the account by an item's JSON; None when it is unknown.
+        """
+        items = with_issuers(self.items, issuer_of)
+        return self if items is self.items else msgspec.structs.replace(self, items=items)
 
     def fingerprint(self) -> bytes:
         """The same for a request that a client sends again.
@@ -120,12 +131,11 @@ def read_type(members: Members) -> str:
     return kind
 
 
-def read_create(members: Members, size: int, issuer_of: IssuerOf | None = None) -> TurnRequest:
+def read_create(members: Members, size: int) -> TurnRequest:
     """Read a ``response.create``.
 
     :param members: from :func:`read_members`.
     :param size: bytes of the whole message.
-    :param issuer_of: see :func:`~gateway.protocol.items.read_item`.
     :raises ApiError: 400, naming the member at fault.
     """
     if member(members, "background", bool):
@@ -137,18 +147,16 @@ def read_create(members: Members, size: int, issuer_of: IssuerOf | None = None) 
     return _read(
         members,
         size,
-        issuer_of,
         prewarm=member(members, "generate", bool) is False or _prewarms_cache(members),
         stream_id=read_stream_id(members),
     )
 
 
-def read_post(members: Members, size: int, issuer_of: IssuerOf | None = None) -> TurnRequest:
+def read_post(members: Members, size: int) -> TurnRequest:
     """Read the body of a ``POST /v1/responses`` (§7).
 
     :param members: from :func:`read_members`.
     :param size: bytes of the whole body.
-    :param issuer_of: see :func:`~gateway.protocol.items.read_item`.
     :raises ApiError: 400, naming the member at fault.
     """
     for name in _WEBSOCKET_ONLY:
@@ -165,7 +173,6 @@ def read_post(members: Members, size: int, issuer_of: IssuerOf | None = None) ->
     return _read(
         members,
         size,
-        issuer_of,
         background=background,
         stream=bool(member(members, "stream", bool)),
     )
@@ -174,7 +181,6 @@ def read_post(members: Members, size: int, issuer_of: IssuerOf | None = None) ->
 def _read(
     members: Members,
     size: int,
-    issuer_of: IssuerOf | None,
     *,
     prewarm: bool = False,
     stream_id: str | None = None,
@@ -187,7 +193,7 @@ def _read(
         raw_input = bytes(members.get("input", b"null"))
         if _has_too_many_items(raw_input):
             raise ValueError(f"it has more than {_MAX_ITEMS} items")
-        items = read_input(raw_input, issuer_of)
+        items = read_input(raw_input)
     except (ValueError, *UNREADABLE) as error:
         raise ApiError.invalid_request(f"'input' cannot be read: {error}.", "input") from None
     return TurnRequest(
@@ -203,6 +209,7 @@ def _read(
         size=size,
         background=background,
         stream=stream,
+        client_metadata=_client_metadata(members),
     )
 
 
@@ -254,8 +261,8 @@ def member(members: Members, name: str, kind: type) -> Any:
         ) from None
 
 
-def client_metadata(members: Members) -> dict[str, str]:
-    """The string members of ``client_metadata`` (§3.2); anything odd in it is left out."""
+def _client_metadata(members: Members) -> dict[str, str]:
+    """Its string members; anything odd in it is left out."""
     raw = members.get("client_metadata")
     if raw is None or memoryview(raw).nbytes > _MAX_METADATA_BYTES:
         return {}

@@ -11,7 +11,7 @@ import msgspec
 from gateway.protocol.dialect import PLAIN, Dialect, hoist_tools
 from gateway.protocol.errors import UNREADABLE
 from gateway.protocol.headers import may_pass
-from gateway.protocol.request import TurnRequest, client_metadata
+from gateway.protocol.request import TurnRequest
 from gateway.protocol.turn_state import TURN_STATE
 
 #: Members that exist only between client and gateway, or that the gateway sets itself.
@@ -160,7 +160,7 @@ def build_headers(
     accept = "text/event-stream" if streams else "application/json"
     headers = {"content-type": "application/json", "accept": accept}
     headers.update(client_headers)
-    for key, value in client_metadata(request.members).items():
+    for key, value in request.client_metadata.items():
         target = _METADATA_HEADERS.get(key)
         if target is not None:
             with suppress(UnicodeEncodeError):  # half of a surrogate pair

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from itertools import islice
 from typing import NamedTuple
 
-from gateway.protocol.request import TurnRequest, client_metadata
+from gateway.protocol.request import TurnRequest
 
 #: Members that stay the same over a conversation's requests.
 _LASTING_MEMBERS = ("model", "instructions", "tools")
@@ -60,8 +60,7 @@ def http_affinity_keys(
     tenant: str, headers: Mapping[str, str], request: TurnRequest
 ) -> list[AffinityKey]:
     """As :func:`affinity_keys`, and never empty, even where the client sends none at all."""
-    metadata = client_metadata(request.members)
-    keys = affinity_keys(tenant, headers, metadata, request.prompt_cache_key, None)
+    keys = affinity_keys(tenant, headers, request.client_metadata, request.prompt_cache_key, None)
     return keys or [derived_key(tenant, request)]
 
 

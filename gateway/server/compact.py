@@ -164,7 +164,9 @@ class Inputs:
 
     def _pass(self, request: ClientRequest, tenant: str, errand: InputOperation) -> None:
         services = self._services
-        asked = read_post(read_members(request.body), len(request.body), services.issuers.issuer_of)
+        asked = read_post(read_members(request.body), len(request.body)).with_issuers(
+            services.issuers.issuer_of
+        )
         keys = http_affinity_keys(tenant, request.headers, asked)
         context = context_of(services, request, tenant, keys, self._parent(asked, tenant))
         continuity = TurnContinuity(context, asked, services.ledger, errand.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.conversations.records import ResponseRecord
 from gateway.protocol.errors import ApiError
-from gateway.protocol.request import TurnRequest, client_metadata, read_members, read_post
+from gateway.protocol.request import TurnRequest, read_members, read_post
 from gateway.protocol.turn_state import TURN_STATE
 from gateway.protocol.upstream_request import forwardable
 from gateway.routing.affinity import http_affinity_keys
@@ -44,8 +44,8 @@ class Responses:
         """``POST /v1/responses``."""
         services = self._services
         accepted_at = services.clock.seconds()
-        turn_request = read_post(
-            read_members(request.body), len(request.body), services.issuers.issuer_of
+        turn_request = read_post(read_members(request.body), len(request.body)).with_issuers(
+            services.issuers.issuer_of
         )
         refusal: ApiError | None = None
         parent: ResponseRecord | None = None
@@ -64,7 +64,7 @@ class Responses:
             continuation=continuation,
             accepted_at=accepted_at,
             turn_state=request.headers.get(TURN_STATE)
-            or client_metadata(turn_request.members).get(TURN_STATE),
+            or turn_request.client_metadata.get(TURN_STATE),
         )
         door = self._door(request, turn_request, accepted_at)
         turn = Turn(services, context, turn_request, door)

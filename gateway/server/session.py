@@ -18,7 +18,6 @@ from gateway.protocol.events import with_stream_id
 from gateway.protocol.refusals import is_clients_fault
 from gateway.protocol.request import (
     TurnRequest,
-    client_metadata,
     json_text,
     member,
     read_create,
@@ -184,7 +183,7 @@ class ResponsesSession:
         if self._lanes.is_ending or self._too_old():
             self._turn_away(read_stream_id(members))
             return
-        request = read_create(members, size, self._services.issuers.issuer_of)
+        request = read_create(members, size).with_issuers(self._services.issuers.issuer_of)
         self._lanes.add(request, self._services.clock.seconds())
 
     def _interrupt(self, members: Members, size: int) -> None:
@@ -236,7 +235,7 @@ class ResponsesSession:
             parent, continuation = self._history.parent_of(request, lane.latest)
         except ApiError as error:
             refusal = error
-        metadata = client_metadata(request.members)
+        metadata = request.client_metadata
         context = TurnContext(
             tenant=self.client.tenant,
             connection=self.client.connection,

@@ -8,7 +8,7 @@ from functools import partial
 from gateway.conversations.context import pin_of
 from gateway.conversations.recall import without_history
 from gateway.conversations.records import ResponseRecord
-from gateway.protocol.items import Item, read_item
+from gateway.protocol.items import read_item, with_issuers
 from gateway.protocol.request import TurnRequest
 from gateway.turn.context import TurnContext, TurnServices
 
@@ -28,18 +28,17 @@ def record_response(
     :param account: who made it, or None for the gateway itself.
     :param held_upstream: whether that account can know it by this id.
     """
-    output: list[Item] = []
-    for raw in raw_items:
-        item = read_item(raw, lambda _: account)
-        if item.sealed and account is not None:
-            services.issuers.issued(raw, account)
-        output.append(item)
+    output = with_issuers(tuple(map(read_item, raw_items)), lambda _: account)
+    if account is not None:
+        for item in output:
+            if item.sealed:
+                services.issuers.issued(item.raw, account)
     record = ResponseRecord(
         tenant=context.tenant,
         id=response_id,
         parent=context.parent,
         input=tuple(without_history(context.parent, request.items)),
-        output=tuple(output),
+        output=output,
         account=account,
         store=request.store,
         held_upstream=held_upstream,

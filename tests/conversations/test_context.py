@@ -17,11 +17,11 @@ from gateway.conversations.context import (
     whole_plan,
 )
 from gateway.conversations.records import FoundItem, ResponseRecord
-from gateway.protocol.items import Item, read_item
+from gateway.protocol.items import Item, read_item, with_issuers
 
 
 def item(issuer: str | None = None, **members: Any) -> Item:
-    return read_item(json.dumps(members).encode(), lambda _: issuer)
+    return with_issuers((read_item(json.dumps(members).encode()),), lambda _: issuer)[0]
 
 
 def user(text: str) -> Item:

@@ -18,7 +18,7 @@ from gateway.conversations.context import (
     whole_plan,
 )
 from gateway.conversations.records import ResponseRecord
-from gateway.protocol.items import Item, read_item
+from gateway.protocol.items import Item, read_item, with_issuers
 
 ACCOUNTS = ("a", "b")
 numbers = itertools.count()
@@ -35,7 +35,7 @@ def made(kind: str, issuer: str | None) -> Item:
     members = {"type": "reasoning", "id": f"rs_{name}"}
     if kind == SEALED:
         members["encrypted_content"] = f"g{name}"
-    return read_item(json.dumps(members).encode(), lambda _: issuer)
+    return with_issuers((read_item(json.dumps(members).encode()),), lambda _: issuer)[0]
 
 
 @st.composite

@@ -35,7 +35,7 @@ def dump(value: Any) -> bytes:
 def body(dialect: Dialect, *items: Json, **members: Any) -> Json:
     message = {"type": "response.create", "model": "gpt-5.5", "input": list(items), **members}
     payload = dump(message)
-    request = read_create(read_members(payload), len(payload), lambda _: None)
+    request = read_create(read_members(payload), len(payload))
     return dict(json.loads(build_body(request, None, None, dialect)))
 
 

@@ -19,6 +19,7 @@ from gateway.protocol.items import (
     read_item,
     seal_of,
     unanswered_calls,
+    with_issuers,
 )
 
 
@@ -89,8 +90,8 @@ def test_only_sealed_items_are_asked_for_their_issuer() -> None:
         return "primary"
 
     sealed = b'{"type":"reasoning","encrypted_content":"gAAA"}'
-    assert read_item(sealed, issuer_of).issuer == "primary"
-    assert read_item(b'{"type":"message","role":"user"}', issuer_of).issuer is None
+    items = tuple(map(read_item, (sealed, b'{"type":"message","role":"user"}')))
+    assert [item.issuer for item in with_issuers(items, issuer_of)] == ["primary", None]
     assert asked == [sealed]
 
 

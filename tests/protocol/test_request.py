@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from gateway.protocol.errors import ApiError
 from gateway.protocol.request import (
     TurnRequest,
-    client_metadata,
     member,
     read_create,
     read_members,
@@ -264,7 +263,7 @@ def test_a_member_is_decoded_when_it_is_there() -> None:
     ],
 )
 def test_only_texts_of_the_client_metadata_count(raw: bytes, read: dict[str, str]) -> None:
-    assert client_metadata(read_members(raw)) == read
+    assert read_create(read_members(raw), len(raw)).client_metadata == read
 
 
 @pytest.mark.parametrize("name", ["Model", "MODEL", "modeL"])

@@ -202,7 +202,9 @@ class World:
     def request(self, items: list[Json] | str | None = None, **members: Any) -> TurnRequest:
         message = {"type": "response.create", "model": "gpt-5.5", "input": items or [], **members}
         payload = json.dumps(message).encode()
-        return read_create(read_members(payload), len(payload), self.services.issuers.issuer_of)
+        return read_create(read_members(payload), len(payload)).with_issuers(
+            self.services.issuers.issuer_of
+        )
 
     def turn(
         self,
