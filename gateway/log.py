@@ -20,6 +20,7 @@ from twisted.logger import (
 )
 from twisted.python.logfile import LogFile
 
+from gateway.compat import FILE_RESERVE_LOG, HTTP_CLIENT_LOG
 from gateway.config import LogSettings
 
 #: A file is put aside when it has this size, and so many such files are kept beside it: a gigabyte
@@ -28,10 +29,7 @@ _FILE_BYTES = 100_000_000
 _FILES_KEPT = 9
 
 #: Twisted classes that say something about every connection, or every one that they cannot take.
-_CHATTY = ("twisted.web.client._HTTP11ClientFactory", "twisted.internet.tcp.Port")
-
-#: What says with a traceback that there are too few files; the gateway has said so in one line.
-_FILES = "twisted.internet.tcp._FileDescriptorReservation"
+_CHATTY = (HTTP_CLIENT_LOG, "twisted.internet.tcp.Port")
 
 #: What would let a client's words (a model's name) pass for a line, or for a terminal's orders.
 _BREAKS = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")
@@ -82,7 +80,7 @@ def log_observer(
 
 def text_line(event: LogEvent) -> str | None:
     """``time [namespace] message``, a traceback indented below it."""
-    if event.get("log_namespace") == _FILES:
+    if event.get("log_namespace") == FILE_RESERVE_LOG:
         return None
     message = _BREAKS.sub(_escaped, formatEvent(event))
     failure = event.get("log_failure")
@@ -97,7 +95,7 @@ def text_line(event: LogEvent) -> str | None:
 def json_line(event: LogEvent) -> str | None:
     """One flat object: time, level, namespace, message, and the event's own fields."""
     message = formatEvent(event)
-    if event.get("log_namespace") == _FILES or not (message or "log_failure" in event):
+    if event.get("log_namespace") == FILE_RESERVE_LOG or not (message or "log_failure" in event):
         return None
     line: dict[str, Any] = {
         "time": formatTime(event["log_time"]),

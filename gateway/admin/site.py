@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel, Request
+from twisted.web.http import Request
 from twisted.web.resource import Resource
 from twisted.web.server import Request as SiteRequest
 from twisted.web.server import Site
@@ -14,6 +14,7 @@ from twisted.web.server import Site
 from gateway.admin.answers import set_security_headers
 from gateway.admin.api import Api
 from gateway.admin.resource import AdminResource
+from gateway.compat import ExtensibleHTTPChannel
 from gateway.deadline import Deadline
 from gateway.sockets import set_up
 
@@ -73,7 +74,7 @@ class AdminRequest(SiteRequest):
         super().render(resrc)
 
 
-class AdminChannel(HTTPChannel):
+class AdminChannel(ExtensibleHTTPChannel):
     """One connection.
 
     :ivar refused: whether it was given up.
@@ -109,14 +110,9 @@ class AdminChannel(HTTPChannel):
         """The first byte of a request starts its time."""
         if self.refused:
             return
-        if not self._handlingRequest and not self._arriving:
+        if not self.is_handling_request and not self._arriving:
             self._expect()
         super().dataReceived(data)
-
-    @property
-    def is_answering(self) -> bool:
-        """Whether it has asked for something and was not answered yet."""
-        return bool(self._handlingRequest)
 
     def _expect(self) -> None:
         self._arriving = True
@@ -199,7 +195,7 @@ class AdminSite(Site):
         if len(self.connections) < MAX_CONNECTIONS and files.suffice(transport, _RESERVED_FILES):
             return True
         for connection in self.connections:
-            if not connection.is_answering:
+            if not connection.is_handling_request:
                 connection.make_way()
                 return True
         return False

@@ -16,10 +16,11 @@ from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel, Request
+from twisted.web.http import Request
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
+from gateway.compat import ExtensibleHTTPChannel
 from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
 from gateway.server.half_closed import HalfClosedSocket
@@ -64,7 +65,7 @@ TRANSITIONS = {
 
 
 @implementer(IHalfCloseableProtocol)
-class ClientChannel(HTTPChannel):
+class ClientChannel(ExtensibleHTTPChannel):
     """One connection that speaks HTTP; a :class:`~gateway.server.connections.Drainable`."""
 
     requestFactory: Any = WireRequest
@@ -72,7 +73,6 @@ class ClientChannel(HTTPChannel):
     MAX_LENGTH = MAX_HEAD_BYTES
     transport: Any
     requests: list[WireRequest]
-    _networkProducer: Any
 
     def __init__(self, site: HttpSite) -> None:
         super().__init__()
@@ -113,11 +113,8 @@ class ClientChannel(HTTPChannel):
         client does not read its answer.
         """
         super().rawDataReceived(data)
-        if (
-            self.patience.is_tried
-            and sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize
-        ):
-            self._networkProducer.pauseProducing()
+        if self.patience.is_tried and self.has_read_enough_ahead:
+            self.stop_reading()
 
     def _may_begin(self) -> None:
         if self._phase is ChannelPhase.IDLE:
@@ -129,20 +126,21 @@ class ClientChannel(HTTPChannel):
         try:
             return bool(super().headerReceived(line))
         except ValueError:
-            self._respondToBadRequestAndDisconnect()
+            self.refuse_malformed()
             return False
 
     def allHeadersReceived(self) -> None:
         """A head is complete: say whether the body is wanted before it is sent."""
         request = self.requests[-1]
-        self.persistent = self.checkPersistence(request, self._version)
+        method, target, version = self.request_line
+        self.persistent = self.checkPersistence(request, version)
         if self.length != 0:
             self._enter(ChannelPhase.BODY)
             self._body_began = self.site.reactor.seconds()
             self._deadline.start(self.site.stall_seconds)
-        request.begin(self._command, self._path, self._version, self.length)
+        request.begin(method, target, version, self.length)
         if self.length != 0 and request.is_welcome and request.waits_for_a_word:
-            self._send100Continue()
+            self.send_continue()
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:
         """Whether another request may follow (RFC 9112 §9.3)."""
@@ -171,7 +169,7 @@ class ClientChannel(HTTPChannel):
     def upgrade(self, head: bytes) -> None:
         """Become a WebSocket."""
         transport, data = self.transport, head + self.clearLineBuffer()
-        self._networkProducer.unregisterProducer()
+        self.release_transport()
         self._leave()
         self.requests.clear()
         self.transport = None
@@ -199,10 +197,9 @@ class ClientChannel(HTTPChannel):
         """A line of the head is too long."""
         self._refuse_connection(headers_too_long())
 
-    def _respondToBadRequestAndDisconnect(self) -> None:
+    def refuse_malformed(self) -> None:
         """twisted.web found no HTTP in what came."""
-        too_many = self._receivedHeaderCount > self.maxHeaders
-        if too_many or self._receivedHeaderSize > self.totalHeadersSize:
+        if self.head_exceeds_bounds:
             self._refuse_connection(headers_too_long())
         else:
             self._refuse_connection(

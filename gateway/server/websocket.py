@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from gateway.compat import websocket_data_received
 from gateway.protocol.errors import ApiError
 from gateway.server.deflate import is_readable
 from gateway.server.half_closed import HalfClosedSocket
@@ -118,9 +119,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
     # --- messages in -----------------------------------------------------------------
 
-    def dataReceived(self, data: bytes) -> None:
-        """Past Autobahn's debug line, which costs a microsecond even when nobody reads it."""
-        self._dataReceived(data)
+    dataReceived = websocket_data_received
 
     def onMessageFrameBegin(self, length: int) -> None:
         """Count the message; above the bound it is read on but not kept."""

@@ -10,7 +10,6 @@ from typing import Any
 from hyperlink import EncodedURL
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
-from treq.response import _Response as TreqResponse
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IConsumer, IStreamClientEndpoint
@@ -55,19 +54,19 @@ def http_client(
     paths = EgressEndpoints(reactor, connect_seconds, egress or EgressPath())
     endpoints = CoalescingEndpointFactory(paths, reactor, connect_seconds)
     agent = Agent.usingEndpointFactory(reactor, endpoints, pool)
-    return LiteralHostClient(
-        IdentityEncodingAgent(agent),
-        cookiejar=IndexableCookieJar(DefaultCookiePolicy(allowed_domains=())),
-        data_to_body_producer=_body_producer,
-    )
+    return LiteralHostClient(IdentityEncodingAgent(agent))
 
 
 class LiteralHostClient(HTTPClient):
     """treq's client, which asks for the host as it is written."""
 
-    def request(self, method: str, url: str, **options: Any) -> Deferred[TreqResponse]:  # type: ignore[override]
+    def __init__(self, agent: IAgent) -> None:
+        self._jar = IndexableCookieJar(DefaultCookiePolicy(allowed_domains=()))
+        super().__init__(agent, self._jar, _body_producer)
+
+    def request(self, method: str, url: str, **options: Any) -> Deferred[Any]:  # type: ignore[override]
         """See ``HTTPClient``; its own jar is given along, or it would make one each time."""
-        options.setdefault("cookies", self._cookiejar)
+        options.setdefault("cookies", self._jar)
         return super().request(method, _ready_url(url), **options)
 
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from treq.response import _Response as TreqResponse
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
+from twisted.web.iweb import IResponse
 
 from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
@@ -77,7 +77,7 @@ class HttpCall(Protocol):
         self._state = CallState.IDLE
         self._deadline = Deadline(sender.reactor, self._timed_out)
         self._sending: Sending | None = Sending(sender, call, self)
-        self._response: TreqResponse | None = None
+        self._response: IResponse | None = None
         self._paused = False
         self._refusal = bytearray()
         self._events: EventStreamParser | None = None
@@ -117,7 +117,7 @@ class HttpCall(Protocol):
         """The request goes out."""
         self._receiver.call_connected()
 
-    def request_answered(self, response: TreqResponse) -> None:
+    def request_answered(self, response: IResponse) -> None:
         """The answer begins."""
         self._sending = None  # with the request's body, which nobody needs any more
         self._response = response

@@ -24,11 +24,11 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
-from twisted.web._newclient import HEADER, STATUS
 from twisted.web.client import URI
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
+from gateway.compat import is_reading_head
 from gateway.upstream.chunk_coalescer import MAX_HEAD, ChunkCoalescer, HeadTooLarge
 
 
@@ -70,22 +70,13 @@ class _CoalescingProtocol(Protocol):
             coalesced = self._feed(data)
             if coalesced:
                 self._receive(coalesced)
-            if self._chunks.transparent:
-                self._bound_head(len(data))
+            if self._chunks.transparent:  # the parser alone knows whether this was a head
+                self._unwatched = self._unwatched + len(data) if is_reading_head(self.http) else 0
+                if self._unwatched > MAX_HEAD:
+                    raise HeadTooLarge(f"more than {MAX_HEAD} bytes")
         except HeadTooLarge:
             self._refused = Failure()
             self.transport.abortConnection()  # type: ignore[union-attr]
-
-    def _bound_head(self, size: int) -> None:
-        """Where the coalescer no longer looks, the parser alone knows whether this was a head.
-
-        :raises HeadTooLarge: see :class:`ChunkCoalescer`.
-        """
-        parser = self.http._parser  # type: ignore[attr-defined]
-        in_head = parser is not None and parser.state in (STATUS, HEADER)
-        self._unwatched = self._unwatched + size if in_head else 0
-        if self._unwatched > MAX_HEAD:
-            raise HeadTooLarge(f"more than {MAX_HEAD} bytes")
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self.connected = 0

@@ -7,23 +7,29 @@ from service_identity import VerificationError
 from twisted.internet import error
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web._newclient import _WrapperException
-from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
+from twisted.web.client import (
+    RequestGenerationFailed,
+    RequestTransmissionFailed,
+    ResponseFailed,
+    ResponseNeverReceived,
+)
 
 from gateway.protocol.errors import PROXY_ERROR, UNREACHABLE, ApiError
 from gateway.upstream.chunk_coalescer import HeadTooLarge
 from gateway.upstream.proxy import ProxyError, ProxyFault
 from gateway.upstream.tls import WrongCertificate
 
+#: Failures of Twisted's HTTP client that hold the failures behind them as ``reasons``.
+_WRAPPERS = (RequestGenerationFailed, RequestTransmissionFailed, ResponseFailed)
+
 _log = Logger(namespace="gateway.upstream")
 
 
 def reasons_of(failure: Failure) -> list[Failure]:
     """The innermost causes of a failure of Twisted's HTTP client."""
-    wrapped = getattr(failure.value, "reasons", None)
-    if not isinstance(failure.value, _WrapperException) or not wrapped:
+    if not isinstance(failure.value, _WRAPPERS) or not failure.value.reasons:
         return [failure]
-    return [inner for reason in wrapped for inner in reasons_of(reason)]
+    return [inner for reason in failure.value.reasons for inner in reasons_of(reason)]
 
 
 def connection_went_stale(failure: Failure) -> bool:

@@ -6,11 +6,11 @@ import enum
 from collections.abc import Callable
 from typing import Any
 
-from treq.response import _Response as TreqResponse
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
+from twisted.web.iweb import IResponse
 
 from gateway.deadline import Deadline
 from gateway.protocol.answer_body import AnswerBody, NotAnAnswer
@@ -78,7 +78,7 @@ class HttpExchange(Protocol):
         self._first_byte_seconds = first_byte_seconds(call, timeouts)
         self._sending: Sending | None = Sending(sender, call, self)
         self._paused = False
-        self._response: TreqResponse | None = None
+        self._response: IResponse | None = None
         self._refusal: list[bytes] = []
         self._refusal_bytes = 0
 
@@ -126,7 +126,7 @@ class HttpExchange(Protocol):
         """The request goes out."""
         self._receiver.upstream_connected()
 
-    def request_answered(self, response: TreqResponse) -> None:
+    def request_answered(self, response: IResponse) -> None:
         """The answer begins."""
         self._sending = None  # with the request's body, which nobody needs any more
         self._response = response

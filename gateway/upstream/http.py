@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 
+from gateway.compat import kept_connections
 from gateway.credentials.interface import Credentials
 from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.upstream.agent import connection_pool, http_client
@@ -47,7 +48,7 @@ class HttpUpstream:
     @property
     def kept(self) -> int:
         """Idle connections that are kept; at most ``max_kept``."""
-        return sum(map(len, self._pool._connections.values()))
+        return kept_connections(self._pool)
 
     def exchange(self, turn: UpstreamTurn, receiver: Receiver) -> HttpExchange:
         """See :class:`~gateway.upstream.interface.Upstream`."""

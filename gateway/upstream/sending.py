@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from treq.client import HTTPClient
-from treq.response import _Response as TreqResponse
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.protocol import Protocol as BodyProtocol
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import IResponse
 
 from gateway.credentials.interface import Credentials
 from gateway.protocol.errors import ApiError
@@ -47,7 +47,7 @@ class AnswerReceiver(Protocol):
     def request_connected(self) -> None:
         """It goes out on a connection; told again when it is sent again."""
 
-    def request_answered(self, response: TreqResponse) -> None:
+    def request_answered(self, response: IResponse) -> None:
         """Its head is here, of whatever status; the body waits for ``deliverBody``."""
 
     def request_failed(self, error: ApiError) -> None:
@@ -75,7 +75,7 @@ class RequestSender:
 
     def request(
         self, call: UpstreamCall, authorization: Mapping[str, str], connected: Callable[[], None]
-    ) -> Deferred[TreqResponse]:
+    ) -> Deferred[Any]:
         """Send it once.
 
         :param authorization: headers that win over those of ``call``.
@@ -118,7 +118,7 @@ class Sending:
         self._used: Mapping[str, str] = {}
         self._sent_at = 0.0
         self._sent_again = False
-        self._refusal: TreqResponse | None = None
+        self._refusal: IResponse | None = None
         self._refused = False
 
     def start(self) -> None:
@@ -162,7 +162,7 @@ class Sending:
         waiting.addCallbacks(callback, errback)
         waiting.addErrback(self._broken_inside)
 
-    def _answered(self, response: TreqResponse) -> None:
+    def _answered(self, response: IResponse) -> None:
         self._waiting = None
         if response.code != 401 or self._refused:
             self._receiver.request_answered(response)
@@ -219,7 +219,7 @@ class Sending:
             drop(refusal)
 
 
-def drop(response: TreqResponse) -> None:
+def drop(response: IResponse) -> None:
     """Give up a response whose body was not delivered: its connection closes."""
     unread = BodyProtocol()
     response.deliverBody(unread)
@@ -227,7 +227,7 @@ def drop(response: TreqResponse) -> None:
     unread.transport.loseConnection()
 
 
-def headers_of(response: TreqResponse) -> dict[str, str]:
+def headers_of(response: IResponse) -> dict[str, str]:
     """A response's headers: names in lower case, of several values the last."""
     return {
         name.decode("latin-1").lower(): values[-1].decode("latin-1")

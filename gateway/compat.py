@@ -1,0 +1,108 @@
+"""The private parts of Twisted and Autobahn that the gateway relies on, under names of its own.
+
+No other module touches a private name of these libraries or of treq.  Each part stands here with
+the reason why the public interface is not enough.  All were seen in Twisted 26.10.0 and Autobahn
+26.10.2; ``tests/test_compat.py`` says which one another release has moved, and who relies on it.
+The upper bounds in ``setup.cfg`` are raised only when that test passes with the new release.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autobahn.twisted.websocket import WebSocketServerProtocol
+from twisted.internet.tcp import _FileDescriptorReservation
+from twisted.web._newclient import HEADER, STATUS
+from twisted.web.client import HTTPConnectionPool, _HTTP11ClientFactory
+from twisted.web.http import HTTPChannel
+
+# --- Twisted's log -------------------------------------------------------------------------
+
+#: Namespace of the messages about each connection of an HTTP client.  ``noisy`` would silence
+#: them, but the connection pool makes the factory itself.
+HTTP_CLIENT_LOG = f"{_HTTP11ClientFactory.__module__}.{_HTTP11ClientFactory.__qualname__}"
+
+#: Namespace of the messages, with a traceback, about an accept that found no file descriptor.
+FILE_RESERVE_LOG = (
+    f"{_FileDescriptorReservation.__module__}.{_FileDescriptorReservation.__qualname__}"
+)
+
+# --- twisted.web's client ------------------------------------------------------------------
+
+_HEAD_STATES = (STATUS, HEADER)
+
+
+def is_reading_head(http: Any) -> bool:
+    """Whether an HTTP client protocol waits for more of a response's head.
+
+    Twisted does not bound the head, and only its parser knows where one ends when the framing
+    of the response before it was not understood.
+    """
+    parser = http._parser
+    return parser is not None and parser.state in _HEAD_STATES
+
+
+def kept_connections(pool: HTTPConnectionPool) -> int:
+    """How many idle connections a pool keeps; it has no public count."""
+    return sum(map(len, pool._connections.values()))
+
+
+# --- twisted.web's server ------------------------------------------------------------------
+
+
+class ExtensibleHTTPChannel(HTTPChannel):
+    """twisted.web's side of one connection, with hooks that it lacks.
+
+    It has no public way to answer a malformed request otherwise than with a bare 400, to decide
+    on a request before its body is read, to bound what is read ahead, or to hand its transport
+    to another protocol.
+    """
+
+    _networkProducer: Any
+
+    @property
+    def is_handling_request(self) -> bool:
+        """Whether a request is complete and its answer is not."""
+        return bool(self._handlingRequest)
+
+    @property
+    def request_line(self) -> tuple[bytes, bytes, bytes]:
+        """Method, target and version of the request whose head was read last."""
+        return self._command, self._path, self._version
+
+    @property
+    def head_exceeds_bounds(self) -> bool:
+        """Whether the head has more bytes or lines than the channel allows."""
+        too_many: bool = self._receivedHeaderCount > self.maxHeaders
+        return too_many or self._receivedHeaderSize > self.totalHeadersSize
+
+    @property
+    def has_read_enough_ahead(self) -> bool:
+        """Whether the bytes of later requests that are kept exceed twisted.web's own bound."""
+        return sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize
+
+    def stop_reading(self) -> None:
+        """Pause the socket, whatever the producers of answers do."""
+        self._networkProducer.pauseProducing()
+
+    def release_transport(self) -> None:
+        """Stop being its transport's producer, so that another protocol can take it over."""
+        self._networkProducer.unregisterProducer()
+
+    def send_continue(self) -> None:
+        """Write ``100 Continue``."""
+        self._send100Continue()
+
+    def refuse_malformed(self) -> None:
+        """Answer a request that is no HTTP, and close; subclasses say more than a bare 400."""
+        super()._respondToBadRequestAndDisconnect()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        self.refuse_malformed()
+
+
+# --- Autobahn ------------------------------------------------------------------------------
+
+#: A WebSocket protocol's ``dataReceived`` without the debug line before it, which costs a
+#: microsecond for each read even when nothing is logged.
+websocket_data_received: Any = WebSocketServerProtocol._dataReceived
