@@ -1,22 +1,34 @@
-"""Reading the configuration anew while the gateway runs (SIGHUP, or the admin side)."""
+"""Reload the configuration while the gateway runs (SIGHUP, or the admin side)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from twisted.logger import Logger
 
-from gateway.config import ConfigError, Settings, changed, needs_restart
+from gateway.config import ConfigError, Settings
+from gateway.config.settings import Section
 
 _log = Logger(namespace="gateway.reload")
 
+# Built once, at the start. Every other setting is read anew: by the next connection (session,
+# limits, timeouts, keys), by the next turn (routing, accounts) or at once (log.level, admin.token).
+_FIXED = (
+    *("listen", "admin.listen", "simulator"),
+    *("session.hold_seconds", "session.keepalive_seconds"),
+    # The WebSocket factory negotiates with these.
+    *("session.compression", "session.max_message_bytes", "timeouts.handshake_seconds"),
+    *("ledger.max_bytes", "ledger.ttl_minutes"),
+    "log.format",
+)
+
 
 class RejectedReload(NamedTuple):
-    """A configuration that was not taken.
+    """A configuration that was not put into force.
 
     :ivar at: unix seconds.
-    :ivar error: the line that says why.
+    :ivar error: why, in one line.
     """
 
     at: float
@@ -26,12 +38,12 @@ class RejectedReload(NamedTuple):
 class ConfigReloader:
     """Replaces the settings in force, all of them or none.
 
-    :param settings: those in force, with which the gateway starts.
+    :param settings: the settings with which the gateway starts.
     :param read: reads them anew.
-    :param apply: puts new ones into force, given the old ones.
+    :param apply: puts new settings into force, given the old ones.
     :param now: unix seconds.
     :ivar generation: counts the configurations that were in force.
-    :ivar last_rejected: the last one that was not taken, until a later one is; or None.
+    :ivar last_rejected: the last one that was rejected, until a later one is put into force.
     """
 
     def __init__(
@@ -50,9 +62,9 @@ class ConfigReloader:
         self._now = now
 
     def reload(self) -> str:
-        """Read and apply; what cannot be read changes nothing.
+        """Read the configuration and put it into force; an error changes nothing.
 
-        :return: what came of it, in one line.
+        :return: the result, in one line.
         :raises ConfigError: when the new configuration is wrong.
         """
         try:
@@ -74,9 +86,28 @@ class ConfigReloader:
         self.last_rejected = None
         line = f"configuration {self.generation} is in force, "
         line += f"changed: {', '.join(differs)}" if differs else "nothing changed"
-        # What was built at the start is still that, whatever came between.
+        # Compared with the start: earlier reloads did not rebuild these either.
         waiting = needs_restart(self._started, settings)
         if waiting:
             line += f"; a restart is needed for {', '.join(waiting)}"
         _log.info("{line}", line=line)
         return line
+
+
+def needs_restart(old: Settings, new: Settings) -> list[str]:
+    """The paths of the settings that differ and keep their old values until a restart."""
+    return [path for path in changed(old, new) if path.startswith(_FIXED)]
+
+
+def changed(old: Section, new: Section, path: str = "") -> Iterator[str]:
+    """The paths of all settings that differ; lists such as ``keys`` are one setting."""
+    names = zip(old.__struct_fields__, old.__struct_encode_fields__, strict=True)
+    for field, name in names:
+        before, after = getattr(old, field), getattr(new, field)
+        if before == after:
+            continue
+        here = f"{path}.{name}" if path else name
+        if isinstance(before, Section) and isinstance(after, Section):
+            yield from changed(before, after, here)
+        else:
+            yield here

@@ -18,11 +18,11 @@ from twisted.python.logfile import LogFile
 
 from gateway import __version__
 from gateway.admin.running import Configuration
-from gateway.config import Settings, in_force, needs_restart
+from gateway.config import Settings, in_force
 from gateway.listening import CannotListen
 from gateway.log import log_file, log_observer
 from gateway.options import Options, summary
-from gateway.reload import ConfigReloader
+from gateway.reload import ConfigReloader, needs_restart
 from gateway.service import GatewayService
 from gateway.signals import on_second_stop, on_signal
 

@@ -1,10 +1,9 @@
-"""Configuration: YAML text to typed, frozen settings; all mistakes at once, with their paths."""
+"""Configuration: YAML text to typed, frozen settings; all errors at once, with their paths."""
 
 from __future__ import annotations
 
-from gateway.config.changes import changed, needs_restart
 from gateway.config.errors import ConfigError
-from gateway.config.load import load_settings, read_settings, read_text
+from gateway.config.load import load_settings, read_text
 from gateway.config.provenance import Setting, describe, in_force
 from gateway.config.settings import (
     AccountSettings,
@@ -36,11 +35,8 @@ __all__ = [
     "Settings",
     "SimulatorSettings",
     "TimeoutSettings",
-    "changed",
     "describe",
     "in_force",
     "load_settings",
-    "needs_restart",
-    "read_settings",
     "read_text",
 ]

@@ -1,6 +1,7 @@
-"""Twisted endpoint strings: are they well formed, and can other machines reach them?
+"""Twisted endpoint strings and URLs: whether they are well formed, and how far they reach.
 
-Nothing listens here and no reactor is installed; `service.py` does the listening.
+Nothing listens here and no reactor is installed. URLs with secrets are refused or masked, because
+errors show them.
 """
 
 from __future__ import annotations
@@ -8,11 +9,16 @@ from __future__ import annotations
 import ipaddress
 import re
 from typing import NamedTuple
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+import idna
 from twisted.internet.endpoints import serverFromString
 
+from gateway.config.errors import SettingError
+from gateway.config.settings import MASK, without_credentials
+
 _PORT_KINDS = ("tcp", "tcp6", "ssl")
-# What each kind takes, in the order in which it may be given without names.
+# The parameters of each kind, in the order in which they may be given without names.
 _PARAMETERS = {
     "tcp": ("port", "interface", "backlog"),
     "tcp6": ("port", "interface", "backlog"),
@@ -25,6 +31,19 @@ _PARAMETERS = {
 }
 _WRAPPER = "haproxy:"
 
+_HTTP = ("http", "https")
+_PROXIES = ("http", "socks5", "socks5h")
+_HTTP_WORDS = "expected an http:// or https:// URL"
+_EXAMPLES = "such as https://api.openai.com/v1 or http://[::1]:8000/v1"
+_PROXY_WORDS = (
+    "expected http://[user:password@]host:port or socks5://[user:password@]host:port; "
+    "%40 stands for an @ in a password"
+)
+_GRAPHIC = re.compile(r"[\x21-\x7e]+")
+_HOST_WORDS = "whose host is an address, or a name of letters, digits and hyphens (no underscore)"
+# The gateway adds these to a base URL.
+_ENDPOINTS = ("/responses", "/chat/completions", "/models")
+
 
 class _Endpoint(NamedTuple):
     kind: str
@@ -33,7 +52,7 @@ class _Endpoint(NamedTuple):
 
 
 def endpoint_problem(text: str) -> str | None:
-    """Why Twisted would not listen there, in a few words; None when it would."""
+    """Why Twisted cannot listen on an endpoint, in a few words; None when it can."""
     kind, parameters, surplus = _parse(text)
     known = _PARAMETERS.get(kind)
     if known:
@@ -55,14 +74,14 @@ def endpoint_problem(text: str) -> str | None:
     except OSError as error:  # the certificate files of ssl:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except Exception as error:
-        # Parsers of installed plugins raise what they like, and so does OpenSSL.
+        # Parsers of installed plugins and OpenSSL raise anything.
         words = str(error).splitlines()
         return words[0] if words else type(error).__name__
     return None
 
 
 def is_loopback(text: str) -> bool:
-    """True when only this machine can connect; unknown kinds count as reachable."""
+    """Whether only this machine can connect; an unknown kind of endpoint counts as reachable."""
     kind, parameters, _ = _parse(text)
     if kind == "unix":
         return True
@@ -78,7 +97,7 @@ def is_loopback(text: str) -> bool:
 
 
 def same_place(one: str, other: str) -> bool:
-    """True when the second could not listen while the first does."""
+    """Whether two endpoints cannot listen at the same time."""
     first, second = _parse(one), _parse(other)
     if first.kind not in _PORT_KINDS or second.kind not in _PORT_KINDS:
         return first == second
@@ -125,3 +144,91 @@ def _unescape(text: str) -> str:
 
 def _is_port(text: str) -> bool:
     return text.isascii() and text.isdigit() and int(text[:6]) <= 65535
+
+
+# --- URLs -----------------------------------------------------------------------------------
+
+
+def base_url(text: str, path: str) -> str:
+    """A base URL without its trailing slash.
+
+    :param path: the setting, for errors.
+    :raises SettingError: when it is no URL, holds a key, or names an endpoint of the API.
+    """
+    plain = checked_url(text, path, "the key goes in 'key'").rstrip("/")
+    for endpoint in _ENDPOINTS:
+        if plain.endswith(endpoint):
+            words = f"expected it without {endpoint}, which the gateway adds"
+            raise SettingError(path, repr(plain), words)
+    return plain
+
+
+def checked_url(text: str, path: str, instead: str) -> str:
+    """The text, when it is an HTTP URL that may be shown.
+
+    :param path: the setting, for errors.
+    :param instead: where a user name and a password belong, for the error.
+    :raises SettingError: when it is not.
+    """
+    shown = repr(without_credentials(text).partition("?")[0])
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in _HTTP and bool(parts.hostname) and parts.port != 0
+        good = good and not parts.netloc.endswith(":")
+    except ValueError:  # a bad port or a broken IPv6 address
+        good = False
+    if not good or not _GRAPHIC.fullmatch(text):
+        raise SettingError(path, shown, f"{_HTTP_WORDS} {_EXAMPLES}")
+    if parts.username is not None or parts.password is not None:
+        raise SettingError(path, shown, f"{_HTTP_WORDS} without a user name; {instead}")
+    if "?" in text or "#" in text:
+        raise SettingError(path, shown, f"{_HTTP_WORDS} without a query or a fragment")
+    if not _can_be_looked_up(parts.hostname or ""):
+        raise SettingError(path, shown, f"{_HTTP_WORDS} {_HOST_WORDS}")
+    return urlunsplit(parts)
+
+
+def check_proxy(text: str, path: str) -> None:
+    """Check the URL of a proxy. Errors show nothing of it: any part may be the password.
+
+    :param path: the setting, for errors.
+    :raises SettingError: when it is not right.
+    """
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in _PROXIES and bool(parts.hostname) and bool(parts.port)
+    except ValueError:
+        good = False
+    if not good or parts.path.strip("/") or re.search("[?#]", text) or not _GRAPHIC.fullmatch(text):
+        raise SettingError(path, MASK, _PROXY_WORDS)
+    if not _can_be_looked_up(parts.hostname or ""):
+        raise SettingError(path, MASK, f"expected a proxy {_HOST_WORDS}")
+    if parts.username is None:
+        return
+    user, password = unquote(parts.username), unquote(parts.password or "")
+    if parts.scheme == "http" and ":" in user:  # RFC 7617 §2
+        words = "expected a user name without a colon for an http:// proxy"
+        raise SettingError(path, MASK, words)
+    lengths = [len(word.encode()) for word in (user, password)]
+    if parts.scheme != "http" and not all(0 < length <= 255 for length in lengths):  # RFC 1929 §2
+        words = "expected a user name and a password of 1 to 255 bytes for a socks5:// proxy"
+        raise SettingError(path, MASK, words)
+
+
+def _can_be_looked_up(host: str) -> bool:
+    """Whether Twisted resolves the name: it refuses underscores and what IDNA does not allow."""
+    if ":" in host:
+        return "%" not in host and _is_address(host)
+    try:
+        idna.encode(host)
+    except idna.IDNAError:
+        return False
+    return True
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""The exceptions of the configuration; `str(ConfigError)` is what the operator reads."""
+"""The errors of a configuration, each one line with its path; all of them at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 
 class SettingError(Exception):
-    """A mistake found before it is known in which file: path, value as shown, what is allowed."""
+    """One error in a configuration, before its file's name is known.
+
+    :param parts: the path of the setting, its value as it may be shown, and what is expected.
+    """
 
     def __init__(self, *parts: str) -> None:
         super().__init__(*parts)
@@ -15,22 +18,27 @@ class SettingError(Exception):
 
 
 class SettingErrors(list[SettingError]):
-    """Those found so far: who mends a file wants to hear of all of them at once."""
+    """The errors found so far: the operator sees all of them at once."""
+
+    def add(self, *parts: str) -> None:
+        """Add an error of these parts, see :class:`SettingError`."""
+        self.append(SettingError(*parts))
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note a mistake that is raised within, and go on behind it."""
+    def collect(self) -> Iterator[None]:
+        """Add an error that is raised within the block, and go on behind it."""
         try:
             yield
-        except SettingError as mistake:
-            self.append(mistake)
+        except SettingError as error:
+            self.append(error)
 
 
 class ConfigError(ValueError):
-    """A configuration cannot be used.
+    """A configuration cannot be used; ``str()`` has one line for each error.
 
-    `str()` has one line for each mistake: source, path, value, what is allowed; `summary` is the
-    first of them, and how many more there are.
+    :param source: the name of the file.
+    :param parts: as those of :class:`SettingError`.
+    :ivar lines: one line for each error: source, path, value, what is expected.
     """
 
     def __init__(self, source: str, *parts: str) -> None:
@@ -38,18 +46,23 @@ class ConfigError(ValueError):
         super().__init__(self.lines[0])
 
     @classmethod
-    def of(cls, source: str, mistakes: Sequence[SettingError]) -> ConfigError:
-        """All of these mistakes; at least one."""
+    def of(cls, source: str, errors: Sequence[SettingError]) -> ConfigError:
+        """The error for all of these, at least one."""
         error = cls(source)
-        error.lines = list(dict.fromkeys(_line(source, each.parts) for each in mistakes))
+        error.lines = list(dict.fromkeys(_line(source, each.parts) for each in errors))
         error.args = ("\n".join(error.lines),)
         return error
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """The first line, and how many more there are."""
         more = len(self.lines) - 1
         return self.lines[0] + (f" (and {more} more; --check names them all)" if more else "")
+
+
+def join_path(path: str, key: object) -> str:
+    """The path of a mapping's member."""
+    return f"{path}.{key}" if path else str(key)
 
 
 def _line(source: str, parts: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""The quirks of known services, so that an account's entry needs little more than a key.
+"""The settings of known services, so that an account's entry needs little more than a key.
 
-A preset fills in what the entry leaves out and nothing else: whatever the operator writes, wins.
-What the services do: protocol.md §8.1, §8.3.10, §10.30, §10.77; their own documentation.
+A preset fills in only what the entry leaves out: the operator's own values win. The services'
+behaviour: protocol.md §8.1, §8.3.10, §10.30, §10.77; and their documentation.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-# Codex's own members, which only OpenAI's services know (§3.1, §3.2).
+# Codex's own members, which only OpenAI's services know.
 _CODEX_MEMBERS = ("access_programs", "client_metadata")
 _OTHER_ENGINES = (*_CODEX_MEMBERS, "stream_options")
 # The Codex backend of ChatGPT takes a fixed list of members and answers 400 to any other.
@@ -81,10 +81,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 def additions(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What the preset of an account's entry adds to it; nothing without one."""
+    """The settings that the preset of an account's entry adds to it; none without a preset."""
     added = dict(PRESETS.get(entry.get("preset") or "", {}))
     if any(entry.get(name) is not None for name in _CREDENTIALS):
         added.pop("key", None)
-    if entry.get("oauth") is not None:  # whose tokens are bearer tokens (RFC 6750)
+    if entry.get("oauth") is not None:  # its tokens are bearer tokens (RFC 6750)
         added.pop("auth_header", None)
     return {name: value for name, value in added.items() if name not in entry or name == "key"}

@@ -1,23 +1,24 @@
-"""What every setting is and where it comes from, fit to be shown to the operator."""
+"""Where each setting comes from: default, file, environment or preset; secrets are masked."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gateway.config.environment import references
+from gateway.config.errors import join_path
 from gateway.config.load import load
 from gateway.config.presets import additions
-from gateway.config.secrets import masked
-from gateway.config.settings import AccountSettings, Section, Settings
-from gateway.config.source import join_path
+from gateway.config.settings import AccountSettings, Section, Settings, masked
+from gateway.config.validation import references
 
 
 class Setting(NamedTuple):
-    """One setting: its path in the file, its value as JSON has it, and its origin.
+    """One setting as it may be shown.
 
-    The origin is `default`, `file`, `environment NAME` or `preset NAME`, with `until a restart`
-    when the file says something else by now; secrets are masked.
+    :ivar path: its path in the file.
+    :ivar value: its value as JSON has it, secrets masked.
+    :ivar origin: ``default``, ``file``, ``environment NAME`` or ``preset NAME``, with
+        ``until a restart`` when the file has another value by now.
     """
 
     path: str
@@ -26,9 +27,12 @@ class Setting(NamedTuple):
 
 
 def describe(text: str | None, environ: Mapping[str, str], source: str) -> list[Setting]:
-    """Every setting of the configuration `text`, in the order of the types; None: without a file.
+    """Every setting of a configuration, in the order of the types.
 
-    Raises ConfigError as load_settings does.
+    :param text: the configuration; None for a start without a file.
+    :param environ: the variables that the text may name.
+    :param source: the file's name for messages.
+    :raises ConfigError: when the text is not right.
     """
     if text is None:
         return list(_Walk({}).section(Settings(), {}, ""))
@@ -39,11 +43,11 @@ def describe(text: str | None, environ: Mapping[str, str], source: str) -> list[
 def in_force(
     started: Sequence[Setting], now: Sequence[Setting], waiting: Sequence[str]
 ) -> list[Setting]:
-    """What a gateway works with whose file was read again.
+    """The settings in force after the file was read again.
 
     :param started: the settings at the start.
     :param now: those of the file.
-    :param waiting: the paths that keep their old values, as `needs_restart` names them.
+    :param waiting: the paths that keep their old values, as ``needs_restart`` names them.
     """
     kept = [
         each._replace(origin=f"{each.origin}, until a restart")
@@ -64,7 +68,7 @@ def _among(path: str, sections: Sequence[str]) -> bool:
 
 
 class _Walk:
-    """Goes along the settings and what the file holds in their places."""
+    """Walks the settings together with the file's values for them."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ

@@ -1,13 +1,14 @@
-"""The typed, frozen settings and their defaults; ranges and choices stand here, nowhere else."""
+"""The typed, frozen settings with their ranges, choices and defaults, and which are secrets.
+
+Ranges and choices stand here and nowhere else.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
-
-from gateway.config.secrets import mask
 
 # The upper bound keeps `.inf` and slips of the keyboard out of reactor.callLater.
 YEAR = 365 * 24 * 3600
@@ -35,12 +36,18 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warn", "error"]
 SimulatorMode = Literal["stateful", "stateless", "forgetful"]
 
+#: What is shown in place of a secret.
+MASK = "<hidden>"
+SECRET_FIELDS = frozenset(
+    ["key", "key_sha256", "token", "headers", "proxy", "client_secret", "refresh_token"]
+)
+
 DEFAULT_LISTEN = "tcp:8080:interface=127.0.0.1"
 DEFAULT_ADMIN_LISTEN = "tcp:8081:interface=127.0.0.1"
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True):
-    """A mapping of the file; its repr masks the secrets."""
+    """A mapping of the file. Its repr masks the secrets."""
 
     def __repr__(self) -> str:
         shown = ", ".join(
@@ -50,9 +57,10 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AdminSettings(Section, frozen=True, forbid_unknown_fields=True):
-    """The admin side; `listen=None` switches it off.
+    """The admin side.
 
-    `hosts` are the names by which browsers may call it besides the addresses it listens on.
+    :ivar listen: None switches it off.
+    :ivar hosts: host names that browsers may use for it, besides the addresses it listens on.
     """
 
     listen: Text | None = DEFAULT_ADMIN_LISTEN
@@ -61,10 +69,10 @@ class AdminSettings(Section, frozen=True, forbid_unknown_fields=True):
 
 
 class KeySettings(Section, frozen=True, forbid_unknown_fields=True):
-    """One key that clients may present: itself or its SHA-256 in hex, and what it may use.
+    """One key that clients may present, itself or its SHA-256 in hex, and what it may use.
 
-    `sees_quotas=None` means that it does if it is the only key; `max_connections=None` half of all
-    connections, or all if it is the only key.
+    :ivar sees_quotas: None: only if it is the only key.
+    :ivar max_connections: None: half of all connections, or all if it is the only key.
     """
 
     name: Text
@@ -82,7 +90,7 @@ class KeySettings(Section, frozen=True, forbid_unknown_fields=True):
 
 
 class OAuthSettings(Section, frozen=True, forbid_unknown_fields=True):
-    """Refresh tokens (RFC 6749 §6); the gateway keeps the newest in `token_file`, as JSON."""
+    """Refresh tokens (RFC 6749 §6); the gateway keeps the newest in ``token_file``, as JSON."""
 
     token_url: Text
     client_id: Text
@@ -96,10 +104,13 @@ class OAuthSettings(Section, frozen=True, forbid_unknown_fields=True):
 class AccountSettings(Section, frozen=True, forbid_unknown_fields=True):
     """One upstream credential; a preset has filled in what the file leaves out.
 
-    `base_url` has no trailing slash, `models` are shell patterns, `aliases` map the client's name
-    of a model to this account's, `strip` are request members that the service refuses. With a
-    loaded file exactly one of `key`, `key_file` and `oauth` is set. Of `priority` the lowest is
-    used first.
+    With a loaded file exactly one of ``key``, ``key_file`` and ``oauth`` is set.
+
+    :ivar base_url: without a trailing slash.
+    :ivar strip: the request members that the service refuses.
+    :ivar models: shell patterns.
+    :ivar aliases: the account's name of a model by the client's name.
+    :ivar priority: the lowest is used first.
     """
 
     name: Text
@@ -131,11 +142,13 @@ class AccountSettings(Section, frozen=True, forbid_unknown_fields=True):
 
 
 class RoutingSettings(Section, frozen=True, forbid_unknown_fields=True):
-    """How a turn finds its account, and how long it waits for one; `queue_seconds=0`: not at all.
+    """How a turn finds its account, and how long it waits for one.
 
-    `return_to` is `return` in the file: whether a conversation goes back to its account after a
-    stand-in (sticky) or remains where it is (stay). `on_account_loss` says what a conversation does
-    whose account cannot serve it; one with sealed items that no other can read never moves.
+    :ivar queue_seconds: 0: a turn does not wait.
+    :ivar return_to: ``return`` in the file: whether a conversation goes back to its account after
+        a stand-in (sticky) or remains where it is (stay).
+    :ivar on_account_loss: what a conversation does when its account cannot serve it. One with
+        encrypted items that no other account can read never moves.
     """
 
     strategy: Strategy = "round-robin"
@@ -150,9 +163,10 @@ class RoutingSettings(Section, frozen=True, forbid_unknown_fields=True):
 
 
 class SessionSettings(Section, frozen=True, forbid_unknown_fields=True):
-    """One client connection; `keepalive_seconds=0` sends no keep-alives.
+    """One client connection.
 
-    With `websocket=False` upgrades are answered 426, which sends clients to HTTP.
+    :ivar keepalive_seconds: 0: no keep-alives are sent.
+    :ivar websocket: False: upgrades are answered 426, which sends clients to HTTP.
     """
 
     chaining: Chaining = "auto"
@@ -191,7 +205,7 @@ class LimitSettings(Section, frozen=True, forbid_unknown_fields=True):
 
 
 class LogSettings(Section, frozen=True, forbid_unknown_fields=True):
-    """The log's shape and its threshold."""
+    """The log's format and the lowest level that is logged."""
 
     format: LogFormat = "text"
     level: LogLevel = "info"
@@ -205,7 +219,7 @@ class SimulatorSettings(Section, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(Section, frozen=True, forbid_unknown_fields=True):
-    """Everything. `Settings()` is what a start without a file means: two simulated accounts."""
+    """The whole configuration; that of a start without a file is ``Settings()``."""
 
     listen: Text = DEFAULT_LISTEN
     admin: AdminSettings = AdminSettings()
@@ -222,3 +236,29 @@ class Settings(Section, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not self.accounts and self.simulator is None:
             msgspec.structs.force_setattr(self, "simulator", SimulatorSettings())
+
+
+def masked(name: str, value: Any) -> Any:
+    """The value of a field, masked when it is a secret: of a mapping the keys are shown."""
+    if name not in SECRET_FIELDS or value is None:
+        return value
+    if isinstance(value, dict):
+        return dict.fromkeys(value, MASK)
+    return without_credentials(value) if name == "proxy" else MASK
+
+
+def mask(name: str, value: Any) -> str:
+    """The text of a field's value for a repr, masked when it is a secret."""
+    shown = masked(name, value)
+    if shown is value:
+        return repr(value)
+    if isinstance(shown, dict):
+        return "{" + ", ".join(f"{key!r}: {MASK}" for key in shown) + "}"
+    return str(shown)
+
+
+def without_credentials(url: str) -> str:
+    """A URL with user name and password masked, also when it is malformed."""
+    userinfo, at, place = url.rpartition("@")
+    scheme, slashes, _ = userinfo.partition("://")
+    return f"{scheme}{slashes}{MASK}@{place}" if at and slashes else (MASK if at else url)

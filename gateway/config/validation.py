@@ -1,4 +1,4 @@
-"""Checks a file's values against the settings' types and says in plain words what is wrong.
+"""Checks a file's values against the types of the settings, and replaces ``${NAME}`` in them.
 
 msgspec would refuse the same values, but its messages lack the value, the allowed keys and the
 likely spelling. The types and ranges are read from the Structs, so they are written down once.
@@ -7,34 +7,42 @@ likely spelling. The types and ranges are read from the Structs, so they are wri
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from msgspec import NODEFAULT, inspect
 
-from gateway.config.environment import SubstitutionError, substitute, whence
-from gateway.config.errors import SettingError, SettingErrors
-from gateway.config.secrets import MASK, SECRET_FIELDS
-from gateway.config.source import join_path
+from gateway.config.errors import SettingError, SettingErrors, join_path
+from gateway.config.settings import MASK, SECRET_FIELDS
 
 _LONGEST_SHOWN = 100
+#: `${NAME}`, `${NAME:-default}`, and `$${` for a literal `${`.
+_REFERENCE = re.compile(
+    r"""
+      (?P<escape> \$\$\{ )
+    | \$\{ (?P<name> [A-Za-z_][A-Za-z0-9_]* ) (?: :- (?P<default> [^}]* ) )? \}
+    | (?P<broken> \$\{ )
+    """,
+    re.VERBOSE,
+)
 
 
-def show(value: Any) -> str:
+def _show(value: Any) -> str:
     """A value as the operator wrote it, or only its kind when it is not a single value."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (dict, list)):
-        return kind(value)
+        return _kind(value)
     if isinstance(value, int) and value.bit_length() > 200:
         return "a very large number"
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
 
 
-def kind(value: Any) -> str:
+def _kind(value: Any) -> str:
     """What sort of value it is, in the words of the messages."""
     if value is None:
         return "nothing"
@@ -45,18 +53,26 @@ def kind(value: Any) -> str:
 
 
 class ShapeCheck:
-    """Walks a value along a type, replacing `${NAME}`, and notes what is wrong.
+    """Walks a value along a type, replaces ``${NAME}``, and collects the errors.
 
-    In place of a wrong value stands one that the rules may go on with: the default, or a text
-    where there was to be one.
+    A wrong value is replaced so that the rules can go on: by the default, or by a text where a
+    text is needed.
+
+    :param environ: the variables that texts may name.
+    :param errors: takes the errors that are found.
     """
 
-    def __init__(self, environ: Mapping[str, str], mistakes: SettingErrors) -> None:
+    def __init__(self, environ: Mapping[str, str], errors: SettingErrors) -> None:
         self._environ = environ
-        self._mistakes = mistakes
+        self._errors = errors
 
     def check(self, expected: inspect.Type, value: Any, path: str, secret: bool = False) -> Any:
-        """`value` as msgspec.convert will accept it."""
+        """The value as msgspec.convert accepts it.
+
+        :param path: where the value stands in the file.
+        :param secret: whether errors must not show it.
+        :raises SettingError: when it is no mapping or list where one is needed, or a wrong scalar.
+        """
         if isinstance(expected, inspect.UnionType):
             if value is None:
                 return None
@@ -70,8 +86,10 @@ class ShapeCheck:
             self._container(dict, "a mapping of names to texts", value, path)
             checked = {}
             for name, item in value.items():
-                with self._mistakes.noted():
-                    here = join_path(path, self._text(name, path))
+                with self._errors.collect():
+                    here = join_path(path, name)
+                    if not isinstance(name, str):
+                        raise SettingError(here, "expected text as the name; put it in quotes")
                     checked[name] = self.check(expected.value_type, item, here, secret)
             return checked
         if isinstance(expected, inspect.VarTupleType):
@@ -87,28 +105,22 @@ class ShapeCheck:
                 close = difflib.get_close_matches(str(name), fields, 1)
                 hint = f"did you mean '{close[0]}'? " if close else ""
                 words = f"unknown key; {hint}expected {names}"
-                self._mistakes.append(SettingError(join_path(path, name), words))
+                self._errors.add(join_path(path, name), words)
         checked = {}
         for name, field in fields.items():
             here = join_path(path, name)
             if name not in value:
                 if field.required:
-                    self._mistakes.append(SettingError(here, "missing; every entry needs it"))
+                    self._errors.add(here, "missing; every entry needs it")
                     checked[name] = here
-            elif value[name] is None and self._means_default(field):
+            elif value[name] is None and _may_be_empty(field):
                 continue  # `session:` with all its lines commented out
             else:
                 if _is_text(field.type):
                     checked[name] = value[name] if isinstance(value[name], str) else here
-                with self._mistakes.noted():
+                with self._errors.collect():
                     checked[name] = self.check(field.type, value[name], here, name in SECRET_FIELDS)
         return checked
-
-    @staticmethod
-    def _means_default(field: inspect.Field) -> bool:
-        has_default = field.default is not NODEFAULT or field.default_factory is not NODEFAULT
-        containers = (inspect.StructType, inspect.VarTupleType, inspect.DictType)
-        return has_default and isinstance(field.type, containers)
 
     def _list(self, expected: inspect.VarTupleType, value: Any, path: str) -> list[Any]:
         self._container(list, "a list", value, path)
@@ -117,45 +129,39 @@ class ShapeCheck:
         checked = []
         for index, item in enumerate(value):
             here = f"{path}[{index}]"
-            with self._mistakes.noted():
+            with self._errors.collect():
                 checked.append(self.check(expected.item_type, item, here))
             if len(checked) <= index:
-                checked.append({"name": here} if _is_section(expected.item_type) else here)
+                is_section = isinstance(expected.item_type, inspect.StructType)
+                checked.append({"name": here} if is_section else here)
         return checked
 
     @staticmethod
     def _container(wanted: type, words: str, value: Any, path: str) -> None:
         # The value itself is not shown: `keys: [sk-…]` is a secret in the wrong place.
         if not isinstance(value, wanted):
-            raise SettingError(path, f"expected {words}, got {kind(value)}")
-
-    def _text(self, value: Any, path: str) -> str:
-        if not isinstance(value, str):
-            raise SettingError(
-                join_path(path, value), "expected text as the name; put it in quotes"
-            )
-        return value
+            raise SettingError(path, f"expected {words}, got {_kind(value)}")
 
     def _scalar(
         self, expected: inspect.Type, value: Any, path: str, secret: bool, besides: str = ""
     ) -> Any:
         given = value
         if isinstance(value, str):
-            try:
-                value = substitute(value, self._environ)
-            except SubstitutionError as error:
-                raise SettingError(path, error.shown, error.reason) from None
+            value = _substitute(value, self._environ, path)
             if value != given and not isinstance(expected, (inspect.StrType, inspect.LiteralType)):
                 value = _from_environment(value)
         words = _mismatch(expected, value)
         if words:
-            words += besides + whence(given, self._environ)
-            raise SettingError(path, MASK if secret else show(value), f"expected {words}")
+            words += besides + variable_hint(given, self._environ)
+            raise SettingError(path, MASK if secret else _show(value), f"expected {words}")
         return value
 
 
-def _is_section(expected: inspect.Type) -> bool:
-    return isinstance(expected, inspect.StructType)
+def _may_be_empty(field: inspect.Field) -> bool:
+    """Whether a container without a value means its default."""
+    has_default = field.default is not NODEFAULT or field.default_factory is not NODEFAULT
+    containers = (inspect.StructType, inspect.VarTupleType, inspect.DictType)
+    return has_default and isinstance(field.type, containers)
 
 
 def _is_text(expected: inspect.Type) -> bool:
@@ -165,7 +171,7 @@ def _is_text(expected: inspect.Type) -> bool:
 
 
 def _from_environment(text: str) -> Any:
-    """A number or a boolean out of a variable, which can only hold text."""
+    """The number or boolean that the text of a variable stands for, else the text."""
     if text in ("true", "false"):
         return text == "true"
     for number in (int, float):
@@ -182,8 +188,9 @@ def _mismatch(expected: inspect.Type, value: Any) -> str:
         return "" if isinstance(value, bool) else "true or false"
     if isinstance(expected, inspect.LiteralType):
         choices = [str(choice) for choice in expected.values]
-        fits = isinstance(value, str) and value in choices
-        return "" if fits else _one_of(choices)
+        if isinstance(value, str) and value in choices:
+            return ""
+        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
     if isinstance(expected, inspect.StrType):
         if not isinstance(value, str):
             return "text; put it in quotes" if value is not None else "text"
@@ -200,17 +207,60 @@ def _mismatch(expected: inspect.Type, value: Any) -> str:
     return "" if fits else ("a whole number" if whole else "a number") + _range(expected)
 
 
-def _one_of(choices: list[str]) -> str:
-    return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
-
-
 def _range(expected: inspect.IntType | inspect.FloatType) -> str:
     above = f" above {expected.gt:g}" if expected.gt is not None else ""
     low = f" from {expected.ge:g}" if expected.ge is not None else above
     joint = " up to" if above else " to"
-    high = f"{joint} {_plain(expected.le)}" if expected.le is not None else ""
+    high = f"{joint} {expected.le:.0f}" if expected.le is not None else ""
     return low + high
 
 
-def _plain(number: float) -> str:
-    return f"{number:.0f}"
+# --- variables ------------------------------------------------------------------------------
+
+
+def _substitute(text: str, environ: Mapping[str, str], path: str) -> str:
+    """The text without its references; as in a shell, ``:-`` also covers an empty variable."""
+    unset: dict[str, None] = {}
+
+    def replace(match: re.Match[str]) -> str:
+        if match["escape"]:
+            return "${"
+        if match["broken"]:
+            # The rest is not shown: it may be a secret in braces.
+            reason = "expected ${NAME} or ${NAME:-default}, or $${ for a literal ${"
+            raise SettingError(path, "${", reason)
+        name, default = match["name"], match["default"]
+        value = environ.get(name)
+        if default is not None:
+            return value or default
+        if value is None:
+            unset[name] = None
+            return ""
+        return value
+
+    replaced = _REFERENCE.sub(replace, text)
+    if unset:
+        first = next(iter(unset))
+        shown = ", ".join(f"${{{name}}}" for name in unset)
+        if len(unset) == 1:
+            reason = f"the environment variable {first} is not set; expected one that is"
+        else:
+            reason = f"the environment variables {' and '.join(unset)} are not set; expected them"
+        raise SettingError(path, shown, f"{reason}, or ${{{first}:-default}}")
+    return replaced
+
+
+def variable_hint(given: Any, environ: Mapping[str, str]) -> str:
+    """Which variables a value comes from, for an error about it; "" when it stands in the file."""
+    names = references(given, environ) if isinstance(given, str) else []
+    return f"; it comes from the environment variable {' and '.join(names)}" if names else ""
+
+
+def references(text: str, environ: Mapping[str, str]) -> list[str]:
+    """The names of the variables whose values replace references in the text, in order."""
+    names = {
+        match["name"]: None
+        for match in _REFERENCE.finditer(text)
+        if match["name"] and (match["default"] is None or environ.get(match["name"]))
+    }
+    return list(names)

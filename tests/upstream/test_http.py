@@ -10,7 +10,7 @@ from twisted.internet.error import ConnectionLost, ConnectionRefusedError, Timeo
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
-from gateway.config.urls import base_url
+from gateway.config.endpoints import base_url
 from gateway.protocol.answer_body import AnswerBody
 from gateway.protocol.error_classification import FaultKind, attribute
 from gateway.protocol.refusals import may_move

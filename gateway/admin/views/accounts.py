@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from gateway.admin.running import Running
-from gateway.config.secrets import without_credentials
+from gateway.config.settings import without_credentials
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
 from gateway.routing.pool import AccountPool

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ConfigError, Settings, describe, load_settings, read_settings
+from gateway.config import ConfigError, Settings, describe, load_settings, read_text
 
 ACCOUNT = "accounts: [{name: a, base_url: 'http://x/v1', key: k}]\n"
 KEY = "keys: [{name: n, key: v}]\n"
@@ -461,14 +461,14 @@ def test_port_zero_may_be_used_twice() -> None:
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        read_settings(str(tmp_path / "none.yaml"), {})
+        read_text(str(tmp_path / "none.yaml"))
     assert str(caught.value) == f"{tmp_path}/none.yaml: cannot be read: No such file or directory"
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        read_settings(str(tmp_path), {})
+        read_text(str(tmp_path))
     latin = tmp_path / "latin.yaml"
     latin.write_bytes(b"# caf\xe9\n")
     with pytest.raises(ConfigError, match="byte 6: not UTF-8 text"):
-        read_settings(str(latin), {})
+        read_text(str(latin))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from gateway.config import (
     Settings,
     SimulatorSettings,
     load_settings,
-    read_settings,
+    read_text,
 )
 from gateway.config.presets import PRESETS
 
@@ -30,6 +30,10 @@ ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = sorted((ROOT / "config").glob("*.yaml"))
 ACCOUNT = "accounts: [{name: a, base_url: 'http://x/v1', key: k}]\n"
 SECRET = "sk-leak-0123456789"
+
+
+def read_settings(path: str, environ: Mapping[str, str]) -> Settings:
+    return load_settings(read_text(path), environ, path)
 
 
 def load(text: str, **environ: str) -> Settings:
