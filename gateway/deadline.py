@@ -1,4 +1,4 @@
-"""A deadline that is cheap to move: moving it reads the clock, nothing more."""
+"""A deadline that is cheap to move: moving it only reads the clock."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-#: How many times its time a deadline is moved by signs of life alone.
-PATIENCE = 2
+#: Signs of life alone move a deadline to at most so many times its time.
+SIGN_OF_LIFE_FACTOR = 2
 
 
 class Deadline:
     """Calls ``expired`` when nothing happened for a while.
 
-    A sign of life is less than what is waited for: it gives the whole time anew, but only so
-    often that not more than :data:`PATIENCE` times the time passes without anything else.
+    A sign of life is less than progress: it starts the time anew, but after
+    :data:`SIGN_OF_LIFE_FACTOR` times the time without progress the deadline expires.
 
-    :param clock: where time comes from.
-    :param expired: called once; the deadline is stopped then.
+    :param clock: the clock.
+    :param expired: called once; the deadline is stopped by then.
     """
 
     def __init__(self, clock: IReactorTime, expired: Callable[[], None]) -> None:
@@ -29,23 +29,23 @@ class Deadline:
         self._call: IDelayedCall | None = None
 
     def start(self, seconds: float) -> None:
-        """(Re)start with a new length, in seconds."""
+        """Start, or start anew, with a length in seconds."""
         self.stop()
         self._seconds = seconds
         self.touch()
         self._call = self._clock.callLater(seconds, self._look)
 
     def touch(self) -> None:
-        """What was waited for happened: the whole time runs anew."""
+        """Progress: the whole time runs anew."""
         self._alive = now = self._clock.seconds()
-        self._latest = now + PATIENCE * self._seconds
+        self._latest = now + SIGN_OF_LIFE_FACTOR * self._seconds
 
     def sign_of_life(self) -> None:
-        """Something happened, though not what is waited for."""
+        """Something happened, but no progress."""
         self._alive = self._clock.seconds()
 
     def stop(self) -> None:
-        """No longer wait."""
+        """Stop waiting."""
         call, self._call = self._call, None
         if call is not None and call.active():
             call.cancel()

@@ -1,11 +1,11 @@
-"""The log: text or flat JSON, one line an event, to twistd's log file or standard output."""
+"""The log: text or flat JSON, one line for each event, to a file or standard output."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 from twisted.logger import (
@@ -23,22 +23,22 @@ from twisted.python.logfile import LogFile
 from gateway.compat import FILE_RESERVE_LOG, HTTP_CLIENT_LOG
 from gateway.config import LogSettings
 
-#: A file is put aside when it has this size, and so many such files are kept beside it: a gigabyte
-#: in all.
+#: A log file is rotated at this size, and so many old ones are kept: a gigabyte in all.
 _FILE_BYTES = 100_000_000
 _FILES_KEPT = 9
 
-#: Twisted classes that say something about every connection, or every one that they cannot take.
+#: Twisted classes that log every connection, or every one that they cannot accept.
 _CHATTY = (HTTP_CLIENT_LOG, "twisted.internet.tcp.Port")
 
-#: What would let a client's words (a model's name) pass for a line, or for a terminal's orders.
+
+#: Characters that let a client's text (a model's name) forge a line or send terminal codes.
 _BREAKS = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class LogThreshold:
-    """What is logged and what is not; may change while the gateway runs.
+    """The lowest level that is logged; it may change while the gateway runs.
 
-    :param level: the first one that is logged.
+    :param level: ``debug``, ``info``, ``warn`` or ``error``.
     """
 
     def __init__(self, level: str) -> None:
@@ -49,7 +49,7 @@ class LogThreshold:
 
     @property
     def level(self) -> str:
-        """The first one that is logged."""
+        """The lowest level that is logged."""
         return self._level
 
     @level.setter
@@ -59,7 +59,7 @@ class LogThreshold:
 
 
 def log_file(path: str) -> LogFile:
-    """The file to log to; ``reopen`` it after another program has put it aside."""
+    """The file to log to; ``reopen`` it after another program has renamed it."""
     folder, name = os.path.split(os.path.abspath(path))
     return LogFile(name, folder, rotateLength=_FILE_BYTES, maxRotatedFiles=_FILES_KEPT)
 
@@ -69,17 +69,18 @@ def log_observer(
 ) -> ILogObserver:
     """The observer that the settings ask for.
 
-    :param file: see ``log_file``, or None for standard output.
-    :param threshold: what is logged; by default what the settings say.
+    :param file: the file of :func:`log_file`, or None for standard output.
+    :param threshold: by default that of the settings.
     """
     threshold = threshold or LogThreshold(settings.level)
     out: Any = sys.stdout if file is None else file
     format = json_line if settings.format == "json" else text_line
-    return FilteringLogObserver(_file_observer(out, format), [threshold.predicate])
+    observer = FileLogObserver(out, format)
+    return FilteringLogObserver(observer, [threshold.predicate])
 
 
 def text_line(event: LogEvent) -> str | None:
-    """``time [namespace] message``, a traceback indented below it."""
+    """An event as ``time [namespace] message``, its traceback indented below it."""
     if event.get("log_namespace") == FILE_RESERVE_LOG:
         return None
     message = _BREAKS.sub(_escaped, formatEvent(event))
@@ -93,7 +94,7 @@ def text_line(event: LogEvent) -> str | None:
 
 
 def json_line(event: LogEvent) -> str | None:
-    """One flat object: time, level, namespace, message, and the event's own fields."""
+    """An event as a flat JSON object: time, level, namespace, message and its own fields."""
     message = formatEvent(event)
     if event.get("log_namespace") == FILE_RESERVE_LOG or not (message or "log_failure" in event):
         return None
@@ -113,7 +114,3 @@ def json_line(event: LogEvent) -> str | None:
 
 def _escaped(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
-
-
-def _file_observer(out: IO[Any], format: Any) -> FileLogObserver:
-    return FileLogObserver(out, format)

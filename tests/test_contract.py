@@ -17,9 +17,9 @@ from unittest.mock import MagicMock
 import msgspec
 
 from gateway.config import Settings
-from gateway.options import Options
 from gateway.protocol.errors import ApiError
 from gateway.server.route_table import endpoints
+from gateway.tap import Options
 from gateway.turn.turn_log import AttemptRecord, TurnRecord
 
 ROOT = Path(__file__).parent.parent

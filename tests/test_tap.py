@@ -1,10 +1,12 @@
-"""A start by twistd: what it prints, what its log says, what signals do."""
+"""The gateway under twistd: command line, start, log, signals."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from twisted.python.components import Componentized
 
 from gateway import __version__
 from gateway import tap as daemon
-from gateway.options import Options
-from gateway.tap import TwistdService
+from gateway.config import Settings
+from gateway.tap import Options, TwistdService, on_second_stop, on_signal
 from tests.support.whole import NoPorts, connected, settings, stopped
 
 
@@ -185,3 +187,211 @@ def test_it_brings_its_own_log_unless_syslog_is_wanted(reactor: MemoryReactorClo
         TwistdService(options(twistd), reactor).setServiceParent(application)
         observer = application.getComponent(ILogObserver, None)
         assert (observer is not None) is expected
+
+
+# --- the command line ---------------------------------------------------------------------
+
+GOOD = "accounts: [{name: a, base_url: 'https://x/v1', key: '${KEY:-k}'}]\n"
+BAD = "accounts: [{name: a, base_url: 'ftp://x', key: k}]\n"
+BAD_LINE = (
+    "gateway.yaml: accounts[0].base_url: 'ftp://x': expected an http:// or https:// URL "
+    "such as https://api.openai.com/v1 or http://[::1]:8000/v1"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, so that messages show short names."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parse(*arguments: str) -> Options:
+    options = Options()
+    options.parseOptions(list(arguments))
+    return options
+
+
+def ended(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str, str]:
+    """Exit status, stdout and stderr of a parse that ends the process."""
+    with pytest.raises(SystemExit) as caught:
+        parse(*arguments)
+    out, err = capsys.readouterr()
+    return caught.value.code, out, err
+
+
+def test_without_arguments_the_settings_are_the_defaults(folder: Path) -> None:
+    assert parse().settings == Settings()
+
+
+@pytest.mark.parametrize("flag", ["--config", "-c"])
+def test_config_is_read_with_the_environment(
+    flag: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "gateway.yaml").write_text(GOOD)
+    monkeypatch.setenv("KEY", "from-the-environment")
+    assert parse(flag, "gateway.yaml").settings.accounts[0].key == "from-the-environment"
+
+
+def test_check_prints_one_line_and_status_0(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    (folder / "gateway.yaml").write_text(GOOD)
+    code, out, err = ended(capsys, "--check", "--config", "gateway.yaml")
+    assert (code, err) == (0, "")
+    assert out == (
+        "gateway.yaml: ok: 1 account, no client keys, listen on tcp:8080:interface=127.0.0.1, "
+        "admin on tcp:8081:interface=127.0.0.1\n"
+    )
+
+
+def test_check_without_a_file_checks_the_defaults(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    code, out, err = ended(capsys, "--check")
+    assert (code, err) == (0, "")
+    assert out.startswith("no file: ok: 2 simulated accounts, no client keys, listen on tcp:8080")
+
+
+@pytest.mark.parametrize("check", [[], ["--check"]], ids=["start", "check"])
+def test_a_mistake_is_one_line_on_stderr_and_status_1(
+    check: list[str], capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    (folder / "gateway.yaml").write_text(BAD)
+    assert ended(capsys, *check, "-c", "gateway.yaml") == (1, "", BAD_LINE + "\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--nope"], "responses-gateway: option --nope not recognized; "),
+        (["--config"], "responses-gateway: option --config requires argument; "),
+        (["--check=1"], "responses-gateway: option --check must not have an argument; "),
+        (["my.yaml"], "responses-gateway: unexpected argument 'my.yaml'; a file needs --config; "),
+        (["-c", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
+        (["-c", ""], "responses-gateway: option --config needs the name of a file, got nothing; "),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_1(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    code, out, err = ended(capsys, *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+def test_version_is_the_gateway_s(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    code, out, _ = ended(capsys, "--version")
+    assert code == 0
+    assert out.startswith(f"responses-gateway {__version__} (Twisted ")
+
+
+def test_help_describes_every_option(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    code, out, _ = ended(capsys, "--help")
+    assert code in (0, None)
+    for flag in ("--config", "--check", "--help", "--version", "simulator"):
+        assert flag in out
+
+
+# The same through twistd, which has its own ideas about mistakes
+
+
+def twistd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    script = "from twisted.scripts.twistd import run; run()"
+    command = [sys.executable, "-c", script, "-n", "--pidfile=", "responses-gateway"]
+    environ = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HOME")}
+    return subprocess.run(
+        [*command, *arguments], cwd=cwd, env=environ, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("check", [[], ["--check"]], ids=["start", "check"])
+def test_twistd_ends_a_mistake_with_its_line_and_status_1(check: list[str], folder: Path) -> None:
+    (folder / "gateway.yaml").write_text(BAD)
+    done = twistd(*check, "--config", "gateway.yaml", cwd=folder)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", BAD_LINE + "\n")
+
+
+@pytest.mark.e2e
+def test_twistd_checks_a_good_file_without_starting_anything(folder: Path) -> None:
+    (folder / "gateway.yaml").write_text(GOOD)
+    done = twistd("--check", "--config", "gateway.yaml", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("gateway.yaml: ok: 1 account, ")
+    assert [path.name for path in folder.iterdir()] == ["gateway.yaml"]
+
+
+@pytest.mark.e2e
+def test_twistd_shows_the_gateway_s_version(folder: Path) -> None:
+    done = twistd("--version", cwd=folder)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"responses-gateway {__version__} ")
+
+
+# --- signals ------------------------------------------------------------------------------
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+class SignalReactor(MemoryReactorClock):
+    """One that remembers what it is to do next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.next: list[Callable[[], object]] = []
+
+    def callFromThread(self, call: Callable[[], object]) -> None:
+        self.next.append(call)
+
+    def shut_down(self) -> None:
+        for call, args, kwargs in self.triggers["before"]["shutdown"]:
+            call(*args, **kwargs)
+
+
+@pytest.fixture
+def signalled() -> Iterator[SignalReactor]:
+    """The handlers of this process are put back afterwards."""
+    before = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGUSR2)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    yield SignalReactor()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def say(words: list[str], word: str) -> Any:
+    return lambda: words.append(word)
+
+
+def test_a_signal_waits_for_the_end_of_what_the_reactor_does(signalled: SignalReactor) -> None:
+    words: list[str] = []
+    on_signal(signalled, signal.SIGUSR2, say(words, "heard"))
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert words == []
+    for call in signalled.next:
+        call()
+    assert words == ["heard"]
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_only_while_the_reactor_stops_the_next_signal_is_the_second(
+    number: signal.Signals, signalled: SignalReactor
+) -> None:
+    words: list[str] = []
+    first = signal.getsignal(number)
+    on_second_stop(signalled, say(words, "now"))
+    assert signal.getsignal(number) is first, "the first one is Twisted's"
+    signalled.shut_down()
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)
+    assert len(signalled.next) == 2
+    signalled.next[0]()
+    assert words == ["now"]
+
+
+def test_who_does_not_hear_interrupts_never_will(signalled: SignalReactor) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    on_second_stop(signalled, lambda: None)
+    signalled.shut_down()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -11,8 +11,7 @@ import txaio
 from twisted.internet.testing import MemoryReactorClock
 
 from gateway.admin.site import AdminSite
-from gateway.options import Options
-from gateway.tap import TwistdService
+from gateway.tap import Options, TwistdService
 from tests.admin.stage import Answer, Client
 
 FILE = """
