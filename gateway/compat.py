@@ -81,6 +81,16 @@ class ExtensibleHTTPChannel(HTTPChannel):
         """Whether the bytes of later requests that are kept exceed twisted.web's own bound."""
         return sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize
 
+    @property
+    def unfinished_head_bytes(self) -> int:
+        """How much has come of a head that is not whole."""
+        return int(self._receivedHeaderSize) + len(self._buffer)
+
+    @property
+    def is_parsing(self) -> bool:
+        """Whether the channel is in the middle of bytes that came, and may go on in them."""
+        return bool(self._busyReceiving)
+
     def stop_reading(self) -> None:
         """Pause the socket, whatever the producers of answers do."""
         self._networkProducer.pauseProducing()

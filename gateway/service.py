@@ -33,7 +33,6 @@ from gateway.routing.wait_queue import WaitQueue
 from gateway.server.chat import ChatCompletions
 from gateway.server.compact import Inputs
 from gateway.server.connections import ConnectionLimiter
-from gateway.server.front import FrontFactory
 from gateway.server.http_site import HttpSite
 from gateway.server.models import Models
 from gateway.server.responses import Responses
@@ -91,7 +90,7 @@ class GatewayService(MultiService):
         self._door_service = ClientListener(
             reactor,
             settings.listen,
-            self._front(reactor),
+            self._client_site(reactor),
             self.limiter,
             settings.timeouts.shutdown_seconds,
         )
@@ -153,7 +152,7 @@ class GatewayService(MultiService):
         listener = ListenerService(reactor, admin.listen, AdminSite(api, reactor), "admin.listen")
         listener.setServiceParent(self)
 
-    def _front(self, reactor: Any) -> FrontFactory:
+    def _client_site(self, reactor: Any) -> HttpSite:
         """One listener for WebSocket and HTTP clients."""
         services = self.turn_services
         routes = RouteTable(
@@ -166,13 +165,7 @@ class GatewayService(MultiService):
             )
         )
         self._site = HttpSite(reactor, routes, self.settings, self.tenants, self.limiter, self.door)
-        return FrontFactory(
-            reactor,
-            self.door,
-            self._site,
-            self.settings.timeouts.handshake_seconds,
-            self.limiter,
-        )
+        return self._site
 
     def _forget_what_is_old(self) -> None:
         """Whatever one of them fails of, the others go on, and all do next time."""

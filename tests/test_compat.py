@@ -57,6 +57,8 @@ def http_client_module() -> Any:
 
 
 CHANNEL = (
+    "_buffer",
+    "_busyReceiving",
     "_command",
     "_dataBuffer",
     "_handlingRequest",

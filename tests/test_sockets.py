@@ -15,8 +15,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.protocol import Factory, Protocol
 
+from gateway.config import Settings
 from gateway.server.connections import ConnectionLimiter
-from gateway.server.front import FrontFactory
+from gateway.server.http_site import HttpSite
 from tests.admin.stage import Admin
 from tests.support.certificates import self_signed
 
@@ -24,7 +25,7 @@ from tests.support.certificates import self_signed
 def clients() -> Any:
     """The listener of both doors; nobody sends a head here."""
     nobody: Any = None
-    return FrontFactory(reactor, nobody, nobody, 60, ConnectionLimiter(10))
+    return HttpSite(reactor, nobody, Settings(), nobody, ConnectionLimiter(10), nobody)
 
 
 def admin() -> Any:

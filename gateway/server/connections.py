@@ -63,6 +63,22 @@ class ConnectionLimiter:
         """The guests of one kind; nobody else needs to keep a list of them."""
         return [guest for guest in self._guests if isinstance(guest, kind)]
 
+    def connected(self, connection: Any) -> bool:
+        """Count a new connection, whose first head is awaited.
+
+        Where there are too many of these, the one is aborted that is awaited for the longest.
+        If files are short, that one goes, or else one that rests between two requests.
+
+        :return: whether there are files enough for what the connection will ask for.
+        """
+        few_files = not self.files.suffice(connection.transport)
+        oldest = next(iter(self.silent), None)
+        if oldest is not None and (few_files or len(self.silent) >= MAX_SILENT):
+            oldest.abort()
+            few_files = False
+        self.silent[connection] = None
+        return not few_files or self.make_room()
+
     def enter(self, guest: Drainable) -> None:
         """Let a client in, or let one that is in do something more.
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from twisted.protocols.policies import ProtocolWrapper
-
-_UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:([^\r\n]*)", re.IGNORECASE)
 
 
 def asks_for_websocket(method: bytes, upgrade: str) -> bool:
@@ -17,13 +14,6 @@ def asks_for_websocket(method: bytes, upgrade: str) -> bool:
     :param upgrade: its ``Upgrade`` header; empty when there is none.
     """
     return method == b"GET" and "websocket" in upgrade.lower()
-
-
-def head_asks_for_websocket(head: bytes) -> bool:
-    """The same of a raw head."""
-    found = _UPGRADE.search(head)
-    upgrade = found.group(1).decode("latin-1") if found is not None else ""
-    return asks_for_websocket(head[: head.find(b" ")], upgrade)
 
 
 def headers_of(head: bytes) -> dict[str, str]:

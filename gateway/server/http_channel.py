@@ -23,16 +23,18 @@ from zope.interface import implementer
 from gateway.compat import ExtensibleHTTPChannel
 from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
+from gateway.server.connections import no_room_for_files
 from gateway.server.half_closed import HalfClosedSocket
 from gateway.server.handover import hand_over
 from gateway.server.http_wire import WireRequest
 from gateway.server.refusal import headers_too_long, refusal
 from gateway.server.write_stall import WriteStallTimer, time_for
+from gateway.sockets import set_up
 
 if TYPE_CHECKING:
     from gateway.server.http_site import HttpSite
 
-#: Bounds on a request's line and headers, as on a WebSocket's handshake.
+#: Bound on a request's line and headers together, also where they ask for a WebSocket.
 MAX_HEAD_BYTES = 256 * 1024
 
 #: How long the rest of a refused body is read, so that its client comes to read the answer.
@@ -79,6 +81,9 @@ class ClientChannel(ExtensibleHTTPChannel):
         self.site = site
         self.patience = WriteStallTimer(site.reactor)
         self._phase = ChannelPhase.HEAD
+        self._awaits_first_head = True
+        self._head_bytes = 0
+        self._has_room = True
         self.is_last = False
         self._body_began = 0.0
         self._deadline = Deadline(site.reactor, self._too_slow)
@@ -90,15 +95,26 @@ class ClientChannel(ExtensibleHTTPChannel):
     # --- requests in -----------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        """The first request's head is here, or on its way."""
+        """Wait for the first request's head."""
+        set_up(self.transport)
         super().connectionMade()
         self._deadline.start(self.site.head_seconds)
+        self._has_room = self.site.limiter.connected(self)
 
     def dataReceived(self, data: bytes) -> None:
         """The next request may begin with it."""
         self._may_begin()
         if self._phase is not ChannelPhase.CLOSING:
             super().dataReceived(data)
+        if self._phase is ChannelPhase.HEAD and not self.is_parsing:
+            self._count_head()
+
+    def _count_head(self) -> None:
+        """Count what has come of a head towards what all clients may have on its way here."""
+        size = self.unfinished_head_bytes
+        more, self._head_bytes = size - self._head_bytes, size
+        if more > 0:
+            self.site.limiter.incoming.keep(self, more)
 
     def lineReceived(self, line: bytes) -> None:
         """The next request may have waited for the last answer."""
@@ -134,6 +150,7 @@ class ClientChannel(ExtensibleHTTPChannel):
         request = self.requests[-1]
         method, target, version = self.request_line
         self.persistent = self.checkPersistence(request, version)
+        self._head_is_over()
         if self.length != 0:
             self._enter(ChannelPhase.BODY)
             self._body_began = self.site.reactor.seconds()
@@ -178,13 +195,21 @@ class ClientChannel(ExtensibleHTTPChannel):
     # --- what is wrong with them -----------------------------------------------------
 
     @property
+    def has_room(self) -> bool:
+        """Whether there are files enough for what the connection asks for."""
+        return self._has_room
+
+    @property
     def tenant(self) -> str:
-        """See ``Sender``."""
-        return self.requests[-1].tenant
+        """The key of the request that is on its way; empty before its head is whole."""
+        return self.requests[-1].tenant if self.requests else ""
 
     def give_up(self, error: ApiError) -> None:
-        """See ``Sender``."""
-        self.requests[-1].answer_early(error)
+        """Keep nothing of the request that is on its way, and refuse it."""
+        if self._phase is ChannelPhase.HEAD:
+            self._refuse_connection(error)
+        else:
+            self.requests[-1].answer_early(error)
 
     def linger(self) -> None:
         """This request was refused before it was read: close, but not into its face."""
@@ -209,7 +234,10 @@ class ClientChannel(ExtensibleHTTPChannel):
     def _refuse_connection(self, error: ApiError) -> None:
         if not any(request.is_answered for request in self.requests):
             self.transport.write(refusal(error))
-        self.loseConnection()
+        if self._awaits_first_head:
+            self._close(_LINGER_SECONDS)
+        else:
+            self.loseConnection()
 
     def _too_slow(self) -> None:
         """Whatever this connection waits for did not come."""
@@ -217,6 +245,12 @@ class ClientChannel(ExtensibleHTTPChannel):
             self._look_at_body(self.requests[-1])
         elif self._phase is ChannelPhase.IDLE and self.patience.is_tried:
             self._deadline.start(IDLE_SECONDS)  # it reads the last answer, and slowly
+        elif self._phase is ChannelPhase.HEAD and self._head_bytes:
+            self._refuse_connection(
+                ApiError(408, "invalid_request_error", "The head came too slowly.", "timeout")
+            )
+        elif self._awaits_first_head:
+            self.abort()  # nothing was sent that a reset could destroy
         else:
             self.loseConnection()
 
@@ -306,6 +340,8 @@ class ClientChannel(ExtensibleHTTPChannel):
         :raises ApiError: 503.
         """
         with self._last_if_refused():
+            if not self._has_room:
+                raise no_room_for_files()
             self.site.limiter.enter(self)
 
     def claim(self, tenant: str) -> None:
@@ -351,15 +387,16 @@ class ClientChannel(ExtensibleHTTPChannel):
 
     def loseConnection(self) -> None:
         """Close after what was written; a client that does not take it is not waited for."""
+        self._close(time_for(self.patience.last_write, self.site.stall_seconds))
+
+    def _close(self, seconds: float) -> None:
+        """Close after what was written, which may take so many seconds."""
         self._enter(ChannelPhase.CLOSING)
         self._deadline.stop()
         self.patience.stop()
         super().loseConnection()
         if self._abort is None:
-            self._abort = self.site.reactor.callLater(
-                time_for(self.patience.last_write, self.site.stall_seconds),
-                self.transport.abortConnection,
-            )
+            self._abort = self.site.reactor.callLater(seconds, self.transport.abortConnection)
 
     def abort(self) -> None:
         """Close now."""
@@ -387,10 +424,20 @@ class ClientChannel(ExtensibleHTTPChannel):
     def _enter(self, phase: ChannelPhase) -> None:
         if phase not in TRANSITIONS[self._phase]:
             raise AssertionError(f"a connection cannot go from {self._phase} to {phase}")
-        if self._phase is ChannelPhase.BODY:
+        if self._phase is ChannelPhase.HEAD:
+            self._head_is_over()
+        elif self._phase is ChannelPhase.BODY:
             self.site.limiter.incoming.leave(self)
         if phase is ChannelPhase.IDLE:
             self.site.limiter.rests(self)
         elif self._phase is ChannelPhase.IDLE:
             self.site.limiter.wakes(self)
         self._phase = phase
+
+    def _head_is_over(self) -> None:
+        """A head is whole, or not waited for any more.  May be called again."""
+        self._head_bytes = 0
+        self.site.limiter.incoming.leave(self)
+        if self._awaits_first_head:
+            self._awaits_first_head = False
+            self.site.limiter.silent.pop(self, None)

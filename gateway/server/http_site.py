@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from typing import Any, Protocol
+from typing import Any
+
+from twisted.internet.protocol import Factory
 
 from gateway.api_keys.keys import KeyRing
 from gateway.config import Settings
@@ -13,18 +15,13 @@ from gateway.server.http_channel import ClientChannel
 from gateway.server.routes import RouteTable
 
 
-class WebSockets(Protocol):
-    """Makes the protocols of WebSocket connections."""
-
-    def buildProtocol(self, addr: Any) -> Any:
-        """A protocol for a client at ``addr``."""
-
-
-class HttpSite:
-    """Makes the protocols of HTTP connections.
+class HttpSite(Factory):
+    """The factory of the clients' connections.
 
     :param websockets: what a connection becomes that asks for an upgrade.
     """
+
+    noisy = False
 
     def __init__(
         self,
@@ -33,7 +30,7 @@ class HttpSite:
         settings: Settings,
         tenants: KeyRing,
         limiter: ConnectionLimiter,
-        websockets: WebSockets,
+        websockets: Factory,
     ) -> None:
         self.reactor = reactor
         self.routes = routes

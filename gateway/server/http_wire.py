@@ -58,7 +58,8 @@ class WireRequest(Request):
             for name, values in self.requestHeaders.getAllRawHeaders()
             for value in values
         )
-        if length == 0 and asks_for_websocket(method, self._headers.get("upgrade", "")):
+        upgrades = length == 0 and asks_for_websocket(method, self._headers.get("upgrade", ""))
+        if upgrades and self.channel.has_room:
             self.is_upgrade = True
             return
         try:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings, LimitSettings
 from gateway.protocol.errors import ApiError
-from gateway.server import front
+from gateway.server import connections
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.http_request import ClientRequest
 from gateway.server.websocket import ResponsesProtocol
@@ -179,7 +179,7 @@ def test_at_its_own_bound_a_key_makes_room_for_itself(build: Callable[..., Hotel
 def test_connections_that_send_no_head_keep_nobody_out(
     build: Callable[..., Hotel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front, "MAX_SILENT", 10)
+    monkeypatch.setattr(connections, "MAX_SILENT", 10)
     hotel = build(most=4)
     silent = [hotel.client() for _ in range(15)]
     assert [client.is_closed for client in silent] == [True] * 5 + [False] * 10

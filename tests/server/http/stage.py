@@ -1,4 +1,4 @@
-"""The whole door in memory: a front over both kinds of clients, on scripted upstreams."""
+"""The clients' listener in memory, for both kinds of clients, on scripted upstreams."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from twisted.python.failure import Failure
 from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings, Settings
 from gateway.server.connections import ConnectionLimiter
-from gateway.server.front import FrontFactory
 from gateway.server.http_site import HttpSite
 from gateway.server.responses import Responses
 from gateway.server.routes import Handler, RouteTable
@@ -53,13 +52,6 @@ class House:
             self.limiter,
             self.websockets,
         )
-        self.front = FrontFactory(
-            self.reactor,
-            self.websockets,
-            self.site,
-            self.settings.timeouts.handshake_seconds,
-            self.limiter,
-        )
         self.clients: list[Client] = []
 
     def client(self, key: str | None = "sk-client") -> Client:
@@ -87,7 +79,7 @@ class Client:
     def __init__(self, house: House, key: str | None) -> None:
         self.key = key
         self.transport = Transport()
-        self.transport.protocol = house.front.buildProtocol(None)
+        self.transport.protocol = house.site.buildProtocol(None)
         self.transport.protocol.makeConnection(self.transport)
         self.lost = False
 

@@ -1,4 +1,4 @@
-"""The front: one listener for both kinds of clients, and gone once it has decided."""
+"""One listener for both kinds of clients: what becomes a WebSocket, and when."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, Ping, Pong, Request
 
 from gateway.config import SessionSettings, TimeoutSettings
-from gateway.server.front import Front
 from gateway.server.http_channel import ClientChannel
 from gateway.server.websocket import ResponsesProtocol
 from tests.server.http.stage import KEYS, House
@@ -108,15 +107,15 @@ def test_only_get_can_upgrade(house: House) -> None:
     assert isinstance(client.protocol, ClientChannel)
 
 
-def test_a_front_is_gone_once_it_has_decided(house: House) -> None:
-    """Ten thousand idle WebSockets must not keep ten thousand fronts."""
-    for data in (upgrade(), b"GET / HTTP/1.1\r\n\r\n"):
-        client = house.client()
-        front = weakref.ref(client.protocol)
-        assert isinstance(front(), Front)
-        client.gives(data)
-        gc.collect()
-        assert front() is None, "something still holds the front"
+def test_the_http_channel_is_gone_after_an_upgrade(house: House) -> None:
+    """Ten thousand idle WebSockets must not keep ten thousand channels."""
+    client = house.client()
+    channel = weakref.ref(client.protocol)
+    assert isinstance(channel(), ClientChannel)
+    client.gives(upgrade())
+    gc.collect()
+    assert isinstance(client.protocol, ResponsesProtocol)
+    assert channel() is None, "something still holds the channel"
 
 
 class Wrapper(ProtocolWrapper):
@@ -129,7 +128,8 @@ def test_a_wrapped_connection_is_handed_over_within_its_wrapper(house: House) ->
         (b"GET / HTTP/1.1\r\n\r\n", ClientChannel),
     ):
         client = house.client()
-        wrapper = Wrapper(WrappingFactory(house.front), house.front.buildProtocol(None))
+        client.transport.unregisterProducer()
+        wrapper = Wrapper(WrappingFactory(house.site), house.site.buildProtocol(None))
         client.transport.protocol = wrapper
         wrapper.makeConnection(client.transport)
         client.gives(data)
@@ -167,7 +167,57 @@ def test_a_client_that_does_not_say_what_it_wants_is_dropped(
 
 
 def test_a_client_may_leave_without_a_word(house: House) -> None:
-    house.client().is_lost()
+    client = house.client()
+    assert len(house.limiter.silent) == 1
+    client.is_lost()
+    assert not house.limiter.silent
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_an_unfinished_head_is_counted_until_it_is_whole(house: House, before: int) -> None:
+    """Of the first request and of a later one; each byte once, however it comes."""
+    client, incoming = house.client(), house.limiter.incoming
+    for _ in range(before):
+        assert client.asks("GET", "/v1/nothing").status == 404
+    head = client.request("GET", "/v1/nothing")
+    for at, byte in enumerate(head[:-1], start=1):
+        client.gives(bytes([byte]))
+        ends = head[:at].count(b"\r\n")
+        assert at - 2 * ends <= incoming.bytes <= at
+    client.gives(head[-1:])
+    assert incoming.bytes == 0
+    assert client.answer().status == 404
+
+
+@pytest.mark.parametrize("how", ["lost", "too slow", "malformed"])
+def test_an_unfinished_head_takes_no_room_after_its_end(house: House, how: str) -> None:
+    client = house.client()
+    client.gives(b"GET /v1/nothing HTTP/1.1\r\nx: yyyy")
+    assert house.limiter.incoming.bytes
+    assert len(house.limiter.silent) == 1
+    if how == "lost":
+        client.is_lost()
+    elif how == "too slow":
+        house.reactor.advance(61)
+        assert client.answer().status == 408
+    else:
+        client.gives(b"\r\nno colon\r\n\r\n")
+        assert client.answer().status == 400
+    assert house.limiter.incoming.bytes == 0
+    assert not house.limiter.silent
+
+
+def test_a_pipelined_head_that_is_not_whole_is_counted_after_the_answer(house: House) -> None:
+    client, incoming = house.client(), house.limiter.incoming
+    client.creates()
+    client.gives(b"GET /v1/nothing HTTP/1.1\r\nx: ")
+    assert incoming.bytes == 0, "it is bounded by what is read ahead"
+    house.sent().sends(*turn_events([text_item()], "resp_1"))
+    assert client.answer().status == 200
+    assert incoming.bytes == len(b"GET /v1/nothing HTTP/1.1x: ")
+    client.gives(b"y\r\n\r\n")
+    assert client.answer().status == 404
+    assert incoming.bytes == 0
 
 
 # --- an upgrade on a kept connection -------------------------------------------------------
