@@ -9,8 +9,8 @@ import enum
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from gateway.conversations.recall import without_history
 from gateway.conversations.records import FoundItem, ResponseRecord
+from gateway.conversations.resent_history import without_resent_history
 from gateway.protocol.items import Item
 
 #: Items that not every account can read.
@@ -91,7 +91,7 @@ def chain_plan(
     carried: list[bytes] = []
     for record in after:
         carried += _carried(record, to._replace(store=anchor.store, unsealed=False))
-    own = carry(without_history(after[-1], new) if after else new, to, to.may_know)
+    own = carry(without_resent_history(after[-1], new) if after else new, to, to.may_know)
     verbatim = not after and _is_verbatim(own, new)
     return ContextPlan(ContextRoute.CHAINED, anchor.id, None if verbatim else carried + own, None)
 
@@ -107,7 +107,7 @@ def whole_plan(
     carried: list[bytes] = []
     for record in path:
         carried += _carried(record, to)
-    own = carry(without_history(parent, new), to, to.may_know)
+    own = carry(without_resent_history(parent, new), to, to.may_know)
     if not any(record.held_upstream for record in path):
         verbatim = not path and _is_verbatim(own, new)
         return ContextPlan(ContextRoute.ROOT, None, None if verbatim else carried + own, None)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from gateway.conversations.context import pin_of
-from gateway.conversations.recall import without_history
+from gateway.conversations.resent_history import without_resent_history
 from gateway.conversations.records import ResponseRecord
 from gateway.protocol.items import read_item, with_issuers
 from gateway.protocol.request import TurnRequest
@@ -37,7 +37,7 @@ def record_response(
         tenant=context.tenant,
         id=response_id,
         parent=context.parent,
-        input=tuple(without_history(context.parent, request.items)),
+        input=tuple(without_resent_history(context.parent, request.items)),
         output=output,
         account=account,
         store=request.store,

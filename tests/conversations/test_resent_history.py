@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.conversations.recall import without_history
 from gateway.conversations.records import ResponseRecord
+from gateway.conversations.resent_history import without_resent_history
 from gateway.protocol.items import Item, read_item
 from tests.support.steps import steps_of
 
@@ -78,7 +78,7 @@ SPOKEN = conversation(
     ],
 )
 def test_what_is_sent_as_new_is_new(parent: ResponseRecord | None, new: list[Item]) -> None:
-    assert list(without_history(parent, new)) == new
+    assert list(without_resent_history(parent, new)) == new
 
 
 @pytest.mark.parametrize(
@@ -100,42 +100,42 @@ def test_what_is_sent_as_new_is_new(parent: ResponseRecord | None, new: list[Ite
 )
 @pytest.mark.parametrize("new", [[], [user("three")], [user("continue")], [assistant("two")]])
 def test_a_history_that_is_sent_again_is_not_new(again: list[Item], new: list[Item]) -> None:
-    assert list(without_history(SPOKEN, [*again, *new])) == new
+    assert list(without_resent_history(SPOKEN, [*again, *new])) == new
 
 
 def test_a_history_may_lack_reasoning() -> None:
     with_it = [user("wait"), reasoning(), poll(), output(), poll(), output(), poll()]
     without_it = [each for each in with_it if each.type != "reasoning"]
     for again in (with_it, without_it):
-        assert list(without_history(POLLING, [*again, output()])) == [output()]
+        assert list(without_resent_history(POLLING, [*again, output()])) == [output()]
 
 
 def test_what_ends_the_history_without_counting_is_not_new_either() -> None:
     search = item(type="web_search_call", id="ws_1", action={"type": "search", "query": "x"})
     parent = conversation(([user("a")], [assistant("b"), reasoning(), search]))
     again = [user("a"), assistant("b"), reasoning(), search]
-    assert list(without_history(parent, [*again, user("c")])) == [user("c")]
+    assert list(without_resent_history(parent, [*again, user("c")])) == [user("c")]
     other = item(type="web_search_call", id="ws_2", action={"type": "search", "query": "y"})
-    assert list(without_history(parent, [*again, other])) == [other]
+    assert list(without_resent_history(parent, [*again, other])) == [other]
 
 
 def test_what_a_client_puts_before_a_history_is_not_lost() -> None:
     tools = item(type="additional_tools", tools=[])
     new = [tools, user("continue"), assistant("one"), user("go"), assistant("two")]
-    assert list(without_history(SPOKEN, new)) == new
+    assert list(without_resent_history(SPOKEN, new)) == new
 
 
 def test_references_into_the_conversation_fall_away() -> None:
     known, unknown = (item(type="item_reference", id=name) for name in ("fc_1", "x"))
-    assert list(without_history(POLLING, [known, unknown])) == [unknown]
+    assert list(without_resent_history(POLLING, [known, unknown])) == [unknown]
 
 
 def test_items_that_cannot_be_read_are_compared_as_they_are() -> None:
     odd = read_item(b'{"type":"function_call","call_id":"c","n":1e999}')
     parent = conversation(([user("a")], [odd]))
-    assert list(without_history(parent, [odd, output()])) == [output()]
+    assert list(without_resent_history(parent, [odd, output()])) == [output()]
     other = read_item(b'{"type":"function_call","call_id":"c", "n":1e999}')
-    assert list(without_history(parent, [other])) == [other]
+    assert list(without_resent_history(parent, [other])) == [other]
 
 
 ITEMS = st.sampled_from(
@@ -150,7 +150,7 @@ def test_a_history_from_any_turn_on_is_recognised(
     turns: list[Turn], new: list[Item], skipped: int
 ) -> None:
     again = [each for sent, made in turns[skipped:] for each in (*sent, *made)]
-    left = list(without_history(conversation(*turns), [*again, *new]))
+    left = list(without_resent_history(conversation(*turns), [*again, *new]))
     if any(each.type != "reasoning" for each in again):
         assert len(left) <= len(new)
         assert left == new[len(new) - len(left) :], "only the beginning can be a history"
@@ -158,13 +158,13 @@ def test_a_history_from_any_turn_on_is_recognised(
 
 @given(TURNS, st.lists(st.sampled_from([user("a"), output(), user("c")]), max_size=4))
 def test_nothing_is_taken_from_what_no_model_made(turns: list[Turn], new: list[Item]) -> None:
-    assert list(without_history(conversation(*turns), new)) == new
+    assert list(without_resent_history(conversation(*turns), new)) == new
 
 
 def test_repetition_does_not_make_it_slow() -> None:
     def steps(times: int) -> float:
         same = [assistant("x")] * times
         parent = conversation(([user("a")], same))
-        return steps_of(lambda: without_history(parent, [user("b"), *same]), 1)
+        return steps_of(lambda: without_resent_history(parent, [user("b"), *same]), 1)
 
     assert steps(400) < 3 * steps(200)

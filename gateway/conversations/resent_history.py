@@ -16,7 +16,7 @@ from gateway.protocol.items import Item, item_content
 _Key = tuple[str, str | None, bytes]
 
 
-def without_history(parent: ResponseRecord | None, new: Sequence[Item]) -> Sequence[Item]:
+def without_resent_history(parent: ResponseRecord | None, new: Sequence[Item]) -> Sequence[Item]:
     """The part of an input that the conversation does not hold yet.
 
     A history sent again begins the input, reaches to the end of the conversation and holds
