@@ -19,8 +19,7 @@ from gateway.admin.site import AdminSite
 from gateway.api_keys.keys import KeyRing
 from gateway.config import AccountSettings, Settings, SimulatorSettings
 from gateway.config.endpoints import is_loopback
-from gateway.conversations.issuers import ContentIssuers
-from gateway.conversations.owners import ResponseOwners
+from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore
 from gateway.listening import ClientListener, ListenerService
 from gateway.log import LogThreshold
@@ -116,8 +115,8 @@ class GatewayService(MultiService):
         return TurnServices(
             clock=reactor,
             ledger=MemoryStore(settings.ledger.max_bytes, ttl, reactor.seconds),
-            issuers=ContentIssuers(),
-            owners=ResponseOwners(reactor.seconds),
+            issuers=MemoryIssuers(),
+            owners=MemoryOwners(reactor.seconds),
             pool=pool,
             waiting=waiting,
             limits=self.tenants,

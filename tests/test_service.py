@@ -19,7 +19,7 @@ from gateway.config import (
     Settings,
     TimeoutSettings,
 )
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.listening import CannotListen
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.affinity import AffinityKey
@@ -70,9 +70,10 @@ def test_old_conversations_are_forgotten_as_time_goes_by(reactor: MemoryReactorC
     gateway = GatewayService(settings(), reactor)
     gateway.startService()
     ledger = gateway.turn_services.ledger
-    ledger.add(
-        ResponseRecord("laptop", "resp_1", None, (), (), "a", True, True, None, reactor.seconds())
+    record = ResponseRecord(
+        "laptop", "resp_1", None, (), (), "a", True, True, None, reactor.seconds()
     )
+    ledger.add(Transcript(record))
     reactor.pump([30] * 119)
     assert ledger.figures().responses == 1
     reactor.pump([30] * 3)

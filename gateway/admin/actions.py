@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from gateway.admin.errors import AdminError, bad_request, not_found
 from gateway.admin.probe import Probe
 from gateway.admin.running import Running
-from gateway.admin.views.conversations import binding_id_of, records_of, response_ids_of
+from gateway.admin.views.conversations import binding_id_of, response_ids_of, responses_of
 from gateway.config import ConfigError
 from gateway.routing.account import Account
 
@@ -140,9 +140,9 @@ class Actions:
         responses = [identity, *response_ids_of(self._running, binding_id or identity)]
         forgotten = 0
         for response_id in dict.fromkeys(responses):
-            records = records_of(self._running, response_id)
-            if records:
-                forgotten += services.ledger.forget(records[0].tenant, response_id)
+            found = responses_of(self._running, response_id)
+            if found:
+                forgotten += services.ledger.forget(found[0].record.tenant, response_id)
         unbound = binding_id is not None and services.pool.bindings.forget(binding_id)
         if not forgotten and not unbound:
             raise not_found("nothing is known of this conversation")

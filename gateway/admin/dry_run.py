@@ -7,8 +7,8 @@ from typing import Any
 
 from gateway.admin.errors import bad_request
 from gateway.admin.running import Running
-from gateway.conversations.context import anchor_of
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.context import chain_point
+from gateway.conversations.store import Transcript
 from gateway.routing.affinity import affinity_keys
 from gateway.routing.explanation import explain
 from gateway.routing.selection import RouteRequest
@@ -40,14 +40,14 @@ def dry_run(running: Running, body: Mapping[str, Any]) -> dict[str, Any]:
     headers = {name.lower(): value for name, value in (body.get("headers") or {}).items()}
     keys = affinity_keys(key, headers, {}, body.get("prompt_cache_key"), _NO_CONNECTION)
     parent = _parent(running, key, body.get("previous_response_id"))
-    anchor, _ = anchor_of(parent)
+    previous, _ = chain_point(parent)
     found = explain(
         running.services.pool,
         RouteRequest(
             model,
             keys,
-            holder=None if anchor is None else anchor.account,
-            pinned_to=None if parent is None else parent.pinned_to,
+            holder=None if previous is None else previous.record.account,
+            pinned_to=None if parent is None else parent.record.pinned_to,
             background=body.get("background") is True,
             chat=body.get("chat") is True,
         ),
@@ -65,11 +65,11 @@ def dry_run(running: Running, body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parent(running: Running, key: str, response_id: str | None) -> ResponseRecord | None:
+def _parent(running: Running, key: str, response_id: str | None) -> Transcript | None:
     if response_id is None:
         return None
-    records = running.services.ledger.conversation(key, response_id)
-    parent = next((record for record in records if record.id == response_id), None)
+    responses = running.services.ledger.conversation(key, response_id)
+    parent = next((each for each in responses if each.record.id == response_id), None)
     if parent is None:
         raise bad_request("previous_response_id: this key has no such response")
     return parent

@@ -9,8 +9,8 @@ import enum
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from gateway.conversations.records import FoundItem, ResponseRecord
 from gateway.conversations.resent_history import without_resent_history
+from gateway.conversations.store import FoundItem, ResponseRecord, Transcript
 from gateway.protocol.items import Item
 
 #: Items that not every account can read.
@@ -42,18 +42,18 @@ class ContextPlan(NamedTuple):
     reason: str | None
 
 
-def anchor_of(parent: ResponseRecord | None) -> tuple[ResponseRecord | None, list[ResponseRecord]]:
+def chain_point(parent: Transcript | None) -> tuple[Transcript | None, list[Transcript]]:
     """The nearest response an upstream can know, and the gateway-made ones after it.
 
-    :return: the anchor (None when there is none up to the root), and the records between
-        it and the new turn, oldest first.
+    :return: that response (None when there is none up to the root), and those between it and
+        the new turn, oldest first.
     """
-    after: list[ResponseRecord] = []
+    after: list[Transcript] = []
     if parent is not None:
-        for record in parent.ancestry():
-            if record.held_upstream:
-                return record, after[::-1]
-            after.append(record)
+        for each in parent.path():
+            if each.record.held_upstream:
+                return each, after[::-1]
+            after.append(each)
     return None, after[::-1]
 
 
@@ -82,22 +82,24 @@ class Reader(NamedTuple):
 
 
 def chain_plan(
-    anchor: ResponseRecord, after: Sequence[ResponseRecord], new: Sequence[Item], to: Reader
+    previous: Transcript, after: Sequence[Transcript], new: Sequence[Item], to: Reader
 ) -> ContextPlan:
-    """Name the anchor and send only what its account does not know.
+    """Name a previous response and send only what its account does not know.
 
-    Responses after the anchor may be another account's: an interrupted one is held nowhere.
+    :param after: responses since then.  They may be another account's: an interrupted one is
+        held nowhere.
     """
     carried: list[bytes] = []
-    for record in after:
-        carried += _carried(record, to._replace(store=anchor.store, unsealed=False))
+    for each in after:
+        carried += _carried(each.record, to._replace(store=previous.record.store, unsealed=False))
     own = carry(without_resent_history(after[-1], new) if after else new, to, to.may_know)
     verbatim = not after and _is_verbatim(own, new)
-    return ContextPlan(ContextRoute.CHAINED, anchor.id, None if verbatim else carried + own, None)
+    items = None if verbatim else carried + own
+    return ContextPlan(ContextRoute.CHAINED, previous.record.id, items, None)
 
 
 def whole_plan(
-    parent: ResponseRecord | None, new: Sequence[Item], to: Reader, reason: str | None
+    parent: Transcript | None, new: Sequence[Item], to: Reader, reason: str | None
 ) -> ContextPlan:
     """Send everything from the root on, without a previous response.
 
@@ -132,10 +134,10 @@ def carry(items: Iterable[Item], to: Reader, unknown: bool) -> list[bytes]:
 
 
 def pin_of(
-    parent: ResponseRecord | None, items: Iterable[Item], find: FindItem = lambda _: None
+    parent: Transcript | None, items: Iterable[Item], find: FindItem = lambda _: None
 ) -> str | None:
     """The one account that can read ``items`` after ``parent``, when a seal binds them."""
-    pin = parent.pinned_to if parent is not None else None
+    pin = parent.record.pinned_to if parent is not None else None
     for item in items:
         if item.type == "item_reference" and item.id is not None:
             found = find(item.id)

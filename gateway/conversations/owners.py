@@ -1,28 +1,71 @@
-"""Whose a stored response is, and which account keeps it; outlives its transcript.
+"""Which account owns what: stored responses, and the encrypted content of items.
 
-An upstream keeps what it stores for weeks, the ledger for an hour.  Until then requests about
-a response must find its account, and nobody else's key may name it (design law 14).
+An upstream keeps a stored response for weeks, the conversation store for an hour.  Until then
+requests about it must reach its account, and no other key may name it (design law 14).
+
+``encrypted_content`` can only be read by the account that issued it (design law 9).
 """
 
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
+from typing import Protocol
 
-#: What services keep responses for at least (protocol.md §8.1), in seconds.
+from gateway.protocol.items import seal_of
+
+#: How long services keep responses at least (protocol.md §8.1), in seconds.
 STORED_SECONDS = 30 * 86_400.0
 
 
-class ResponseOwners:
-    """Response id -> account, per tenant; bounded in count and age.
+class ResponseOwners(Protocol):
+    """Which account keeps a stored response, per tenant; outlives its transcript.
+
+    :ivar max_responses: bound on the count.
+    """
+
+    max_responses: int
+
+    def __len__(self) -> int: ...
+
+    def note(self, tenant: str, response_id: str, account: str) -> None:
+        """``account`` keeps this response of ``tenant``."""
+
+    def owner_of(self, tenant: str, response_id: str) -> str | None:
+        """The account that keeps this response of ``tenant``, or None when unknown."""
+
+    def forget(self, tenant: str, response_id: str) -> None:
+        """The response was deleted."""
+
+
+class ContentIssuers(Protocol):
+    """Which account issued the encrypted content of an item.
+
+    :ivar max_entries: bound on the count.
+    """
+
+    max_entries: int
+
+    def __len__(self) -> int: ...
+
+    def note(self, raw: bytes, account: str) -> None:
+        """``account`` issued the encrypted content of the item ``raw``, if it has any."""
+
+    def issuer_of(self, raw: bytes) -> str | None:
+        """The account that issued the encrypted content of the item ``raw``, or None."""
+
+
+class MemoryOwners:
+    """Response owners in memory.
 
     Two generations take turns: a response is forgotten with its whole generation, between
-    one and two ``ttl_seconds`` after it was noted.  That needs no time and no order of each
-    entry, which makes it small.
+    one and two ``ttl_seconds`` after it was noted.  No entry needs a time or an order, which
+    keeps it small.
 
     :param now: a clock, in seconds.
-    :ivar max_responses: bound; one costs some 130 bytes.
+    :ivar max_responses: bound on the count; one costs some 130 bytes.
     """
 
     def __init__(
@@ -45,37 +88,71 @@ class ResponseOwners:
     def note(self, tenant: str, response_id: str, account: str) -> None:
         """``account`` keeps this response of ``tenant``."""
         self._age()
-        key = _key(tenant, response_id)
+        key = _response_key(tenant, response_id)
         self._old.pop(key, None)
         if len(self._young) >= self._max_of_generation and key not in self._young:
-            self._turn()
+            self._begin_generation()
         self._young[key] = sys.intern(account)
 
     def owner_of(self, tenant: str, response_id: str) -> str | None:
         """The account that keeps this response of ``tenant``, or None when unknown."""
         self._age()
-        key = _key(tenant, response_id)
+        key = _response_key(tenant, response_id)
         return self._young.get(key) or self._old.get(key)
 
     def forget(self, tenant: str, response_id: str) -> None:
-        """The response is deleted."""
-        key = _key(tenant, response_id)
+        """The response was deleted."""
+        key = _response_key(tenant, response_id)
         self._young.pop(key, None)
         self._old.pop(key, None)
 
     def _age(self) -> None:
         age = self._now() - self._began
         if age >= self._ttl_seconds:
-            self._turn()
+            self._begin_generation()
             if age >= 2 * self._ttl_seconds:
                 self._old = {}
 
-    def _turn(self) -> None:
+    def _begin_generation(self) -> None:
         self._old, self._young = self._young, {}
         self._began = self._now()
 
 
-def _key(tenant: str, response_id: str) -> bytes:
-    """Ids are as long as upstreams and clients like; a digest is not."""
-    said = f"{len(tenant)}.{tenant}{response_id}".encode(errors="surrogatepass")
-    return blake2b(said, digest_size=16).digest()
+class MemoryIssuers:
+    """Content issuers in memory; the oldest are forgotten first.
+
+    :ivar max_entries: bound on the count; one costs some 150 bytes.
+    """
+
+    def __init__(self, max_entries: int = 200_000) -> None:
+        self.max_entries = max_entries
+        self._issuers: OrderedDict[bytes, str] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._issuers)
+
+    def note(self, raw: bytes, account: str) -> None:
+        """``account`` issued the encrypted content of the item ``raw``, if it has any."""
+        digest = _content_digest(raw)
+        if digest is None:
+            return
+        self._issuers[digest] = account
+        self._issuers.move_to_end(digest)
+        if len(self._issuers) > self.max_entries:
+            self._issuers.popitem(last=False)
+
+    def issuer_of(self, raw: bytes) -> str | None:
+        """The account that issued the encrypted content of the item ``raw``, or None."""
+        digest = _content_digest(raw)
+        return None if digest is None else self._issuers.get(digest)
+
+
+def _response_key(tenant: str, response_id: str) -> bytes:
+    """Upstreams and clients choose how long ids are; a digest has one size."""
+    text = f"{len(tenant)}.{tenant}{response_id}".encode(errors="surrogatepass")
+    return blake2b(text, digest_size=16).digest()
+
+
+def _content_digest(raw: bytes) -> bytes | None:
+    content = seal_of(raw)
+    return None if content is None else blake2b(content, digest_size=12).digest()

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import Transcript
 from gateway.protocol.items import Item, item_content
 
 _Key = tuple[str, str | None, bytes]
 
 
-def without_resent_history(parent: ResponseRecord | None, new: Sequence[Item]) -> Sequence[Item]:
+def without_resent_history(parent: Transcript | None, new: Sequence[Item]) -> Sequence[Item]:
     """The part of an input that the conversation does not hold yet.
 
     A history sent again begins the input, reaches to the end of the conversation and holds
@@ -40,7 +40,7 @@ def without_resent_history(parent: ResponseRecord | None, new: Sequence[Item]) -
     return [item for item in new[cut:] if not (_refers(item) and item.id in known)]
 
 
-def _history_length(parent: ResponseRecord, new: Sequence[Item]) -> int:
+def _history_length(parent: Transcript, new: Sequence[Item]) -> int:
     """How many items at the beginning of ``new`` the conversation ends with."""
     last = next(filter(_counts, _backwards(parent)), None)
     if last is None or not any(_looks_like(last, item) for item in new):
@@ -57,14 +57,14 @@ def _history_length(parent: ResponseRecord, new: Sequence[Item]) -> int:
     return cut if any(map(_is_model_made, new[:cut])) else 0
 
 
-def _backwards(parent: ResponseRecord) -> Iterator[Item]:
+def _backwards(parent: Transcript) -> Iterator[Item]:
     """The items of the conversation, the latest first."""
     for record in parent.ancestry():
         yield from reversed(record.output)
         yield from reversed(record.input)
 
 
-def _uncounted_end(parent: ResponseRecord) -> Iterator[Item]:
+def _uncounted_end(parent: Transcript) -> Iterator[Item]:
     for item in _backwards(parent):
         if _counts(item):
             return

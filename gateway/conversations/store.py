@@ -1,25 +1,212 @@
-"""The ledger in memory, bounded in bytes and age.
+"""What is remembered of responses: the records, the interface of a store, and the one in memory.
 
-What is forgotten is always a whole conversation (a tree): half a transcript would be worse
-than none.  When memory runs out, the tenant that holds the most gives up its least recently
-used one, so that no tenant can push out what those with less hold.
+Responses form a forest: each names the one that it continued.  Clients fork, go back, start
+anew and compact on one connection, so a list per connection would be wrong (design law 2).
+
+The store in memory is bounded in bytes and age.  It always forgets whole conversations (trees),
+because half a transcript is worse than none.  When memory runs out, the tenant that holds the
+most loses its least recently used conversation, so that no tenant can push out what tenants
+with less hold.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
+from os import urandom
+from typing import NamedTuple, Protocol
+from weakref import WeakSet
 
-from gateway.conversations.records import FoundItem, ResponseRecord, StoreFigures
+import msgspec
+
+from gateway.protocol.items import Item
 
 #: What Python needs for a record and for an item beside their bytes (measured, rounded up).
 _RECORD_OVERHEAD = 700
 _ITEM_OVERHEAD = 360
 
 
+def _new_key() -> str:
+    return urandom(12).hex()
+
+
+class ResponseRecord(msgspec.Struct, frozen=True):
+    """One response, as a value: a store may write it down and read it back.
+
+    :ivar tenant: the client key that may continue it (design law 14).
+    :ivar id: the response id; an upstream may give the same one twice.
+    :ivar parent: the ``key`` of the record that it continued, or None for a root.
+    :ivar input: the items the client sent with it, without a history that it sent again.
+    :ivar output: the finished items the client saw, in ``output_index`` order.
+    :ivar account: the account that made it; None for one the gateway made.
+    :ivar store: whether the upstream was allowed to keep it.
+    :ivar held_upstream: whether its account can know it under this id; false for prewarms
+        and interrupted responses.
+    :ivar created_at: unix seconds.
+    :ivar pinned_to: the one account that can read the transcript up to here, when encrypted
+        content binds it (protocol.md §8.3.9).
+    :ivar foreign: a client named it, and only an upstream may know what it holds.
+    :ivar key: the record's own opaque id.
+    """
+
+    tenant: str
+    id: str
+    parent: str | None
+    input: tuple[Item, ...]
+    output: tuple[Item, ...]
+    account: str | None
+    store: bool
+    held_upstream: bool
+    model: str | None
+    created_at: float
+    pinned_to: str | None = None
+    foreign: bool = False
+    key: str = msgspec.field(default_factory=_new_key)
+
+    def items(self) -> tuple[Item, ...]:
+        """What it adds to a transcript: its input, then its output."""
+        return self.input + self.output
+
+
+class Transcript:
+    """A response together with everything that it continued.
+
+    Forks share what they have in common.  A turn that holds a transcript can replay it, also
+    when the store forgets the conversation meanwhile.
+
+    :ivar record: the response.
+    :ivar parent: the transcript that it continued, or None for a root.
+    """
+
+    __slots__ = ("__weakref__", "parent", "record")
+
+    def __init__(self, record: ResponseRecord, parent: Transcript | None = None) -> None:
+        self.record = record
+        self.parent = parent
+
+    def path(self) -> Iterator[Transcript]:
+        """This transcript, its parent, and so on to the root."""
+        transcript: Transcript | None = self
+        while transcript is not None:
+            yield transcript
+            transcript = transcript.parent
+
+    def ancestry(self) -> Iterator[ResponseRecord]:
+        """The record, the one that it continued, and so on to the root."""
+        return (transcript.record for transcript in self.path())
+
+
+class FoundItem(NamedTuple):
+    """An item that is remembered, and the response that brought it.
+
+    :ivar made: it is of the response's output; otherwise the client sent it.
+    """
+
+    item: Item
+    record: ResponseRecord
+    made: bool
+
+    def is_kept_by(self, account: str) -> bool:
+        """Whether ``account`` made it and was asked to keep it."""
+        record = self.record
+        return self.made and record.account == account and record.store and record.held_upstream
+
+    def is_known_to(self, account: str) -> bool:
+        """Whether ``account`` may know it by its id: it keeps it, or accepted that id before."""
+        if self.made or not self.item.by_id:
+            return self.is_kept_by(account)
+        return self.record.store and self.record.account in (None, account)
+
+
+def foreign_response(tenant: str, response_id: str, owner: str | None) -> Transcript:
+    """Stands for a response that an upstream may know and the gateway does not.
+
+    :param owner: the account that keeps it; None where any account may.
+    """
+    return Transcript(
+        ResponseRecord(
+            tenant=tenant,
+            id=response_id,
+            parent=None,
+            input=(),
+            output=(),
+            account=owner,
+            store=True,
+            held_upstream=True,
+            model=None,
+            created_at=0.0,
+            pinned_to=owner,
+            foreign=True,
+        )
+    )
+
+
+class StoreFigures(msgspec.Struct, frozen=True):
+    """The size of a store against its bound, for the admin side.
+
+    :ivar longest_unused: seconds since the last use of the conversation that is forgotten next.
+    """
+
+    responses: int
+    conversations: int
+    bytes: int
+    max_bytes: int
+    evicted_conversations: int
+    longest_unused: float | None = None
+
+
+class ConversationStore(Protocol):
+    """Remembers responses per tenant."""
+
+    def get(self, tenant: str, response_id: str) -> Transcript | None:
+        """The response, or None when this tenant has none of that id that can be continued.
+
+        Reading it keeps its conversation alive.
+        """
+
+    def find_item(self, tenant: str, item_id: str) -> FoundItem | None:
+        """The newest item of this id in any conversation of the tenant, or None.
+
+        Finding one keeps its conversation alive.
+        """
+
+    def add(self, transcript: Transcript) -> None:
+        """Remember a response in the conversation of its parent, or in a new one.
+
+        A parent that was forgotten meanwhile is taken in anew, with all that it continued.
+        """
+
+    def evict(self, transcript: Transcript) -> None:
+        """Let a response no longer be continued by its id; its descendants stay whole.
+
+        A conversation of which nothing can be continued any more is forgotten.
+        """
+
+    def is_evicted(self, transcript: Transcript) -> bool:
+        """Whether the response can no longer be continued by its id."""
+
+    def expire(self) -> None:
+        """Forget conversations that were not used for too long; to be called now and then."""
+
+    def conversation(self, tenant: str, response_id: str) -> list[Transcript]:
+        """All responses of the conversation that holds this one, the earliest first.
+
+        For the admin side: nothing is kept alive by it.
+        """
+
+    def forget(self, tenant: str, response_id: str) -> int:
+        """Forget the whole conversation that holds this response.
+
+        :return: how many responses are forgotten.
+        """
+
+    def figures(self) -> StoreFigures:
+        """How much is remembered."""
+
+
 class _Tree:
-    """One conversation: the records that share a root."""
+    """One conversation: the responses that share a root."""
 
     __slots__ = ("bytes", "continuable", "keys", "share", "used_at")
 
@@ -36,7 +223,7 @@ class _Share:
 
     :ivar made: what models made, by id: of each id the newest.
     :ivar sent: what clients sent under an id, likewise; it may be a copy with less in it.  Of
-        what stands by its id alone the oldest: its account was the first to know it.
+        an item that is only an id the oldest: its account was the first to know it.
     """
 
     __slots__ = ("bytes", "made", "sent", "tenant", "trees")
@@ -48,12 +235,8 @@ class _Share:
         self.made: dict[str, FoundItem] = {}
         self.sent: dict[str, FoundItem] = {}
 
-    def find(self, item_id: str) -> FoundItem | None:
-        """The newest item of this id."""
-        return self.made.get(item_id) or self.sent.get(item_id)
-
-    def take_in(self, record: ResponseRecord) -> None:
-        """The items of ``record`` can be found from now on."""
+    def index(self, record: ResponseRecord) -> None:
+        """Let the items of ``record`` be found."""
         for item in record.output:
             if item.id is not None:
                 self.made[item.id] = FoundItem(item, record, True)
@@ -61,16 +244,16 @@ class _Share:
             if item.id is not None and not (item.by_id and item.id in self.sent):
                 self.sent[item.id] = FoundItem(item, record, False)
 
-    def let_go(self, record: ResponseRecord) -> None:
-        """The items of ``record`` are forgotten, but not newer ones of their ids."""
+    def unindex(self, record: ResponseRecord) -> None:
+        """Forget the items of ``record``, but not newer ones with the same ids."""
         for items, found in ((record.output, self.made), (record.input, self.sent)):
             for item in items:
-                if item.id in found and found[item.id].record is record:
+                if item.id in found and found[item.id].record.key == record.key:
                     del found[item.id]
 
 
 class MemoryStore:
-    """See :class:`~gateway.conversations.records.ConversationStore`.
+    """The store in memory.
 
     :param max_bytes: bound on everything remembered, of all tenants together.
     :param ttl_seconds: how long a conversation is kept after its last use.
@@ -81,84 +264,85 @@ class MemoryStore:
         self._max_bytes = max_bytes
         self._ttl_seconds = ttl_seconds
         self._now = now
-        self._records: dict[tuple[str, str], tuple[ResponseRecord, _Tree]] = {}
+        self._entries: dict[tuple[str, str], tuple[Transcript, _Tree]] = {}
+        #: Also of conversations that were forgotten while a turn still holds them.
+        self._evicted: WeakSet[Transcript] = WeakSet()
         self._shares: dict[str, _Share] = {}
         self._bytes = 0
         self._evicted_conversations = 0
 
-    def get(self, tenant: str, response_id: str) -> ResponseRecord | None:
-        """The record; reading it keeps its conversation alive."""
-        found = self._records.get((tenant, response_id))
+    def get(self, tenant: str, response_id: str) -> Transcript | None:
+        """The response, or None."""
+        found = self._entries.get((tenant, response_id))
         if found is None:
             return None
-        record, tree = found
+        transcript, tree = found
         if tree.used_at + self._ttl_seconds <= self._now():
             self._drop(tree)
             return None
         self._touch(tree)
-        return None if record.evicted or record.foreign else record
+        return None if transcript.record.foreign or transcript in self._evicted else transcript
 
     def find_item(self, tenant: str, item_id: str) -> FoundItem | None:
-        """See :meth:`Ledger.find_item`; finding one keeps its conversation alive."""
+        """The newest item of this id, or None; what a model made comes before a copy of it."""
         share = self._shares.get(tenant)
-        found = None if share is None else share.find(item_id)
-        alive = found is not None and self.get(tenant, found.record.id) is found.record
-        return found if alive else None
+        found = None if share is None else share.made.get(item_id) or share.sent.get(item_id)
+        transcript = None if found is None else self.get(tenant, found.record.id)
+        if found is None or transcript is None or transcript.record.key != found.record.key:
+            return None
+        return found
 
-    def add(self, record: ResponseRecord) -> None:
-        """Remember a response in its parent's conversation, or in a new one.
-
-        A parent that was forgotten meanwhile is still whole behind the pointer: the
-        conversation is taken in anew from here on.
-        """
+    def add(self, transcript: Transcript) -> None:
+        """Remember a response."""
         tree: _Tree | None = None
-        fresh = [record]
-        for each in islice(record.ancestry(), 1, None):
-            found = self._records.get((each.tenant, each.id))
+        fresh = [transcript]
+        for each in islice(transcript.path(), 1, None):
+            found = self._entries.get((each.record.tenant, each.record.id))
             if found is None:
                 fresh.append(each)
-            elif found[0] is each:
+            elif found[0].record.key == each.record.key:
                 tree = found[1]
                 break
         if tree is None:
-            share = self._shares.setdefault(record.tenant, _Share(record.tenant))
-            tree = _Tree(share, self._now())
+            tenant = transcript.record.tenant
+            tree = _Tree(self._shares.setdefault(tenant, _Share(tenant)), self._now())
         for each in reversed(fresh):
-            self._take_in(each, tree)
+            self._put(each, tree)
         self._touch(tree)
         self._shrink()
 
-    def evict(self, record: ResponseRecord) -> None:
-        """Let ``record`` no longer be continued; what continued it already stays whole.
-
-        A conversation of which nothing can be continued any more is forgotten.
-        """
-        if record.evicted:
+    def evict(self, transcript: Transcript) -> None:
+        """Let a response no longer be continued by its id."""
+        if transcript in self._evicted:
             return
-        record.evicted = True  # also when it is forgotten: it may be taken in anew
-        found = self._records.get((record.tenant, record.id))
-        if found is None or found[0] is not record:
+        self._evicted.add(transcript)  # also when it is forgotten: it may be taken in anew
+        found = self._entries.get((transcript.record.tenant, transcript.record.id))
+        if found is None or found[0] is not transcript:
             return
         tree = found[1]
         tree.continuable -= 1
         if tree.continuable == 0:
             self._drop(tree)
 
+    def is_evicted(self, transcript: Transcript) -> bool:
+        """Whether the response can no longer be continued by its id."""
+        return transcript in self._evicted
+
     def expire(self) -> None:
-        """Forget conversations that were not used for the ledger's lifetime."""
+        """Forget conversations that were not used for the store's lifetime."""
         too_old = self._now() - self._ttl_seconds
         for share in list(self._shares.values()):
             while share.trees and (tree := next(iter(share.trees))).used_at <= too_old:
                 self._drop(tree)
 
-    def conversation(self, tenant: str, response_id: str) -> list[ResponseRecord]:
-        """See :meth:`Ledger.conversation`."""
-        found = self._records.get((tenant, response_id))
-        return [] if found is None else [self._records[key][0] for key in found[1].keys]
+    def conversation(self, tenant: str, response_id: str) -> list[Transcript]:
+        """All responses of the conversation that holds this one, the earliest first."""
+        found = self._entries.get((tenant, response_id))
+        return [] if found is None else [self._entries[key][0] for key in found[1].keys]
 
     def forget(self, tenant: str, response_id: str) -> int:
-        """See :meth:`Ledger.forget`."""
-        found = self._records.get((tenant, response_id))
+        """Forget the whole conversation that holds this response."""
+        found = self._entries.get((tenant, response_id))
         if found is None:
             return 0
         self._drop(found[1])
@@ -168,7 +352,7 @@ class MemoryStore:
         """How much is remembered."""
         next_to_go = self._next_to_go()
         return StoreFigures(
-            responses=len(self._records),
+            responses=len(self._entries),
             conversations=sum(len(share.trees) for share in self._shares.values()),
             bytes=self._bytes,
             max_bytes=self._max_bytes,
@@ -176,32 +360,31 @@ class MemoryStore:
             longest_unused=None if next_to_go is None else self._now() - next_to_go.used_at,
         )
 
-    def _take_in(self, record: ResponseRecord, tree: _Tree) -> None:
+    def _put(self, transcript: Transcript, tree: _Tree) -> None:
+        record = transcript.record
         key = (record.tenant, record.id)
-        known = self._records.get(key)
-        if known is not None:
-            self._forget_one(key, *known)
-        size = _size_of(record)
-        self._records[key] = (record, tree)
+        if key in self._entries:
+            self._replace(key)
+        self._entries[key] = (transcript, tree)
         tree.keys.append(key)
+        tree.continuable += transcript not in self._evicted
+        self._grow(tree, _size_of(record))
+        tree.share.index(record)
+
+    def _replace(self, key: tuple[str, str]) -> None:
+        """An upstream gave the same id twice: the newer response counts."""
+        transcript, tree = self._entries.pop(key)
+        tree.keys.remove(key)
+        tree.continuable -= transcript not in self._evicted
+        self._grow(tree, -_size_of(transcript.record))
+        tree.share.unindex(transcript.record)
+        if not tree.keys:
+            tree.share.trees.pop(tree, None)  # the share stays: it gets the newer response
+
+    def _grow(self, tree: _Tree, size: int) -> None:
         tree.bytes += size
-        tree.continuable += not record.evicted
         tree.share.bytes += size
         self._bytes += size
-        tree.share.take_in(record)
-
-    def _forget_one(self, key: tuple[str, str], record: ResponseRecord, tree: _Tree) -> None:
-        """An upstream gave the same id twice: the newer response counts."""
-        del self._records[key]
-        tree.keys.remove(key)
-        size = _size_of(record)
-        tree.bytes -= size
-        tree.continuable -= not record.evicted
-        tree.share.bytes -= size
-        self._bytes -= size
-        tree.share.let_go(record)
-        if not tree.keys:
-            tree.share.trees.pop(tree, None)  # the share stays: the newer response is its own
 
     def _touch(self, tree: _Tree) -> None:
         tree.used_at = self._now()
@@ -215,7 +398,7 @@ class MemoryStore:
             self._evicted_conversations += 1
 
     def _next_to_go(self) -> _Tree | None:
-        """The oldest of the tenant that holds the most; tenants are few."""
+        """The oldest conversation of the tenant that holds the most; tenants are few."""
         if not self._shares:
             return None
         largest = max(self._shares.values(), key=lambda share: (share.bytes, share.tenant))
@@ -229,8 +412,7 @@ class MemoryStore:
             del self._shares[share.tenant]
         self._bytes -= tree.bytes
         for key in tree.keys:
-            record, _ = self._records.pop(key)
-            share.let_go(record)
+            share.unindex(self._entries.pop(key)[0].record)
 
 
 def _size_of(record: ResponseRecord) -> int:

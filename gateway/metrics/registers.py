@@ -77,7 +77,7 @@ class BoundedStructures:
         yield BoundedStructure("ledger conversations", ledger.conversations, None, "conversations")
         yield BoundedStructure("ledger responses", ledger.responses, None, "responses")
         issuers, owners = services.issuers, services.owners
-        yield _counted("seals", len(issuers), issuers.max_seals, "seals", _SEAL_BYTES)
+        yield _counted("seals", len(issuers), issuers.max_entries, "seals", _SEAL_BYTES)
         yield _counted("owners", len(owners), owners.max_responses, "responses", _OWNER_BYTES)
         bindings = services.pool.bindings
         yield _counted(

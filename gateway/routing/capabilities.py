@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import ResponseRecord
 from gateway.protocol.concessions import Concession, ConcessionKind
 
 #: A refused response must be younger than this, in seconds, to teach.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.conversations.context import ContextPlan
-from gateway.conversations.records import ConversationStore
+from gateway.conversations.store import ConversationStore
 from gateway.protocol.chat import TAIL_BYTES, ChatRequest, chat_body, last_usage, read_chat
 from gateway.protocol.concessions import Sent
 from gateway.protocol.dialect import Dialect

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gateway.conversations.context import ContextPlan, ContextRoute
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import Transcript
 from gateway.protocol.compacting import input_body, read_compacted
 from gateway.protocol.dialect import Dialect
 from gateway.protocol.errors import ApiError
@@ -121,9 +121,9 @@ class InputSpec:
         """
         plan = self._continuity.plan(account)
         parent = self._context.parent
-        if plan.route is not ContextRoute.CHAINED or parent is None or parent.foreign:
+        if plan.route is not ContextRoute.CHAINED or parent is None or parent.record.foreign:
             return plan
-        if account.settings.continuity == "chain" or account.learned.trusts(parent.store):
+        if account.settings.continuity == "chain" or account.learned.trusts(parent.record.store):
             return plan
         reason = "it is not known that the account continues responses"
         return self._continuity.replay(account, reason)
@@ -140,7 +140,7 @@ class InputAnswer(ProxiedResponse):
         self._usage = compacted.usage
         if self.passage is not None and self.passage.account is not None:
             for item in compacted.items:
-                self.services.issuers.issued(item, self.passage.account.name)
+                self.services.issuers.note(item, self.passage.account.name)
         super().passage_relays(data)
 
     def passage_usage(self) -> Usage | None:
@@ -180,7 +180,7 @@ class Inputs:
         )
         passage.through_the_pool(wanted, continuity)
 
-    def _parent(self, asked: TurnRequest, tenant: str) -> ResponseRecord | None:
+    def _parent(self, asked: TurnRequest, tenant: str) -> Transcript | None:
         """The response whose conversation this is about.
 
         :raises ApiError: 400 for one that cannot be continued.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from gateway.conversations.records import ResponseRecord, foreign_record
+from gateway.conversations.store import ResponseRecord, Transcript, foreign_response
 from gateway.protocol.errors import ApiError
 from gateway.protocol.items import brings_history, names_of_call, unanswered_calls
 from gateway.protocol.request import TurnRequest
@@ -38,7 +38,7 @@ class ConnectionHistory:
 
     def parent_of(
         self, request: TurnRequest, latest: str | None
-    ) -> tuple[ResponseRecord | None, str | None]:
+    ) -> tuple[Transcript | None, str | None]:
         """The response a turn continues, and how that was found.
 
         :param latest: id of the last response on the turn's lane, or None.
@@ -58,9 +58,9 @@ class ConnectionHistory:
             return self._recall(latest), "chaining: always"
         return None, None
 
-    def gave_out(self, record: ResponseRecord | None) -> bool:
-        """Whether this connection's client has ``record`` from it."""
-        return record is not None and record.id in self._issued
+    def gave_out(self, response: Transcript | None) -> bool:
+        """Whether this connection's client has the response from it."""
+        return response is not None and response.record.id in self._issued
 
     def remember(self, record: ResponseRecord, lane: str | None) -> None:
         """``record`` was given out on ``lane``."""
@@ -78,10 +78,10 @@ class ConnectionHistory:
         """
         if response_id is None:
             return
-        record = self._ledger.get(self._tenant, response_id)
-        if record is None or record.store or self._issued.get(response_id, "") != lane:
+        found = self._ledger.get(self._tenant, response_id)
+        if found is None or found.record.store or self._issued.get(response_id, "") != lane:
             return
-        self._ledger.evict(record)
+        self._ledger.evict(found)
         del self._issued[response_id]
         _put(self._evicted, response_id, True)
 
@@ -92,9 +92,9 @@ class ConnectionHistory:
     def close(self) -> None:
         """What was not to be stored lives as long as its connection (§6.2, §8.2)."""
         for response_id in self._issued:
-            record = self._ledger.get(self._tenant, response_id)
-            if record is not None and not record.store:
-                self._ledger.evict(record)
+            found = self._ledger.get(self._tenant, response_id)
+            if found is not None and not found.record.store:
+                self._ledger.evict(found)
 
     def _caller_of(self, calls: set[str]) -> str | None:
         """The latest response that made one of ``calls``."""
@@ -103,18 +103,18 @@ class ConnectionHistory:
         made = reversed(self._calls.items())
         return next((response_id for call, response_id in made if call in calls), None)
 
-    def _recall(self, response_id: str) -> ResponseRecord:
-        record = self._ledger.get(self._tenant, response_id)
-        if record is not None:
-            return record
+    def _recall(self, response_id: str) -> Transcript:
+        found = self._ledger.get(self._tenant, response_id)
+        if found is not None:
+            return found
         owner = self._owner_of(response_id)
         if owner is not None:
-            return foreign_record(self._tenant, response_id, owner)
+            return foreign_response(self._tenant, response_id, owner)
         if response_id in self._issued:
             raise ApiError.forgotten()
         # Not while it could be another tenant's, and a reload may bring in another tenant.
         if self._services.limits.one_tenant and response_id not in self._evicted:
-            return foreign_record(self._tenant, response_id, None)
+            return foreign_response(self._tenant, response_id, None)
         raise ApiError.previous_response_not_found(response_id)
 
     def _owner_of(self, response_id: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import Transcript
 from gateway.protocol.errors import ApiError
 from gateway.protocol.headers import may_pass, without_limits
 from gateway.protocol.turn_state import TURN_STATE
@@ -88,7 +88,7 @@ def context_of(
     request: ClientRequest,
     tenant: str,
     affinity: Sequence[AffinityKey],
-    parent: ResponseRecord | None = None,
+    parent: Transcript | None = None,
 ) -> TurnContext:
     """Whose request it is, and what it belongs to."""
     return TurnContext(

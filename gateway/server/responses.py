@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import Transcript
 from gateway.protocol.errors import ApiError
 from gateway.protocol.request import TurnRequest, read_members, read_post
 from gateway.protocol.turn_state import TURN_STATE
@@ -48,7 +48,7 @@ class Responses:
             services.issuers.issuer_of
         )
         refusal: ApiError | None = None
-        parent: ResponseRecord | None = None
+        parent: Transcript | None = None
         continuation: str | None = None
         history = ConnectionHistory(services, tenant, False)
         try:
@@ -84,7 +84,7 @@ class Responses:
     def _turn_ended(self, door: HttpEventSink, turn: Turn) -> None:
         """What was not to be stored ends with its request; nobody may continue it (§6.4)."""
         self._running.discard(door)
-        if turn.recorded is not None and not turn.recorded.store:
+        if turn.recorded is not None and not turn.recorded.record.store:
             self._services.ledger.evict(turn.recorded)
         if isinstance(door, (BackgroundSink, BackgroundStreamSink)):
             self._limiter.leave(door)

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from gateway.config import LimitSettings, SessionSettings
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import Transcript
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.events import with_stream_id
 from gateway.protocol.refusals import is_clients_fault
@@ -229,7 +229,7 @@ class ResponsesSession:
     def turn_is_due(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
         """See ``LanesOwner``."""
         refusal: ApiError | None = None
-        parent: ResponseRecord | None = None
+        parent: Transcript | None = None
         continuation: str | None = None
         try:
             parent, continuation = self._history.parent_of(request, lane.latest)
@@ -260,8 +260,8 @@ class ResponsesSession:
     def turn_ended(self, lane: Lane, turn: Turn) -> None:
         """See ``LanesOwner``."""
         if turn.recorded is not None:
-            lane.latest = turn.recorded.id
-            self._history.remember(turn.recorded, lane.name)
+            lane.latest = turn.recorded.record.id
+            self._history.remember(turn.recorded.record, lane.name)
         elif turn.record.response_id is not None:
             self._history.cannot_continue(turn.record.response_id)
         if turn.error is not None and is_clients_fault(turn.error):

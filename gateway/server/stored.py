@@ -10,7 +10,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from gateway.conversations.context import ContextPlan
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.protocol.errors import ApiError
 from gateway.protocol.refusals import may_move
 from gateway.routing.account import Account
@@ -119,7 +119,7 @@ class StoredResponses:
     ) -> None:
         services = self._services
         response_id = request.parameters["response_id"]
-        record = services.ledger.get(tenant, response_id)
+        found = services.ledger.get(tenant, response_id)
         keys = affinity_keys(tenant, request.headers, {}, None, request.connection)
         context = context_of(services, request, tenant, keys)
         path = f"/responses/{quote(response_id, safe='')}{suffix}"
@@ -129,10 +129,11 @@ class StoredResponses:
         spec = StoredSpec(
             context, request.method, path, what, EVENT_STREAM if streams else JSON, reads
         )
-        answer = StoredAnswer(services, request, tenant, response_id, record)
+        answer = StoredAnswer(services, request, tenant, response_id, found)
         passage = ProxiedRequest(services, context, spec, answer)
         passage.record.response_id = response_id[:200]
         answer.opens(passage)
+        record = None if found is None else found.record
         passage.to_one_of(self._keepers(context, response_id, record), _unknown(response_id))
 
     def _keepers(
@@ -168,7 +169,7 @@ class StoredResponses:
 class StoredAnswer(ProxiedResponse):
     """The answer, and what it shows: where the response is kept, or that it is gone.
 
-    :param record: what the ledger holds of the response, or None.
+    :param remembered: what the store holds of the response, or None.
     """
 
     def __init__(
@@ -177,12 +178,12 @@ class StoredAnswer(ProxiedResponse):
         request: ClientRequest,
         tenant: str,
         response_id: str,
-        record: ResponseRecord | None,
+        remembered: Transcript | None,
     ) -> None:
         super().__init__(services, request)
         self._tenant = tenant
         self._response_id = response_id
-        self._record = record
+        self._remembered = remembered
 
     def passage_ended(self, error: ApiError | None) -> None:
         """See ``PassageDoor``."""
@@ -190,8 +191,8 @@ class StoredAnswer(ProxiedResponse):
         passage = self.passage
         if error is None and self.request.method == "DELETE":
             owners.forget(self._tenant, self._response_id)
-            if self._record is not None:
-                self.services.ledger.evict(self._record)
+            if self._remembered is not None:
+                self.services.ledger.evict(self._remembered)
         elif error is None and passage is not None and passage.account is not None:
             owners.note(self._tenant, self._response_id, passage.account.name)
         super().passage_ended(error)

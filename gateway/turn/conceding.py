@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
-from gateway.conversations.records import ConversationStore
+from gateway.conversations.store import ConversationStore
 from gateway.protocol.concessions import (
     Concession,
     ConcessionKind,

@@ -10,9 +10,8 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 
 from gateway.api_keys.interface import TenantLimits
-from gateway.conversations.issuers import ContentIssuers
-from gateway.conversations.owners import ResponseOwners
-from gateway.conversations.records import ConversationStore, ResponseRecord
+from gateway.conversations.owners import ContentIssuers, ResponseOwners
+from gateway.conversations.store import ConversationStore, Transcript
 from gateway.protocol.errors import ApiError
 from gateway.protocol.turn_state import TurnStates
 from gateway.routing.affinity import AffinityKey
@@ -72,7 +71,7 @@ class TurnContext:
     connection: str
     client_headers: Mapping[str, str]
     affinity: Sequence[AffinityKey]
-    parent: ResponseRecord | None
+    parent: Transcript | None
     continuation: str | None
     accepted_at: float
     turn_state: str | None = None

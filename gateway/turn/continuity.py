@@ -14,12 +14,12 @@ from gateway.conversations.context import (
     ContextPlan,
     ContextRoute,
     Reader,
-    anchor_of,
     chain_plan,
+    chain_point,
     pin_of,
     whole_plan,
 )
-from gateway.conversations.records import ConversationStore
+from gateway.conversations.store import ConversationStore
 from gateway.protocol.concessions import Concession, ConcessionKind, Sent
 from gateway.protocol.errors import ApiError
 from gateway.protocol.items import unanswered_calls
@@ -56,7 +56,7 @@ class TurnContinuity:
         self._given_here = context.given_here
         self._find = partial(ledger.find_item, context.tenant)
         self._conceding = Conceding(CapabilityScope(path, request.model, context.tenant), ledger)
-        self._anchor, self._after_anchor = anchor_of(context.parent)
+        self._anchor, self._after_anchor = chain_point(context.parent)
         self._not_continued: dict[str, str] = {}
         self._unsealed = False
         #: The account that the turn came to first; ids that nobody here knows go to no other.
@@ -70,7 +70,8 @@ class TurnContinuity:
     @property
     def seeks_its_owner(self) -> bool:
         """Whether it continues a response that any of the accounts may keep."""
-        return self._anchor is not None and self._anchor.foreign and self._anchor.account is None
+        anchor = self._anchor
+        return anchor is not None and anchor.record.foreign and anchor.record.account is None
 
     def unknown_parent(self) -> ApiError:
         """What the client is told when no upstream knows a response that we do not know."""
@@ -81,7 +82,7 @@ class TurnContinuity:
     @property
     def holder(self) -> str | None:
         """The account that made the response to continue."""
-        return self._anchor.account if self._anchor is not None else None
+        return self._anchor.record.account if self._anchor is not None else None
 
     @property
     def pinned_to(self) -> str | None:
@@ -150,7 +151,7 @@ class TurnContinuity:
         says so in one way, which is nobody's fault.
         """
         anchor = self._anchor
-        if anchor is None or self.can_replay or not does_not_know(error, anchor.id):
+        if anchor is None or self.can_replay or not does_not_know(error, anchor.record.id):
             return error
         return self.unknown_parent()
 
@@ -169,12 +170,12 @@ class TurnContinuity:
     def learn(self, account: Account, plan: ContextPlan) -> None:
         """``account`` answered ``plan``: keep what that shows about previous responses."""
         anchor = self._anchor
-        if anchor is None or anchor.account != account.name:
+        if anchor is None or anchor.record.account != account.name:
             return
         if plan.route is ContextRoute.CHAINED:
-            account.learned.continued(anchor.store)
+            account.learned.continued(anchor.record.store)
         elif account.name in self._not_continued:
-            account.learned.refused(anchor, self._not_continued[account.name])
+            account.learned.refused(anchor.record, self._not_continued[account.name])
 
     def _reader(self, account: Account) -> Reader:
         self._first = self._first or account.name
@@ -197,7 +198,7 @@ class TurnContinuity:
         return sent.issuers or chained
 
     def _why_not_chain(self, account: Account) -> str | None:
-        anchor = self._anchor
+        anchor = None if self._anchor is None else self._anchor.record
         if anchor is None or anchor.foreign:
             return None
         if anchor.account != account.name:

@@ -99,7 +99,7 @@ class ProxiedRequest:
             services,
             context,
             spec.model,
-            None if context.parent is None else context.parent.id,
+            None if context.parent is None else context.parent.record.id,
             spec.size,
             route=spec.what,
         )

@@ -7,7 +7,7 @@ from functools import partial
 
 from gateway.conversations.context import pin_of
 from gateway.conversations.resent_history import without_resent_history
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.protocol.items import read_item, with_issuers
 from gateway.protocol.request import TurnRequest
 from gateway.turn.context import TurnContext, TurnServices
@@ -21,7 +21,7 @@ def record_response(
     raw_items: Sequence[bytes],
     account: str | None,
     held_upstream: bool,
-) -> ResponseRecord:
+) -> Transcript:
     """Put a response into the ledger, and its seals under its account's name.
 
     :param raw_items: the finished items as the client saw them, in ``output_index`` order.
@@ -32,11 +32,11 @@ def record_response(
     if account is not None:
         for item in output:
             if item.sealed:
-                services.issuers.issued(item.raw, account)
+                services.issuers.note(item.raw, account)
     record = ResponseRecord(
         tenant=context.tenant,
         id=response_id,
-        parent=context.parent,
+        parent=None if context.parent is None else context.parent.record.key,
         input=tuple(without_resent_history(context.parent, request.items)),
         output=output,
         account=account,
@@ -51,10 +51,11 @@ def record_response(
         )
         or _holder_of_the_rest(context, account),
     )
-    services.ledger.add(record)
-    return record
+    transcript = Transcript(record, context.parent)
+    services.ledger.add(transcript)
+    return transcript
 
 
 def _holder_of_the_rest(context: TurnContext, account: str | None) -> str | None:
     """The one account that knows what came before, where the ledger does not."""
-    return account if context.parent is not None and context.parent.foreign else None
+    return account if context.parent is not None and context.parent.record.foreign else None

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from gateway.conversations.context import ContextRoute
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import Transcript
 from gateway.deadline import Deadline
 from gateway.protocol.dialect import Dialect
 from gateway.protocol.errors import ApiError
@@ -109,7 +109,7 @@ class Turn:
         self._search = AccountSearch(services, context, wanted, self._continuity, self)
         self._silence = Deadline(services.clock, self._keep_alive)
         self.request = request
-        self.recorded: ResponseRecord | None = None
+        self.recorded: Transcript | None = None
         self.error: ApiError | None = None
         self.broken_off = False
         self._log = TurnRecorder(
@@ -443,7 +443,7 @@ class Turn:
             response_id,
             self.request,
             int(self._services.clock.seconds()),
-            parent.id if parent is not None else None,
+            parent.record.id if parent is not None else None,
         )
 
     def _remember(

@@ -189,14 +189,14 @@ def test_a_moved_conversation_goes_to_another_account_and_stays_there() -> None:
     admin = talked()
     first = admin.world.ledger.get("laptop", "resp_2")
     assert first is not None
-    assert first.account == "a"
+    assert first.record.account == "a"
     answer = admin.post("/admin/conversations/resp_2/move", None, BEARER)
     assert (answer.status, answer.json["leaves"]) == (200, "a")
     shown = admin.json("/status/conversations", BEARER)["conversations"][0]
     assert (shown["account"], shown["leaves"]) == ("a", "a")
     events = turn_events([text_item("msg_3")], "resp_3")
     third = admin.world.completed([user("go")], events, parent=first)
-    assert third.account == "b", "the conversation should have left its account"
+    assert third.record.account == "b", "the conversation should have left its account"
     replayed = admin.world.exchanges("b")[-1].body
     assert replayed.get("previous_response_id") is None, "b cannot know a's responses"
     assert len(replayed["input"]) > 1, "the transcript should have moved along"
@@ -205,7 +205,7 @@ def test_a_moved_conversation_goes_to_another_account_and_stays_there() -> None:
     assert "by the operator" in shown["why"]
     events = turn_events([text_item("msg_4")], "resp_4", previous_response_id="resp_3")
     fourth = admin.world.completed([user("go")], events, parent=third)
-    assert fourth.account == "b", "it should stay where it was moved to"
+    assert fourth.record.account == "b", "it should stay where it was moved to"
 
 
 def test_a_conversation_that_nobody_else_can_take_stays() -> None:
@@ -213,7 +213,7 @@ def test_a_conversation_that_nobody_else_can_take_stays() -> None:
     admin.post(f"/admin/conversations/{CONVERSATION}/move", None, BEARER)
     parent = admin.world.ledger.get("laptop", "resp_2")
     events = turn_events([text_item("msg_3")], "resp_3", previous_response_id="resp_2")
-    assert admin.world.completed([user("x")], events, parent=parent).account == "a"
+    assert admin.world.completed([user("x")], events, parent=parent).record.account == "a"
 
 
 @pytest.mark.parametrize("name", [CONVERSATION, "resp_1", "resp_2"])

@@ -11,12 +11,12 @@ from gateway.conversations.context import (
     ContextPlan,
     ContextRoute,
     Reader,
-    anchor_of,
     chain_plan,
+    chain_point,
     pin_of,
     whole_plan,
 )
-from gateway.conversations.records import FoundItem, ResponseRecord
+from gateway.conversations.store import FoundItem, ResponseRecord, Transcript
 from gateway.protocol.items import Item, read_item, with_issuers
 
 
@@ -42,18 +42,18 @@ OUTPUT = item(type="function_call_output", call_id="call_1", output="ok")
 
 def record(
     name: str,
-    parent: ResponseRecord | None = None,
+    parent: Transcript | None = None,
     input: tuple[Item, ...] = (),
     output: tuple[Item, ...] = (),
     account: str | None = "a",
     store: bool = False,
     held_upstream: bool = True,
     pinned_to: str | None = None,
-) -> ResponseRecord:
-    return ResponseRecord(
+) -> Transcript:
+    made = ResponseRecord(
         "laptop",
         name,
-        parent,
+        None if parent is None else parent.record.key,
         input,
         output,
         account,
@@ -63,6 +63,7 @@ def record(
         0.0,
         pinned_to,
     )
+    return Transcript(made, parent)
 
 
 def raws(*items: Item) -> list[bytes]:
@@ -76,10 +77,10 @@ def test_the_anchor_is_the_nearest_response_an_upstream_knows() -> None:
     anchor = record("resp_1", PREWARM)
     interrupted = record("resp_2", anchor, held_upstream=False)
     warmed = record("resp_3", interrupted, account=None, held_upstream=False)
-    assert anchor_of(None) == (None, [])
-    assert anchor_of(PREWARM) == (None, [PREWARM])
-    assert anchor_of(anchor) == (anchor, [])
-    assert anchor_of(warmed) == (anchor, [interrupted, warmed])
+    assert chain_point(None) == (None, [])
+    assert chain_point(PREWARM) == (None, [PREWARM])
+    assert chain_point(anchor) == (anchor, [])
+    assert chain_point(warmed) == (anchor, [interrupted, warmed])
 
 
 def test_a_chained_turn_sends_the_clients_own_bytes() -> None:
@@ -168,8 +169,8 @@ def test_refused_seals_are_all_left_out() -> None:
 def test_unsealed_reasoning_goes_only_where_it_was_stored(
     made_by: str, stored: bool, held: bool, account: str, store: bool, goes: bool
 ) -> None:
-    parent = record("resp_1", output=(bare("rs_1"), CALL), account=made_by, store=stored)
-    parent.held_upstream = held
+    made = (bare("rs_1"), CALL)
+    parent = record("resp_1", output=made, account=made_by, store=stored, held_upstream=held)
     plan = whole_plan(parent, [OUTPUT], Reader(account, store=store), "why")
     assert plan.items == raws(*([bare("rs_1")] if goes else []), CALL, OUTPUT)
 
@@ -199,7 +200,7 @@ def test_what_cannot_be_dropped_pins_the_conversation() -> None:
 def test_a_replay_holds_calls_and_outputs_of_one_id_as_often_as_there_were() -> None:
     poll = item(type="function_call", call_id="functions.poll:0", arguments="{}")
     pending = item(type="function_call_output", call_id="functions.poll:0", output="pending")
-    parent: ResponseRecord | None = None
+    parent: Transcript | None = None
     said = (user("wait"),)
     for number in range(4):
         parent = record(f"resp_{number}", parent, said, (poll,))
@@ -228,7 +229,7 @@ def reference(item_id: str) -> Item:
 def reader(account: str, *made: Item, by: str = "a", sent: bool = False, **about: Any) -> Reader:
     """One whose tenant's conversations hold what account ``by`` made, or what it was sent."""
     holder = record("resp_0", output=made, account=by, store=True)
-    found = {each.id: FoundItem(each, holder, not sent) for each in made}
+    found = {each.id: FoundItem(each, holder.record, not sent) for each in made}
     return Reader(account, find=found.get, **about)
 
 

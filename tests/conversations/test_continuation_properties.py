@@ -13,11 +13,11 @@ from gateway.conversations.context import (
     ContextPlan,
     ContextRoute,
     Reader,
-    anchor_of,
     chain_plan,
+    chain_point,
     whole_plan,
 )
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.protocol.items import Item, read_item, with_issuers
 
 ACCOUNTS = ("a", "b")
@@ -39,17 +39,17 @@ def made(kind: str, issuer: str | None) -> Item:
 
 
 @st.composite
-def conversations(draw: st.DrawFn) -> tuple[ResponseRecord | None, list[Item]]:
+def conversations(draw: st.DrawFn) -> tuple[Transcript | None, list[Item]]:
     """A path of responses, some made by the gateway, some interrupted; and the new input."""
-    parent: ResponseRecord | None = None
+    parent: Transcript | None = None
     for number in range(draw(st.integers(0, 5))):
         account = draw(st.sampled_from([*ACCOUNTS, None]))
         inputs = [made(kind, None) for kind in draw(st.lists(KINDS, max_size=2))]
         outputs = [] if account is None else draw(st.lists(KINDS, max_size=3))
-        parent = ResponseRecord(
+        record = ResponseRecord(
             tenant="laptop",
             id=f"resp_{number}",
-            parent=parent,
+            parent=None if parent is None else parent.record.key,
             input=tuple(inputs),
             output=tuple(made(kind, account) for kind in outputs),
             account=account,
@@ -58,12 +58,13 @@ def conversations(draw: st.DrawFn) -> tuple[ResponseRecord | None, list[Item]]:
             model=None,
             created_at=0.0,
         )
+        parent = Transcript(record, parent)
     issuers = st.sampled_from([*ACCOUNTS, None])
     new = [made(kind, draw(issuers)) for kind in draw(st.lists(KINDS, max_size=3))]
     return parent, new
 
 
-def path_of(parent: ResponseRecord | None) -> list[ResponseRecord]:
+def path_of(parent: Transcript | None) -> list[ResponseRecord]:
     return list(parent.ancestry())[::-1] if parent is not None else []
 
 
@@ -84,14 +85,14 @@ CONVERSATIONS = conversations()
 
 @given(CONVERSATIONS)
 def test_chained_the_account_knows_or_gets_the_whole_transcript(
-    conversation: tuple[ResponseRecord | None, list[Item]],
+    conversation: tuple[Transcript | None, list[Item]],
 ) -> None:
     parent, new = conversation
-    anchor, after = anchor_of(parent)
-    if anchor is None or anchor.account is None:
+    anchor, after = chain_point(parent)
+    if anchor is None or anchor.record.account is None:
         return
-    plan = chain_plan(anchor, after, new, Reader(anchor.account or ""))
-    assert (plan.route, plan.previous_response_id) == (ContextRoute.CHAINED, anchor.id)
+    plan = chain_plan(anchor, after, new, Reader(anchor.record.account or ""))
+    assert (plan.route, plan.previous_response_id) == (ContextRoute.CHAINED, anchor.record.id)
     known = [item for record in path_of(anchor) for item in record.items()]
     everything = [item for record in path_of(parent) for item in record.items()] + new
     sent = sent_by(plan, new)
@@ -100,13 +101,13 @@ def test_chained_the_account_knows_or_gets_the_whole_transcript(
     places = [order[raw] for raw in travelled]
     assert places == sorted(set(places)), "in order, and nothing twice"
     assert set(must_travel(everything)) <= set(travelled), "nothing is missing"
-    assert not foreign_seals(everything, anchor.account) & set(sent)
+    assert not foreign_seals(everything, anchor.record.account) & set(sent)
     assert not {item.raw for item in known} & set(sent), "never both chained and replayed"
 
 
 @given(CONVERSATIONS, st.sampled_from(ACCOUNTS), st.booleans(), st.booleans())
 def test_replayed_the_account_gets_the_transcript_minus_what_may_not_travel(
-    conversation: tuple[ResponseRecord | None, list[Item]],
+    conversation: tuple[Transcript | None, list[Item]],
     account: str,
     store: bool,
     unsealed: bool,
@@ -133,7 +134,7 @@ def test_replayed_the_account_gets_the_transcript_minus_what_may_not_travel(
 
 @given(CONVERSATIONS, st.sampled_from(ACCOUNTS))
 def test_reasoning_an_account_sealed_itself_is_replayed_to_it(
-    conversation: tuple[ResponseRecord | None, list[Item]], account: str
+    conversation: tuple[Transcript | None, list[Item]], account: str
 ) -> None:
     parent, new = conversation
     sent = sent_by(whole_plan(parent, new, Reader(account, store=False), None), new)

@@ -8,8 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.conversations.records import ResponseRecord
-from gateway.conversations.store import MemoryStore
+from gateway.conversations.store import MemoryStore, ResponseRecord, Transcript
 from gateway.protocol.items import Item
 
 TTL = 100
@@ -22,11 +21,11 @@ WHICH = st.integers(0, 1000)
 class Conversation:
     def __init__(self) -> None:
         self.used_at = 0
-        self.members: list[ResponseRecord] = []
+        self.members: list[Transcript] = []
 
 
-def root_of(record: ResponseRecord) -> ResponseRecord:
-    return list(record.ancestry())[-1]
+def root_of(response: Transcript) -> Transcript:
+    return list(response.path())[-1]
 
 
 class Model(RuleBasedStateMachine):
@@ -38,25 +37,25 @@ class Model(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000
-        self.made: list[ResponseRecord] = []
-        self.alive: dict[ResponseRecord, Conversation] = {}
-        self.evicted: set[ResponseRecord] = set()
+        self.made: list[Transcript] = []
+        self.alive: dict[Transcript, Conversation] = {}
+        self.evicted: set[Transcript] = set()
         self.ledger = MemoryStore(MAX_BYTES, TTL, lambda: self.now)
 
-    def touch(self, root: ResponseRecord) -> None:
+    def touch(self, root: Transcript) -> None:
         conversation = self.alive.pop(root)
         conversation.used_at = self.now
         self.alive[root] = conversation
 
-    def some(self, which: int) -> ResponseRecord:
+    def some(self, which: int) -> Transcript:
         return self.made[which % len(self.made)]
 
-    def remember(self, tenant: str, parent: ResponseRecord | None, size: int) -> None:
-        number = sum(each.tenant == tenant for each in self.made)
+    def remember(self, tenant: str, parent: Transcript | None, size: int) -> None:
+        number = sum(each.record.tenant == tenant for each in self.made)
         record = ResponseRecord(
             tenant=tenant,
             id=f"resp_{number}",
-            parent=parent,
+            parent=None if parent is None else parent.record.key,
             input=(Item(b"x" * size, id=f"msg_{len(self.made)}"),),
             output=(),
             account=None,
@@ -65,18 +64,19 @@ class Model(RuleBasedStateMachine):
             model=None,
             created_at=self.now,
         )
-        self.made.append(record)
-        self.ledger.add(record)
-        root = root_of(record)
+        response = Transcript(record, parent)
+        self.made.append(response)
+        self.ledger.add(response)
+        root = root_of(response)
         members = self.alive.setdefault(root, Conversation()).members
-        members += [each for each in record.ancestry() if each not in members]
+        members += [each for each in response.path() if each not in members]
         self.touch(root)
         while self.bytes() > MAX_BYTES:
             del self.alive[self.next_to_go()]
 
-    def next_to_go(self) -> ResponseRecord:
+    def next_to_go(self) -> Transcript:
         largest = max(TENANT_NAMES, key=lambda name: (self.bytes_of(name), name))
-        return next(root for root in self.alive if root.tenant == largest)
+        return next(root for root in self.alive if root.record.tenant == largest)
 
     def bytes(self) -> int:
         return sum(self.bytes_of(tenant) for tenant in TENANT_NAMES)
@@ -84,10 +84,10 @@ class Model(RuleBasedStateMachine):
     def bytes_of(self, tenant: str) -> int:
         """By the ledger's own scale: a record and its one item have a fixed share each."""
         return sum(
-            1060 + len(record.input[0].raw)
+            1060 + len(response.record.input[0].raw)
             for root, conversation in self.alive.items()
-            for record in conversation.members
-            if root.tenant == tenant
+            for response in conversation.members
+            if root.record.tenant == tenant
         )
 
     @rule(tenant=TENANTS, size=st.integers(0, 3000))
@@ -98,35 +98,37 @@ class Model(RuleBasedStateMachine):
     @rule(which=WHICH, size=st.integers(0, 3000))
     def go_on(self, which: int, size: int) -> None:
         parent = self.some(which)
-        self.remember(parent.tenant, parent, size)
+        self.remember(parent.record.tenant, parent, size)
 
     @precondition(lambda self: self.made)
     @rule(which=WHICH)
     def evict(self, which: int) -> None:
-        record = self.some(which)
-        self.ledger.evict(record)
-        if record in self.evicted:
+        response = self.some(which)
+        self.ledger.evict(response)
+        assert self.ledger.is_evicted(response)
+        if response in self.evicted:
             return
-        self.evicted.add(record)
-        root = root_of(record)
+        self.evicted.add(response)
+        root = root_of(response)
         members = self.alive[root].members if root in self.alive else []
-        if record in members and self.evicted.issuperset(members):
+        if response in members and self.evicted.issuperset(members):
             del self.alive[root]
 
     @precondition(lambda self: self.made)
     @rule(which=WHICH)
     def ask(self, which: int) -> None:
-        record = self.some(which)
+        response = self.some(which)
+        record = response.record
         found = self.ledger.get(record.tenant, record.id)
-        root = root_of(record)
+        root = root_of(response)
         conversation = self.alive.get(root)
         expected: Any = None
-        if conversation is not None and record in conversation.members:
+        if conversation is not None and response in conversation.members:
             if conversation.used_at + TTL <= self.now:
                 del self.alive[root]
             else:
                 self.touch(root)
-                expected = None if record in self.evicted else record
+                expected = None if response in self.evicted else response
         assert found is expected
         item = record.input[0]
         by_item = self.ledger.find_item(record.tenant, item.id or "")
@@ -158,8 +160,8 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def nothing_is_held_without_what_it_continued(self) -> None:
         for conversation in self.alive.values():
-            for record in conversation.members:
-                assert set(record.ancestry()) <= set(conversation.members)
+            for response in conversation.members:
+                assert set(response.path()) <= set(conversation.members)
 
 
 Model.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

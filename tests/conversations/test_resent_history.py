@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.conversations.records import ResponseRecord
 from gateway.conversations.resent_history import without_resent_history
+from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.protocol.items import Item, read_item
 from tests.support.steps import steps_of
 
@@ -45,12 +45,14 @@ def reasoning(id: str = "rs_1") -> Item:
 Turn = tuple[Sequence[Item], Sequence[Item]]
 
 
-def conversation(*turns: Turn) -> ResponseRecord | None:
-    parent: ResponseRecord | None = None
+def conversation(*turns: Turn) -> Transcript | None:
+    parent: Transcript | None = None
     for number, (sent, made) in enumerate(turns):
-        parent = ResponseRecord(
-            "laptop", f"r{number}", parent, tuple(sent), tuple(made), "a", True, True, "m", 0.0
+        key = None if parent is None else parent.record.key
+        record = ResponseRecord(
+            "laptop", f"r{number}", key, tuple(sent), tuple(made), "a", True, True, "m", 0.0
         )
+        parent = Transcript(record, parent)
     return parent
 
 
@@ -77,7 +79,7 @@ SPOKEN = conversation(
         (SPOKEN, []),
     ],
 )
-def test_what_is_sent_as_new_is_new(parent: ResponseRecord | None, new: list[Item]) -> None:
+def test_what_is_sent_as_new_is_new(parent: Transcript | None, new: list[Item]) -> None:
     assert list(without_resent_history(parent, new)) == new
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from gateway.conversations.records import ResponseRecord
-from gateway.conversations.store import MemoryStore
+from gateway.conversations.store import MemoryStore, ResponseRecord, Transcript
 from gateway.protocol.items import Item
 from tests.support.now import Now
 
@@ -24,12 +23,12 @@ def ledger(clock: Now) -> MemoryStore:
 
 
 def record(
-    name: str, parent: ResponseRecord | None = None, tenant: str = "laptop", size: int = 10
-) -> ResponseRecord:
-    return ResponseRecord(
+    name: str, parent: Transcript | None = None, tenant: str = "laptop", size: int = 10
+) -> Transcript:
+    made = ResponseRecord(
         tenant=tenant,
         id=name,
-        parent=parent,
+        parent=None if parent is None else parent.record.key,
         input=(Item(b"i" * size),),
         output=(Item(b"o" * size),),
         account="primary",
@@ -38,9 +37,10 @@ def record(
         model="gpt-5",
         created_at=0.0,
     )
+    return Transcript(made, parent)
 
 
-def remember(ledger: MemoryStore, *records: ResponseRecord) -> None:
+def remember(ledger: MemoryStore, *records: Transcript) -> None:
     for each in records:
         ledger.add(each)
 
@@ -49,7 +49,7 @@ def test_a_transcript_is_read_from_the_root_on() -> None:
     root = record("resp_1")
     child = record("resp_2", record("resp_1b", root))
     assert [each.id for each in child.ancestry()] == ["resp_2", "resp_1b", "resp_1"]
-    assert [item.raw for item in root.items()] == [b"i" * 10, b"o" * 10]
+    assert [item.raw for item in root.record.items()] == [b"i" * 10, b"o" * 10]
 
 
 def test_what_was_added_is_found_by_its_tenant_alone(ledger: MemoryStore) -> None:
@@ -283,15 +283,15 @@ def test_the_older_of_two_responses_of_one_id_goes_without_the_newer(ledger: Mem
     assert ledger.get("laptop", "resp_1") is second
 
 
-def with_items(name: str, *made: Item, sent: tuple[Item, ...] = ()) -> ResponseRecord:
-    return msgspec.structs.replace(record(name), input=sent, output=made)
+def with_items(name: str, *made: Item, sent: tuple[Item, ...] = ()) -> Transcript:
+    return Transcript(msgspec.structs.replace(record(name).record, input=sent, output=made))
 
 
 def test_an_item_is_found_by_its_id_in_any_conversation(ledger: MemoryStore) -> None:
     thought, said = Item(b"{1}", "reasoning", "rs_1"), Item(b"{2}", "message", "msg_1")
     first = with_items("resp_1", thought, said)
     remember(ledger, first, record("resp_2"))
-    assert ledger.find_item("laptop", "rs_1") == (thought, first, True)
+    assert ledger.find_item("laptop", "rs_1") == (thought, first.record, True)
     assert ledger.find_item("desktop", "rs_1") is None, "another tenant's"
     assert ledger.find_item("laptop", "rs_2") is None
 
@@ -302,9 +302,9 @@ def test_what_a_model_made_is_found_before_what_a_client_repeats_of_it(
     made, copy = Item(b"{whole}", "reasoning", "rs_1"), Item(b"{}", "reasoning", "rs_1")
     first, second = with_items("resp_1", made), with_items("resp_2", sent=(copy,))
     remember(ledger, first, second)
-    assert ledger.find_item("laptop", "rs_1") == (made, first, True)
+    assert ledger.find_item("laptop", "rs_1") == (made, first.record, True)
     ledger.forget("laptop", "resp_1")
-    assert ledger.find_item("laptop", "rs_1") == (copy, second, False)
+    assert ledger.find_item("laptop", "rs_1") == (copy, second.record, False)
     ledger.forget("laptop", "resp_2")
     assert ledger.find_item("laptop", "rs_1") is None
 
@@ -313,9 +313,9 @@ def test_of_two_items_of_an_id_the_newer_is_found(ledger: MemoryStore) -> None:
     older, newer = Item(b"{1}", "message", "msg"), Item(b"{2}", "message", "msg")
     first, second = with_items("resp_1", older), with_items("resp_2", newer)
     remember(ledger, first, second)
-    assert ledger.find_item("laptop", "msg") == (newer, second, True)
+    assert ledger.find_item("laptop", "msg") == (newer, second.record, True)
     ledger.forget("laptop", "resp_1")
-    assert ledger.find_item("laptop", "msg") == (newer, second, True)
+    assert ledger.find_item("laptop", "msg") == (newer, second.record, True)
 
 
 def test_items_of_an_evicted_response_are_not_found(ledger: MemoryStore) -> None:
@@ -340,4 +340,4 @@ def test_who_took_a_bare_item_first_is_remembered(ledger: MemoryStore, kind: str
     thought = Item(b"{}", kind, "rs_1")
     first, second = with_items("resp_1", sent=(thought,)), with_items("resp_2", sent=(thought,))
     remember(ledger, first, second)
-    assert ledger.find_item("laptop", "rs_1") == (thought, first, False)
+    assert ledger.find_item("laptop", "rs_1") == (thought, first.record, False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import ResponseRecord
 from gateway.protocol.concessions import Concession, ConcessionKind
 from gateway.routing.capabilities import (
     MAX_LESSONS,

@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.config import RoutingSettings
 from gateway.conversations.context import ContextPlan
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import Transcript
 from gateway.protocol.errors import ApiError
 from gateway.protocol.refusals import may_move
 from gateway.protocol.usage import Usage
@@ -223,7 +223,7 @@ class Journey:
         )
         self.passage = ProxiedRequest(world.services, self.context, self.spec, self.door)
 
-    def starts(self, parent: ResponseRecord | None = None) -> Journey:
+    def starts(self, parent: Transcript | None = None) -> Journey:
         context = replace(self.context, parent=parent)
         continuity = TurnContinuity(context, self.world.request("hi"), self.world.ledger)
         wanted = RouteRequest(self.spec.model, self.context.affinity)

@@ -10,10 +10,8 @@ from twisted.internet.task import Clock
 
 from gateway.api_keys.interface import NoLimits
 from gateway.config import AccountSettings, RoutingSettings
-from gateway.conversations.issuers import ContentIssuers
-from gateway.conversations.owners import ResponseOwners
-from gateway.conversations.records import ResponseRecord
-from gateway.conversations.store import MemoryStore
+from gateway.conversations.owners import MemoryIssuers, MemoryOwners
+from gateway.conversations.store import MemoryStore, Transcript
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.request import TurnRequest, read_create
 from gateway.protocol.request import read_members as read_members
@@ -188,8 +186,8 @@ class World:
         self.services = TurnServices(
             clock=self.clock,
             ledger=self.ledger,
-            issuers=ContentIssuers(),
-            owners=ResponseOwners(now),
+            issuers=MemoryIssuers(),
+            owners=MemoryOwners(now),
             pool=pool,
             waiting=waiting,
             limits=NoLimits(one_tenant=False),
@@ -209,13 +207,13 @@ class World:
     def turn(
         self,
         items: list[Json] | str | None = None,
-        parent: ResponseRecord | None = None,
+        parent: Transcript | None = None,
         connection: str = "c-1",
         **members: Any,
     ) -> Turn:
         """A turn with a door of its own, not started yet."""
         if parent is not None:
-            members.setdefault("previous_response_id", parent.id)
+            members.setdefault("previous_response_id", parent.record.id)
         self.door = FakeDoor()
         context = TurnContext(
             tenant="laptop",
@@ -231,7 +229,7 @@ class World:
     def exchanges(self, name: str = "a") -> list[FakeExchange]:
         return self.upstreams[name].exchanges
 
-    def completed(self, items: list[Json], events: list[Json], **members: Any) -> ResponseRecord:
+    def completed(self, items: list[Json], events: list[Json], **members: Any) -> Transcript:
         """Run a whole turn on whichever account gets it; return what is remembered."""
         turn = self.turn(items, **members)
         turn.start()

@@ -264,13 +264,13 @@ def test_where_nothing_may_be_stored_turns_are_replayed_with_their_seals() -> No
     turn.start()
     first = turn.recorded
     assert first is not None
-    assert not first.held_upstream, "nobody is asked to continue it"
+    assert not first.record.held_upstream, "nobody is asked to continue it"
     ends(world, [call_output("call_1")], parent=first)
     last = sent(world)[-1]
     assert len(sent(world)) == 3
     assert (last["store"], last["include"]) == (False, [SEALS])
     assert last["input"] == [user("go"), thought, call, call_output("call_1")]
-    assert world.services.owners.owner_of("laptop", first.id) is None, "it is kept nowhere"
+    assert world.services.owners.owner_of("laptop", first.record.id) is None, "it is kept nowhere"
 
 
 def test_a_chained_turn_whose_own_items_are_unknown_stays_chained() -> None:

@@ -18,7 +18,7 @@ from gateway.api_keys.interface import Busy
 from gateway.api_keys.keys import KeyRing
 from gateway.circuit_breaker import BreakerState
 from gateway.config import AccountSettings, KeySettings, RoutingSettings
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import Transcript
 from gateway.protocol.errors import ApiError
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
@@ -92,7 +92,7 @@ class TrafficMachine(RuleBasedStateMachine):
         self.upstream = BothUpstream()
         self.turns: list[tuple[Turn, FakeDoor]] = []
         self.passages: list[tuple[ProxiedRequest, FakePassageDoor]] = []
-        self.parents: list[ResponseRecord | None] = [None]
+        self.parents: list[Transcript | None] = [None]
         self.begun: list[FakeCall] = []
         self.count = 0
         self.reconfigure([self.account(name) for name in "ab"])
@@ -110,7 +110,7 @@ class TrafficMachine(RuleBasedStateMachine):
 
     # --- clients -----------------------------------------------------------------------
 
-    def context(self, tenant: str, thread: str, parent: ResponseRecord | None) -> TurnContext:
+    def context(self, tenant: str, thread: str, parent: Transcript | None) -> TurnContext:
         self.count += 1
         return TurnContext(
             tenant=tenant,
@@ -138,7 +138,7 @@ class TrafficMachine(RuleBasedStateMachine):
     def turn(
         self, data: Any, tenant: str, thread: str, model: str, prewarm: int, paused: bool
     ) -> None:
-        known = [each for each in self.parents if each is None or each.tenant == tenant]
+        known = [each for each in self.parents if each is None or each.record.tenant == tenant]
         parent = data.draw(st.sampled_from(known))
         members: dict[str, Any] = {"generate": False} if not prewarm else {}
         door = FakeDoor()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.config import RoutingSettings
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import Transcript
 from gateway.protocol.errors import ApiError
 from tests.support.events import (
     Json,
@@ -34,7 +34,7 @@ LIMIT = ApiError(429, "rate_limit_error", "Slow down.", "rate_limit_exceeded")
 DOWN = ApiError.bad_gateway("The upstream refused the connection.")
 
 
-def with_call(world: World, **members: Any) -> ResponseRecord:
+def with_call(world: World, **members: Any) -> Transcript:
     """A first turn that ended with a call of a tool."""
     return world.completed(
         [user("list files")], turn_events([call_item("call_1")], "resp_1"), **members
@@ -116,7 +116,7 @@ def test_an_answer_that_does_not_echo_the_id_is_dropped_and_replayed(echo: str |
     assert (first.state, world.door.raw) == ("cancelled", [])
     world.exchanges()[-1].sends(*turn_events([text_item()], "resp_2"))
     assert turn.recorded is not None
-    assert turn.recorded.id == "resp_2"
+    assert turn.recorded.record.id == "resp_2"
     assert turn.record.attempts[0].outcome == "did not continue the previous response"
     world.check_rest()
 

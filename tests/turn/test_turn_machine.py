@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from gateway.config import RoutingSettings
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import Transcript
 from gateway.protocol.errors import ApiError
 from gateway.protocol.synthetic_events import interrupt_accepted
 from gateway.turn.turn import Turn
@@ -68,7 +68,7 @@ class TurnMachine(RuleBasedStateMachine):
         )
         self.turn: Turn | None = None
         self.door = FakeDoor()
-        self.parents: list[ResponseRecord | None] = [None]
+        self.parents: list[Transcript | None] = [None]
         self.cancelled = False
         self.acknowledged: list[FakeExchange] = []
         self.ids = itertools.count(1)
@@ -222,7 +222,7 @@ class TurnMachine(RuleBasedStateMachine):
         assert turn.record.status != "running"
         assert all(attempt.outcome != "running" for attempt in turn.record.attempts)
         if turn.recorded is not None:
-            assert turn.recorded.id == self.door.last["response"]["id"]
+            assert turn.recorded.record.id == self.door.last["response"]["id"]
             self.parents.append(turn.recorded)
 
     def teardown(self) -> None:

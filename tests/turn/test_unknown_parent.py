@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.config import RoutingSettings
-from gateway.conversations.records import ResponseRecord, foreign_record
+from gateway.conversations.store import Transcript, foreign_response
 from gateway.protocol.errors import ApiError
 from gateway.routing.health import AccountState
 from tests.support.events import Json, call_output, text_item, turn_events, user
@@ -27,8 +27,8 @@ NOT_THERE = [
 ]
 
 
-def parent(owner: str | None = None) -> ResponseRecord:
-    return foreign_record("laptop", FAR, owner)
+def parent(owner: str | None = None) -> Transcript:
+    return foreign_response("laptop", FAR, owner)
 
 
 def keeps(world: World, *names: str, refusal: ApiError = NOT_THERE[0]) -> None:

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from gateway.admin.running import Running
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.routing.affinity import named_keys
 from gateway.routing.bindings import Binding, opaque_id
 
@@ -41,13 +41,13 @@ def shown(identity: str, binding: Binding) -> dict[str, Any]:
     }
 
 
-def records_of(running: Running, response_id: str) -> list[ResponseRecord]:
+def responses_of(running: Running, response_id: str) -> list[Transcript]:
     """The conversation that holds a response of whichever key, or nothing."""
     ledger = running.services.ledger
     for key in running.tenants.snapshot():
-        records = ledger.conversation(key["name"], response_id)
-        if records:
-            return records
+        responses = ledger.conversation(key["name"], response_id)
+        if responses:
+            return responses
     return []
 
 
@@ -88,7 +88,8 @@ def _exactly(running: Running, q: str) -> Iterator[dict[str, Any]]:
     if identity is not None and binding is not None:
         yield shown(identity, binding)
     else:
-        yield from (_of_record(record) for record in records_of(running, q) if record.id == q)
+        records = (each.record for each in responses_of(running, q))
+        yield from (_of_record(record) for record in records if record.id == q)
     for tenant in running.tenants.snapshot():
         for key in named_keys(tenant["name"], q):
             binding = bindings.look(key)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.admin.running import Running
-from gateway.admin.views.conversations import binding_id_of, records_of, response_ids_of, shown
-from gateway.conversations.records import ResponseRecord
+from gateway.admin.views.conversations import binding_id_of, response_ids_of, responses_of, shown
+from gateway.conversations.store import Transcript
 from gateway.routing.bindings import Binding
 from gateway.turn.turn_log import TurnRecord
 
@@ -27,20 +27,20 @@ def why(running: Running, identity: str) -> dict[str, Any] | None:
     binding_id = binding_id_of(running, identity)
     binding = None if binding_id is None else running.services.pool.bindings.with_id(binding_id)
     turns = _turns(running, identity, binding_id)
-    records = _records(running, identity, binding_id)
+    responses = _responses(running, identity, binding_id)
     owner = _owner(running, identity)
-    if binding is None and not records and not turns and owner is None:
+    if binding is None and not responses and not turns and owner is None:
         return None
     sentences = [
         *_of_binding(running, binding),
-        *_of_records(records),
+        *_of_responses(responses),
         *([] if owner is None else [f"{owner} keeps this response."]),
         *(sentence for turn in turns[-_MAX_TURNS:] for sentence in _of_turn(turn)),
     ]
     return {
         "explanation": sentences,
         "binding": None if binding is None or binding_id is None else shown(binding_id, binding),
-        "chain": {"nodes": _nodes(running, records)},
+        "chain": {"nodes": _nodes(running, responses)},
         "turns": [turn.as_dict() for turn in turns],
     }
 
@@ -53,11 +53,11 @@ def _turns(running: Running, identity: str, binding_id: str | None) -> list[Turn
     return [turn for turn in latest if turn.response_id == identity]
 
 
-def _records(running: Running, identity: str, binding_id: str | None) -> list[ResponseRecord]:
+def _responses(running: Running, identity: str, binding_id: str | None) -> list[Transcript]:
     for response_id in dict.fromkeys([identity, *response_ids_of(running, binding_id or identity)]):
-        records = records_of(running, response_id)
-        if records:
-            return records
+        responses = responses_of(running, response_id)
+        if responses:
+            return responses
     return []
 
 
@@ -85,11 +85,11 @@ def _of_binding(running: Running, binding: Binding | None) -> Iterator[str]:
         yield f"An operator wants it to leave {binding.leaves} at its next turn."
 
 
-def _of_records(records: list[ResponseRecord]) -> Iterator[str]:
-    pins = {record.pinned_to for record in records if record.pinned_to is not None}
+def _of_responses(responses: list[Transcript]) -> Iterator[str]:
+    pins = {each.record.pinned_to for each in responses if each.record.pinned_to is not None}
     if pins:
         yield f"It holds sealed items that only {' or '.join(sorted(pins))} can read."
-    if not records:
+    if not responses:
         yield "The ledger remembers none of its responses."
 
 
@@ -107,19 +107,21 @@ def _of_turn(turn: TurnRecord) -> Iterator[str]:
         yield f"Turn {turn.turn} ended {turn.status} with {turn.error_code}."
 
 
-def _nodes(running: Running, records: list[ResponseRecord]) -> list[dict[str, Any]]:
-    by_response = {turn.response_id: turn for turn in running.services.turn_log.latest()}
-    return [_node(record, by_response.get(record.id)) for record in records[-_MAX_NODES:]]
+def _nodes(running: Running, responses: list[Transcript]) -> list[dict[str, Any]]:
+    turns = {turn.response_id: turn for turn in running.services.turn_log.latest()}
+    return [_node(running, each, turns.get(each.record.id)) for each in responses[-_MAX_NODES:]]
 
 
-def _node(record: ResponseRecord, turn: TurnRecord | None) -> dict[str, Any]:
+def _node(running: Running, response: Transcript, turn: TurnRecord | None) -> dict[str, Any]:
+    record, parent = response.record, response.parent
+    evicted = running.services.ledger.is_evicted(response)
     items = record.items()
     return {
         "id": record.id,
-        "parent": None if record.parent is None else record.parent.id,
+        "parent": None if parent is None else parent.record.id,
         "account": record.account,
         "route": None if turn is None else turn.route,
-        "status": "evicted" if record.evicted else (turn.status if turn else "remembered"),
+        "status": "evicted" if evicted else (turn.status if turn else "remembered"),
         "created_at": record.created_at,
         "model": record.model,
         "items": len(items),

@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings
-from gateway.conversations.records import ResponseRecord
+from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.protocol.errors import ApiError
 from gateway.protocol.items import read_item
 from gateway.routing.model_catalog import ModelCatalog
@@ -145,17 +145,17 @@ class Hall:
         *,
         account: str | None = "a",
         tenant: str = "laptop",
-        parent: ResponseRecord | None = None,
+        parent: Transcript | None = None,
         input: Sequence[Json] = ({"role": "user", "content": "hi"},),
         output: Sequence[Json] = (),
         store: bool = True,
         held_upstream: bool = True,
-    ) -> ResponseRecord:
+    ) -> Transcript:
         """A response in the ledger."""
         record = ResponseRecord(
             tenant=tenant,
             id=response_id,
-            parent=parent,
+            parent=None if parent is None else parent.record.key,
             input=tuple(read_item(json.dumps(item).encode()) for item in input),
             output=tuple(read_item(json.dumps(item).encode()) for item in output),
             account=account,
@@ -164,8 +164,9 @@ class Hall:
             model="gpt-5.5",
             created_at=self.world.clock.seconds(),
         )
-        self.services.ledger.add(record)
-        return record
+        response = Transcript(record, parent)
+        self.services.ledger.add(response)
+        return response
 
     def check_rest(self) -> None:
         self.catalogues.close()

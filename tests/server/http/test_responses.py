@@ -389,7 +389,7 @@ def test_background_is_answered_with_the_first_event_and_runs_on(patient: House)
     patient.sent().sends(*rest)
     record = patient.world.ledger.get("laptop", "resp_1")
     assert record is not None
-    assert len(record.output) == 1, "its output can be continued"
+    assert len(record.record.output) == 1, "its output can be continued"
 
 
 def test_background_waits_for_an_event_with_a_response(patient: House) -> None:

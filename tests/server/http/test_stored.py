@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.conversations.records import foreign_record
+from gateway.conversations.store import foreign_response
 from gateway.protocol.errors import ApiError
 from tests.server.http.hall import DESK, LAPTOP, Hall
 
@@ -250,7 +250,7 @@ def test_odd_ids_stay_one_part_of_the_path(odd: str) -> None:
 def test_a_response_that_was_continued_unseen_is_found_where_it_is_kept() -> None:
     """What the ledger knows of it is only that it was named."""
     hall = Hall(2)
-    parent = foreign_record("laptop", "resp_far", None)
+    parent = foreign_response("laptop", "resp_far", None)
     hall.remembers(parent=parent)
     for method, suffix in VERBS[:2]:
         asked = hall.asks(method, f"/responses/resp_far{suffix}")
