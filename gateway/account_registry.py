@@ -90,6 +90,7 @@ class AccountRegistry:
         for_tokens = http_client(self._reactor, unkept, timeouts.connect_seconds, way)
         upstream = HttpUpstream(
             self._reactor,
+            settings.name,
             base_url,
             credentials_for(settings, self._reactor, for_tokens),
             HttpTimeouts(

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
 from gateway.routing.account import Account
-from gateway.upstream.interface import UpstreamCall
+from gateway.upstream.interface import ForwardedRequest
 
 #: How long an answer may take, in seconds.
 ANSWER_SECONDS = 10.0
@@ -21,7 +21,7 @@ _MAX_BYTES = 1024 * 1024
 
 
 class Probe:
-    """One ``GET /models``; a :class:`~gateway.upstream.interface.CallReceiver`.
+    """One ``GET /models``; a :class:`~gateway.upstream.interface.BodyReceiver`.
 
     It says nothing to the account's health: the turns do.
 
@@ -38,29 +38,29 @@ class Probe:
         self._deadline = Deadline(clock, self._too_late)
         headers = {"accept": "application/json"}
         headers.update((name.lower(), value) for name, value in account.request_headers)
-        self._call = account.upstream.call(UpstreamCall("GET", "/models", headers), self)
+        self._call = account.upstream.forward(ForwardedRequest("GET", "/models", headers), self)
 
     def start(self) -> None:
         """Ask."""
         self._deadline.start(ANSWER_SECONDS)
         self._call.start()
 
-    def call_connected(self) -> None:
-        """See ``CallReceiver``."""
+    def upstream_connected(self) -> None:
+        """See ``BodyReceiver``."""
 
-    def call_answered(self, status: int, headers: Mapping[str, str]) -> None:
-        """See ``CallReceiver``."""
+    def upstream_answered(self, status: int, headers: Mapping[str, str]) -> None:
+        """See ``BodyReceiver``."""
         self._status = status
 
-    def call_data(self, data: bytes) -> None:
-        """See ``CallReceiver``."""
+    def upstream_data(self, data: bytes) -> None:
+        """See ``BodyReceiver``."""
         self._bytes += len(data)
         if self._bytes > _MAX_BYTES and not self._over:
             self._call.cancel()
             self._end(None)
 
-    def call_ended(self, error: ApiError | None) -> None:
-        """See ``CallReceiver``."""
+    def upstream_ended(self, error: ApiError | None) -> None:
+        """See ``BodyReceiver``."""
         self._end(None if error is None else error.message)
 
     def _too_late(self) -> None:

@@ -14,7 +14,7 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.headers import may_pass
 from gateway.protocol.model_lists import ListedModel, read_model_list
 from gateway.routing.account import Account
-from gateway.upstream.interface import UpstreamCall
+from gateway.upstream.interface import ForwardedRequest
 
 #: How long all of it may take, in seconds: Codex waits for 5 (protocol.md §7).
 ANSWER_SECONDS = 4.0
@@ -110,7 +110,7 @@ class ModelListRequest:
 
 
 class _Question:
-    """One ``GET /models``; a :class:`~gateway.upstream.interface.CallReceiver`."""
+    """One ``GET /models``; a :class:`~gateway.upstream.interface.BodyReceiver`."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class _Question:
         self._status = 0
         self._etag: str | None = None
         self._body = bytearray()
-        self._call = account.upstream.call(UpstreamCall("GET", path, headers), self)
+        self._call = account.upstream.forward(ForwardedRequest("GET", path, headers), self)
 
     def start(self) -> None:
         self._call.start()
@@ -139,21 +139,21 @@ class _Question:
     def log(self, why: str) -> None:
         _log.info("the models of {account} cannot be listed: {why}", account=self._account, why=why)
 
-    def call_connected(self) -> None:
+    def upstream_connected(self) -> None:
         """The answer is what counts."""
 
-    def call_answered(self, status: int, headers: Mapping[str, str]) -> None:
+    def upstream_answered(self, status: int, headers: Mapping[str, str]) -> None:
         self._status = status
         etag = headers.get("etag", "")
         self._etag = etag if may_pass("etag", etag) else None
 
-    def call_data(self, data: bytes) -> None:
+    def upstream_data(self, data: bytes) -> None:
         self._body += data
         if len(self._body) > _MAX_BYTES:
             self.cancel()
             self._fail("it is too long")
 
-    def call_ended(self, error: ApiError | None) -> None:
+    def upstream_ended(self, error: ApiError | None) -> None:
         if error is not None:
             self._fail(error.message)
         elif not 200 <= self._status < 300:

@@ -27,7 +27,7 @@ from gateway.turn.conceding import Conceding
 from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.passthrough import ProxiedRequest
 from gateway.turn.preparing import dialect_of
-from gateway.upstream.interface import UpstreamCall
+from gateway.upstream.interface import ForwardedRequest
 
 _PATH = "/chat/completions"
 
@@ -56,12 +56,12 @@ class ChatSpec:
         """See :class:`~gateway.turn.cargo.RequestSpec`."""
         return hash(self._request.body)
 
-    def call_for(self, account: Account) -> UpstreamCall:
+    def call_for(self, account: Account) -> ForwardedRequest:
         """See :class:`~gateway.turn.cargo.RequestSpec`."""
         dialect = self._dialect_of(account)
         body = chat_body(self._request, dialect.model, dialect.stores, dialect.spares)
         accept = EVENT_STREAM if self._request.stream else JSON
-        return UpstreamCall("POST", _PATH, call_headers(self._context, account, accept), body)
+        return ForwardedRequest("POST", _PATH, call_headers(self._context, account, accept), body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
         """See :class:`~gateway.turn.cargo.RequestSpec`."""

@@ -27,7 +27,7 @@ from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.continuity import TurnContinuity
 from gateway.turn.passthrough import ProxiedRequest
 from gateway.turn.preparing import dialect_of, sent_with
-from gateway.upstream.interface import UpstreamCall
+from gateway.upstream.interface import ForwardedRequest
 
 
 class InputOperation(NamedTuple):
@@ -78,7 +78,7 @@ class InputSpec:
         """See :class:`~gateway.turn.cargo.RequestSpec`."""
         return self._request.fingerprint()
 
-    def call_for(self, account: Account) -> UpstreamCall:
+    def call_for(self, account: Account) -> ForwardedRequest:
         """See :class:`~gateway.turn.cargo.RequestSpec`."""
         plan = self.plan = self._planned(account)
         dialect = self._dialect_of(account)
@@ -86,7 +86,7 @@ class InputSpec:
         if self._state is not None and self._state.account == account.name and self._state.upstream:
             headers[TURN_STATE] = self._state.upstream
         body = input_body(self._request, plan.items, plan.previous_response_id, dialect)
-        return UpstreamCall("POST", self._path, headers, body)
+        return ForwardedRequest("POST", self._path, headers, body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
         """See :class:`~gateway.turn.cargo.RequestSpec`."""

@@ -27,7 +27,7 @@ from gateway.server.passthrough import (
 from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.itinerary import Known
 from gateway.turn.passthrough import ProxiedRequest
-from gateway.upstream.interface import UpstreamCall
+from gateway.upstream.interface import ForwardedRequest
 
 #: Accounts that are asked for a response which nobody here knows.
 _MOST_ASKED = 16
@@ -70,11 +70,11 @@ class StoredSpec:
         """See :class:`~gateway.turn.cargo.RequestSpec`."""
         return self._path
 
-    def call_for(self, account: Account) -> UpstreamCall:
+    def call_for(self, account: Account) -> ForwardedRequest:
         """See :class:`~gateway.turn.cargo.RequestSpec`."""
         headers = call_headers(self._context, account, self._accept, has_body=False)
         body = b"" if self._method == "POST" else None
-        return UpstreamCall(self._method, self._path, headers, body)
+        return ForwardedRequest(self._method, self._path, headers, body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
         """See :class:`~gateway.turn.cargo.RequestSpec`."""

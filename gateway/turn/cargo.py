@@ -9,7 +9,7 @@ from gateway.conversations.context import ContextPlan
 from gateway.protocol.errors import ApiError
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
-from gateway.upstream.interface import UpstreamCall
+from gateway.upstream.interface import ForwardedRequest
 
 
 class RequestSpec(Protocol):
@@ -32,7 +32,7 @@ class RequestSpec(Protocol):
     def fingerprint(self) -> Hashable:
         """The same for a request that is sent again."""
 
-    def call_for(self, account: Account) -> UpstreamCall:
+    def call_for(self, account: Account) -> ForwardedRequest:
         """The request as ``account`` should get it."""
 
     def mended(self, account: Account, error: ApiError) -> bool:

@@ -26,7 +26,7 @@ from gateway.turn.cargo import ProxiedResponseSink, RequestSpec
 from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.itinerary import InTurn, Itinerary, Known, NoPlace, Place
 from gateway.turn.recorder import SAME_ACCOUNT, TurnRecorder
-from gateway.upstream.interface import UpstreamRequestCall
+from gateway.upstream.interface import UpstreamExchange
 
 _logger = Logger(namespace="gateway.passage")
 
@@ -87,7 +87,7 @@ class ProxiedRequest:
         self._state = ProxiedRequestState.SEEKING
         self._itinerary: Itinerary | None = None
         self._place: Place = NoPlace()
-        self._call: UpstreamRequestCall | None = None
+        self._call: UpstreamExchange | None = None
         self._paused = False
         self._relayed = False
         self._status = 0
@@ -191,19 +191,19 @@ class ProxiedRequest:
             return
         spec = self._spec
         self._log.tries(account.name, rule, spec.what, len(call.body or b""), spec.plan, choice)
-        self._call = account.upstream.call(call, self)
+        self._call = account.upstream.forward(call, self)
         if self._paused:
             self._call.pause()
         self._call.start()
 
     # --- what the call reports -------------------------------------------------------
 
-    def call_connected(self) -> None:
-        """See :class:`~gateway.upstream.interface.CallReceiver`."""
+    def upstream_connected(self) -> None:
+        """See :class:`~gateway.upstream.interface.BodyReceiver`."""
         self._log.connected()
 
-    def call_answered(self, status: int, headers: Mapping[str, str]) -> None:
-        """See :class:`~gateway.upstream.interface.CallReceiver`."""
+    def upstream_answered(self, status: int, headers: Mapping[str, str]) -> None:
+        """See :class:`~gateway.upstream.interface.BodyReceiver`."""
         assert self.account is not None
         self._status, self._headers = status, headers
         self._log.answered()
@@ -218,8 +218,8 @@ class ProxiedRequest:
         else:
             self._relay()
 
-    def call_data(self, data: bytes) -> None:
-        """See :class:`~gateway.upstream.interface.CallReceiver`."""
+    def upstream_data(self, data: bytes) -> None:
+        """See :class:`~gateway.upstream.interface.BodyReceiver`."""
         if self._state is ProxiedRequestState.RELAYING:
             self._relay_data(data)
             return
@@ -233,8 +233,8 @@ class ProxiedRequest:
         elif len(self._held) > self._spec.held_bytes:
             self._end(ApiError.bad_gateway("The upstream's answer is longer than it may be."))
 
-    def call_ended(self, error: ApiError | None) -> None:
-        """See :class:`~gateway.upstream.interface.CallReceiver`."""
+    def upstream_ended(self, error: ApiError | None) -> None:
+        """See :class:`~gateway.upstream.interface.BodyReceiver`."""
         self._call = None
         if self._state is ProxiedRequestState.REFUSED:
             error = from_http(self._status, self._headers, bytes(self._held))

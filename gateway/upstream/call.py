@@ -21,7 +21,7 @@ from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
 from gateway.protocol.sse import EventStreamParser, EventTooLarge
 from gateway.upstream.errors import log_bug, upstream_failure
-from gateway.upstream.interface import CallReceiver, UpstreamCall
+from gateway.upstream.interface import BodyReceiver, ForwardedRequest
 from gateway.upstream.sending import HttpTimeouts, RequestSender, Sending, drop, headers_of
 
 #: How much of a refusal's body is read, in bytes, and for how long, in seconds.
@@ -56,7 +56,7 @@ TRANSITIONS = {
 
 
 class HttpCall(Protocol):
-    """See :class:`~gateway.upstream.interface.UpstreamRequestCall`.
+    """See :class:`~gateway.upstream.interface.UpstreamExchange`.
 
     It is also the protocol the answer's body is delivered to.
     """
@@ -66,8 +66,8 @@ class HttpCall(Protocol):
     def __init__(
         self,
         sender: RequestSender,
-        call: UpstreamCall,
-        receiver: CallReceiver,
+        call: ForwardedRequest,
+        receiver: BodyReceiver,
         timeouts: HttpTimeouts,
     ) -> None:
         self._sender = sender
@@ -82,6 +82,7 @@ class HttpCall(Protocol):
         self._refusal = bytearray()
         self._events: EventStreamParser | None = None
         self._unnoted = 0
+        self.request_bytes = len(call.body or b"")
 
     # --- the caller's side -----------------------------------------------------------
 
@@ -96,6 +97,10 @@ class HttpCall(Protocol):
         """Drop the request or its answer now; the receiver hears nothing more."""
         if self._state is not CallState.OVER:
             self._drop()
+
+    def finish(self) -> None:
+        """Its connection could be reused; calls are cancelled instead."""
+        self.cancel()
 
     def pause(self) -> None:
         """Stop reading."""
@@ -115,7 +120,7 @@ class HttpCall(Protocol):
 
     def request_connected(self) -> None:
         """The request goes out."""
-        self._receiver.call_connected()
+        self._receiver.upstream_connected()
 
     def request_answered(self, response: IResponse) -> None:
         """The answer begins."""
@@ -130,7 +135,7 @@ class HttpCall(Protocol):
         else:
             self._enter(CallState.REFUSED)
             self._deadline.start(_REFUSAL_SECONDS)
-        self._receiver.call_answered(response.code, headers)
+        self._receiver.upstream_answered(response.code, headers)
         if self._state is CallState.OVER:
             return
         response.deliverBody(self)
@@ -147,7 +152,7 @@ class HttpCall(Protocol):
         with self._guarded():
             if self._state is CallState.ANSWERED:
                 self._note_progress(data)
-                self._receiver.call_data(data)
+                self._receiver.upstream_data(data)
             elif self._state is CallState.REFUSED:
                 self._refusal += data
                 if len(self._refusal) > _MAX_REFUSAL_BYTES:
@@ -183,8 +188,8 @@ class HttpCall(Protocol):
 
     def _tell_refusal(self) -> None:
         body = bytes(self._refusal[:_MAX_REFUSAL_BYTES])
-        self._receiver.call_data(self._sender.without_secrets(body))
-        self._receiver.call_ended(None)
+        self._receiver.upstream_data(self._sender.without_secrets(body))
+        self._receiver.upstream_ended(None)
 
     def _timed_out(self) -> None:
         if self._state is CallState.REFUSED:
@@ -203,12 +208,12 @@ class HttpCall(Protocol):
 
     def _fail(self, error: ApiError) -> None:
         self._drop()
-        self._receiver.call_ended(error)
+        self._receiver.upstream_ended(error)
 
     def _end(self, error: ApiError | None) -> None:
         self._enter(CallState.OVER)
         self._deadline.stop()
-        self._receiver.call_ended(error)
+        self._receiver.upstream_ended(error)
 
     def _drop(self) -> None:
         self._enter(CallState.OVER)
@@ -237,7 +242,7 @@ class HttpCall(Protocol):
         self._state = state
 
 
-def first_byte_seconds(call: UpstreamCall, timeouts: HttpTimeouts) -> float:
+def first_byte_seconds(call: ForwardedRequest, timeouts: HttpTimeouts) -> float:
     """How long the answer to ``call`` may take to begin, in seconds.
 
     One in a single piece begins only when the model is done: that may take as long as a

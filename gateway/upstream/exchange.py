@@ -20,7 +20,7 @@ from gateway.protocol.sse import Event, EventTooLarge
 from gateway.protocol.upstream_request import UpstreamTurn, build_body, build_headers
 from gateway.upstream.call import first_byte_seconds
 from gateway.upstream.errors import log_bug, upstream_failure
-from gateway.upstream.interface import Receiver, UpstreamCall
+from gateway.upstream.interface import EventReceiver, ForwardedRequest
 from gateway.upstream.sending import HttpTimeouts, RequestSender, Sending, drop, headers_of
 
 #: How much of a refusal's body is read, in bytes.
@@ -56,7 +56,7 @@ class HttpExchange(Protocol):
         self,
         sender: RequestSender,
         turn: UpstreamTurn,
-        receiver: Receiver,
+        receiver: EventReceiver,
         timeouts: HttpTimeouts,
     ) -> None:
         self._sender = sender
@@ -73,7 +73,7 @@ class HttpExchange(Protocol):
             turn.turn_state,
             turn.dialect.streams,
         )
-        call = UpstreamCall("POST", "/responses", headers, body)
+        call = ForwardedRequest("POST", "/responses", headers, body)
         self.request_bytes = len(body)
         self._first_byte_seconds = first_byte_seconds(call, timeouts)
         self._sending: Sending | None = Sending(sender, call, self)

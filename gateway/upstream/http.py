@@ -14,7 +14,7 @@ from gateway.upstream.agent import connection_pool, http_client
 from gateway.upstream.call import HttpCall
 from gateway.upstream.egress import EgressPath
 from gateway.upstream.exchange import HttpExchange
-from gateway.upstream.interface import CallReceiver, Receiver, UpstreamCall
+from gateway.upstream.interface import BodyReceiver, EventReceiver, ForwardedRequest
 from gateway.upstream.sending import HttpTimeouts, RequestSender
 
 __all__ = ["HttpTimeouts", "HttpUpstream"]
@@ -23,6 +23,7 @@ __all__ = ["HttpTimeouts", "HttpUpstream"]
 class HttpUpstream:
     """One account's HTTP side, with connections of its own.
 
+    :param name: the account's.
     :param base_url: tells the base URL, without the trailing ``/responses``.
     :param credentials: what authorizes its requests; closed with it.
     :param egress: how its connections leave the machine; straight when left out.
@@ -32,6 +33,7 @@ class HttpUpstream:
     def __init__(
         self,
         reactor: Any,
+        name: str,
         base_url: Callable[[], str],
         credentials: Credentials,
         timeouts: HttpTimeouts,
@@ -39,6 +41,7 @@ class HttpUpstream:
         max_kept: int = 1000,
     ) -> None:
         self.max_kept = max_kept
+        self._name = name
         self._pool = connection_pool(reactor, max_kept)
         client = http_client(reactor, self._pool, timeouts.connect, egress)
         self._credentials = credentials
@@ -50,13 +53,17 @@ class HttpUpstream:
         """Idle connections that are kept; at most ``max_kept``."""
         return kept_connections(self._pool)
 
-    def exchange(self, turn: UpstreamTurn, receiver: Receiver) -> HttpExchange:
+    def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> HttpExchange:
         """See :class:`~gateway.upstream.interface.Upstream`."""
         return HttpExchange(self._sender, turn, receiver, self._timeouts)
 
-    def call(self, call: UpstreamCall, receiver: CallReceiver) -> HttpCall:
+    def forward(self, call: ForwardedRequest, receiver: BodyReceiver) -> HttpCall:
         """See :class:`~gateway.upstream.interface.Upstream`."""
         return HttpCall(self._sender, call, receiver, self._timeouts)
+
+    def holds(self, holder: str) -> bool:
+        """Over HTTP any connection will do: the account keeps its responses."""
+        return holder == self._name
 
     def without_secrets(self, said: bytes) -> bytes:
         """See :class:`~gateway.upstream.interface.Upstream`."""

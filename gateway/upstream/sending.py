@@ -21,7 +21,7 @@ from gateway.credentials.interface import Credentials
 from gateway.protocol.errors import ApiError
 from gateway.upstream.agent import WholeBodyProducer
 from gateway.upstream.errors import connection_went_stale, log_bug, upstream_failure
-from gateway.upstream.interface import UpstreamCall
+from gateway.upstream.interface import ForwardedRequest
 
 #: A request is sent again only this soon: a kept connection that is closed already fails at
 #: once, while an upstream that thought about the request may have done what it asks.
@@ -74,7 +74,10 @@ class RequestSender:
         self._base_url = base_url
 
     def request(
-        self, call: UpstreamCall, authorization: Mapping[str, str], connected: Callable[[], None]
+        self,
+        call: ForwardedRequest,
+        authorization: Mapping[str, str],
+        connected: Callable[[], None],
     ) -> Deferred[Any]:
         """Send it once.
 
@@ -109,7 +112,9 @@ class Sending:
     :param receiver: hears of it until it was answered, failed or was cancelled.
     """
 
-    def __init__(self, sender: RequestSender, call: UpstreamCall, receiver: AnswerReceiver) -> None:
+    def __init__(
+        self, sender: RequestSender, call: ForwardedRequest, receiver: AnswerReceiver
+    ) -> None:
         self._sender = sender
         self._call = call
         self._receiver = receiver

@@ -13,7 +13,7 @@ from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import ApiError
 from gateway.routing.affinity import AffinityKey, connection_key
 from gateway.routing.bindings import opaque_id
-from gateway.upstream.interface import CallReceiver, UpstreamCall
+from gateway.upstream.interface import BodyReceiver, ForwardedRequest
 from gateway.upstream.proxy_health import UnavailableProxy
 from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Way
 from tests.support.events import text_item, turn_events, user
@@ -87,12 +87,12 @@ def test_what_does_not_exist_is_not_found_and_done_to_nobody(path: str) -> None:
 class Upstream:
     """Answers a probe as the test says."""
 
-    def __init__(self, play: Callable[[CallReceiver], None]) -> None:
+    def __init__(self, play: Callable[[BodyReceiver], None]) -> None:
         self.play = play
-        self.calls: list[UpstreamCall] = []
+        self.calls: list[ForwardedRequest] = []
         self.cancelled = False
 
-    def call(self, call: UpstreamCall, receiver: CallReceiver) -> Upstream:
+    def forward(self, call: ForwardedRequest, receiver: BodyReceiver) -> Upstream:
         self.calls.append(call)
         self.receiver = receiver
         return self
@@ -104,7 +104,7 @@ class Upstream:
         self.cancelled = True
 
 
-def probe(play: Callable[[CallReceiver], None]) -> tuple[Admin, Upstream, Any]:
+def probe(play: Callable[[BodyReceiver], None]) -> tuple[Admin, Upstream, Any]:
     admin = Admin(TOKEN)
     upstream = admin.world.accounts["a"].upstream = Upstream(play)  # type: ignore[assignment]
     client = admin.client()
@@ -115,11 +115,11 @@ def probe(play: Callable[[CallReceiver], None]) -> tuple[Admin, Upstream, Any]:
     return admin, upstream, client  # type: ignore[return-value]
 
 
-def answers(status: int, body: bytes = b"{}") -> Callable[[CallReceiver], None]:
-    def play(receiver: CallReceiver) -> None:
-        receiver.call_answered(status, {})
-        receiver.call_data(body)
-        receiver.call_ended(None)
+def answers(status: int, body: bytes = b"{}") -> Callable[[BodyReceiver], None]:
+    def play(receiver: BodyReceiver) -> None:
+        receiver.upstream_answered(status, {})
+        receiver.upstream_data(body)
+        receiver.upstream_ended(None)
 
     return play
 
@@ -135,7 +135,7 @@ def test_a_probe_tells_what_the_account_answered(status: int, answered: bool) ->
 
 
 def test_a_probe_that_fails_says_why() -> None:
-    _, _, client = probe(lambda each: each.call_ended(ApiError.bad_gateway("refused", "x")))
+    _, _, client = probe(lambda each: each.upstream_ended(ApiError.bad_gateway("refused", "x")))
     assert "refused" in client.answer.json["result"]
 
 
@@ -145,7 +145,7 @@ def test_a_probe_has_a_deadline() -> None:
     admin.clock.advance(ANSWER_SECONDS)
     assert "no answer within" in client.answer.json["error"]
     assert upstream.cancelled
-    upstream.receiver.call_ended(None)  # too late; nobody minds
+    upstream.receiver.upstream_ended(None)  # too late; nobody minds
 
 
 def test_a_probe_whose_client_is_gone_ends_quietly() -> None:
@@ -156,10 +156,10 @@ def test_a_probe_whose_client_is_gone_ends_quietly() -> None:
 
 
 def test_an_endless_answer_is_not_read_to_its_end() -> None:
-    def endless(receiver: CallReceiver) -> None:
-        receiver.call_answered(200, {})
+    def endless(receiver: BodyReceiver) -> None:
+        receiver.upstream_answered(200, {})
         for _ in range(100):
-            receiver.call_data(b"x" * 100_000)
+            receiver.upstream_data(b"x" * 100_000)
 
     _, upstream, client = probe(endless)
     assert client.answer.json["answered"] is True

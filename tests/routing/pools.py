@@ -16,7 +16,7 @@ from gateway.routing.affinity import AffinityKey
 from gateway.routing.bindings import Bindings
 from gateway.routing.pool import AccountPool
 from gateway.routing.selection import NoAccount, RouteRequest, Selection
-from gateway.upstream.interface import CallReceiver, Receiver, UpstreamCall
+from gateway.upstream.interface import BodyReceiver, EventReceiver, ForwardedRequest
 
 MODEL = "gpt-5"
 _others = itertools.count()
@@ -25,10 +25,10 @@ _others = itertools.count()
 class NoUpstream:
     """Choosing an account sends nothing."""
 
-    def exchange(self, turn: UpstreamTurn, receiver: Receiver) -> NoReturn:
+    def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> NoReturn:
         raise AssertionError("the pool only chooses")
 
-    def call(self, call: UpstreamCall, receiver: CallReceiver) -> NoReturn:
+    def forward(self, call: ForwardedRequest, receiver: BodyReceiver) -> NoReturn:
         raise AssertionError("the pool only chooses")
 
     def without_secrets(self, said: bytes) -> NoReturn:

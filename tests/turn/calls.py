@@ -22,7 +22,7 @@ from gateway.turn.context import TurnContext
 from gateway.turn.continuity import TurnContinuity
 from gateway.turn.itinerary import Known
 from gateway.turn.passthrough import ProxiedRequest
-from gateway.upstream.interface import CallReceiver, UpstreamCall
+from gateway.upstream.interface import BodyReceiver, ForwardedRequest
 from tests.turn.fakes import World
 
 JSON = {"content-type": "application/json"}
@@ -31,7 +31,7 @@ JSON = {"content-type": "application/json"}
 class FakeCall:
     """One call as an upstream sees it; the test plays the upstream."""
 
-    def __init__(self, call: UpstreamCall, receiver: CallReceiver) -> None:
+    def __init__(self, call: ForwardedRequest, receiver: BodyReceiver) -> None:
         self.call = call
         self.receiver = receiver
         self.state = "prepared"
@@ -58,20 +58,20 @@ class FakeCall:
 
     def connects(self) -> None:
         if self.state == "running":
-            self.receiver.call_connected()
+            self.receiver.upstream_connected()
 
     def begins(self, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         if self.state == "running":
-            self.receiver.call_answered(status, {**JSON, **(headers or {})})
+            self.receiver.upstream_answered(status, {**JSON, **(headers or {})})
 
     def sends(self, data: bytes) -> None:
         if self.state == "running":
-            self.receiver.call_data(data)
+            self.receiver.upstream_data(data)
 
     def ends(self, error: ApiError | None = None) -> None:
         if self.state == "running":
             self.state = "over"
-            self.receiver.call_ended(error)
+            self.receiver.upstream_ended(error)
 
     def answers(self, body: Any, status: int = 200, **headers: str) -> None:
         """A whole answer."""
@@ -89,7 +89,7 @@ class CallingUpstream:
     def __init__(self) -> None:
         self.calls: list[FakeCall] = []
 
-    def call(self, call: UpstreamCall, receiver: CallReceiver) -> FakeCall:
+    def forward(self, call: ForwardedRequest, receiver: BodyReceiver) -> FakeCall:
         self.calls.append(FakeCall(call, receiver))
         return self.calls[-1]
 
@@ -156,8 +156,8 @@ class FakeCargo:
     def fingerprint(self) -> str:
         return self.what
 
-    def call_for(self, account: Account) -> UpstreamCall:
-        return UpstreamCall("POST", "/errand", {}, json.dumps({"to": account.name}).encode())
+    def call_for(self, account: Account) -> ForwardedRequest:
+        return ForwardedRequest("POST", "/errand", {}, json.dumps({"to": account.name}).encode())
 
     def mended(self, account: Account, error: ApiError) -> bool:
         self.mends -= 1

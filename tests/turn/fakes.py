@@ -25,7 +25,7 @@ from gateway.routing.wait_queue import WaitQueue
 from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.turn import Turn
 from gateway.turn.turn_log import TurnLog
-from gateway.upstream.interface import Receiver
+from gateway.upstream.interface import EventReceiver
 from tests.support.events import Json
 from tests.support.sse import ServerSentEvent
 
@@ -39,7 +39,7 @@ def sse(event: Json) -> ServerSentEvent:
 class FakeExchange:
     """One request as an upstream sees it; the test plays the upstream."""
 
-    def __init__(self, turn: UpstreamTurn, receiver: Receiver) -> None:
+    def __init__(self, turn: UpstreamTurn, receiver: EventReceiver) -> None:
         self.headers = build_headers(
             turn.request,
             turn.client_headers,
@@ -93,7 +93,7 @@ class FakeUpstream:
         self.exchanges: list[FakeExchange] = []
         self.answer: Any = None
 
-    def exchange(self, turn: UpstreamTurn, receiver: Receiver) -> FakeExchange:
+    def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> FakeExchange:
         exchange = FakeExchange(turn, receiver)
         exchange.answer = self.answer
         self.exchanges.append(exchange)

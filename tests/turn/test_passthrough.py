@@ -15,7 +15,7 @@ from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
 from gateway.turn.passthrough import TRANSITIONS, ProxiedRequestState
-from gateway.upstream.interface import UpstreamCall
+from gateway.upstream.interface import ForwardedRequest
 from tests.turn.calls import CallWorld, FakeCargo, Journey
 
 
@@ -165,7 +165,7 @@ def test_a_permission_for_the_path_alone_lets_nobody_rest() -> None:
 
 def test_a_bug_costs_one_request() -> None:
     class Broken(FakeCargo):
-        def call_for(self, account: Account) -> UpstreamCall:
+        def call_for(self, account: Account) -> ForwardedRequest:
             raise ValueError("a bug")
 
     world = CallWorld()

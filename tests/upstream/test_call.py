@@ -12,11 +12,15 @@ from twisted.internet.error import ConnectionLost
 
 from gateway.protocol.errors import ApiError
 from gateway.upstream.call import HttpCall
-from gateway.upstream.interface import UpstreamCall
+from gateway.upstream.interface import ForwardedRequest
 from tests.upstream.wire import LAST_CHUNK, Connection, Wire, chunk, refusal
 
-GET = UpstreamCall("GET", "/responses/resp_1?include=a&include=b", {"accept": "application/json"})
-POST = UpstreamCall("POST", "/chat/completions", {"content-type": "application/json"}, b'{"a": 1}')
+GET = ForwardedRequest(
+    "GET", "/responses/resp_1?include=a&include=b", {"accept": "application/json"}
+)
+POST = ForwardedRequest(
+    "POST", "/chat/completions", {"content-type": "application/json"}, b'{"a": 1}'
+)
 STREAM = POST._replace(headers={"accept": "text/event-stream"})
 
 JSON_HEAD = (
@@ -57,19 +61,19 @@ class HeardCall:
         self.pieces: list[bytes] = []
         self.endings: list[ApiError | None] = []
 
-    def call_connected(self) -> None:
+    def upstream_connected(self) -> None:
         self.connected += 1
 
-    def call_answered(self, status: int, headers: Mapping[str, str]) -> None:
+    def upstream_answered(self, status: int, headers: Mapping[str, str]) -> None:
         assert not self.status, "answered twice"
         self.status, self.headers = status, headers
 
-    def call_data(self, data: bytes) -> None:
+    def upstream_data(self, data: bytes) -> None:
         assert self.status, "data before the answer"
         assert not self.endings, f"data after the end: {data!r}"
         self.pieces.append(data)
 
-    def call_ended(self, error: ApiError | None) -> None:
+    def upstream_ended(self, error: ApiError | None) -> None:
         self.endings.append(error)
 
     @property
@@ -88,9 +92,9 @@ def wire() -> Wire:
     return Wire()
 
 
-def start(wire: Wire, call: UpstreamCall = GET) -> tuple[HttpCall, HeardCall, Connection]:
+def start(wire: Wire, call: ForwardedRequest = GET) -> tuple[HttpCall, HeardCall, Connection]:
     heard = HeardCall()
-    sent = wire.upstream.call(call, heard)
+    sent = wire.upstream.forward(call, heard)
     sent.start()
     return sent, heard, wire.accept()
 
@@ -189,7 +193,7 @@ def test_a_connection_that_cannot_be_had_is_a_bad_gateway(wire: Wire) -> None:
 
 @pytest.mark.parametrize(("call", "seconds"), [(GET, 120), (STREAM, 120), (POST, 300)])
 def test_an_answer_in_one_piece_may_take_longer_to_begin(
-    wire: Wire, call: UpstreamCall, seconds: float
+    wire: Wire, call: ForwardedRequest, seconds: float
 ) -> None:
     _, heard, connection = start(wire, call)
     wire.reactor.advance(seconds - 1)
@@ -297,7 +301,7 @@ def test_a_receiver_may_cancel_as_it_hears_the_status(wire: Wire) -> None:
     def cancel(status: int, headers: Mapping[str, str]) -> None:
         call.cancel()
 
-    heard.call_answered = cancel  # type: ignore[method-assign]
+    heard.upstream_answered = cancel  # type: ignore[method-assign]
     connection.sends(JSON_HEAD, chunk(b"["))
     assert connection.dropped
     assert (heard.body, heard.endings) == (b"", [])
@@ -310,7 +314,7 @@ def test_a_receiver_that_fails_ends_its_call(wire: Wire) -> None:
     def fail(data: bytes) -> None:
         raise ValueError("a bug")
 
-    heard.call_data = fail  # type: ignore[method-assign]
+    heard.upstream_data = fail  # type: ignore[method-assign]
     connection.sends(JSON_HEAD, chunk(b"["))
     assert heard.error.code == "gateway_failed"
     assert connection.dropped
@@ -322,7 +326,7 @@ def test_a_connection_is_used_again_after_a_whole_answer(wire: Wire) -> None:
     connection.sends(JSON_HEAD, chunk(b"[]"), LAST_CHUNK)
     assert heard.endings == [None]
     second = HeardCall()
-    wire.upstream.call(GET, second).start()
+    wire.upstream.forward(GET, second).start()
     connection.sends(JSON_HEAD, chunk(b"{}"), LAST_CHUNK)
     assert second.body == b"{}"
     assert wire.attempts == 1, "expected one connection for two calls"

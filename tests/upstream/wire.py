@@ -128,7 +128,7 @@ class Wire:
         self.reactor = Reactor()
         timeouts = HttpTimeouts(connect=10, first_byte=120, idle=300)
         used = credentials or KeyCredentials("sk-secret")
-        self.upstream = HttpUpstream(self.reactor, lambda: base, used, timeouts)
+        self.upstream = HttpUpstream(self.reactor, "main", lambda: base, used, timeouts)
 
     def exchange(self, heard: Heard, accept: str = "text/event-stream") -> HttpExchange:
         body = json.dumps({"input": "hi"}).encode()
