@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from simulator import catalogue, chat, compaction, counting, creation, retrieval
+from simulator import catalogue, chat, compaction, counting, handlers, retrieval
 from simulator.dialects import check_dialect
 from simulator.encodings import decoded
 from simulator.endpoints import Endpoint, find_target
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 _log = Logger()
 
 _ENDPOINTS: Mapping[Endpoint, Callable[[Exchange], Reply]] = {
-    "create": creation.create,
-    "retrieve": creation.retrieve,
+    "create": handlers.create,
+    "retrieve": handlers.retrieve,
     "delete": retrieval.delete,
-    "cancel": creation.cancel,
+    "cancel": handlers.cancel,
     "input_items": retrieval.input_items,
     "input_tokens": counting.input_tokens,
     "compact": compaction.compact,
