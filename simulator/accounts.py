@@ -1,36 +1,109 @@
-"""A simulated account: its key, how it treats `previous_response_id`, and whose service it is."""
+"""Simulated accounts: keys, limits, and the dialects of services (protocol.md §8.1, §4.5)."""
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from simulator.limits import CodexLimits, RateLimits
+from simulator.events import Event
+from simulator.faults import EmptyOutput, Steps
+from simulator.items import type_of
+from simulator.request_log import Endpoint
+from simulator.validation import Refusal
 
-#: stateful: keeps responses. stateless: refuses `previous_response_id`.
+#: stateful: stores responses. stateless: refuses ``previous_response_id``.
 #: forgetful: accepts it, ignores it and answers without history.
 Mode = Literal["stateful", "stateless", "forgetful"]
 MODES: tuple[Mode, ...] = ("stateful", "stateless", "forgetful")
 
-#: platform: as documented. chatgpt: the ChatGPT backend of Codex. xai: refuses `additional_tools`.
+#: platform: as documented. chatgpt: the backend of Codex. xai: refuses ``additional_tools``.
 Dialect = Literal["platform", "chatgpt", "xai"]
 DIALECTS: tuple[Dialect, ...] = ("platform", "chatgpt", "xai")
+#: Endpoints that generate, with limits in their answers.
+_GENERATING: frozenset[Endpoint] = frozenset({"create", "compact", "chat"})
+#: The endpoints of the ChatGPT backend, and the request parameters it knows.
+_CHATGPT_ENDPOINTS: frozenset[Endpoint] = frozenset({"create", "compact", "models"})
+_CHATGPT_WORDS = (
+    "client_metadata include input instructions model parallel_tool_calls prompt_cache_key "
+    "reasoning service_tier store stream stream_options text tool_choice tools"
+)
+_CHATGPT_PARAMETERS = frozenset(_CHATGPT_WORDS.split())
+
+
+@dataclass(frozen=True)
+class RateLimits:
+    """What the platform says of its limits (they are not enforced); resets as ``6m0s``."""
+
+    limit_requests: int = 10_000
+    remaining_requests: int = 9_999
+    reset_requests: str = "6ms"
+    limit_tokens: int = 2_000_000
+    remaining_tokens: int = 1_999_000
+    reset_tokens: str = "30ms"
+
+    def headers(self) -> Mapping[str, str]:
+        """As headers of an answer."""
+        return {
+            "x-ratelimit-limit-requests": str(self.limit_requests),
+            "x-ratelimit-remaining-requests": str(self.remaining_requests),
+            "x-ratelimit-reset-requests": self.reset_requests,
+            "x-ratelimit-limit-tokens": str(self.limit_tokens),
+            "x-ratelimit-remaining-tokens": str(self.remaining_tokens),
+            "x-ratelimit-reset-tokens": self.reset_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class Window:
+    """How much of a quota window is used; it resets so many seconds after each answer."""
+
+    used_percent: float
+    window_minutes: int
+    resets_in_seconds: int
+
+    def as_json(self, now: float) -> dict[str, Any]:
+        """As JSON, with the reset in unix seconds."""
+        return {
+            "used_percent": self.used_percent,
+            "window_minutes": self.window_minutes,
+            "reset_at": int(now) + self.resets_in_seconds,
+        }
+
+
+@dataclass(frozen=True)
+class CodexLimits:
+    """The two quota windows of a ChatGPT subscription."""
+
+    primary: Window = field(default_factory=lambda: Window(12, 300, 3_600))
+    secondary: Window = field(default_factory=lambda: Window(4.5, 10_080, 86_400))
+
+    def headers(self, now: float) -> Mapping[str, str]:
+        """As headers of an answer."""
+        found = {"x-codex-plan-type": "plus", "x-codex-active-limit": "codex"}
+        for name, window in (("primary", self.primary), ("secondary", self.secondary)):
+            for key, value in window.as_json(now).items():
+                found[f"x-codex-{name}-{key.replace('_', '-')}"] = str(value)
+        return found
 
 
 def random_key() -> str:
+    """A key for an account."""
     return f"sk-simulated-{secrets.token_urlsafe(24)}"
 
 
 @dataclass(frozen=True)
 class SimulatedAccount:
-    """One credential of the simulator. No `models` means that any model name is served.
+    """One credential of the simulator.
 
-    `encodings`: the content encodings of requests it takes (None: those of its dialect).
-    `codex_catalogue`: whether `GET /models?client_version=…` is answered in Codex's own shape
-    (None: as its dialect does). `turn_state`: an `x-codex-turn-state` for every response.
-    `headers`: more headers for every answer, or other values for those it has.
+    :ivar models: the models it serves; empty: any.
+    :ivar encodings: the content encodings it accepts; None: those of its dialect.
+    :ivar codex_catalogue: whether ``GET /models?client_version=…`` has Codex's own shape; None: as
+        in its dialect.
+    :ivar turn_state: an ``x-codex-turn-state`` for every response.
+    :ivar headers: headers for every answer; they replace others of their names.
     """
 
     name: str
@@ -54,13 +127,122 @@ class SimulatedAccount:
             raise ValueError(f"dialect {self.dialect!r} is none of {', '.join(DIALECTS)}")
 
     @property
-    def taken_encodings(self) -> tuple[str, ...]:
+    def accepted_encodings(self) -> tuple[str, ...]:
+        """The content encodings of requests it accepts."""
         if self.encodings is not None:
             return self.encodings
         return ("gzip", "zstd") if self.dialect == "chatgpt" else ()
 
     @property
     def has_catalogue(self) -> bool:
+        """Whether it lists models in Codex's own shape, too."""
         if self.codex_catalogue is not None:
             return self.codex_catalogue
         return self.dialect == "chatgpt"
+
+
+def account_headers(account: SimulatedAccount, endpoint: Endpoint | None) -> Mapping[str, str]:
+    """The headers of an account's answers: its limits and turn state, and its own headers."""
+    found: dict[str, str] = {}
+    if endpoint in _GENERATING:
+        if account.dialect == "chatgpt":
+            found.update(account.codex_limits.headers(time.time()))
+        else:
+            found.update(account.rate_limits.headers())
+    if endpoint == "create" and account.turn_state is not None:
+        found["x-codex-turn-state"] = account.turn_state
+    found.update(account.headers)
+    return found
+
+
+class DetailRefusal(Refusal):
+    """A refusal of the ChatGPT backend: ``{"detail": "…"}``."""
+
+    @property
+    def body(self) -> Any:
+        """The JSON of the answer."""
+        return {"detail": self.error["message"]}
+
+
+class TextRefusal(Refusal):
+    """A refusal of a service with errors of plain text: ``{"error": "…"}``."""
+
+    @property
+    def body(self) -> Any:
+        """The JSON of the answer."""
+        return {"error": self.error["message"]}
+
+
+def check_dialect(account: SimulatedAccount, endpoint: Endpoint, body: object) -> None:
+    """Check what the account's service refuses, though the platform accepts it.
+
+    :raises Refusal: when it does.
+    """
+    request = body if isinstance(body, dict) else {}
+    if endpoint == "chat" and not account.chat_completions:
+        raise Refusal(404, "Chat completions are not served here.")
+    if account.dialect == "chatgpt":
+        _check_chatgpt(endpoint, request)
+    elif account.dialect == "xai":
+        _check_xai(request)
+
+
+def speak_dialect(account: SimulatedAccount, steps: Steps) -> Steps:
+    """The steps of a response as the account's service sends them."""
+    if account.dialect != "chatgpt":
+        return steps
+    return EmptyOutput().rewrite(_with_limits(account, steps))
+
+
+def _check_chatgpt(endpoint: Endpoint, request: dict[str, Any]) -> None:
+    if endpoint not in _CHATGPT_ENDPOINTS:
+        raise DetailRefusal(404, "Not Found")
+    for name, value in request.items():
+        if value is not None and name not in _CHATGPT_PARAMETERS:
+            raise DetailRefusal(400, f"Unsupported parameter: {name}")
+    if endpoint != "create":
+        return
+    if not isinstance(request.get("input"), list):
+        raise DetailRefusal(400, "Input must be a list")
+    if request.get("store") is not False:
+        raise DetailRefusal(400, "Store must be set to false")
+    if request.get("stream") is not True:
+        raise DetailRefusal(400, "Stream must be set to true")
+
+
+def _check_xai(request: dict[str, Any]) -> None:
+    """xAI refuses the whole input for an item of a type that it does not know."""
+    items = request.get("input")
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and type_of(item) == "additional_tools":
+            message = (
+                "Failed to deserialize the JSON body into the target type:"
+                " data did not match any variant of untagged enum ModelInput"
+            )
+            raise TextRefusal(422, message)
+
+
+def _with_limits(account: SimulatedAccount, steps: Steps) -> Steps:
+    for step in steps:
+        yield step
+        if isinstance(step, dict) and step["type"] == "response.in_progress":
+            yield _limits_event(account)
+
+
+def _limits_event(account: SimulatedAccount) -> Event:
+    now = time.time()
+    return {
+        "type": "codex.rate_limits",
+        "plan_type": "plus",
+        "metered_limit_name": "codex",
+        "limit_name": None,
+        "rate_limits": {
+            "allowed": True,
+            "limit_reached": False,
+            "primary": account.codex_limits.primary.as_json(now),
+            "secondary": account.codex_limits.secondary.as_json(now),
+        },
+        "credits": {"has_credits": False, "unlimited": False, "balance": None},
+        "additional_rate_limits": None,
+        "promo": None,
+    }

@@ -1,4 +1,4 @@
-"""The event sequence of one response, and its bytes as server-sent events."""
+"""The event sequence of one response, and events as server-sent events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Event = dict[str, Any]
 
 DONE = b"data: [DONE]\n\n"
 
-#: Request fields that a response repeats, and what it says when the request left them out.
+#: Members of a request that a response repeats, with their defaults.
 _ECHOED: dict[str, Any] = {
     "background": False,
     "frequency_penalty": 0.0,
@@ -37,7 +37,7 @@ _ECHOED: dict[str, Any] = {
 }
 
 
-#: What a response says of a function that the request left out.
+#: Defaults of a function tool.
 _FUNCTION: dict[str, Any] = {"description": None, "parameters": None, "strict": True}
 
 
@@ -49,7 +49,11 @@ def response_object(
     previous_response_id: str | None,
     store: bool,
 ) -> dict[str, Any]:
-    """A full Response object in progress (one in the background: queued), echoing the request."""
+    """A Response object in progress that repeats the request; in the background it is queued.
+
+    :param created_at: unix seconds.
+    :param store: whether the response is stored.
+    """
     response: dict[str, Any] = {
         "id": response_id,
         "object": "response",
@@ -77,6 +81,7 @@ def _whole(tool: Item) -> Item:
 
 
 def usage_object(input_tokens: int, cached_tokens: int, output_tokens: int) -> dict[str, Any]:
+    """The ``usage`` of a response."""
     return {
         "input_tokens": input_tokens,
         "input_tokens_details": {"cached_tokens": cached_tokens, "cache_write_tokens": 0},
@@ -89,7 +94,7 @@ def usage_object(input_tokens: int, cached_tokens: int, output_tokens: int) -> d
 def completed(
     response: dict[str, Any], output: Sequence[Item], usage: dict[str, Any], completed_at: int
 ) -> dict[str, Any]:
-    """The response as it ends: with its output and usage."""
+    """The completed response, with its output and usage."""
     return {
         **response,
         "status": "completed",
@@ -100,6 +105,7 @@ def completed(
 
 
 def opening_events(response: dict[str, Any]) -> Iterator[Event]:
+    """The events before the first output item."""
     yield {"type": "response.created", "response": response}
     if response["status"] == "queued":
         yield {"type": "response.queued", "response": response}
@@ -108,7 +114,7 @@ def opening_events(response: dict[str, Any]) -> Iterator[Event]:
 
 
 def item_events(index: int, item: Item) -> Iterator[Event]:
-    """One output item from its first event to its last."""
+    """The events of one output item."""
     where = {"output_index": index, "item_id": item["id"]}
     start, middle = _growth(item, where)
     yield {"type": "response.output_item.added", "output_index": index, "item": start}
@@ -117,7 +123,7 @@ def item_events(index: int, item: Item) -> Iterator[Event]:
 
 
 def _growth(item: Item, where: dict[str, Any]) -> tuple[Item, Iterator[Event]]:
-    """How an item looks when it is added, and the events that complete it."""
+    """The item as it is added, and the events that complete it."""
     kind = item["type"]
     if kind == "message":
         return {**item, "status": "in_progress", "content": []}, _message_events(item, where)
@@ -155,7 +161,10 @@ def _text_events(
 
 
 def numbered(steps: Iterator[Any], start: int = 0) -> Iterator[Any]:
-    """The same steps, with a sequence number in every event of the API."""
+    """The steps with a sequence number in every event of the API.
+
+    :param start: the first number.
+    """
     number = start
     for step in steps:
         if isinstance(step, dict) and not step["type"].startswith("codex."):

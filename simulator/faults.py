@@ -1,7 +1,7 @@
-"""Faults for tests and demonstrations: what an account does wrong with its next requests.
+"""Faults for tests and demonstrations: errors of an account at its next requests.
 
-A fault either refuses a request outright or rewrites the steps of its answer. A step is an event,
-bytes to be sent as they are, a pause, a wait, or an end of the connection.
+A fault refuses a request or rewrites the steps of its answer. A step is an event, bytes to send as
+they are, a pause, a wait, or an end of the connection.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from simulator.endpoints import Endpoint
 from simulator.events import Event, sse
+from simulator.request_log import Endpoint
 
 
 class Ending(enum.Enum):
-    """An answer that ends otherwise than with its terminal event."""
+    """An end of an answer other than its terminal event."""
 
-    END = "end"  # the HTTP response ends well, without a terminal event
-    CLOSE = "close"  # what was sent is delivered, then the connection closes
+    END = "end"  # the HTTP response ends properly, without a terminal event
+    CLOSE = "close"  # everything sent is delivered, then the connection closes
     DROP = "drop"  # the connection is reset
     SILENCE = "silence"  # nothing more is sent; the connection stays open
 
 
 @dataclass(frozen=True)
 class Pause:
+    """A wait before the next step."""
+
     seconds: float
 
 
@@ -38,30 +40,30 @@ class Headers(enum.Enum):
     NOW = "now"
 
 
-#: A Deferred is waited for: the next event is not made yet.
+#: A Deferred fires when the next event is there.
 Step = Event | bytes | Pause | Ending | Headers | Deferred[None]
 Steps = Iterator[Step]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """The base of all faults; by itself it changes nothing (lets one request pass)."""
+    """The base of all faults; it changes nothing itself."""
 
-    #: Whether it is the response that is wrong, and not only this answer's way to the client.
+    #: Whether the response itself is wrong, not only its delivery to this client.
     is_of_response = False
 
     def extra_headers(self) -> Mapping[str, str]:
-        """Headers to add to the answer."""
+        """More headers for the answer."""
         return {}
 
     def rewrite(self, steps: Steps) -> Steps:
-        """The answer's steps as this fault leaves them."""
+        """The steps of the answer with the fault applied."""
         return steps
 
 
 @dataclass(frozen=True)
 class Refuse(Fault):
-    """Answer with this status and body before looking at the request."""
+    """Answer with this status and body without a look at the request."""
 
     status: int
     body: Any = None
@@ -79,17 +81,20 @@ class Refuse(Fault):
         headers: Mapping[str, str] | None = None,
         **more: Any,
     ) -> Refuse:
+        """Refuse with the API's error object."""
         error = {"message": message, "type": kind, "param": param, "code": code, **more}
         return cls(status, {"error": error}, headers or {})
 
     @classmethod
     def rate_limited(cls, retry_after: float | None = None) -> Refuse:
+        """Refuse with 429 and, if given, ``retry-after`` in seconds."""
         headers = {} if retry_after is None else {"retry-after": f"{retry_after:g}"}
         message = "Rate limit reached. Please try again later."
         return cls.error(429, "rate_limit_exceeded", message, kind="requests", headers=headers)
 
     @classmethod
     def usage_limit_reached(cls, resets_at: int, resets_in_seconds: int) -> Refuse:
+        """Refuse as a ChatGPT subscription that is used up; ``resets_at`` in unix seconds."""
         return cls.error(
             429,
             None,
@@ -116,7 +121,7 @@ class ResponseHeaders(Fault):
 
 @dataclass(frozen=True)
 class _Stop(Fault):
-    """Let some events through, then end. With none, not even the headers are sent unless asked."""
+    """Send some events, then end; without an event the headers are sent only if asked for."""
 
     after: int = 0
     headers: bool = False
@@ -159,7 +164,7 @@ class SilenceAfter(_Stop):
 
 @dataclass(frozen=True)
 class PauseAfter(Fault):
-    """Wait so long after N events, then go on."""
+    """Wait after N events, then go on."""
 
     seconds: float
     after: int = 0
@@ -172,7 +177,7 @@ class PauseAfter(Fault):
 
 @dataclass(frozen=True)
 class InsertAfter(Fault):
-    """Send an extra event (or raw bytes), unnumbered, after N events; then go on or end."""
+    """Send an extra event (or bytes) without a number after N events; then go on or end."""
 
     event: Event | bytes
     after: int = 0
@@ -189,7 +194,7 @@ class InsertAfter(Fault):
 
 @dataclass(frozen=True)
 class TerminalAfter(Fault):
-    """End the response as failed or incomplete after at most N events (before its own end)."""
+    """End the response as failed or incomplete after at most N events."""
 
     error: Mapping[str, Any] | None = None
     incomplete_reason: str | None = None
@@ -219,7 +224,7 @@ class TerminalAfter(Fault):
 
 @dataclass(frozen=True)
 class EmptyOutput(Fault):
-    """Complete with `output: []`, as the ChatGPT backend does."""
+    """Complete with ``output: []``, as the ChatGPT backend does."""
 
     is_of_response = True
 
@@ -232,7 +237,7 @@ class EmptyOutput(Fault):
 
 @dataclass(frozen=True)
 class NoEcho(Fault):
-    """Leave `previous_response_id` out of what the response repeats."""
+    """Do not repeat ``previous_response_id`` in the response."""
 
     is_of_response = True
 
@@ -246,7 +251,7 @@ class NoEcho(Fault):
 
 @dataclass(frozen=True)
 class Together(Fault):
-    """Several faults on one request, the first nearest to the model."""
+    """Several faults of one request; the first one is applied first."""
 
     faults: Sequence[Fault]
 
@@ -260,7 +265,7 @@ class Together(Fault):
 
 
 def _first(steps: Steps, count: int) -> Steps:
-    """The steps up to the event of this number; pauses and the like are no events."""
+    """The steps up to so many events; pauses do not count."""
     while count > 0:
         step = next(steps, None)
         if step is None:
@@ -270,12 +275,12 @@ def _first(steps: Steps, count: int) -> Steps:
 
 
 def flat_error(code: str | None, message: str | None = None) -> Event:
-    """An error event in the shape SSE streams use."""
+    """An error event as SSE streams have it."""
     return {"type": "error", "code": code, "message": message, "param": None}
 
 
 def nested_error(status: int | None, code: str | None, message: str | None = None) -> Event:
-    """An error event in the wrapped shape, with or without a status."""
+    """An error event with an ``error`` object, with or without a status."""
     error = {"type": "invalid_request_error", "code": code, "message": message, "param": None}
     return {"type": "error", **({} if status is None else {"status": status}), "error": error}
 
@@ -284,30 +289,27 @@ EMPTY_ERROR: Event = {"type": "error", "error": {}}
 
 
 class FaultQueue:
-    """The faults waiting for each account's next requests, by account name.
-
-    Those for one endpoint go before those for any.
-    """
+    """The faults of each account's next requests; those for one endpoint go first."""
 
     def __init__(self) -> None:
         self._next: dict[tuple[str, Endpoint | None], deque[Fault]] = {}
         self._always: dict[tuple[str, Endpoint | None], Fault] = {}
 
     def push(self, account: str, *faults: Fault, to: Endpoint | None = None) -> None:
-        """One fault for each of the account's next requests; `Fault()` lets one pass."""
+        """Queue a fault for each of the account's next requests; ``Fault()`` changes nothing."""
         self._next.setdefault((account, to), deque()).extend(faults)
 
     def always(self, account: str, fault: Fault, to: Endpoint | None = None) -> None:
-        """This fault for every request that no pushed fault is waiting for."""
+        """Apply this fault to every request for which none is queued."""
         self._always[account, to] = fault
 
     def clear(self, account: str) -> None:
-        """The account does nothing wrong any more."""
+        """Remove all faults of the account."""
         self._next = {key: value for key, value in self._next.items() if key[0] != account}
         self._always = {key: value for key, value in self._always.items() if key[0] != account}
 
     def take(self, account: str, endpoint: Endpoint = "create") -> Fault:
-        """The fault for the request that just came in."""
+        """The fault for a request that has just arrived; it leaves the queue."""
         keys = ((account, endpoint), (account, None))
         for key in keys:
             waiting = self._next.get(key)

@@ -1,8 +1,11 @@
-"""Items of a conversation as plain dicts: ids, texts, and which output answers which call."""
+"""Items of a conversation as plain dicts: ids, texts, calls and outputs, encrypted content."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
+import json
 import re
 import secrets
 from collections.abc import Iterable
@@ -10,7 +13,7 @@ from typing import Any
 
 Item = dict[str, Any]
 
-#: What a tool output answers, and how the API's messages name the two sides.
+#: The types of calls that each type of tool output answers.
 CALLS_ANSWERED_BY: dict[str, tuple[str, ...]] = {
     # Older clients answer a local shell call with a function call output.
     "function_call_output": ("function_call", "local_shell_call"),
@@ -23,34 +26,10 @@ CALLS_ANSWERED_BY: dict[str, tuple[str, ...]] = {
 }
 CALL_TYPES = frozenset(call for calls in CALLS_ANSWERED_BY.values() for call in calls)
 
-
-def new_id(prefix: str) -> str:
-    """An id nobody else has: `prefix_` and 48 hex digits, like the API's."""
-    return f"{prefix}_{secrets.token_hex(24)}"
-
-
-def spoken(item_type: str) -> str:
-    """The name of an item type as the API's messages write it: `function call output`."""
-    return item_type.replace("_", " ")
-
-
-def type_of(item: Item) -> str:
-    """The item's type; a role without a type is an easy message."""
-    kind = item.get("type")
-    if isinstance(kind, str):
-        return kind
-    return "message" if "role" in item else ""
-
-
-def input_items(value: object) -> list[Item]:
-    """The `input` of a request as a list: a string is one user message."""
-    if isinstance(value, str):
-        content = [{"type": "input_text", "text": value}]
-        return [{"type": "message", "role": "user", "content": content}]
-    if isinstance(value, list):
-        return [item for item in value if isinstance(item, dict)]
-    return []
-
+#: How encrypted content begins.
+_PREFIX = "gAAAAA"
+_TAG_BYTES = 32
+_NONCE_BYTES = 16
 
 _INPUT_PREFIXES = {
     "message": "msg",
@@ -64,8 +43,34 @@ _INPUT_PREFIXES = {
 }
 
 
+def new_id(prefix: str) -> str:
+    """A random id like the API's: the prefix and 48 hex digits."""
+    return f"{prefix}_{secrets.token_hex(24)}"
+
+
+def type_of(item: Item) -> str:
+    """The item's type; an item with a role and no type is a message."""
+    kind = item.get("type")
+    if isinstance(kind, str):
+        return kind
+    return "message" if "role" in item else ""
+
+
+def input_items(value: object) -> list[Item]:
+    """The ``input`` of a request as a list: a string is one user message."""
+    if isinstance(value, str):
+        content = [{"type": "input_text", "text": value}]
+        return [{"type": "message", "role": "user", "content": content}]
+    if isinstance(value, list):
+        return [item for item in value if isinstance(item, dict)]
+    return []
+
+
 def as_stored(item: Item, seed: str) -> Item:
-    """An input item as the API shows it later: an id (the same for the same seed), full parts."""
+    """An input item as the API shows it later, with an id and full parts.
+
+    :param seed: the same one gives the same id.
+    """
     kind = type_of(item)
     digest = hashlib.sha256(seed.encode()).hexdigest()[:48]
     shown: Item = {**item, "type": kind}
@@ -111,7 +116,7 @@ def pieces(text: str) -> list[str]:
 
 
 def tools_of(request_tools: object, context: Iterable[Item]) -> list[Item]:
-    """Every tool on offer: top-level ones and those of `additional_tools` items, namespaces opened.
+    """All tools: the request's and those of ``additional_tools`` items, namespaces flattened.
 
     A later definition of a name replaces an earlier one.
     """
@@ -132,3 +137,48 @@ def _flat(tools: object, namespace: str | None) -> Iterable[Item]:
             yield from _flat(tool.get("tools"), tool.get("name"))
         elif tool.get("type") in ("function", "custom") and isinstance(tool.get("name"), str):
             yield {**tool, "namespace": namespace} if namespace else tool
+
+
+class ContentCipher:
+    """The encrypted content of one account; no other account accepts it.
+
+    It is signed, not hidden: tests can read it.
+
+    :param key: the account's key.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = hashlib.sha256(b"simulator content " + key.encode()).digest()
+
+    def encrypt(self, value: Any) -> str:
+        """The text for a JSON value."""
+        payload = secrets.token_bytes(_NONCE_BYTES) + json.dumps(value).encode()
+        return _armoured(self._tag(payload) + payload)
+
+    def decrypt(self, text: str) -> Any:
+        """The value of a text.
+
+        :raises ValueError: when the text was altered, cut or issued by another account.
+        """
+        encoded = text.removeprefix(_PREFIX).encode()
+        signed = base64.b64decode(encoded, altchars=b"-_", validate=True)
+        tag, payload = signed[:_TAG_BYTES], signed[_TAG_BYTES:]
+        # Several base64 texts decode to the same bytes; only the issued one is accepted.
+        if text != _armoured(signed) or not hmac.compare_digest(tag, self._tag(payload)):
+            raise ValueError("not issued by this account")
+        return json.loads(payload[_NONCE_BYTES:])
+
+    def issued(self, text: str) -> bool:
+        """Whether this account issued the text."""
+        try:
+            self.decrypt(text)
+        except ValueError:
+            return False
+        return True
+
+    def _tag(self, payload: bytes) -> bytes:
+        return hmac.new(self._key, payload, hashlib.sha256).digest()
+
+
+def _armoured(signed: bytes) -> str:
+    return _PREFIX + base64.urlsafe_b64encode(signed).decode()

@@ -1,4 +1,4 @@
-"""The simulator's bounded log of requests: what arrived, and what became of it."""
+"""The simulator's bounded log of requests and their outcomes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from simulator.endpoints import Endpoint
 from simulator.items import Item, input_items
 
+Endpoint = Literal[
+    "create",
+    "retrieve",
+    "delete",
+    "cancel",
+    "input_items",
+    "compact",
+    "input_tokens",
+    "models",
+    "model",
+    "chat",
+]
 Outcome = Literal[
     "running", "completed", "failed", "incomplete", "refused", "ended", "dropped", "cancelled"
 ]
@@ -17,12 +28,13 @@ Outcome = Literal[
 
 @dataclass(eq=False)
 class LoggedRequest:
-    """One request, whatever it asked for.
+    """One request.
 
-    `path` is without the query; `body` is decoded, and None where there was none to decode. `at`
-    is when it arrived, in seconds of the simulator's clock.
-
-    `ended` and `dropped` are the work of faults, `cancelled` is the client's.
+    :ivar body: decoded; None without one.
+    :ivar context: all items that the model was given.
+    :ivar outcome: ``ended`` and ``dropped`` come from faults, ``cancelled`` from the client.
+    :ivar path: without the query.
+    :ivar at: when it arrived, in seconds of the simulator's clock.
     """
 
     account: str | None
@@ -44,17 +56,17 @@ class LoggedRequest:
 
     @property
     def previous_response_id(self) -> str | None:
-        """What the request referred to."""
+        """The previous response that the request names."""
         return self.body.get("previous_response_id") if isinstance(self.body, dict) else None
 
     @property
     def input(self) -> list[Item]:
-        """The request's own input, as a list."""
+        """The input of the request as a list of items."""
         return input_items(self.body.get("input")) if isinstance(self.body, dict) else []
 
 
 class RequestLog(Sequence[LoggedRequest]):
-    """The latest requests, the oldest first; bounded by count and by bytes of their bodies."""
+    """The latest requests, the oldest first; bounded by count and by the bytes of bodies."""
 
     def __init__(self, max_count: int = 1000, max_bytes: int = 64 * 1024 * 1024) -> None:
         self._entries: deque[LoggedRequest] = deque()
@@ -63,6 +75,7 @@ class RequestLog(Sequence[LoggedRequest]):
         self._bytes = 0
 
     def add(self, entry: LoggedRequest) -> None:
+        """Add a request; the oldest ones make room."""
         self._entries.append(entry)
         self._bytes += entry.size
         while len(self._entries) > self._max_count or (
@@ -71,11 +84,12 @@ class RequestLog(Sequence[LoggedRequest]):
             self._bytes -= self._entries.popleft().size
 
     def clear(self) -> None:
+        """Forget all requests."""
         self._entries.clear()
         self._bytes = 0
 
     def of(self, account: str, path_ending: str = "") -> list[LoggedRequest]:
-        """The requests of one account, all or those whose path ends like this."""
+        """The requests of one account, or those of them with a path that ends so."""
         return [
             entry
             for entry in self._entries

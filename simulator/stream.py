@@ -1,13 +1,16 @@
-"""Writes an answer step by step to a twisted.web request, at the reader's pace."""
+"""Answers: a JSON value or the steps of a stream, and how they are written to a client."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IDelayedCall,
+    IPullProducer,
     IPushProducer,
     IReactorTime,
 )
@@ -16,18 +19,22 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 from zope.interface import implementer
 
-from simulator.faults import Ending, Headers, Pause
+from simulator.events import DONE, Event, sse
+from simulator.faults import Ending, Fault, Headers, Pause, Steps
 from simulator.request_log import Outcome
-from simulator.resetting import Reset
+
+_PIECE = 64 * 1024
 
 Written = bytes | Pause | Ending | Headers | Deferred[None]
 
 
 @implementer(IPushProducer)
 class AnswerStream:
-    """A push producer over the steps of one answer; stops when the client goes away.
+    """A push producer that writes the steps of one answer as fast as the client reads.
 
-    `ended` is called once: with None after the last step, else with why it ended earlier.
+    :param delay: seconds between two events.
+    :param ended: called once: with None after the last step, else with the reason of an earlier
+        end.
     """
 
     def __init__(
@@ -50,10 +57,11 @@ class AnswerStream:
 
     @property
     def is_paused(self) -> bool:
-        """Whether the reader has more than it takes."""
+        """Whether the client reads too slowly."""
         return self._paused
 
     def start(self) -> None:
+        """Begin to write."""
         self._request.notifyFinish().addErrback(self._client_gone)
         self._request.registerProducer(self, True)
         self._go_on()
@@ -69,7 +77,7 @@ class AnswerStream:
         self._client_gone(None)
 
     def abort(self) -> None:
-        """Give the answer up: the server stops."""
+        """Drop the answer: the server stops."""
         if not self._over:
             self._close("dropped")
 
@@ -106,7 +114,7 @@ class AnswerStream:
 
     def _end_early(self, ending: Ending) -> None:
         if ending is Ending.SILENCE:
-            # The producer stays registered with nothing to say, until the client goes away.
+            # The producer stays registered until the client goes away.
             self._paused = True
             self._steps = iter([Ending.SILENCE])
         elif ending is Ending.END:
@@ -140,3 +148,76 @@ class AnswerStream:
             self._awaited.cancel()
             self._awaited = None
         self._ended(outcome)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer to an accepted request.
+
+    :ivar written: the steps to write, with any fault applied.
+    """
+
+    written: Iterable[Written]
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def json_reply(value: Any, fault: Fault, headers: Mapping[str, str] | None = None) -> Reply:
+    """An answer of one JSON value. Its steps are a list: without a fault it is sent at once."""
+    body: Iterator[bytes] = iter([msgspec.json.encode(value)])
+    written = [_cut(step) for step in fault.rewrite(body) if not isinstance(step, dict)]
+    return Reply(written, headers=headers or {})
+
+
+def stream_reply(written: Iterator[Written]) -> Reply:
+    """An answer of server-sent events."""
+    return Reply(written, "text/event-stream; charset=utf-8", {"cache-control": "no-cache"})
+
+
+def as_sse(steps: Steps) -> Iterator[Written]:
+    """Steps with events as server-sent events, and ``[DONE]`` behind them."""
+    for step in steps:
+        yield sse(step) if isinstance(step, dict) else step
+    yield DONE
+
+
+def as_json(steps: Steps) -> Iterator[Written]:
+    """The final response object of the steps, as JSON; pauses and ends stay where they are."""
+    last: Event = {}
+    for step in steps:
+        if isinstance(step, dict):
+            last = step
+        elif not isinstance(step, bytes):
+            yield _cut(step)
+    body = msgspec.json.encode(last.get("response"))
+    for start in range(0, len(body), _PIECE):
+        yield body[start : start + _PIECE]
+
+
+def _cut(step: Written) -> Written:
+    """A proper end would make a partial JSON answer look whole: it is dropped instead."""
+    return Ending.DROP if step is Ending.END else step
+
+
+@implementer(IPullProducer)
+class Reset:
+    """Resets a connection once everything written to it has left the process.
+
+    An immediate reset would throw away bytes written in the same turn of the event loop.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._registered = False
+        connection.unregisterProducer()
+        connection.registerProducer(self, False)
+        self._registered = True
+        connection.startWriting()
+
+    def resumeProducing(self) -> None:
+        """Called at the registration, and again when nothing is left to write."""
+        if self._registered:
+            self._connection.abortConnection()
+
+    def stopProducing(self) -> None:
+        """The connection is closed already."""

@@ -22,7 +22,9 @@ import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from simulator import CloseAfter, LoggedRequest, SimulatedAccount
+from simulator import SimulatedAccount
+from simulator.faults import CloseAfter
+from simulator.request_log import LoggedRequest
 from tests.simulator.house import House
 from tests.support.gateway import CLIENT_KEYS, Gateway, account
 

@@ -14,7 +14,8 @@ import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from simulator import PauseAfter, Refuse, SimulatedAccount
+from simulator import SimulatedAccount
+from simulator.faults import PauseAfter, Refuse
 from tests.simulator.house import House
 
 if TYPE_CHECKING:

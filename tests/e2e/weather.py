@@ -21,17 +21,10 @@ from subprocess import PIPE, Popen
 from typing import Any, NamedTuple
 
 from simulator import SimulatedAccount, Simulator, SimulatorService
-from simulator.endpoints import Endpoint
-from simulator.faults import (
-    DropAfter,
-    Fault,
-    FaultQueue,
-    Refuse,
-    TerminalAfter,
-)
+from simulator.faults import DropAfter, Fault, FaultQueue, Refuse, TerminalAfter
 from simulator.items import Item, text_of
 from simulator.model import ModelTurn, message
-from simulator.request_log import LoggedRequest, RequestLog
+from simulator.request_log import Endpoint, LoggedRequest, RequestLog
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.web.client import ResponseFailed
 
-from simulator import DropAfter, Refuse, TerminalAfter
-from simulator.background import BackgroundRun
-from simulator.store import Record
+from simulator.engine import BackgroundRun, Record
+from simulator.faults import DropAfter, Refuse, TerminalAfter
 from tests.simulator.house import House, Reader, parsed, until
 
 BODY = {"model": "m", "input": "hello there", "background": True}

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.web.client import ResponseFailed
 
-from simulator import CloseAfter, EmptyOutput, Refuse, SimulatedAccount
-from simulator.chat_messages import check_chat, items_of
-from simulator.refusals import Refusal
-from simulator.validation import check_context
+from simulator import SimulatedAccount
+from simulator.chat import check_chat, items_of
+from simulator.faults import CloseAfter, EmptyOutput, Refuse
+from simulator.validation import Refusal, check_context
 from tests.simulator.house import House
 
 CHAT = "/chat/completions"

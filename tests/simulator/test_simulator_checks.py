@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from simulator import SimulatedAccount
 from simulator.engine import AccountEngine
 from simulator.items import CALLS_ANSWERED_BY, Item
-from simulator.parameters import check_parameters
-from simulator.refusals import Refusal
-from simulator.scripted import ScriptedModel
-from simulator.validation import check_context
+from simulator.model import ScriptedModel
+from simulator.validation import Refusal, check_context, check_parameters
 
 
 def engine(mode: Any = "stateful", name: str = "a", **more: Any) -> AccountEngine:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest_twisted
 
-from simulator import Refuse
+from simulator.faults import Refuse
 from tests.simulator.house import House
 
 COMPACT = "/responses/compact"

@@ -14,16 +14,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator import (
-    CodexLimits,
-    RateLimits,
-    Refuse,
-    ResponseHeaders,
-    SimulatedAccount,
-    Window,
-)
-from simulator.encodings import decoded
-from simulator.refusals import Refusal
+from simulator import SimulatedAccount
+from simulator.accounts import CodexLimits, RateLimits, Window
+from simulator.faults import Refuse, ResponseHeaders
+from simulator.server import decoded
+from simulator.validation import Refusal
 from tests.simulator.house import House, parsed
 
 CODEX = {"model": "m", "input": [{"role": "user", "content": "hi"}], "store": False, "stream": True}
@@ -167,7 +162,7 @@ def test_damaged_bodies_are_refused(junk: bytes, encoding: str, behind: bool) ->
 
 
 def test_a_body_that_unpacks_to_no_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simulator.encodings._LONGEST", 1000)
+    monkeypatch.setattr("simulator.server._LONGEST", 1000)
     for packer in (gzip.compress, zstandard.compress):
         packed = packer(b'"' + b"x" * 2000 + b'"')
         name = "gzip" if packer is gzip.compress else "zstd"

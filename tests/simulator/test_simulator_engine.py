@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from simulator import SimulatedAccount
 from simulator.engine import AccountEngine, Answer
 from simulator.items import Item
-from simulator.refusals import Refusal
-from simulator.scripted import ScriptedModel
+from simulator.model import ScriptedModel
+from simulator.validation import Refusal
 
 LOOKUP = {
     "type": "function",
@@ -164,16 +164,16 @@ def test_a_surrounding_message_of_the_client_is_not_what_the_user_said() -> None
     assert talk.say("what did I say first?") == 'You first said "hello".'
 
 
-def test_reasoning_precedes_the_output_and_is_sealed_on_demand() -> None:
+def test_reasoning_precedes_the_output_and_is_encrypted_on_demand() -> None:
     plain = Talk(reasoning={"effort": "low"}).send([{"role": "user", "content": "hi"}])
     kinds = [item["type"] for item in plain.final["output"]]
     assert kinds == ["reasoning", "message"]
     assert "encrypted_content" not in plain.final["output"][0]
     include = ["reasoning.encrypted_content"]
-    sealed = Talk(reasoning={}, include=include).send([{"role": "user", "content": "call note"}])
-    assert sealed.final["output"][0]["encrypted_content"]
-    assert sealed.final["output"][0]["id"].startswith("rs_")
-    assert sealed.final["output"][1]["type"] == "custom_tool_call"
+    talk = Talk(reasoning={}, include=include).send([{"role": "user", "content": "call note"}])
+    assert talk.final["output"][0]["encrypted_content"]
+    assert talk.final["output"][0]["id"].startswith("rs_")
+    assert talk.final["output"][1]["type"] == "custom_tool_call"
 
 
 def test_compaction_keeps_what_was_said() -> None:

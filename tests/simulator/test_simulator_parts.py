@@ -1,4 +1,4 @@
-"""The simulator's small parts: sealing, storing, cutting text, filling in tool arguments."""
+"""The simulator's small parts: encrypted content, store, pieces of text, tool arguments."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.arguments import custom_input, function_arguments, quoted_values
+from simulator.engine import Record, ResponseStore
 from simulator.events import sse
-from simulator.items import estimated_tokens, input_items, pieces, text_of, tools_of
+from simulator.items import ContentCipher, estimated_tokens, input_items, pieces, text_of, tools_of
+from simulator.model import custom_input, function_arguments, quoted_values
 from simulator.request_log import LoggedRequest, RequestLog
-from simulator.sealing import Seal
-from simulator.store import Record, ResponseStore
 
 
 @given(st.text())
@@ -28,33 +27,35 @@ def test_pieces_are_words() -> None:
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(), st.lists))
-def test_a_seal_opens_what_it_closed(value: Any) -> None:
-    assert Seal("key").open(Seal("key").close(value)) == value
+def test_encrypted_content_is_decrypted(value: Any) -> None:
+    assert ContentCipher("key").decrypt(ContentCipher("key").encrypt(value)) == value
 
 
 @given(st.data())
-def test_a_seal_refuses_what_was_altered(data: st.DataObject) -> None:
-    text = Seal("key").close({"a": 1})
+def test_altered_content_is_refused(data: st.DataObject) -> None:
+    text = ContentCipher("key").encrypt({"a": 1})
     index = data.draw(st.integers(0, len(text) - 1))
     character = data.draw(st.characters(codec="ascii").filter(lambda one: one != text[index]))
     altered = text[:index] + character + text[index + 1 :]
-    assert not Seal("key").issued(altered)
+    assert not ContentCipher("key").issued(altered)
 
 
 @pytest.mark.parametrize("text", ["", "gAAAAA", "gAAAAA====", "nonsense", "gAAAAAé", "\ud800"])
-def test_a_seal_refuses_what_was_never_sealed(text: str) -> None:
-    assert not Seal("key").issued(text)
+def test_content_that_was_not_issued_is_refused(text: str) -> None:
+    assert not ContentCipher("key").issued(text)
 
 
-def test_a_seal_has_only_one_spelling() -> None:
-    text = next(text for text in (Seal("k").close("x" * n) for n in range(3)) if "=" in text)
+def test_content_has_only_one_spelling() -> None:
+    text = next(
+        text for text in (ContentCipher("k").encrypt("x" * n) for n in range(3)) if "=" in text
+    )
     head, last = text.rstrip("=")[:-1], text.rstrip("=")[-1]
     others = {head + chr(ord(last) + step) + "=" * text.count("=") for step in (-1, 1)}
-    assert not any(Seal("k").issued(other) for other in others)
+    assert not any(ContentCipher("k").issued(other) for other in others)
 
 
-def test_a_seal_refuses_another_accounts() -> None:
-    assert not Seal("other").issued(Seal("key").close(1))
+def test_content_of_another_account_is_refused() -> None:
+    assert not ContentCipher("other").issued(ContentCipher("key").encrypt(1))
 
 
 def record(name: str, parent: Record | None = None, size: int = 1) -> Record:

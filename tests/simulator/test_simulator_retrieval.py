@@ -9,7 +9,8 @@ import pytest
 import pytest_twisted
 from twisted.web.client import ResponseFailed
 
-from simulator import DropAfter, PauseAfter, Refuse, SimulatedAccount
+from simulator import SimulatedAccount
+from simulator.faults import DropAfter, PauseAfter, Refuse
 from tests.simulator.house import House
 
 

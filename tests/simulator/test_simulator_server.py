@@ -13,7 +13,8 @@ from treq.testing import StubTreq
 from twisted.internet.task import Clock
 from twisted.web.client import ResponseFailed
 
-from simulator import (
+from simulator import SimulatedAccount, Simulator
+from simulator.faults import (
     EMPTY_ERROR,
     CloseAfter,
     DropAfter,
@@ -22,18 +23,17 @@ from simulator import (
     Ending,
     Fault,
     InsertAfter,
-    ModelTurn,
     NoEcho,
     PauseAfter,
     Refuse,
     ResponseHeaders,
     SilenceAfter,
-    SimulatedAccount,
-    Simulator,
     TerminalAfter,
     Together,
     flat_error,
 )
+from simulator.model import ModelTurn
+from simulator.server import SimulatorResource
 from tests.simulator.house import House, Reader, parsed, until
 
 WEATHER = {
@@ -394,7 +394,7 @@ def test_an_unknown_mode_is_refused() -> None:
 @pytest_twisted.ensureDeferred
 async def test_the_resource_serves_without_a_socket() -> None:
     simulator = Simulator([SimulatedAccount("a", "k")], Clock())
-    client = StubTreq(simulator.resource)
+    client = StubTreq(SimulatorResource(simulator))
     response = await client.post(
         "http://simulator/v1/responses",
         json={"model": "m", "input": "hello"},
