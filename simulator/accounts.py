@@ -211,7 +211,7 @@ def _check_chatgpt(endpoint: Endpoint, request: dict[str, Any]) -> None:
 
 
 def _check_xai(request: dict[str, Any]) -> None:
-    """xAI refuses the whole input for an item of a type that it does not know."""
+    """XAI refuses the whole input for an item of a type that it does not know."""
     items = request.get("input")
     for item in items if isinstance(items, list) else ():
         if isinstance(item, dict) and type_of(item) == "additional_tools":

@@ -67,13 +67,16 @@ class AnswerStream:
         self._go_on()
 
     def pauseProducing(self) -> None:
+        """Wait: the client reads too slowly."""
         self._paused = True
 
     def resumeProducing(self) -> None:
+        """Go on: the client has read."""
         self._paused = False
         self._go_on()
 
     def stopProducing(self) -> None:
+        """End: the client has left."""
         self._client_gone(None)
 
     def abort(self) -> None:

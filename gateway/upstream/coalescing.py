@@ -150,6 +150,7 @@ class CoalescingEndpoint:
         self._handshake_seconds = handshake_seconds
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        """Connect, and coalesce what the connection reads."""
         factory = _CoalescingFactory(protocolFactory, self._clock, self._handshake_seconds)
         connecting = self._endpoint.connect(factory)
         return connecting.addCallback(_http_protocol)
@@ -167,5 +168,6 @@ class CoalescingEndpointFactory:
         self._handshake_seconds = handshake_seconds
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        """The endpoint of the other factory, wrapped."""
         endpoint = self._factory.endpointForURI(uri)
         return CoalescingEndpoint(endpoint, self._clock, self._handshake_seconds)
