@@ -21,7 +21,7 @@ from twisted.internet.threads import deferToThread
 
 from simulator import SimulatedAccount, Simulator
 from tests.credentials.oauth_server import CLIENT_ID, CLIENT_SECRET, OAuthServer
-from tests.simulator.house import House
+from tests.simulator.running import RunningSimulator
 from tests.support.checks import completed
 from tests.support.events import user
 from tests.support.gateway import Gateway
@@ -95,19 +95,21 @@ async def test_a_conversation_goes_on_when_its_tokens_end(
     tmp_path: Path, token_file: Path, server: OAuthServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "tests.simulator.house.Simulator", lambda *given, **more: Guarded(server, *given, **more)
+        "tests.simulator.running.Simulator", lambda *given, **more: Guarded(server, *given, **more)
     )
-    house = House(accounts=[SimulatedAccount("only")])
+    running = RunningSimulator(accounts=[SimulatedAccount("only")])
     try:
-        await deferToThread(_converse, tmp_path, token_file, server, house)
+        await deferToThread(_converse, tmp_path, token_file, server, running)
     finally:
-        await house.stop()
+        await running.stop()
 
 
-def _converse(folder: Path, token_file: Path, server: OAuthServer, house: House) -> None:
-    simulator: Any = house.simulator
+def _converse(
+    folder: Path, token_file: Path, server: OAuthServer, running: RunningSimulator
+) -> None:
+    simulator: Any = running.simulator
     first = server.log_in()
-    entry = account(server, house.service.base_url(), token_file, refresh_token=first)
+    entry = account(server, running.service.base_url(), token_file, refresh_token=first)
     gateway = Gateway(folder, {"accounts": [entry]})
     try:
         client = gateway.connect()

@@ -25,7 +25,7 @@ from twisted.internet.threads import deferToThread
 from simulator import SimulatedAccount
 from simulator.faults import CloseAfter
 from simulator.request_log import LoggedRequest
-from tests.simulator.house import House
+from tests.simulator.running import RunningSimulator
 from tests.support.gateway import CLIENT_KEYS, Gateway, account
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ CHAT_WEATHER: Any = {
 class Parties:
     """One gateway and the simulator behind it, for all tests of this module."""
 
-    def __init__(self, house: House, gateway: Gateway) -> None:
-        self.house = house
+    def __init__(self, running: RunningSimulator, gateway: Gateway) -> None:
+        self.running = running
         self.gateway = gateway
         self.base_url = f"http://127.0.0.1:{gateway.port}/v1"
 
@@ -70,7 +70,7 @@ class Parties:
     @property
     def requests(self) -> list[LoggedRequest]:
         """What reached the accounts in this test, the oldest first."""
-        return list(self.house.simulator.requests)
+        return list(self.running.simulator.requests)
 
     def reached(self, path_ending: str) -> list[LoggedRequest]:
         return [entry for entry in self.requests if entry.path.endswith(path_ending)]
@@ -111,8 +111,8 @@ async def parties(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Par
         ),
         SimulatedAccount("grok", key="upstream-secret-grok", models=(GROK,), dialect="xai"),
     ]
-    house = House(accounts=simulated, background_seconds=BACKGROUND_SECONDS)
-    url = house.service.base_url
+    running = RunningSimulator(accounts=simulated, background_seconds=BACKGROUND_SECONDS)
+    url = running.service.base_url
     accounts = [
         account("north", url("north"), models=[STORED], background=True),
         account("south", url("south"), models=[STORED], background=True),
@@ -122,11 +122,11 @@ async def parties(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Par
     ]
     folder: Path = tmp_path_factory.mktemp("gateway")
     gateway = await deferToThread(Gateway, folder, {"accounts": accounts})
-    yield Parties(house, gateway)
+    yield Parties(running, gateway)
     try:
         await deferToThread(gateway.stop)
     finally:
-        await house.stop()
+        await running.stop()
 
 
 def uses_sdk(test: Callable[[OpenAI, Parties], None]) -> Any:
@@ -134,7 +134,7 @@ def uses_sdk(test: Callable[[OpenAI, Parties], None]) -> Any:
 
     @pytest_twisted.ensureDeferred
     async def run(parties: Parties) -> None:
-        parties.house.simulator.requests.clear()
+        parties.running.simulator.requests.clear()
         start = len(parties.gateway.log())
         try:
             await deferToThread(test, parties.client(), parties)
@@ -196,7 +196,7 @@ async def test_a_tool_conversation_by_previous_ids(
         fork = turn([tool_output(first, "rainy")], previous_response_id=first.id)
         assert "rainy" in fork.output_text, "an older response can be continued, too"
 
-    parties.house.simulator.requests.clear()
+    parties.running.simulator.requests.clear()
     await deferToThread(conversation)
     answered = [entry for entry in parties.requests if entry.status == 200]
     assert len(answered) == 4
@@ -216,7 +216,7 @@ def test_what_the_sdk_makes_of_a_stream(client: OpenAI, parties: Parties) -> Non
 
 @uses_sdk
 def test_a_client_that_leaves_ends_the_generation(client: OpenAI, parties: Parties) -> None:
-    simulator = parties.house.simulator
+    simulator = parties.running.simulator
     simulator.event_delay = 0.2
     try:
         with client.responses.create(model=STORED, input="hello", stream=True) as stream:
@@ -231,7 +231,7 @@ def test_a_client_that_leaves_ends_the_generation(client: OpenAI, parties: Parti
 def test_a_client_that_waits_no_longer_ends_the_generation(
     client: OpenAI, parties: Parties
 ) -> None:
-    simulator = parties.house.simulator
+    simulator = parties.running.simulator
     simulator.event_delay = 0.5
     try:
         with pytest.raises(openai.APITimeoutError):
@@ -248,7 +248,7 @@ def test_an_upstream_lost_after_output_is_a_failed_response(
     client: OpenAI, parties: Parties
 ) -> None:
     """What was seen cannot be taken back; whoever saw nothing gets an answer after all."""
-    faults = parties.house.simulator.faults
+    faults = parties.running.simulator.faults
     for name in ("north", "south"):
         faults.push(name, CloseAfter(6))
     events = list(client.responses.create(model=STORED, input="hello", stream=True))
@@ -452,7 +452,7 @@ def test_a_background_response_is_polled(client: OpenAI, parties: Parties) -> No
 
 @uses_sdk
 def test_a_background_response_is_cancelled(client: OpenAI, parties: Parties) -> None:
-    simulator = parties.house.simulator
+    simulator = parties.running.simulator
     simulator.background_seconds = 600.0
     try:
         made = ask(client, "hello", background=True)
@@ -590,7 +590,7 @@ def test_a_chat_in_chunks(client: OpenAI, parties: Parties) -> None:
 
 @uses_sdk
 def test_a_chat_that_is_left_ends(client: OpenAI, parties: Parties) -> None:
-    simulator = parties.house.simulator
+    simulator = parties.running.simulator
     simulator.event_delay = 0.2
     try:
         with client.chat.completions.create(

@@ -16,7 +16,7 @@ from twisted.internet.threads import deferToThread
 
 from simulator import SimulatedAccount
 from simulator.faults import PauseAfter, Refuse
-from tests.simulator.house import House
+from tests.simulator.running import RunningSimulator
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -42,8 +42,8 @@ CHAT_WEATHER: Any = {
 
 
 @pytest_twisted.async_yield_fixture()
-async def house() -> AsyncIterator[House]:
-    running = House(
+async def running() -> AsyncIterator[RunningSimulator]:
+    running = RunningSimulator(
         accounts=[
             SimulatedAccount("stateful", models=(MODEL, "gpt-5.5-mini")),
             SimulatedAccount("codex", dialect="chatgpt", mode="stateless"),
@@ -53,20 +53,20 @@ async def house() -> AsyncIterator[House]:
     await running.stop()
 
 
-def uses_sdk(test: Callable[[OpenAI, House], None]) -> Any:
+def uses_sdk(test: Callable[[OpenAI, RunningSimulator], None]) -> Any:
     """A test that blocks, as the SDK does: it runs in a thread beside the simulator's reactor."""
 
     @pytest_twisted.ensureDeferred
-    async def run(house: House) -> None:
-        await deferToThread(test, client_of(house, "stateful"), house)
+    async def run(running: RunningSimulator) -> None:
+        await deferToThread(test, client_of(running, "stateful"), running)
 
     return run
 
 
-def client_of(house: House, account: str) -> OpenAI:
-    key = house.simulator.account(account).key
+def client_of(running: RunningSimulator, account: str) -> OpenAI:
+    key = running.simulator.account(account).key
     return openai.OpenAI(
-        base_url=house.service.base_url(account), api_key=key, max_retries=0, timeout=30
+        base_url=running.service.base_url(account), api_key=key, max_retries=0, timeout=30
     )
 
 
@@ -75,7 +75,7 @@ def ask(client: OpenAI, given: Any, **more: Any) -> Response:
 
 
 @uses_sdk
-def test_a_tool_conversation(client: OpenAI, house: House) -> None:
+def test_a_tool_conversation(client: OpenAI, running: RunningSimulator) -> None:
     first = ask(client, "Call get_weather in Paris, please", tools=[WEATHER])
     (call,) = first.output
     assert call.type == "function_call"
@@ -91,7 +91,7 @@ def test_a_tool_conversation(client: OpenAI, house: House) -> None:
 
 
 @uses_sdk
-def test_streaming(client: OpenAI, house: House) -> None:
+def test_streaming(client: OpenAI, running: RunningSimulator) -> None:
     events = list(client.responses.create(model=MODEL, input="hello", stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
@@ -103,7 +103,7 @@ def test_streaming(client: OpenAI, house: House) -> None:
 
 
 @uses_sdk
-def test_retrieve_and_delete(client: OpenAI, house: House) -> None:
+def test_retrieve_and_delete(client: OpenAI, running: RunningSimulator) -> None:
     made = ask(client, "hello")
     read = client.responses.retrieve(made.id, include=["reasoning.encrypted_content"])
     assert read.to_dict() == made.to_dict()
@@ -115,7 +115,7 @@ def test_retrieve_and_delete(client: OpenAI, house: House) -> None:
 
 
 @uses_sdk
-def test_input_items_over_several_pages(client: OpenAI, house: House) -> None:
+def test_input_items_over_several_pages(client: OpenAI, running: RunningSimulator) -> None:
     said: Any = [{"role": "user", "content": str(number)} for number in range(7)]
     made = ask(client, said)
     page = client.responses.input_items.list(made.id, limit=3, order="asc")
@@ -127,7 +127,7 @@ def test_input_items_over_several_pages(client: OpenAI, house: House) -> None:
 
 
 @uses_sdk
-def test_background(client: OpenAI, house: House) -> None:
+def test_background(client: OpenAI, running: RunningSimulator) -> None:
     made = ask(client, "hello", background=True)
     assert made.status == "queued"
     while made.status in ("queued", "in_progress"):
@@ -138,8 +138,8 @@ def test_background(client: OpenAI, house: House) -> None:
 
 
 @uses_sdk
-def test_background_cancelled(client: OpenAI, house: House) -> None:
-    house.simulator.background_seconds = 600.0
+def test_background_cancelled(client: OpenAI, running: RunningSimulator) -> None:
+    running.simulator.background_seconds = 600.0
     made = ask(client, "hello", background=True)
     assert client.responses.cancel(made.id).status == "cancelled"
     assert client.responses.cancel(made.id).status == "cancelled"
@@ -147,7 +147,9 @@ def test_background_cancelled(client: OpenAI, house: House) -> None:
 
 
 @uses_sdk
-def test_background_stream_left_and_taken_up_again(client: OpenAI, house: House) -> None:
+def test_background_stream_left_and_taken_up_again(
+    client: OpenAI, running: RunningSimulator
+) -> None:
     with client.responses.create(
         model=MODEL, input="hello", background=True, stream=True
     ) as stream:
@@ -165,7 +167,7 @@ def test_background_stream_left_and_taken_up_again(client: OpenAI, house: House)
 
 
 @uses_sdk
-def test_compact(client: OpenAI, house: House) -> None:
+def test_compact(client: OpenAI, running: RunningSimulator) -> None:
     first = ask(client, "The code word is heron.")
     compacted = client.responses.compact(model=MODEL, previous_response_id=first.id)
     assert compacted.object == "response.compaction"
@@ -177,7 +179,7 @@ def test_compact(client: OpenAI, house: House) -> None:
 
 
 @uses_sdk
-def test_input_tokens(client: OpenAI, house: House) -> None:
+def test_input_tokens(client: OpenAI, running: RunningSimulator) -> None:
     counted = client.responses.input_tokens.count(model=MODEL, input="hello", tools=[WEATHER])
     made = ask(client, "hello", tools=[WEATHER])
     assert made.usage is not None
@@ -185,7 +187,7 @@ def test_input_tokens(client: OpenAI, house: House) -> None:
 
 
 @uses_sdk
-def test_models(client: OpenAI, house: House) -> None:
+def test_models(client: OpenAI, running: RunningSimulator) -> None:
     assert [model.id for model in client.models.list()] == [MODEL, "gpt-5.5-mini"]
     assert client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError):
@@ -193,7 +195,7 @@ def test_models(client: OpenAI, house: House) -> None:
 
 
 @uses_sdk
-def test_chat(client: OpenAI, house: House) -> None:
+def test_chat(client: OpenAI, running: RunningSimulator) -> None:
     order: Any = {"role": "user", "content": "Call get_weather in Paris"}
     first = client.chat.completions.create(
         model=MODEL, messages=[order], tools=[CHAT_WEATHER]
@@ -212,7 +214,7 @@ def test_chat(client: OpenAI, house: House) -> None:
 
 
 @uses_sdk
-def test_chat_stream(client: OpenAI, house: House) -> None:
+def test_chat_stream(client: OpenAI, running: RunningSimulator) -> None:
     with client.chat.completions.stream(
         model=MODEL,
         messages=[{"role": "user", "content": "Call get_weather in Paris"}],
@@ -228,15 +230,15 @@ def test_chat_stream(client: OpenAI, house: House) -> None:
 
 
 @uses_sdk
-def test_refusals_and_headers(client: OpenAI, house: House) -> None:
-    house.simulator.faults.push("stateful", Refuse.rate_limited(3))
+def test_refusals_and_headers(client: OpenAI, running: RunningSimulator) -> None:
+    running.simulator.faults.push("stateful", Refuse.rate_limited(3))
     with pytest.raises(openai.RateLimitError) as limited:
         ask(client, "hello")
     assert limited.value.response.headers["retry-after"] == "3"
     assert limited.value.request_id
     raw = client.responses.with_raw_response.create(model=MODEL, input="hello")
     assert raw.headers["x-ratelimit-limit-requests"] == "10000"
-    house.simulator.faults.push("stateful", PauseAfter(5.0))
+    running.simulator.faults.push("stateful", PauseAfter(5.0))
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.2).models.list()
     stranger = client.with_options(api_key="sk-nobody")
@@ -245,8 +247,8 @@ def test_refusals_and_headers(client: OpenAI, house: House) -> None:
 
 
 @uses_sdk
-def test_the_chatgpt_backend(client: OpenAI, house: House) -> None:
-    client = client_of(house, "codex")
+def test_the_chatgpt_backend(client: OpenAI, running: RunningSimulator) -> None:
+    client = client_of(running, "codex")
     given: Any = [{"role": "user", "content": "hello"}]
     with pytest.raises(openai.BadRequestError) as refused:
         client.responses.create(model=MODEL, input=given, stream=True)

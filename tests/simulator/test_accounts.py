@@ -19,16 +19,16 @@ from simulator.accounts import CodexLimits, RateLimits, Window
 from simulator.faults import Refuse, ResponseHeaders
 from simulator.server import decoded
 from simulator.validation import Refusal
-from tests.simulator.house import House, parsed
+from tests.simulator.running import RunningSimulator, parsed
 
 CODEX = {"model": "m", "input": [{"role": "user", "content": "hi"}], "store": False, "stream": True}
 TOOLS = {"type": "additional_tools", "tools": []}
 
 
 @pytest_twisted.async_yield_fixture()
-async def house() -> AsyncIterator[House]:
+async def running() -> AsyncIterator[RunningSimulator]:
     primary = Window(used_percent=42.5, window_minutes=300, resets_in_seconds=60)
-    running = House(
+    running = RunningSimulator(
         accounts=[
             SimulatedAccount("stateful", rate_limits=RateLimits(remaining_requests=7)),
             SimulatedAccount(
@@ -52,8 +52,10 @@ def header(response: Any, name: str) -> str | None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_chatgpt_backend_answers_with_limits_and_an_empty_output(house: House) -> None:
-    response = await house.post(CODEX, "codex")
+async def test_the_chatgpt_backend_answers_with_limits_and_an_empty_output(
+    running: RunningSimulator,
+) -> None:
+    response = await running.post(CODEX, "codex")
     events = parsed(await response.text())
     kinds = [event["type"] for event in events]
     assert kinds[:3] == ["response.created", "response.in_progress", "codex.rate_limits"]
@@ -67,8 +69,8 @@ async def test_the_chatgpt_backend_answers_with_limits_and_an_empty_output(house
     assert header(response, "x-codex-primary-reset-at") == str(limits["reset_at"])
     assert header(response, "x-codex-turn-state") == "turn-1"
     assert header(response, "x-ratelimit-limit-requests") is None
-    assert house.service.base_url("codex").endswith("/backend-api/codex")
-    assert house.service.base_url().endswith("/v1")
+    assert running.service.base_url("codex").endswith("/backend-api/codex")
+    assert running.service.base_url().endswith("/v1")
 
 
 @pytest.mark.parametrize(
@@ -94,41 +96,45 @@ async def test_the_chatgpt_backend_answers_with_limits_and_an_empty_output(house
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_what_the_chatgpt_backend_refuses(house: House, change: Any, detail: str) -> None:
-    response = await house.post({**CODEX, **change}, "codex")
+async def test_what_the_chatgpt_backend_refuses(
+    running: RunningSimulator, change: Any, detail: str
+) -> None:
+    response = await running.post({**CODEX, **change}, "codex")
     assert response.code == 400
     assert await response.json() == {"detail": detail}
-    assert house.simulator.requests[-1].error["message"] == detail
+    assert running.simulator.requests[-1].error["message"] == detail
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_chatgpt_backend_has_few_endpoints(house: House) -> None:
+async def test_the_chatgpt_backend_has_few_endpoints(running: RunningSimulator) -> None:
     for method, path in (("GET", "/responses/resp_1"), ("POST", "/chat/completions")):
-        response = await house.request(method, path, "codex", json={} if method == "POST" else None)
+        response = await running.request(
+            method, path, "codex", json={} if method == "POST" else None
+        )
         assert (response.code, await response.json()) == (404, {"detail": "Not Found"})
-    infos = await house.send("GET", "/models?client_version=0.169.0", "codex")
+    infos = await running.send("GET", "/models?client_version=0.169.0", "codex")
     assert infos["models"][0]["supported_in_api"] is True
-    compacted = await house.send(
+    compacted = await running.send(
         "POST", "/responses/compact", "codex", json={"model": "m", "input": CODEX["input"]}
     )
     assert compacted["output"][-1]["type"] == "compaction"
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_engine_that_knows_no_additional_tools(house: House) -> None:
+async def test_an_engine_that_knows_no_additional_tools(running: RunningSimulator) -> None:
     body = {"model": "m", "input": [TOOLS, {"role": "user", "content": "hi"}]}
-    response = await house.post(body, "grok")
+    response = await running.post(body, "grok")
     assert (response.code, header(response, "x-grok")) == (422, "1")
     assert "ModelInput" in (await response.json())["error"]
-    first = await house.create({"input": "hi"}, "grok")
-    assert (await house.create({"input": "x", "previous_response_id": first["id"]}, "grok"))["id"]
-    assert (await house.create(body))["status"] == "completed"
+    first = await running.create({"input": "hi"}, "grok")
+    assert (await running.create({"input": "x", "previous_response_id": first["id"]}, "grok"))["id"]
+    assert (await running.create(body))["status"] == "completed"
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_serves_no_chats(house: House) -> None:
+async def test_who_serves_no_chats(running: RunningSimulator) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-    assert (await house.request("POST", "/chat/completions", "text-only", json=body)).code == 404
+    assert (await running.request("POST", "/chat/completions", "text-only", json=body)).code == 404
 
 
 PACKERS: dict[str, Any] = {"gzip": gzip.compress, "zstd": zstandard.compress}
@@ -136,17 +142,19 @@ PACKERS: dict[str, Any] = {"gzip": gzip.compress, "zstd": zstandard.compress}
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 @pytest_twisted.ensureDeferred
-async def test_compressed_bodies_are_for_those_who_take_them(house: House, encoding: str) -> None:
+async def test_compressed_bodies_are_for_those_who_take_them(
+    running: RunningSimulator, encoding: str
+) -> None:
     packed = PACKERS[encoding](json.dumps(CODEX).encode())
     headers = {"content-type": "application/json", "content-encoding": encoding}
     for account, status in (("codex", 200), ("stateful", 400), ("text-only", 400)):
         status = 200 if (account, encoding) == ("text-only", "gzip") else status
-        response = await house.request(
+        response = await running.request(
             "POST", "/responses", account, data=packed, headers=dict(headers)
         )
         await response.content()
         assert response.code == status, account
-        entry = house.simulator.requests[-1]
+        entry = running.simulator.requests[-1]
         assert entry.content_encoding == encoding
         assert entry.body == (CODEX if status == 200 else None)
         assert entry.size == len(packed)
@@ -176,13 +184,13 @@ def test_a_body_that_unpacks_to_no_end_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_answer_has_the_platforms_headers(house: House) -> None:
+async def test_every_answer_has_the_platforms_headers(running: RunningSimulator) -> None:
     body = {"model": "m", "input": "hi"}
     answers = [
-        await house.post(body),
-        await house.post({"model": "m"}),
-        await house.request("GET", "/models"),
-        await house.request("GET", "/nothing"),
+        await running.post(body),
+        await running.post({"model": "m"}),
+        await running.request("GET", "/models"),
+        await running.request("GET", "/nothing"),
     ]
     for answer in answers:
         await answer.content()
@@ -195,11 +203,11 @@ async def test_every_answer_has_the_platforms_headers(house: House) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_faults_have_the_last_word_on_headers(house: House) -> None:
+async def test_faults_have_the_last_word_on_headers(running: RunningSimulator) -> None:
     told = {"x-ratelimit-remaining-requests": "0", "x-request-id": "req_mine"}
-    house.simulator.faults.push("stateful", ResponseHeaders(told), Refuse(429, {}, told))
+    running.simulator.faults.push("stateful", ResponseHeaders(told), Refuse(429, {}, told))
     for status in (200, 429):
-        answer = await house.post({"model": "m", "input": "hi"})
+        answer = await running.post({"model": "m", "input": "hi"})
         await answer.content()
         assert answer.code == status
         assert {name: header(answer, name) for name in told} == told
@@ -207,13 +215,13 @@ async def test_faults_have_the_last_word_on_headers(house: House) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_key_counts_only_in_the_header_of_its_service() -> None:
-    house = House(accounts=[SimulatedAccount("stateful", auth_header="api-key")])
-    key = house.simulator.account("stateful").key
+    running = RunningSimulator(accounts=[SimulatedAccount("stateful", auth_header="api-key")])
+    key = running.simulator.account("stateful").key
     for headers, status in (({"api-key": key}, 200), ({}, 401), ({"api-key": "k"}, 401)):
-        response = await house.request("GET", "/models", headers=headers)
+        response = await running.request("GET", "/models", headers=headers)
         await response.content()
         assert response.code == status, headers
-    await house.stop()
+    await running.stop()
 
 
 def test_an_unknown_dialect_is_refused() -> None:

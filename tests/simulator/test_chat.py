@@ -16,7 +16,7 @@ from simulator import SimulatedAccount
 from simulator.chat import check_chat, items_of
 from simulator.faults import CloseAfter, EmptyOutput, Refuse
 from simulator.validation import Refusal, check_context
-from tests.simulator.house import House
+from tests.simulator.running import RunningSimulator
 
 CHAT = "/chat/completions"
 LOOK = {
@@ -35,20 +35,22 @@ HI = {"role": "user", "content": "hi"}
 
 
 @pytest_twisted.async_yield_fixture()
-async def house() -> AsyncIterator[House]:
-    running = House(accounts=[SimulatedAccount("stateful"), SimulatedAccount("b", models=("m",))])
+async def running() -> AsyncIterator[RunningSimulator]:
+    running = RunningSimulator(
+        accounts=[SimulatedAccount("stateful"), SimulatedAccount("b", models=("m",))]
+    )
     yield running
     await running.stop()
 
 
-async def ask(house: House, *messages: Any, **more: Any) -> Any:
+async def ask(running: RunningSimulator, *messages: Any, **more: Any) -> Any:
     body = {"model": "m", "messages": list(messages), **more}
-    return await house.send("POST", CHAT, json=body)
+    return await running.send("POST", CHAT, json=body)
 
 
-async def chunks(house: House, *messages: Any, **more: Any) -> list[dict[str, Any]]:
+async def chunks(running: RunningSimulator, *messages: Any, **more: Any) -> list[dict[str, Any]]:
     body = {"model": "m", "messages": list(messages), "stream": True, **more}
-    response = await house.request("POST", CHAT, json=body)
+    response = await running.request("POST", CHAT, json=body)
     assert response.headers.getRawHeaders("content-type") == ["text/event-stream; charset=utf-8"]
     lines = (await response.text()).strip().split("\n\n")
     assert lines.pop() == "data: [DONE]"
@@ -56,41 +58,45 @@ async def chunks(house: House, *messages: Any, **more: Any) -> list[dict[str, An
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_conversation_goes_on_by_its_messages(house: House) -> None:
+async def test_a_conversation_goes_on_by_its_messages(running: RunningSimulator) -> None:
     said = {"role": "user", "content": [{"type": "text", "text": "The code word is heron."}]}
-    first = await ask(house, {"role": "system", "content": "Be kind."}, said)
+    first = await ask(running, {"role": "system", "content": "Be kind."}, said)
     assert first["object"] == "chat.completion"
     message = first["choices"][0]["message"]
     assert first["choices"][0]["finish_reason"] == "stop"
-    answer = await ask(house, said, message, {"role": "user", "content": "What was the code word?"})
+    answer = await ask(
+        running, said, message, {"role": "user", "content": "What was the code word?"}
+    )
     assert answer["choices"][0]["message"]["content"] == "The code word is heron."
     usage = answer["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-    entry = house.simulator.requests[-1]
+    entry = running.simulator.requests[-1]
     assert (entry.endpoint, entry.outcome, entry.response_id) == ("chat", "completed", answer["id"])
     assert len(entry.context) == 3
 
 
 @pytest.mark.parametrize(("tool", "kind"), [(LOOK, "function"), (SAY, "custom")])
 @pytest_twisted.ensureDeferred
-async def test_tools_are_called_and_answered(house: House, tool: Any, kind: str) -> None:
+async def test_tools_are_called_and_answered(
+    running: RunningSimulator, tool: Any, kind: str
+) -> None:
     name = tool[kind]["name"]
     order = {"role": "user", "content": f'Please call {name} with "the garden"'}
-    first = await ask(house, order, tools=[tool])
+    first = await ask(running, order, tools=[tool])
     assert first["choices"][0]["finish_reason"] == "tool_calls"
     message = first["choices"][0]["message"]
     (call,) = message["tool_calls"]
     assert (call["type"], call[kind]["name"]) == (kind, name)
     assert "the garden" in call[kind]["arguments" if kind == "function" else "input"]
     result = {"role": "tool", "tool_call_id": call["id"], "content": "roses"}
-    second = await ask(house, order, message, result, tools=[tool])
+    second = await ask(running, order, message, result, tools=[tool])
     assert "roses" in second["choices"][0]["message"]["content"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_chunks_joined_are_the_whole_message(house: House) -> None:
-    whole = await ask(house, HI)
-    pieces = await chunks(house, HI, stream_options={"include_usage": True})
+async def test_chunks_joined_are_the_whole_message(running: RunningSimulator) -> None:
+    whole = await ask(running, HI)
+    pieces = await chunks(running, HI, stream_options={"include_usage": True})
     assert {piece["object"] for piece in pieces} == {"chat.completion.chunk"}
     assert len({piece["id"] for piece in pieces}) == 1
     assert pieces[-1]["choices"] == []
@@ -101,13 +107,13 @@ async def test_chunks_joined_are_the_whole_message(house: House) -> None:
     joined = "".join(delta.get("content", "") for delta in deltas)
     assert joined == whole["choices"][0]["message"]["content"]
     assert pieces[-2]["choices"][0]["finish_reason"] == "stop"
-    assert house.simulator.requests[-1].outcome == "completed"
+    assert running.simulator.requests[-1].outcome == "completed"
 
 
 @pytest_twisted.ensureDeferred
-async def test_chunks_of_calls_and_of_several_choices(house: House) -> None:
+async def test_chunks_of_calls_and_of_several_choices(running: RunningSimulator) -> None:
     order = {"role": "user", "content": 'call look for "the garden"'}
-    pieces = await chunks(house, order, tools=[LOOK], n=2)
+    pieces = await chunks(running, order, tools=[LOOK], n=2)
     assert all("usage" not in piece for piece in pieces)
     for index in range(2):
         choices = [piece["choices"][0] for piece in pieces if piece["choices"][0]["index"] == index]
@@ -172,27 +178,29 @@ def result(call_id: str) -> dict[str, Any]:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_chats_that_are_refused(house: House, body: Any, code: str, param: str) -> None:
+async def test_chats_that_are_refused(
+    running: RunningSimulator, body: Any, code: str, param: str
+) -> None:
     body = body if "model" in body or param == "model" else {"model": "m", **body}
-    response = await house.request("POST", CHAT, json=body)
+    response = await running.request("POST", CHAT, json=body)
     assert response.code == 400
     error = (await response.json())["error"]
     assert (error["code"], error["param"]) == (code, param)
 
 
 @pytest_twisted.ensureDeferred
-async def test_models_and_faults(house: House) -> None:
+async def test_models_and_faults(running: RunningSimulator) -> None:
     unknown = {"model": "other", "messages": [HI]}
-    lost = await house.request("POST", CHAT, "b", json=unknown)
+    lost = await running.request("POST", CHAT, "b", json=unknown)
     assert lost.code == 404
     assert (await lost.json())["error"]["code"] == "model_not_found"
-    house.simulator.faults.push("stateful", Refuse.rate_limited(), CloseAfter(2), EmptyOutput())
-    assert (await ask(house, HI))["error"]["code"] == "rate_limit_exceeded"
+    running.simulator.faults.push("stateful", Refuse.rate_limited(), CloseAfter(2), EmptyOutput())
+    assert (await ask(running, HI))["error"]["code"] == "rate_limit_exceeded"
     with pytest.raises(ResponseFailed):
-        await chunks(house, HI)
-    entry = house.simulator.requests[-1]
+        await chunks(running, HI)
+    entry = running.simulator.requests[-1]
     assert (entry.outcome, entry.events_sent) == ("dropped", 2)
-    assert (await ask(house, HI))["choices"], "faults of responses mean nothing here"
+    assert (await ask(running, HI))["choices"], "faults of responses mean nothing here"
 
 
 @given(st.lists(st.sampled_from([HI, CALLING, result("c1"), result("c2")]), min_size=1, max_size=6))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest_twisted
 
 from simulator.faults import Refuse
-from tests.simulator.house import House
+from tests.simulator.running import RunningSimulator
 
 COMPACT = "/responses/compact"
 CALL = {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"}
@@ -17,8 +17,8 @@ SAID = {"role": "user", "content": "The code word is heron."}
 
 
 @pytest_twisted.async_yield_fixture()
-async def house() -> AsyncIterator[House]:
-    running = House()
+async def running() -> AsyncIterator[RunningSimulator]:
+    running = RunningSimulator()
     yield running
     await running.stop()
 
@@ -28,44 +28,46 @@ def text(response: Any) -> str:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_new_conversation_goes_on_with_what_was_compacted(house: House) -> None:
+async def test_a_new_conversation_goes_on_with_what_was_compacted(
+    running: RunningSimulator,
+) -> None:
     body = {"model": "m", "input": [SAID, CALL, OUTPUT, {"role": "developer", "content": "x"}]}
-    made = await house.send("POST", COMPACT, json=body)
+    made = await running.send("POST", COMPACT, json=body)
     assert made["object"] == "response.compaction"
     assert [item["type"] for item in made["output"]] == ["message", "compaction"]
     assert made["output"][0]["content"] == [{"type": "input_text", "text": SAID["content"]}]
     assert made["usage"]["total_tokens"] > made["usage"]["output_tokens"] > 0
     asks = {"role": "user", "content": "What was the code word, and the result of the tools?"}
-    answer = await house.create({"input": [*made["output"], asks]})
+    answer = await running.create({"input": [*made["output"], asks]})
     assert text(answer) == 'The code word is heron. Tools answered "it rained".'
 
 
 @pytest_twisted.ensureDeferred
-async def test_only_the_account_itself_opens_it(house: House) -> None:
-    made = await house.send("POST", COMPACT, json={"model": "m", "input": [SAID]})
+async def test_only_the_account_itself_opens_it(running: RunningSimulator) -> None:
+    made = await running.send("POST", COMPACT, json={"model": "m", "input": [SAID]})
     asks = {"role": "user", "content": "go on"}
-    foreign = await house.create({"input": [*made["output"], asks]}, "other")
+    foreign = await running.create({"input": [*made["output"], asks]}, "other")
     assert foreign["error"]["code"] == "invalid_encrypted_content"
     again = {"model": "m", "input": [*made["output"], asks]}
-    twice = await house.send("POST", COMPACT, json=again)
+    twice = await running.send("POST", COMPACT, json=again)
     assert [item["type"] for item in twice["output"]] == ["message", "message", "compaction"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_stored_conversation_is_compacted_by_its_last_id(house: House) -> None:
-    first = await house.create({"input": [SAID]})
+async def test_a_stored_conversation_is_compacted_by_its_last_id(running: RunningSimulator) -> None:
+    first = await running.create({"input": [SAID]})
     body = {"model": "m", "previous_response_id": first["id"]}
-    made = await house.send("POST", COMPACT, json=body)
+    made = await running.send("POST", COMPACT, json=body)
     assert made["output"][0]["content"][0]["text"] == SAID["content"]
-    assert house.simulator.requests[-1].response_id == made["id"]
-    chained = await house.create({"input": "x", "previous_response_id": made["id"]})
+    assert running.simulator.requests[-1].response_id == made["id"]
+    chained = await running.create({"input": "x", "previous_response_id": made["id"]})
     assert chained["error"]["code"] == "previous_response_not_found", "it is no response"
-    refused = await house.send("POST", COMPACT, "stateless", json=body)
+    refused = await running.send("POST", COMPACT, "stateless", json=body)
     assert refused["error"]["code"] == "unsupported_parameter"
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_not_compacted(house: House) -> None:
+async def test_what_is_not_compacted(running: RunningSimulator) -> None:
     cases: list[tuple[dict[str, Any], str | None, str | None]] = [
         ({"input": [SAID]}, "missing_required_parameter", "model"),
         ({"model": "m"}, "missing_required_parameter", "input"),
@@ -73,8 +75,8 @@ async def test_what_is_not_compacted(house: House) -> None:
         ({"model": "m", "input": [OUTPUT]}, None, "input"),
     ]
     for body, code, param in cases:
-        error = (await house.send("POST", COMPACT, json=body))["error"]
+        error = (await running.send("POST", COMPACT, json=body))["error"]
         assert (error["code"], error["param"]) == (code, param)
-    house.simulator.faults.push("stateful", Refuse.rate_limited(), to="compact")
-    limited = await house.send("POST", COMPACT, json={"model": "m", "input": [SAID]})
+    running.simulator.faults.push("stateful", Refuse.rate_limited(), to="compact")
+    limited = await running.send("POST", COMPACT, json={"model": "m", "input": [SAID]})
     assert limited["error"]["code"] == "rate_limit_exceeded"

@@ -15,7 +15,7 @@ from twisted.web.iweb import IResponse
 from simulator import SimulatedAccount, Simulator, SimulatorService
 
 
-class House:
+class RunningSimulator:
     """A running simulator of one account a mode, and a client for it."""
 
     def __init__(self, clock: Any = reactor, **options: Any) -> None:

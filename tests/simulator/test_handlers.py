@@ -11,12 +11,12 @@ from twisted.web.client import ResponseFailed
 
 from simulator import SimulatedAccount
 from simulator.faults import DropAfter, PauseAfter, Refuse
-from tests.simulator.house import House
+from tests.simulator.running import RunningSimulator
 
 
 @pytest_twisted.async_yield_fixture()
-async def house() -> AsyncIterator[House]:
-    running = House(
+async def running() -> AsyncIterator[RunningSimulator]:
+    running = RunningSimulator(
         accounts=[
             SimulatedAccount("stateful"),
             SimulatedAccount("other", models=("gpt-a", "team/gpt-b"), codex_catalogue=True),
@@ -32,67 +32,67 @@ def user(text: str) -> dict[str, Any]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_stored_response_is_read_as_it_was_answered(house: House) -> None:
-    made = await house.create({"input": "hello"})
+async def test_a_stored_response_is_read_as_it_was_answered(running: RunningSimulator) -> None:
+    made = await running.create({"input": "hello"})
     path = f"/responses/{made['id']}"
-    assert await house.send("GET", path) == made
-    assert await house.send("GET", path + "?include[]=reasoning.encrypted_content") == made
-    wrong = await house.send("GET", path + "?include[]=everything")
+    assert await running.send("GET", path) == made
+    assert await running.send("GET", path + "?include[]=reasoning.encrypted_content") == made
+    wrong = await running.send("GET", path + "?include[]=everything")
     assert (wrong["error"]["param"], wrong["error"]["code"]) == ("include[0]", "invalid_value")
-    foreign = await house.request("GET", path, "other")
+    foreign = await running.request("GET", path, "other")
     assert foreign.code == 404, "an account sees only its own responses"
     assert (await foreign.json())["error"]["message"].endswith("not found.")
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_not_stored_is_not_found(house: House) -> None:
+async def test_what_is_not_stored_is_not_found(running: RunningSimulator) -> None:
     for account, more in (("stateful", {"store": False}), ("stateless", {})):
-        made = await house.create({"input": "hello", **more}, account)
+        made = await running.create({"input": "hello", **more}, account)
         for method, ending in (("GET", ""), ("DELETE", ""), ("GET", "/input_items")):
-            response = await house.request(method, f"/responses/{made['id']}{ending}", account)
+            response = await running.request(method, f"/responses/{made['id']}{ending}", account)
             assert response.code == 404, (account, method, ending)
             await response.content()
 
 
 @pytest_twisted.ensureDeferred
-async def test_only_background_responses_are_streamed_again(house: House) -> None:
-    made = await house.create({"input": "hello"})
-    refused = await house.request("GET", f"/responses/{made['id']}?stream=true")
+async def test_only_background_responses_are_streamed_again(running: RunningSimulator) -> None:
+    made = await running.create({"input": "hello"})
+    refused = await running.request("GET", f"/responses/{made['id']}?stream=true")
     assert refused.code == 400
     assert (await refused.json())["error"]["param"] == "stream"
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_deleted_response_is_gone(house: House) -> None:
-    made = await house.create({"input": "hello"})
+async def test_a_deleted_response_is_gone(running: RunningSimulator) -> None:
+    made = await running.create({"input": "hello"})
     path = f"/responses/{made['id']}"
-    assert await house.send("DELETE", path) == {
+    assert await running.send("DELETE", path) == {
         "id": made["id"],
         "object": "response",
         "deleted": True,
     }
-    assert (await house.request("GET", path)).code == 404
-    assert (await house.request("DELETE", path)).code == 404
-    continued = await house.create({"input": "more", "previous_response_id": made["id"]})
+    assert (await running.request("GET", path)).code == 404
+    assert (await running.request("DELETE", path)).code == 404
+    continued = await running.create({"input": "more", "previous_response_id": made["id"]})
     assert continued["error"]["code"] == "previous_response_not_found"
 
 
 @pytest_twisted.ensureDeferred
-async def test_input_items_come_in_pages(house: House) -> None:
-    made = await house.create({"input": [user(str(number)) for number in range(5)]})
+async def test_input_items_come_in_pages(running: RunningSimulator) -> None:
+    made = await running.create({"input": [user(str(number)) for number in range(5)]})
     path = f"/responses/{made['id']}/input_items"
-    newest = await house.send("GET", path)
+    newest = await running.send("GET", path)
     texts = [item["content"][0]["text"] for item in newest["data"]]
     assert texts == ["4", "3", "2", "1", "0"], "the newest comes first unless asked otherwise"
     assert (newest["object"], newest["has_more"]) == ("list", False)
-    first = await house.send("GET", path + "?order=asc&limit=2")
+    first = await running.send("GET", path + "?order=asc&limit=2")
     assert [item["content"][0]["text"] for item in first["data"]] == ["0", "1"]
     assert first["has_more"] is True
     assert first["last_id"] == first["data"][-1]["id"]
-    rest = await house.send("GET", f"{path}?order=asc&after={first['last_id']}&limit=100")
+    rest = await running.send("GET", f"{path}?order=asc&after={first['last_id']}&limit=100")
     assert [item["content"][0]["text"] for item in rest["data"]] == ["2", "3", "4"]
     assert {item["status"] for item in rest["data"]} == {"completed"}
-    past = await house.send("GET", f"{path}?order=asc&after={rest['last_id']}")
+    past = await running.send("GET", f"{path}?order=asc&after={rest['last_id']}")
     assert past == {
         "object": "list",
         "data": [],
@@ -103,10 +103,10 @@ async def test_input_items_come_in_pages(house: House) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_input_items_are_the_requests_own(house: House) -> None:
-    first = await house.create({"input": "one"})
-    second = await house.create({"input": "two", "previous_response_id": first["id"]})
-    page = await house.send("GET", f"/responses/{second['id']}/input_items")
+async def test_input_items_are_the_requests_own(running: RunningSimulator) -> None:
+    first = await running.create({"input": "one"})
+    second = await running.create({"input": "two", "previous_response_id": first["id"]})
+    page = await running.send("GET", f"/responses/{second['id']}/input_items")
     assert [item["content"][0]["text"] for item in page["data"]] == ["two"]
 
 
@@ -122,61 +122,63 @@ async def test_input_items_are_the_requests_own(house: House) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_pages_that_do_not_exist(house: House, query: str, code: str, param: str) -> None:
-    made = await house.create({"input": "one"})
-    response = await house.request("GET", f"/responses/{made['id']}/input_items?{query}")
+async def test_pages_that_do_not_exist(
+    running: RunningSimulator, query: str, code: str, param: str
+) -> None:
+    made = await running.create({"input": "one"})
+    response = await running.request("GET", f"/responses/{made['id']}/input_items?{query}")
     assert response.code == 400
     error = (await response.json())["error"]
     assert (error["code"], error["param"]) == (code, param)
 
 
 @pytest_twisted.ensureDeferred
-async def test_input_tokens_are_what_the_response_will_count(house: House) -> None:
-    first = await house.create({"input": "a longer first message"})
+async def test_input_tokens_are_what_the_response_will_count(running: RunningSimulator) -> None:
+    first = await running.create({"input": "a longer first message"})
     body = {
         "model": "m",
         "instructions": "Be brief.",
         "input": "and another",
         "previous_response_id": first["id"],
     }
-    counted = await house.send("POST", "/responses/input_tokens", json=body)
-    answered = await house.create(body)
+    counted = await running.send("POST", "/responses/input_tokens", json=body)
+    answered = await running.create(body)
     assert counted == {
         "object": "response.input_tokens",
         "input_tokens": answered["usage"]["input_tokens"],
     }
-    without_model = await house.send("POST", "/responses/input_tokens", json={"input": "x"})
+    without_model = await running.send("POST", "/responses/input_tokens", json={"input": "x"})
     assert without_model["input_tokens"] > 0
-    refused = await house.send(
+    refused = await running.send(
         "POST", "/responses/input_tokens", json={"input": "x", "store": True}
     )
     assert refused["error"]["code"] == "unknown_parameter"
     orphan = {"type": "function_call_output", "call_id": "call_1", "output": ""}
-    lost = await house.send("POST", "/responses/input_tokens", json={"input": [orphan]})
+    lost = await running.send("POST", "/responses/input_tokens", json={"input": [orphan]})
     assert lost["error"]["message"].startswith("No tool call found")
 
 
 @pytest_twisted.ensureDeferred
-async def test_models_are_listed_and_shown(house: House) -> None:
-    listed = await house.send("GET", "/models", "other")
+async def test_models_are_listed_and_shown(running: RunningSimulator) -> None:
+    listed = await running.send("GET", "/models", "other")
     assert [each["id"] for each in listed["data"]] == ["gpt-a", "team/gpt-b"]
-    assert await house.send("GET", "/models/gpt-a", "other") == listed["data"][0]
-    assert await house.send("GET", "/models/team%2Fgpt-b", "other") == listed["data"][1]
-    missing = await house.request("GET", "/models/gpt-z", "other")
+    assert await running.send("GET", "/models/gpt-a", "other") == listed["data"][0]
+    assert await running.send("GET", "/models/team%2Fgpt-b", "other") == listed["data"][1]
+    missing = await running.request("GET", "/models/gpt-z", "other")
     assert missing.code == 404
     assert (await missing.json())["error"]["code"] == "model_not_found"
 
 
 @pytest_twisted.ensureDeferred
-async def test_codex_gets_its_catalogue_where_there_is_one(house: House) -> None:
-    response = await house.request("GET", "/models?client_version=0.169.0", "other")
+async def test_codex_gets_its_catalogue_where_there_is_one(running: RunningSimulator) -> None:
+    response = await running.request("GET", "/models?client_version=0.169.0", "other")
     infos = (await response.json())["models"]
     assert [info["slug"] for info in infos] == ["gpt-a", "team/gpt-b"]
-    again = await house.request("GET", "/models?client_version=0.118.0", "other")
+    again = await running.request("GET", "/models?client_version=0.118.0", "other")
     await again.content()
     tags = [each.headers.getRawHeaders("etag") for each in (response, again)]
     assert tags[0] == tags[1] != [None]
-    plain = await house.send("GET", "/models?client_version=0.169.0")
+    plain = await running.send("GET", "/models?client_version=0.169.0")
     assert plain["object"] == "list", "an account without a catalogue lists as the platform does"
 
 
@@ -194,39 +196,39 @@ async def test_codex_gets_its_catalogue_where_there_is_one(house: House) -> None
 )
 @pytest_twisted.ensureDeferred
 async def test_paths_and_methods_that_are_refused(
-    house: House, method: str, path: str, status: int, allow: Any
+    running: RunningSimulator, method: str, path: str, status: int, allow: Any
 ) -> None:
-    response = await house.request(method, path)
+    response = await running.request(method, path)
     assert response.code == status
     assert response.headers.getRawHeaders("allow") == allow
     assert (await response.json())["error"]["type"] == "invalid_request_error"
-    entry = house.simulator.requests[-1]
+    entry = running.simulator.requests[-1]
     assert (entry.method, entry.outcome, entry.status) == (method, "refused", status)
 
 
 @pytest_twisted.ensureDeferred
-async def test_faults_strike_every_endpoint(house: House) -> None:
-    made = await house.create({"input": "hello"})
+async def test_faults_strike_every_endpoint(running: RunningSimulator) -> None:
+    made = await running.create({"input": "hello"})
     path = f"/responses/{made['id']}"
-    house.simulator.faults.push("stateful", Refuse.rate_limited(2), to="retrieve")
-    house.simulator.faults.push("stateful", DropAfter(0), to="models")
-    assert (await house.create({"input": "not the one"}))["status"] == "completed"
-    refused = await house.request("GET", path)
+    running.simulator.faults.push("stateful", Refuse.rate_limited(2), to="retrieve")
+    running.simulator.faults.push("stateful", DropAfter(0), to="models")
+    assert (await running.create({"input": "not the one"}))["status"] == "completed"
+    refused = await running.request("GET", path)
     assert (refused.code, refused.headers.getRawHeaders("retry-after")) == (429, ["2"])
     with pytest.raises(ResponseFailed):
-        await house.send("GET", "/models")
-    assert house.simulator.requests[-1].outcome == "dropped"
-    house.simulator.faults.push("stateful", PauseAfter(0.01))
-    assert await house.send("GET", path) == made
+        await running.send("GET", "/models")
+    assert running.simulator.requests[-1].outcome == "dropped"
+    running.simulator.faults.push("stateful", PauseAfter(0.01))
+    assert await running.send("GET", path) == made
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_log_says_what_was_asked(house: House) -> None:
-    made = await house.create({"input": "hello"})
-    await house.send("GET", f"/responses/{made['id']}?include[]=a&include[]=b")
-    entry = house.simulator.requests[-1]
+async def test_the_log_says_what_was_asked(running: RunningSimulator) -> None:
+    made = await running.create({"input": "hello"})
+    await running.send("GET", f"/responses/{made['id']}?include[]=a&include[]=b")
+    entry = running.simulator.requests[-1]
     assert (entry.method, entry.path) == ("GET", f"/v1/responses/{made['id']}")
     assert entry.query == {"include[]": ["a", "b"]}
     assert (entry.response_id, entry.endpoint) == (made["id"], "retrieve")
-    posted = house.simulator.requests.of("stateful", "/responses")
+    posted = running.simulator.requests.of("stateful", "/responses")
     assert [each.body["input"] for each in posted] == ["hello"]
