@@ -45,8 +45,8 @@ async def test_a_background_response_completes_by_itself(running: RunningSimulat
     assert await running.send("GET", path) == made
     running.simulator.clock.advance(SECONDS / 2)
     assert running.simulator.requests[-1].at == 0.0
-    running = await running.send("GET", path)
-    assert (running["status"], running["output"]) == ("in_progress", [])
+    half = await running.send("GET", path)
+    assert (half["status"], half["output"]) == ("in_progress", [])
     assert running.simulator.requests[-1].at == SECONDS / 2
     early = await running.create({"input": "more", "previous_response_id": made["id"]})
     assert early["error"]["param"] == "previous_response_id", "it cannot be continued yet"
