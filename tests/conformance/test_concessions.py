@@ -93,7 +93,9 @@ CASES: list[Any] = [
 
 @DOORS
 @pytest.mark.parametrize(
-    ("accepted", "status", "body", "members"), CASES, ids=lambda v: str(v)[:40]
+    ("accepted", "status", "body", "members"),
+    CASES,
+    ids=lambda v: getattr(v, "__name__", str(v)[:40]),
 )
 def test_10_85_what_is_refused_and_not_missed_is_given_up_unseen_once(
     stage: Stage, door: str, accepted: Any, status: int, body: Any, members: Json

@@ -112,7 +112,7 @@ def read(data: dict[str, Any]) -> Fault:
         (ApiError.bad_gateway("Too late.", "upstream_timeout"), SERVICE),
         (ApiError.bad_gateway("The proxy is down.", "egress_proxy_error"), PROXY),
     ],
-    ids=str,
+    ids=lambda each: getattr(each, "__name__", str(each)),
 )
 def test_faults_are_attributed(error: ApiError, kind: FaultKind) -> None:
     assert attribute(error, NOW).kind is kind

@@ -120,7 +120,11 @@ LESSONS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "members", "lesson"), LESSONS, ids=lambda each: str(each)[:30])
+@pytest.mark.parametrize(
+    ("rule", "members", "lesson"),
+    LESSONS,
+    ids=lambda each: getattr(each, "__name__", str(each)[:30]),
+)
 def test_a_lesson_costs_one_unseen_request(rule: Refuses, members: Json, lesson: str) -> None:
     world = World()
     world.upstreams["a"].answer = strict(rule)
@@ -136,7 +140,11 @@ def test_a_lesson_costs_one_unseen_request(rule: Refuses, members: Json, lesson:
     assert account.unavailable("gpt-5.5") is None
 
 
-@pytest.mark.parametrize(("rule", "members", "lesson"), LESSONS, ids=lambda each: str(each)[:30])
+@pytest.mark.parametrize(
+    ("rule", "members", "lesson"),
+    LESSONS,
+    ids=lambda each: getattr(each, "__name__", str(each)[:30]),
+)
 def test_a_lesson_is_doubted_after_a_day(rule: Refuses, members: Json, lesson: str) -> None:
     world = World()
     world.upstreams["a"].answer = strict(rule)
