@@ -14,7 +14,7 @@ from gateway.credentials.choose import credentials_for
 from gateway.routing.account import Account
 from gateway.upstream.agent import http_client
 from gateway.upstream.egress import EgressPaths
-from gateway.upstream.exchange import HttpTimeouts, HttpUpstream
+from gateway.upstream.http import HttpTimeouts, HttpUpstream
 
 _log = Logger(namespace="gateway.service")
 

@@ -15,7 +15,7 @@ from gateway.protocol.concessions import Concession, ConcessionKind
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.account import Account
 from gateway.routing.capabilities import CapabilityScope
-from gateway.upstream.exchange import HttpUpstream
+from gateway.upstream.http import HttpUpstream
 
 PROXY = "socks5://127.0.0.1:1080"
 

@@ -16,7 +16,7 @@ from gateway.server.connections import MAX_SILENT, ConnectionLimiter
 from gateway.server.websocket_site import ResponsesFactory
 from gateway.turn.context import TurnServices
 from gateway.turn.turn_log import RING
-from gateway.upstream.exchange import HttpUpstream
+from gateway.upstream.http import HttpUpstream
 
 #: What one entry takes, in bytes: measured, see where each structure says it.
 _BINDING_BYTES = 290

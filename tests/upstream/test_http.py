@@ -14,7 +14,7 @@ from gateway.config.endpoints import base_url
 from gateway.protocol.answer_body import AnswerBody
 from gateway.protocol.error_classification import FaultKind, attribute
 from gateway.protocol.refusals import may_move
-from gateway.upstream import exchange as exchange_module
+from gateway.upstream import http as http_module
 from tests.support.sse import ServerSentEvent
 from tests.upstream.wire import (
     HEAD,
@@ -396,7 +396,7 @@ def test_a_base_url_that_is_not_known_yet_is_a_failure(
 def test_an_event_beyond_all_bounds_is_a_failure(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange_module, "AnswerBody", lambda: AnswerBody(1000))
+    monkeypatch.setattr(http_module, "AnswerBody", lambda: AnswerBody(1000))
     _, heard, connection = wire.streaming()
     connection.sends(chunk(b"data: " + b"x" * 1000))
     assert heard.error.status == 502

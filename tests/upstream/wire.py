@@ -19,7 +19,7 @@ from gateway.protocol.dialect import Dialect
 from gateway.protocol.errors import ApiError
 from gateway.protocol.request import read_members, read_post
 from gateway.protocol.upstream_request import UpstreamTurn
-from gateway.upstream.exchange import HttpExchange, HttpTimeouts, HttpUpstream
+from gateway.upstream.http import HttpExchange, HttpTimeouts, HttpUpstream
 from tests.support.sse import ServerSentEvent
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
