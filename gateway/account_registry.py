@@ -12,8 +12,7 @@ from twisted.web.client import HTTPConnectionPool
 from gateway.config import AccountSettings, Settings, TimeoutSettings
 from gateway.credentials.choose import credentials_for
 from gateway.routing.account import Account
-from gateway.upstream.agent import http_client
-from gateway.upstream.egress import EgressPaths
+from gateway.upstream.agent import EgressPaths, http_client
 from gateway.upstream.http import HttpTimeouts, HttpUpstream
 
 _log = Logger(namespace="gateway.service")
@@ -67,7 +66,7 @@ class AccountRegistry:
         return gone
 
     def _cap_rests(self, cooldown_max_seconds: float) -> None:
-        self._paths.cap_rests(cooldown_max_seconds)
+        self._paths.cap_cooldowns(cooldown_max_seconds)
         for account in self.accounts:
             account.health.cap_rests(cooldown_max_seconds)
 

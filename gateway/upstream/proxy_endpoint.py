@@ -26,8 +26,14 @@ from zope.interface import implementer
 
 from gateway.deadline import Deadline
 from gateway.upstream.http_proxy import ConnectHandshake
-from gateway.upstream.proxy import Handshake, Proxy, ProxyError, ProxyFault, ProxyRefused
-from gateway.upstream.proxy_health import ProxyHealth
+from gateway.upstream.proxy import (
+    Handshake,
+    Proxy,
+    ProxyError,
+    ProxyFault,
+    ProxyHealth,
+    ProxyRefused,
+)
 from gateway.upstream.socks_proxy import SocksHandshake
 
 _log = Logger(namespace="gateway.upstream")

@@ -21,7 +21,7 @@ from gateway.metrics.collector import MetricsCollector
 from gateway.routing.model_catalog import ModelCatalog
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.websocket_site import ResponsesFactory
-from gateway.upstream.proxy_health import UnavailableProxy
+from gateway.upstream.proxy import UnavailableProxy
 from tests.admin.figures import NoFigures
 from tests.turn.fakes import World
 

@@ -14,7 +14,7 @@ from gateway.protocol.errors import ApiError
 from gateway.routing.affinity import AffinityKey, connection_key
 from gateway.routing.bindings import opaque_id
 from gateway.upstream.interface import BodyReceiver, ForwardedRequest
-from gateway.upstream.proxy_health import UnavailableProxy
+from gateway.upstream.proxy import UnavailableProxy
 from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Way
 from tests.support.events import text_item, turn_events, user
 

@@ -20,7 +20,7 @@ from gateway.admin.site import AdminSite
 from gateway.config import KeySettings, RoutingSettings
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
-from gateway.upstream.proxy_health import UnavailableProxy
+from gateway.upstream.proxy import UnavailableProxy
 from tests.admin.stage import BEARER, TOKEN, Admin, Way, observatory_of
 from tests.metrics.test_turns import attempt, turn
 from tests.support.scrape import Scrape, read

@@ -12,7 +12,7 @@ from gateway.config import KeySettings
 from gateway.metrics.collector import MetricsCollector
 from gateway.metrics.history import STEP_SECONDS
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.upstream.proxy_health import UnavailableProxy
+from gateway.upstream.proxy import UnavailableProxy
 from tests.admin.figures import NoFigures
 from tests.admin.stage import Admin, Way, observatory_of
 from tests.metrics.test_turns import attempt, turn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,6 +68,18 @@ def test_every_host_that_a_configuration_may_have_is_asked(base: str, host: byte
     assert head.startswith(b"POST /v1/responses HTTP/1.1\r\n")
     assert [line for line in head.split(b"\r\n") if line.startswith(b"Host:")] == [b"Host: " + host]
     exchange.cancel()
+    wire.check_rest()
+
+
+def test_an_answer_that_is_compressed_all_the_same_is_unpacked(wire: Wire) -> None:
+    _, heard, connection = wire.started()
+    packed = gzip.compress(event(b"response.created"))
+    connection.sends(HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n"))
+    connection.sends(chunk(packed[:30]), chunk(packed[30:]), LAST_CHUNK)
+    assert [name for name, _ in heard.events] == [b"response.created"]
+    assert heard.headers is not None
+    assert "content-encoding" not in heard.headers
+    assert heard.endings == [None]
     wire.check_rest()
 
 
@@ -386,7 +399,7 @@ def test_a_base_url_that_is_not_known_yet_is_a_failure(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A simulator's port is known once it listens."""
-    monkeypatch.setattr(wire.upstream._sender, "_base_url", {}.popitem)
+    monkeypatch.setattr(wire.upstream, "base_url", {}.popitem)
     heard = Heard()
     wire.exchange(heard).start()
     assert heard.error.status == 502
@@ -480,6 +493,25 @@ def test_it_can_be_cancelled_before_it_is_connected(wire: Wire) -> None:
     exchange.cancel()
     wire.reactor.advance(1000)
     assert heard.endings == []
+    wire.check_rest()
+
+
+def test_a_receiver_may_cancel_as_the_request_goes_out(wire: Wire) -> None:
+    class Leaves(Heard):
+        def upstream_connected(self) -> None:
+            super().upstream_connected()
+            exchange.cancel()
+
+    _, first, connection = wire.streaming()
+    connection.sends(LAST_CHUNK)
+    assert first.endings == [None]
+    heard = Leaves()
+    exchange = wire.exchange(heard)
+    exchange.start()
+    assert (heard.connected, wire.attempts) == (1, 1)
+    assert connection.dropped
+    connection.closes()
+    assert (heard.headers, heard.endings) == (None, [])
     wire.check_rest()
 
 

@@ -25,9 +25,8 @@ from twisted.python.failure import Failure
 
 from gateway.protocol.error_classification import FaultKind, attribute
 from gateway.upstream.errors import upstream_failure
-from gateway.upstream.proxy import Proxy, ProxyCredentials, ProxyError, ProxyFault
+from gateway.upstream.proxy import Proxy, ProxyCredentials, ProxyError, ProxyFault, ProxyHealth
 from gateway.upstream.proxy_endpoint import ProxyEndpoint
-from gateway.upstream.proxy_health import ProxyHealth
 from tests.upstream.wire import Connection, Reactor
 
 GRANTED = b"HTTP/1.1 200 OK\r\n\r\n"

@@ -19,7 +19,7 @@ from gateway.protocol.dialect import Dialect
 from gateway.protocol.errors import ApiError
 from gateway.protocol.request import read_members, read_post
 from gateway.protocol.upstream_request import UpstreamTurn
-from gateway.upstream.http import HttpExchange, HttpTimeouts, HttpUpstream
+from gateway.upstream.http import HttpTimeouts, HttpUpstream, TurnExchange
 from tests.support.sse import ServerSentEvent
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -129,7 +129,7 @@ class Wire:
         used = credentials or KeyCredentials("sk-secret")
         self.upstream = HttpUpstream(self.reactor, "main", lambda: base, used, timeouts)
 
-    def exchange(self, heard: Heard, accept: str = "text/event-stream") -> HttpExchange:
+    def exchange(self, heard: Heard, accept: str = "text/event-stream") -> TurnExchange:
         body = json.dumps({"input": "hi"}).encode()
         turn = UpstreamTurn(
             read_post(read_members(body), len(body)),
@@ -146,14 +146,14 @@ class Wire:
     def attempts(self) -> int:
         return len(self.reactor.tcpClients)
 
-    def started(self) -> tuple[HttpExchange, Heard, Connection]:
+    def started(self) -> tuple[TurnExchange, Heard, Connection]:
         """An exchange whose request was sent."""
         heard = Heard()
         exchange = self.exchange(heard)
         exchange.start()
         return exchange, heard, self.accept()
 
-    def streaming(self) -> tuple[HttpExchange, Heard, Connection]:
+    def streaming(self) -> tuple[TurnExchange, Heard, Connection]:
         """An exchange that got its headers and one event."""
         exchange, heard, connection = self.started()
         connection.sends(HEAD, chunk(event(b"response.created")))

@@ -1,4 +1,4 @@
-"""Requests that pass as they are, through treq and Twisted's client, over bytes in memory."""
+"""Requests that are forwarded as they are, through Twisted's client, over bytes in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.internet.error import ConnectionLost
 
 from gateway.protocol.errors import ApiError
-from gateway.upstream.call import HttpCall
+from gateway.upstream.http import ForwardedExchange
 from gateway.upstream.interface import ForwardedRequest
 from tests.upstream.wire import LAST_CHUNK, Connection, Wire, chunk, refusal
 
@@ -92,7 +92,9 @@ def wire() -> Wire:
     return Wire()
 
 
-def start(wire: Wire, call: ForwardedRequest = GET) -> tuple[HttpCall, HeardCall, Connection]:
+def start(
+    wire: Wire, call: ForwardedRequest = GET
+) -> tuple[ForwardedExchange, HeardCall, Connection]:
     heard = HeardCall()
     sent = wire.upstream.forward(call, heard)
     sent.start()

@@ -1,11 +1,15 @@
-"""The coalescing endpoint under a real ``Agent`` and its pool, over a transport in memory."""
+"""An account's connections under a real ``Agent`` and its pool, and the way that they take."""
 
 from __future__ import annotations
 
+import gc
+
+import pytest
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint
 from twisted.internet.error import ConnectionLost, ConnectionRefusedError
 from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -13,8 +17,11 @@ from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseDone, Res
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from gateway.upstream.coalescing import CoalescingEndpointFactory
+from gateway.upstream.agent import CoalescingEndpoint, EgressPath, EgressPaths, UpstreamEndpoints
+from gateway.upstream.proxy_endpoint import ProxyEndpoint
+from gateway.upstream.tls import TLSFileError
 from tests.upstream.body import Body
+from tests.upstream.wire import Reactor
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -24,16 +31,16 @@ class Endpoints:
     def __init__(self, reactor: MemoryReactorClock) -> None:
         self.reactor = reactor
 
-    def endpointForURI(self, uri: URI) -> TCP4ClientEndpoint:
-        return TCP4ClientEndpoint(self.reactor, "127.0.0.1", uri.port)
+    def endpointForURI(self, uri: URI) -> CoalescingEndpoint:
+        tcp = TCP4ClientEndpoint(self.reactor, "127.0.0.1", uri.port)
+        return CoalescingEndpoint(tcp, self.reactor, 10)
 
 
 class CoalescingTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = MemoryReactorClock()
         pool = HTTPConnectionPool(self.reactor)
-        endpoints = CoalescingEndpointFactory(Endpoints(self.reactor), self.reactor, 10)
-        self.agent = Agent.usingEndpointFactory(self.reactor, endpoints, pool)
+        self.agent = Agent.usingEndpointFactory(self.reactor, Endpoints(self.reactor), pool)
 
     def post(self) -> Deferred[object]:
         return self.agent.request(b"POST", b"http://127.0.0.1:1/v1/responses")
@@ -110,3 +117,67 @@ class CoalescingTests(SynchronousTestCase):
         requested.cancel()
         self.failureResultOf(requested)
         assert self.reactor.connectors[-1].stoppedConnecting
+
+
+# --- the way out ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paths() -> EgressPaths:
+    return EgressPaths(Clock().seconds, 60)
+
+
+def breaks(egress: EgressPath) -> None:
+    assert egress.health is not None
+    for _ in range(3):
+        attempt = egress.health.attempt()
+        assert attempt is not None, "three failures are needed"
+        egress.health.failed(attempt, "The proxy broke")
+
+
+def test_accounts_behind_one_proxy_share_what_is_known_of_it(paths: EgressPaths) -> None:
+    one, two = (paths.egress("http://u:p@proxy.test:3128") for _ in range(2))
+    others = [
+        paths.egress("http://v:p@proxy.test:3128"),
+        paths.egress("http://proxy.test:3128"),
+        paths.egress("socks5://u:p@proxy.test:3128"),
+        paths.egress(),
+        EgressPath(),
+    ]
+    breaks(one)
+    barred = two.unavailable()
+    assert barred is not None
+    assert barred.why == "The proxy broke"
+    assert 0 < barred.until <= 60
+    assert [each.unavailable() for each in others] == [None] * len(others)
+
+
+def test_a_proxy_that_nobody_uses_any_more_is_forgotten(paths: EgressPaths) -> None:
+    first = paths.egress("http://proxy.test:3128")
+    breaks(first)
+    del first
+    gc.collect()
+    assert paths.egress("http://proxy.test:3128").unavailable() is None
+
+
+def test_bad_settings_are_refused_without_being_shown(paths: EgressPaths) -> None:
+    with pytest.raises(ValueError, match="expected") as caught:
+        paths.egress("ftp://u:hush@proxy.test:1")
+    assert "hush" not in str(caught.value)
+    with pytest.raises(TLSFileError, match="ca_file"):
+        paths.egress(ca_file="/nowhere/ca.pem")
+
+
+def test_endpoints_are_made_once_for_each_place(paths: EgressPaths) -> None:
+    egress = paths.egress("socks5://proxy.test:1080")
+    endpoints = UpstreamEndpoints(Reactor(), 10, egress)
+    urls = [b"http://a.test/v1/x", b"https://a.test/v1/x", b"https://[::1]:8443/", b"http://b.test"]
+    made = [endpoints.endpointForURI(URI.fromBytes(url)) for url in urls]
+    assert len(set(made)) == len(urls)
+    assert endpoints.endpointForURI(URI.fromBytes(b"https://a.test/v1/other")) is made[1]
+
+
+def test_connections_go_by_the_proxy_or_directly(paths: EgressPaths) -> None:
+    proxied = paths.egress("socks5://proxy.test:1080")
+    assert isinstance(proxied.endpoint(Reactor(), "a.test", 80, 10), ProxyEndpoint)
+    assert isinstance(EgressPath().endpoint(Reactor(), "a.test", 80, 10), HostnameEndpoint)
