@@ -88,9 +88,9 @@ def installed() -> Iterator[Path]:
     """A new venv with the gateway from a copy of the tree, its site-packages not writable."""
     folder = Path(tempfile.mkdtemp(prefix="gateway-packaging-"))
     try:
-        ours = ("gateway", "twisted", "config", "setup.cfg", "pyproject.toml", "LICENSE")
+        ours = ("gateway", "simulator", "twisted", "config")
         skip = shutil.ignore_patterns("__pycache__", "dropin.cache")
-        for name in (*ours, "README.md"):
+        for name in (*ours, "setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
             source = ROOT / name
             if source.is_dir():
                 shutil.copytree(source, folder / "tree" / name, ignore=skip)
@@ -135,6 +135,19 @@ def run(command: list[str], **options: Any) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
     assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("package", ["gateway", "simulator"])
+def test_every_file_of_a_package_is_installed(package: str, installed: Path) -> None:
+    site = next(installed.glob("venv/lib/python*/site-packages"))
+    ours = [path.relative_to(ROOT) for path in (ROOT / package).rglob("*") if path.is_file()]
+    missing = [
+        str(path)
+        for path in ours
+        if path.parent.name != "__pycache__" and not (site / path).is_file()
+    ]
+    assert not missing, f"add these to packages or package_data in setup.cfg: {missing}"
 
 
 @pytest.mark.e2e
