@@ -52,7 +52,11 @@ def read(data: dict[str, Any]) -> Fault:
         (refusal(413), REQUEST),
         (refusal(422), REQUEST),
         (refusal(425), REQUEST),
-        *((refusal(status, code), REQUEST) for status in (400, 500) for code in ABOUT_THE_REQUEST),
+        *(
+            (refusal(status, code), REQUEST)
+            for status in (400, 500)
+            for code in sorted(ABOUT_THE_REQUEST)
+        ),
         (refusal(400, "invalid_encrypted_content"), REQUEST),
         (refusal(400, None, "No tool call found for function call output", param="input"), REQUEST),
         (refusal(404, None, "Item with id 'rs_1' not found."), REQUEST),
