@@ -16,7 +16,7 @@ from gateway.server.http_events import UNBUFFERED
 from gateway.server.http_request import ClientRequest
 from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.passthrough import ProxiedRequest
-from gateway.turn.telling import passed_headers, tells_limits
+from gateway.turn.response_metadata import passed_headers, tells_limits
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"

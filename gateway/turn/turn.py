@@ -49,7 +49,7 @@ from gateway.turn.own_answers import broken_answer, interrupted_answer
 from gateway.turn.preparing import dialect_of, sent_with, upstream_turn
 from gateway.turn.recorder import SAME_ACCOUNT, TurnRecorder
 from gateway.turn.recording import record_response
-from gateway.turn.telling import Telling
+from gateway.turn.response_metadata import Telling
 
 #: How responses end that may be continued (protocol.md §8.2).
 _CONTINUABLE = frozenset({"completed", "incomplete"})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.protocol.error_parsing import from_http
 from gateway.protocol.headers import MAX_VALUE, counts_limits, may_pass, without_limits
 from gateway.protocol.upstream_request import forwardable
-from gateway.turn.telling import passed_headers
+from gateway.turn.response_metadata import passed_headers
 
 
 @pytest.mark.parametrize(

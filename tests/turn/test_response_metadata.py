@@ -12,7 +12,7 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.turn_state import TURN_STATE, TurnState
 from gateway.routing.affinity import AffinityKey
 from gateway.turn.context import Told, TurnContext
-from gateway.turn.telling import passed_headers
+from gateway.turn.response_metadata import passed_headers
 from gateway.turn.turn import Turn
 from tests.support.events import Json, text_item, turn_events, user
 from tests.turn.fakes import FakeDoor, World
