@@ -22,11 +22,9 @@ from gateway.server.passthrough import (
     call_headers,
     context_of,
 )
-from gateway.turn.account_search import Unbound
-from gateway.turn.conceding import Conceding
 from gateway.turn.context import TurnContext, TurnServices
-from gateway.turn.passthrough import ProxiedRequest
-from gateway.turn.preparing import dialect_of
+from gateway.turn.continuity import RequestConcessions
+from gateway.turn.passthrough import PoolRoute, ProxiedRequest
 from gateway.upstream.interface import ForwardedRequest
 
 _PATH = "/chat/completions"
@@ -50,39 +48,45 @@ class ChatSpec:
         self.size = len(request.body)
         self._context = context
         self._request = request
-        self._conceding = Conceding(CapabilityScope(_PATH, request.model, context.tenant), ledger)
+        self._concessions = RequestConcessions(
+            CapabilityScope(_PATH, request.model, context.tenant), ledger
+        )
+
+    def resolve(self) -> PoolRoute:
+        """Any account that takes chat completions."""
+        return PoolRoute(RouteRequest(self.model, self._context.affinity, chat=True))
 
     def fingerprint(self) -> int:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """A hash of the whole body."""
         return hash(self._request.body)
 
     def call_for(self, account: Account) -> ForwardedRequest:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """The request in the account's dialect."""
         dialect = self._dialect_of(account)
         body = chat_body(self._request, dialect.model, dialect.stores, dialect.spares)
         accept = EVENT_STREAM if self._request.stream else JSON
         return ForwardedRequest("POST", _PATH, call_headers(self._context, account, accept), body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """Whether ``account`` may take it without what it refused."""
         stores = self._request.stores and self._dialect_of(account).stores
         sent = Sent(self._request.members, stores=stores)
-        return self._conceding.makes(account, error, sent)
+        return self._concessions.concede(account, error, sent)
 
     def accepted(self, account: Account) -> None:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
-        self._conceding.accepted(account)
+        """Learn what was given up for ``account``."""
+        self._concessions.accepted(account)
 
     def translated(self, error: ApiError) -> ApiError:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """The error as it is."""
         return error
 
     def may_move(self, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """Whether another account may serve it, or has the endpoint."""
         return may_move(error) or error.status == 405
 
     def _dialect_of(self, account: Account) -> Dialect:
-        return dialect_of(account, self.model, self._context, self._conceding.to(account))
+        return self._concessions.dialect(account, self._context.affinity)
 
 
 class ChatAnswer(ProxiedResponse):
@@ -102,24 +106,24 @@ class ChatAnswer(ProxiedResponse):
         self._tail = b""
 
     def client_gone(self) -> None:
-        """See :class:`ProxiedResponse`."""
+        """End the request; one whose stream has come to its end is complete."""
         self._forget()
-        if self.passage is not None:
-            self.passage.cancel(satisfied=self._tail.rstrip().endswith(_LAST_CHUNK))
+        if self.proxied is not None:
+            self.proxied.cancel(satisfied=self._tail.rstrip().endswith(_LAST_CHUNK))
 
-    def passage_relays(self, data: bytes) -> None:
-        """See ``PassageDoor``."""
+    def response_data(self, data: bytes) -> None:
+        """Write a piece of the body, and keep the end of what came so far."""
         self._tail = (self._tail + data)[-TAIL_BYTES:]
-        super().passage_relays(data)
+        super().response_data(data)
 
-    def passage_usage(self) -> Usage | None:
-        """See ``PassageDoor``."""
+    def response_usage(self) -> Usage | None:
+        """The usage that the end of the answer tells."""
         return last_usage(self._tail)
 
-    def passage_ended(self, error: ApiError | None) -> None:
-        """See ``PassageDoor``."""
+    def response_ended(self, error: ApiError | None) -> None:
+        """End the answer."""
         self._forget()
-        super().passage_ended(error)
+        super().response_ended(error)
 
     def _forget(self) -> None:
         if self._passing_key is not None:
@@ -140,9 +144,8 @@ class ChatCompletions:
         passing = connection_key(tenant, request.connection)
         context = context_of(services, request, tenant, keys)
         answer = ChatAnswer(services, request, passing if passing in keys else None)
-        passage = ProxiedRequest(
+        proxied = ProxiedRequest(
             services, context, ChatSpec(context, chat, services.ledger), answer
         )
-        answer.opens(passage)
-        wanted = RouteRequest(chat.model, keys, chat=True)
-        passage.through_the_pool(wanted, Unbound())
+        answer.opens(proxied)
+        proxied.start()

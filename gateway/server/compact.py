@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from twisted.internet.defer import Deferred
+
 from gateway.conversations.context import ContextPlan, ContextRoute
 from gateway.conversations.store import Transcript
 from gateway.protocol.compacting import input_body, read_compacted
@@ -15,7 +17,7 @@ from gateway.protocol.dialect import Dialect
 from gateway.protocol.errors import ApiError
 from gateway.protocol.refusals import is_not_served
 from gateway.protocol.request import TurnRequest, read_members, read_post
-from gateway.protocol.turn_state import TURN_STATE, TurnState
+from gateway.protocol.turn_state import TURN_STATE
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.affinity import http_affinity_keys
@@ -23,17 +25,16 @@ from gateway.routing.selection import RouteRequest
 from gateway.server.history import ConnectionHistory
 from gateway.server.http_request import ClientRequest
 from gateway.server.passthrough import JSON, ProxiedResponse, call_headers, context_of
-from gateway.turn.context import TurnContext, TurnServices
+from gateway.turn.context import Resolution, TurnContext, TurnServices
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.passthrough import ProxiedRequest
-from gateway.turn.preparing import dialect_of, sent_with
+from gateway.turn.passthrough import KnownRoute, PoolRoute, ProxiedRequest
 from gateway.upstream.interface import ForwardedRequest
 
 
 class InputOperation(NamedTuple):
     """What is asked about a conversation.
 
-    :ivar what: what journals call it.
+    :ivar what: what logs call it.
     :ivar generates: whether a model works on it.
     :ivar held_bytes: bound on its answer, which is held until it is whole.
     """
@@ -49,37 +50,55 @@ _COUNT = InputOperation("token count", "/responses/input_tokens", False, 1024 * 
 
 
 class InputSpec:
-    """One request with the input of a turn.
-
-    :param state: what the client's turn state says, or None.
-    """
+    """One request with the input of a turn."""
 
     def __init__(
         self,
+        services: TurnServices,
         context: TurnContext,
         request: TurnRequest,
-        continuity: TurnContinuity,
-        state: TurnState | None,
-        errand: InputOperation,
+        operation: InputOperation,
     ) -> None:
-        self.what = errand.what
+        self.what = operation.what
         self.model = request.model
         self.size = request.size
-        self.generates = errand.generates
-        self.held_bytes = errand.held_bytes
+        self.generates = operation.generates
+        self.held_bytes = operation.held_bytes
+        self.plan: ContextPlan | None = None
+        self._services = services
         self._context = context
         self._request = request
-        self._continuity = continuity
-        self._state = state
-        self._path = errand.path
-        self.plan: ContextPlan | None = None
+        self._path = operation.path
+        #: What the client's turn state says, or None.
+        self._state = services.turn_states.unwrap(context.tenant, context.turn_state)
+        self._parent: Transcript | None = None
+
+    def resolve(self) -> PoolRoute | KnownRoute | Deferred[PoolRoute | KnownRoute]:
+        """Look up the response whose conversation this is about.
+
+        :raises ApiError: 400 for one that cannot be continued.
+        """
+        history = ConnectionHistory(self._services, self._context.tenant, False)
+        found = history.resolve(self._request)
+        if isinstance(found, Deferred):
+            return found.addCallback(self._route)
+        return self._route(found)
+
+    def _route(self, found: Resolution) -> PoolRoute | KnownRoute:
+        self._request, self._parent = found.request, found.parent
+        self._continuity = TurnContinuity(
+            self._context.tenant, found, self._services.ledger, self._path
+        )
+        state = None if self._state is None else self._state.account
+        wanted = RouteRequest(self.model, self._context.affinity, turn_state=state)
+        return PoolRoute(wanted, self._continuity, found.parent)
 
     def fingerprint(self) -> bytes:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """Of the request as the client sent it."""
         return self._request.fingerprint()
 
     def call_for(self, account: Account) -> ForwardedRequest:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """The request in the account's dialect, with as much of the conversation as it needs."""
         plan = self.plan = self._planned(account)
         dialect = self._dialect_of(account)
         headers = call_headers(self._context, account, JSON)
@@ -89,28 +108,27 @@ class InputSpec:
         return ForwardedRequest("POST", self._path, headers, body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """Whether ``account`` may take it in another way."""
         if self.plan is None:
             return False
-        sent = sent_with(self._request, self.plan, self._dialect_of(account))
+        sent = self._continuity.sent(self.plan, self._dialect_of(account))
         asked = sent._replace(added_seals=False, streams=None, tool_items=False)
         return self._continuity.mended(account, self.plan, asked, error)
 
     def accepted(self, account: Account) -> None:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
-        self._continuity.accepted(account)
+        """Learn what was given up for ``account``."""
+        self._continuity.concessions.accepted(account)
 
     def translated(self, error: ApiError) -> ApiError:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """The error as it concerns the conversation."""
         return self._continuity.translated(error)
 
     def may_move(self, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """Whether another account may serve it, or has the endpoint."""
         return self._continuity.may_move(error) or is_not_served(error)
 
     def _dialect_of(self, account: Account) -> Dialect:
-        concessions = self._continuity.concessions(account)
-        dialect = dialect_of(account, self.model, self._context, concessions)
+        dialect = self._continuity.concessions.dialect(account, self._context.affinity)
         return dialect if self.generates else dialect._replace(cache_key=None)
 
     def _planned(self, account: Account) -> ContextPlan:
@@ -120,7 +138,7 @@ class InputSpec:
         only where that is sure: an account that ignored it would compact half of it.
         """
         plan = self._continuity.plan(account)
-        parent = self._context.parent
+        parent = self._parent
         if plan.route is not ContextRoute.CHAINED or parent is None or parent.record.foreign:
             return plan
         if account.settings.continuity == "chain" or account.learned.trusts(parent.record.store):
@@ -130,21 +148,21 @@ class InputSpec:
 
 
 class InputAnswer(ProxiedResponse):
-    """The answer; what it seals is noted under the account that sealed it."""
+    """The answer; its encrypted items are noted under the account that issued them."""
 
     _usage: Usage | None = None
 
-    def passage_relays(self, data: bytes) -> None:
-        """See ``PassageDoor``; the answer was held, so this is all of it."""
+    def response_data(self, data: bytes) -> None:
+        """Write the answer, which was held: this is all of it."""
         compacted = read_compacted(data)
         self._usage = compacted.usage
-        if self.passage is not None and self.passage.account is not None:
+        if self.proxied is not None and self.proxied.account is not None:
             for item in compacted.items:
-                self.services.issuers.note(item, self.passage.account.name)
-        super().passage_relays(data)
+                self.services.issuers.note(item, self.proxied.account.name)
+        super().response_data(data)
 
-    def passage_usage(self) -> Usage | None:
-        """See ``PassageDoor``."""
+    def response_usage(self) -> Usage | None:
+        """The usage that the answer tells."""
         return self._usage
 
 
@@ -162,29 +180,13 @@ class Inputs:
         """``POST /responses/input_tokens``."""
         self._pass(request, tenant, _COUNT)
 
-    def _pass(self, request: ClientRequest, tenant: str, errand: InputOperation) -> None:
+    def _pass(self, request: ClientRequest, tenant: str, operation: InputOperation) -> None:
         services = self._services
-        asked = read_post(read_members(request.body), len(request.body)).with_issuers(
-            services.issuers.issuer_of
-        )
+        asked = read_post(read_members(request.body), len(request.body))
         keys = http_affinity_keys(tenant, request.headers, asked)
-        context = context_of(services, request, tenant, keys, self._parent(asked, tenant))
-        continuity = TurnContinuity(context, asked, services.ledger, errand.path)
-        state = services.turn_states.unwrap(tenant, context.turn_state)
-        spec = InputSpec(context, asked, continuity, state, errand)
+        context = context_of(services, request, tenant, keys)
         answer = InputAnswer(services, request)
-        passage = ProxiedRequest(services, context, spec, answer)
-        answer.opens(passage)
-        wanted = RouteRequest(
-            asked.model, keys, turn_state=None if state is None else state.account
-        )
-        passage.through_the_pool(wanted, continuity)
-
-    def _parent(self, asked: TurnRequest, tenant: str) -> Transcript | None:
-        """The response whose conversation this is about.
-
-        :raises ApiError: 400 for one that cannot be continued.
-        """
-        services = self._services
-        history = ConnectionHistory(services, tenant, False)
-        return history.parent_of(asked, None)[0]
+        spec = InputSpec(services, context, asked, operation)
+        proxied = ProxiedRequest(services, context, spec, answer)
+        answer.opens(proxied)
+        proxied.start()

@@ -1,7 +1,8 @@
-"""The doors of turns that came by HTTP: as events, as one object, or in the background."""
+"""Where the events of HTTP turns go: a stream, one object, or the background."""
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 
 from gateway.protocol.errors import UNREADABLE, ApiError
@@ -28,14 +29,14 @@ _WITH_RESPONSE = {
 }
 
 #: What an error that comes too late for a status becomes in ``response.failed``, where its
-#: own code says nothing (§5.4): clients give up on the first two, and retry the last.
+#: own code says nothing: clients give up on the first two, and retry the last.
 _CODE_OF_STATUS = {400: "invalid_prompt", 422: "invalid_prompt", 429: "rate_limit_exceeded"}
 
 
-class HttpEventSink:
-    """What the doors share; see :class:`~gateway.turn.context.EventSink`.
+class HttpEventSink(abc.ABC):
+    """An :class:`~gateway.turn.context.EventSink` that answers an HTTP request.
 
-    :param request: whose answer the turn makes.
+    :param request: the client's; the turn answers it.
     :param created_at: unix seconds.
     :param ended: hears when the turn is over.
     """
@@ -59,19 +60,24 @@ class HttpEventSink:
         self._request.when_slow(turn.pause, turn.resume)
 
     def client_gone(self) -> None:
-        """Nobody waits for the answer any more."""
+        """The client left: end the turn."""
         if self._turn is not None:
             self._turn.cancel()
 
+    @abc.abstractmethod
+    def relay(self, payloads: Sequence[bytes]) -> None:
+        """Send events, each one JSON text, in order."""
+
     def refuse(self, error: ApiError) -> None:
-        """See ``Door``."""
+        """Answer with ``error``."""
         self._request.refuse(error)
 
     def keep_alive(self) -> None:
-        """See ``Door``; before its one answer HTTP has no sign of life."""
+        """Send a sign of life; before its one answer HTTP has none."""
+        return
 
     def turn_ended(self) -> None:
-        """See ``Door``."""
+        """Forget the turn, and tell the owner."""
         turn, self._turn = self._turn, None
         if turn is not None:
             self._ended(self, turn)
@@ -82,20 +88,20 @@ class HttpEventSink:
 
 
 class StreamSink(HttpEventSink):
-    """``stream: true``: server-sent events, and the end right after the terminal one (§10.67)."""
+    """``stream: true``: server-sent events, and the end right after the terminal one."""
 
     _last = b""
 
     def relay(self, payloads: Sequence[bytes]) -> None:
-        """See ``Door``."""
+        """Write server-sent events."""
         if payloads:
             self._last = payloads[-1]
             self._write(event_stream(payloads))
 
     def refuse(self, error: ApiError) -> None:
-        """See ``Door``; an error that comes after the head is a response that failed.
+        """Answer with ``error``; after the head it becomes a response that failed.
 
-        Codex reads no ``error`` events over HTTP (protocol.md §4.3).
+        Codex reads no ``error`` events over HTTP.
         """
         turn = self._turn
         if not self._request.started or turn is None:
@@ -114,11 +120,11 @@ class StreamSink(HttpEventSink):
         self.relay([*before, failed])
 
     def keep_alive(self) -> None:
-        """See ``Door``."""
+        """Write a comment, or an event that means nothing."""
         self._write(KEEP_ALIVE if self._last else COMMENT)
 
     def turn_ended(self) -> None:
-        """See ``Door``."""
+        """End the stream."""
         self._request.finish()
         super().turn_ended()
 
@@ -135,7 +141,7 @@ class ObjectSink(HttpEventSink):
     _told: Mapping[str, str] | None = None
 
     def relay(self, payloads: Sequence[bytes]) -> None:
-        """See ``Door``."""
+        """Keep the terminal event."""
         if self._told is None:
             self._told = self.headers()  # at its end the turn has left its upstream
         for payload in payloads:
@@ -143,7 +149,7 @@ class ObjectSink(HttpEventSink):
                 self._terminal = payload
 
     def turn_ended(self) -> None:
-        """See ``Door``.
+        """Answer with the response object.
 
         What broke off on its way is an error and not a response that failed: nothing of it
         was seen yet, and SDKs try again by themselves.
@@ -161,19 +167,19 @@ class _DetachedSink(HttpEventSink):
     """A :class:`~gateway.server.connections.Drainable` that outlasts its client's connection."""
 
     def drain(self) -> None:
-        """See ``Guest``: it ends when its turn does."""
+        """Do nothing: it ends when its turn does."""
 
     def abandon(self) -> None:
-        """See ``Guest``."""
+        """The gateway can wait no longer."""
         if self._turn is not None:
             self._turn.abandon(ApiError.gateway_restarts())
 
 
 class BackgroundSink(_DetachedSink):
-    """``background: true``: the object of the first events; the turn goes on (§7)."""
+    """``background: true``: the object of the first events; the turn goes on."""
 
     def relay(self, payloads: Sequence[bytes]) -> None:
-        """See ``Door``; of events that come together the last one tells most."""
+        """Answer with the last of the first events that carries the response object."""
         for payload in reversed(payloads):
             if not self._request.started and event_type(payload) in _WITH_RESPONSE:
                 _answer_with_response(self._request, payload, self.headers())
@@ -186,9 +192,6 @@ class BackgroundStreamSink(_DetachedSink, StreamSink):
         """What it missed can be read later."""
         if self._turn is not None:
             self._turn.resume()
-
-
-Door = StreamSink | ObjectSink | BackgroundSink | BackgroundStreamSink
 
 
 def _answer_with_response(request: ClientRequest, event: bytes, headers: Mapping[str, str]) -> None:

@@ -1,17 +1,19 @@
-"""Which response a turn continues: named by its client, or found by its session (law 7).
+"""The responses that one connection gave out, and the one that a turn continues (law 7).
 
-A lineage is one connection's memory of the responses it gave out.
+A client names the response, or its session finds it.
 """
 
 from __future__ import annotations
 
 from typing import TypeVar
 
+from twisted.internet.defer import Deferred
+
 from gateway.conversations.store import ResponseRecord, Transcript, foreign_response
 from gateway.protocol.errors import ApiError
 from gateway.protocol.items import brings_history, names_of_call, unanswered_calls
 from gateway.protocol.request import TurnRequest
-from gateway.turn.context import TurnServices
+from gateway.turn.context import Resolution, TurnServices
 
 #: Ids that are remembered as given out, so that a lost one can be told from an unknown one.
 _MAX_REMEMBERED = 4096
@@ -36,31 +38,36 @@ class ConnectionHistory:
         self._issued: dict[str, str | None] = {}
         self._calls: dict[str, str] = {}
 
-    def parent_of(
-        self, request: TurnRequest, latest: str | None
-    ) -> tuple[Transcript | None, str | None]:
-        """The response a turn continues, and how that was found.
+    def resolve(
+        self, request: TurnRequest, latest: str | None = None
+    ) -> Resolution | Deferred[Resolution]:
+        """Look up what a turn continues, and the issuers of its encrypted items.
+
+        What is remembered is in memory, so that the answer comes at once; a store outside of
+        the process would answer by a Deferred.
 
         :param latest: id of the last response on the turn's lane, or None.
-        :raises ApiError: when the turn continues one that cannot be.
+        :raises ApiError: when the turn continues a response that cannot be continued.
         """
-        named = request.previous_response_id
-        if named is not None:
-            return self._recall(named), "previous_response_id"
-        if request.in_conversation:
-            return None, None
-        if brings_history(request.items):
+        request = request.with_issuers(self._services.issuers.issuer_of)
+        parent_id, continuation = self._parent_of(request, latest)
+        if parent_id is None:
+            return Resolution(request)
+        parent = self._recall(parent_id)
+        return Resolution(request, parent, continuation, parent_id in self._issued)
+
+    def _parent_of(self, request: TurnRequest, latest: str | None) -> tuple[str | None, str | None]:
+        """The id of the response a turn continues, and how that was found."""
+        if request.previous_response_id is not None:
+            return request.previous_response_id, "previous_response_id"
+        if request.in_conversation or brings_history(request.items):
             return None, None
         caller = self._caller_of(unanswered_calls(request.items))
         if caller is not None and caller in self._issued:
-            return self._recall(caller), "answers a call of this session"
+            return caller, "answers a call of this session"
         if self._always and latest is not None:
-            return self._recall(latest), "chaining: always"
+            return latest, "chaining: always"
         return None, None
-
-    def gave_out(self, response: Transcript | None) -> bool:
-        """Whether this connection's client has the response from it."""
-        return response is not None and response.record.id in self._issued
 
     def remember(self, record: ResponseRecord, lane: str | None) -> None:
         """``record`` was given out on ``lane``."""
@@ -70,7 +77,7 @@ class ConnectionHistory:
                 _put(self._calls, name, record.id)
 
     def evict(self, response_id: str | None, lane: str | None) -> None:
-        """A turn on ``lane`` that named ``response_id`` was wrong in itself.
+        """Forget a response that a turn on ``lane`` named, as the turn was wrong in itself.
 
         That costs a lane its parent (protocol.md §6.2, §10.59): only one that it made
         itself, and that the upstream would not have kept either.  A turn that fails for
@@ -86,11 +93,11 @@ class ConnectionHistory:
         _put(self._evicted, response_id, True)
 
     def cannot_continue(self, response_id: str) -> None:
-        """``response_id`` failed: no upstream need be asked for it (§10.76)."""
+        """``response_id`` failed: no upstream need be asked for it."""
         _put(self._evicted, response_id, True)
 
     def close(self) -> None:
-        """What was not to be stored lives as long as its connection (§6.2, §8.2)."""
+        """Forget what was not to be stored: it lives as long as its connection."""
         for response_id in self._issued:
             found = self._ledger.get(self._tenant, response_id)
             if found is not None and not found.record.store:
@@ -100,8 +107,8 @@ class ConnectionHistory:
         """The latest response that made one of ``calls``."""
         if not calls:
             return None
-        made = reversed(self._calls.items())
-        return next((response_id for call, response_id in made if call in calls), None)
+        newest_first = reversed(self._calls.items())
+        return next((response_id for call, response_id in newest_first if call in calls), None)
 
     def _recall(self, response_id: str) -> Transcript:
         found = self._ledger.get(self._tenant, response_id)

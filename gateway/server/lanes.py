@@ -1,36 +1,85 @@
-"""The lanes of one connection: whose turn is next, and how much may wait (protocol.md §6.1).
+"""The lanes of one connection: which turn is next, and how many may wait (protocol.md §6.1).
 
-A lane is ``IDLE -> WAITING -> RUNNING`` and then either of the first two: turns of one lane
-run one after the other, and so many lanes run at once.
+A lane is a ``stream_id``, or the default.  It is ``IDLE -> WAITING -> RUNNING`` and then either
+of the first two: turns of one lane run one after the other, and so many lanes run at once.
 """
 
 from __future__ import annotations
 
+import enum
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
+import msgspec
 from twisted.logger import Logger
 
-from gateway.protocol.errors import ApiError
+from gateway.protocol.errors import ApiError, error_event
+from gateway.protocol.events import with_stream_id
 from gateway.protocol.request import TurnRequest
-from gateway.server.lane import Lane, LaneState
 from gateway.turn.turn import Turn
 
 _log = Logger(namespace="gateway.websocket")
 
-#: Turns of one connection that run at the same time, and lanes it may name (§6.1).
+#: Turns of one connection that run at the same time, and lanes it may name.
 MAX_RUNNING = 16
 MAX_NAMED_LANES = 32
 
+#: Of no known type, so that it needs no place in the response's ``sequence_number``s: a
+#: repeated ``response.in_progress`` would.  Clients ignore unknown types, but not silence.
+KEEP_ALIVE = b'{"type":"keepalive"}'
 
-class LanesOwner(Protocol):
-    """The session, as its lanes see it."""
+Send = Callable[[Sequence[bytes]], None]
 
-    def turn_is_due(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
-        """Run a turn on ``lane``; it may end before this returns."""
 
-    def turn_ended(self, lane: Lane, turn: Turn) -> None:
-        """The turn that ran on ``lane`` is over; :meth:`Lanes.go_on` is due."""
+class LaneState(enum.Enum):
+    """What a lane does."""
+
+    IDLE = "nothing"
+    WAITING = "its next turn waits for room"
+    RUNNING = "a turn"
+
+
+class Lane:
+    """One lane; the :class:`~gateway.turn.context.EventSink` of its turns.
+
+    :param name: the ``stream_id``, or None for the default lane.
+    :param send: sends events to the client.
+    :param ended: hears of every turn that ended.
+    :ivar queue: its turns that have not started, and when each was accepted, unix seconds.
+    :ivar running: the turn in progress, or None.
+    :ivar latest: id of the last response that can be continued, or None.
+    """
+
+    def __init__(self, name: str | None, send: Send, ended: Callable[[Lane, Turn], None]) -> None:
+        self.name = name
+        self.state = LaneState.IDLE
+        self.queue: deque[tuple[TurnRequest, float]] = deque()
+        self.running: Turn | None = None
+        self.latest: str | None = None
+        self._send = send
+        self._ended = ended
+        self._stream_id = None if name is None else msgspec.json.encode(name)
+
+    def relay(self, payloads: Sequence[bytes]) -> None:
+        """Send events; a named lane's events carry its name."""
+        if self._stream_id is not None:
+            stream_id = self._stream_id
+            payloads = [with_stream_id(payload, stream_id) for payload in payloads]
+        self._send(payloads)
+
+    def refuse(self, error: ApiError) -> None:
+        """Send ``error`` as an event."""
+        self.relay([error_event(error)])
+
+    def keep_alive(self) -> None:
+        """Send an event that means nothing."""
+        self.relay([KEEP_ALIVE])
+
+    def turn_ended(self) -> None:
+        """The lane is free for its next turn."""
+        turn, self.running = self.running, None
+        if turn is not None:
+            self._ended(self, turn)
 
 
 class Lanes:
@@ -39,6 +88,8 @@ class Lanes:
     :param max_queued_turns: how many may wait on one lane.
     :param max_queued_bytes: how long all of them together may be.
     :param send: sends events to the client.
+    :param start: runs a turn on a lane; it may end before this returns.
+    :param ended: hears of every turn that ended; :meth:`go_on` is due then.
     :ivar running: turns in progress.
     :ivar is_paused: the client does not keep up, and nothing starts.
     :ivar is_ending: nothing starts any more.
@@ -48,8 +99,9 @@ class Lanes:
         self,
         max_queued_turns: int,
         max_queued_bytes: int,
-        send: Callable[[Sequence[bytes]], None],
-        owner: LanesOwner,
+        send: Send,
+        start: Callable[[Lane, TurnRequest, float], None],
+        ended: Callable[[Lane, Turn], None],
     ) -> None:
         self.running = 0
         self.is_paused = False
@@ -57,7 +109,8 @@ class Lanes:
         self._max_queued_turns = max_queued_turns
         self._max_queued_bytes = max_queued_bytes
         self._send = send
-        self._owner = owner
+        self._start = start
+        self._ended = ended
         self._lanes: dict[str | None, Lane] = {}
         self._waiting: list[Lane] = []
         self._queued_bytes = 0
@@ -85,9 +138,10 @@ class Lanes:
     def add(self, request: TurnRequest, now: float) -> None:
         """Run a turn, at once or after those before it on its lane.
 
+        :param now: unix seconds.
         :raises ApiError: when too many lanes are named, or too many turns wait.
         """
-        lane = self._named(request.stream_id)
+        lane = self._lanes.get(request.stream_id) or self._new_lane(request.stream_id)
         if (
             len(lane.queue) >= self._max_queued_turns
             or self._queued_bytes + request.size > self._max_queued_bytes
@@ -101,7 +155,8 @@ class Lanes:
         lane.queue.append((request, now))
         self._queued_bytes += request.size
         if lane.state is LaneState.IDLE:
-            self._let_wait(lane)
+            lane.state = LaneState.WAITING
+            self._waiting.append(lane)
             self._start_waiting()
 
     def go_on(self, lane: Lane) -> None:
@@ -111,7 +166,8 @@ class Lanes:
         if self.is_ending:
             self._give_back(lane)
         elif lane.queue:
-            self._let_wait(lane)
+            lane.state = LaneState.WAITING
+            self._waiting.append(lane)
         self._start_waiting()
 
     def pause(self) -> None:
@@ -136,27 +192,21 @@ class Lanes:
             self._give_back(lane)
 
     def forget(self) -> None:
-        """Nobody is there to be told."""
+        """The client is gone: start nothing more, and tell nothing."""
         for lane in self._lanes.values():
             lane.queue.clear()
         self.end()
 
-    def _named(self, name: str | None) -> Lane:
-        lane = self._lanes.get(name)
-        if lane is None:
-            named = len(self._lanes) - (None in self._lanes)
-            if name is not None and named >= MAX_NAMED_LANES:
-                raise ApiError.invalid_request(
-                    f"This connection named {MAX_NAMED_LANES} lanes already; reuse one.",
-                    "stream_id",
-                    "websocket_stream_limit_reached",
-                )
-            lane = self._lanes[name] = Lane(name, self._send, self._owner.turn_ended)
+    def _new_lane(self, name: str | None) -> Lane:
+        named = len(self._lanes) - (None in self._lanes)
+        if name is not None and named >= MAX_NAMED_LANES:
+            raise ApiError.invalid_request(
+                f"This connection named {MAX_NAMED_LANES} lanes already; reuse one.",
+                "stream_id",
+                "websocket_stream_limit_reached",
+            )
+        lane = self._lanes[name] = Lane(name, self._send, self._ended)
         return lane
-
-    def _let_wait(self, lane: Lane) -> None:
-        lane.state = LaneState.WAITING
-        self._waiting.append(lane)
 
     def _start_waiting(self) -> None:
         """Start the next turn of every lane that waits, as far as the limit allows.
@@ -170,27 +220,22 @@ class Lanes:
             lane = self._waiting.pop(0)
             lane.state = LaneState.RUNNING
             self.running += 1
-            self._make_turn(lane)
+            request, accepted_at = lane.queue.popleft()
+            self._queued_bytes -= request.size
+            try:
+                self._start(lane, request, accepted_at)
+            except Exception:  # one turn is lost, but not its lane and all the others
+                _log.failure("a turn could not be made")
+                if lane.running is None:
+                    lane.refuse(ApiError.gateway_failed())
+                    self.go_on(lane)
         self._starting = False
 
-    def _make_turn(self, lane: Lane) -> None:
-        try:
-            self._owner.turn_is_due(lane, *self._take_from(lane))
-        except Exception:  # one turn is lost, but not its lane and all the others
-            _log.failure("a turn could not be made")
-            if lane.running is None:
-                lane.refuse(ApiError.gateway_failed())
-                self.go_on(lane)
-
-    def _take_from(self, lane: Lane) -> tuple[TurnRequest, float]:
-        request, accepted_at = lane.queue.popleft()
-        self._queued_bytes -= request.size
-        return request, accepted_at
-
     def _give_back(self, lane: Lane) -> None:
-        """What waits on ``lane`` will not start: let the client send it elsewhere (law 5)."""
+        """What waits on ``lane`` will not start: let the client send it elsewhere."""
         while lane.queue:
-            self._take_from(lane)
+            request, _ = lane.queue.popleft()
+            self._queued_bytes -= request.size
             lane.refuse(connection_ends())
 
 

@@ -1,10 +1,9 @@
-"""What the handlers of passed requests share: the answer of a passage, and its context."""
+"""What the handlers of passed-through requests share: their answers and their context."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gateway.conversations.store import Transcript
 from gateway.protocol.errors import ApiError
 from gateway.protocol.headers import may_pass, without_limits
 from gateway.protocol.turn_state import TURN_STATE
@@ -16,7 +15,7 @@ from gateway.server.http_events import UNBUFFERED
 from gateway.server.http_request import ClientRequest
 from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.passthrough import ProxiedRequest
-from gateway.turn.response_metadata import passed_headers, tells_limits
+from gateway.turn.response_metadata import passed_headers, route_headers, shows_limits
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
@@ -31,37 +30,37 @@ class ProxiedResponse:
     def __init__(self, services: TurnServices, request: ClientRequest) -> None:
         self.services = services
         self.request = request
-        self.passage: ProxiedRequest | None = None
+        self.proxied: ProxiedRequest | None = None
         self._limits = False
 
-    def opens(self, passage: ProxiedRequest) -> None:
-        """``passage`` is about to start, and belongs to this request."""
-        self.passage = passage
-        self._limits = tells_limits(self.services, passage.tenant)
+    def opens(self, proxied: ProxiedRequest) -> None:
+        """``proxied`` is about to start, and answers this request."""
+        self.proxied = proxied
+        self._limits = shows_limits(self.services, proxied.tenant)
         self.request.when_gone(self.client_gone)
-        self.request.when_abandoned(passage.abandon)
-        self.request.when_slow(passage.pause, passage.resume)
+        self.request.when_abandoned(proxied.abandon)
+        self.request.when_slow(proxied.pause, proxied.resume)
 
     def client_gone(self) -> None:
-        """Nobody waits for the answer any more."""
-        if self.passage is not None:
-            self.passage.cancel()
+        """The client left: end the request."""
+        if self.proxied is not None:
+            self.proxied.cancel()
 
-    def passage_answers(self, status: int, headers: Mapping[str, str]) -> None:
-        """See ``PassageDoor``."""
+    def response_started(self, status: int, headers: Mapping[str, str]) -> None:
+        """Write the head of the answer."""
         self.request.start(status, self.head(headers))
 
-    def passage_relays(self, data: bytes) -> None:
-        """See ``PassageDoor``."""
+    def response_data(self, data: bytes) -> None:
+        """Write a piece of its body."""
         self.request.write(data)
 
-    def passage_usage(self) -> Usage | None:
-        """See ``PassageDoor``."""
+    def response_usage(self) -> Usage | None:
+        """Nothing is known of what it took."""
         return None
 
-    def passage_ended(self, error: ApiError | None) -> None:
-        """See ``PassageDoor``."""
-        self.passage = None
+    def response_ended(self, error: ApiError | None) -> None:
+        """End the answer, or answer with ``error``."""
+        self.proxied = None
         if error is not None:
             if not self._limits:
                 error.headers = without_limits(error.headers)
@@ -76,10 +75,8 @@ class ProxiedResponse:
         told.update(passed_headers(headers, self._limits))
         if told["content-type"].startswith(EVENT_STREAM):
             told.update(UNBUFFERED)
-        record = self.passage.record if self.passage is not None else None
-        if record is not None and record.account is not None and record.route is not None:
-            told["x-gateway-account"] = record.account
-            told["x-gateway-route"] = record.route
+        if self.proxied is not None:
+            told.update(route_headers(self.proxied.record))
         return told
 
 
@@ -88,16 +85,13 @@ def context_of(
     request: ClientRequest,
     tenant: str,
     affinity: Sequence[AffinityKey],
-    parent: Transcript | None = None,
 ) -> TurnContext:
-    """Whose request it is, and what it belongs to."""
+    """The client that ``request`` came from."""
     return TurnContext(
         tenant=tenant,
         connection=request.connection,
         client_headers=forwardable(request.headers),
         affinity=affinity,
-        parent=parent,
-        continuation=None if parent is None else "previous_response_id",
         accepted_at=services.clock.seconds(),
         turn_state=request.headers.get(TURN_STATE),
     )

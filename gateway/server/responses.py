@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from gateway.conversations.store import Transcript
-from gateway.protocol.errors import ApiError
 from gateway.protocol.request import TurnRequest, read_members, read_post
 from gateway.protocol.turn_state import TURN_STATE
 from gateway.protocol.upstream_request import forwardable
@@ -12,14 +10,12 @@ from gateway.server.connections import ConnectionLimiter
 from gateway.server.event_sinks import (
     BackgroundSink,
     BackgroundStreamSink,
-    Door,
     HttpEventSink,
     ObjectSink,
     StreamSink,
 )
 from gateway.server.history import ConnectionHistory
 from gateway.server.http_request import ClientRequest
-from gateway.server.starting import start_turn
 from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.turn import Turn
 
@@ -27,7 +23,7 @@ from gateway.turn.turn import Turn
 class Responses:
     """Runs the turns of HTTP clients.
 
-    :param limiter: keeps account of what goes on without a client.
+    :param limiter: counts the turns that go on without a client.
     """
 
     def __init__(self, services: TurnServices, limiter: ConnectionLimiter) -> None:
@@ -44,47 +40,36 @@ class Responses:
         """``POST /v1/responses``."""
         services = self._services
         accepted_at = services.clock.seconds()
-        turn_request = read_post(read_members(request.body), len(request.body)).with_issuers(
-            services.issuers.issuer_of
-        )
-        refusal: ApiError | None = None
-        parent: Transcript | None = None
-        continuation: str | None = None
-        history = ConnectionHistory(services, tenant, False)
-        try:
-            parent, continuation = history.parent_of(turn_request, None)
-        except ApiError as error:
-            refusal = error
+        turn_request = read_post(read_members(request.body), len(request.body))
         context = TurnContext(
             tenant=tenant,
             connection=request.connection,
             client_headers=forwardable(request.headers),
             affinity=http_affinity_keys(tenant, request.headers, turn_request),
-            parent=parent,
-            continuation=continuation,
             accepted_at=accepted_at,
             turn_state=request.headers.get(TURN_STATE)
             or turn_request.client_metadata.get(TURN_STATE),
         )
-        door = self._door(request, turn_request, accepted_at)
-        turn = Turn(services, context, turn_request, door)
-        door.opens(turn)
-        self._running.add(door)
-        start_turn(turn, refusal)
+        sink = self._sink(request, turn_request, accepted_at)
+        history = ConnectionHistory(services, tenant, False)
+        turn = Turn(services, context, turn_request, sink, history.resolve)
+        sink.opens(turn)
+        self._running.add(sink)
+        turn.start()
 
-    def _door(self, request: ClientRequest, turn_request: TurnRequest, now: float) -> Door:
+    def _sink(self, request: ClientRequest, turn_request: TurnRequest, now: float) -> HttpEventSink:
         if not turn_request.background:
             kind = StreamSink if turn_request.stream else ObjectSink
             return kind(request, now, self._turn_ended)
         detached = BackgroundStreamSink if turn_request.stream else BackgroundSink
-        door = detached(request, now, self._turn_ended)
-        self._limiter.keep(door)
-        return door
+        sink = detached(request, now, self._turn_ended)
+        self._limiter.keep(sink)
+        return sink
 
-    def _turn_ended(self, door: HttpEventSink, turn: Turn) -> None:
-        """What was not to be stored ends with its request; nobody may continue it (§6.4)."""
-        self._running.discard(door)
+    def _turn_ended(self, sink: HttpEventSink, turn: Turn) -> None:
+        """Forget what was not to be stored: it cannot be continued after its request."""
+        self._running.discard(sink)
         if turn.recorded is not None and not turn.recorded.record.store:
             self._services.ledger.evict(turn.recorded)
-        if isinstance(door, (BackgroundSink, BackgroundStreamSink)):
-            self._limiter.leave(door)
+        if isinstance(sink, (BackgroundSink, BackgroundStreamSink)):
+            self._limiter.leave(sink)

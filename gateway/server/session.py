@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import msgspec
 
 from gateway.config import LimitSettings, SessionSettings
-from gateway.conversations.store import Transcript
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.events import with_stream_id
 from gateway.protocol.refusals import is_clients_fault
@@ -30,13 +30,11 @@ from gateway.protocol.synthetic_events import interrupt_accepted, interrupt_fail
 from gateway.protocol.turn_state import TURN_STATE
 from gateway.routing.affinity import affinity_keys, connection_key
 from gateway.server.history import ConnectionHistory
-from gateway.server.lane import Lane
-from gateway.server.lanes import Lanes, connection_ends
-from gateway.server.starting import start_turn
+from gateway.server.lanes import Lane, Lanes, connection_ends
 from gateway.turn.context import Told, TurnContext, TurnServices
 from gateway.turn.turn import Turn
 
-#: WebSocket close codes (RFC 6455 §7.4.1 and its registry).
+#: WebSocket close codes (RFC 6455 and its registry).
 _CLOSE_NORMAL = 1000
 _CLOSE_GOING_AWAY = 1001
 _CLOSE_POLICY = 1008
@@ -61,7 +59,7 @@ class Channel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ClientIdentity:
-    """Who is at the other end of a connection.
+    """The client at the other end of a connection.
 
     :ivar tenant: name of the authenticated key.
     :ivar connection: the connection's own id.
@@ -92,7 +90,11 @@ class ResponsesSession:
         self.client = client
         self._opened_at = services.clock.seconds()
         self._lanes = Lanes(
-            limits.max_queued_turns, 2 * settings.max_message_bytes, channel.send, self
+            limits.max_queued_turns,
+            2 * settings.max_message_bytes,
+            channel.send,
+            self._start_turn,
+            self._turn_ended,
         )
         self._history = ConnectionHistory(services, client.tenant, settings.chaining == "always")
         self._close_code = _CLOSE_GOING_AWAY
@@ -117,7 +119,7 @@ class ResponsesSession:
         return self._lanes.queued
 
     def message(self, payload: bytes) -> None:
-        """A text message arrived; whatever is wrong with it is answered (§10.36)."""
+        """A text message arrived; whatever is wrong with it is answered."""
         stream_id: str | None = None
         try:
             members = read_members(json_text(payload))
@@ -142,7 +144,7 @@ class ResponsesSession:
         self._answer(event)
 
     def pause(self) -> None:
-        """The client does not keep up: stop its upstreams, nobody else's (law 12)."""
+        """The client does not keep up: stop its upstreams, nobody else's."""
         self._lanes.pause()
 
     def resume(self) -> None:
@@ -151,7 +153,7 @@ class ResponsesSession:
         self._lanes.resume()
 
     def closed(self) -> None:
-        """The connection is gone: cancel what runs, forget what waits (§10.15)."""
+        """The connection is gone: cancel what runs, forget what waits."""
         self._lanes.forget()
         for turn in self._lanes.turns():
             turn.cancel()
@@ -183,7 +185,7 @@ class ResponsesSession:
         if self._lanes.is_ending or self._too_old():
             self._turn_away(read_stream_id(members))
             return
-        request = read_create(members, size).with_issuers(self._services.issuers.issuer_of)
+        request = read_create(members, size)
         self._lanes.add(request, self._services.clock.seconds())
 
     def _interrupt(self, members: Members, size: int) -> None:
@@ -209,10 +211,10 @@ class ResponsesSession:
         self._answer(steer_failed(named and named[:_MAX_ECHO]))
 
     def _ignore(self, members: Members, size: int) -> None:
-        """``response.processed`` asks for nothing (§10.32)."""
+        """``response.processed`` asks for nothing."""
 
     def _answer(self, event: bytes) -> None:
-        """Answer what runs no turn.
+        """Answer a message that runs no turn.
 
         A client that goes on asking and does not read the answers is let go: they would fill
         the memory.
@@ -226,39 +228,28 @@ class ResponsesSession:
 
     # --- turns -----------------------------------------------------------------------
 
-    def turn_is_due(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
-        """See ``LanesOwner``."""
-        refusal: ApiError | None = None
-        parent: Transcript | None = None
-        continuation: str | None = None
-        try:
-            parent, continuation = self._history.parent_of(request, lane.latest)
-        except ApiError as error:
-            refusal = error
-        metadata = request.client_metadata
+    def _start_turn(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
+        client, metadata = self.client, request.client_metadata
         context = TurnContext(
-            tenant=self.client.tenant,
-            connection=self.client.connection,
-            client_headers=self.client.headers,
+            tenant=client.tenant,
+            connection=client.connection,
+            client_headers=client.headers,
             affinity=affinity_keys(
-                self.client.tenant,
-                self.client.headers,
+                client.tenant,
+                client.headers,
                 metadata,
                 request.prompt_cache_key,
-                self.client.connection,
+                client.connection,
             ),
-            parent=parent,
-            continuation=continuation,
             accepted_at=accepted_at,
             turn_state=metadata.get(TURN_STATE),
-            told=self.client.told,
-            given_here=self._history.gave_out(parent),
+            told=client.told,
         )
-        turn = lane.running = Turn(self._services, context, request, lane)
-        start_turn(turn, refusal)
+        resolve = partial(self._history.resolve, latest=lane.latest)
+        lane.running = turn = Turn(self._services, context, request, lane, resolve)
+        turn.start()
 
-    def turn_ended(self, lane: Lane, turn: Turn) -> None:
-        """See ``LanesOwner``."""
+    def _turn_ended(self, lane: Lane, turn: Turn) -> None:
         if turn.recorded is not None:
             lane.latest = turn.recorded.record.id
             self._history.remember(turn.recorded.record, lane.name)
@@ -291,7 +282,7 @@ class ResponsesSession:
         return age >= self._settings.max_age_minutes * 60
 
     def _turn_away(self, stream_id: str | None) -> None:
-        """Make the client come back on a new connection (§6.3).
+        """Make the client come back on a new connection.
 
         The code stays the one of whatever ends it first: SDKs reconnect by themselves after
         that of a stop, not after a normal one.

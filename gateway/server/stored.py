@@ -24,9 +24,9 @@ from gateway.server.passthrough import (
     call_headers,
     context_of,
 )
+from gateway.turn.account_search import KnownAccount
 from gateway.turn.context import TurnContext, TurnServices
-from gateway.turn.itinerary import Known
-from gateway.turn.passthrough import ProxiedRequest
+from gateway.turn.passthrough import KnownRoute, ProxiedRequest
 from gateway.upstream.interface import ForwardedRequest
 
 #: Accounts that are asked for a response which nobody here knows.
@@ -45,6 +45,7 @@ _QUERY = "%/?:@!$&'()*+,;=-._~[]"
 class StoredSpec:
     """One request about a stored response.
 
+    :param record: what is remembered of the response, or None.
     :param path: with the query.
     :param reads: whether it changes nothing, so that another account may be asked after any
         failure; otherwise only after one that did not know the response.
@@ -57,39 +58,83 @@ class StoredSpec:
     held_bytes = 0
 
     def __init__(
-        self, context: TurnContext, method: str, path: str, what: str, accept: str, reads: bool
+        self,
+        services: TurnServices,
+        context: TurnContext,
+        response_id: str,
+        record: ResponseRecord | None,
+        method: str,
+        path: str,
+        what: str,
+        accept: str,
+        reads: bool,
     ) -> None:
         self.what = what
+        self._services = services
+        self._response_id = response_id
+        self._record = record
         self._context = context
         self._method = method
         self._path = path
         self._accept = accept
         self._reads = reads
 
+    def resolve(self) -> KnownRoute:
+        """The accounts that may keep the response."""
+        return KnownRoute(self._keepers(), _unknown(self._response_id))
+
     def fingerprint(self) -> str:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """The path of the response."""
         return self._path
 
     def call_for(self, account: Account) -> ForwardedRequest:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """The request, with the account's own headers."""
         headers = call_headers(self._context, account, self._accept, has_body=False)
         body = b"" if self._method == "POST" else None
         return ForwardedRequest(self._method, self._path, headers, body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """There is no other way to ask."""
         return False
 
     def accepted(self, account: Account) -> None:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """Nothing is learned."""
 
     def translated(self, error: ApiError) -> ApiError:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """The error as it is."""
         return error
 
     def may_move(self, error: ApiError) -> bool:
-        """See :class:`~gateway.turn.cargo.RequestSpec`."""
+        """Whether another account may know the response."""
         return error.status == 404 or (self._reads and may_move(error))
+
+    def _keepers(self) -> list[KnownAccount]:
+        """The accounts that may keep the response, the likeliest first."""
+        services, context = self._services, self._context
+        response_id, record = self._response_id, self._record
+        if len(response_id) > _MAX_ID or response_id in _DOTS:
+            return []
+        owner = services.owners.owner_of(context.tenant, response_id)
+        if owner is None and record is not None:
+            # What the gateway made, or nobody was to store, no upstream knows.
+            return self._known(record.account if record.held_upstream and record.store else None)
+        if owner is not None:
+            return self._known(owner)
+        if not services.limits.one_tenant:
+            return []
+        binding = services.pool.bindings.find(context.affinity[-1])
+        asked = self._known(binding.account, "affinity") if binding is not None else []
+        asked += [
+            KnownAccount(account, "asked in turn")
+            for account in services.pool.accounts
+            if account.health.state is not AccountState.DISABLED
+            and all(account is not each.account for each in asked)
+        ]
+        return asked[:_MOST_ASKED]
+
+    def _known(self, name: str | None, rule: str = "made the response") -> list[KnownAccount]:
+        account = None if name is None else self._services.pool.named(name)
+        return [] if account is None else [KnownAccount(account, rule)]
 
 
 class StoredResponses:
@@ -127,43 +172,21 @@ class StoredResponses:
             path += f"?{quote(request.query_string, safe=_QUERY)}"
         streams = request.query.get("stream", [""])[-1] == "true"
         spec = StoredSpec(
-            context, request.method, path, what, EVENT_STREAM if streams else JSON, reads
+            services,
+            context,
+            response_id,
+            None if found is None else found.record,
+            request.method,
+            path,
+            what,
+            EVENT_STREAM if streams else JSON,
+            reads,
         )
         answer = StoredAnswer(services, request, tenant, response_id, found)
-        passage = ProxiedRequest(services, context, spec, answer)
-        passage.record.response_id = response_id[:200]
-        answer.opens(passage)
-        record = None if found is None else found.record
-        passage.to_one_of(self._keepers(context, response_id, record), _unknown(response_id))
-
-    def _keepers(
-        self, context: TurnContext, response_id: str, record: ResponseRecord | None
-    ) -> list[Known]:
-        """The accounts that may keep a response, the likeliest first."""
-        services = self._services
-        if len(response_id) > _MAX_ID or response_id in _DOTS:
-            return []
-        owner = services.owners.owner_of(context.tenant, response_id)
-        if owner is None and record is not None:
-            # What the gateway made, or nobody was to store, no upstream knows.
-            return self._known(record.account if record.held_upstream and record.store else None)
-        if owner is not None:
-            return self._known(owner)
-        if not services.limits.one_tenant:
-            return []
-        binding = services.pool.bindings.find(context.affinity[-1])
-        asked = self._known(binding.account, "affinity") if binding is not None else []
-        asked += [
-            Known(account, "asked in turn")
-            for account in services.pool.accounts
-            if account.health.state is not AccountState.DISABLED
-            and all(account is not each.account for each in asked)
-        ]
-        return asked[:_MOST_ASKED]
-
-    def _known(self, name: str | None, rule: str = "made the response") -> list[Known]:
-        account = None if name is None else self._services.pool.named(name)
-        return [] if account is None else [Known(account, rule)]
+        proxied = ProxiedRequest(services, context, spec, answer)
+        proxied.record.response_id = response_id[:200]
+        answer.opens(proxied)
+        proxied.start()
 
 
 class StoredAnswer(ProxiedResponse):
@@ -185,17 +208,17 @@ class StoredAnswer(ProxiedResponse):
         self._response_id = response_id
         self._remembered = remembered
 
-    def passage_ended(self, error: ApiError | None) -> None:
-        """See ``PassageDoor``."""
+    def response_ended(self, error: ApiError | None) -> None:
+        """Note where the response is kept, or that it is gone."""
         owners = self.services.owners
-        passage = self.passage
+        proxied = self.proxied
         if error is None and self.request.method == "DELETE":
             owners.forget(self._tenant, self._response_id)
             if self._remembered is not None:
                 self.services.ledger.evict(self._remembered)
-        elif error is None and passage is not None and passage.account is not None:
-            owners.note(self._tenant, self._response_id, passage.account.name)
-        super().passage_ended(error)
+        elif error is None and proxied is not None and proxied.account is not None:
+            owners.note(self._tenant, self._response_id, proxied.account.name)
+        super().response_ended(error)
 
 
 def _unknown(response_id: str) -> ApiError:

@@ -1,98 +1,144 @@
-"""Finding an account for each attempt of a turn: ask the pool, and wait where none is free."""
+"""Finding an account for each attempt: ask the pool and wait, or ask known accounts in turn.
+
+``routing.max_attempts`` bounds what may cost something.  A refusal that certainly cost nothing
+does not count, once for each account.  Nor does that of an account in doubt (one that has not
+answered well since it last refused) keep the request from those that are not: of accounts in
+doubt one is tried, and a further one only where no other is left.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from gateway.api_keys.interface import Busy, Visit
 from gateway.protocol.error_classification import FaultKind
 from gateway.protocol.errors import ApiError
+from gateway.protocol.refusals import costs_nothing, for_the_client, most_hopeful
 from gateway.routing.account import Account
 from gateway.routing.errors import attempts_error, pool_error
 from gateway.routing.health import AccountState
 from gateway.routing.selection import NoAccount, RouteRequest, Selection
 from gateway.routing.wait_queue import WaitReason, WaitTicket
-from gateway.turn.context import TurnContext, TurnServices
-from gateway.turn.tries import Tries
+from gateway.turn.context import TurnServices
+from gateway.turn.continuity import TurnContinuity
+
+#: Refusals after which a request is given up, whatever they cost, unless more attempts are
+#: allowed.
+MOST_REFUSALS = 16
+
+#: Hears of the next account, the rule that named it, and the choice with its lease; the choice
+#: is None where no place is taken.
+Found = Callable[[Account, str, "Selection | None"], None]
+#: Hears why no account will serve the request.
+Failed = Callable[[ApiError], None]
 
 
-class SearchOwner(Protocol):
-    """The turn, as its search sees it."""
+class Tries:
+    """Where one request was refused already, and on how many more accounts it may be tried.
 
-    def search_found(self, choice: Selection) -> None:
-        """This account is next; its place is the owner's now."""
+    :ivar refusals: what accounts answered to it, the latest last.
+    :ivar ruled_out: the names of those that are not asked again for now.
+    :ivar doubted: whether one in doubt was tried.
+    """
 
-    def search_waits(self, lack: WaitReason) -> None:
-        """This is not free; it may be told again, and one of the other two calls follows."""
+    __slots__ = ("_costly", "_forgiven", "_unexpected", "_unknowing", "doubted", "refusals",
+                 "ruled_out")  # fmt: skip
 
-    def search_failed(self, error: ApiError) -> None:
-        """No account will serve the turn."""
+    def __init__(self) -> None:
+        self.refusals: list[ApiError] = []
+        self.ruled_out: list[str] = []
+        self.doubted = False
+        #: Accounts that do not know the response it continues; waiting does not change that.
+        self._unknowing: list[str] = []
+        #: Accounts whose refusal cost nothing; the next one of each counts.
+        self._forgiven: set[str] = set()
+        self._costly = 0
+        #: Those of the costly ones that came from accounts that were not in doubt.
+        self._unexpected = 0
 
+    def refused(self, account: str, error: ApiError, in_doubt: bool) -> None:
+        """``account`` did not serve the request.
 
-class Bound(Protocol):
-    """What binds a turn to accounts; see :class:`~gateway.turn.continuity.TurnContinuity`."""
+        :param in_doubt: whether it was so when it was chosen.
+        """
+        self.refusals.append(error)
+        self.ruled_out.append(account)
+        if error.code == "previous_response_not_found":
+            self._unknowing.append(account)
+        self.doubted = self.doubted or in_doubt
+        if costs_nothing(error) and account not in self._forgiven:
+            self._forgiven.add(account)
+            return
+        self._costly += 1
+        self._unexpected += not in_doubt
 
-    @property
-    def holder(self) -> str | None:
-        """The account that made the response to continue."""
+    def wait(self) -> None:
+        """The request waits, and most accounts may be asked again then."""
+        self.ruled_out = [*self._unknowing]
 
-    @property
-    def pinned_to(self) -> str | None:
-        """The only account that can read the context, or None for any."""
+    def exhausted(self, max_attempts: int) -> bool:
+        """Whether no account at all may be tried any more."""
+        most = max(max_attempts, MOST_REFUSALS)
+        return self._unexpected >= max_attempts or len(self.refusals) >= most
 
-    @property
-    def pin_rule(self) -> str:
-        """Why only that can."""
-
-
-class Unbound:
-    """Continues nothing, and holds nothing of any account's."""
-
-    holder: str | None = None
-    pinned_to: str | None = None
-    pin_rule: str = ""
+    def may_doubt(self, max_attempts: int) -> bool:
+        """Whether an account in doubt may be tried, where no other is left."""
+        return not self.doubted or self._costly < max_attempts
 
 
 class AccountSearch:
-    """One turn's way through the pool.
+    """One request's search through the pool.
 
-    :param bound: what binds it to accounts; asked before each attempt, as attempts may change it.
-    :ivar visit: what the tenant's limits hold for the turn, once it was let in.
+    :param tenant: the client key; its limits are entered before an account is chosen.
+    :param wanted: what is asked of the pool, but for what binds the request to accounts.
+    :param continuity: binds it to accounts; asked before each attempt, as attempts may change
+        it.  None for a request that continues nothing.
+    :param waits: hears that nothing is free, and what is lacking; it may hear so again.
+    :ivar visit: what the tenant's limits hold for the request, once it was let in.
     """
 
     def __init__(
         self,
         services: TurnServices,
-        context: TurnContext,
+        tenant: str,
         wanted: RouteRequest,
-        bound: Bound,
-        owner: SearchOwner,
+        continuity: TurnContinuity | None,
+        found: Found,
+        waits: Callable[[WaitReason], None],
+        failed: Failed,
     ) -> None:
         self._services = services
-        self._context = context
+        self._tenant = tenant
         self._wanted = wanted
-        self._bound = bound
-        self._owner = owner
+        self._continuity = continuity
+        self._found = found
+        self._waits = waits
+        self._failed = failed
         self._tries = Tries()
         #: Whether the account that was found last was in doubt then.
         self._in_doubt = False
         self._lack: NoAccount | Busy | None = None
         self._ticket: WaitTicket | None = None
-        self._patience_ends: float | None = None
+        self._gives_up_at: float | None = None
         self.visit: Visit | None = None
 
     def next(self) -> None:
-        """Find the next account; the owner hears of it at once or later.
-
-        :raises ApiError: when the tenant may never have what it asks for.
-        """
-        if self._tries.exhausted(self._max_attempts):
-            self._owner.search_failed(self._tried_enough())
+        """Find the next account; the owner hears of it at once or later."""
+        tries = self._tries
+        if tries.refusals:
+            if tries.exhausted(self._services.pool.routing.max_attempts):
+                self._failed(self._tried_enough())
+                return
         else:
-            if not self._tries.refusals:
-                self._services.waiting.wake()  # who waits is offered first what is free now
-            if not self._try():
-                self._wait()
+            self._services.waiting.wake()  # who waits is offered first what is free now
+        try:
+            found = self._try()
+        except ApiError as error:  # the tenant may never have what it asks for
+            self._failed(error)
+            return
+        if not found:
+            self._wait()
 
     def let_in(self) -> None:
         """Take what the tenant's limits hold for a turn that needs no account.
@@ -101,14 +147,11 @@ class AccountSearch:
 
         :raises ApiError: when a limit is in its way.
         """
-        entered = self._services.limits.enter(self._context.tenant, self._wanted.model)
-        if isinstance(entered, Busy):
-            self._lack = entered
+        if not self._enter_limits():
             raise self._error()
-        self.visit = entered
 
     def refused(self, account: Account, error: ApiError) -> None:
-        """``account`` did not serve the turn; it will not be asked again for now."""
+        """``account`` did not serve the request; it will not be asked again for now."""
         self._tries.refused(account.name, error, self._in_doubt)
 
     def stop(self) -> None:
@@ -120,88 +163,92 @@ class AccountSearch:
         if visit is not None:
             visit.leave()
 
+    def _enter_limits(self) -> bool:
+        """Whether the tenant's limits let the request in.
+
+        :raises ApiError: when they never will.
+        """
+        entered = self._services.limits.enter(self._tenant, self._wanted.model)
+        if isinstance(entered, Busy):
+            self._lack = entered
+            return False
+        self.visit = entered
+        return True
+
     def _try(self) -> bool:
         """Whether there was an account; the owner has it then."""
-        if self.visit is None:
-            entered = self._services.limits.enter(self._context.tenant, self._wanted.model)
-            if isinstance(entered, Busy):
-                self._lack = entered
-                return False
-            self.visit = entered
+        if self.visit is None and not self._enter_limits():
+            return False
         choice = self._choose()
         if isinstance(choice, NoAccount):
             self._lack = choice
             return False
         self._ticket = None
-        self._in_doubt = choice.account.health.in_doubt(self._wanted.model)
-        self._owner.search_found(choice)
+        account = choice.lease.account
+        self._in_doubt = account.health.in_doubt(self._wanted.model)
+        self._found(account, choice.rule, choice)
         return True
 
     def _choose(self) -> Selection | NoAccount:
         """Of accounts in doubt one is enough, as long as there are others."""
-        choose, tried = self._services.pool.choose, self._tries.ruled_out
+        pool, tries = self._services.pool, self._tries
         asked = self._asked()
-        choice = choose(asked, tried)
-        may_doubt = asked.undoubted and self._tries.may_doubt(self._max_attempts)
-        if isinstance(choice, NoAccount) and may_doubt:
-            choice = choose(asked._replace(undoubted=False), tried)
+        choice = pool.choose(asked, tries.ruled_out)
+        if (
+            isinstance(choice, NoAccount)
+            and asked.undoubted
+            and tries.may_doubt(pool.routing.max_attempts)
+        ):
+            choice = pool.choose(asked._replace(undoubted=False), tries.ruled_out)
         return choice
-
-    @property
-    def _max_attempts(self) -> int:
-        return self._services.pool.routing.max_attempts
 
     def _asked(self) -> RouteRequest:
         """What is wanted now; attempts may have changed it."""
-        bound = self._bound
-        pinned_to = bound.pinned_to
-        return self._wanted._replace(
-            holder=bound.holder,
-            pinned_to=pinned_to,
-            pin_rule="" if pinned_to is None else bound.pin_rule,
-            undoubted=self._tries.doubted,
-        )
+        wanted, continuity = self._wanted, self._continuity
+        if self._tries.doubted:
+            wanted = wanted._replace(undoubted=True)
+        if continuity is None:
+            return wanted
+        pinned_to = continuity.pinned_to()
+        if pinned_to is not None:
+            wanted = wanted._replace(pinned_to=pinned_to, pin_rule=continuity.pin_rule)
+        return wanted if continuity.holder is None else wanted._replace(holder=continuity.holder)
 
     def _wait(self) -> None:
         now = self._services.clock.seconds()
-        if self._patience_ends is None:
-            self._patience_ends = now + self._services.pool.routing.queue_seconds
-        patience = self._patience_ends - now
-        if patience <= 0 or not self._may_come_free(self._patience_ends):
-            self._owner.search_failed(self._error())
+        if self._gives_up_at is None:
+            self._gives_up_at = now + self._services.pool.routing.queue_seconds
+        seconds = self._gives_up_at - now
+        if seconds <= 0 or not self._may_come_free(self._gives_up_at):
+            self._failed(self._error())
             return
         self._tries.wait()
         self._ticket = self._services.waiting.wait(
-            self._context.tenant,
-            patience,
-            self._retry,
-            self._gave_up,
-            self._wants(),
-            self._lacks(),
+            self._tenant, seconds, self._retry, self._gave_up, self._wants(), self._lacks()
         )
         if self._ticket is None:
-            self._owner.search_failed(self._error())
+            self._failed(self._error())
         else:
-            self._owner.search_waits(self._ticket.lacks)
+            self._waits(self._ticket.lacks)
 
     def _retry(self) -> bool:
         try:
             found = self._try()
         except ApiError as error:
             self._ticket = None
-            self._owner.search_failed(error)
+            self._failed(error)
             return True
         ticket = self._ticket
         if not found and ticket is not None:
             before, ticket.lacks = ticket.lacks, self._lacks()
             ticket.wants = self._wants()
             if ticket.lacks is not before:  # it is let in by now, and lacks an account
-                self._owner.search_waits(ticket.lacks)
+                self._waits(ticket.lacks)
         return found
 
     def _gave_up(self) -> None:
         self._ticket = None
-        self._owner.search_failed(self._error())
+        self._failed(self._error())
 
     def _lacks(self) -> WaitReason:
         return WaitReason.LIMIT if isinstance(self._lack, Busy) else WaitReason.ACCOUNT
@@ -212,7 +259,7 @@ class AccountSearch:
         if isinstance(lack, NoAccount):
             wanted = lack.wanted._replace(keys=(), holder=None, turn_state=None)
             return (wanted, lack.waits_for, *self._tries.ruled_out)
-        return ("limits of", self._context.tenant)
+        return ("limits of", self._tenant)
 
     def _may_come_free(self, before: float) -> bool:
         """Whether waiting can help: something ends in time, or at any moment."""
@@ -242,9 +289,54 @@ class AccountSearch:
     def _error(self) -> ApiError:
         lack = self._lack
         if isinstance(lack, Busy):
-            self._services.limits.refused(self._context.tenant, lack.limit)
+            self._services.limits.refused(self._tenant, lack.limit)
             return lack.error
         assert lack is not None
         if lack.wanted.undoubted:
             return self._tried_enough()
         return pool_error(lack, self._tries.refusals, self._services.clock.seconds())
+
+
+class KnownAccount(NamedTuple):
+    """An account that may keep what is asked for, and the rule that names it."""
+
+    account: Account
+    rule: str
+
+
+class KnownAccounts:
+    """Asks these accounts, one after the other, whatever their health.
+
+    What an account keeps it can show also while it may not generate, and that it shows it
+    says nothing of its limits: no place is taken.
+
+    :param unknown: what is answered when there are none, or none of them knows it.
+    """
+
+    visit: Visit | None = None
+
+    def __init__(
+        self, accounts: Sequence[KnownAccount], unknown: ApiError, found: Found, failed: Failed
+    ) -> None:
+        self._left = list(accounts)
+        self._unknown = unknown
+        self._found = found
+        self._failed = failed
+        self._refusals: list[ApiError] = []
+
+    def next(self) -> None:
+        """Name the next account."""
+        if self._left:
+            self._found(*self._left.pop(0), None)
+        elif all(error.status == 404 for error in self._refusals):
+            self._failed(self._unknown)
+        else:
+            self._failed(for_the_client(most_hopeful(self._refusals)))
+
+    def refused(self, account: Account, error: ApiError) -> None:
+        """``account`` did not know it, or failed."""
+        self._refusals.append(error)
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._left.clear()

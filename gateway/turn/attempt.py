@@ -1,9 +1,10 @@
-"""One try of a turn on one account: the upstream's answer meets the relay here."""
+"""One try of a turn on one account: its request, and its answer up to the end of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+
+from twisted.internet.interfaces import IReactorTime
 
 from gateway.conversations.context import ContextPlan
 from gateway.deadline import Deadline
@@ -12,99 +13,68 @@ from gateway.protocol.response_stream import FinishedResponse, ResponseStream, S
 from gateway.protocol.sse import Event
 from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.routing.account import Account
-from gateway.turn.context import TurnServices
+from gateway.turn.routed_request import Attempt, RoutedRequest
 
 
-class AttemptOwner(Protocol):
-    """The turn, as its attempts see it."""
+class TurnAttempt(Attempt):
+    """One try of a turn: the upstream's events meet the response stream here.
 
-    def attempt_connected(self, attempt: Attempt) -> None:
-        """Its request goes out."""
-
-    def attempt_answered(self, attempt: Attempt) -> None:
-        """Its event stream begins; ``attempt.answer_headers`` are those of the upstream."""
-
-    def attempt_acknowledged(self, attempt: Attempt) -> None:
-        """Its upstream took the turn up."""
-
-    def attempt_relays(self, payloads: list[bytes]) -> None:
-        """These go to the client."""
-
-    def attempt_ended(self, attempt: Attempt) -> None:
-        """``attempt.relay.outcome`` says how."""
-
-
-class Attempt:
-    """Sends one request and reads its answer.
-
+    :param sent: the turn as the account's transport encodes it.
     :param hold_seconds: how long the preamble of the answer is held back for a refusal.
-    :param owner: hears of it until it ended or was cancelled.
-    :ivar request_bytes: size of what the account is sent.
-    :ivar answer_headers: the upstream's response headers, names in lower case.
     """
 
     def __init__(
         self,
-        services: TurnServices,
+        turn: RoutedRequest[TurnAttempt],
         account: Account,
         plan: ContextPlan,
-        upstream_turn: UpstreamTurn,
-        relay: ResponseStream,
+        sent: UpstreamTurn,
+        response: ResponseStream,
         hold_seconds: float,
-        owner: AttemptOwner,
+        clock: IReactorTime,
     ) -> None:
-        self.account = account
-        self.plan = plan
-        self.relay = relay
-        self.answer_headers: Mapping[str, str] = {}
-        self._owner = owner
+        super().__init__(account, plan, plan.route.value)
+        self.chosen = plan
+        self.sent = sent
+        self.response = response
+        self._turn = turn
         self._hold_seconds = hold_seconds
-        self._hold = Deadline(services.clock, self._release)
-        self._exchange = exchange = account.upstream.exchange(upstream_turn, self)
+        self._hold: Deadline | None = None
+        self._clock = clock
+        self.exchange = exchange = account.upstream.exchange(sent, self)
         self.request_bytes = exchange.request_bytes
 
-    def start(self) -> None:
-        """Send it."""
-        self._exchange.start()
-
     def cancel(self) -> None:
-        """Drop it; the owner hears nothing more."""
-        self._hold.stop()
-        self._exchange.cancel()
-
-    def pause(self) -> None:
-        """Stop reading the upstream."""
-        self._exchange.pause()
-
-    def resume(self) -> None:
-        """Read on."""
-        self._exchange.resume()
+        """Drop it; the turn hears nothing more of it."""
+        self._stop_holding()
+        self.exchange.cancel()
 
     def upstream_connected(self) -> None:
         """The request goes out."""
-        self._owner.attempt_connected(self)
+        self._turn.attempt_connected()
 
     def upstream_answered(self, headers: Mapping[str, str]) -> None:
         """The upstream's event stream begins."""
         self.answer_headers = headers
-        self._owner.attempt_answered(self)
+        self._turn.attempt_answered(self)
 
     def upstream_events(self, events: list[Event]) -> None:
         """A batch of events arrived."""
-        relay = self.relay
-        before = relay.phase
-        payloads = relay.feed(events)
-        if before is StreamPhase.SENT and relay.phase in (
+        response = self.response
+        before = response.phase
+        payloads = response.feed(events)
+        if before is StreamPhase.SENT and response.phase in (
             StreamPhase.ACKNOWLEDGED,
             StreamPhase.OUTPUT,
         ):
-            self._owner.attempt_acknowledged(self)
+            self._turn.attempt_acknowledged(self)
         if payloads:
-            self._owner.attempt_relays(payloads)
-        if relay.outcome is not None:
+            self._turn.attempt_relays(payloads)
+        if response.outcome is not None:
             self._ended()
-        elif before is StreamPhase.SENT and relay.phase is StreamPhase.ACKNOWLEDGED:
+        elif before is StreamPhase.SENT and response.phase is StreamPhase.ACKNOWLEDGED:
             if self._hold_seconds:
+                self._hold = Deadline(self._clock, self._release)
                 self._hold.start(self._hold_seconds)
             else:
                 self._release()
@@ -112,21 +82,25 @@ class Attempt:
     def upstream_ended(self, error: ApiError | None) -> None:
         """The upstream's answer is over."""
         if error is None:
-            self.relay.end_of_stream()
+            self.response.end_of_stream()
         else:
-            self.relay.fail(error)
+            self.response.fail(error)
         self._ended()
 
     def _release(self) -> None:
         """Nothing refused the turn for a while: let the client see that it was taken up."""
-        held = self.relay.release()
+        held = self.response.release()
         if held:
-            self._owner.attempt_relays(held)
+            self._turn.attempt_relays(held)
 
     def _ended(self) -> None:
-        if isinstance(self.relay.outcome, FinishedResponse):
-            self._hold.stop()
-            self._exchange.finish()
+        if isinstance(self.response.outcome, FinishedResponse):
+            self._stop_holding()
+            self.exchange.finish()
         else:
             self.cancel()
-        self._owner.attempt_ended(self)
+        self._turn.attempt_ended(self)
+
+    def _stop_holding(self) -> None:
+        if self._hold is not None:
+            self._hold.stop()

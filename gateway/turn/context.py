@@ -1,18 +1,21 @@
-"""What every turn works with, and what the door tells it of one client request."""
+"""What turns and passed-through requests work with, and what each of them belongs to."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import msgspec
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from gateway.api_keys.interface import TenantLimits
 from gateway.conversations.owners import ContentIssuers, ResponseOwners
 from gateway.conversations.store import ConversationStore, Transcript
 from gateway.protocol.errors import ApiError
+from gateway.protocol.request import TurnRequest
 from gateway.protocol.turn_state import TurnStates
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.pool import AccountPool
@@ -45,38 +48,51 @@ class TurnServices:
 
 
 class Told(enum.Flag):
-    """What a WebSocket client is told in a ``response.metadata`` event (§4.6)."""
+    """What a WebSocket client is told in a ``response.metadata`` event (protocol.md §4.6)."""
 
     NOTHING = 0
     TURN_STATE = enum.auto()
     ROUTE = enum.auto()
 
 
-@dataclass(frozen=True)
-class TurnContext:
-    """Whose turn it is and what it continues.
+class TurnContext(msgspec.Struct, frozen=True):
+    """The client of one request.
 
     :ivar tenant: name of the client key.
     :ivar client_headers: those of the handshake that matter to upstreams, in lower case.
-    :ivar affinity: the keys it is routed by, the strongest first.
-    :ivar parent: the response it continues, or None for a root.
-    :ivar continuation: how the parent was found: the client named it, or the session did.
+    :ivar affinity: the keys the request is routed by, the strongest first.
     :ivar accepted_at: when the request was read, unix seconds.
     :ivar turn_state: ``x-codex-turn-state`` as the client echoed it, or None.
     :ivar told: what the client wants to be told beside the answer.
-    :ivar given_here: whether the parent was given out on this very connection.
     """
 
     tenant: str
     connection: str
     client_headers: Mapping[str, str]
     affinity: Sequence[AffinityKey]
-    parent: Transcript | None
-    continuation: str | None
     accepted_at: float
     turn_state: str | None = None
     told: Told = Told.NOTHING
+
+
+class Resolution(NamedTuple):
+    """A request with everything that had to be looked up for it.
+
+    :ivar request: with the issuers of its encrypted items.
+    :ivar parent: the response it continues, or None for a new conversation.
+    :ivar continuation: how the parent was found: the client named it, or the session did.
+    :ivar given_here: whether this very connection gave the parent out.
+    """
+
+    request: TurnRequest
+    parent: Transcript | None = None
+    continuation: str | None = None
     given_here: bool = False
+
+
+#: Looks up what a request needs: at once, or later from a store outside of this process.
+#: Raises, or fails with, :class:`ApiError` when the request cannot be continued.
+Resolver = Callable[[TurnRequest], "Resolution | Deferred[Resolution]"]
 
 
 class EventSink(Protocol):
@@ -86,7 +102,7 @@ class EventSink(Protocol):
         """Send events, each one JSON text, in order."""
 
     def refuse(self, error: ApiError) -> None:
-        """Send the error that ends the turn, in the door's own shape."""
+        """Send the error that ends the turn, in the client's own format."""
 
     def keep_alive(self) -> None:
         """Send a sign of life that means nothing."""

@@ -1,14 +1,20 @@
-"""How one turn's context reaches an account: chained or replayed, and what that taught.
+"""How a request's conversation reaches an account: chained or replayed, and what that taught.
 
 Settled rules of ``continuity: auto``: chain first; replay the same turn, unseen, when the
 upstream does not take the id up; remember it for the account (design law 6).  What else an
-account refuses, and a request can do without, is given up for it (protocol.md §8.1).
+account refuses, and a request can do without, is given up for it: a refusal that names something
+whose loss changes nothing is answered by the same request without it, to the same account,
+unseen.  Once that was accepted the account has taught it, and the next request goes without it
+at once (protocol.md §8.1).
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from functools import partial
+
+from twisted.logger import Logger
 
 from gateway.conversations.context import (
     ContextPlan,
@@ -19,10 +25,22 @@ from gateway.conversations.context import (
     pin_of,
     whole_plan,
 )
-from gateway.conversations.store import ConversationStore
-from gateway.protocol.concessions import Concession, ConcessionKind, Sent
+from gateway.conversations.resent_history import without_resent_history
+from gateway.conversations.store import ConversationStore, ResponseRecord, Transcript
+from gateway.protocol.concessions import (
+    Concession,
+    ConcessionKind,
+    Sent,
+    concessions_to,
+    depends_on_the_request,
+    is_of_the_model,
+    is_of_the_value,
+    lost_items,
+    sent_by_id,
+)
+from gateway.protocol.dialect import Dialect
 from gateway.protocol.errors import ApiError
-from gateway.protocol.items import unanswered_calls
+from gateway.protocol.items import Item, read_item, unanswered_calls
 from gateway.protocol.refusals import (
     does_not_know,
     may_move,
@@ -30,37 +48,167 @@ from gateway.protocol.refusals import (
     refuses_continuation,
     refuses_seals,
 )
-from gateway.protocol.request import TurnRequest
+from gateway.protocol.upstream_request import added_include
 from gateway.routing.account import Account
+from gateway.routing.affinity import AffinityKey, derived_cache_key
 from gateway.routing.capabilities import RESPONSES, CapabilityScope
 from gateway.routing.selection import KEPT, SEALED
-from gateway.turn.conceding import Conceding
-from gateway.turn.context import TurnContext
+from gateway.turn.context import Resolution
+
+_log = Logger(namespace="gateway.routing")
+
+#: How often one account gets a request anew because of what it refused.
+_MOST_ROUNDS = 16
+
+_MAX_WHY = 200
+
+_STORAGE = Concession(ConcessionKind.STORAGE)
+_STORED_ITEMS = Concession(ConcessionKind.STORED_ITEMS)
+
+
+class RequestConcessions:
+    """What one request gives up for each account it comes to, and what that taught.
+
+    :param asked: its endpoint, its model as the client calls it, and the tenant.
+    """
+
+    def __init__(self, asked: CapabilityScope, ledger: ConversationStore) -> None:
+        self._asked = asked
+        self._ledger = ledger
+        #: Per account what was given up for it, with the scope that it would be learned for
+        #: (None: it teaches nothing) and why.
+        self._given: dict[str, dict[Concession, tuple[CapabilityScope | None, str]]] = {}
+        self._rounds: dict[str, int] = {}
+
+    def to(self, account: Account) -> frozenset[Concession]:
+        """What ``account`` is not sent."""
+        learned = account.learned.concessions(self._asked_of(account))
+        return learned.union(self._given.get(account.name, ())) if self._given else learned
+
+    def dialect(
+        self, account: Account, affinity: Sequence[AffinityKey], in_one_piece: bool = False
+    ) -> Dialect:
+        """How ``account`` wants the request: by its settings, and by what it refused.
+
+        :param affinity: the request's keys.
+        :param in_one_piece: whether the answer is asked for as one object, where the account
+            has it.
+        """
+        settings = account.settings
+        concessions = self.to(account)
+        gives = {each.gives for each in concessions} if concessions else concessions
+        return Dialect(
+            settings.aliases.get(self._asked.model or ""),
+            frozenset(settings.strip),
+            settings.store != "never" and ConcessionKind.STORAGE not in gives,
+            settings.tools == "hoisted" or ConcessionKind.TOOL_ITEMS in gives,
+            derived_cache_key(affinity) if settings.derive_cache_key else None,
+            ConcessionKind.TEXT_INPUT in gives,
+            ConcessionKind.SEALED_REASONING not in gives,
+            ConcessionKind.ONE_OBJECT in gives
+            or not (in_one_piece or ConcessionKind.STREAM in gives),
+            frozenset(each.member for each in concessions if each.gives is ConcessionKind.MEMBER),
+            ConcessionKind.STORED_ITEMS not in gives,
+        )
+
+    def concede(self, account: Account, error: ApiError, sent: Sent) -> bool:
+        """Whether the request may pass in another way than ``account`` refused it.
+
+        :param error: the refusal; nothing of the answer was seen by the client.
+        """
+        given = self.to(account)
+        more = [each for each in concessions_to(error, sent) if each not in given]
+        rounds = self._rounds.get(account.name, 0)
+        if not more or rounds >= _MOST_ROUNDS:
+            return False
+        self._rounds[account.name] = rounds + 1
+        for each in more:
+            self._given.setdefault(account.name, {})[each] = (
+                self._scope_of(account, each, error, sent),
+                _why(error),
+            )
+        return True
+
+    def accepted(self, account: Account) -> None:
+        """``account`` took the request as it was sent: what was given up for it is learned."""
+        for concession, (scope, why) in self._given.get(account.name, {}).items():
+            if scope is not None:
+                account.learned.learn(scope, concession, why)
+                _log.info(
+                    "account {account} is sent {what} from now on{of_model}{of_key}: {why}",
+                    account=account.name,
+                    what=str(concession),
+                    of_model="" if scope.model is None else f" for {scope.model}",
+                    of_key="" if scope.tenant is None else f" by the key {scope.tenant}",
+                    why=why,
+                )
+
+    def _asked_of(self, account: Account) -> CapabilityScope:
+        model = self._asked.model
+        alias = account.settings.aliases.get(model or "", model)
+        return self._asked if alias == model else self._asked._replace(model=alias)
+
+    def _scope_of(
+        self, account: Account, concession: Concession, error: ApiError, sent: Sent
+    ) -> CapabilityScope | None:
+        """The scope it may be learned for: what a tenant makes up concerns no other one."""
+        asked = self._asked_of(account)
+        if concession.gives is ConcessionKind.STORED_ITEMS:
+            return self._scope_of_items(account, lost_items(error, sent.by_id))
+        if depends_on_the_request(concession, error):
+            return None
+        return CapabilityScope(
+            asked.path,
+            asked.model if is_of_the_model(concession, error) else None,
+            asked.tenant if is_of_the_value(concession, error) else None,
+        )
+
+    def _scope_of_items(self, account: Account, lost: set[str]) -> CapabilityScope | None:
+        """An account that lost what it was to keep a moment ago keeps nothing, for anybody.
+
+        That it does not know items of elsewhere says nothing of one that has kept responses.
+        Of any other it is learned for the tenant that brings such items: they may be at home
+        at an account where others rely on theirs.
+        """
+        asked, learned = self._asked, account.learned
+        for item_id in lost:
+            found = self._ledger.find_item(asked.tenant or "", item_id)
+            kept = found is not None and found.is_kept_by(account.name)
+            if kept and found is not None and learned.is_fresh(found.record):
+                return CapabilityScope(asked.path)
+        return None if learned.trusts(True) else CapabilityScope(asked.path, None, asked.tenant)
 
 
 class TurnContinuity:
-    """The context of one turn.
+    """The conversation of one request.
 
+    :param tenant: the client key.
+    :param resolution: the request, and the response it continues.
     :param path: the endpoint that it is for.
+    :ivar holder: the account that made the response to continue, or None.
     """
 
     def __init__(
         self,
-        context: TurnContext,
-        request: TurnRequest,
+        tenant: str,
+        resolution: Resolution,
         ledger: ConversationStore,
         path: str = RESPONSES,
     ) -> None:
-        self._parent = context.parent
+        request, self._parent = resolution.request, resolution.parent
+        self._tenant = tenant
         self._request = request
-        self._given_here = context.given_here
-        self._find = partial(ledger.find_item, context.tenant)
-        self._conceding = Conceding(CapabilityScope(path, request.model, context.tenant), ledger)
-        self._anchor, self._after_anchor = chain_point(context.parent)
+        self._given_here = resolution.given_here
+        self._ledger = ledger
+        self._find = partial(ledger.find_item, tenant)
+        self._point, self._after_point = chain_point(self._parent)
+        self._chained_to = None if self._point is None else self._point.record
         self._not_continued: dict[str, str] = {}
         self._unsealed = False
-        #: The account that the turn came to first; ids that nobody here knows go to no other.
+        #: The account that the turn came to first; ids that are not remembered go to no other.
         self._first: str | None = None
+        self.holder = None if self._chained_to is None else self._chained_to.account
+        self.concessions = RequestConcessions(CapabilityScope(path, request.model, tenant), ledger)
 
     @property
     def can_replay(self) -> bool:
@@ -70,8 +218,11 @@ class TurnContinuity:
     @property
     def seeks_its_owner(self) -> bool:
         """Whether it continues a response that any of the accounts may keep."""
-        anchor = self._anchor
-        return anchor is not None and anchor.record.foreign and anchor.record.account is None
+        return (
+            self._chained_to is not None
+            and self._chained_to.foreign
+            and self._chained_to.account is None
+        )
 
     def unknown_parent(self) -> ApiError:
         """What the client is told when no upstream knows a response that we do not know."""
@@ -79,12 +230,6 @@ class TurnContinuity:
             return ApiError.forgotten()
         return ApiError.previous_response_not_found(self._request.previous_response_id or "")
 
-    @property
-    def holder(self) -> str | None:
-        """The account that made the response to continue."""
-        return self._anchor.record.account if self._anchor is not None else None
-
-    @property
     def pinned_to(self) -> str | None:
         """The only account that can read the context, or None for any."""
         return pin_of(self._parent, self._request.items, self._find)
@@ -94,31 +239,45 @@ class TurnContinuity:
         """Why only that can."""
         return SEALED if self.can_replay else KEPT
 
+    # --- what is sent ----------------------------------------------------------------
+
     def plan(self, account: Account) -> ContextPlan:
         """What to send to ``account`` now."""
         reason = self._why_not_chain(account)
-        if self._anchor is not None and (reason is None or not self.can_replay):
+        point = self._point
+        if point is not None and (reason is None or not self.can_replay):
             new = self._request.items
-            return chain_plan(self._anchor, self._after_anchor, new, self._reader(account))
+            return chain_plan(point, self._after_point, new, self._reader(account))
         return self.replay(account, reason)
 
     def replay(self, account: Account, reason: str | None) -> ContextPlan:
         """What to send to ``account`` when it is to be asked for no previous response."""
         return whole_plan(self._parent, self._request.items, self._reader(account), reason)
 
-    def concessions(self, account: Account) -> frozenset[Concession]:
-        """What the request gives up at ``account``."""
-        return self._conceding.to(account)
+    def sent(self, plan: ContextPlan, dialect: Dialect) -> Sent:
+        """What of a request that was sent so could be given up."""
+        request = self._request
+        items = request.items if plan.items is None else tuple(map(read_item, plan.items))
+        return Sent(
+            request.members,
+            added_include(request, dialect) is not None,
+            request.store and dialect.stores,
+            dialect.streams,
+            sent_by_id(items),
+            plan.items is None and request.has_text_input and not dialect.takes_only_lists,
+            not dialect.hoists_tools and any(item.type == "additional_tools" for item in items),
+            any(item.sealed for item in items),
+        )
 
     def may_keep(self, account: Account) -> bool:
         """Whether ``account`` keeps responses at all, as far as is known."""
-        return account.settings.store != "never" and not self._gives(
-            account, ConcessionKind.STORAGE
-        )
+        return account.settings.store != "never" and _STORAGE not in self.concessions.to(account)
 
     def is_kept_by(self, account: Account) -> bool:
         """Whether ``account`` is asked to keep the response."""
         return self._request.store and self.may_keep(account)
+
+    # --- what comes back -------------------------------------------------------------
 
     def not_taken_up(self, account: Account) -> None:
         """``account`` answers as if it had not been sent a previous response."""
@@ -130,16 +289,19 @@ class TurnContinuity:
         :param sent: what of it could be given up.
         :param error: the refusal; nothing of the answer was seen by the client.
         """
-        if self._conceding.makes(account, error, sent):
+        if self.concessions.concede(account, error, sent):
             return True
         if not self.can_replay:
             return False
-        if plan.route is ContextRoute.CHAINED and self._blames_the_chain(error):
+        chained = plan.route is ContextRoute.CHAINED
+        if chained and self._blames_the_chain(error):
             self._not_continued[account.name] = (
                 f"the upstream refused previous_response_id ({error.label})"
             )
             return True
-        if refuses_seals(error) and not self._unsealed and self._sent_seals(plan, sent, error):
+        # Encrypted content to refuse is in the request, or in the chain it continues.
+        sealed = sent.issuers or (chained and error.code == "invalid_encrypted_content")
+        if refuses_seals(error) and not self._unsealed and sealed:
             self._unsealed = True
             return True
         return False
@@ -150,8 +312,8 @@ class TurnContinuity:
         Where it goes on from a response that only an upstream may know, an account that does not
         says so in one way, which is nobody's fault.
         """
-        anchor = self._anchor
-        if anchor is None or self.can_replay or not does_not_know(error, anchor.record.id):
+        response = self._chained_to
+        if response is None or self.can_replay or not does_not_know(error, response.id):
             return error
         return self.unknown_parent()
 
@@ -163,54 +325,80 @@ class TurnContinuity:
         unknown = error.code == "previous_response_not_found"
         return may_move(error) or (unknown and self.seeks_its_owner)
 
-    def accepted(self, account: Account) -> None:
-        """``account`` took the request as it was sent: keep what it gave up for that."""
-        self._conceding.accepted(account)
-
     def learn(self, account: Account, plan: ContextPlan) -> None:
         """``account`` answered ``plan``: keep what that shows about previous responses."""
-        anchor = self._anchor
-        if anchor is None or anchor.record.account != account.name:
+        response = self._chained_to
+        if response is None or response.account != account.name:
             return
         if plan.route is ContextRoute.CHAINED:
-            account.learned.continued(anchor.record.store)
+            account.learned.continued(response.store)
         elif account.name in self._not_continued:
-            account.learned.refused(anchor.record, self._not_continued[account.name])
+            account.learned.refused(response, self._not_continued[account.name])
+
+    def record(
+        self,
+        response_id: str,
+        output: Sequence[Item],
+        account: str | None,
+        held_upstream: bool,
+        now: float,
+    ) -> Transcript:
+        """Remember a response for later turns, once it ended well (design law 3).
+
+        :param output: the finished items as the client saw them, in ``output_index`` order.
+        :param account: the account that made it, or None for the gateway itself.
+        :param held_upstream: whether that account can know it by this id.
+        :param now: unix seconds.
+        """
+        request, parent = self._request, self._parent
+        pinned_to = pin_of(parent, (*request.items, *output), self._find)
+        if parent is not None and parent.record.foreign:
+            pinned_to = pinned_to or account  # it alone knows what came before
+        record = ResponseRecord(
+            tenant=self._tenant,
+            id=response_id,
+            parent=None if parent is None else parent.record.key,
+            input=tuple(without_resent_history(parent, request.items)),
+            output=tuple(output),
+            account=account,
+            store=request.store,
+            held_upstream=held_upstream,
+            model=request.model,
+            created_at=now,
+            pinned_to=pinned_to,
+        )
+        transcript = Transcript(record, parent)
+        self._ledger.add(transcript)
+        return transcript
 
     def _reader(self, account: Account) -> Reader:
-        self._first = self._first or account.name
+        name = account.name
+        self._first = self._first or name
+        given = self.concessions.to(account)
+        keeps = (
+            account.settings.store != "never"
+            and _STORAGE not in given
+            and _STORED_ITEMS not in given
+        )
         return Reader(
-            account.name,
-            self.may_keep(account) and not self._gives(account, ConcessionKind.STORED_ITEMS),
-            self._request.store,
-            self._unsealed,
-            self._find,
-            account.name == self._first,
+            name, keeps, self._request.store, self._unsealed, self._find, name == self._first
         )
 
-    def _gives(self, account: Account, what: ConcessionKind) -> bool:
-        return Concession(what) in self._conceding.to(account)
-
-    @staticmethod
-    def _sent_seals(plan: ContextPlan, sent: Sent, error: ApiError) -> bool:
-        """Whether there was a seal to refuse: in the request, or in the chain it continues."""
-        chained = plan.route is ContextRoute.CHAINED and error.code == "invalid_encrypted_content"
-        return sent.issuers or chained
-
     def _why_not_chain(self, account: Account) -> str | None:
-        anchor = None if self._anchor is None else self._anchor.record
-        if anchor is None or anchor.foreign:
+        response = self._chained_to
+        if response is None or response.foreign:
             return None
-        if anchor.account != account.name:
-            return f"the previous response belongs to {anchor.account}"
-        if account.name in self._not_continued:
-            return self._not_continued[account.name]
+        name = account.name
+        if response.account != name:
+            return f"the previous response belongs to {response.account}"
+        if name in self._not_continued:
+            return self._not_continued[name]
         if self._unsealed:
             return "the upstream refused sealed reasoning"
         if account.settings.continuity == "replay":
             return "continuity: replay"
         if account.settings.continuity == "auto":
-            return account.learned.reason_to_replay(anchor.store)
+            return account.learned.reason_to_replay(response.store)
         return None
 
     def _blames_the_chain(self, error: ApiError) -> bool:
@@ -220,3 +408,8 @@ class TurnContinuity:
         """Whether every tool output has its call, as far as we know the conversation."""
         path = [] if self._parent is None else [each.items() for each in self._parent.ancestry()]
         return not unanswered_calls(itertools.chain(*path, self._request.items))
+
+
+def _why(error: ApiError) -> str:
+    why = " ".join(str(error).split())
+    return why if len(why) <= _MAX_WHY else why[: _MAX_WHY - 1] + "…"

@@ -1,4 +1,4 @@
-"""Keeps the record of one turn or passage while it goes on, and hands it to the journal."""
+"""Keeps the log record of one request while it goes on, and hands it to the turn log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway.turn.turn_log import AttemptRecord, TurnRecord
 #: The rule that names the account of an attempt that is made in another way.
 SAME_ACCOUNT = "the same account, another way"
 
-#: How much of a client's words goes into the journal, in characters.
+#: How much of a client's words goes into the log, in characters.
 _SHOWN = 200
 
 _RUNNING = "running"
@@ -28,6 +28,7 @@ class TurnRecorder:
 
     :param model: as the client called it.
     :param request_bytes: of what the client sent.
+    :param route: what the request is, for one that is no turn.
     :ivar record: what is written so far.
     """
 
@@ -43,6 +44,7 @@ class TurnRecorder:
     ) -> None:
         self._clock = services.clock
         self._turn_log = services.turn_log
+        self._affinity = context.affinity
         self._accepted_at = context.accepted_at
         #: What it waits for, and since when.
         self._waits: tuple[WaitReason, float] | None = None
@@ -51,19 +53,23 @@ class TurnRecorder:
             connection=context.connection,
             key=context.tenant,
             lane=lane,
-            model=_shown(model),
-            previous_response_id=_shown(previous_response_id),
-            continuation=context.continuation,
+            model=model and model[:_SHOWN],
+            previous_response_id=previous_response_id and previous_response_id[:_SHOWN],
+            continuation=None,
             request_bytes=request_bytes,
-            conversation=opaque_id(context.affinity[-1]) if context.affinity else None,
             route=route,
         )
 
     # --- on the way --------------------------------------------------------------------
 
     def queued(self) -> None:
-        """It was its turn."""
+        """Its lane is free, and it starts."""
         self.record.queued_ms = self._elapsed_ms()
+
+    def continues(self, response_id: str, continuation: str) -> None:
+        """This is the response that it continues."""
+        self.record.previous_response_id = response_id[:_SHOWN]
+        self.record.continuation = continuation
 
     def waits(self, lack: WaitReason) -> None:
         """This is not free; another wait, the next attempt or the end ends it."""
@@ -81,6 +87,7 @@ class TurnRecorder:
     ) -> None:
         """An attempt begins.
 
+        :param route: how it is sent along, or what it is.
         :param request_bytes: of what the account is sent.
         :param plan: how it continues the conversation; None for what continues none.
         :param choice: how the account was chosen; None where it was not.
@@ -132,29 +139,27 @@ class TurnRecorder:
     # --- the end -----------------------------------------------------------------------
 
     def closed(self, status: str, error_code: str | None) -> None:
-        """It is over: the journal has it."""
+        """It is over: the turn log has it."""
         self._waited()
         record = self.record
         if record.attempts and record.attempts[-1].outcome == _RUNNING:
             record.attempts[-1].outcome = error_code or status
+        if self._affinity:
+            record.conversation = opaque_id(self._affinity[-1])
         record.status, record.error_code = status, error_code
         record.duration_ms = self._elapsed_ms()
         record.ended_at = round(self._clock.seconds(), 3)
         self._turn_log.ended(record)
 
     def _waited(self) -> None:
-        waits, self._waits = self._waits, None
-        if waits is None:
+        if self._waits is None:
             return
-        record, waited = self.record, self._elapsed_ms() - waits[1]
-        if waits[0] is WaitReason.ACCOUNT:
+        (lack, since), self._waits = self._waits, None
+        record, waited = self.record, self._elapsed_ms() - since
+        if lack is WaitReason.ACCOUNT:
             record.waited_ms = round((record.waited_ms or 0.0) + waited, 1)
         else:
             record.limited_ms = round((record.limited_ms or 0.0) + waited, 1)
 
     def _elapsed_ms(self) -> float:
         return round((self._clock.seconds() - self._accepted_at) * 1000, 1)
-
-
-def _shown(words: str | None) -> str | None:
-    return None if words is None else words[:_SHOWN]

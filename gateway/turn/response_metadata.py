@@ -1,4 +1,4 @@
-"""What a client is told beside the answer: its turn state, and where the turn went.
+"""What a client is told beside the response: its turn state, and where the turn went.
 
 Over HTTP these are response headers; over WebSocket a ``response.metadata`` event carries
 them to clients that asked (protocol.md §4.6, §7).
@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from gateway.protocol.events import metadata_event
 from gateway.protocol.headers import counts_limits, may_pass
 from gateway.protocol.turn_state import TURN_STATE, TurnState
-from gateway.turn.attempt import Attempt
 from gateway.turn.context import Told, TurnContext, TurnServices
 from gateway.turn.turn_log import TurnRecord
 
-#: Response headers of an upstream that concern the client (§7).
+#: Response headers of an upstream that concern the client (protocol.md §7).
 _PASSED = frozenset(
     {
         "cf-ray",
@@ -30,20 +29,22 @@ _PASSED = frozenset(
 )
 
 
-class Telling:
-    """One turn's words beside the answer.
+class ResponseMetadata:
+    """What one turn's client is told.
 
     :ivar account: the account that the client's own turn state names, or None.
-    :ivar tells_limits: see :func:`tells_limits`.
+    :ivar shows_limits: see :func:`shows_limits`.
     """
 
     def __init__(self, services: TurnServices, context: TurnContext) -> None:
         self._states = services.turn_states
         self._tenant = context.tenant
         self._told = context.told
-        self._echoed = self._states.unwrap(context.tenant, context.turn_state)
+        self._echoed: TurnState | None = None
+        if context.turn_state is not None:
+            self._echoed = self._states.unwrap(context.tenant, context.turn_state)
         self.account = None if self._echoed is None else self._echoed.account
-        self.tells_limits = tells_limits(services, context.tenant)
+        self.shows_limits = shows_limits(services, context.tenant)
 
     def upstream_state(self, account: str) -> str | None:
         """The turn state that ``account`` gave this turn itself."""
@@ -57,43 +58,51 @@ class Telling:
             self._tenant, TurnState(account, upstream or self.upstream_state(account))
         )
 
-    def headers(self, record: TurnRecord, attempt: Attempt | None) -> dict[str, str]:
-        """For an HTTP client, once the answer has begun."""
-        told = _route(record)
-        if attempt is not None:
-            told.update(passed_headers(attempt.answer_headers, self.tells_limits))
-            told.update(self._turn_state(attempt))
+    def headers(
+        self, record: TurnRecord, answer_headers: Mapping[str, str] | None, sent_state: bool
+    ) -> dict[str, str]:
+        """For an HTTP client, once the answer has begun.
+
+        :param answer_headers: those of the upstream; None without one.
+        :param sent_state: whether an event of the upstream has carried a turn state already.
+        """
+        told = route_headers(record)
+        if answer_headers is not None:
+            told.update(passed_headers(answer_headers, self.shows_limits))
+            if not sent_state:
+                told.update(self._turn_state(record, answer_headers))
         return told
 
-    def with_metadata(
-        self, payloads: list[bytes], record: TurnRecord, attempt: Attempt
-    ) -> list[bytes]:
-        """The first events of an answer, for a WebSocket client that asked to be told."""
+    def event(
+        self, record: TurnRecord, answer_headers: Mapping[str, str], sent_state: bool
+    ) -> bytes | None:
+        """For a WebSocket client, the second event of an answer; None when it asked for none.
+
+        The parameters are those of :meth:`headers`.
+        """
         told: dict[str, str] = {}
-        if Told.TURN_STATE in self._told:
-            told.update(self._turn_state(attempt))
+        if Told.TURN_STATE in self._told and not sent_state:
+            told.update(self._turn_state(record, answer_headers))
         if Told.ROUTE in self._told:
-            told.update(_route(record))
-        return [payloads[0], metadata_event(told), *payloads[1:]] if told else payloads
+            told.update(route_headers(record))
+        return metadata_event(told) if told else None
 
-    def _turn_state(self, attempt: Attempt) -> dict[str, str]:
-        """Our own value, unless an event of the upstream has carried one already."""
-        if attempt.relay.turn_state is not None:
-            return {}
-        upstream = attempt.answer_headers.get(TURN_STATE)
-        return {TURN_STATE: self.wrapped(attempt.account.name, upstream)}
+    def _turn_state(self, record: TurnRecord, answer_headers: Mapping[str, str]) -> dict[str, str]:
+        assert record.account is not None
+        return {TURN_STATE: self.wrapped(record.account, answer_headers.get(TURN_STATE))}
 
 
-def tells_limits(services: TurnServices, tenant: str) -> bool:
+def shows_limits(services: TurnServices, tenant: str) -> bool:
     """Whether ``tenant`` is told what accounts say of their limits.
 
-    Of a pool one account's would tell nothing (§10.49); and they are the owner's business.
+    Those of one account of a pool would tell nothing (protocol.md §10.49); and they are the
+    owner's business.
     """
     return len(services.pool.accounts) == 1 and services.limits.sees_quotas(tenant)
 
 
 def passed_headers(headers: Mapping[str, str], limits: bool) -> dict[str, str]:
-    """What of an upstream's response headers concerns the client (§7).
+    """The response headers of an upstream that concern the client (protocol.md §7).
 
     :param limits: whether the account's limits do.
     """
@@ -108,7 +117,8 @@ def passed_headers(headers: Mapping[str, str], limits: bool) -> dict[str, str]:
     }
 
 
-def _route(record: TurnRecord) -> dict[str, str]:
+def route_headers(record: TurnRecord) -> dict[str, str]:
+    """The account and the route of a request, once they are known."""
     if record.account is None or record.route is None:
         return {}
     return {"x-gateway-account": record.account, "x-gateway-route": record.route}

@@ -1,24 +1,25 @@
-"""The turn as a state machine: choose an account, send, relay, and end exactly once.
+"""The turn: choose an account, send, relay, and end exactly once.
 
-``QUEUED -> (WAITING <-> RUNNING) -> ENDED``.  While RUNNING, one
-:class:`~gateway.turn.attempt.Attempt` after the other may be made, as long as the client saw
-nothing of the one before (design law 4); while WAITING no account is free.  Whatever ends
-the turn, the client gets one terminal event (law 5).
+Its phases are those of :mod:`gateway.turn.routed_request`.  Whatever ends a turn, the client
+gets one terminal event (design law 5).  A refused attempt is repeated or moved as long as the
+client saw nothing of it (design law 4).
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+
+from twisted.internet.defer import Deferred
 
 from gateway.conversations.context import ContextRoute
 from gateway.conversations.store import Transcript
 from gateway.deadline import Deadline
-from gateway.protocol.dialect import Dialect
 from gateway.protocol.errors import ApiError
-from gateway.protocol.events import Members
-from gateway.protocol.refusals import for_the_client, may_move
+from gateway.protocol.events import Members, response_members
+from gateway.protocol.items import read_item, with_issuers
+from gateway.protocol.rate_limits import read_rate_limits_event, read_windows
+from gateway.protocol.refusals import code_of_failure, for_the_client, may_move
 from gateway.protocol.request import TurnRequest
 from gateway.protocol.response_stream import (
     BrokenResponse,
@@ -28,58 +29,36 @@ from gateway.protocol.response_stream import (
     ResponseStream,
     UnchainedResponse,
 )
-from gateway.protocol.synthetic_events import made_response, new_response_id, prewarm_events
-from gateway.protocol.usage import Usage
-from gateway.routing.account import Account
-from gateway.routing.lease import Lease
-from gateway.routing.selection import RouteRequest, Selection
-from gateway.routing.wait_queue import WaitReason
-from gateway.turn.account_search import AccountSearch
-from gateway.turn.attempt import Attempt
-from gateway.turn.blame import FaultAttribution
-from gateway.turn.context import EventSink, TurnContext, TurnServices
-from gateway.turn.continuity import TurnContinuity
-from gateway.turn.lessons import (
-    learn_from_events,
-    learn_from_headers,
-    note_owner,
-    note_owner_of_parent,
+from gateway.protocol.synthetic_events import (
+    created_event,
+    failed_event,
+    interrupted_event,
+    made_response,
+    new_response_id,
+    prewarm_events,
 )
-from gateway.turn.own_answers import broken_answer, interrupted_answer
-from gateway.turn.preparing import dialect_of, sent_with, upstream_turn
+from gateway.protocol.upstream_request import UpstreamTurn
+from gateway.routing.account import Account
+from gateway.routing.selection import RouteRequest
+from gateway.turn.account_search import AccountSearch
+from gateway.turn.attempt import TurnAttempt
+from gateway.turn.context import EventSink, Resolution, Resolver, TurnContext, TurnServices
+from gateway.turn.continuity import TurnContinuity
 from gateway.turn.recorder import SAME_ACCOUNT, TurnRecorder
-from gateway.turn.recording import record_response
-from gateway.turn.response_metadata import Telling
+from gateway.turn.response_metadata import ResponseMetadata
+from gateway.turn.routed_request import RequestPhase, RoutedRequest
 
 #: How responses end that may be continued (protocol.md §8.2).
 _CONTINUABLE = frozenset({"completed", "incomplete"})
 
 
-class TurnPhase(enum.Enum):
-    """Where a turn stands."""
-
-    QUEUED = "queued"
-    WAITING = "waiting"
-    RUNNING = "running"
-    ENDED = "ended"
-
-
-TRANSITIONS = {
-    TurnPhase.QUEUED: {TurnPhase.WAITING, TurnPhase.RUNNING, TurnPhase.ENDED},
-    TurnPhase.WAITING: {TurnPhase.RUNNING, TurnPhase.ENDED},
-    TurnPhase.RUNNING: {TurnPhase.WAITING, TurnPhase.ENDED},
-    TurnPhase.ENDED: set(),
-}
-
-
-class Turn:
+class Turn(RoutedRequest[TurnAttempt]):
     """One ``response.create`` up to its terminal event.
 
-    :param context: whose turn it is and what it continues.
+    :param resolve: looks up the response that the turn continues.
     :ivar recorded: what was remembered of it, once it ended well.
     :ivar error: what ended it, when it did not.
     :ivar broken_off: it ended in the middle of its answer, in words of the gateway's own.
-    :ivar record: its entry in the journal.
     """
 
     def __init__(
@@ -87,32 +66,10 @@ class Turn:
         services: TurnServices,
         context: TurnContext,
         request: TurnRequest,
-        door: EventSink,
+        sink: EventSink,
+        resolve: Resolver,
     ) -> None:
-        self._services = services
-        self._context = context
-        self._door = door
-        self._phase = TurnPhase.QUEUED
-        self._attempt: Attempt | None = None
-        self._lease: Lease | None = None
-        self._last_refusal: tuple[Attempt, RefusedResponse] | None = None
-        self._blame = FaultAttribution(services, context, request.model, request.fingerprint)
-        self._paused = False
-        self._continuity = TurnContinuity(context, request, services.ledger)
-        self._telling = Telling(services, context)
-        wanted = RouteRequest(
-            request.model,
-            context.affinity,
-            turn_state=self._telling.account,
-            background=request.background,
-        )
-        self._search = AccountSearch(services, context, wanted, self._continuity, self)
-        self._silence = Deadline(services.clock, self._keep_alive)
-        self.request = request
-        self.recorded: Transcript | None = None
-        self.error: ApiError | None = None
-        self.broken_off = False
-        self._log = TurnRecorder(
+        recorder = TurnRecorder(
             services,
             context,
             request.model,
@@ -120,189 +77,194 @@ class Turn:
             request.size,
             lane=request.stream_id,
         )
-        self.record = self._log.record
+        super().__init__(services, context, request.model, recorder)
+        self._sink = sink
+        self._resolver = resolve
+        self._parent: Transcript | None = None
+        #: None until the conversation was looked up.
+        self._continuity: TurnContinuity | None = None
+        #: The latest attempt that an account refused.
+        self._last_refused: TurnAttempt | None = None
+        self._metadata = ResponseMetadata(services, context)
+        self._silence = Deadline(services.clock, self._keep_alive)
+        self.request = request
+        self.recorded: Transcript | None = None
+        self.error: ApiError | None = None
+        self.broken_off = False
 
-    # --- the door's side -------------------------------------------------------------
+    # --- the client's side -----------------------------------------------------------
 
     @property
     def response_id(self) -> str:
         """The id the client knows the running response by; empty before there is one."""
-        return self._attempt.relay.response_id if self._attempt is not None else ""
+        return self._attempt.response.response_id if self._attempt is not None else ""
 
     def start(self) -> None:
         """Run it."""
-        self._log.queued()
-        try:
-            if self.request.prewarm:
-                self._search.let_in()
-                self._prewarm()
-            else:
-                self._keep_awake()
-                self._search.next()
-        except ApiError as error:
-            self._refuse(error)
+        if not self.request.prewarm:
+            self._keep_awake()
+        super().start()
 
     def answer_headers(self) -> dict[str, str]:
-        """What an HTTP client is told beside the answer, once it has begun (§7)."""
-        return self._telling.headers(self.record, self._attempt)
+        """What an HTTP client is told beside the answer, once it has begun (protocol.md §7)."""
+        attempt = self._attempt
+        if attempt is None:
+            return self._metadata.headers(self.record, None, False)
+        sent_state = attempt.response.turn_state is not None
+        return self._metadata.headers(self.record, attempt.answer_headers, sent_state)
 
     def cancel(self) -> None:
         """The client is gone: stop the upstream, send nothing."""
-        if self._phase is not TurnPhase.ENDED:
+        if self._phase is not RequestPhase.ENDED:
             self._estimate()
             self._drop_attempt("cancelled")
-            self._end("cancelled", None)
+            self._close("cancelled", None)
 
     def interrupt(self, accepted: Callable[[str, int], bytes] | None) -> None:
-        """End it now with the items that are finished, as a response to go on from (§3.5).
+        """End it now with the items that are finished, as a response to go on from.
+
+        A turn whose conversation is not looked up yet leaves nothing to go on from
+        (protocol.md §3.5).
 
         :param accepted: makes the event to send before the terminal one, of the response's
             id and the event's ``sequence_number``; or None.
         """
-        if self._phase is TurnPhase.ENDED:
+        if self._phase is RequestPhase.ENDED:
             return
-        relay = self._attempt.relay if self._attempt is not None else ResponseStream()
-        response_id, payloads = interrupted_answer(relay, self._made, accepted)
-        self._relayed(payloads)
-        account = self._attempt.account.name if self._attempt is not None else None
+        attempt = self._attempt
+        response = attempt.response if attempt is not None else ResponseStream()
+        payloads = response.release()
+        members = response_members(response.created)
+        response_id, number = response.response_id, response.last_number()
+        if not response_id:
+            response_id = new_response_id()
+            members = self._made(response_id)
+            if number < 0:
+                payloads.append(created_event(members))
+                number = 0
+        if accepted is not None:
+            number += 1
+            payloads.append(accepted(response_id, number))
+        payloads.append(interrupted_event(members, response.items, number + 1))
+        self._relay(payloads)
         self._estimate()
         self._drop_attempt("interrupted")
-        self._remember(response_id, relay.items, account, held_upstream=False)
-        self._end("incomplete", "interrupted")
+        account = attempt.account.name if attempt is not None else None
+        self._remember(response_id, response.items, account, held_upstream=False)
+        self._close("incomplete", "interrupted")
 
     def abandon(self, error: ApiError) -> None:
-        """The gateway gives it up: tell the client so that it comes again."""
-        attempt = self._attempt
-        if self._phase is TurnPhase.ENDED:
+        """End it for the gateway's own reasons, and tell the client so that it comes again."""
+        if self._phase is RequestPhase.ENDED:
             return
-        if attempt is None:
-            self._refuse(error)
-            return
-        self._drop_attempt("abandoned")
-        self._break_off(attempt, error)
+        if self._attempt is None:
+            self._fail(error)
+        else:
+            self._drop_attempt("abandoned")
+            self._break_off(self._attempt, error)
 
     def pause(self) -> None:
         """The client reads too slowly: stop reading the upstream."""
-        self._paused = True
         self._silence.stop()
-        if self._attempt is not None:
-            self._attempt.pause()
+        super().pause()
 
     def resume(self) -> None:
         """Read on."""
-        self._paused = False
-        if self._phase in (TurnPhase.RUNNING, TurnPhase.WAITING):
+        super().resume()
+        if self._phase not in (RequestPhase.QUEUED, RequestPhase.ENDED):
             self._keep_awake()
-        if self._attempt is not None:
-            self._attempt.resume()
 
-    # --- choosing and sending --------------------------------------------------------
+    # --- resolving and sending -------------------------------------------------------
 
-    def search_found(self, choice: Selection) -> None:
-        """See :class:`~gateway.turn.account_search.SearchOwner`."""
-        self._enter(TurnPhase.RUNNING)
-        self._lease = choice.lease
-        self._send(choice.rule, choice)
+    def _resolve(self) -> Resolution | Deferred[Resolution]:
+        return self._resolver(self.request)
 
-    def search_waits(self, lack: WaitReason) -> None:
-        """See :class:`~gateway.turn.account_search.SearchOwner`."""
-        self._enter(TurnPhase.WAITING)
-        self._log.waits(lack)
-
-    def search_failed(self, error: ApiError) -> None:
-        """See :class:`~gateway.turn.account_search.SearchOwner`."""
-        attempt, outcome = self._last_refusal or (None, None)
-        if (
-            attempt is not None
-            and outcome is not None
-            and outcome.terminal
-            and error is outcome.error
-        ):
-            self._relay_refusal(attempt, outcome)
+    def _resolved(self, found: Resolution) -> None:
+        services, context = self._services, self._context
+        self.request = request = found.request
+        self._parent = found.parent
+        self.record.continuation = found.continuation
+        self._continuity = TurnContinuity(context.tenant, found, services.ledger)
+        wanted = RouteRequest(
+            request.model,
+            context.affinity,
+            turn_state=self._metadata.account,
+            background=request.background,
+        )
+        self._search = search = AccountSearch(
+            services,
+            context.tenant,
+            wanted,
+            self._continuity,
+            self._found,
+            self._waits,
+            self._fail,
+        )
+        if request.prewarm:
+            search.let_in()
+            self._prewarm()
         else:
-            self._refuse(error)
+            search.next()
 
-    def _send(self, rule: str, choice: Selection | None = None) -> None:
-        """Try the account whose place this turn holds."""
-        assert self._lease is not None
-        account = self._lease.account
-        plan = self._continuity.plan(account)
-        dialect = self._dialect_of(account)
-        turn = upstream_turn(
-            self.request,
-            self._context,
-            account,
-            plan,
+    def _attempt_at(self, account: Account) -> TurnAttempt:
+        continuity, context, request = self._continuity, self._context, self.request
+        assert continuity is not None
+        plan = continuity.plan(account)
+        # Discounts for the background are for requests without a stream (protocol.md §7).
+        in_one_piece = request.background and not request.stream
+        dialect = continuity.concessions.dialect(account, context.affinity, in_one_piece)
+        sent = UpstreamTurn(
+            request,
+            plan.items,
+            plan.previous_response_id,
             dialect,
-            self._telling.upstream_state(account.name),
+            context.client_headers,
+            account.request_headers,
+            self._metadata.upstream_state(account.name),
+            context.affinity[-1] if context.affinity else None,
         )
         must_echo = account.settings.continuity == "auto"
-        relay = ResponseStream(
+        response = ResponseStream(
             plan.previous_response_id if must_echo else None,
-            pass_rate_limits=self._telling.tells_limits,
+            pass_rate_limits=self._metadata.shows_limits,
             is_taken=self._is_taken,
-            named=self.request.previous_response_id,
-            wrap_turn_state=partial(self._telling.wrapped, account.name),
+            named=request.previous_response_id,
+            wrap_turn_state=partial(self._metadata.wrapped, account.name),
             made=self._made,
-            may_go_on=self.request.background and not dialect.streams,
+            may_go_on=request.background and not dialect.streams,
             without_secrets=account.upstream.without_secrets,
         )
         # A background response is the client's once it exists: it can be asked for by its id.
-        hold_seconds = 0.0 if self.request.background else self._services.hold_seconds
-        self._attempt = Attempt(self._services, account, plan, turn, relay, hold_seconds, self)
-        size = self._attempt.request_bytes
-        self._log.tries(account.name, rule, plan.route.value, size, plan, choice)
-        if self._paused:
-            self._attempt.pause()
-        self._attempt.start()
-
-    def _dialect_of(self, account: Account) -> Dialect:
-        concessions = self._continuity.concessions(account)
-        request = self.request
-        # Discounts for the background are for requests without a stream (§7).
-        in_one_piece = request.background and not request.stream
-        return dialect_of(account, request.model, self._context, concessions, in_one_piece)
+        hold_seconds = 0.0 if request.background else self._services.hold_seconds
+        clock = self._services.clock
+        return TurnAttempt(self, account, plan, sent, response, hold_seconds, clock)
 
     def _is_taken(self, response_id: str) -> bool:
         return self._services.ledger.get(self._context.tenant, response_id) is not None
 
     # --- what attempts report --------------------------------------------------------
 
-    def attempt_connected(self, attempt: Attempt) -> None:
-        """See :class:`~gateway.turn.attempt.AttemptOwner`."""
-        self._log.connected()
-
-    def attempt_answered(self, attempt: Attempt) -> None:
-        """See :class:`~gateway.turn.attempt.AttemptOwner`."""
-        self._log.answered()
-        learn_from_headers(self._services, attempt)
-
-    def attempt_acknowledged(self, attempt: Attempt) -> None:
-        """See :class:`~gateway.turn.attempt.AttemptOwner`."""
+    def attempt_acknowledged(self, attempt: TurnAttempt) -> None:
+        """The upstream took the turn up."""
         if self._lease is not None:
             self._lease.acknowledged()
 
     def attempt_relays(self, payloads: list[bytes]) -> None:
-        """See :class:`~gateway.turn.attempt.AttemptOwner`."""
-        record, attempt = self.record, self._attempt
-        assert attempt is not None
+        """These events go to the client."""
+        record = self.record
         if record.first_event_ms is None:
-            self._log.first_event()
-            self._continuity.accepted(attempt.account)
-            if self._continuity.is_kept_by(attempt.account):
-                note_owner(self._services, self._context.tenant, attempt)
-            if self._continuity.seeks_its_owner:
-                note_owner_of_parent(self._services, self._context.tenant, attempt)
-            payloads = self._telling.with_metadata(payloads, record, attempt)
-        if record.first_output_ms is None and attempt.relay.has_output:
-            self._log.first_output()
+            payloads = self._first_events(payloads)
+        if record.first_output_ms is None:
+            attempt = self._attempt
+            if attempt is not None and attempt.response.has_output:
+                self._log.first_output()
         self._silence.touch()
-        self._relayed(payloads)
+        self._relay(payloads)
 
-    def attempt_ended(self, attempt: Attempt) -> None:
-        """See :class:`~gateway.turn.attempt.AttemptOwner`."""
-        learn_from_events(self._services, attempt)
-        outcome = attempt.relay.outcome
+    def attempt_ended(self, attempt: TurnAttempt) -> None:
+        """``attempt.response.outcome`` says how."""
+        self._learn_quotas(attempt)
+        outcome = attempt.response.outcome
         if isinstance(outcome, FinishedResponse):
             self._finished(attempt, outcome)
         elif isinstance(outcome, GoesOn):
@@ -312,192 +274,202 @@ class Turn:
             self._not_continued(attempt)
         elif isinstance(outcome, RefusedResponse):
             self._log.outcome(outcome.error.label)
-            self._refused(attempt, outcome)
+            self._last_refused = attempt
+            self._refused(attempt, outcome.error)
         elif isinstance(outcome, BrokenResponse):
             self._log.outcome(outcome.error.label)
-            self._let_rest(attempt, outcome.error)
+            self._charge(attempt.account, outcome.error)
             self._break_off(attempt, outcome.error)
 
-    def _finished(self, attempt: Attempt, outcome: FinishedResponse) -> None:
+    def _first_events(self, payloads: list[bytes]) -> list[bytes]:
+        """The account took the turn up: learn from that, and tell the client where it is."""
+        attempt, continuity = self._attempt, self._continuity
+        assert attempt is not None
+        assert continuity is not None
+        self._log.first_event()
+        continuity.concessions.accepted(attempt.account)
+        response, account = attempt.response, attempt.account
+        owners, tenant = self._services.owners, self._context.tenant
+        if continuity.is_kept_by(account) and response.response_id and not response.minted:
+            owners.note(tenant, response.response_id, account.name)
+        if continuity.seeks_its_owner and attempt.sent.previous_response_id is not None:
+            # It went on from a response that is not remembered here: so it keeps that.
+            owners.note(tenant, attempt.sent.previous_response_id, account.name)
+        sent_state = response.turn_state is not None
+        event = self._metadata.event(self.record, attempt.answer_headers, sent_state)
+        return payloads if event is None else [payloads[0], event, *payloads[1:]]
+
+    def _learn_quotas(self, attempt: TurnAttempt) -> None:
+        """Quotas, as ``codex.rate_limits`` and the error that ended the attempt tell them."""
+        response, health = attempt.response, attempt.account.health
+        now = self._services.clock.seconds()
+        if response.rate_limits:
+            health.observe(read_rate_limits_event(response.rate_limits, now))
+        outcome = response.outcome
+        if isinstance(outcome, (RefusedResponse, BrokenResponse, FinishedResponse)):
+            error = outcome.error
+            health.observe(() if error is None else read_windows(error.hints, now))
+
+    def _finished(self, attempt: TurnAttempt, outcome: FinishedResponse) -> None:
+        continuity, response, account = self._continuity, attempt.response, attempt.account
+        assert continuity is not None
         self._log.outcome(outcome.status)
-        relay = attempt.relay
-        self._continuity.learn(attempt.account, attempt.plan)
+        continuity.learn(account, attempt.chosen)
         if outcome.status in _CONTINUABLE:
-            self._remember(
-                relay.response_id,
-                relay.items,
-                attempt.account.name,
-                held_upstream=not relay.minted and self._continuity.may_keep(attempt.account),
-            )
+            held_upstream = not response.minted and continuity.may_keep(account)
+            self._remember(response.response_id, response.items, account.name, held_upstream)
         else:
-            self.record.response_id = relay.response_id
+            self.record.response_id = response.response_id
             self.error = outcome.error
         if outcome.usage is not None:
+            self._log.counts(outcome.usage)
             self._count(outcome.usage)
         elif outcome.error is None:
             self._estimate()
         if outcome.error is not None:
-            self._let_rest(attempt, outcome.error)
+            self._charge(account, outcome.error)
         elif self._lease is not None:
             self._lease.acknowledged()
-            self._blame.served_by(attempt.account)
-        self._end(outcome.status, outcome.error.label if outcome.error else outcome.reason)
+            self._served_by(account)
+        self._close(outcome.status, outcome.error.label if outcome.error else outcome.reason)
 
-    def _goes_on(self, attempt: Attempt) -> None:
+    def _goes_on(self, attempt: TurnAttempt) -> None:
         """The upstream answers later, to who asks it for the response; this turn is done."""
         self._log.outcome("goes on in the background")
-        self.record.response_id = attempt.relay.response_id
+        self.record.response_id = attempt.response.response_id
         self._estimate()
-        self._blame.served_by(attempt.account)
-        self._end("completed", None)
+        self._served_by(attempt.account)
+        self._close("completed", None)
 
-    def _count(self, usage: Usage) -> None:
-        self._log.counts(usage)
-        if self._search.visit is not None:
-            self._search.visit.used(usage)
-
-    def _estimate(self) -> None:
-        """Who leaves before the end, where the usage is told, is not free of its limits."""
-        visit = self._search.visit
-        if visit is not None and self._attempt is not None and self._attempt.relay.created:
-            visit.used(self._log.estimated())
-
-    def _not_continued(self, attempt: Attempt) -> None:
+    def _not_continued(self, attempt: TurnAttempt) -> None:
         """The upstream answers without the history that it was asked to go on from."""
+        assert self._continuity is not None
         if not self._continuity.can_replay:
-            self._moves(attempt, self._continuity.unknown_parent())
+            self._move(attempt, self._continuity.unknown_parent())
             return
         self._continuity.not_taken_up(attempt.account)
-        self._send(SAME_ACCOUNT)
+        self._send(attempt.account, SAME_ACCOUNT)
 
-    def _refused(self, attempt: Attempt, outcome: RefusedResponse) -> None:
-        """Nothing of the attempt was seen: replay, move, or tell the client."""
-        error = self._continuity.translated(outcome.error)
-        account, plan = attempt.account, attempt.plan
-        sent = sent_with(self.request, plan, self._dialect_of(account))
-        if self._continuity.mended(account, plan, sent, error):
-            self._send(SAME_ACCOUNT)
-            return
-        self._let_rest(attempt, error)
-        own_words = outcome.terminal and error is outcome.error and not may_move(error)
-        if own_words and for_the_client(error) is error:
-            self._relay_refusal(attempt, outcome)
-            return
-        self._last_refusal = attempt, outcome
-        self._moves(attempt, error)
+    # --- refusals --------------------------------------------------------------------
 
-    def _moves(self, attempt: Attempt, error: ApiError) -> None:
-        """Ask another account, where another may answer what this one refused."""
-        if not self._continuity.may_move(error):
-            self._refuse(for_the_client(error))
-            return
-        self._attempt = None
-        self._search.refused(attempt.account, error)
-        self._give_back()
-        self._search.next()
+    def _translated(self, error: ApiError) -> ApiError:
+        assert self._continuity is not None
+        return self._continuity.translated(error)
 
-    def _let_rest(self, attempt: Attempt, error: ApiError) -> None:
-        """Let whoever is at fault rest (design law 13)."""
+    def _mended(self, attempt: TurnAttempt, error: ApiError) -> bool:
+        assert self._continuity is not None
+        plan = attempt.chosen
+        sent = self._continuity.sent(plan, attempt.sent.dialect)
+        return self._continuity.mended(attempt.account, plan, sent, error)
+
+    def _may_move(self, error: ApiError) -> bool:
+        assert self._continuity is not None
+        return self._continuity.may_move(error)
+
+    def _charge(self, account: Account, error: ApiError) -> None:
         if may_move(error):
-            attempt.account.failures += 1
+            account.failures += 1
         if self._lease is not None:
-            self._lease.refused(self._blame.fault_of(attempt.account, error))
+            self._lease.refused(self._fault_of(account, error))
 
-    def _break_off(self, attempt: Attempt, error: ApiError) -> None:
-        """The client must start anew: what it saw cannot be taken back (§8.4)."""
-        relay = attempt.relay
-        if not (relay.released and relay.response_id):
-            self._refuse(for_the_client(error))
+    def _fingerprint(self) -> bytes:
+        return self.request.fingerprint()
+
+    def _break_off(self, attempt: TurnAttempt, error: ApiError) -> None:
+        """The client must start anew: what it saw cannot be taken back (protocol.md §8.4)."""
+        response = attempt.response
+        if not (response.released and response.response_id):
+            self._fail(for_the_client(error))
             return
         self.broken_off = True
-        self._relayed([broken_answer(relay, error)])
-        self.record.response_id = relay.response_id
-        self.error = error
-        self._end("failed", error.label)
-
-    def _relay_refusal(self, attempt: Attempt, outcome: RefusedResponse) -> None:
-        """The upstream's own ``response.failed`` says it best."""
-        self._relayed(outcome.terminal)
-        self.record.response_id = attempt.relay.response_id
-        self.error = outcome.error
-        self._end("failed", outcome.error.label)
+        failed = failed_event(
+            response_members(response.created),
+            response.items,
+            response.last_number() + 1,
+            code_of_failure(error),
+            error.message,
+        )
+        self._end_failed(attempt, [failed], error)
 
     # --- ending ----------------------------------------------------------------------
 
-    def _refuse(self, error: ApiError) -> None:
+    def _fail(self, error: ApiError) -> None:
+        """Tell the client; the upstream's own ``response.failed`` says it best."""
+        refused = self._last_refused
+        if refused is not None:
+            outcome = refused.response.outcome
+            assert isinstance(outcome, RefusedResponse)
+            if outcome.terminal and error is outcome.error:
+                self._end_failed(refused, outcome.terminal, error)
+                return
         self.error = error
-        self._door.refuse(error)
-        self._end("error", error.label)
+        self._sink.refuse(error)
+        self._close("error", error.label)
+
+    def _end_failed(self, attempt: TurnAttempt, payloads: Sequence[bytes], error: ApiError) -> None:
+        self._relay(payloads)
+        self.record.response_id = attempt.response.response_id
+        self.error = error
+        self._close("failed", error.label)
 
     def _prewarm(self) -> None:
         response_id = new_response_id("prewarm")
         now = int(self._services.clock.seconds())
         self.record.route = ContextRoute.PREWARM.value
-        self._relayed(prewarm_events(self._made(response_id), now))
+        self._relay(prewarm_events(self._made(response_id), now))
         self._remember(response_id, [], None, held_upstream=False)
-        self._end("completed", None)
+        self._close("completed", None)
 
     def _made(self, response_id: str) -> Members:
-        parent = self._context.parent
+        """The response object for an id, where the upstream gave none."""
         return made_response(
             response_id,
             self.request,
             int(self._services.clock.seconds()),
-            parent.record.id if parent is not None else None,
+            self._parent.record.id if self._parent is not None else None,
         )
 
     def _remember(
         self, response_id: str, raw_items: list[bytes], account: str | None, held_upstream: bool
     ) -> None:
         self.record.response_id = response_id
-        self.recorded = record_response(
-            self._services,
-            self._context,
-            self.request,
-            response_id,
-            raw_items,
-            account,
-            held_upstream,
-        )
+        if self._continuity is None:
+            return
+        output = with_issuers(tuple(map(read_item, raw_items)), lambda _: account)
+        if account is not None:
+            for item in output:
+                if item.sealed:
+                    self._services.issuers.note(item.raw, account)
+        now = self._services.clock.seconds()
+        self.recorded = self._continuity.record(response_id, output, account, held_upstream, now)
 
-    def _end(self, status: str, error_code: str | None) -> None:
-        self._enter(TurnPhase.ENDED)
+    def _estimate(self) -> None:
+        """Leaving before the usage is told is not free of the key's limits."""
+        if self._attempt is not None and self._attempt.response.created:
+            self._count(self._log.estimated())
+
+    def _close(self, status: str, error_code: str | None) -> None:
         self._silence.stop()
         if self._attempt is not None:
             self._attempt.account.turns += 1
-        self._attempt = self._last_refusal = None  # they point here, and hold what was sent
-        self._give_back()
-        self._search.stop()
-        self._log.closed(status, error_code)
-        self._door.turn_ended()
-
-    def _give_back(self) -> None:
-        """Free the place on the account; others may wait for it."""
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            lease.release()
+        self._last_refused = None
+        super()._close(status, error_code)
+        self._sink.turn_ended()
 
     def _drop_attempt(self, outcome: str) -> None:
         if self._attempt is not None:
             self._attempt.cancel()
             self._log.outcome(outcome)
 
-    def _relayed(self, payloads: list[bytes] | tuple[bytes, ...]) -> None:
+    def _relay(self, payloads: Sequence[bytes]) -> None:
         self.record.events += len(payloads)
         self.record.relayed_bytes += sum(map(len, payloads))
-        self._door.relay(payloads)
+        self._sink.relay(payloads)
 
     def _keep_awake(self) -> None:
         if self._services.keepalive_seconds and not self._paused:
             self._silence.start(self._services.keepalive_seconds)
 
     def _keep_alive(self) -> None:
-        self._door.keep_alive()
+        self._sink.keep_alive()
         self._keep_awake()
-
-    def _enter(self, phase: TurnPhase) -> None:
-        if phase is self._phase:
-            return
-        if phase not in TRANSITIONS[self._phase]:
-            raise AssertionError(f"a turn cannot go from {self._phase} to {phase}")
-        self._phase = phase

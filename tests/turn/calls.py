@@ -1,10 +1,9 @@
-"""Passages without a network: calls that the test answers, a door that writes down."""
+"""Passed-through requests without a network: calls that the test answers, a sink."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -18,10 +17,10 @@ from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.selection import RouteRequest
-from gateway.turn.context import TurnContext
+from gateway.turn.account_search import KnownAccount
+from gateway.turn.context import Resolution, TurnContext
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.itinerary import Known
-from gateway.turn.passthrough import ProxiedRequest
+from gateway.turn.passthrough import KnownRoute, PoolRoute, ProxiedRequest
 from gateway.upstream.interface import BodyReceiver, ForwardedRequest
 from tests.turn.fakes import World
 
@@ -33,6 +32,7 @@ class FakeCall:
 
     def __init__(self, call: ForwardedRequest, receiver: BodyReceiver) -> None:
         self.call = call
+        self.request_bytes = len(call.body or b"")
         self.receiver = receiver
         self.state = "prepared"
         self.paused = False
@@ -139,19 +139,23 @@ def _set(account: Account, setting: str, value: Any) -> None:
     account.settings = msgspec.structs.replace(account.settings, **{setting: value})
 
 
-class FakeCargo:
+class FakeSpec:
     """The same request for every account."""
 
-    what = "errand"
+    what = "request"
     model: str | None = "gpt-5.5"
     size = 2
     generates = True
     plan: ContextPlan | None = None
     held_bytes = 0
     mends = 0
+    route: PoolRoute | KnownRoute
 
     def __init__(self) -> None:
         self.took: list[str] = []
+
+    def resolve(self) -> PoolRoute | KnownRoute:
+        return self.route
 
     def fingerprint(self) -> str:
         return self.what
@@ -173,7 +177,7 @@ class FakeCargo:
         return may_move(error)
 
 
-class FakePassageDoor:
+class FakeResponseSink:
     """Everything a client would have seen."""
 
     def __init__(self) -> None:
@@ -183,19 +187,19 @@ class FakePassageDoor:
         self.endings: list[ApiError | None] = []
         self.usage: Usage | None = None
 
-    def passage_answers(self, status: int, headers: Mapping[str, str]) -> None:
+    def response_started(self, status: int, headers: Mapping[str, str]) -> None:
         assert not self.status, "answered twice"
         self.status, self.headers = status, headers
 
-    def passage_relays(self, data: bytes) -> None:
+    def response_data(self, data: bytes) -> None:
         assert self.status, "a body before its head"
         assert not self.endings, "a body after the end"
         self.body += data
 
-    def passage_usage(self) -> Usage | None:
+    def response_usage(self) -> Usage | None:
         return self.usage
 
-    def passage_ended(self, error: ApiError | None) -> None:
+    def response_ended(self, error: ApiError | None) -> None:
         self.endings.append(error)
 
     @property
@@ -206,31 +210,32 @@ class FakePassageDoor:
 
 
 class Journey:
-    """One passage of a world."""
+    """One passed-through request of a world."""
 
-    def __init__(self, world: CallWorld, spec: FakeCargo | None = None) -> None:
+    def __init__(self, world: CallWorld, spec: FakeSpec | None = None) -> None:
         self.world = world
-        self.spec = spec or FakeCargo()
-        self.door = FakePassageDoor()
+        self.spec = spec or FakeSpec()
+        self.door = FakeResponseSink()
         self.context = TurnContext(
             tenant="laptop",
             connection="http-1",
             client_headers={},
             affinity=[AffinityKey("session", "laptop", "s-1")],
-            parent=None,
-            continuation=None,
             accepted_at=world.clock.seconds(),
         )
-        self.passage = ProxiedRequest(world.services, self.context, self.spec, self.door)
+        self.proxied = ProxiedRequest(world.services, self.context, self.spec, self.door)
 
     def starts(self, parent: Transcript | None = None) -> Journey:
-        context = replace(self.context, parent=parent)
-        continuity = TurnContinuity(context, self.world.request("hi"), self.world.ledger)
+        found = Resolution(self.world.request("hi"), parent)
+        continuity = TurnContinuity(self.context.tenant, found, self.world.ledger)
         wanted = RouteRequest(self.spec.model, self.context.affinity)
-        self.passage.through_the_pool(wanted, continuity)
+        self.spec.route = PoolRoute(wanted, continuity, parent)
+        self.proxied.start()
         return self
 
     def asks(self, names: Sequence[str]) -> Journey:
-        known = [Known(self.world.accounts[name], "may know it") for name in names]
-        self.passage.to_one_of(known, ApiError(404, "invalid_request_error", "unknown"))
+        known = [KnownAccount(self.world.accounts[name], "may know it") for name in names]
+        unknown = ApiError(404, "invalid_request_error", "unknown")
+        self.spec.route = KnownRoute(known, unknown)
+        self.proxied.start()
         return self

@@ -22,7 +22,7 @@ from gateway.routing.affinity import AffinityKey
 from gateway.routing.bindings import Bindings
 from gateway.routing.pool import AccountPool
 from gateway.routing.wait_queue import WaitQueue
-from gateway.turn.context import TurnContext, TurnServices
+from gateway.turn.context import Resolution, Resolver, TurnContext, TurnServices
 from gateway.turn.turn import Turn
 from gateway.turn.turn_log import TurnLog
 from gateway.upstream.interface import EventReceiver
@@ -141,6 +141,12 @@ class FakeDoor:
         return self.events[-1]
 
 
+def resolver(parent: Transcript | None = None) -> Resolver:
+    """Looks up ``parent`` at once, whatever a request names."""
+    continuation = None if parent is None else "previous_response_id"
+    return lambda request: Resolution(request, parent, continuation)
+
+
 class World:
     """Accounts ``a``, ``b``, … and what turns share.
 
@@ -220,11 +226,10 @@ class World:
             connection=connection,
             client_headers={},
             affinity=[AffinityKey("connection", "laptop", connection)],
-            parent=parent,
-            continuation=None if parent is None else "previous_response_id",
             accepted_at=self.clock.seconds(),
         )
-        return Turn(self.services, context, self.request(items, **members), self.door)
+        request = self.request(items, **members)
+        return Turn(self.services, context, request, self.door, resolver(parent))
 
     def exchanges(self, name: str = "a") -> list[FakeExchange]:
         return self.upstreams[name].exchanges

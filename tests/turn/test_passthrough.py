@@ -14,9 +14,9 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
-from gateway.turn.passthrough import TRANSITIONS, ProxiedRequestState
+from gateway.turn.routed_request import TRANSITIONS, RequestPhase
 from gateway.upstream.interface import ForwardedRequest
-from tests.turn.calls import CallWorld, FakeCargo, Journey
+from tests.turn.calls import CallWorld, FakeSpec, Journey
 
 
 def test_an_answer_is_relayed_as_it_comes() -> None:
@@ -33,8 +33,8 @@ def test_an_answer_is_relayed_as_it_comes() -> None:
     call.ends()
     assert journey.door.body == b"one"
     assert journey.door.endings == [None]
-    record = journey.passage.record
-    assert (record.status, record.account, record.route) == ("completed", "a", "errand")
+    record = journey.proxied.record
+    assert (record.status, record.account, record.route) == ("completed", "a", "request")
     assert record.relayed_bytes == 3
     assert [attempt.outcome for attempt in record.attempts] == ["completed"]
     assert world.turn_log.latest() == [record]
@@ -49,7 +49,7 @@ def test_a_refusal_that_another_account_may_not_share_moves_it(status: int) -> N
     world.calls("b")[0].answers({"fine": True})
     assert journey.door.body == b'{"fine": true}'
     assert journey.door.endings == [None]
-    assert [each.account for each in journey.passage.record.attempts] == ["a", "b"]
+    assert [each.account for each in journey.proxied.record.attempts] == ["a", "b"]
     assert world.accounts["a"].failures == (status != 403), "a 403 may be the path's alone"
     world.check_rest()
 
@@ -84,13 +84,13 @@ def test_nothing_moves_once_the_client_has_seen_the_head() -> None:
     call.ends(ApiError.bad_gateway("reset"))
     assert journey.door.error.message == "reset"
     assert not world.calls("b")
-    assert journey.passage.record.attempts[0].outcome == "upstream_error"
+    assert journey.proxied.record.attempts[0].outcome == "upstream_error"
     world.check_rest()
 
 
 def test_an_answer_that_is_held_moves_until_it_is_whole() -> None:
     world = CallWorld(2)
-    spec = FakeCargo()
+    spec = FakeSpec()
     spec.held_bytes = 100
     journey = Journey(world, spec).starts()
     first = world.calls("a")[0]
@@ -106,7 +106,7 @@ def test_an_answer_that_is_held_moves_until_it_is_whole() -> None:
 
 def test_an_answer_that_is_too_long_to_be_held_ends_it() -> None:
     world = CallWorld(2)
-    spec = FakeCargo()
+    spec = FakeSpec()
     spec.held_bytes = 10
     journey = Journey(world, spec).starts()
     call = world.calls("a")[0]
@@ -130,7 +130,7 @@ def test_attempts_are_bounded() -> None:
 
 def test_the_same_account_gets_it_again_in_another_way() -> None:
     world = CallWorld(2)
-    spec = FakeCargo()
+    spec = FakeSpec()
     spec.mends = 1
     journey = Journey(world, spec).starts()
     world.calls("a")[0].refuses(404)
@@ -164,7 +164,7 @@ def test_a_permission_for_the_path_alone_lets_nobody_rest() -> None:
 
 
 def test_a_bug_costs_one_request() -> None:
-    class Broken(FakeCargo):
+    class Broken(FakeSpec):
         def call_for(self, account: Account) -> ForwardedRequest:
             raise ValueError("a bug")
 
@@ -188,7 +188,7 @@ def test_a_usage_limit_lets_the_account_rest() -> None:
 def test_what_generates_shows_that_the_account_is_well_and_counts() -> None:
     for generates in (True, False):
         world = CallWorld()
-        spec = FakeCargo()
+        spec = FakeSpec()
         spec.generates = generates
         Journey(world, spec).starts()
         world.calls()[0].answers({})
@@ -201,7 +201,7 @@ def test_a_success_without_a_generation_does_not_clear_a_usage_limit() -> None:
     Journey(world).starts()
     world.calls()[0].refuses(429, "insufficient_quota")
     world.clock.advance(601)
-    spec = FakeCargo()
+    spec = FakeSpec()
     spec.generates = False
     Journey(world, spec).starts()
     world.calls()[1].answers({})
@@ -217,11 +217,11 @@ def test_a_client_that_leaves_cancels_its_call() -> None:
         call = world.calls("a")[0]
         if begun:
             call.begins()
-        journey.passage.cancel()
-        journey.passage.cancel()
+        journey.proxied.cancel()
+        journey.proxied.cancel()
         assert call.state == "cancelled"
         assert journey.door.endings == []
-        assert journey.passage.record.status == "cancelled"
+        assert journey.proxied.record.status == "cancelled"
         assert world.accounts["a"].failures == 0
         world.check_rest()
 
@@ -229,7 +229,7 @@ def test_a_client_that_leaves_cancels_its_call() -> None:
 def test_a_gateway_that_stops_says_so() -> None:
     world = CallWorld()
     journey = Journey(world).starts()
-    journey.passage.abandon(ApiError.bad_gateway("restarting", "gateway_restart"))
+    journey.proxied.abandon(ApiError.bad_gateway("restarting", "gateway_restart"))
     assert journey.door.error.code == "gateway_restart"
     assert world.calls()[0].state == "cancelled"
     world.check_rest()
@@ -238,14 +238,14 @@ def test_a_gateway_that_stops_says_so() -> None:
 def test_a_slow_client_pauses_its_call_and_the_one_after_it() -> None:
     world = CallWorld(2)
     journey = Journey(world).starts()
-    journey.passage.pause()
+    journey.proxied.pause()
     assert world.calls("a")[0].paused
     world.calls("a")[0].refuses(503)
     assert world.calls("b")[0].paused
-    journey.passage.resume()
+    journey.proxied.resume()
     assert not world.calls("b")[0].paused
     world.calls("b")[0].answers({})
-    journey.passage.pause()
+    journey.proxied.pause()
     world.check_rest()
 
 
@@ -275,12 +275,12 @@ def test_its_record_tells_how_long_each_step_took() -> None:
     call.connects()
     world.clock.advance(1)
     call.answers({})
-    record = second.passage.record
+    record = second.proxied.record
     assert (record.queued_ms, record.waited_ms, record.duration_ms) == (0, 2000, 4000)
     attempt = record.attempts[0]
     assert (attempt.chosen_ms, attempt.connected_ms, attempt.first_byte_ms) == (2000, 3000, 4000)
-    assert first.passage.record.waited_ms is None
-    assert first.passage.record.turn != record.turn
+    assert first.proxied.record.waited_ms is None
+    assert first.proxied.record.turn != record.turn
     world.check_rest()
 
 
@@ -290,7 +290,7 @@ def test_it_waits_only_so_long() -> None:
     first, second = Journey(world).starts(), Journey(world).starts()
     world.clock.advance(11)
     assert second.door.error.status == 429
-    first.passage.cancel()
+    first.proxied.cancel()
     world.check_rest()
 
 
@@ -298,8 +298,8 @@ def test_a_waiting_client_may_leave() -> None:
     world = CallWorld(routing=RoutingSettings(queue_seconds=10))
     world.accounts["a"]._max_in_flight = 1
     first, second = Journey(world).starts(), Journey(world).starts()
-    second.passage.cancel()
-    first.passage.cancel()
+    second.proxied.cancel()
+    first.proxied.cancel()
     world.clock.advance(1)
     assert len(world.calls()) == 1
     world.check_rest()
@@ -328,7 +328,7 @@ def test_usage_is_counted_once_within_the_tenants_limits() -> None:
     journey.starts()
     world.calls()[0].answers({})
     assert limits.said == [("enter", "laptop", "gpt-5.5"), Usage(3, 2, 1), "leave"]
-    record = journey.passage.record
+    record = journey.proxied.record
     assert (record.input_tokens, record.cached_tokens, record.output_tokens) == (3, 2, 1)
 
 
@@ -352,7 +352,7 @@ def test_accounts_that_may_know_are_asked_in_turn() -> None:
     world.calls("a")[0].refuses(500)
     world.calls("b")[0].answers({"id": "resp_1"})
     assert journey.door.endings == [None]
-    assert journey.passage.account is world.accounts["b"]
+    assert journey.proxied.account is world.accounts["b"]
     assert all(account.in_flight == 0 for account in world.accounts.values())
     world.check_rest()
 
@@ -377,8 +377,8 @@ def test_what_an_account_could_not_say_may_still_exist() -> None:
 
 
 def test_every_state_leads_to_the_end() -> None:
-    for state in ProxiedRequestState:
-        assert state is ProxiedRequestState.ENDED or ProxiedRequestState.ENDED in TRANSITIONS[state]
+    for state in RequestPhase:
+        assert state is RequestPhase.ENDED or RequestPhase.ENDED in TRANSITIONS[state]
 
 
 STEPS = st.sampled_from(
@@ -390,7 +390,7 @@ STEPS = st.sampled_from(
 @given(steps=st.lists(STEPS, max_size=14), held=st.sampled_from([0, 6]))
 def test_it_ends_once_whatever_happens(steps: list[str], held: int) -> None:
     world = CallWorld(3, RoutingSettings(queue_seconds=5.0))
-    spec = FakeCargo()
+    spec = FakeSpec()
     spec.held_bytes = held
     journey = Journey(world, spec).starts()
     begun: set[int] = set()
@@ -399,9 +399,9 @@ def test_it_ends_once_whatever_happens(steps: list[str], held: int) -> None:
         assert len(running) <= 1, "expected one call at a time"
         call = running[0] if running else None
         if step in ("pause", "resume", "cancel"):
-            getattr(journey.passage, step)()
+            getattr(journey.proxied, step)()
         elif step == "abandon":
-            journey.passage.abandon(ApiError.bad_gateway("stop"))
+            journey.proxied.abandon(ApiError.bad_gateway("stop"))
         elif step == "wait":
             world.clock.advance(1)
         elif call is None:
@@ -418,6 +418,6 @@ def test_it_ends_once_whatever_happens(steps: list[str], held: int) -> None:
         elif step == "refuses" and id(call) not in begun:
             call.refuses(500)
         assert len(journey.door.endings) <= 1, "expected one ending"
-    journey.passage.cancel()
+    journey.proxied.cancel()
     assert len(world.turn_log.latest()) == 1
     world.check_rest()

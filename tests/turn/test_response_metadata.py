@@ -15,7 +15,7 @@ from gateway.turn.context import Told, TurnContext
 from gateway.turn.response_metadata import passed_headers
 from gateway.turn.turn import Turn
 from tests.support.events import Json, text_item, turn_events, user
-from tests.turn.fakes import FakeDoor, World
+from tests.turn.fakes import FakeDoor, World, resolver
 
 ANSWER = turn_events([text_item("hello")], "resp_1")
 BOTH = Told.TURN_STATE | Told.ROUTE
@@ -30,13 +30,11 @@ def turn_of(
         connection="c-1",
         client_headers={},
         affinity=[AffinityKey("thread", "laptop", thread)],
-        parent=None,
-        continuation=None,
         accepted_at=world.clock.seconds(),
         turn_state=turn_state,
         told=told,
     )
-    return Turn(world.services, context, world.request([user("hi")]), world.door)
+    return Turn(world.services, context, world.request([user("hi")]), world.door, resolver())
 
 
 def answered(

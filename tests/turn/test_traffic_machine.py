@@ -1,4 +1,4 @@
-"""Many turns and passages at once, over accounts that fail, rest and are reloaded.
+"""Many turns and passed-through requests at once, over accounts that fail, rest and are reloaded.
 
 Whatever happens, in whatever order: places, waits and visits are those of what runs, nobody
 waits for what is free, and when all is over nothing is left of it.
@@ -25,11 +25,11 @@ from gateway.routing.affinity import AffinityKey
 from gateway.routing.health import AccountState
 from gateway.routing.selection import RouteRequest
 from gateway.turn.account_search import AccountSearch
-from gateway.turn.context import TurnContext
+from gateway.turn.context import Resolution, TurnContext
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.itinerary import NoPlace
-from gateway.turn.passthrough import ProxiedRequest, ProxiedRequestState
-from gateway.turn.turn import Turn, TurnPhase
+from gateway.turn.passthrough import PoolRoute, ProxiedRequest
+from gateway.turn.routed_request import RequestPhase
+from gateway.turn.turn import Turn
 from tests.support.events import (
     item_events,
     opening,
@@ -39,8 +39,8 @@ from tests.support.events import (
     turn_events,
     user,
 )
-from tests.turn.calls import CallingUpstream, FakeCall, FakeCargo, FakePassageDoor
-from tests.turn.fakes import FakeDoor, FakeExchange, FakeUpstream, World
+from tests.turn.calls import CallingUpstream, FakeCall, FakeResponseSink, FakeSpec
+from tests.turn.fakes import FakeDoor, FakeExchange, FakeUpstream, World, resolver
 
 MODELS = ["m", "n"]
 KEYS = (
@@ -91,7 +91,7 @@ class TrafficMachine(RuleBasedStateMachine):
         self.accounts: list[Account] = []
         self.upstream = BothUpstream()
         self.turns: list[tuple[Turn, FakeDoor]] = []
-        self.passages: list[tuple[ProxiedRequest, FakePassageDoor]] = []
+        self.proxied_requests: list[tuple[ProxiedRequest, FakeResponseSink]] = []
         self.parents: list[Transcript | None] = [None]
         self.begun: list[FakeCall] = []
         self.count = 0
@@ -110,15 +110,13 @@ class TrafficMachine(RuleBasedStateMachine):
 
     # --- clients -----------------------------------------------------------------------
 
-    def context(self, tenant: str, thread: str, parent: Transcript | None) -> TurnContext:
+    def context(self, tenant: str, thread: str) -> TurnContext:
         self.count += 1
         return TurnContext(
             tenant=tenant,
             connection=f"c-{self.count}",
             client_headers={},
             affinity=[AffinityKey("thread", tenant, thread)],
-            parent=parent,
-            continuation=None if parent is None else "previous_response_id",
             accepted_at=self.world.clock.seconds(),
         )
 
@@ -142,9 +140,9 @@ class TrafficMachine(RuleBasedStateMachine):
         parent = data.draw(st.sampled_from(known))
         members: dict[str, Any] = {"generate": False} if not prewarm else {}
         door = FakeDoor()
-        context = self.context(tenant, thread, parent)
+        context = self.context(tenant, thread)
         request = self.world.request([user("hi")], **{"model": model, **members})
-        turn = Turn(self.services, context, request, door)
+        turn = Turn(self.services, context, request, door, resolver(parent))
         if paused:
             turn.pause()
         self.turns.append((turn, door))
@@ -157,16 +155,18 @@ class TrafficMachine(RuleBasedStateMachine):
         held=st.booleans(),
         mends=st.integers(0, 1),
     )
-    def passage(self, tenant: str, thread: str, model: str, held: bool, mends: int) -> None:
-        spec, door = FakeCargo(), FakePassageDoor()
+    def proxied(self, tenant: str, thread: str, model: str, held: bool, mends: int) -> None:
+        spec, door = FakeSpec(), FakeResponseSink()
         spec.model, spec.held_bytes, spec.mends = model, 50 if held else 0, mends
-        context = self.context(tenant, thread, None)
-        passage = ProxiedRequest(self.services, context, spec, door)
-        self.passages.append((passage, door))
-        passage.through_the_pool(
+        context = self.context(tenant, thread)
+        proxied = ProxiedRequest(self.services, context, spec, door)
+        self.proxied_requests.append((proxied, door))
+        found = Resolution(self.world.request("hi"))
+        spec.route = PoolRoute(
             RouteRequest(model, context.affinity),
-            TurnContinuity(context, self.world.request("hi"), self.world.ledger),
+            TurnContinuity(tenant, found, self.world.ledger),
         )
+        proxied.start()
 
     @precondition(lambda self: self.turns)
     @rule(
@@ -181,14 +181,14 @@ class TrafficMachine(RuleBasedStateMachine):
         else:
             getattr(turn, how)()
 
-    @precondition(lambda self: self.passages)
+    @precondition(lambda self: self.proxied_requests)
     @rule(data=st.data(), how=st.sampled_from(["pause", "resume", "cancel", "abandon"]))
-    def acts_on_a_passage(self, data: Any, how: str) -> None:
-        passage, _ = data.draw(st.sampled_from(self.passages))
+    def acts_on_a_proxied_request(self, data: Any, how: str) -> None:
+        proxied, _ = data.draw(st.sampled_from(self.proxied_requests))
         if how == "abandon":
-            passage.abandon(ApiError.bad_gateway("The gateway is restarting."))
+            proxied.abandon(ApiError.bad_gateway("The gateway is restarting."))
         else:
-            getattr(passage, how)()
+            getattr(proxied, how)()
 
     # --- upstreams ---------------------------------------------------------------------
 
@@ -298,18 +298,12 @@ class TrafficMachine(RuleBasedStateMachine):
 
     @property
     def searches(self) -> list[AccountSearch]:
-        found = [turn._search for turn, _ in self.turns]
-        found += [
-            passage._itinerary
-            for passage, _ in self.passages
-            if isinstance(passage._itinerary, AccountSearch)
-        ]
-        return found
+        running = [*self.turns, *self.proxied_requests]
+        return [each._search for each, _ in running if isinstance(each._search, AccountSearch)]
 
     @invariant()
     def what_is_counted_is_what_runs(self) -> None:
-        places = sum(turn._lease is not None for turn, _ in self.turns)
-        places += sum(not isinstance(each._place, NoPlace) for each, _ in self.passages)
+        places = sum(each._lease is not None for each, _ in [*self.turns, *self.proxied_requests])
         in_flight = sum(account.in_flight for account in self.accounts)
         assert in_flight == places == len(self.exchanges) + len(self.calls), "places"
         waiting = [each for each in self.searches if each._ticket is not None]
@@ -328,17 +322,17 @@ class TrafficMachine(RuleBasedStateMachine):
     @invariant()
     def every_turn_has_one_end(self) -> None:
         for turn, door in [*self.turns]:
-            over = turn._phase is TurnPhase.ENDED
+            over = turn._phase is RequestPhase.ENDED
             assert door.ended == over
             if over:
                 self.turns.remove((turn, door))
                 assert all(attempt.outcome != "running" for attempt in turn.record.attempts)
                 if turn.recorded is not None:
                     self.parents = [*self.parents[-5:], turn.recorded, None]
-        for passage, shown in [*self.passages]:
+        for proxied, shown in [*self.proxied_requests]:
             assert len(shown.endings) <= 1
-            if passage._state is ProxiedRequestState.ENDED:
-                self.passages.remove((passage, shown))
+            if proxied._phase is RequestPhase.ENDED:
+                self.proxied_requests.remove((proxied, shown))
 
     def check_nobody_waits_for_what_is_free(self) -> None:
         for search in self.searches:
@@ -359,10 +353,10 @@ class TrafficMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for turn, _ in self.turns:
             turn.cancel()
-        for passage, _ in self.passages:
-            passage.cancel()
+        for proxied, _ in self.proxied_requests:
+            proxied.cancel()
         self.turns.clear()
-        self.passages.clear()
+        self.proxied_requests.clear()
         self.what_is_counted_is_what_runs()
         calls = self.world.clock.getDelayedCalls()
         assert not calls, f"timers outlived what they were for: {calls}"

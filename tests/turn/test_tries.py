@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.errors import UNREACHABLE, ApiError
-from gateway.turn.tries import MOST_REFUSALS, Tries
+from gateway.turn.account_search import MOST_REFUSALS, Tries
 
 BROKEN = ApiError(500, "server_error", "boom")
 WRONG_KEY = ApiError(401, "invalid_request_error", "Incorrect API key.", "invalid_api_key")

@@ -14,7 +14,7 @@ from gateway.protocol.errors import ApiError
 from gateway.routing.affinity import AffinityKey
 from tests.support.events import Json, response_object, text_item, turn_events, user
 from tests.support.sse import ServerSentEvent
-from tests.turn.calls import CallWorld, FakeCargo, Journey
+from tests.turn.calls import CallWorld, FakeSpec, Journey
 from tests.turn.fakes import World
 
 PAGE = from_http(403, {}, b"<html>Just a moment")
@@ -285,7 +285,7 @@ def test_a_limit_in_the_place_of_a_passed_answer_moves_it() -> None:
 
 def test_an_error_in_the_place_of_a_passed_answer_teaches_nothing_and_gives_no_home() -> None:
     place = CallWorld(2)
-    journey = Journey(place, FakeCargo()).starts()
+    journey = Journey(place, FakeSpec()).starts()
     place.calls("a")[0].begins(200)
     place.calls("a")[0].sends(b'{"error":{"message":"slow","code":429}}')
     place.calls("a")[0].ends()

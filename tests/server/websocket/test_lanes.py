@@ -9,8 +9,7 @@ import pytest
 
 from gateway.protocol.errors import ApiError
 from gateway.protocol.request import TurnRequest, read_create, read_members
-from gateway.server.lane import Lane, LaneState
-from gateway.server.lanes import MAX_RUNNING, Lanes
+from gateway.server.lanes import MAX_RUNNING, Lane, Lanes, LaneState
 from gateway.turn.turn import Turn
 
 
@@ -45,7 +44,9 @@ class FakeSession:
     """Owns lanes, and starts what they say is due."""
 
     def __init__(self, max_queued_turns: int = 10, max_queued_bytes: int = 1000) -> None:
-        self.lanes = Lanes(max_queued_turns, max_queued_bytes, self.send, self)
+        self.lanes = Lanes(
+            max_queued_turns, max_queued_bytes, self.send, self.start_turn, self.turn_ended
+        )
         self.sent: list[Any] = []
         self.turns: list[FakeTurn] = []
         self.fills_again = False
@@ -54,7 +55,7 @@ class FakeSession:
     def send(self, payloads: Any) -> None:
         self.sent += [json.loads(payload) for payload in payloads]
 
-    def turn_is_due(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
+    def start_turn(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
         assert lane.state is LaneState.RUNNING
         turn = FakeTurn(self, lane)
         lane.running = cast(Turn, turn)

@@ -1,0 +1,353 @@
+"""A client's request on its way to an account: what turns and passed-through requests share.
+
+``QUEUED -> RESOLVING -> (WAITING <-> RUNNING) -> ENDED``.  RESOLVING looks up what the request
+continues.  While WAITING no account is free.  While RUNNING one attempt after the other may be
+made, as long as the client saw nothing of the one before (design law 4).
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Hashable, Mapping
+from typing import Any, Generic, TypeVar
+
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway.conversations.context import ContextPlan
+from gateway.protocol.error_classification import Fault, FaultKind, attribute
+from gateway.protocol.errors import GATEWAY_FAILED, ApiError
+from gateway.protocol.rate_limits import read_windows
+from gateway.protocol.refusals import for_the_client
+from gateway.protocol.usage import Usage
+from gateway.routing.account import Account
+from gateway.routing.lease import Lease
+from gateway.routing.selection import Selection
+from gateway.routing.wait_queue import WaitReason
+from gateway.turn.account_search import AccountSearch, KnownAccounts
+from gateway.turn.context import TurnContext, TurnServices
+from gateway.turn.recorder import SAME_ACCOUNT, TurnRecorder
+from gateway.upstream.interface import UpstreamExchange
+
+#: How long a store may take to look up what a request continues, in seconds.
+RESOLVE_SECONDS = 10.0
+
+_log = Logger(namespace="gateway.turn")
+
+
+class RequestPhase(enum.Enum):
+    """Where a request stands."""
+
+    QUEUED = "queued"
+    RESOLVING = "resolving"
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+TRANSITIONS = {
+    RequestPhase.QUEUED: {RequestPhase.RESOLVING, RequestPhase.ENDED},
+    RequestPhase.RESOLVING: {RequestPhase.WAITING, RequestPhase.RUNNING, RequestPhase.ENDED},
+    RequestPhase.WAITING: {RequestPhase.RUNNING, RequestPhase.ENDED},
+    RequestPhase.RUNNING: {RequestPhase.WAITING, RequestPhase.ENDED},
+    RequestPhase.ENDED: set(),
+}
+
+
+class Attempt:
+    """One try of a request on one account; subclasses read the answer.
+
+    :param plan: how the conversation is sent along; None without any.
+    :param route: what the log calls that.
+    :ivar exchange: the request as the account's transport runs it.
+    :ivar request_bytes: size of what the account is sent.
+    :ivar answer_headers: the upstream's response headers, names in lower case.
+    """
+
+    exchange: UpstreamExchange
+    request_bytes: int
+    answer_headers: Mapping[str, str]
+
+    def __init__(self, account: Account, plan: ContextPlan | None, route: str) -> None:
+        self.account = account
+        self.plan = plan
+        self.route = route
+        self.answer_headers = {}
+
+    def cancel(self) -> None:
+        """Drop it; nothing more is heard of it."""
+        self.exchange.cancel()
+
+
+AttemptT = TypeVar("AttemptT", bound=Attempt)
+
+
+class RoutedRequest(abc.ABC, Generic[AttemptT]):
+    """One request from its arrival to its end, over as many attempts as it takes.
+
+    :param context: the client it came from.
+    :param model: as the client calls it, or None.
+    :ivar record: its entry in the turn log.
+    """
+
+    def __init__(
+        self,
+        services: TurnServices,
+        context: TurnContext,
+        model: str | None,
+        recorder: TurnRecorder,
+    ) -> None:
+        self._services = services
+        self._context = context
+        self._model = model
+        self._log = recorder
+        self._phase = RequestPhase.QUEUED
+        self._resolving: Deferred[Any] | None = None
+        self._search: AccountSearch | KnownAccounts | None = None
+        self._lease: Lease | None = None
+        self._attempt: AttemptT | None = None
+        self._paused = False
+        #: Refusals that do not say whose fault they are; an account that serves the request
+        #: shows it.
+        self._unclear: list[tuple[Account, Fault]] = []
+        self.record = recorder.record
+
+    # --- the client's side -----------------------------------------------------------
+
+    def start(self) -> None:
+        """Run it.  Whatever goes wrong at once, the client hears of it exactly once."""
+        self._log.queued()
+        self._enter(RequestPhase.RESOLVING)
+        try:
+            found = self._resolve()
+            if isinstance(found, Deferred):
+                self._await(found)
+            else:  # the usual case does without a Deferred
+                self._resolved(found)
+        except ApiError as error:
+            self._fail(error)
+        except Exception:
+            self._fail_inside(Failure())
+
+    @abc.abstractmethod
+    def abandon(self, error: ApiError) -> None:
+        """End it for the gateway's own reasons, and tell the client so that it comes again."""
+
+    def pause(self) -> None:
+        """The client reads too slowly: stop reading the upstream."""
+        self._paused = True
+        if self._attempt is not None:
+            self._attempt.exchange.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._paused = False
+        if self._attempt is not None:
+            self._attempt.exchange.resume()
+
+    # --- resolving -------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _resolve(self) -> Any:
+        """Look up what the request continues.
+
+        :return: what :meth:`_resolved` takes, or a Deferred of it.
+        :raises ApiError: when the request cannot be continued.
+        """
+
+    @abc.abstractmethod
+    def _resolved(self, found: Any) -> None:
+        """Go on with what was looked up: set the search, and begin it."""
+
+    def _await(self, found: Deferred[Any]) -> None:
+        self._resolving = found
+        found.addTimeout(RESOLVE_SECONDS, self._services.clock)
+        found.addCallbacks(self._resolved_later, self._unresolved)
+        found.addErrback(self._fail_inside)
+
+    def _resolved_later(self, found: Any) -> None:
+        if self._resolving is not None:  # the request has not ended meanwhile
+            self._resolving = None
+            try:
+                self._resolved(found)
+            except ApiError as error:
+                self._fail(error)
+
+    def _unresolved(self, failure: Failure) -> None:
+        if self._resolving is None:
+            return
+        self._resolving = None
+        error = failure.value
+        if isinstance(error, TimeoutError):
+            error = ApiError(
+                503,
+                "server_error",
+                "The gateway could not look up the conversation in time; try again.",
+                GATEWAY_FAILED,
+            )
+        if isinstance(error, ApiError):
+            self._fail(error)
+        else:
+            _log.failure("a conversation could not be looked up", failure)
+            self._fail(ApiError.gateway_failed())
+
+    # --- finding an account ----------------------------------------------------------
+
+    def _found(self, account: Account, rule: str, choice: Selection | None) -> None:
+        """``account`` is next; the lease of ``choice`` is the request's now."""
+        self._enter(RequestPhase.RUNNING)
+        self._lease = None if choice is None else choice.lease
+        self._send(account, rule, choice)
+
+    def _waits(self, lack: WaitReason) -> None:
+        """No account can be asked now; it may be told again while it waits."""
+        self._enter(RequestPhase.WAITING)
+        self._log.waits(lack)
+
+    def _send(self, account: Account, rule: str, choice: Selection | None = None) -> None:
+        try:
+            self._attempt = attempt = self._attempt_at(account)
+        except Exception:
+            _log.failure("a request could not be made for {account}", account=account.name)
+            self._fail(ApiError.gateway_failed())
+            return
+        self._log.tries(
+            account.name, rule, attempt.route, attempt.request_bytes, attempt.plan, choice
+        )
+        if self._paused:
+            attempt.exchange.pause()
+        attempt.exchange.start()
+
+    @abc.abstractmethod
+    def _attempt_at(self, account: Account) -> AttemptT:
+        """The request as ``account`` should get it, not sent yet."""
+
+    # --- what attempts report --------------------------------------------------------
+
+    def attempt_connected(self) -> None:
+        """The request goes out on a connection."""
+        self._log.connected()
+
+    def attempt_answered(self, attempt: AttemptT) -> None:
+        """The upstream's answer begins; its headers tell of the account's quotas."""
+        self._log.answered()
+        windows = read_windows(attempt.answer_headers, self._services.clock.seconds())
+        if windows:
+            attempt.account.health.observe(windows)
+
+    @abc.abstractmethod
+    def attempt_acknowledged(self, attempt: AttemptT) -> None:
+        """The upstream took the request up: what follows is its answer, and no refusal."""
+
+    @abc.abstractmethod
+    def attempt_relays(self, payloads: list[bytes]) -> None:
+        """These go to the client."""
+
+    @abc.abstractmethod
+    def attempt_ended(self, attempt: AttemptT) -> None:
+        """The answer is over, or there is none."""
+
+    # --- refusals --------------------------------------------------------------------
+
+    def _refused(self, attempt: AttemptT, error: ApiError) -> None:
+        """Nothing of the answer was seen: send it again, try another account, or fail."""
+        error = self._translated(error)
+        if self._mended(attempt, error):
+            self._send(attempt.account, SAME_ACCOUNT)
+            return
+        self._charge(attempt.account, error)
+        self._move(attempt, error)
+
+    def _move(self, attempt: AttemptT, error: ApiError) -> None:
+        """Ask another account, where another may answer what this one refused."""
+        if not self._may_move(error):
+            self._fail(for_the_client(error))
+            return
+        assert self._search is not None
+        self._attempt = None
+        self._search.refused(attempt.account, error)
+        self._release()
+        self._search.next()
+
+    @abc.abstractmethod
+    def _translated(self, error: ApiError) -> ApiError:
+        """A refusal as it concerns what the client asked for."""
+
+    @abc.abstractmethod
+    def _mended(self, attempt: AttemptT, error: ApiError) -> bool:
+        """Whether the same account should get the request again, in another way."""
+
+    @abc.abstractmethod
+    def _may_move(self, error: ApiError) -> bool:
+        """Whether another account might answer what one refused with ``error``."""
+
+    @abc.abstractmethod
+    def _charge(self, account: Account, error: ApiError) -> None:
+        """Charge the refusal to whoever is at fault (design law 13)."""
+
+    @abc.abstractmethod
+    def _fingerprint(self) -> Hashable:
+        """The same for a request that is sent again."""
+
+    def _fault_of(self, account: Account, error: ApiError) -> Fault:
+        """What ``error``, as ``account`` gave it, is attributed to."""
+        model = self._model
+        fault = attribute(
+            error,
+            self._services.clock.seconds(),
+            (self._context.tenant, self._fingerprint()),
+            () if model is None else (model, account.settings.aliases.get(model, model)),
+        )
+        if fault.kind is FaultKind.UNCLEAR:
+            self._unclear.append((account, fault))
+        return fault
+
+    def _served_by(self, server: Account) -> None:
+        """The request was fine: accounts that refused it without a clear reason are at fault."""
+        unclear, self._unclear = self._unclear, []
+        for account, fault in unclear:
+            if account is not server:
+                account.health.outdone(self._model, fault)
+
+    # --- ending ----------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _fail(self, error: ApiError) -> None:
+        """Tell the client ``error``, and end."""
+
+    def _fail_inside(self, failure: Failure) -> None:
+        """A bug of ours must end the request, not leave it running."""
+        _log.failure("turn {turn} could not start", failure, turn=self.record.turn)
+        self.abandon(ApiError.gateway_failed())
+
+    def _count(self, usage: Usage) -> None:
+        """Charge ``usage`` to the limits of the client's key."""
+        if self._search is not None and self._search.visit is not None:
+            self._search.visit.used(usage)
+
+    def _release(self) -> None:
+        """Give the place on the account back; others may wait for it."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
+
+    def _close(self, status: str, error_code: str | None) -> None:
+        """Give everything back; the request is over."""
+        self._enter(RequestPhase.ENDED)
+        resolving, self._resolving = self._resolving, None
+        if resolving is not None:
+            resolving.cancel()
+        self._attempt = None  # it points here, and holds what was sent
+        self._release()
+        if self._search is not None:
+            self._search.stop()
+        self._log.closed(status, error_code)
+
+    def _enter(self, phase: RequestPhase) -> None:
+        if phase is self._phase:
+            return
+        if phase not in TRANSITIONS[self._phase]:
+            raise AssertionError(f"a request cannot go from {self._phase} to {phase}")
+        self._phase = phase
