@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from twisted.web.client import HTTPConnectionPool
 
 from gateway.config import AccountSettings, Settings, TimeoutSettings
-from gateway.credentials.choose import credentials_for
+from gateway.credentials.interface import credentials_for
 from gateway.routing.account import Account
 from gateway.upstream.agent import EgressPaths, http_client
 from gateway.upstream.http import HttpTimeouts, HttpUpstream

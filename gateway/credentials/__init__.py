@@ -1,1 +1,1 @@
-"""How requests prove whose they are: a key, a file that changes, or OAuth 2 tokens."""
+"""What authorizes requests to upstreams: a key, a key file that changes, or OAuth 2 tokens."""

@@ -1,4 +1,4 @@
-"""A key that never changes, and the header that presents one."""
+"""A key that never changes, and what is true of all keys: how one is sent, and what is secret."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def worth_hiding(*values: str | None) -> tuple[str, ...]:
 
 
 class KeyCredentials:
-    """One key for good; see :class:`~gateway.credentials.interface.Credentials`.
+    """One key that never changes.
 
-    :param auth_header: see :func:`key_header`.
+    :param auth_header: the header that carries it, see :func:`key_header`.
     """
 
     def __init__(self, key: str, auth_header: str = AUTHORIZATION) -> None:

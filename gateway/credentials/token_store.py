@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.credentials.stamp import FileStamp, look_at, read_small, stamp_of
+from gateway.credentials.file import FileStamp, read_small, stamp_at, stamp_of
 from gateway.credentials.static import can_be_sent
 
 #: A file that was being written this long ago was left behind by a crash, in seconds.
@@ -55,14 +55,14 @@ class TokenStore:
 
     def changed(self) -> bool:
         """Whether the file is another one than when it was last read or written."""
-        return look_at(self.path) != self._stamp
+        return stamp_at(self.path) != self._stamp
 
     def read(self) -> OAuthTokens | None:
         """What the file holds; None when it is missing or empty.
 
         :raises TokenFileError: it holds something else.
         """
-        self._stamp = look_at(self.path)  # before reading: what changes meanwhile is seen
+        self._stamp = stamp_at(self.path)  # before reading: what changes meanwhile is seen
         try:
             content = read_small(self.path)
         except FileNotFoundError:

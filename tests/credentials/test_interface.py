@@ -9,8 +9,8 @@ import pytest
 from twisted.internet.task import Clock
 
 from gateway.config import AccountSettings, OAuthSettings
-from gateway.credentials.choose import credentials_for
 from gateway.credentials.file import FileCredentials
+from gateway.credentials.interface import credentials_for
 from gateway.credentials.oauth import OAuthCredentials
 from gateway.credentials.static import KeyCredentials, worth_hiding
 
