@@ -37,8 +37,6 @@ KNOWN_SHORT = {
     "gateway/admin/views/keys.py",
     "gateway/admin/views/memory.py",
     "gateway/admin/views/turns.py",
-    "gateway/credentials/choose.py",
-    "gateway/credentials/interface.py",
     "gateway/metrics/garbage.py",
     "gateway/routing/wish.py",
     "gateway/server/deflate.py",

@@ -15,7 +15,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
-from twisted.web.iweb import IResponse
 
 from gateway.config import OAuthSettings
 from gateway.credentials.static import can_be_sent
@@ -26,20 +25,20 @@ _log = Logger(namespace="gateway.credentials")
 _ANSWER_SECONDS = 30.0
 
 #: How large it may be, in bytes.
-_MOST_BYTES = 65_536
+_MAX_ANSWER_BYTES = 65_536
 
 #: No token is good for longer, in seconds; larger numbers are mistakes.
-_LONGEST_LIFE = 10 * 365 * 24 * 3600
+_MAX_LIFE_SECONDS = 10 * 365 * 24 * 3600
 
-#: Statuses that refuse by themselves (RFC 6749 §5.2).  Others without a code come from what stands
-#: before the endpoint: a wall that lets nobody pass for now, a wrong address.
+#: Statuses that refuse by themselves (RFC 6749 §5.2).  Others without a code come from what
+#: stands before the endpoint: a firewall that blocks for now, or a wrong address.
 _REFUSALS = (400, 401)
 
-#: Refusals that are about the moment: not to be taken for a bad refresh token.
+#: Temporary refusals, which say nothing about the refresh token.
 _PASSING_STATUSES = (408, 425, 429)
 _PASSING_CODES = ("server_error", "slow_down", "temporarily_unavailable")
 
-#: A code that is shown; whatever else a server may put there is not.
+#: A code that may be shown; anything else that a server sends as one is not.
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 
 
@@ -48,14 +47,14 @@ class GrantRefused(Exception):
 
 
 class EndpointUnavailable(Exception):
-    """No usable answer; the text continues "the token endpoint …" and holds no secret."""
+    """The answer is unusable; the text continues "the token endpoint …" and holds no secret."""
 
 
 class Grant(NamedTuple):
-    """What the endpoint gave.
+    """What the endpoint issued.
 
-    :ivar expires_in: seconds, None when it did not say.
-    :ivar refresh_token: replaces the one that was used; None: that one stays.
+    :ivar expires_in: seconds, None when the endpoint did not say.
+    :ivar refresh_token: replaces the one that was used; None when that one stays valid.
     """
 
     access_token: str
@@ -69,22 +68,23 @@ class Grant(NamedTuple):
 class TokenEndpoint:
     """The token endpoint of one account.
 
+    :param clock: shows unix seconds.
     :param client: a treq client; its connections go the account's way.
     """
 
     def __init__(self, settings: OAuthSettings, clock: IReactorTime, client: Any) -> None:
         self._settings = settings
-        self._clock = clock
+        self.clock = clock
         self._client = client
 
     async def refresh(self, refresh_token: str) -> Grant:
-        """Trade a refresh token in.
+        """Exchange a refresh token for an access token.
 
         :raises GrantRefused: asking again will not help.
         :raises EndpointUnavailable: it may, later.
         """
         asking: Deferred[tuple[int, bytes]] = Deferred.fromCoroutine(self._ask(refresh_token))
-        asking.addTimeout(_ANSWER_SECONDS, self._clock, _too_late)
+        asking.addTimeout(_ANSWER_SECONDS, self.clock, _too_late)
         try:
             status, body = await asking
         except (CancelledError, EndpointUnavailable):
@@ -117,9 +117,11 @@ class TokenEndpoint:
             data=urlencode(form).encode("ascii"),
             allow_redirects=False,
             unbuffered=True,
-            reactor=self._clock,
+            reactor=self.clock,
         )
-        return response.code, await _body_of(response)
+        reader = _BoundedBody()
+        response.deliverBody(reader)
+        return response.code, await reader.body
 
 
 def _too_late(_: object, seconds: float) -> NoReturn:
@@ -177,27 +179,20 @@ def _seconds(given: object) -> float | None:
         seconds = float(given)
     except (ValueError, OverflowError):
         return None
-    return min(seconds, _LONGEST_LIFE) if seconds > 0 else None
+    return min(seconds, _MAX_LIFE_SECONDS) if seconds > 0 else None
 
 
-def _body_of(response: IResponse) -> Deferred[bytes]:
-    """The whole body; cancelling it closes the connection."""
-    reader = _Reader()
-    response.deliverBody(reader)
-    return reader.body
-
-
-class _Reader(Protocol):
-    """Collects a body of bounded size."""
+class _BoundedBody(Protocol):
+    """Collects a response's body; cancelling ``body`` closes the connection."""
 
     def __init__(self) -> None:
         self.body: Deferred[bytes] = Deferred(lambda _: self._drop())
-        self._over = False
         self._read = bytearray()
+        self._over = False
 
     def dataReceived(self, data: bytes) -> None:
         self._read += data
-        if len(self._read) > _MOST_BYTES and not self._over:
+        if len(self._read) > _MAX_ANSWER_BYTES and not self._over:
             self._drop()
             self.body.errback(EndpointUnavailable("answered with more than can be read"))
 

@@ -2,7 +2,7 @@
 
 The file is JSON: ``refresh_token``, and once there was one, ``access_token`` with its
 ``expires_at`` in unix seconds.  It is replaced, never written to: a new file is written beside
-it, synced and renamed.  Others may replace it, too.
+it, synced and renamed.  Other programs may replace it, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gateway.credentials.static import can_be_sent
 #: A file that was being written this long ago was left behind by a crash, in seconds.
 _STALE_SECONDS = 60.0
 
-#: Later moments are mistakes; in unix seconds (the year 2286).
+#: Later times are mistakes; in unix seconds (the year 2286).
 _END_OF_TIME = 10_000_000_000
 
 
@@ -30,9 +30,9 @@ class TokenFileError(Exception):
 
 
 class OAuthTokens(NamedTuple):
-    """What an account has.
+    """The tokens of an account.
 
-    :ivar expires_at: when the access token ends, unix seconds; None when nobody said.
+    :ivar expires_at: when the access token ends, unix seconds; None when that is unknown.
     """
 
     refresh_token: str
@@ -40,7 +40,7 @@ class OAuthTokens(NamedTuple):
     expires_at: float | None = None
 
     def __repr__(self) -> str:
-        return f"Tokens(<hidden>, expires_at={self.expires_at})"
+        return f"OAuthTokens(<hidden>, expires_at={self.expires_at})"
 
 
 class TokenStore:
@@ -54,7 +54,7 @@ class TokenStore:
         self._stamp: FileStamp | None = None
 
     def changed(self) -> bool:
-        """Whether the file is another one than when it was last read or written."""
+        """Whether the file was replaced since it was last read or written."""
         return stamp_at(self.path) != self._stamp
 
     def read(self) -> OAuthTokens | None:
@@ -117,7 +117,7 @@ def _sync_folder(folder: str) -> None:
 
 
 def _remove_stale(folder: str, prefix: str) -> None:
-    """Remove what crashes left; what is younger may be another process's, being written."""
+    """Remove what crashes left; younger files may be written by another process now."""
     oldest = time.time() - _STALE_SECONDS
     for entry in os.scandir(folder):
         if entry.name.startswith(prefix):

@@ -244,7 +244,7 @@ def test_a_bug_is_logged_and_ends_the_wait(stage: Stage, monkeypatch: pytest.Mon
     logged: list[Any] = []
     globalLogPublisher.addObserver(logged.append)
     try:
-        monkeypatch.setattr(stage.credentials._keeper, "_take", broken)
+        monkeypatch.setattr(stage.credentials._source, "_take", broken)
         stage.clock.advance(3600)
         first = stage.headers()
         stage.endpoint.last.gives("access-2")

@@ -79,7 +79,7 @@ def test_a_token_without_an_end_is_used_until_it_is_refused(stage: Stage) -> Non
 
 def test_renewals_of_many_accounts_are_spread(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
-    stage.credentials._keeper._jitter = lambda: 1.0
+    stage.credentials._source._jitter = lambda: 1.0
     stage.ready()
     stage.clock.advance(3600 - 331)
     stage.headers()
@@ -287,8 +287,8 @@ def test_tokens_that_cannot_be_written_are_used_and_written_later(
 
 def test_nothing_shows_the_tokens(stage: Stage) -> None:
     stage.ready(refresh_token="refresh-2")
-    keeper = stage.credentials._keeper
-    for shown in (repr(stage.credentials), repr(keeper), repr(keeper.tokens), str(keeper.tokens)):
+    source = stage.credentials._source
+    for shown in (repr(stage.credentials), repr(source), repr(source._tokens), str(source._tokens)):
         assert "access-1" not in shown
         assert "refresh-2" not in shown
 
