@@ -16,9 +16,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from gateway.protocol.error_classification import (
+    ABOUT_THE_REQUEST,
+    refuses_credentials,
+    refuses_spending,
+)
 from gateway.protocol.errors import UNREADABLE, ApiError
 from gateway.protocol.items import Item
-from gateway.protocol.refusals import ABOUT_THE_REQUEST, refuses_credentials, refuses_spending
 
 
 class ConcessionKind(enum.Enum):

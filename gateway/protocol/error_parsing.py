@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.protocol import wording
+from gateway.protocol import error_messages as wording
 from gateway.protocol.errors import NOT_THE_API, UNREADABLE, ApiError
 from gateway.protocol.headers import may_pass
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from gateway.protocol.error_classification import blames_others
 from gateway.protocol.error_parsing import from_event, from_failed_response
 from gateway.protocol.errors import ApiError
 from gateway.protocol.events import (
@@ -36,7 +37,6 @@ from gateway.protocol.events import (
 )
 from gateway.protocol.headers import without_limits
 from gateway.protocol.output_items import OutputItems
-from gateway.protocol.refusals import blames_others
 from gateway.protocol.sse import Event
 from gateway.protocol.synthetic_events import created_event, new_response_id, opening
 from gateway.protocol.terminal import finish_terminal

@@ -7,8 +7,8 @@ from gateway.conversations.store import ConversationStore
 from gateway.protocol.chat import TAIL_BYTES, ChatRequest, chat_body, last_usage, read_chat
 from gateway.protocol.concessions import Sent
 from gateway.protocol.dialect import Dialect
+from gateway.protocol.error_classification import may_move
 from gateway.protocol.errors import ApiError
-from gateway.protocol.refusals import may_move
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey, affinity_keys, connection_key

@@ -14,8 +14,8 @@ from gateway.conversations.context import ContextPlan, ContextRoute
 from gateway.conversations.store import Transcript
 from gateway.protocol.compacting import input_body, read_compacted
 from gateway.protocol.dialect import Dialect
+from gateway.protocol.error_classification import is_not_served
 from gateway.protocol.errors import ApiError
-from gateway.protocol.refusals import is_not_served
 from gateway.protocol.request import TurnRequest, read_members, read_post
 from gateway.protocol.turn_state import TURN_STATE
 from gateway.protocol.usage import Usage

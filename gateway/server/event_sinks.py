@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 
+from gateway.protocol.error_classification import for_the_client
 from gateway.protocol.errors import UNREADABLE, ApiError
 from gateway.protocol.events import TERMINALS, decode_members, event_type, sequence_number
-from gateway.protocol.refusals import for_the_client
 from gateway.protocol.synthetic_events import (
     created_event,
     failed_event,

@@ -13,9 +13,9 @@ from typing import Protocol
 import msgspec
 
 from gateway.config import LimitSettings, SessionSettings
+from gateway.protocol.error_classification import is_clients_fault
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.events import with_stream_id
-from gateway.protocol.refusals import is_clients_fault
 from gateway.protocol.request import (
     TurnRequest,
     json_text,

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from gateway.conversations.context import ContextPlan
 from gateway.conversations.store import ResponseRecord, Transcript
+from gateway.protocol.error_classification import may_move
 from gateway.protocol.errors import ApiError
-from gateway.protocol.refusals import may_move
 from gateway.routing.account import Account
 from gateway.routing.affinity import affinity_keys
 from gateway.routing.health import AccountState

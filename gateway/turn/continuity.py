@@ -39,15 +39,15 @@ from gateway.protocol.concessions import (
     sent_by_id,
 )
 from gateway.protocol.dialect import Dialect
-from gateway.protocol.errors import ApiError
-from gateway.protocol.items import Item, read_item, unanswered_calls
-from gateway.protocol.refusals import (
+from gateway.protocol.error_classification import (
     does_not_know,
     may_move,
     misses_calls,
     refuses_continuation,
     refuses_seals,
 )
+from gateway.protocol.errors import ApiError
+from gateway.protocol.items import Item, read_item, unanswered_calls
 from gateway.protocol.upstream_request import added_include
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey, derived_cache_key

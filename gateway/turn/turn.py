@@ -15,11 +15,11 @@ from twisted.internet.defer import Deferred
 from gateway.conversations.context import ContextRoute
 from gateway.conversations.store import Transcript
 from gateway.deadline import Deadline
+from gateway.protocol.error_classification import code_of_failure, for_the_client, may_move
 from gateway.protocol.errors import ApiError
 from gateway.protocol.events import Members, response_members
 from gateway.protocol.items import read_item, with_issuers
 from gateway.protocol.rate_limits import read_rate_limits_event, read_windows
-from gateway.protocol.refusals import code_of_failure, for_the_client, may_move
 from gateway.protocol.request import TurnRequest
 from gateway.protocol.response_stream import (
     BrokenResponse,

@@ -25,9 +25,9 @@ from twisted.web.iweb import IResponse
 from gateway.compat import kept_connections
 from gateway.credentials.interface import Credentials
 from gateway.deadline import Deadline
-from gateway.protocol.answer_body import AnswerBody, NotAnAnswer
 from gateway.protocol.error_parsing import from_http
 from gateway.protocol.errors import ApiError
+from gateway.protocol.response_body import AnswerBody, NotAnAnswer
 from gateway.protocol.sse import EventStreamParser, EventTooLarge
 from gateway.protocol.upstream_request import UpstreamTurn, build_body, build_headers
 from gateway.upstream.agent import (

@@ -11,8 +11,8 @@ import msgspec
 from gateway.config import RoutingSettings
 from gateway.conversations.context import ContextPlan
 from gateway.conversations.store import Transcript
+from gateway.protocol.error_classification import may_move
 from gateway.protocol.errors import ApiError
-from gateway.protocol.refusals import may_move
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey

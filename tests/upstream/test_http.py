@@ -12,9 +12,9 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from gateway.config.endpoints import base_url
-from gateway.protocol.answer_body import AnswerBody
-from gateway.protocol.error_classification import FaultKind, attribute
-from gateway.protocol.refusals import may_move
+from gateway.protocol.error_classification import may_move
+from gateway.protocol.faults import FaultKind, attribute
+from gateway.protocol.response_body import AnswerBody
 from gateway.upstream import http as http_module
 from tests.support.sse import ServerSentEvent
 from tests.upstream.wire import (

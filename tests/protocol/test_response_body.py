@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.answer_body import AnswerBody, NotAnAnswer
+from gateway.protocol.response_body import AnswerBody, NotAnAnswer
 from gateway.protocol.response_stream import FinishedResponse, RefusedResponse, ResponseStream
 from gateway.protocol.sse import Event, EventTooLarge
 from tests.support.events import (

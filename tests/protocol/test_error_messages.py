@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol import wording
+from gateway.protocol import error_messages as wording
 
 OF_THE_REQUEST = [
     "Conversation with id 'conv_1' not found.",
