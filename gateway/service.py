@@ -24,7 +24,7 @@ from gateway.conversations.store import MemoryStore
 from gateway.listening import ClientListener, ListenerService
 from gateway.log import LogThreshold
 from gateway.metrics.collector import MetricsCollector
-from gateway.protocol.turn_state import TurnStates
+from gateway.protocol.headers import TurnStates
 from gateway.routing.bindings import Bindings
 from gateway.routing.model_catalog import ModelCatalog
 from gateway.routing.pool import AccountPool

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from gateway.account_registry import AccountRegistry
 from gateway.config import AccountSettings, RoutingSettings, Settings, TimeoutSettings
 from gateway.protocol.concessions import Concession, ConcessionKind
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.account import Account
 from gateway.routing.capabilities import CapabilityScope
 from gateway.upstream.http import HttpUpstream

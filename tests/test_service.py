@@ -21,7 +21,7 @@ from gateway.config import (
 )
 from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.listening import CannotListen
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.health import AccountState
 from gateway.service import GatewayService

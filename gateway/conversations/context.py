@@ -142,7 +142,7 @@ def pin_of(
         if item.type == "item_reference" and item.id is not None:
             found = find(item.id)
             item = item if found is None else found.item
-        if item.seal_opens_nowhere_else and item.issuer is not None:
+        if item.needs_issuer and item.issuer is not None:
             pin = item.issuer
     return pin
 
@@ -160,7 +160,7 @@ def _carried(record: ResponseRecord, to: Reader) -> list[bytes]:
 
 def _as_sent(item: Item, to: Reader, unknown: bool) -> bytes | None:
     """Reasoning, or a reference, as it goes to the account, or None."""
-    if item.sealed:
+    if item.encrypted:
         return item.raw if _opens(item, to) else None
     readable = to.store or item.type != "reasoning"
     found = None if item.id is None else to.find(item.id)
@@ -169,7 +169,8 @@ def _as_sent(item: Item, to: Reader, unknown: bool) -> bytes | None:
     if to.keeps and readable and found.is_known_to(to.account):
         return item.raw
     whole = found.item
-    if whole.by_id or (whole.sealed and whole.type == "reasoning" and not _opens(whole, to)):
+    unreadable = whole.encrypted and whole.type == "reasoning" and not _opens(whole, to)
+    if whole.is_reference or unreadable:
         return None
     return whole.raw
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import Protocol
 
-from gateway.protocol.items import seal_of
+from gateway.protocol.items import encrypted_content
 
 #: How long services keep responses at least (protocol.md §8.1), in seconds.
 STORED_SECONDS = 30 * 86_400.0
@@ -154,5 +154,5 @@ def _response_key(tenant: str, response_id: str) -> bytes:
 
 
 def _content_digest(raw: bytes) -> bytes | None:
-    content = seal_of(raw)
+    content = encrypted_content(raw)
     return None if content is None else blake2b(content, digest_size=12).digest()

@@ -114,7 +114,7 @@ class FoundItem(NamedTuple):
 
     def is_known_to(self, account: str) -> bool:
         """Whether ``account`` may know it by its id: it keeps it, or accepted that id before."""
-        if self.made or not self.item.by_id:
+        if self.made or not self.item.is_reference:
             return self.is_kept_by(account)
         return self.record.store and self.record.account in (None, account)
 
@@ -241,7 +241,7 @@ class _Share:
             if item.id is not None:
                 self.made[item.id] = FoundItem(item, record, True)
         for item in record.input:
-            if item.id is not None and not (item.by_id and item.id in self.sent):
+            if item.id is not None and not (item.is_reference and item.id in self.sent):
                 self.sent[item.id] = FoundItem(item, record, False)
 
     def unindex(self, record: ResponseRecord) -> None:

@@ -29,7 +29,7 @@ class ConcessionKind(enum.Enum):
     """What is given up; the value says how the request is sent instead."""
 
     CHAIN = "the whole conversation instead of previous_response_id"
-    SEALED_REASONING = "include without reasoning.encrypted_content"
+    ENCRYPTED_REASONING = "include without reasoning.encrypted_content"
     STORAGE = "store: false"
     STORED_ITEMS = "items in full, none by its id"
     TEXT_INPUT = "input as a list"
@@ -45,34 +45,34 @@ class Concession(NamedTuple):
     :ivar member: for ``MEMBER`` which one; for ``CHAIN`` the ``store`` flag it is for.
     """
 
-    gives: ConcessionKind
+    kind: ConcessionKind
     member: str = ""
 
     def __str__(self) -> str:
-        return f"{self.gives.value} {self.member}".rstrip()
+        return f"{self.kind.value} {self.member}".rstrip()
 
 
-class Sent(NamedTuple):
+class SentRequest(NamedTuple):
     """What of a refused request could be given up.
 
     :ivar members: the client's, raw.
-    :ivar added_seals: the gateway itself asked for ``reasoning.encrypted_content``.
+    :ivar added_include: the gateway itself asked for ``reasoning.encrypted_content``.
     :ivar stores: the upstream was allowed to keep the response.
     :ivar streams: whether a stream was asked for; None where the request has no such choice.
-    :ivar by_id: the ids of items that only a service which keeps them can read.
+    :ivar references: ids of the items that only a service which stores them can read.
     :ivar text_input: ``input`` was a string.
     :ivar tool_items: tools were sent as items of the input.
-    :ivar issuers: sealed items were sent.
+    :ivar encrypted_items: items with encrypted content were sent.
     """
 
     members: Mapping[str, msgspec.Raw]
-    added_seals: bool = False
+    added_include: bool = False
     stores: bool = False
     streams: bool | None = None
-    by_id: frozenset[str] = frozenset()
+    references: frozenset[str] = frozenset()
     text_input: bool = False
     tool_items: bool = False
-    issuers: bool = False
+    encrypted_items: bool = False
 
 
 _ANY: tuple[Any, ...] | None = None
@@ -118,10 +118,10 @@ _SPARE: Mapping[str, tuple[Any, ...] | None] = {
 }
 
 #: Codes of requests that pass in no other form.  ``invalid_prompt`` is none of them: a response
-#: that failed has no other code for whatever was refused of its request (protocol.md §5.4).
+#: that failed has no other code for whatever was refused of its request.
 _FINAL = ABOUT_THE_REQUEST - {"invalid_prompt"}
 
-_SEALS = "reasoning.encrypted_content"
+_ENCRYPTED_REASONING = "reasoning.encrypted_content"
 
 #: How much of a refusal's message is read, in characters.
 _MAX_READ = 2_000
@@ -160,8 +160,8 @@ _OBJECTIONS = (
     ),
 )
 
-#: Where a validator found what it does not take: ``"loc": ["body", "x"]`` as Python's words, and
-#: as such lists are told (error_reading.py).
+#: Where a validator found what it does not take: ``"loc": ["body", "x"]`` as Python writes it, and
+#: as :mod:`~gateway.protocol.error_parsing` writes such lists.
 _PLACES = re.compile(
     r"(?:['\"]loc['\"]\s*:\s*[\[(]\s*['\"]body['\"]\s*,\s*['\"]|^|; )"
     r"(\w{1,100})(?:['\"]|[.\w]{0,200}: )"
@@ -169,7 +169,7 @@ _PLACES = re.compile(
 _EXTRA = re.compile(r"extra_forbidden|extra (?:fields?|inputs?) (?:are )?not permitted", re.I)
 _OBJECTS = re.compile(rf"{_NOT_TAKEN}|does not support|extra_forbidden", re.IGNORECASE)
 
-_SEALED = re.compile(r"encrypted[ _]content", re.IGNORECASE)
+_ENCRYPTED = re.compile(r"encrypted[ _]content", re.IGNORECASE)
 
 _WANTED = r"(?:must|should|has to|have to|needs? to|can only|expected)\b[^.]{0,40}\b"
 _STORAGE = re.compile(
@@ -218,23 +218,22 @@ _CONDITION = re.compile(
 )
 
 
-def concessions_to(error: ApiError, sent: Sent) -> list[Concession]:
+def concessions_to(error: ApiError, sent: SentRequest) -> list[Concession]:
     """What may be given up for the request to pass where it was refused; often nothing."""
     if error.status == 429 or refuses_spending(error) or refuses_credentials(error):
         return []
     if error.code in _FINAL:
         return []
-    if lost_items(error, sent.by_id):
+    if lost_items(error, sent.references):
         return [Concession(ConcessionKind.STORED_ITEMS)]
     said = error.message[:_MAX_READ]
     member = _top(error.param or "")
-    if sent.added_seals and _refuses_seals(error, member, said):
-        return [Concession(ConcessionKind.SEALED_REASONING)]
+    named = list(dict.fromkeys(named_members(error)))
+    if sent.added_include and _refuses_include(error, member, named, said):
+        return [Concession(ConcessionKind.ENCRYPTED_REASONING)]
     if sent.stores and _wants(_STORAGE, "store", member, said):
         return [Concession(ConcessionKind.STORAGE)]
-    if sent.streams is True and (
-        _wants(_NO_STREAM, "stream", member, said) or "stream" in named_members(error)
-    ):
+    if sent.streams is True and ("stream" in named or _wants(_NO_STREAM, "stream", member, said)):
         return [Concession(ConcessionKind.STREAM)]
     if sent.streams is False and _wants(_STREAM_ONLY, "stream", member, said):
         return [Concession(ConcessionKind.ONE_OBJECT)]
@@ -242,7 +241,7 @@ def concessions_to(error: ApiError, sent: Sent) -> list[Concession]:
         return [Concession(ConcessionKind.TEXT_INPUT)]
     spared = [
         Concession(ConcessionKind.MEMBER, name)
-        for name in dict.fromkeys(named_members(error))
+        for name in named
         if may_be_left_out(name, sent.members.get(name))
     ]
     if not spared and sent.tool_items and error.status < 500 and _TOOL_ITEM.search(said):
@@ -281,30 +280,30 @@ def named_members(error: ApiError) -> Iterator[str]:
             yield from map(_top, re.findall(_NAME, names))
 
 
-def lost_items(error: ApiError, by_id: Collection[str]) -> set[str]:
+def lost_items(error: ApiError, references: Collection[str]) -> set[str]:
     """Which of the items that were sent by their ids alone the upstream did not find."""
     said = error.message[:_MAX_READ]
-    if not by_id or not _LOST.search(said):
+    if not references or not _LOST.search(said):
         return set()
-    named = {each for each in by_id if each in said}
-    return named or (set(by_id) if said.startswith("Item with id") else set())
+    named = {each for each in references if each in said}
+    return named or (set(references) if said.startswith("Item with id") else set())
 
 
-def sent_by_id(items: Iterable[Item]) -> frozenset[str]:
-    """The ids of ``items`` that only a service which keeps them can read."""
-    return frozenset(item.id for item in items if item.id is not None and item.by_id)
+def sent_references(items: Iterable[Item]) -> frozenset[str]:
+    """The ids of ``items`` that only a service which stores them can read."""
+    return frozenset(item.id for item in items if item.id is not None and item.is_reference)
 
 
 def is_of_the_model(concession: Concession, error: ApiError) -> bool:
     """Whether the refusal speaks of the model, so that others of the account may differ."""
-    if concession.gives is ConcessionKind.SEALED_REASONING:
+    if concession.kind is ConcessionKind.ENCRYPTED_REASONING:
         return True
     return _OF_THE_MODEL.search(error.message[:_MAX_READ]) is not None
 
 
 def is_of_the_value(concession: Concession, error: ApiError) -> bool:
     """Whether the refusal speaks of what a member holds, so that others' may be taken."""
-    if concession.gives is not ConcessionKind.MEMBER:
+    if concession.kind is not ConcessionKind.MEMBER:
         return False
     name = re.escape(concession.member)
     said = error.message[:_MAX_READ]
@@ -321,7 +320,7 @@ def depends_on_the_request(concession: Concession, error: ApiError) -> bool:
 
     Of such a request nothing follows for others, except where they lose nothing by it.
     """
-    if concession.gives is ConcessionKind.MEMBER:
+    if concession.kind is ConcessionKind.MEMBER:
         return False
     return _CONDITION.search(error.message[:_MAX_READ]) is not None
 
@@ -343,11 +342,9 @@ def _wants(pattern: re.Pattern[str], name: str, member: str, said: str) -> bool:
     return name in (member, *_PLACES.findall(said)) and bool(pattern.search(f"{name} {said}"))
 
 
-def _refuses_seals(error: ApiError, member: str, said: str) -> bool:
+def _refuses_include(error: ApiError, member: str, named: list[str], said: str) -> bool:
     if error.code == "invalid_encrypted_content":
         return False  # it speaks of what was sent, not of what was asked for
-    if member == "include" or _SEALS in said or "include" in _PLACES.findall(said):
+    if member == "include" or "include" in named or "include" in _PLACES.findall(said):
         return True
-    if "include" in named_members(error):
-        return True
-    return bool(_SEALED.search(said) and _OBJECTS.search(said))
+    return _ENCRYPTED_REASONING in said or bool(_ENCRYPTED.search(said) and _OBJECTS.search(said))

@@ -1,4 +1,4 @@
-"""What upstreams mean by a message, where no code or status of theirs says it.
+"""What an upstream's error message means, where no code or status says it.
 
 Every service words the same refusal in its own way, and wraps what services behind it say.  A
 wording counts where it opens the message, after what wrappers put before it: whatever a message
@@ -127,7 +127,7 @@ _NO_SUCH_MODEL = _opening(
 
 
 def leading_code(message: str) -> str | None:
-    """What may be a code, where the message opens with one."""
+    """The code that the message opens with, or what may be one."""
     found = _CODE.match(message, 0, _READ)
     return None if found is None else found[1].lower()
 
@@ -170,6 +170,6 @@ def no_such_model(message: str) -> bool:
 
 
 def named_model(message: str) -> str | None:
-    """The model that such a message names, where it does."""
+    """The model that a message of :func:`no_such_model` names, or None."""
     found = _NO_SUCH_MODEL.match(message, 0, _READ)
     return None if found is None else next(filter(None, found.groups()), None)

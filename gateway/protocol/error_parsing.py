@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from gateway.protocol import error_messages as wording
+from gateway.protocol import error_messages as messages
 from gateway.protocol.errors import NOT_THE_API, UNREADABLE, ApiError
+from gateway.protocol.events import value_of
 from gateway.protocol.headers import may_pass
 
 #: Statuses of an ``error`` event that clients understand (protocol.md §5.1).
@@ -25,74 +26,58 @@ _CLEAR_STATUSES = frozenset({400, 401, 402, 413, 422, 429, 431})
 #: What may open a JSON text that was cut off.
 _JSON_BEGINS = (b"{", b"[", b'"')
 
-#: How much of an answer that is not JSON is told, in characters.
+#: How much of an answer that is not JSON is quoted, in characters.
 _MAX_TEXT = 300
 
-#: Members of an upstream's error object that clients read beside the usual four.
+#: Members of an error object that clients read beside the usual four.
 _DETAIL_MEMBERS = ("plan_type", "resets_at", "resets_in_seconds")
 
-#: Response headers that may travel in an ``error`` event; everything else stays here.  In an
-#: event they are JSON: what is no header would break an HTTP answer.  An upstream's turn state
-#: is for the gateway alone (§4.6).
+#: Response headers that may travel in an ``error`` event.  An upstream's turn state is for the
+#: gateway alone.
 _CLIENT_HEADERS = re.compile(
     r"retry-after(-ms)?|x-request-id|x-codex-(?!turn-state$)[a-z0-9_-]+", re.IGNORECASE
 )
 
-#: Response headers that speak of an account's limits (§7): for health, never for clients.
+#: Response headers that speak of an account's limits: for its health, never for clients.
 _HINTS = re.compile(
     r"retry-after(-ms)?|x-ratelimit-.*|x-codex-.*|x-.*-(primary|secondary)-(used|window|reset)-.*"
 )
 _MAX_HINTS = 64
 _MAX_HINT_LENGTH = 200
 
-#: The status that goes with an error code in an event that carries none (§5.3, §5.4).
-_STATUS_OF_CODE = {
-    "context_length_exceeded": 400,
-    "cyber_policy": 400,
-    "invalid_encrypted_content": 400,
-    "invalid_prompt": 400,
-    "previous_response_not_found": 400,
-    "unsupported_parameter": 400,
-    "invalid_api_key": 401,
-    "model_not_found": 404,
-    "billing_hard_limit_reached": 429,
-    "credit_balance_exhausted": 429,
-    "insufficient_quota": 429,
-    "organization_spend_limit_exceeded": 429,
-    "project_spend_limit_exceeded": 429,
-    "rate_limit_exceeded": 429,
-    "usage_limit_reached": 429,
-    "usage_not_included": 429,
-    "engine_overloaded": 503,
-    "overloaded": 503,
-    "server_is_overloaded": 503,
-    "server_overloaded": 503,
-    "slow_down": 503,
-}
 
-_STATUS_OF_TYPE = {
-    "BadRequestError": 400,
-    "ContextWindowExceededError": 400,
-    "UnprocessableEntityError": 422,
-    "bad_request_error": 400,
-    "image_generation_user_error": 400,
-    "invalid_request": 400,
-    "invalid_request_error": 400,
-    "validation_error": 422,
-    "AuthenticationError": 401,
-    "authentication_error": 401,
-    "PermissionDeniedError": 403,
-    "permission_error": 403,
-    "NotFoundError": 404,
-    "not_found_error": 404,
-    "RateLimitError": 429,
-    "insufficient_quota": 429,
-    "rate_limit_error": 429,
-    "usage_limit_reached": 429,
-    "usage_not_included": 429,
-    "ServiceUnavailableError": 503,
-    "overloaded_error": 503,
-}
+def _by_name(names_of_status: Mapping[int, str]) -> dict[str, int]:
+    return {name: status for status, names in names_of_status.items() for name in names.split()}
+
+
+#: The status that goes with an error's code where it comes with none.
+_STATUS_OF_CODE = _by_name(
+    {
+        400: "context_length_exceeded cyber_policy invalid_encrypted_content invalid_prompt"
+        " previous_response_not_found unsupported_parameter",
+        401: "invalid_api_key",
+        404: "model_not_found",
+        429: "billing_hard_limit_reached credit_balance_exhausted insufficient_quota"
+        " organization_spend_limit_exceeded project_spend_limit_exceeded rate_limit_exceeded"
+        " usage_limit_reached usage_not_included",
+        503: "engine_overloaded overloaded server_is_overloaded server_overloaded slow_down",
+    }
+)
+
+#: The same for an error's type.
+_STATUS_OF_TYPE = _by_name(
+    {
+        400: "BadRequestError ContextWindowExceededError bad_request_error"
+        " image_generation_user_error invalid_request invalid_request_error",
+        401: "AuthenticationError authentication_error",
+        403: "PermissionDeniedError permission_error",
+        404: "NotFoundError not_found_error",
+        422: "UnprocessableEntityError validation_error",
+        429: "RateLimitError insufficient_quota rate_limit_error usage_limit_reached"
+        " usage_not_included",
+        503: "ServiceUnavailableError overloaded_error",
+    }
+)
 
 #: The type that some services give to errors of every kind: beside a status it says nothing.
 _ANY_TYPE = "invalid_request_error"
@@ -103,7 +88,7 @@ _STATUS_MEMBERS = ("code", "status", "status_code", "statusCode", "http_status")
 #: Members that hold an error, or several.
 _WRAPPERS = ("error", "errors", "detail")
 
-#: How answers open that are errors and nothing else, and how many bytes of one tell.
+#: How answers open that are errors and nothing else, and how many bytes of one decide.
 _OPENINGS = (b'{"error', b'{"detail"', b'{"type":"error"', b'{"object":"error"')
 _OPENING = 64
 
@@ -113,8 +98,8 @@ _MESSAGE_MEMBERS = ("message", "detail", "msg", "error_message", "error_msg", "t
 #: Depth to which a message is looked for within a message.
 _MAX_DEPTH = 4
 
-#: Errors of a list that are told.
-_MAX_SAID = 20
+#: Errors of a list that are quoted.
+_MAX_ERRORS = 20
 
 
 def from_http(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
@@ -131,34 +116,29 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
         if status not in _CLEAR_STATUSES and _is_no_json(body):
             return _not_the_api(status, headers, body)
     fields = _error_object(decoded)
-    if status not in _STATUS_RANGE:
-        told = _settled(None, fields)
-        what = ", but with neither events nor a response" if status < 300 else ""
-        fields.setdefault("message", f"The upstream answered with the status {status}{what}.")
-        return _build(502 if told == 500 else told, fields, headers, headers)
-    return _build(_settled(status, fields), fields, headers, headers)
+    if status in _STATUS_RANGE:
+        return _build(_settled(status, fields), fields, headers, headers)
+    settled = _settled(None, fields)
+    what = ", but with neither events nor a response" if status < 300 else ""
+    fields.setdefault("message", f"The upstream answered with the status {status}{what}.")
+    return _build(502 if settled == 500 else settled, fields, headers, headers)
 
 
 def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> ApiError | None:
-    """Read an answer that was to be what was asked for, and may be an error all the same.
+    """Read an answer with a status of success, which may be an error all the same.
 
-    :param status: one of success.
     :param headers: its response headers, names in lower case.
     :param body: all of it.
     :return: None for anything but an error.
     """
-    try:
-        decoded = msgspec.json.decode(body)
-    except UNREADABLE:
-        return None
-    return from_http(status, headers, body) if _is_bare_error(decoded) else None
+    return from_http(status, headers, body) if _is_bare_error(value_of(body)) else None
 
 
 def from_event(data: bytes) -> ApiError | None:
-    """Read an upstream's ``error`` event, whatever it holds (§5.1).
+    """Read an upstream's ``error`` event, whatever it holds.
 
     :param data: the event's data: JSON, flat or nested, or a text.
-    :return: None for an event that says nothing (§10.57).
+    :return: None for an event that says nothing.
     """
     try:
         decoded = msgspec.json.decode(data)
@@ -174,16 +154,11 @@ def from_event(data: bytes) -> ApiError | None:
 
 
 def from_untyped(data: bytes) -> ApiError | None:
-    """Read an event that does not say what it is: services end streams with a bare error.
+    """Read the data of an event without a type: services end streams with a bare error.
 
-    :param data: the event's data.
     :return: None for anything but an error.
     """
-    try:
-        decoded = msgspec.json.decode(data)
-    except UNREADABLE:
-        return None
-    return from_event(data) if _is_bare_error(decoded) else None
+    return from_event(data) if _is_bare_error(value_of(data)) else None
 
 
 def may_be_bare_error(begins: bytes | bytearray) -> bool:
@@ -200,16 +175,10 @@ def _is_bare_error(decoded: object) -> bool:
 
 
 def from_failed_response(error: object) -> ApiError:
-    """Read ``response.error`` of a ``response.failed`` event (§5.4)."""
+    """Read ``response.error`` of a ``response.failed`` event."""
     fields = _error_object({"error": error})
     fields.setdefault("message", "The upstream failed the response.")
     return _build(_settled(None, fields), fields, fields.get("headers"), None)
-
-
-def _named_status(code: object, type: object) -> int | None:
-    of_code = _STATUS_OF_CODE.get(code) if isinstance(code, str) else None
-    of_type = _STATUS_OF_TYPE.get(type) if isinstance(type, str) else None
-    return of_code or of_type
 
 
 def names_a_member(param: str | None) -> bool:
@@ -241,15 +210,17 @@ def _meant(fields: Mapping[str, Any]) -> int | None:
     said = next((number for number in numbers if number is not None), None)
     if said is not None and said < 500:
         return said
-    named = _named_status(_code(fields), fields.get("type"))
+    kind = fields.get("type")
+    of_type = _STATUS_OF_TYPE.get(kind) if isinstance(kind, str) else None
+    named = _STATUS_OF_CODE.get(_code(fields) or "") or of_type
     if named is not None and named != 400:
         return named
     message = fields.get("message") or ""
-    if names_a_member(_param(fields.get("param"))) or wording.about_the_request(message):
+    if names_a_member(_param(fields.get("param"))) or messages.about_the_request(message):
         return 400
-    if wording.overloaded(message):
+    if messages.overloaded(message):
         return 503
-    if wording.spent(message) or wording.rate_limited(message):
+    if messages.spent(message) or messages.rate_limited(message):
         return 429
     return named or said
 
@@ -259,7 +230,7 @@ def _code(fields: Mapping[str, Any]) -> str | None:
     code = fields.get("code")
     if code is not None and _number(code) is None:
         return str(code)
-    said = wording.leading_code(fields.get("message") or "")
+    said = messages.leading_code(fields.get("message") or "")
     return said if said in _STATUS_OF_CODE else None
 
 
@@ -286,7 +257,7 @@ def _is_no_json(body: bytes) -> bool:
 def _not_the_api(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
     """What a CDN, a load balancer or a captive portal says in place of the API.
 
-    It speaks of nothing that the API knows: no account, no model, no request is refused by it.
+    It refuses no account, no model and no request.
     """
     text = _text(body).lstrip("\ufeff \t\r\n")
     if text.startswith("<"):
@@ -338,7 +309,7 @@ def _error_object(decoded: object) -> dict[str, Any]:
     place = next(map(_place, _validated(inner)), None)
     if place:
         fields.setdefault("param", place)
-    message = _said(inner) or _said(decoded)
+    message = _message(inner) or _message(decoded)
     if message:
         fields["message"] = message
     else:
@@ -346,18 +317,20 @@ def _error_object(decoded: object) -> dict[str, Any]:
     return fields
 
 
-def _said(value: object, depth: int = 0) -> str:
-    """What of an error, or of a list of them, is for people; empty where nothing is."""
+def _message(value: object, depth: int = 0) -> str:
+    """The message of an error, or of a list of them; empty where there is none."""
     if isinstance(value, str):
         return value
     if depth >= _MAX_DEPTH:
         return ""
     if isinstance(value, list):
-        return "; ".join(filter(None, (_said(each, depth + 1) for each in value[:_MAX_SAID])))
+        return "; ".join(filter(None, (_message(each, depth + 1) for each in value[:_MAX_ERRORS])))
     if not isinstance(value, dict):
         return ""
-    said = next(filter(None, (_said(value.get(name), depth + 1) for name in _MESSAGE_MEMBERS)), "")
-    return said if not any(_validated(value)) else _with_place(value, said)
+    said = next(
+        filter(None, (_message(value.get(name), depth + 1) for name in _MESSAGE_MEMBERS)), ""
+    )
+    return said if not any(_validated(value)) else _place_and_message(value, said)
 
 
 def _validated(inner: object) -> Iterator[dict[str, Any]]:
@@ -368,10 +341,10 @@ def _validated(inner: object) -> Iterator[dict[str, Any]]:
 
 
 def _place(found: Mapping[str, Any]) -> str:
-    return ".".join(str(part) for part in found["loc"][:_MAX_SAID]).removeprefix("body.")
+    return ".".join(str(part) for part in found["loc"][:_MAX_ERRORS]).removeprefix("body.")
 
 
-def _with_place(found: Mapping[str, Any], said: str) -> str:
+def _place_and_message(found: Mapping[str, Any], said: str) -> str:
     """What a validator says, after the place: ``input.0: Not a text (string_type)``."""
     place, kind = _place(found), found.get("type")
     told = f"{said} ({kind})" if isinstance(kind, str) else said

@@ -1,7 +1,7 @@
-"""One error type for everything a client may be told, and its one shape on the wire.
+"""The one error type for clients, and its one shape on the wire (protocol.md §5.1-§5.4).
 
-Shapes and codes: protocol.md §5.1-§5.4.  A constructor stands for each code that the
-gateway itself uses; :mod:`~gateway.protocol.error_parsing` makes them of what upstreams send.
+A constructor stands for each code that the gateway itself uses;
+:mod:`~gateway.protocol.error_parsing` reads the errors that upstreams send.
 """
 
 from __future__ import annotations
@@ -14,21 +14,16 @@ import msgspec
 #: What reading JSON raises when it is broken, no UTF-8, of another shape or nested too deeply.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-#: The code of what is the gateway's own fault.
+#: Codes: the gateway is at fault; the egress proxy failed before the upstream was reached; no
+#: connection to the upstream; an answer that is not the API's (mostly a page of a load balancer).
 GATEWAY_FAILED = "gateway_failed"
-
-#: The code of what went wrong before the upstream was reached, by the proxy's own fault.
 PROXY_ERROR = "egress_proxy_error"
-
-#: The code of an upstream that no connection could be made to.
 UNREACHABLE = "upstream_unreachable"
-
-#: The code of an answer that is not the API's: a page of what stands before it, mostly.
 NOT_THE_API = "upstream_not_the_api"
 
 
 class ApiError(Exception):
-    """A refusal in the API's terms: raised by readers, passed as a value everywhere else.
+    """An error in the API's terms: raised by readers, passed as a value everywhere else.
 
     :param status: HTTP status, 400-599.
     :param type: the API's ``error.type``.
@@ -37,8 +32,8 @@ class ApiError(Exception):
     :param param: the request member at fault, or None.
     :param headers: headers the client should see (``retry-after``).
     :param details: further members of the error object (``resets_at``).
-    :param hints: what the upstream's headers said of its limits, names in lower case; for
-        :mod:`gateway.protocol.rate_limits` alone, clients never see it.
+    :param hints: the upstream's headers about its limits, names in lower case; for
+        :mod:`gateway.protocol.rate_limits` alone, clients never see them.
     """
 
     def __init__(
@@ -67,11 +62,11 @@ class ApiError(Exception):
 
     @property
     def label(self) -> str:
-        """What logs and counters call this error: its code, else its type."""
+        """Its name in logs and counters: its code, else its type."""
         return self.code or self.type
 
     def body(self) -> dict[str, Any]:
-        """The ``error`` object of §5.1, ready for JSON."""
+        """The ``error`` object, ready for JSON."""
         return {
             "type": self.type,
             "code": self.code,
@@ -89,7 +84,7 @@ class ApiError(Exception):
 
     @classmethod
     def previous_response_not_found(cls, response_id: str) -> ApiError:
-        """400: this client never got a response of that id, or it was forgotten (§10.58)."""
+        """400: this client never got a response of that id, or it was forgotten."""
         return cls.invalid_request(
             f"Previous response with id '{response_id[:100]}' not found.",
             "previous_response_id",
@@ -98,34 +93,34 @@ class ApiError(Exception):
 
     @classmethod
     def connection_limit_reached(cls, message: str) -> ApiError:
-        """400: makes every client open a new connection and send its full input (§5.3)."""
+        """400: makes every client open a new connection and send its full input."""
         return cls.invalid_request(message, None, "websocket_connection_limit_reached")
 
     @classmethod
     def forgotten(cls) -> ApiError:
-        """400: a response that this connection gave out cannot be continued any more (§6.2)."""
+        """400: a response that this connection gave out cannot be continued any more."""
         return cls.connection_limit_reached(
             "The gateway no longer remembers this conversation; send it in full."
         )
 
     @classmethod
     def gateway_failed(cls) -> ApiError:
-        """500: the gateway itself is at fault; another account would fare no better."""
+        """500: the gateway itself is at fault; another account would not help."""
         return cls(500, "server_error", "The gateway failed.", GATEWAY_FAILED)
 
     @classmethod
     def gateway_restarts(cls) -> ApiError:
-        """502: the gateway stops; clients come again, and find another one or a new one."""
+        """502: the gateway stops; clients retry and reach another or a restarted one."""
         return cls.bad_gateway("The gateway is restarting.", "gateway_restart")
 
     @classmethod
     def bad_gateway(cls, message: str, code: str = "upstream_error") -> ApiError:
-        """502: an upstream could not be used; every client retries this (§5.2)."""
+        """502: an upstream could not be used; every client retries this."""
         return cls(502, "server_error", message, code)
 
 
 def error_event(error: ApiError) -> bytes:
-    """The WebSocket form of an error: nested, with an integer status (§5.1, §10.52-55)."""
+    """The WebSocket form of an error: nested, with an integer status."""
     event: dict[str, Any] = {"type": "error", "status": error.status, "error": error.body()}
     if error.headers:
         event["headers"] = error.headers

@@ -1,4 +1,9 @@
-"""The events the gateway reads; all others pass as the bytes they came in (protocol.md §4)."""
+"""The events the gateway reads; all others pass as the bytes they came in (protocol.md §4).
+
+Some services write JSON that not every parser takes: ``NaN`` and ``Infinity`` where a number is
+none, and half a character where they cut a text between the two escapes of one.  What is read here
+is mended first (RFC 8259).
+"""
 
 from __future__ import annotations
 
@@ -9,41 +14,40 @@ from typing import Any
 import msgspec
 
 from gateway.protocol.errors import UNREADABLE
-from gateway.protocol.headers import counts_limits
-from gateway.protocol.tolerant_json import integer_of, mended, text_of, value_of
-from gateway.protocol.turn_state import TURN_STATE
+from gateway.protocol.headers import TURN_STATE, counts_limits
+from gateway.protocol.request import Members
+from gateway.protocol.usage import whole_number
 
-#: The events of a streamed answer that nobody but the client reads: the hot path.
+#: The events of a streamed answer that only the client reads: the hot path.
 PASSED_UNREAD = frozenset(
-    name.encode()
-    for name in (
-        "response.output_item.added",
-        "response.content_part.added",
-        "response.content_part.done",
-        "response.output_text.delta",
-        "response.output_text.done",
-        "response.output_text.annotation.added",
-        "response.refusal.delta",
-        "response.refusal.done",
-        "response.function_call_arguments.delta",
-        "response.function_call_arguments.done",
-        "response.custom_tool_call_input.delta",
-        "response.custom_tool_call_input.done",
-        "response.reasoning_summary_part.added",
-        "response.reasoning_summary_part.done",
-        "response.reasoning_summary_text.delta",
-        "response.reasoning_summary_text.done",
-        "response.reasoning_text.delta",
-        "response.reasoning_text.done",
-    )
+    {
+        b"response.output_item.added",
+        b"response.content_part.added",
+        b"response.content_part.done",
+        b"response.output_text.delta",
+        b"response.output_text.done",
+        b"response.output_text.annotation.added",
+        b"response.refusal.delta",
+        b"response.refusal.done",
+        b"response.function_call_arguments.delta",
+        b"response.function_call_arguments.done",
+        b"response.custom_tool_call_input.delta",
+        b"response.custom_tool_call_input.done",
+        b"response.reasoning_summary_part.added",
+        b"response.reasoning_summary_part.done",
+        b"response.reasoning_summary_text.delta",
+        b"response.reasoning_summary_text.done",
+        b"response.reasoning_text.delta",
+        b"response.reasoning_text.done",
+    }
 )
 
-#: Events before the first output: they can still be taken back while held (§8.4).
+#: Events before the first output: while they are held, the turn can still go elsewhere.
 PREAMBLE = frozenset(
     {b"response.created", b"response.queued", b"response.in_progress", b"response.metadata"}
 )
 
-#: How upstreams end a response; the values are what clients understand (§4.3, §10.42).
+#: How upstreams end a response; the values are what clients understand.
 TERMINALS = {
     b"response.completed": b"response.completed",
     b"response.failed": b"response.failed",
@@ -52,14 +56,24 @@ TERMINALS = {
     b"response.cancelled": b"response.incomplete",
 }
 
-#: Events that end an answer with what went wrong.
+#: Events that end an answer with an error.
 ERRORS = frozenset({b"error", b"response.error"})
 
-Members = dict[str, msgspec.Raw]
+_TYPE_FIRST = re.compile(rb'\s*\{\s*"type"\s*:\s*"([^"\\\n]*)"')
+
+_LONE = rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+_PAIR = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_ODD = re.compile(rb'(")|' + _PAIR + rb"|(" + _LONE + rb")|\\.|(NaN|-?Infinity)", re.DOTALL)
+
+#: An odd text has one of these; looking for them costs next to nothing.
+_ODD_SIGNS = (b"NaN", b"Infinity", b"\\ud", b"\\uD")
 
 
 class ResponseHead(msgspec.Struct):
-    """What the gateway reads of a response object; what is of another type counts as unsaid."""
+    """What the gateway reads of a response object; a member of another type counts as absent.
+
+    :ivar previous_is_odd: its ``previous_response_id`` is neither a string nor null.
+    """
 
     id: str = ""
     previous_response_id: str | None = None
@@ -83,37 +97,97 @@ class _UsualHead(msgspec.Struct):
     usage: Any = None
 
 
-class _Lifecycle(msgspec.Struct):
+class _LifecycleEvent(msgspec.Struct):
     response: _UsualHead
 
 
-class _Typed(msgspec.Struct):
+class _TypedEvent(msgspec.Struct):
     type: Any = None
 
 
-class _Numbered(msgspec.Struct):
+class _NumberedEvent(msgspec.Struct):
     sequence_number: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _Metadata(msgspec.Struct):
+class _MetadataEvent(msgspec.Struct):
     headers: dict[str, msgspec.Raw] = {}
 
 
-_decode_lifecycle = msgspec.json.Decoder(_Lifecycle).decode
-_decode_metadata = msgspec.json.Decoder(_Metadata).decode
-_decode_typed = msgspec.json.Decoder(_Typed).decode
-_decode_numbered = msgspec.json.Decoder(_Numbered).decode
+_decode_lifecycle = msgspec.json.Decoder(_LifecycleEvent).decode
+_decode_metadata = msgspec.json.Decoder(_MetadataEvent).decode
+_decode_typed = msgspec.json.Decoder(_TypedEvent).decode
+_decode_numbered = msgspec.json.Decoder(_NumberedEvent).decode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-_TYPE_FIRST = re.compile(rb'\s*\{\s*"type"\s*:\s*"([^"\\\n]*)"')
 
 
 class MalformedEvent(Exception):
     """An upstream's event that must be read cannot be."""
 
 
+# --- JSON --------------------------------------------------------------------------------
+
+
+def mended(data: bytes) -> bytes:
+    """The same JSON without what strict parsers refuse.
+
+    ``NaN`` and the like become null, lone surrogates U+FFFD; every other byte stays.
+    """
+    if not any(sign in data for sign in _ODD_SIGNS):
+        return data
+    in_text = False
+
+    def replacement(found: re.Match[bytes]) -> bytes:
+        nonlocal in_text
+        if found[1]:
+            in_text = not in_text
+        elif found[2]:
+            return b"\\ufffd"  # of the same length
+        elif found[3] and not in_text:
+            return b"null"
+        return found[0]
+
+    return _ODD.sub(replacement, data)
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether this is one JSON text from its beginning to its end."""
+    try:
+        _decode_raw(mended(data))
+    except UNREADABLE:
+        return False
+    return True
+
+
+def value_of(raw: bytes | None) -> Any:
+    """The value of a member; None where there is none, or one that cannot be read."""
+    try:
+        return None if raw is None else msgspec.json.decode(raw)
+    except UNREADABLE:
+        return None
+
+
+def text_of(raw: bytes | None) -> str | None:
+    """A member that is a text; None where it is anything else."""
+    value = value_of(raw)
+    return value if isinstance(value, str) else None
+
+
+def raw_list(items: Sequence[bytes]) -> msgspec.Raw:
+    """A JSON array of raw items."""
+    return msgspec.Raw(b"[" + b",".join(items) + b"]")
+
+
+def raw_value(value: object) -> msgspec.Raw:
+    """A value as a raw JSON member."""
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+# --- any event ---------------------------------------------------------------------------
+
+
 def event_type(data: bytes) -> bytes:
-    """The type that an event's data says; empty when it says none."""
+    """The ``type`` in an event's data; empty when there is none."""
     first = _TYPE_FIRST.match(data)
     if first is not None:
         return first[1]
@@ -124,11 +198,33 @@ def event_type(data: bytes) -> bytes:
     return kind.encode() if isinstance(kind, str) else b""
 
 
-def typed(data: bytes, kind: bytes) -> bytes:
+def with_type(data: bytes, kind: bytes) -> bytes:
     """The same event with this type, as its first member."""
     members = decode_members(data)
     members.pop("type", None)
     return msgspec.json.encode({"type": kind.decode(), **members})
+
+
+def sequence_number(data: bytes) -> int:
+    """The ``sequence_number`` of an event, or -1."""
+    try:
+        number = whole_number(value_of(_decode_numbered(data).sequence_number))
+    except UNREADABLE:
+        return -1
+    return -1 if number is None else number
+
+
+def with_stream_id(data: bytes, stream_id: bytes) -> bytes:
+    """Name the lane in an event, everything else untouched.
+
+    :param stream_id: the lane's name as JSON.
+    """
+    members = data[data.find(b"{") + 1 :]
+    separator = b"" if members.lstrip().startswith(b"}") else b","
+    return b'{"stream_id":' + stream_id + separator + members
+
+
+# --- events with a response or an item ---------------------------------------------------
 
 
 def read_response(data: bytes) -> ResponseHead | None:
@@ -140,19 +236,20 @@ def read_response(data: bytes) -> ResponseHead | None:
         usual = _decode_lifecycle(data).response
     except UNREADABLE:
         return _read_odd_response(data)
+    details = usual.incomplete_details
     return ResponseHead(
         usual.id,
         usual.previous_response_id,
         False,
         usual.status,
         usual.error,
-        None if usual.incomplete_details is None else usual.incomplete_details.reason,
+        None if details is None else details.reason,
         usual.usage,
     )
 
 
 def _read_odd_response(data: bytes) -> ResponseHead | None:
-    """The same member by member: an odd one counts as unsaid, and no other suffers for it."""
+    """The same member by member: an odd one counts as absent, and no other suffers for it."""
     response = _response_in(_members_of(data))
     if response is None:
         return None
@@ -184,33 +281,61 @@ def _response_in(event: Members) -> Members | None:
         return None
 
 
+def response_members(data: bytes) -> Members:
+    """The response object of a lifecycle event, as raw members; empty when unreadable."""
+    try:
+        return _response_in(decode_members(data)) or {}
+    except UNREADABLE:
+        return {}
+
+
 def with_response(data: bytes, known: Members) -> bytes:
     """The lifecycle event with a response object, where it has none.
 
-    :param known: what else is known of the response; what the event itself says in place of
-        one counts more.
+    :param known: what else is known of the response; the event's own members count more.
     :raises MalformedEvent: when the event is no JSON object.
     """
-    event = _members_of(data)
-    of_the_event = ("type", "sequence_number", "response")
-    said = {name: value for name, value in event.items() if name not in of_the_event}
-    kept = {name: value for name, value in event.items() if name in of_the_event}
-    return msgspec.json.encode({**kept, "response": {**known, **said}})
+    kept: Members = {}
+    response = dict(known)
+    for name, value in _members_of(data).items():
+        (kept if name in ("type", "sequence_number", "response") else response)[name] = value
+    return msgspec.json.encode({**kept, "response": response})
+
+
+def with_response_members(data: bytes, members: Mapping[str, msgspec.Raw]) -> bytes:
+    """Put ``members`` into the response of a lifecycle event; without one it stays as it is."""
+    try:
+        event = decode_members(data)
+        response = decode_members(event["response"])
+    except (KeyError, *UNREADABLE):
+        return data
+    return msgspec.json.encode({**event, "response": {**response, **members}})
 
 
 def read_item_done(data: bytes) -> tuple[int | None, bytes | None]:
     """``output_index`` and the raw item of a ``response.output_item.done``.
 
-    :return: None for what the event does not say, or not in a way that can be read.
+    :return: None for what the event lacks, or has in a form that cannot be read.
     :raises MalformedEvent: when it is no JSON.
     """
     members = _members_of(data)
     item = bytes(members.get("item", b"null"))
-    return integer_of(members.get("output_index")), item if item.startswith(b"{") else None
+    index = whole_number(value_of(members.get("output_index")))
+    return index, item if item.startswith(b"{") else None
+
+
+# --- response.metadata -------------------------------------------------------------------
+
+
+def metadata_event(headers: Mapping[str, str]) -> bytes:
+    """A ``response.metadata`` event; it takes no part in the ``sequence_number``s."""
+    return msgspec.json.encode(
+        {"type": "response.metadata", "headers": dict(headers), "metadata": {}}
+    )
 
 
 def read_turn_state(data: bytes) -> str | None:
-    """``x-codex-turn-state`` of a ``response.metadata`` event (§4.6), or None."""
+    """``x-codex-turn-state`` of a ``response.metadata`` event, or None."""
     try:
         headers = _decode_metadata(data).headers
     except UNREADABLE:
@@ -235,7 +360,7 @@ def with_turn_state(data: bytes, turn_state: str) -> bytes:
 def without_limit_headers(data: bytes) -> bytes:
     """A ``response.metadata`` event without the headers that count an account's limits.
 
-    Its turn state stays: what becomes of that is another matter.
+    Its turn state stays; :func:`with_turn_state` replaces it.
     """
     try:
         event = decode_members(data)
@@ -247,62 +372,4 @@ def without_limit_headers(data: bytes) -> bytes:
         for name, value in headers.items()
         if name.lower() == TURN_STATE or not counts_limits(name)
     }
-    if len(kept) == len(headers):
-        return data
-    return msgspec.json.encode({**event, "headers": kept})
-
-
-def metadata_event(headers: Mapping[str, str]) -> bytes:
-    """A ``response.metadata`` event; it takes no part in the ``sequence_number``s (§4.6)."""
-    return msgspec.json.encode(
-        {"type": "response.metadata", "headers": dict(headers), "metadata": {}}
-    )
-
-
-def sequence_number(data: bytes) -> int:
-    """The ``sequence_number`` of an event, or -1."""
-    try:
-        number = integer_of(_decode_numbered(data).sequence_number)
-    except UNREADABLE:
-        return -1
-    return -1 if number is None else number
-
-
-def with_response_members(data: bytes, members: Mapping[str, msgspec.Raw]) -> bytes:
-    """Put ``members`` into the response of a lifecycle event; without one it stays as it is."""
-    try:
-        event = decode_members(data)
-        response = decode_members(event["response"])
-    except (KeyError, *UNREADABLE):
-        return data
-    response.update(members)
-    event["response"] = raw_value(response)
-    return msgspec.json.encode(event)
-
-
-def with_stream_id(data: bytes, stream_id: bytes) -> bytes:
-    """Name the lane in an event, everything else untouched (§10.46).
-
-    :param stream_id: the lane's name as JSON.
-    """
-    members = data[data.find(b"{") + 1 :]
-    separator = b"" if members.lstrip().startswith(b"}") else b","
-    return b'{"stream_id":' + stream_id + separator + members
-
-
-def response_members(data: bytes) -> Members:
-    """The response object of a lifecycle event, as raw members; empty when unreadable."""
-    try:
-        return _response_in(decode_members(data)) or {}
-    except UNREADABLE:
-        return {}
-
-
-def raw_list(items: Sequence[bytes]) -> msgspec.Raw:
-    """A JSON array of raw items."""
-    return msgspec.Raw(b"[" + b",".join(items) + b"]")
-
-
-def raw_value(value: object) -> msgspec.Raw:
-    """A value as a raw JSON member."""
-    return msgspec.Raw(msgspec.json.encode(value))
+    return data if len(kept) == len(headers) else msgspec.json.encode({**event, "headers": kept})

@@ -1,6 +1,6 @@
-"""Input and output items: kept as raw JSON, looked at only where the gateway must.
+"""Input and output items: kept as raw JSON, read only where the gateway must.
 
-Items are opaque (protocol.md §3.4): only ``type``, ``id``, ``call_id`` and the presence of
+Items are opaque (protocol.md §3.4, §8.3): only ``type``, ``id``, ``call_id`` and the presence of
 ``encrypted_content`` are read.  An item that cannot be read passes as it is.
 """
 
@@ -27,21 +27,31 @@ MODEL_MADE = frozenset(
     }
 )
 
-#: What the type of a call ends with, and that of an answer to one (§8.3.6).
+#: No model takes an input of so many items.
+_MAX_ITEMS = 100_000
+
+#: What the type of a call ends with, and that of its output.
 _CALL = "_call"
-_ANSWER = "_output"
+_OUTPUT = "_output"
 _REQUEST = "mcp_approval_request"
 _APPROVAL = "mcp_approval_response"
 
-_SEAL_NAME = b'"encrypted_content"'
-_SEAL = re.compile(_SEAL_NAME + rb'\s*:\s*"([^"]+)"')
+_CONTENT_NAME = b'"encrypted_content"'
+_CONTENT = re.compile(_CONTENT_NAME + rb'\s*:\s*"([^"]+)"')
+
+#: Members of an item, and of a part of its content, that do not change what it means.
+_ITEM_LABELS = frozenset({"id", "call_id", "status", "type"})
+_PART_LABELS = frozenset({"annotations", "logprobs", "type"})
+
+IssuerOf = Callable[[bytes], "str | None"]
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
     """One item of a transcript.
 
-    ``sealed`` says that it carries ``encrypted_content``, which only the account that
-    issued it can read (§8.3.9); ``issuer`` names that account, or is None when unknown.
+    :ivar encrypted: it carries ``encrypted_content``, which only the account that issued it
+        can read.
+    :ivar issuer: that account; None when it is unknown.
     """
 
     raw: bytes
@@ -49,18 +59,18 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     id: str | None = None
     call_id: str | None = None
     role: str | None = None
-    sealed: bool = False
+    encrypted: bool = False
     issuer: str | None = None
 
     @property
-    def seal_opens_nowhere_else(self) -> bool:
-        """Sealed, and too precious to drop: compaction items, messages between agents."""
-        return self.sealed and self.type != "reasoning"
+    def needs_issuer(self) -> bool:
+        """Encrypted, and not to be dropped: compaction items, messages between agents."""
+        return self.encrypted and self.type != "reasoning"
 
     @property
-    def is_answer(self) -> bool:
+    def is_call_output(self) -> bool:
         """Whether it answers a call: a tool's output of any kind, or an approval."""
-        return self.type.endswith(_ANSWER) or self.type == _APPROVAL
+        return self.type.endswith(_OUTPUT) or self.type == _APPROVAL
 
     @property
     def is_model_made(self) -> bool:
@@ -68,9 +78,9 @@ class Item(msgspec.Struct, frozen=True, gc=False):
         return self.type.endswith(_CALL) or self.type in MODEL_MADE or self.role == "assistant"
 
     @property
-    def by_id(self) -> bool:
-        """Whether only a service that keeps the item of this id can read it."""
-        return self.type == "item_reference" or (self.type == "reasoning" and not self.sealed)
+    def is_reference(self) -> bool:
+        """Whether only a service that stores the item of this id can read it."""
+        return self.type == "item_reference" or (self.type == "reasoning" and not self.encrypted)
 
 
 class _ItemHead(msgspec.Struct):
@@ -81,15 +91,13 @@ class _ItemHead(msgspec.Struct):
     approval_request_id: str | int | None = None
 
 
-class _Status(msgspec.Struct):
+class _ItemStatus(msgspec.Struct):
     status: str | None = None
 
 
 _decode_head = msgspec.json.Decoder(_ItemHead).decode
-_decode_status = msgspec.json.Decoder(_Status).decode
+_decode_status = msgspec.json.Decoder(_ItemStatus).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
-
-IssuerOf = Callable[[bytes], "str | None"]
 
 
 def read_item(raw: bytes) -> Item:
@@ -99,9 +107,14 @@ def read_item(raw: bytes) -> Item:
     except UNREADABLE:
         return Item(raw)
     kind = head.type or ("message" if head.role else "item_reference" if head.id else "")
+    id_ = head.id
     call_id = head.approval_request_id if kind == _APPROVAL else head.call_id
-    sealed = seal_of(raw) is not None
-    return Item(raw, kind, _text(head.id), _text(call_id), head.role, sealed)
+    if isinstance(id_, int):  # some services and clients number their calls
+        id_ = str(id_)
+    if isinstance(call_id, int):
+        call_id = str(call_id)
+    encrypted = _CONTENT_NAME in raw and _CONTENT.search(raw) is not None
+    return Item(raw, kind, id_, call_id, head.role, encrypted)
 
 
 def with_issuers(items: tuple[Item, ...], issuer_of: IssuerOf) -> tuple[Item, ...]:
@@ -109,22 +122,28 @@ def with_issuers(items: tuple[Item, ...], issuer_of: IssuerOf) -> tuple[Item, ..
 
     :param issuer_of: finds the account by the item's JSON; None when it is unknown.
     """
-    if not any(item.sealed for item in items):
+    for item in items:
+        if item.encrypted:
+            break
+    else:
         return items
     return tuple(
-        msgspec.structs.replace(item, issuer=issuer_of(item.raw)) if item.sealed else item
+        msgspec.structs.replace(item, issuer=issuer_of(item.raw)) if item.encrypted else item
         for item in items
     )
 
 
 def read_input(raw: bytes) -> tuple[Item, ...]:
-    """Split a request's ``input`` (string, list or null) into items (§10.20).
+    """Split a request's ``input`` (string, list or null) into items.
 
-    :raises ValueError: when it is none of these.
+    :raises ValueError: when it is none of these, or too long.
     """
     kind = raw[:1]
     if kind == b"[":
-        return tuple(read_item(bytes(item)) for item in _decode_list(raw))
+        entries = _decode_list(raw)
+        if len(entries) > _MAX_ITEMS:
+            raise ValueError(f"it has more than {_MAX_ITEMS} items")
+        return tuple([read_item(bytes(entry)) for entry in entries])
     if kind == b'"':
         content = b'{"type":"message","role":"user","content":' + raw + b"}"
         return (Item(content, "message", role="user"),)
@@ -133,39 +152,37 @@ def read_input(raw: bytes) -> tuple[Item, ...]:
     raise ValueError("expected a string or a list of items")
 
 
-def seal_of(raw: bytes) -> bytes | None:
-    """The ``encrypted_content`` of an item, wherever in it; None when it is not sealed.
+def encrypted_content(raw: bytes) -> bytes | None:
+    """The ``encrypted_content`` of an item, wherever in it; None when it has none.
 
-    A client may echo an item with other members around the seal, so the seal alone counts.
+    A client may echo an item with other members around it, so it alone identifies the item.
     """
-    if _SEAL_NAME not in raw:
+    if _CONTENT_NAME not in raw:
         return None  # the usual case, and the cheap one
-    found = _SEAL.search(raw)
+    found = _CONTENT.search(raw)
     return None if found is None else found[1]
 
 
-def names_of_call(item: Item) -> tuple[str, ...]:
-    """The names by which an answer may speak of this call: ``call_id``, ``id`` (§8.3.6).
-
-    :return: none for an item that is no call.
-    """
-    if item.is_answer or not (item.call_id or item.type.endswith(_CALL) or item.type == _REQUEST):
+def call_ids(item: Item) -> tuple[str, ...]:
+    """The ids by which an output may refer to this call; none for an item that is no call."""
+    is_call = item.call_id or item.type.endswith(_CALL) or item.type == _REQUEST
+    if item.is_call_output or not is_call:
         return ()
-    return tuple(name for name in (item.call_id, item.id) if name is not None)
+    return tuple(each for each in (item.call_id, item.id) if each is not None)
 
 
-def unanswered_calls(items: Iterable[Item]) -> set[str]:
-    """Names of the calls that ``items`` answer and do not hold."""
+def missing_calls(items: Iterable[Item]) -> set[str]:
+    """Ids of the calls whose outputs are among ``items``, and that are not themselves."""
     answered: set[str] = set()
-    held: set[str] = set()
+    present: set[str] = set()
     for item in items:
-        if item.is_answer:
+        if item.is_call_output:
             name = item.call_id or item.id
             if name is not None:
                 answered.add(name)
         else:
-            held.update(names_of_call(item))
-    return answered - held
+            present.update(call_ids(item))
+    return answered - present
 
 
 def brings_history(items: Iterable[Item]) -> bool:
@@ -182,46 +199,32 @@ def is_unfinished(raw: bytes) -> bool:
 
 
 def item_content(raw: bytes) -> bytes:
-    """What an item says, without what services and clients write otherwise about the same.
+    """What an item means, in one form for what services and clients write in several.
 
-    Its type, its ids, its state and empty members do not count, nor does whether a text
-    stands alone or as the only part of a list.
+    Its type, ids, status and empty members do not count, nor does whether a text stands alone
+    or as the only part of a list.
     """
     try:
-        content = _essence(msgspec.json.decode(raw))
-        return msgspec.json.encode(content, order="deterministic")
+        item = msgspec.json.decode(raw)
+        if isinstance(item, dict):
+            item = {
+                name: _content_parts(value) if name in ("content", "output") else value
+                for name, value in item.items()
+                if name not in _ITEM_LABELS and value not in (None, "", [], {})
+            }
+        return msgspec.json.encode(item, order="deterministic")
     except UNREADABLE:
         return raw
 
 
-#: Members of an item, and of a part of its content, that say nothing of what it means.
-_OF_AN_ITEM = frozenset({"id", "call_id", "status", "type"})
-_OF_A_PART = frozenset({"annotations", "logprobs", "type"})
-
-
-def _essence(item: object) -> object:
-    if not isinstance(item, dict):
-        return item
-    return {
-        name: _parts(value) if name in ("content", "output") else value
-        for name, value in item.items()
-        if name not in _OF_AN_ITEM and value not in (None, "", [], {})
-    }
-
-
-def _parts(content: object) -> object:
+def _content_parts(content: object) -> object:
     if isinstance(content, str):
         return [{"text": content}]
     if not isinstance(content, list):
         return content
     return [
-        {name: value for name, value in part.items() if name not in _OF_A_PART}
+        {name: value for name, value in part.items() if name not in _PART_LABELS}
         if isinstance(part, dict)
         else part
         for part in content
     ]
-
-
-def _text(name: str | int | None) -> str | None:
-    """An id as text: some services and clients number their calls."""
-    return name if name is None or isinstance(name, str) else str(name)

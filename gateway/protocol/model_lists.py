@@ -29,7 +29,7 @@ class _Lists(msgspec.Struct):
     models: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _Head(msgspec.Struct):
+class _ModelEntry(msgspec.Struct):
     id: Any = None
     slug: Any = None
     name: Any = None
@@ -37,17 +37,20 @@ class _Head(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(list[msgspec.Raw] | _Lists).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
-_decode_entry = msgspec.json.Decoder(str | _Head).decode
+_decode_entry = msgspec.json.Decoder(str | _ModelEntry).decode
 
 
 def read_model_list(body: bytes) -> dict[str, ListedModel]:
     """The models of an answer to ``GET /models``, by name, in its order.
 
+    Of one name each shape's first entry counts; an entry without a name is skipped.
+
     :raises ValueError: for what is no list of models; its text says why.
     """
     try:
         decoded = _decode(body)
-        found = [decoded] if isinstance(decoded, list) else [*map(_decode_list, _lists(decoded))]
+        both = (decoded,) if isinstance(decoded, list) else (decoded.data, decoded.models)
+        found = [each if isinstance(each, list) else _decode_list(each) for each in both]
     except UNREADABLE as error:
         raise ValueError(f"it cannot be read: {error}") from None
     lists = [each for each in found if each is not None]
@@ -59,28 +62,20 @@ def read_model_list(body: bytes) -> dict[str, ListedModel]:
     return models
 
 
-def _lists(decoded: _Lists) -> tuple[msgspec.Raw, msgspec.Raw]:
-    return decoded.data, decoded.models
-
-
 def _add(models: dict[str, ListedModel], entry: msgspec.Raw) -> None:
-    """An entry without a name is passed over; of one name each shape's first counts."""
     try:
         head = _decode_entry(entry)
     except UNREADABLE:
         return
     if isinstance(head, str):
-        head = _Head(name=head)
+        head = _ModelEntry(name=head)
     names = (head.slug, head.id, head.name)
-    name = next((each for each in names if isinstance(each, str) and each), None)
-    if name is None:
+    named = [isinstance(each, str) and bool(each) for each in names]
+    if not any(named):
         return
+    name = names[named.index(True)]
     known = models.get(name, ListedModel(None, None))
     models[name] = ListedModel(
-        known.platform or (entry if _names(head.id) else None),
-        known.codex or (entry if _names(head.slug) else None),
+        known.platform or (entry if named[1] else None),
+        known.codex or (entry if named[0] else None),
     )
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)

@@ -1,4 +1,4 @@
-"""The output items of one answer: which the client was shown, and which are the same (§4.3).
+"""The output items of one answer, and the terminal event that lists them (protocol.md §4.3).
 
 Upstreams announce an item more than once, and list it in the terminal event under another id.
 An item that counted twice would make a client run a command twice.
@@ -7,13 +7,33 @@ An item that counted twice would make a client run a command twice.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
-from gateway.protocol.items import Item, is_unfinished, item_content, names_of_call, read_item
+import msgspec
 
-#: Marks the key of what says that more of it is to come.
+from gateway.protocol.errors import UNREADABLE
+from gateway.protocol.events import (
+    TERMINALS,
+    MalformedEvent,
+    decode_members,
+    raw_list,
+    raw_value,
+    sequence_number,
+    text_of,
+    value_of,
+)
+from gateway.protocol.items import Item, call_ids, is_unfinished, item_content, read_item
+from gateway.protocol.request import Members
+from gateway.protocol.usage import mend_usage
+
+#: Marks the key of an item that says that more of it is to come.
 _UNFINISHED = "unfinished"
+
+#: The states of a response that has ended.
+_ENDED = frozenset({"completed", "failed", "incomplete", "cancelled"})
+
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class ListedOutput(NamedTuple):
@@ -58,7 +78,11 @@ class OutputItems:
         if older is not None:
             del self._items[older]
             index = older if index is None else index
-        self._put(self._free_from(self._end if index is None else index), item)
+        place = first = self._end if index is None else index
+        while place in self._items:
+            place = self._skips.get(place, place + 1)
+        self._skips[first] = place + 1
+        self._put(place, item)
 
     def _put(self, place: int, item: Item) -> None:
         """Remember an item at a place that is free."""
@@ -93,14 +117,12 @@ class OutputItems:
         indexes = sorted(self._items)
         shown = [self._items[index] for index in indexes]
         final = [read_item(raw) for raw in listed]
-        pairs = _Pairs(list(zip(indexes, shown, strict=True)), list(enumerate(final)))
-        for key in (_bytes, _call, _type_and_id, _id_of_call, _content, _type_and_place):
-            pairs.join(key)
+        shown_as = _pair(list(zip(indexes, shown, strict=True)), list(enumerate(final)))
         missing: list[tuple[int, bytes]] = []
         taken = set(indexes)
         order: list[int | bytes] = []
         for place, item in enumerate(final):
-            which = pairs.shown_as.get(place)
+            which = shown_as.get(place)
             if which is None:
                 index = place if place not in taken else max(taken) + 1
                 taken.add(index)
@@ -108,12 +130,12 @@ class OutputItems:
                 order.append(item.raw)
             else:
                 order.append(which)
-        listed_ones = set(pairs.shown_as.values())
+        paired = set(shown_as.values())
         for which in range(len(shown)):  # what was shown and is not listed stays where it was
-            if which not in listed_ones:
+            if which not in paired:
                 order.insert(order.index(which - 1) + 1 if which else 0, which)
         items = [each if isinstance(each, bytes) else shown[each].raw for each in order]
-        return ListedOutput(missing, items, is_short=len(listed_ones) < len(shown))
+        return ListedOutput(missing, items, is_short=len(paired) < len(shown))
 
     def _older(self, index: int | None, item: Item) -> int | None:
         """The place of the item that ``item`` is a newer state of."""
@@ -125,7 +147,7 @@ class OutputItems:
             other = self._place_of(key)
             if other is None or other == index:
                 continue
-            if _repeats(self._items[other], item, told_where=index is not None):
+            if _repeats(self._items[other], item, has_index=index is not None):
                 return other
         return None
 
@@ -133,13 +155,6 @@ class OutputItems:
         place = self._places.get(key)
         item = None if place is None else self._items.get(place)
         return place if item is not None and key in _keys(item) else None
-
-    def _free_from(self, index: int) -> int:
-        place = index
-        while place in self._items:
-            place = self._skips.get(place, place + 1)
-        self._skips[index] = place + 1
-        return place
 
 
 def _name(item: Item) -> Hashable:
@@ -155,73 +170,140 @@ def _keys(item: Item) -> list[Hashable]:
 def _replaces(older: Item, newer: Item) -> bool:
     """Whether two items of one ``output_index`` are one: neither says that it is another."""
     if older.call_id is not None and newer.call_id is not None:
-        return older.call_id == newer.call_id and older.is_answer == newer.is_answer
+        return older.call_id == newer.call_id and older.is_call_output == newer.is_call_output
     if older.type != newer.type:
         return False
     return older.id is None or newer.id is None or older.id == newer.id
 
 
-def _repeats(older: Item, newer: Item, told_where: bool) -> bool:
+def _repeats(older: Item, newer: Item, has_index: bool) -> bool:
     """Whether an item of another ``output_index``, or of none, is one that is known.
 
     An id alone does not say so: some services give several items the same one.
     """
-    if older.type != newer.type or older.id != newer.id or older.call_id != newer.call_id:
+    if _name(older) != _name(newer) or (older.id is None and older.call_id is None):
         return False
-    if older.id is None and older.call_id is None:
-        return False
-    if older.raw == newer.raw or not told_where:
+    if older.raw == newer.raw or not has_index:
         return True
     return (older.id is not None and older.call_id is not None) or is_unfinished(older.raw)
 
 
-class _Pairs:
-    """Joins shown with listed items, each at most once.
+#: How shown and listed items are recognised as the same, the surest way first: by their place
+#: and what they hold.  None is the key of no item.
+_PAIRINGS: tuple[Callable[[int, Item], Hashable], ...] = (
+    lambda place, item: item.raw,
+    lambda place, item: None if item.call_id is None else (item.is_call_output, item.call_id),
+    lambda place, item: None if item.id is None else (item.type, item.id),
+    lambda place, item: item.id if call_ids(item) else None,
+    lambda place, item: (item.type, item_content(item.raw)),
+    lambda place, item: (item.type, place),
+)
 
-    :ivar shown_as: place in the list -> which of the shown items it is.
+
+def _pair(shown: list[tuple[int, Item]], listed: list[tuple[int, Item]]) -> dict[int, int]:
+    """Pair shown with listed items, each at most once.
+
+    :return: place in the list -> which of the shown items it is.
     """
-
-    def __init__(
-        self, shown: Sequence[tuple[int, Item]], listed: Sequence[tuple[int, Item]]
-    ) -> None:
-        self._shown = dict(enumerate(shown))
-        self._listed = dict(listed)
-        self.shown_as: dict[int, int] = {}
-
-    def join(self, key: Callable[[int, Item], Hashable]) -> None:
-        """Join what is left and has the same key, in order; None is nobody's key."""
-        if not self._shown or not self._listed:
-            return
+    unpaired = dict(enumerate(shown))
+    unlisted = dict(listed)
+    shown_as: dict[int, int] = {}
+    for key in _PAIRINGS:
+        if not unpaired or not unlisted:
+            break
         waiting: dict[Hashable, list[int]] = defaultdict(list)
-        for which in reversed(self._shown):
-            waiting[key(*self._shown[which])].append(which)
-        for place, item in list(self._listed.items()):
+        for which in reversed(unpaired):
+            waiting[key(*unpaired[which])].append(which)
+        for place, item in list(unlisted.items()):
             name = key(place, item)
             if name is not None and waiting.get(name):
                 which = waiting[name].pop()
-                self.shown_as[place] = which
-                del self._shown[which], self._listed[place]
+                shown_as[place] = which
+                del unpaired[which], unlisted[place]
+    return shown_as
 
 
-def _bytes(place: int, item: Item) -> Hashable:
-    return item.raw
+# --- the terminal event ------------------------------------------------------------------
 
 
-def _call(place: int, item: Item) -> Hashable:
-    return None if item.call_id is None else (item.is_answer, item.call_id)
+class TerminalEvent(NamedTuple):
+    """The end of an answer as the client gets it.
+
+    :ivar events: what to relay, the terminal event last.
+    :ivar items: all output items of the answer in their order, as the client saw them.
+    """
+
+    events: list[bytes]
+    items: list[bytes]
 
 
-def _type_and_id(place: int, item: Item) -> Hashable:
-    return None if item.id is None else (item.type, item.id)
+def finish_terminal(
+    data: bytes, kind: bytes, shown: Mapping[str, msgspec.Raw], items: OutputItems
+) -> TerminalEvent:
+    """What to send for an upstream's terminal event.
+
+    It is sent verbatim unless that would harm a client: an ``output`` that lacks items which
+    the client saw gets them, items the client never saw are announced first, ``usage`` is
+    completed, the id and the like are those of ``response.created``, and a type no client
+    knows becomes one that they do.
+
+    :param kind: the event's type as the upstream named it.
+    :param shown: members of the response as the client saw them in ``response.created``.
+    :param items: the finished items that the client was shown.
+    :raises MalformedEvent: when it has no response.
+    """
+    try:
+        event = decode_members(data)
+        response = decode_members(event["response"])
+    except (KeyError, *UNREADABLE) as error:
+        raise MalformedEvent(f"{kind.decode()} without a response object: {error}") from None
+    changes = {**shown, **_mended_members(response, kind)}
+    listed, is_sound = _items_in(bytes(response.get("output", b"null")))
+    compared = items.compare(listed)
+    if compared.is_short or not is_sound:
+        changes["output"] = raw_list(compared.items if compared.is_short else listed)
+    number = max(sequence_number(data), 0)
+    changed = {name: value for name, value in changes.items() if response.get(name) != value}
+    if not changed and not compared.missing and TERMINALS[kind] == kind:
+        return TerminalEvent([data], compared.items)
+    announced = [
+        msgspec.json.encode(
+            {
+                "type": "response.output_item.done",
+                "sequence_number": number + offset,
+                "output_index": index,
+                "item": msgspec.Raw(raw),
+            }
+        )
+        for offset, (index, raw) in enumerate(compared.missing)
+    ]
+    event["response"] = raw_value({**response, **changed})
+    event["type"] = raw_value(TERMINALS[kind].decode())
+    if announced:
+        event["sequence_number"] = raw_value(number + len(announced))
+    return TerminalEvent([*announced, msgspec.json.encode(event)], compared.items)
 
 
-def _id_of_call(place: int, item: Item) -> Hashable:
-    return item.id if names_of_call(item) else None
+def _mended_members(response: Members, kind: bytes) -> Members:
+    """Members that would harm a client, as they should be."""
+    changes: Members = {}
+    usage = mend_usage(bytes(response.get("usage", b"null")))
+    if usage is not None:
+        changes["usage"] = msgspec.Raw(usage)
+    if kind == b"response.cancelled":
+        changes["incomplete_details"] = raw_value({"reason": "interrupted"})
+    elif not isinstance(value_of(response.get("incomplete_details")), (dict, type(None))):
+        changes["incomplete_details"] = raw_value(None)
+    if TERMINALS[kind] != kind or text_of(response.get("status")) not in _ENDED:
+        changes["status"] = raw_value(TERMINALS[kind].removeprefix(b"response.").decode())
+    return changes
 
 
-def _content(place: int, item: Item) -> Hashable:
-    return item.type, item_content(item.raw)
-
-
-def _type_and_place(place: int, item: Item) -> Hashable:
-    return item.type, place
+def _items_in(output: bytes) -> tuple[list[bytes], bool]:
+    """The items that an ``output`` lists, and whether it is a list of nothing else."""
+    try:
+        entries = list(map(bytes, _decode_list(output)))
+    except UNREADABLE:
+        return [], False
+    items = [entry for entry in entries if entry.startswith(b"{")]
+    return items, len(items) == len(entries)

@@ -1,6 +1,9 @@
-"""What clients send: one JSON object per text frame, its top level split into raw members once.
+"""What clients send: one JSON object, split at its top level into raw members (protocol.md §3).
 
-Fields and rules: protocol.md §3.  Big members (``input``, ``tools``) stay the client's bytes.
+Large members (``input``, ``tools``) stay the client's bytes.  Splitting has a bounded cost: a
+mapping of a hundred thousand members takes a hundred times as long as the same bytes in one of
+them, so members are counted before they are kept.  Counting takes as long as splitting; what is
+large in honest requests is therefore cut out first, and costs nothing.
 """
 
 from __future__ import annotations
@@ -9,32 +12,53 @@ import codecs
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from gateway.protocol.errors import UNREADABLE, ApiError
 from gateway.protocol.items import IssuerOf, Item, read_input, with_issuers
-from gateway.protocol.splitting import Members, split_object
 
-#: Lane names: 1-256 of these characters (§5.3 ``invalid_stream_id``).
+Members = dict[str, msgspec.Raw]
+
+#: No service knows a tenth of so many.
+MAX_MEMBERS = 1000
+
+#: Bounds on what is worth reading: no model takes so many tokens, but a kilobyte of compressed
+#: zeros would keep the gateway busy for a minute.  Every value but the first follows a comma.
+_MAX_COMMAS = 2_000_000
+
+#: Colons outside the large members; each member has one, and texts and schemas have others.
+_MAX_COLONS = 20_000
+
+#: A message of this size can be split whatever it is, in bytes.
+_SMALL = 65_536
+
+#: A member is cut out from this size on, in bytes.
+_LARGE = 4096
+
+#: ``client_metadata`` stands for headers, and more than that fits into none.
+_MAX_METADATA_BYTES = 256 * 1024
+
+#: Lane names, as ``stream_id`` gives them.
 _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}\Z")
 
 #: Members of ``response.create`` that a POST must not have.
 _WEBSOCKET_ONLY = ("generate", "stream_id")
 
-_MODEL = "model"
-
 #: Members in which a request that is sent again differs from the one before.
-_OF_THE_TRY = frozenset({"client_metadata", "stream_id"})
+_PER_TRY = frozenset({"client_metadata", "stream_id"})
 
-#: No model takes so many.
-_MAX_ITEMS = 100_000
-
-#: ``client_metadata`` stands for headers (§3.2), and more than that fits into none.
-_MAX_METADATA_BYTES = 256 * 1024
-
-_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+#: The small members that are decoded, and their types.
+_TYPES = {
+    "model": str,
+    "previous_response_id": str,
+    "prompt_cache_key": str,
+    "store": bool,
+    "background": bool,
+    "generate": bool,
+}
+_TYPE_NAMES = {str: "a string", bool: "true or false", dict: "an object"}
 
 
 class TurnRequest(msgspec.Struct, frozen=True):
@@ -43,12 +67,13 @@ class TurnRequest(msgspec.Struct, frozen=True):
     :ivar members: every top-level member as the client wrote it.
     :ivar items: its input, split.
     :ivar previous_response_id: the id the client named, or None.
-    :ivar store: whether the upstream may keep the response; true when absent (§6.4).
-    :ivar prewarm: ``generate: false`` (§2.6).
+    :ivar store: whether the upstream may keep the response; true when absent.
+    :ivar prewarm: ``generate: false``: the gateway answers, and only remembers the input.
     :ivar stream_id: the named lane, or None for the default lane.
-    :ivar background: whether it goes on without its client; over HTTP only (§7).
+    :ivar size: bytes of the whole message.
+    :ivar background: whether it goes on without its client; over HTTP only.
     :ivar stream: whether the client wants events; always over WebSocket.
-    :ivar client_metadata: the string members of ``client_metadata`` (protocol.md §3.2).
+    :ivar client_metadata: the string members of ``client_metadata``.
     """
 
     members: Members
@@ -79,27 +104,38 @@ class TurnRequest(msgspec.Struct, frozen=True):
         return self if items is self.items else msgspec.structs.replace(self, items=items)
 
     def fingerprint(self) -> bytes:
-        """The same for a request that a client sends again.
+        """A digest that is the same when a client sends a request again.
 
-        What changes with each try, and is for nobody but the log of the service, is left out.
+        Members that change with each try, and serve only the service's log, are left out.
         """
         digest = blake2b(digest_size=16)
         for name, value in self.members.items():
-            if name not in _OF_THE_TRY:
+            if name not in _PER_TRY:
                 digest.update(name.encode())
                 digest.update(value)
         return digest.digest()
 
 
+class ChatRequest(NamedTuple):
+    """The body of a ``POST /chat/completions``, as far as it is read."""
+
+    body: bytes
+    members: Members
+    model: str | None
+    stream: bool
+    stores: bool
+    prompt_cache_key: str | None
+
+
 def json_text(data: bytes) -> bytes:
-    """What a client sent, without the byte order mark that some begin with (RFC 8259 §8.1)."""
+    """A client's JSON without the byte order mark that some begin with (RFC 8259 §8.1)."""
     return data.removeprefix(codecs.BOM_UTF8)
 
 
 def read_members(payload: bytes) -> Members:
     """Split a client message into its top-level members.
 
-    :raises ApiError: 400, when it is not one JSON object in UTF-8.
+    :raises ApiError: 400, when it is not one JSON object in UTF-8, or has too many members.
     """
     try:
         if not payload.isascii():
@@ -114,7 +150,7 @@ def read_members(payload: bytes) -> Members:
     except UNREADABLE as error:
         raise ApiError.invalid_request(f"The message is not a JSON object: {error}.") from None
     for name in members:
-        if len(name) == len(_MODEL) and name != _MODEL and name.lower() == _MODEL:
+        if len(name) == 5 and name != "model" and name.lower() == "model":
             # Some services read names in any case: this one would get past the key's models.
             raise ApiError.invalid_request(f"Unknown parameter: '{name}'.", name)
     return members
@@ -132,28 +168,28 @@ def read_type(members: Members) -> str:
 
 
 def read_create(members: Members, size: int) -> TurnRequest:
-    """Read a ``response.create``.
+    """Read a ``response.create`` message.
 
     :param members: from :func:`read_members`.
     :param size: bytes of the whole message.
     :raises ApiError: 400, naming the member at fault.
     """
-    if member(members, "background", bool):
+    values = _read_small(members)
+    if values["background"]:
         raise ApiError.invalid_request(
             "'background' cannot be true over WebSocket; send the request over HTTP.",
             "background",
             "unsupported_parameter",
         )
-    return _read(
-        members,
-        size,
-        prewarm=member(members, "generate", bool) is False or _prewarms_cache(members),
-        stream_id=read_stream_id(members),
+    prewarms = (
+        values["generate"] is False
+        or _read_object(members, "prompt_cache_options").get("prewarm") is True
     )
+    return _read(members, size, values, prewarms, read_stream_id(members))
 
 
 def read_post(members: Members, size: int) -> TurnRequest:
-    """Read the body of a ``POST /v1/responses`` (§7).
+    """Read the body of a ``POST /v1/responses``.
 
     :param members: from :func:`read_members`.
     :param size: bytes of the whole body.
@@ -164,69 +200,41 @@ def read_post(members: Members, size: int) -> TurnRequest:
             raise ApiError.invalid_request(
                 f"'{name}' is for WebSocket connections only.", name, "unsupported_parameter"
             )
-    background = bool(member(members, "background", bool))
-    if background and member(members, "store", bool) is False:
+    values = _read_small(members)
+    if values["background"] and values["store"] is False:
         raise ApiError.invalid_request(
-            "'background' needs 'store': a response that nobody keeps cannot be read later.",
+            "'background' needs 'store': a response that is not stored cannot be read later.",
             "store",
         )
-    return _read(
+    return _read(members, size, values, stream=bool(member(members, "stream", bool)))
+
+
+def read_chat(body: bytes) -> ChatRequest:
+    """Read the body of a ``POST /chat/completions``.
+
+    :raises ApiError: 400, naming the member at fault.
+    """
+    members = read_members(body)
+    model: str | None = member(members, "model", str)
+    if not model:
+        raise ApiError.invalid_request("You must provide a model parameter.", "model")
+    return ChatRequest(
+        body,
         members,
-        size,
-        background=background,
-        stream=bool(member(members, "stream", bool)),
+        model,
+        bool(member(members, "stream", bool)),
+        bool(member(members, "store", bool)),
+        member(members, "prompt_cache_key", str),
     )
-
-
-def _read(
-    members: Members,
-    size: int,
-    *,
-    prewarm: bool = False,
-    stream_id: str | None = None,
-    background: bool = False,
-    stream: bool = True,
-) -> TurnRequest:
-    """What both doors read alike."""
-    store = member(members, "store", bool)
-    try:
-        raw_input = bytes(members.get("input", b"null"))
-        if _has_too_many_items(raw_input):
-            raise ValueError(f"it has more than {_MAX_ITEMS} items")
-        items = read_input(raw_input)
-    except (ValueError, *UNREADABLE) as error:
-        raise ApiError.invalid_request(f"'input' cannot be read: {error}.", "input") from None
-    return TurnRequest(
-        members=members,
-        items=items,
-        model=member(members, "model", str),
-        previous_response_id=member(members, "previous_response_id", str) or None,
-        store=True if store is None else store,
-        prewarm=prewarm,
-        stream_id=stream_id,
-        prompt_cache_key=member(members, "prompt_cache_key", str),
-        in_conversation=bytes(members.get("conversation", b"null")) != b"null",
-        size=size,
-        background=background,
-        stream=stream,
-        client_metadata=_client_metadata(members),
-    )
-
-
-def _has_too_many_items(raw: bytes) -> bool:
-    """Whether an ``input`` is longer than it may be; splitting it costs a tenth of reading it."""
-    if len(raw) <= 2 * _MAX_ITEMS or raw[:1] != b"[" or raw.count(b",") < _MAX_ITEMS:
-        return False
-    return len(_decode_list(raw)) > _MAX_ITEMS
 
 
 def read_stream_id(members: Members) -> str | None:
     """The lane a message names; None is the default lane.
 
-    :raises ApiError: 400 ``invalid_stream_id`` (§5.3).
+    :raises ApiError: 400 ``invalid_stream_id``.
     """
-    raw = bytes(members.get("stream_id", b"null"))
-    if raw == b"null":
+    raw = members.get("stream_id")
+    if raw is None or bytes(raw) == b"null":
         return None
     try:
         value = msgspec.json.decode(raw)
@@ -239,9 +247,6 @@ def read_stream_id(members: Members) -> str | None:
             "invalid_stream_id",
         )
     return value
-
-
-_NAMES = {str: "a string", bool: "true or false", dict: "an object"}
 
 
 def member(members: Members, name: str, kind: type) -> Any:
@@ -257,31 +262,118 @@ def member(members: Members, name: str, kind: type) -> Any:
     except UNREADABLE:
         shown = bytes(raw)[:40].decode(errors="replace")
         raise ApiError.invalid_request(
-            f"'{name}' must be {_NAMES[kind]}, not {shown}.", name, "invalid_type"
+            f"'{name}' must be {_TYPE_NAMES[kind]}, not {shown}.", name, "invalid_type"
         ) from None
 
 
-def _client_metadata(members: Members) -> dict[str, str]:
-    """Its string members; anything odd in it is left out."""
-    raw = members.get("client_metadata")
+def _read_small(members: Members) -> dict[str, Any]:
+    return {
+        name: member(members, name, kind) if name in members else None
+        for name, kind in _TYPES.items()
+    }
+
+
+def _read_object(members: Members, name: str) -> dict[str, Any]:
+    """A member that is an object; empty where it is none, too large or unreadable."""
+    raw = members.get(name)
     if raw is None or memoryview(raw).nbytes > _MAX_METADATA_BYTES:
         return {}
     try:
         decoded = msgspec.json.decode(raw)
     except UNREADABLE:
         return {}
-    if not isinstance(decoded, dict):
-        return {}
-    return {name: value for name, value in decoded.items() if isinstance(value, str)}
+    return decoded if isinstance(decoded, dict) else {}
 
 
-def _prewarms_cache(members: Members) -> bool:
-    """``prompt_cache_options.prewarm: true`` forces ``generate: false`` (§3.1)."""
-    raw = members.get("prompt_cache_options")
-    if raw is None:
-        return False
+def _read(
+    members: Members,
+    size: int,
+    values: Mapping[str, Any],
+    prewarm: bool = False,
+    stream_id: str | None = None,
+    stream: bool = True,
+) -> TurnRequest:
     try:
-        options = msgspec.json.decode(raw)
-    except UNREADABLE:
-        return False
-    return isinstance(options, dict) and options.get("prewarm") is True
+        items = read_input(bytes(members.get("input", b"null")))
+    except (ValueError, *UNREADABLE) as error:
+        raise ApiError.invalid_request(f"'input' cannot be read: {error}.", "input") from None
+    metadata = _read_object(members, "client_metadata")
+    return TurnRequest(
+        members=members,
+        items=items,
+        model=values["model"],
+        previous_response_id=values["previous_response_id"] or None,
+        store=values["store"] is not False,
+        prewarm=prewarm,
+        stream_id=stream_id,
+        prompt_cache_key=values["prompt_cache_key"],
+        in_conversation=bytes(members.get("conversation", b"null")) != b"null",
+        size=size,
+        background=bool(values["background"]),
+        stream=stream,
+        client_metadata={key: text for key, text in metadata.items() if isinstance(text, str)},
+    )
+
+
+# --- splitting ---------------------------------------------------------------------------
+
+
+class _LargeMembers(msgspec.Struct):
+    """The members that are large in honest requests; the others are passed over."""
+
+    input: msgspec.Raw = msgspec.Raw(b"null")
+    tools: msgspec.Raw = msgspec.Raw(b"null")
+    messages: msgspec.Raw = msgspec.Raw(b"null")
+    instructions: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode_large = msgspec.json.Decoder(_LargeMembers).decode
+_decode_members = msgspec.json.Decoder(Members).decode
+
+
+def split_object(payload: bytes) -> Members:
+    """The members of a JSON object, as the bytes that they are.
+
+    :raises ApiError: 400, for too many of them.
+    :raises msgspec.DecodeError: for what is no JSON object.
+    :raises RecursionError: for one that is nested too deeply.
+    """
+    cut: Members = {}
+    rest = payload
+    if len(payload) > _SMALL:
+        if len(payload) > _MAX_COMMAS and payload.count(b",") > _MAX_COMMAS:
+            raise _too_intricate(f"more than {_MAX_COMMAS} commas")
+        rest, cut = _without_large(payload)
+        if len(rest) > _MAX_COLONS and rest.count(b":") > _MAX_COLONS:
+            raise _too_intricate("too many members")
+    members = _decode_members(rest)
+    if any(bytes(members.get(name, b"")) != b"null" for name in cut):
+        # What was cut out stood within another member.
+        if payload.count(b":") > _MAX_COLONS:
+            raise _too_intricate("too many members")
+        members, cut = _decode_members(payload), {}
+    if len(members) > MAX_MEMBERS:
+        raise _too_intricate(f"more than {MAX_MEMBERS} members")
+    members.update(cut)  # in their places
+    return members
+
+
+def _without_large(payload: bytes) -> tuple[bytes, Members]:
+    """The object with ``null`` for its large members, and those."""
+    large = _decode_large(payload)
+    cut: Members = {}
+    for name in large.__struct_fields__:
+        raw = getattr(large, name)
+        size = memoryview(raw).nbytes
+        if size < _LARGE:
+            continue
+        for found in re.finditer(rb'"%b"\s*:\s*' % name.encode(), payload):
+            if payload.startswith(raw, found.end()):
+                payload = payload[: found.end()] + b"null" + payload[found.end() + size :]
+                cut[name] = raw
+                break
+    return payload, cut
+
+
+def _too_intricate(what: str) -> ApiError:
+    return ApiError.invalid_request(f"The message has {what}; that is too intricate to be read.")

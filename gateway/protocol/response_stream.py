@@ -1,8 +1,8 @@
 """One upstream answer on its way to the client: what passes, what is held, how it ends.
 
-Sans-IO.  A :class:`ResponseStream` reads the events of one attempt and says, batch by batch, what
-may be sent.  Until the first output everything is held, so that an answer which is then
-refused was never seen (design law 4; protocol.md §8.4).
+Sans-IO.  A :class:`ResponseStream` reads the events of one attempt and returns, batch by batch,
+what may be sent.  Until the first output everything is held, so that an answer which is then
+refused was never seen by the client (design law 4; protocol.md §4, §8.4, §10.38-§10.57).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gateway.protocol.events import (
     PREAMBLE,
     TERMINALS,
     MalformedEvent,
-    Members,
     ResponseHead,
+    mended,
     raw_value,
     read_item_done,
     read_response,
@@ -36,11 +36,10 @@ from gateway.protocol.events import (
     without_limit_headers,
 )
 from gateway.protocol.headers import without_limits
-from gateway.protocol.output_items import OutputItems
+from gateway.protocol.output_items import OutputItems, finish_terminal
+from gateway.protocol.request import Members
 from gateway.protocol.sse import Event
 from gateway.protocol.synthetic_events import created_event, new_response_id, opening
-from gateway.protocol.terminal import finish_terminal
-from gateway.protocol.tolerant_json import mended
 from gateway.protocol.usage import Usage, read_usage
 
 #: Events that may be held before the first output; more than this is no preamble.
@@ -66,9 +65,10 @@ TRANSITIONS = {
 
 
 class FinishedResponse(NamedTuple):
-    """The upstream's own terminal event was reached and is among the payloads.
+    """The upstream's own terminal event is among the payloads.
 
-    ``status`` is completed, failed or incomplete; ``reason`` that of an incomplete one.
+    :ivar status: completed, failed or incomplete.
+    :ivar reason: that of an incomplete one.
     """
 
     status: str
@@ -80,7 +80,7 @@ class FinishedResponse(NamedTuple):
 class RefusedResponse(NamedTuple):
     """The upstream ended the attempt, and the client saw nothing of it.
 
-    ``terminal`` holds the payloads that tell the client in the upstream's own words.
+    :ivar terminal: the payloads that end the turn in the upstream's own words.
     """
 
     error: ApiError
@@ -94,16 +94,18 @@ class BrokenResponse(NamedTuple):
 
 
 class UnchainedResponse(NamedTuple):
-    """The upstream answers, but did not take up the previous response it was sent."""
+    """The upstream answers, but ignored the previous response it was sent."""
 
     echo: str | None
 
 
-class GoesOn(NamedTuple):
-    """The upstream took the turn up, and answers it in the background to who asks for it."""
+class BackgroundResponse(NamedTuple):
+    """The upstream accepted the turn, and runs it in the background; clients poll for it."""
 
 
-Outcome = FinishedResponse | GoesOn | RefusedResponse | BrokenResponse | UnchainedResponse
+Outcome = (
+    FinishedResponse | BackgroundResponse | RefusedResponse | BrokenResponse | UnchainedResponse
+)
 
 
 class ResponseStream:
@@ -111,23 +113,22 @@ class ResponseStream:
 
     :param chained_to: the ``previous_response_id`` that was sent and whose echo is
         required, or None to require none.
-    :param pass_rate_limits: whether the limits of this account are the client's business:
-        ``codex.rate_limits`` and the headers that count them (§10.49).
+    :param pass_rate_limits: whether the client may see the limits of this account:
+        ``codex.rate_limits`` and the headers that count them.
     :param is_taken: whether the client has another response of an id already.
-    :param named: the ``previous_response_id`` that the client named, or None; it is shown that
-        one also where the upstream was sent another, or none.
+    :param client_parent: the ``previous_response_id`` that the client named, or None; it is
+        shown that one also where the upstream was sent another, or none.
     :param wrap_turn_state: what the client gets in place of the upstream's turn state.
-    :param made: makes the response object for an id, where the upstream gives none in time.
+    :param new_response: the response object for an id, where the upstream gives none in time.
     :param may_go_on: whether the answer may be over before the response is.
-    :param without_secrets: strikes the account's secrets out of what tells of a failure.
-    :ivar phase: see :class:`StreamPhase`.
+    :param without_secrets: removes the account's secrets from the text of a failure.
     :ivar released: whether anything of this attempt was given out for relaying.
     :ivar response_id: the id of ``response.created``; empty before.
     :ivar created: ``response.created`` as the client gets it; empty before.
-    :ivar turn_state: ``x-codex-turn-state`` as the upstream's event gave it (§4.6), or None.
+    :ivar turn_state: ``x-codex-turn-state`` as the upstream's event gave it, or None.
     :ivar rate_limits: the last ``codex.rate_limits`` event; empty when there was none.
     :ivar outcome: None until the attempt has ended.
-    :ivar minted: the upstream gave its response no id of its own; ``response_id`` is the
+    :ivar id_is_ours: the upstream gave its response no id of its own; ``response_id`` is the
         gateway's.
     """
 
@@ -136,18 +137,18 @@ class ResponseStream:
         chained_to: str | None = None,
         pass_rate_limits: bool = True,
         is_taken: Callable[[str], bool] = lambda _: False,
-        named: str | None = None,
+        client_parent: str | None = None,
         wrap_turn_state: Callable[[str], str] = str,
-        made: Callable[[str], Members] = lambda _: {},
+        new_response: Callable[[str], Members] = lambda _: {},
         may_go_on: bool = False,
         without_secrets: Callable[[bytes], bytes] = bytes,
     ) -> None:
         self._without_secrets = without_secrets
-        self._named = named
+        self._client_parent = client_parent
         self._shown: dict[str, msgspec.Raw] = {}
         self._is_taken = is_taken
         self._wrap_turn_state = wrap_turn_state
-        self._made = made
+        self._new_response = new_response
         self._chained_to = chained_to
         self._pass_rate_limits = pass_rate_limits
         self._may_go_on = may_go_on
@@ -156,7 +157,7 @@ class ResponseStream:
         self.phase = StreamPhase.SENT
         self.released = False
         self.response_id = ""
-        self.minted = False
+        self.id_is_ours = False
         self.turn_state: str | None = None
         self.created = b""
         self.rate_limits = b""
@@ -176,9 +177,9 @@ class ResponseStream:
     def feed(self, events: Iterable[Event]) -> list[bytes]:
         """Read a batch; return the payloads that go to the client now.
 
-        :param events: each under the name that its data says (see :mod:`.naming`).
-
         Nothing is read once :attr:`outcome` is set.
+
+        :param events: each under the type that its data says.
         """
         payloads: list[bytes] = []
         in_output = self.phase is StreamPhase.OUTPUT
@@ -201,9 +202,9 @@ class ResponseStream:
         return held
 
     def end_of_stream(self) -> None:
-        """The stream ended; without a terminal event that is a failure (§10.51)."""
-        if self._may_go_on and self.phase is StreamPhase.ACKNOWLEDGED and not self.minted:
-            self._end(GoesOn())
+        """The stream ended; without a terminal event that is a failure."""
+        if self._may_go_on and self.phase is StreamPhase.ACKNOWLEDGED and not self.id_is_ours:
+            self._end(BackgroundResponse())
             return
         self.fail(ApiError.bad_gateway("The upstream ended its answer without finishing it."))
 
@@ -263,7 +264,7 @@ class ResponseStream:
 
     def _preamble(self, name: bytes, data: bytes, payloads: list[bytes]) -> None:
         if name == b"response.created" and self.created:
-            return  # one response has one beginning (§10.38)
+            return  # one response has one beginning
         head = read_response(data)
         if head is None:
             data = with_response(data, self._known())
@@ -291,25 +292,25 @@ class ResponseStream:
         numbers = [sequence_number(event) for event in (*self._held, first)]
         number = next((number for number in numbers if number >= 0), 0)
         began = opening({**response, **self._shown, "id": raw_value(self.response_id)})
-        self.created = created_event(began, number - 1)  # they rise, and 0 may be taken (§10.47)
+        self.created = created_event(began, number - 1)  # they rise, and 0 may be taken
         if self.released:
             payloads.append(self.created)
         else:
             self._held.insert(0, self.created)
 
     def _known(self) -> Members:
-        """The response as far as the client was told of it."""
-        return response_members(self.created) if self.created else self._made("")
+        """The response as far as the client knows it."""
+        return response_members(self.created) if self.created else self._new_response("")
 
     def _name(self, head: ResponseHead) -> None:
-        """Clients continue a response by its id, so it must have one (§10.38)."""
-        self.minted = not head.id or self._is_taken(head.id)
-        self.response_id = new_response_id() if self.minted else head.id
-        if self._named is not None and head.previous_response_id != self._named:
-            self._shown["previous_response_id"] = raw_value(self._named)
+        """Clients continue a response by its id, so it must have one."""
+        self.id_is_ours = not head.id or self._is_taken(head.id)
+        self.response_id = new_response_id() if self.id_is_ours else head.id
+        if self._client_parent is not None and head.previous_response_id != self._client_parent:
+            self._shown["previous_response_id"] = raw_value(self._client_parent)
 
     def _shown_in_place_of(self, head: ResponseHead) -> Members:
-        """Members that clients get in place of those that this response object has."""
+        """Members that clients get in place of those of this response object."""
         shown = dict(self._shown)
         if head.id != self.response_id:
             shown["id"] = raw_value(self.response_id)
@@ -320,7 +321,7 @@ class ResponseStream:
     def _item_done(self, data: bytes, payloads: list[bytes]) -> None:
         index, raw = read_item_done(data)
         if raw is None:
-            return  # it tells of nothing
+            return
         self._output(data, payloads)
         if self.outcome is None:
             self._items.add(index, raw)
@@ -332,7 +333,7 @@ class ResponseStream:
                 return
             if not self.created:
                 self._name(ResponseHead())
-                self._begin(self._made(self.response_id), data, payloads)
+                self._begin(self._new_response(self.response_id), data, payloads)
             self._enter(StreamPhase.OUTPUT)
             payloads += self.release()
         payloads.append(data)
@@ -382,10 +383,10 @@ class ResponseStream:
         error = from_event(self._without_secrets(data))
         if error is not None:
             self.fail(error)
-        # An empty error event announces a detailed response.failed (§10.57): wait for it.
+        # An empty error event announces a detailed response.failed: wait for it.
 
     def _concerning(self, error: ApiError) -> ApiError:
-        """Leave an account's limits out, where they are not the client's business."""
+        """Leave an account's limits out, where the client may not see them."""
         if not self._pass_rate_limits:
             error.headers = without_limits(error.headers)
         return error

@@ -1,4 +1,4 @@
-"""Responses and events that the gateway itself makes: prewarms, interruptions, failures."""
+"""Responses and events that the gateway itself creates (protocol.md §3.5, §3.6, §4.4, §8.6)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from typing import Any
 
 import msgspec
 
-from gateway.protocol.events import Members, raw_list, raw_value
-from gateway.protocol.request import TurnRequest
+from gateway.protocol.events import raw_list, raw_value
+from gateway.protocol.request import Members, TurnRequest
+
+#: Members of a request that its response repeats.
+_REPEATED = ("parallel_tool_calls", "tool_choice", "tools", "instructions", "reasoning")
 
 
 def new_response_id(purpose: str = "") -> str:
-    """An id for a response that the gateway itself makes."""
+    """An id for a response that the gateway itself creates."""
     return f"resp_{purpose}{'_' if purpose else ''}{secrets.token_hex(16)}"
 
 
-def made_response(
+def synthetic_response(
     response_id: str, request: TurnRequest, created_at: int, previous_response_id: str | None
 ) -> Members:
-    """A full response object (§4.4) for an answer that no upstream gave.
+    """A full response object for an answer that no upstream gave.
 
     :param created_at: unix seconds.
     """
@@ -48,7 +51,7 @@ def made_response(
         "truncation": "disabled",
     }
     members = {name: raw_value(value) for name, value in response.items()}
-    for name in ("parallel_tool_calls", "tool_choice", "tools", "instructions", "reasoning"):
+    for name in _REPEATED:
         if name in request.members:
             members[name] = msgspec.Raw(bytes(request.members[name]))
     return members
@@ -56,45 +59,36 @@ def made_response(
 
 def opening(response: Mapping[str, msgspec.Raw]) -> Members:
     """A response as it was when it began, from what is known of it later."""
-    began = {name: value for name, value in response.items() if name != "completed_at"}
-    began["status"] = raw_value("in_progress")
+    began = _with(response, status="in_progress", usage=None, error=None, incomplete_details=None)
     began["output"] = raw_list([])
-    for name in ("usage", "error", "incomplete_details"):
-        began[name] = raw_value(None)
+    began.pop("completed_at", None)
     return began
 
 
 def created_event(response: Mapping[str, msgspec.Raw], number: int = 0) -> bytes:
-    """``response.created`` as the first event of a response, where the gateway makes it."""
+    """``response.created`` as the first event of a response."""
     return _lifecycle("response.created", response, number)
 
 
 def prewarm_events(response: Members, completed_at: int) -> list[bytes]:
-    """The whole answer to ``generate: false``: no items, a usage of nothing (§8.6)."""
-    done = dict(response)
-    done["status"] = raw_value("completed")
-    done["completed_at"] = raw_value(completed_at)
-    done["usage"] = raw_value(
-        {
-            "input_tokens": 0,
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": 0,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": 0,
-        }
-    )
+    """The whole answer to ``generate: false``: no items, a usage of zeros."""
+    usage = {
+        "input_tokens": 0,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 0,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 0,
+    }
+    done = _with(response, status="completed", completed_at=completed_at, usage=usage)
     return [created_event(response), _lifecycle("response.completed", done, 1)]
 
 
 def interrupted_event(
     response: Mapping[str, msgspec.Raw], items: Sequence[bytes], number: int
 ) -> bytes:
-    """``response.incomplete`` with the reason ``interrupted`` and the finished items (§3.5)."""
-    ended = dict(response)
-    ended["status"] = raw_value("incomplete")
-    ended["incomplete_details"] = raw_value({"reason": "interrupted"})
-    ended["output"] = raw_list(items)
-    return _lifecycle("response.incomplete", ended, number)
+    """``response.incomplete`` with the reason ``interrupted`` and the finished items."""
+    ended = _with(response, status="incomplete", incomplete_details={"reason": "interrupted"})
+    return _lifecycle("response.incomplete", {**ended, "output": raw_list(items)}, number)
 
 
 def failed_event(
@@ -104,12 +98,13 @@ def failed_event(
     code: str,
     message: str,
 ) -> bytes:
-    """``response.failed``: what clients retry with their full input (§5.4)."""
-    ended = dict(response)
-    ended["status"] = raw_value("failed")
-    ended["error"] = raw_value({"code": code, "message": message})
-    ended["output"] = raw_list(items)
-    return _lifecycle("response.failed", ended, number)
+    """``response.failed``: what clients retry with their full input."""
+    ended = _with(response, status="failed", error={"code": code, "message": message})
+    return _lifecycle("response.failed", {**ended, "output": raw_list(items)}, number)
+
+
+def _with(response: Mapping[str, msgspec.Raw], **members: object) -> Members:
+    return {**response, **{name: raw_value(value) for name, value in members.items()}}
 
 
 def _lifecycle(kind: str, response: Mapping[str, msgspec.Raw], number: int) -> bytes:
@@ -119,7 +114,7 @@ def _lifecycle(kind: str, response: Mapping[str, msgspec.Raw], number: int) -> b
 
 
 def interrupt_accepted(response_id: str, number: int) -> bytes:
-    """``response.interrupt.accepted``, before the interrupted response's terminal event (§3.5)."""
+    """``response.interrupt.accepted``, before the interrupted response's terminal event."""
     return msgspec.json.encode(
         {
             "type": "response.interrupt.accepted",
@@ -144,7 +139,7 @@ def interrupt_failed(response_id: str) -> bytes:
 
 
 def steer_failed(previous_response_id: str | None) -> bytes:
-    """``response.steer.failed``: HTTP upstreams cannot be steered (§3.6, §10.35)."""
+    """``response.steer.failed``: HTTP upstreams cannot be steered."""
     return msgspec.json.encode(
         {
             "type": "response.steer.failed",

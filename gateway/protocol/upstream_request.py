@@ -1,44 +1,32 @@
-"""From a client's turn to the HTTP request an upstream gets (protocol.md §3.2, §8.3)."""
+"""From a client's request to the one that an account gets (protocol.md §3.2, §8.1, §8.3).
+
+Members that need no change keep the client's bytes.  A :class:`Dialect` says what the account's
+service wants otherwise than the client wrote it.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 
-from gateway.protocol.dialect import PLAIN, Dialect, hoist_tools
+from gateway.protocol.concessions import may_be_left_out
 from gateway.protocol.errors import UNREADABLE
-from gateway.protocol.headers import may_pass
-from gateway.protocol.request import TurnRequest
-from gateway.protocol.turn_state import TURN_STATE
+from gateway.protocol.events import value_of
+from gateway.protocol.headers import TURN_STATE, may_pass
+from gateway.protocol.request import ChatRequest, TurnRequest
 
 #: Members that exist only between client and gateway, or that the gateway sets itself.
 _NOT_FORWARDED = frozenset(
     {"type", "generate", "stream_id", "background", "stream", "previous_response_id", "input"}
 )
 
-_SEALED_REASONING = "reasoning.encrypted_content"
+_ENCRYPTED_REASONING = "reasoning.encrypted_content"
 
-#: Client headers that mean the same on the upstream's HTTP request (§3.2).
-_FORWARDED_HEADERS = frozenset(
-    {
-        "originator",
-        "session-id",
-        "session_id",
-        "thread-id",
-        "conversation_id",
-        "user-agent",
-        "version",
-        "x-client-request-id",
-    }
-)
-
-#: Families of headers by which Codex tells its upstream what a request is for; each version
-#: knows more of them.  A turn state is valid for one turn and account, not for a connection.
-_FORWARDED_FAMILIES = ("x-codex-", "x-openai-")
-#: ``client_metadata`` keys of a turn that are headers over HTTP (§3.2).
+#: ``client_metadata`` keys of a turn that are headers over HTTP.
 _METADATA_HEADERS = {
     "ws_request_header_traceparent": "traceparent",
     "ws_request_header_tracestate": "tracestate",
@@ -50,11 +38,49 @@ _METADATA_HEADERS = {
 }
 
 #: ``client_metadata`` keys that stand for headers, or mean nothing to an HTTP upstream.
-_WEBSOCKET_METADATA = (
-    "ws_request_header_",
-    TURN_STATE,
-    "x-codex-ws-stream-request-start-ms",
-)
+_WEBSOCKET_METADATA = ("ws_request_header_", TURN_STATE, "x-codex-ws-stream-request-start-ms")
+
+#: The name of the member ``model``, or maybe of it: its letters may be escaped.
+_MODEL_NAME = re.compile(rb'"model"|\\u006[45CDFcdf]')
+
+_TOOLS_ITEM = b'"additional_tools"'
+
+
+class Dialect(NamedTuple):
+    """What one account's service wants otherwise than the client wrote it.
+
+    :ivar model: the account's own name of the model, or None to leave the client's.
+    :ivar strip: members that the service refuses.
+    :ivar stores: false where ``store: false`` is forced.
+    :ivar hoists_tools: ``additional_tools`` items become top-level ``tools``.
+    :ivar cache_key: a ``prompt_cache_key`` for requests without one, or None.
+    :ivar lists_input: text as ``input`` becomes a list, as where nothing is stored: ChatGPT's
+        backend takes only lists.
+    :ivar asks_encrypted: reasoning that is not stored is asked for with encrypted content.
+    :ivar streams: the answer is asked for as a stream.
+    :ivar spares: members that the service refuses, left out where that changes nothing.
+    :ivar keeps_items: false where no item is kept whatever ``store`` says.
+    """
+
+    model: str | None = None
+    strip: frozenset[str] = frozenset()
+    stores: bool = True
+    hoists_tools: bool = False
+    cache_key: str | None = None
+    lists_input: bool = False
+    asks_encrypted: bool = True
+    streams: bool = True
+    spares: frozenset[str] = frozenset()
+    keeps_items: bool = True
+
+    @property
+    def takes_only_lists(self) -> bool:
+        """Whether text has to be written as a list of one message."""
+        return self.lists_input or not self.stores
+
+
+#: The platform's own.
+PLAIN = Dialect()
 
 
 class UpstreamTurn(NamedTuple):
@@ -63,8 +89,9 @@ class UpstreamTurn(NamedTuple):
     :ivar items: the whole ``input`` as raw items, or None to send the client's own.
     :ivar previous_response_id: the response to chain to, or None.
     :ivar dialect: what the account's service wants otherwise.
-    :ivar client_headers: those of the client's handshake that :func:`forwardable` kept; each
-        character of a value stands for one byte.
+    :ivar client_headers: those of the client's handshake that
+        :func:`~gateway.protocol.headers.forwardable` kept; each character of a value stands for
+        one byte.
     :ivar account_headers: the account's own, which win over everything.
     :ivar turn_state: ``x-codex-turn-state`` for this account, or None.
     :ivar affinity: what identifies the conversation, for a transport that keeps one on one
@@ -81,66 +108,126 @@ class UpstreamTurn(NamedTuple):
     affinity: Hashable = None
 
 
+_Pieces = bytes | msgspec.Raw | tuple[bytes, ...]
+
+
 def build_body(
     request: TurnRequest,
     items: Sequence[bytes] | None,
     previous_response_id: str | None,
     dialect: Dialect = PLAIN,
 ) -> bytes:
-    """Write the request body; members that need no change keep the client's bytes.
+    """Write the body of ``POST /responses``.
 
     :param items: the whole ``input`` as raw items, or None to send the client's own.
     :param previous_response_id: the response to chain to, or None.
-    :param dialect: what the account's service wants otherwise.
     """
-    members: dict[str, bytes | msgspec.Raw] = dict(request.members)
+    kept: dict[str, bytes | msgspec.Raw] = {
+        name: raw for name, raw in request.members.items() if name not in _NOT_FORWARDED
+    }
     include = added_include(request, dialect)
     if include is not None:
-        members["include"] = include
+        kept["include"] = include
     if request.store and not dialect.stores:
-        members["store"] = b"false"
+        kept["store"] = b"false"
+    if "client_metadata" in kept:
+        kept["client_metadata"] = _http_metadata(bytes(kept["client_metadata"]))
+    if dialect.hoists_tools:
+        whole = [item.raw for item in request.items] if items is None else items
+        others, tools = hoist_tools(whole, bytes(kept.get("tools", b"null")))
+        if len(others) < len(whole):
+            items, kept["tools"] = others, tools
+    _adapt(kept, dialect)
+    body: dict[str, _Pieces] = {"stream": b"true" if dialect.streams else b"false"}
+    if previous_response_id is not None:
+        body["previous_response_id"] = msgspec.json.encode(previous_response_id)
+    if request.background:
+        body["background"] = b"true"
+    body.update(kept)
+    return _write_with_input(body, request, items, dialect)
+
+
+def build_input_body(
+    request: TurnRequest,
+    items: Sequence[bytes] | None,
+    previous_response_id: str | None,
+    dialect: Dialect,
+) -> bytes:
+    """Write the body of a compaction or token count: a turn's input without a turn.
+
+    :param items: as for :func:`build_body`.
+    :param previous_response_id: the response to chain to, or None.
+    """
+    kept: dict[str, bytes | msgspec.Raw] = dict(request.members)
+    kept.pop("input", None)
+    kept.pop("previous_response_id", None)
+    if "store" in kept and not dialect.stores:
+        kept["store"] = b"false"
+    _adapt(kept, dialect)
+    body: dict[str, _Pieces] = {**kept}
+    if previous_response_id is not None:
+        body["previous_response_id"] = msgspec.json.encode(previous_response_id)
+    return _write_with_input(body, request, items, dialect)
+
+
+def build_chat_body(
+    request: ChatRequest,
+    model: str | None,
+    stores: bool,
+    spares: frozenset[str] = frozenset(),
+) -> bytes:
+    """Write the body of a chat completion: the client's own bytes where nothing is changed.
+
+    :param model: the account's name of the model, or None for the client's.
+    :param stores: whether the account may store it.
+    :param spares: members that the account refuses, left out where that changes nothing.
+    """
+    body: dict[str, bytes | msgspec.Raw] = dict(request.members)
+    if request.stores and not stores:
+        body["store"] = b"false"
+    _adapt(body, Dialect(model=model, spares=spares))
+    # A service might read another model than the gateway did: the first of two, not the last.
+    names_one_model = len(_MODEL_NAME.findall(request.body)) < 2
+    return request.body if body == request.members and names_one_model else _write(body)
+
+
+def _adapt(members: dict[str, bytes | msgspec.Raw], dialect: Dialect) -> None:
+    """Put in what the account calls otherwise, and leave out what it refuses."""
     if dialect.model is not None:
         members["model"] = msgspec.json.encode(dialect.model)
     if dialect.cache_key is not None and "prompt_cache_key" not in members:
         members["prompt_cache_key"] = msgspec.json.encode(dialect.cache_key)
-    if "client_metadata" in members:
-        members["client_metadata"] = _http_metadata(bytes(members["client_metadata"]))
-    if items is None and dialect.takes_only_lists and request.has_text_input:
+    for name in dialect.strip.intersection(members):
+        del members[name]
+    for name in dialect.spares.intersection(members):
+        if may_be_left_out(name, members[name]):
+            del members[name]
+
+
+def _write_with_input(
+    body: dict[str, _Pieces],
+    request: TurnRequest,
+    items: Sequence[bytes] | None,
+    dialect: Dialect,
+) -> bytes:
+    if items is None and (dialect.lists_input or not dialect.stores) and request.has_text_input:
         items = [item.raw for item in request.items]
-    if dialect.hoists_tools:
-        whole = [item.raw for item in request.items] if items is None else items
-        kept, tools = hoist_tools(whole, bytes(members.get("tools", b"null")))
-        if len(kept) < len(whole):
-            items, members["tools"] = kept, tools
-    parts = [b'{"stream":true' if dialect.streams else b'{"stream":false']
-    if previous_response_id is not None:
-        parts += b',"previous_response_id":', msgspec.json.encode(previous_response_id)
-    if request.background:
-        parts.append(b',"background":true')
-    for name, value in members.items():
-        if name not in _NOT_FORWARDED and not dialect.leaves_out(name, value):
-            parts += b",", msgspec.json.encode(name), b":", value
     if items is not None:
-        parts += b',"input":[', b",".join(items), b"]}"
-    elif "input" in members:
-        parts += b',"input":', members["input"], b"}"
-    else:
-        parts.append(b"}")
+        body["input"] = (b"[", b",".join(items), b"]")
+    elif "input" in request.members:
+        body["input"] = request.members["input"]
+    return _write(body)
+
+
+def _write(members: Mapping[str, _Pieces]) -> bytes:
+    """An object of raw members; a large one is copied once."""
+    parts: list[bytes | msgspec.Raw] = [b"{"]
+    for name, raw in members.items():
+        parts += msgspec.json.encode(name), b":"
+        parts += raw if isinstance(raw, tuple) else (raw,)
+        parts.append(b",")
+    parts[-1 if members else 1 :] = [b"}"]
     return b"".join(parts)
-
-
-def forwardable(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers of a client's handshake that matter beyond it (§3.2).
-
-    :param headers: all of them, names in lower case; each character stands for one byte.
-    """
-    return {
-        name: value
-        for name, value in headers.items()
-        if (name in _FORWARDED_HEADERS or name.startswith(_FORWARDED_FAMILIES))
-        and name != TURN_STATE
-        and may_pass(name, value)
-    }
 
 
 def build_headers(
@@ -152,14 +239,13 @@ def build_headers(
 ) -> dict[str, str]:
     """Choose the headers of the upstream request.
 
-    :param client_headers: those of the client's handshake that :func:`forwardable` kept.
+    :param client_headers: those of the client's handshake that are forwarded.
     :param account_headers: the account's own, which win over everything.
     :param turn_state: ``x-codex-turn-state`` for this account, or None.
     :param streams: whether a stream was asked for.
     """
     accept = "text/event-stream" if streams else "application/json"
-    headers = {"content-type": "application/json", "accept": accept}
-    headers.update(client_headers)
+    headers = {"content-type": "application/json", "accept": accept, **client_headers}
     for key, value in request.client_metadata.items():
         target = _METADATA_HEADERS.get(key)
         if target is not None:
@@ -169,38 +255,89 @@ def build_headers(
                     headers[target] = text
     if turn_state and may_pass(TURN_STATE, turn_state):
         headers[TURN_STATE] = turn_state
-    headers.update((name.lower(), value) for name, value in account_headers)
+    for name, value in account_headers:
+        headers[name.lower()] = value
     return headers
 
 
 def added_include(request: TurnRequest, dialect: Dialect) -> bytes | None:
     """``include`` with what the gateway adds to it; None where it adds nothing.
 
-    Without storage, only sealed reasoning can be replayed: it is always asked for (§10.68).
+    Without storage only encrypted reasoning can be replayed, so it is always asked for.
     """
     kept = request.store and dialect.stores and dialect.keeps_items
-    if kept or not dialect.issuers:
+    if kept or not dialect.asks_encrypted:
         return None
     try:
         wanted = msgspec.json.decode(request.members.get("include", b"null"))
     except UNREADABLE:
         return None
     wanted = [] if wanted is None else wanted
-    if not isinstance(wanted, list) or _SEALED_REASONING in wanted:
+    if not isinstance(wanted, list) or _ENCRYPTED_REASONING in wanted:
         return None
-    return msgspec.json.encode([*wanted, _SEALED_REASONING])
+    return msgspec.json.encode([*wanted, _ENCRYPTED_REASONING])
 
 
 def _http_metadata(raw: bytes) -> bytes:
     """``client_metadata`` without what stands in for WebSocket headers."""
     if not any(name.encode() in raw for name in _WEBSOCKET_METADATA):
         return raw
-    try:
-        decoded = msgspec.json.decode(raw)
-    except UNREADABLE:
-        return raw
-    if not isinstance(decoded, dict):
+    metadata = value_of(raw)
+    if not isinstance(metadata, dict):
         return raw
     return msgspec.json.encode(
-        {name: value for name, value in decoded.items() if not name.startswith(_WEBSOCKET_METADATA)}
+        {name: each for name, each in metadata.items() if not name.startswith(_WEBSOCKET_METADATA)}
     )
+
+
+# --- tools -------------------------------------------------------------------------------
+
+
+class _Tool(msgspec.Struct):
+    type: str | None = None
+    name: str | None = None
+    server_label: str | None = None
+
+
+class _ToolsItem(msgspec.Struct):
+    type: str | None = None
+    tools: list[msgspec.Raw] = []
+
+
+_decode_item = msgspec.json.Decoder(_ToolsItem).decode
+_decode_tool = msgspec.json.Decoder(_Tool).decode
+_decode_tools = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def hoist_tools(items: Sequence[bytes], tools: bytes) -> tuple[list[bytes], bytes]:
+    """Move the tools of ``additional_tools`` items to the top level.
+
+    :param items: the whole input, raw.
+    :param tools: the request's own ``tools``, raw; ``null`` when it has none.
+    :return: the input without these items, and all tools: of one name the last counts.
+    """
+    kept: list[bytes] = []
+    added: list[msgspec.Raw] = []
+    for raw in items:
+        item = _ToolsItem()
+        if _TOOLS_ITEM in raw:
+            with suppress(*UNREADABLE):
+                item = _decode_item(raw)
+        if item.type == "additional_tools":
+            added += item.tools
+        else:
+            kept.append(raw)
+    if not added:
+        return kept, tools
+    try:
+        own = _decode_tools(tools) if tools != b"null" else []
+    except UNREADABLE:
+        own = []  # the upstream will say what is wrong with them
+    known: dict[tuple[str | None, ...], bytes] = {}
+    for number, tool in enumerate([*own, *added]):
+        try:
+            head = _decode_tool(tool)
+        except UNREADABLE:
+            head = _Tool(name=f"unreadable {number}")
+        known[head.type, head.name, head.server_label] = bytes(tool)  # where it was first defined
+    return kept, b"[" + b",".join(known.values()) + b"]"

@@ -1,14 +1,29 @@
-"""Tokens, as a response's ``usage`` counts them (protocol.md §4.3)."""
+"""Tokens, as the ``usage`` of a response or of a chat completion counts them (protocol.md §4.3)."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+import re
+from typing import Any, NamedTuple
 
-from gateway.protocol.tolerant_json import whole_number
+import msgspec
+
+from gateway.protocol.errors import UNREADABLE
 
 #: Bytes of a request that make one token, and of a stream: each event carries about one.
 _SENT_BYTES = 4
 _STREAMED_BYTES = 250
+
+#: How much of a completion's end is searched for its usage, in bytes.
+TAIL_BYTES = 16_384
+
+#: Quotes within a text are escaped, so this is never part of what a model said.
+_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+
+#: A number with more digits is no count of anything, and costs to make an integer of.
+_MAX_DIGITS = 18
+
+_decoder = json.JSONDecoder()
 
 
 class Usage(NamedTuple):
@@ -22,26 +37,83 @@ class Usage(NamedTuple):
     output_tokens: int = 0
 
 
+def whole_number(value: object) -> int | None:
+    """A whole number from 0 on, also where it is written ``"3"`` or ``3.0``."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value) if len(value) <= _MAX_DIGITS else None
+    if isinstance(value, float) and value.is_integer() and value < 10**_MAX_DIGITS:
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
 def read_usage(usage: object) -> Usage | None:
     """The ``usage`` of a response or of a chat completion; None when there is none.
 
-    :param usage: as decoded JSON; chat completions call the members otherwise.
+    :param usage: as decoded JSON; chat completions name the members otherwise.  What is no
+        count counts nothing.
     """
     if not isinstance(usage, dict):
         return None
     details = usage.get("input_tokens_details") or usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
     return Usage(
-        _count(usage.get("input_tokens", usage.get("prompt_tokens"))),
-        _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
-        _count(usage.get("output_tokens", usage.get("completion_tokens"))),
+        whole_number(usage.get("input_tokens", usage.get("prompt_tokens"))) or 0,
+        whole_number(cached) or 0,
+        whole_number(usage.get("output_tokens", usage.get("completion_tokens"))) or 0,
     )
 
 
 def estimated_usage(sent_bytes: int, streamed_bytes: int) -> Usage:
-    """About what an answer took that never said: its client left before, or did not ask."""
+    """An estimate for an answer without a usage: its client left early, or did not ask for one."""
     return Usage(sent_bytes // _SENT_BYTES, 0, streamed_bytes // _STREAMED_BYTES)
 
 
-def _count(value: object) -> int:
-    """Whatever is no count counts nothing."""
-    return whole_number(value) or 0
+def usage_in_tail(tail: bytes) -> Usage | None:
+    """The usage of a chat completion: of its object, or of the last chunk that has one.
+
+    :param tail: the end of the answer.
+    """
+    found = list(_USAGE.finditer(tail))
+    if not found:
+        return None
+    try:
+        usage, _ = _decoder.raw_decode(tail[found[-1].end() :].decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    return read_usage(usage)
+
+
+def mend_usage(raw: bytes) -> bytes | None:
+    """Complete a ``usage`` object that would make clients repeat the turn.
+
+    :return: the completed JSON, or None when nothing is wrong with it.
+    """
+    try:
+        usage = msgspec.json.decode(raw)
+    except UNREADABLE:
+        return b"null"
+    if usage is None:
+        return None
+    if not isinstance(usage, dict):
+        return b"null"
+    mended = dict(usage)
+    for name in ("input_tokens", "output_tokens"):
+        mended[name] = _count(mended.get(name), 0)
+    total = mended["input_tokens"] + mended["output_tokens"]
+    mended["total_tokens"] = _count(mended.get("total_tokens"), total)
+    for name, detail in (
+        ("input_tokens_details", "cached_tokens"),
+        ("output_tokens_details", "reasoning_tokens"),
+    ):
+        details = mended.get(name)
+        if isinstance(details, dict):
+            mended[name] = {**details, detail: _count(details.get(detail), 0)}
+    written = msgspec.json.encode(mended)  # compared as text: to Python, 1 == 1.0 == True
+    return None if written == msgspec.json.encode(usage) else written
+
+
+def _count(value: Any, default: int) -> int:
+    number = whole_number(value)
+    if number is None and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return int(value)
+    return default if number is None else number

@@ -159,7 +159,7 @@ class LearnedCapabilities:
         unproven = [
             (scope, concession)
             for scope, concession in self._lessons
-            if concession.gives is ConcessionKind.STORED_ITEMS and scope.tenant is not None
+            if concession.kind is ConcessionKind.STORED_ITEMS and scope.tenant is not None
         ]
         for each in unproven:
             del self._lessons[each]

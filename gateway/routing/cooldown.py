@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 from gateway.circuit_breaker import BreakerAttempt, BreakerState, CircuitBreaker
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 
 #: When to ask again while a probe is on its way, in seconds.
 _PROBE_SECONDS = 1.0

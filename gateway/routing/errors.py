@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gateway.protocol.error_classification import for_the_client, most_hopeful, refuses_model
+from gateway.protocol.error_classification import (
+    FaultKind,
+    for_the_client,
+    most_hopeful,
+    refuses_model,
+)
 from gateway.protocol.errors import ApiError
-from gateway.protocol.faults import FaultKind
 from gateway.routing.health import AccountState, Unavailable
 from gateway.routing.selection import KEPT, NoAccount
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gateway.circuit_breaker import BreakerAttempt, BreakerState, CircuitBreaker
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.routing.announcing import HealthObserver, Silence
 from gateway.routing.cooldown import AccountState, Cooldown, Unavailable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gateway.protocol.faults import Fault
+from gateway.protocol.error_classification import Fault
 from gateway.routing.health import Permit
 from gateway.routing.settling import Settling
 

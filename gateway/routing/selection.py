@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gateway.protocol.faults import FaultKind
+from gateway.protocol.error_classification import FaultKind
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.health import Unavailable

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from gateway.conversations.context import ContextPlan
 from gateway.conversations.store import ConversationStore
-from gateway.protocol.chat import TAIL_BYTES, ChatRequest, chat_body, last_usage, read_chat
-from gateway.protocol.concessions import Sent
-from gateway.protocol.dialect import Dialect
+from gateway.protocol.concessions import SentRequest
 from gateway.protocol.error_classification import may_move
 from gateway.protocol.errors import ApiError
-from gateway.protocol.usage import Usage
+from gateway.protocol.request import ChatRequest, read_chat
+from gateway.protocol.upstream_request import Dialect, build_chat_body
+from gateway.protocol.usage import TAIL_BYTES, Usage, usage_in_tail
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey, affinity_keys, connection_key
 from gateway.routing.capabilities import CapabilityScope
@@ -63,14 +63,14 @@ class ChatSpec:
     def call_for(self, account: Account) -> ForwardedRequest:
         """The request in the account's dialect."""
         dialect = self._dialect_of(account)
-        body = chat_body(self._request, dialect.model, dialect.stores, dialect.spares)
+        body = build_chat_body(self._request, dialect.model, dialect.stores, dialect.spares)
         accept = EVENT_STREAM if self._request.stream else JSON
         return ForwardedRequest("POST", _PATH, call_headers(self._context, account, accept), body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
         """Whether ``account`` may take it without what it refused."""
         stores = self._request.stores and self._dialect_of(account).stores
-        sent = Sent(self._request.members, stores=stores)
+        sent = SentRequest(self._request.members, stores=stores)
         return self._concessions.concede(account, error, sent)
 
     def accepted(self, account: Account) -> None:
@@ -118,7 +118,7 @@ class ChatAnswer(ProxiedResponse):
 
     def response_usage(self) -> Usage | None:
         """The usage that the end of the answer tells."""
-        return last_usage(self._tail)
+        return usage_in_tail(self._tail)
 
     def response_ended(self, error: ApiError | None) -> None:
         """End the answer."""

@@ -12,12 +12,12 @@ from twisted.internet.defer import Deferred
 
 from gateway.conversations.context import ContextPlan, ContextRoute
 from gateway.conversations.store import Transcript
-from gateway.protocol.compacting import input_body, read_compacted
-from gateway.protocol.dialect import Dialect
 from gateway.protocol.error_classification import is_not_served
 from gateway.protocol.errors import ApiError
+from gateway.protocol.headers import TURN_STATE
 from gateway.protocol.request import TurnRequest, read_members, read_post
-from gateway.protocol.turn_state import TURN_STATE
+from gateway.protocol.response_body import read_compaction
+from gateway.protocol.upstream_request import Dialect, build_input_body
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.affinity import http_affinity_keys
@@ -104,7 +104,7 @@ class InputSpec:
         headers = call_headers(self._context, account, JSON)
         if self._state is not None and self._state.account == account.name and self._state.upstream:
             headers[TURN_STATE] = self._state.upstream
-        body = input_body(self._request, plan.items, plan.previous_response_id, dialect)
+        body = build_input_body(self._request, plan.items, plan.previous_response_id, dialect)
         return ForwardedRequest("POST", self._path, headers, body)
 
     def mended(self, account: Account, error: ApiError) -> bool:
@@ -112,7 +112,7 @@ class InputSpec:
         if self.plan is None:
             return False
         sent = self._continuity.sent(self.plan, self._dialect_of(account))
-        asked = sent._replace(added_seals=False, streams=None, tool_items=False)
+        asked = sent._replace(added_include=False, streams=None, tool_items=False)
         return self._continuity.mended(account, self.plan, asked, error)
 
     def accepted(self, account: Account) -> None:
@@ -154,7 +154,7 @@ class InputAnswer(ProxiedResponse):
 
     def response_data(self, data: bytes) -> None:
         """Write the answer, which was held: this is all of it."""
-        compacted = read_compacted(data)
+        compacted = read_compaction(data)
         self._usage = compacted.usage
         if self.proxied is not None and self.proxied.account is not None:
             for item in compacted.items:

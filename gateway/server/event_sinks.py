@@ -11,8 +11,8 @@ from gateway.protocol.events import TERMINALS, decode_members, event_type, seque
 from gateway.protocol.synthetic_events import (
     created_event,
     failed_event,
-    made_response,
     new_response_id,
+    synthetic_response,
 )
 from gateway.server.http_events import COMMENT, KEEP_ALIVE, STREAM_HEADERS, event_stream
 from gateway.server.http_request import ClientRequest
@@ -107,7 +107,7 @@ class StreamSink(HttpEventSink):
         if not self._request.started or turn is None:
             self._request.refuse(error)
             return
-        response = made_response(
+        response = synthetic_response(
             new_response_id(),
             turn.request,
             int(self._created_at),

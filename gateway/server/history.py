@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from gateway.conversations.store import ResponseRecord, Transcript, foreign_response
 from gateway.protocol.errors import ApiError
-from gateway.protocol.items import brings_history, names_of_call, unanswered_calls
+from gateway.protocol.items import brings_history, call_ids, missing_calls
 from gateway.protocol.request import TurnRequest
 from gateway.turn.context import Resolution, TurnServices
 
@@ -62,7 +62,7 @@ class ConnectionHistory:
             return request.previous_response_id, "previous_response_id"
         if request.in_conversation or brings_history(request.items):
             return None, None
-        caller = self._caller_of(unanswered_calls(request.items))
+        caller = self._caller_of(missing_calls(request.items))
         if caller is not None and caller in self._issued:
             return caller, "answers a call of this session"
         if self._always and latest is not None:
@@ -73,7 +73,7 @@ class ConnectionHistory:
         """``record`` was given out on ``lane``."""
         _put(self._issued, record.id, lane)
         for item in record.output:
-            for name in names_of_call(item):
+            for name in call_ids(item):
                 _put(self._calls, name, record.id)
 
     def evict(self, response_id: str | None, lane: str | None) -> None:

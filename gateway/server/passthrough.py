@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gateway.protocol.errors import ApiError
-from gateway.protocol.headers import may_pass, without_limits
-from gateway.protocol.turn_state import TURN_STATE
-from gateway.protocol.upstream_request import forwardable
+from gateway.protocol.headers import TURN_STATE, forwardable, may_pass, without_limits
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey

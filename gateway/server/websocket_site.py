@@ -17,7 +17,7 @@ from autobahn.websocket.types import ConnectionRequest
 from gateway.api_keys.keys import KeyRing
 from gateway.config import Settings
 from gateway.protocol.errors import ApiError
-from gateway.protocol.upstream_request import forwardable
+from gateway.protocol.headers import forwardable
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.deflate import accept_deflate
 from gateway.server.paths import PREFIXES, nothing_served, parts_of

@@ -12,9 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from gateway.api_keys.interface import Busy, Visit
-from gateway.protocol.error_classification import costs_nothing, for_the_client, most_hopeful
+from gateway.protocol.error_classification import (
+    FaultKind,
+    costs_nothing,
+    for_the_client,
+    most_hopeful,
+)
 from gateway.protocol.errors import ApiError
-from gateway.protocol.faults import FaultKind
 from gateway.routing.account import Account
 from gateway.routing.errors import attempts_error, pool_error
 from gateway.routing.health import AccountState

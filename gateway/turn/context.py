@@ -15,8 +15,8 @@ from gateway.api_keys.interface import TenantLimits
 from gateway.conversations.owners import ContentIssuers, ResponseOwners
 from gateway.conversations.store import ConversationStore, Transcript
 from gateway.protocol.errors import ApiError
+from gateway.protocol.headers import TurnStates
 from gateway.protocol.request import TurnRequest
-from gateway.protocol.turn_state import TurnStates
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.pool import AccountPool
 from gateway.routing.wait_queue import WaitQueue

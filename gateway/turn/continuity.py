@@ -30,25 +30,24 @@ from gateway.conversations.store import ConversationStore, ResponseRecord, Trans
 from gateway.protocol.concessions import (
     Concession,
     ConcessionKind,
-    Sent,
+    SentRequest,
     concessions_to,
     depends_on_the_request,
     is_of_the_model,
     is_of_the_value,
     lost_items,
-    sent_by_id,
+    sent_references,
 )
-from gateway.protocol.dialect import Dialect
 from gateway.protocol.error_classification import (
     does_not_know,
     may_move,
     misses_calls,
     refuses_continuation,
-    refuses_seals,
+    refuses_encrypted_content,
 )
 from gateway.protocol.errors import ApiError
-from gateway.protocol.items import Item, read_item, unanswered_calls
-from gateway.protocol.upstream_request import added_include
+from gateway.protocol.items import Item, missing_calls, read_item
+from gateway.protocol.upstream_request import Dialect, added_include
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey, derived_cache_key
 from gateway.routing.capabilities import RESPONSES, CapabilityScope
@@ -96,7 +95,7 @@ class RequestConcessions:
         """
         settings = account.settings
         concessions = self.to(account)
-        gives = {each.gives for each in concessions} if concessions else concessions
+        gives = {each.kind for each in concessions} if concessions else concessions
         return Dialect(
             settings.aliases.get(self._asked.model or ""),
             frozenset(settings.strip),
@@ -104,14 +103,14 @@ class RequestConcessions:
             settings.tools == "hoisted" or ConcessionKind.TOOL_ITEMS in gives,
             derived_cache_key(affinity) if settings.derive_cache_key else None,
             ConcessionKind.TEXT_INPUT in gives,
-            ConcessionKind.SEALED_REASONING not in gives,
+            ConcessionKind.ENCRYPTED_REASONING not in gives,
             ConcessionKind.ONE_OBJECT in gives
             or not (in_one_piece or ConcessionKind.STREAM in gives),
-            frozenset(each.member for each in concessions if each.gives is ConcessionKind.MEMBER),
+            frozenset(each.member for each in concessions if each.kind is ConcessionKind.MEMBER),
             ConcessionKind.STORED_ITEMS not in gives,
         )
 
-    def concede(self, account: Account, error: ApiError, sent: Sent) -> bool:
+    def concede(self, account: Account, error: ApiError, sent: SentRequest) -> bool:
         """Whether the request may pass in another way than ``account`` refused it.
 
         :param error: the refusal; nothing of the answer was seen by the client.
@@ -149,12 +148,12 @@ class RequestConcessions:
         return self._asked if alias == model else self._asked._replace(model=alias)
 
     def _scope_of(
-        self, account: Account, concession: Concession, error: ApiError, sent: Sent
+        self, account: Account, concession: Concession, error: ApiError, sent: SentRequest
     ) -> CapabilityScope | None:
         """The scope it may be learned for: what a tenant makes up concerns no other one."""
         asked = self._asked_of(account)
-        if concession.gives is ConcessionKind.STORED_ITEMS:
-            return self._scope_of_items(account, lost_items(error, sent.by_id))
+        if concession.kind is ConcessionKind.STORED_ITEMS:
+            return self._scope_of_items(account, lost_items(error, sent.references))
         if depends_on_the_request(concession, error):
             return None
         return CapabilityScope(
@@ -254,19 +253,19 @@ class TurnContinuity:
         """What to send to ``account`` when it is to be asked for no previous response."""
         return whole_plan(self._parent, self._request.items, self._reader(account), reason)
 
-    def sent(self, plan: ContextPlan, dialect: Dialect) -> Sent:
+    def sent(self, plan: ContextPlan, dialect: Dialect) -> SentRequest:
         """What of a request that was sent so could be given up."""
         request = self._request
         items = request.items if plan.items is None else tuple(map(read_item, plan.items))
-        return Sent(
+        return SentRequest(
             request.members,
             added_include(request, dialect) is not None,
             request.store and dialect.stores,
             dialect.streams,
-            sent_by_id(items),
+            sent_references(items),
             plan.items is None and request.has_text_input and not dialect.takes_only_lists,
             not dialect.hoists_tools and any(item.type == "additional_tools" for item in items),
-            any(item.sealed for item in items),
+            any(item.encrypted for item in items),
         )
 
     def may_keep(self, account: Account) -> bool:
@@ -283,7 +282,9 @@ class TurnContinuity:
         """``account`` answers as if it had not been sent a previous response."""
         self._not_continued[account.name] = "the upstream ignored previous_response_id"
 
-    def mended(self, account: Account, plan: ContextPlan, sent: Sent, error: ApiError) -> bool:
+    def mended(
+        self, account: Account, plan: ContextPlan, sent: SentRequest, error: ApiError
+    ) -> bool:
         """Whether another request may pass where this one was refused, by the same account.
 
         :param sent: what of it could be given up.
@@ -300,8 +301,8 @@ class TurnContinuity:
             )
             return True
         # Encrypted content to refuse is in the request, or in the chain it continues.
-        sealed = sent.issuers or (chained and error.code == "invalid_encrypted_content")
-        if refuses_seals(error) and not self._unsealed and sealed:
+        sealed = sent.encrypted_items or (chained and error.code == "invalid_encrypted_content")
+        if refuses_encrypted_content(error) and not self._unsealed and sealed:
             self._unsealed = True
             return True
         return False
@@ -407,7 +408,7 @@ class TurnContinuity:
     def _is_whole(self) -> bool:
         """Whether every tool output has its call, as far as we know the conversation."""
         path = [] if self._parent is None else [each.items() for each in self._parent.ancestry()]
-        return not unanswered_calls(itertools.chain(*path, self._request.items))
+        return not missing_calls(itertools.chain(*path, self._request.items))
 
 
 def _why(error: ApiError) -> str:

@@ -15,10 +15,9 @@ from twisted.internet.defer import Deferred
 
 from gateway.conversations.context import ContextPlan
 from gateway.conversations.store import Transcript
-from gateway.protocol.error_classification import NOT_SERVED
+from gateway.protocol.error_classification import NOT_SERVED, FaultKind
 from gateway.protocol.error_parsing import from_answer, from_http, may_be_bare_error
 from gateway.protocol.errors import ApiError
-from gateway.protocol.faults import FaultKind
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.selection import RouteRequest

@@ -17,9 +17,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gateway.conversations.context import ContextPlan
-from gateway.protocol.error_classification import for_the_client
+from gateway.protocol.error_classification import Fault, FaultKind, attribute, for_the_client
 from gateway.protocol.errors import GATEWAY_FAILED, ApiError
-from gateway.protocol.faults import Fault, FaultKind, attribute
 from gateway.protocol.rate_limits import read_windows
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account

@@ -17,14 +17,14 @@ from gateway.conversations.store import Transcript
 from gateway.deadline import Deadline
 from gateway.protocol.error_classification import code_of_failure, for_the_client, may_move
 from gateway.protocol.errors import ApiError
-from gateway.protocol.events import Members, response_members
+from gateway.protocol.events import response_members
 from gateway.protocol.items import read_item, with_issuers
 from gateway.protocol.rate_limits import read_rate_limits_event, read_windows
-from gateway.protocol.request import TurnRequest
+from gateway.protocol.request import Members, TurnRequest
 from gateway.protocol.response_stream import (
+    BackgroundResponse,
     BrokenResponse,
     FinishedResponse,
-    GoesOn,
     RefusedResponse,
     ResponseStream,
     UnchainedResponse,
@@ -33,9 +33,9 @@ from gateway.protocol.synthetic_events import (
     created_event,
     failed_event,
     interrupted_event,
-    made_response,
     new_response_id,
     prewarm_events,
+    synthetic_response,
 )
 from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.routing.account import Account
@@ -228,9 +228,9 @@ class Turn(RoutedRequest[TurnAttempt]):
             plan.previous_response_id if must_echo else None,
             pass_rate_limits=self._metadata.shows_limits,
             is_taken=self._is_taken,
-            named=request.previous_response_id,
+            client_parent=request.previous_response_id,
             wrap_turn_state=partial(self._metadata.wrapped, account.name),
-            made=self._made,
+            new_response=self._made,
             may_go_on=request.background and not dialect.streams,
             without_secrets=account.upstream.without_secrets,
         )
@@ -267,7 +267,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         outcome = attempt.response.outcome
         if isinstance(outcome, FinishedResponse):
             self._finished(attempt, outcome)
-        elif isinstance(outcome, GoesOn):
+        elif isinstance(outcome, BackgroundResponse):
             self._goes_on(attempt)
         elif isinstance(outcome, UnchainedResponse):
             self._log.outcome("did not continue the previous response")
@@ -290,7 +290,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         continuity.concessions.accepted(attempt.account)
         response, account = attempt.response, attempt.account
         owners, tenant = self._services.owners, self._context.tenant
-        if continuity.is_kept_by(account) and response.response_id and not response.minted:
+        if continuity.is_kept_by(account) and response.response_id and not response.id_is_ours:
             owners.note(tenant, response.response_id, account.name)
         if continuity.seeks_its_owner and attempt.sent.previous_response_id is not None:
             # It went on from a response that is not remembered here: so it keeps that.
@@ -316,7 +316,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         self._log.outcome(outcome.status)
         continuity.learn(account, attempt.chosen)
         if outcome.status in _CONTINUABLE:
-            held_upstream = not response.minted and continuity.may_keep(account)
+            held_upstream = not response.id_is_ours and continuity.may_keep(account)
             self._remember(response.response_id, response.items, account.name, held_upstream)
         else:
             self.record.response_id = response.response_id
@@ -422,7 +422,7 @@ class Turn(RoutedRequest[TurnAttempt]):
 
     def _made(self, response_id: str) -> Members:
         """The response object for an id, where the upstream gave none."""
-        return made_response(
+        return synthetic_response(
             response_id,
             self.request,
             int(self._services.clock.seconds()),
@@ -438,7 +438,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         output = with_issuers(tuple(map(read_item, raw_items)), lambda _: account)
         if account is not None:
             for item in output:
-                if item.sealed:
+                if item.encrypted:
                     self._services.issuers.note(item.raw, account)
         now = self._services.clock.seconds()
         self.recorded = self._continuity.record(response_id, output, account, held_upstream, now)

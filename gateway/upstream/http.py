@@ -27,7 +27,7 @@ from gateway.credentials.interface import Credentials
 from gateway.deadline import Deadline
 from gateway.protocol.error_parsing import from_http
 from gateway.protocol.errors import ApiError
-from gateway.protocol.response_body import AnswerBody, NotAnAnswer
+from gateway.protocol.response_body import NotAResponse, ResponseBody
 from gateway.protocol.sse import EventStreamParser, EventTooLarge
 from gateway.protocol.upstream_request import UpstreamTurn, build_body, build_headers
 from gateway.upstream.agent import (
@@ -445,12 +445,12 @@ class TurnExchange(HttpExchange):
     """A turn's POST; its answer is read as events."""
 
     _receiver: EventReceiver
-    _body: AnswerBody
+    _body: ResponseBody
     _SILENCE = "sent no event"
 
     def _head_received(self, status: int) -> None:
         if self._state is ExchangeState.STREAMING:
-            self._body = AnswerBody()
+            self._body = ResponseBody()
             self._receiver.upstream_answered(self._headers)
 
     def _read(self, data: bytes) -> None:
@@ -470,7 +470,7 @@ class TurnExchange(HttpExchange):
         problem = failure.value
         if isinstance(problem, EventTooLarge):
             self._fail(ApiError.bad_gateway(f"The upstream sent {problem}."))
-        elif isinstance(problem, NotAnAnswer):
+        elif isinstance(problem, NotAResponse):
             body = self._upstream.without_secrets(problem.body[:_MAX_REFUSAL_BYTES])
             self._fail(self._refusal_of(body))
         else:

@@ -9,8 +9,8 @@ import pytest
 from twisted.logger import LogEvent, globalLogPublisher
 
 from gateway.admin.probe import ANSWER_SECONDS
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import ApiError
-from gateway.protocol.faults import Fault, FaultKind
 from gateway.routing.affinity import AffinityKey, connection_key
 from gateway.routing.bindings import opaque_id
 from gateway.upstream.interface import BodyReceiver, ForwardedRequest

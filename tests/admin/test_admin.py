@@ -9,7 +9,7 @@ import pytest
 
 from gateway.config import ConfigError
 from gateway.protocol.concessions import Concession, ConcessionKind
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.reload import RejectedReload
 from gateway.routing.capabilities import CapabilityScope
 from gateway.routing.wait_queue import WaitReason

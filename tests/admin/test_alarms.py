@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.upstream.proxy import UnavailableProxy
 from tests.admin.stage import Admin, Way
 from tests.admin.test_openapi import check

@@ -11,8 +11,8 @@ from gateway.admin import site
 from gateway.admin.auth import cookie
 from gateway.admin.site import MAX_BODY_BYTES, MAX_CONNECTIONS, REQUEST_SECONDS
 from gateway.config import AccountSettings
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import ApiError
-from gateway.protocol.faults import Fault, FaultKind
 from gateway.routing.affinity import connection_key
 from gateway.routing.bindings import opaque_id
 from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Client

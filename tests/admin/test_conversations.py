@@ -8,7 +8,7 @@ import pytest
 
 from gateway.config import RoutingSettings
 from gateway.config.settings import Strategy
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.affinity import AffinityKey, connection_key
 from gateway.routing.bindings import opaque_id
 from gateway.routing.explanation import explain

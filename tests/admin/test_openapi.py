@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from gateway.admin.openapi import DESCRIPTION
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import read_windows
 from tests.admin.stage import BEARER, TOKEN, Admin, observatory_of
 from tests.admin.test_actions import answers, probe

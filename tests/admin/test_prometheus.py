@@ -18,7 +18,7 @@ from gateway.admin.api import Api
 from gateway.admin.prometheus import Metrics
 from gateway.admin.site import AdminSite
 from gateway.config import KeySettings, RoutingSettings
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.upstream.proxy import UnavailableProxy
 from tests.admin.stage import BEARER, TOKEN, Admin, Way, observatory_of

@@ -77,7 +77,7 @@ def must_travel(items: Sequence[Item]) -> list[bytes]:
 
 
 def foreign_seals(items: Sequence[Item], account: str) -> set[bytes]:
-    return {item.raw for item in items if item.sealed and item.issuer not in (None, account)}
+    return {item.raw for item in items if item.encrypted and item.issuer not in (None, account)}
 
 
 CONVERSATIONS = conversations()
@@ -128,8 +128,8 @@ def test_replayed_the_account_gets_the_transcript_minus_what_may_not_travel(
     assert not foreign_seals(everything, account) & set(sent)
     by_raw = {item.raw: item for item in everything}
     reasoning = [by_raw[raw] for raw in sent if by_raw[raw].type == "reasoning"]
-    assert store or all(item.sealed for item in reasoning), "unstored reasoning needs its seal"
-    assert not (unsealed and any(item.sealed for item in reasoning))
+    assert store or all(item.encrypted for item in reasoning), "unstored reasoning needs its seal"
+    assert not (unsealed and any(item.encrypted for item in reasoning))
 
 
 @given(CONVERSATIONS, st.sampled_from(ACCOUNTS))
@@ -140,5 +140,5 @@ def test_reasoning_an_account_sealed_itself_is_replayed_to_it(
     sent = sent_by(whole_plan(parent, new, Reader(account, store=False), None), new)
     for record in path_of(parent):
         for item in record.output:
-            if item.sealed and item.issuer == account:
+            if item.encrypted and item.issuer == account:
                 assert item.raw in sent, "what the account can read it gets"

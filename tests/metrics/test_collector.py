@@ -11,7 +11,7 @@ from gateway.admin.views.figures import Figures
 from gateway.config import KeySettings
 from gateway.metrics.collector import MetricsCollector
 from gateway.metrics.history import STEP_SECONDS
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.upstream.proxy import UnavailableProxy
 from tests.admin.figures import NoFigures
 from tests.admin.stage import Admin, Way, observatory_of

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from gateway.protocol.concessions import (
     Concession,
     ConcessionKind,
-    Sent,
+    SentRequest,
     concessions_to,
     depends_on_the_request,
     is_of_the_model,
     may_be_left_out,
-    sent_by_id,
+    sent_references,
 )
 from gateway.protocol.error_parsing import from_http
 from gateway.protocol.errors import ApiError
@@ -42,9 +42,9 @@ def says(message: str, param: str | None = None, code: str | None = None) -> Api
     return ApiError(400, "invalid_request_error", message, code, param)
 
 
-def sent(**about: Any) -> Sent:
+def sent(**about: Any) -> SentRequest:
     members = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in MEMBERS.items()}
-    return Sent(members, **about)
+    return SentRequest(members, **about)
 
 
 MEMBERS = {
@@ -178,18 +178,18 @@ def test_what_changes_the_answer_is_not_taken_back(error: ApiError) -> None:
     ids=str,
 )
 def test_an_include_of_the_gateways_own_is_taken_back(error: ApiError) -> None:
-    assert concessions_to(error, sent(added_seals=True)) == [
-        Concession(ConcessionKind.SEALED_REASONING)
+    assert concessions_to(error, sent(added_include=True)) == [
+        Concession(ConcessionKind.ENCRYPTED_REASONING)
     ]
-    assert is_of_the_model(Concession(ConcessionKind.SEALED_REASONING), error)
+    assert is_of_the_model(Concession(ConcessionKind.ENCRYPTED_REASONING), error)
     assert concessions_to(error, sent()) == [], "the client asked for it"
 
 
 def test_a_seal_that_does_not_open_is_no_include() -> None:
     error = says("The encrypted content gAAA could not be verified.", None)
-    assert concessions_to(error, sent(added_seals=True)) == []
+    assert concessions_to(error, sent(added_include=True)) == []
     error.code = "invalid_encrypted_content"
-    assert concessions_to(error, sent(added_seals=True)) == []
+    assert concessions_to(error, sent(added_include=True)) == []
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_service_may_do_nothing_but_stream(error: ApiError) -> None:
 @pytest.mark.parametrize("message", [ITEM_404, "No such item: rs_1", "Item 'rs_1' does not exist"])
 def test_items_that_were_not_kept_are_not_named(status: int, message: str) -> None:
     error = refusal(message, status)
-    about = {"by_id": frozenset({"rs_1", "msg_1"}), "stores": True}
+    about = {"references": frozenset({"rs_1", "msg_1"}), "stores": True}
     assert concessions_to(error, sent(**about)) == [Concession(ConcessionKind.STORED_ITEMS)]
     assert concessions_to(error, sent(stores=True)) == [], "none was sent by its id"
 
@@ -270,7 +270,7 @@ def test_a_failed_response_says_what_it_wants_in_words_alone(
 ) -> None:
     """Another gateway before the service has one code for all of it (protocol.md §5.4)."""
     error = says(message, code="invalid_prompt")
-    assert concessions_to(error, sent(by_id=frozenset({"rs_1"}), stores=True)) == given_up
+    assert concessions_to(error, sent(references=frozenset({"rs_1"}), stores=True)) == given_up
 
 
 def test_only_references_and_bare_reasoning_stand_by_their_ids() -> None:
@@ -282,7 +282,7 @@ def test_only_references_and_bare_reasoning_stand_by_their_ids() -> None:
         {"type": "function_call", "id": "fc_1", "call_id": "c"},
         {"role": "user", "id": "msg_3", "content": "hi"},
     ]
-    assert sent_by_id(read_input(json.dumps(items).encode())) == {"msg_1", "msg_2", "rs_1"}
+    assert sent_references(read_input(json.dumps(items).encode())) == {"msg_1", "msg_2", "rs_1"}
 
 
 def test_text_becomes_a_list_where_only_that_is_taken() -> None:
@@ -374,13 +374,13 @@ def test_a_member_may_be_spare_at_its_default(name: str, value: Any, spare: bool
 @given(st.text(max_size=60), st.none() | st.text(max_size=10), st.none() | st.text(max_size=10))
 def test_any_words_can_be_read(message: str, param: str | None, code: str | None) -> None:
     error = says(message, param, code)
-    about = sent(added_seals=True, stores=True, streams=True, text_input=True, tool_items=True)
+    about = sent(added_include=True, stores=True, streams=True, text_input=True, tool_items=True)
     assert isinstance(concessions_to(error, about), list)
 
 
 @pytest.mark.parametrize("words", ["a, ", "unknown ", "stream ", "'", "store not "])
 def test_long_words_are_read_in_no_time(words: str) -> None:
-    about = sent(added_seals=True, stores=True, streams=True, text_input=True)
+    about = sent(added_include=True, stores=True, streams=True, text_input=True)
     concessions_to(says(words * 20_000), about)
 
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.dialect import PLAIN, Dialect, hoist_tools
 from gateway.protocol.request import read_create, read_members
-from gateway.protocol.upstream_request import build_body
+from gateway.protocol.upstream_request import PLAIN, Dialect, build_body, hoist_tools
 from tests.support.events import Json, user
 
 

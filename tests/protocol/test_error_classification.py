@@ -13,8 +13,8 @@ from gateway.protocol.error_classification import (
     misses_calls,
     most_hopeful,
     refuses_continuation,
+    refuses_encrypted_content,
     refuses_model,
-    refuses_seals,
 )
 from gateway.protocol.error_parsing import from_http
 from gateway.protocol.errors import NOT_THE_API, ApiError
@@ -68,9 +68,11 @@ def test_an_orphan_tool_output_is_recognised() -> None:
 
 
 def test_refused_seals_are_recognised() -> None:
-    assert refuses_seals(refusal(400, "invalid_encrypted_content"))
-    assert refuses_seals(refusal(400, None, "The encrypted content gAAA could not be verified."))
-    assert not refuses_seals(refusal(503, None, "The encrypted content store is down."))
+    assert refuses_encrypted_content(refusal(400, "invalid_encrypted_content"))
+    assert refuses_encrypted_content(
+        refusal(400, None, "The encrypted content gAAA could not be verified.")
+    )
+    assert not refuses_encrypted_content(refusal(503, None, "The encrypted content store is down."))
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 408, 409, 425, 429, 500, 502, 503, 504])

@@ -9,11 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.error_classification import ABOUT_THE_REQUEST, is_clients_fault, may_move
+from gateway.protocol.error_classification import (
+    ABOUT_THE_REQUEST,
+    Fault,
+    FaultKind,
+    attribute,
+    is_clients_fault,
+    may_move,
+)
 from gateway.protocol.error_parsing import from_event, from_failed_response, from_http
 from gateway.protocol.errors import ApiError
-from gateway.protocol.faults import Fault, FaultKind, attribute
-from gateway.protocol.moments import FURTHEST_SECONDS
+from gateway.protocol.rate_limits import FURTHEST_SECONDS
 
 NOW = 1_795_000_000.0
 
@@ -116,7 +122,7 @@ def read(data: dict[str, Any]) -> Fault:
         (ApiError.bad_gateway("Too late.", "upstream_timeout"), SERVICE),
         (ApiError.bad_gateway("The proxy is down.", "egress_proxy_error"), PROXY),
     ],
-    ids=lambda each: getattr(each, "__name__", str(each)),
+    ids=str,
 )
 def test_faults_are_attributed(error: ApiError, kind: FaultKind) -> None:
     assert attribute(error, NOW).kind is kind

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.error_parsing import from_http
-from gateway.protocol.headers import MAX_VALUE, counts_limits, may_pass, without_limits
-from gateway.protocol.upstream_request import forwardable
+from gateway.protocol.headers import MAX_VALUE, counts_limits, forwardable, may_pass, without_limits
 from gateway.turn.response_metadata import passed_headers
 
 

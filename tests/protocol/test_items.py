@@ -13,12 +13,12 @@ from gateway.protocol.items import (
     MODEL_MADE,
     Item,
     brings_history,
+    encrypted_content,
     is_unfinished,
     item_content,
+    missing_calls,
     read_input,
     read_item,
-    seal_of,
-    unanswered_calls,
     with_issuers,
 )
 
@@ -35,7 +35,7 @@ def test_an_item_tells_what_routing_needs() -> None:
         "call_1",
         None,
     )
-    assert not call.sealed
+    assert not call.encrypted
 
 
 def test_a_message_may_leave_its_type_out() -> None:
@@ -60,26 +60,26 @@ def test_any_bytes_stay_what_they_are(raw: bytes) -> None:
 
 @pytest.mark.parametrize("value", ["gAAA", "x y"])
 def test_reasoning_with_a_content_is_sealed(value: str) -> None:
-    assert item(type="reasoning", id="rs_1", encrypted_content=value).sealed
+    assert item(type="reasoning", id="rs_1", encrypted_content=value).encrypted
 
 
 @pytest.mark.parametrize("kind", ["reasoning", "compaction", "message"])
 def test_an_empty_seal_is_none(kind: str) -> None:
-    assert not item(type=kind, id="x_1", encrypted_content="").sealed
-    assert not item(type=kind, id="x_1", encrypted_content=None).sealed
-    assert not item(type=kind, id="x_1", summary=[]).sealed
+    assert not item(type=kind, id="x_1", encrypted_content="").encrypted
+    assert not item(type=kind, id="x_1", encrypted_content=None).encrypted
+    assert not item(type=kind, id="x_1", summary=[]).encrypted
 
 
 def test_talk_of_a_seal_is_no_seal() -> None:
-    assert not item(role="user", content='{"encrypted_content":"gAAA"}').sealed
-    assert not item(role="user", content="encrypted_content", x="gAAA").sealed
+    assert not item(role="user", content='{"encrypted_content":"gAAA"}').encrypted
+    assert not item(role="user", content="encrypted_content", x="gAAA").encrypted
 
 
 def test_only_what_cannot_be_dropped_opens_nowhere_else() -> None:
-    assert item(type="compaction", encrypted_content="gAAA").seal_opens_nowhere_else
-    assert item(type="agent_message", content=[{"encrypted_content": "g"}]).seal_opens_nowhere_else
-    assert not item(type="reasoning", encrypted_content="gAAA").seal_opens_nowhere_else
-    assert not item(type="message", role="user").seal_opens_nowhere_else
+    assert item(type="compaction", encrypted_content="gAAA").needs_issuer
+    assert item(type="agent_message", content=[{"encrypted_content": "g"}]).needs_issuer
+    assert not item(type="reasoning", encrypted_content="gAAA").needs_issuer
+    assert not item(type="message", role="user").needs_issuer
 
 
 def test_only_sealed_items_are_asked_for_their_issuer() -> None:
@@ -105,14 +105,14 @@ def test_a_seal_is_the_same_whatever_stands_around_it(
 ) -> None:
     ours = json.dumps({**before, "encrypted_content": seal, "z": after}).encode()
     echoed = json.dumps({**other, "encrypted_content": seal}, indent=indent).encode()
-    assert seal_of(ours) == seal_of(echoed) == seal.encode()
+    assert encrypted_content(ours) == encrypted_content(echoed) == seal.encode()
 
 
 @pytest.mark.parametrize(
     "raw", [b"{}", b'{"encrypted_content":null}', b'{"encrypted_content":"', b'"encrypted_content"']
 )
 def test_what_holds_no_seal_names_none(raw: bytes) -> None:
-    assert seal_of(raw) is None
+    assert encrypted_content(raw) is None
 
 
 # --- input ---------------------------------------------------------------------------
@@ -150,9 +150,9 @@ def test_any_other_input_is_refused(raw: bytes) -> None:
 def test_an_output_of_any_kind_without_its_call_is_unanswered(kind: str) -> None:
     output = item(type=f"{kind}_output", call_id="call_1")
     call = item(type=kind, call_id="call_1")
-    assert unanswered_calls([output]) == {"call_1"}
-    assert unanswered_calls([call, output]) == set()
-    assert unanswered_calls([call]) == set()
+    assert missing_calls([output]) == {"call_1"}
+    assert missing_calls([call, output]) == set()
+    assert missing_calls([call]) == set()
 
 
 @pytest.mark.parametrize(
@@ -186,12 +186,12 @@ def test_an_output_of_any_kind_without_its_call_is_unanswered(kind: str) -> None
     ],
 )
 def test_an_answer_names_its_call_in_one_of_several_ways(call: Any, answer: Any, name: str) -> None:
-    assert unanswered_calls([item(**answer)]) == {name}
-    assert unanswered_calls([item(**call), item(**answer)]) == set()
+    assert missing_calls([item(**answer)]) == {name}
+    assert missing_calls([item(**call), item(**answer)]) == set()
 
 
 def test_a_message_answers_no_call() -> None:
-    assert unanswered_calls([item(role="user", id="msg_1", content="hi")]) == set()
+    assert missing_calls([item(role="user", id="msg_1", content="hi")]) == set()
 
 
 def test_each_output_needs_its_own_call() -> None:
@@ -201,7 +201,7 @@ def test_each_output_needs_its_own_call() -> None:
         item(type="custom_tool_call_output", call_id="call_2"),
         item(role="user", content="hi"),
     ]
-    assert unanswered_calls(items) == {"call_2"}
+    assert missing_calls(items) == {"call_2"}
 
 
 @pytest.mark.parametrize("kind", [*sorted(MODEL_MADE), "function_call", "browser_call"])

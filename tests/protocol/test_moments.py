@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol import moments
+from gateway.protocol import rate_limits as moments
 
 NOW = 1_795_000_000.0
 
@@ -34,7 +34,7 @@ NOW = 1_795_000_000.0
     ],
 )
 def test_lengths_of_time_have_several_forms(text: str, seconds: float | None) -> None:
-    assert moments.seconds_of(text) == pytest.approx(seconds)
+    assert moments.read_duration(text) == pytest.approx(seconds)
 
 
 @given(
@@ -45,9 +45,16 @@ def test_lengths_of_time_have_several_forms(text: str, seconds: float | None) ->
     | st.sampled_from([10**400, NOW * 1000, True, None, [], {}])
 )
 def test_whatever_a_value_is_the_moment_is_within_bounds(value: object) -> None:
-    read = [moments.at(value, NOW), moments.after(value, NOW), moments.after(value, NOW, 1e-3)]
+    read = [
+        moments.read_time(value, NOW),
+        moments.read_delay(value, NOW),
+        moments.read_delay(value, NOW, 1e-3),
+    ]
     if isinstance(value, str):
-        read += [moments.after_or_date(value, NOW), moments.after_length(value, NOW)]
+        read += [
+            moments.read_delay_or_date(value, NOW),
+            moments.read_delay(moments.read_duration(value), NOW),
+        ]
     for moment in read:
         assert moment is None or NOW <= moment <= NOW + moments.FURTHEST_SECONDS
 
@@ -59,7 +66,7 @@ def test_whatever_a_value_is_the_moment_is_within_bounds(value: object) -> None:
     ).map("".join)
 )
 def test_whatever_a_message_says_the_moment_is_within_bounds(message: str) -> None:
-    moment = moments.in_message(message, NOW)
+    moment = moments.delay_in_message(message, NOW)
     assert moment is None or NOW <= moment <= NOW + moments.FURTHEST_SECONDS
-    seconds = moments.seconds_of(message)
+    seconds = moments.read_duration(message)
     assert seconds is None or (seconds >= 0 and math.isfinite(seconds))

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol import naming
+from gateway.protocol import response_body as naming
 from gateway.protocol.events import PASSED_UNREAD, event_type
-from gateway.protocol.naming import one_name, read_named_events
+from gateway.protocol.response_body import read_named_events, with_one_type
 from gateway.protocol.sse import Event, read_events
 
 DELTA = b"response.output_text.delta"
@@ -39,7 +39,7 @@ def data_of(kind: Any = ..., **members: Any) -> bytes:
 )
 @pytest.mark.parametrize("name", [DELTA, b"", b"message"])
 def test_an_event_that_says_its_type_keeps_its_bytes(name: bytes, data: bytes) -> None:
-    assert one_name((name, data)) == (DELTA, data)
+    assert with_one_type((name, data)) == (DELTA, data)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,13 @@ def test_a_streamed_event_is_named_without_reading_its_json(
     data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(naming, "event_type", pytest.fail)
-    assert one_name((DELTA, data)) == (DELTA, data)
+    assert with_one_type((DELTA, data)) == (DELTA, data)
 
 
 @pytest.mark.parametrize("said", [..., None, 7, "", [], {"a": 1}])
 @pytest.mark.parametrize("name", [DELTA, COMPLETED, b"response.created", b"x.news"])
 def test_a_missing_type_is_taken_from_the_event_line(name: bytes, said: Any) -> None:
-    named = one_name((name, data_of(said, n=1.5, response={"type": "other"})))
+    named = with_one_type((name, data_of(said, n=1.5, response={"type": "other"})))
     assert named is not None
     assert named[0] == name
     expected = {"type": name.decode(), "n": 1.5, "response": {"type": "other"}}
@@ -82,7 +82,7 @@ def test_a_missing_type_is_taken_from_the_event_line(name: bytes, said: Any) -> 
     ],
 )
 def test_of_two_names_clients_get_one_that_they_know(name: bytes, kind: str, one: bytes) -> None:
-    named = one_name((name, data_of(kind, n=1)))
+    named = with_one_type((name, data_of(kind, n=1)))
     assert named is not None
     assert (named[0], event_type(named[1])) == (one, one)
     assert json.loads(named[1])["n"] == 1
@@ -98,13 +98,13 @@ def test_of_two_names_clients_get_one_that_they_know(name: bytes, kind: str, one
     ],
 )
 def test_what_an_error_says_stays_as_it_is(data: bytes) -> None:
-    assert one_name((b"error", data)) == (b"error", data)
+    assert with_one_type((b"error", data)) == (b"error", data)
 
 
 @pytest.mark.parametrize("name", [b"", b"message"])
 def test_an_error_without_any_name_is_one(name: bytes) -> None:
     data = b'{"error":{"message":"No.","weight":NaN}}'
-    assert one_name((name, data)) == (b"error", data)
+    assert with_one_type((name, data)) == (b"error", data)
 
 
 @pytest.mark.parametrize(
@@ -125,12 +125,12 @@ def test_an_error_without_any_name_is_one(name: bytes) -> None:
     ids=lambda event: f"{event[0]}-{event[1][:10]}",
 )
 def test_what_nobody_could_tell_is_left_out(event: tuple[bytes, bytes]) -> None:
-    assert one_name(event) is None
+    assert with_one_type(event) is None
 
 
 @pytest.mark.parametrize("name", [COMPLETED, b"response.created", b"response.output_item.done"])
 def test_what_must_be_read_and_cannot_be_is_not_passed_over(name: bytes) -> None:
-    assert one_name((name, b"nonsense")) == (name, b"nonsense")
+    assert with_one_type((name, b"nonsense")) == (name, b"nonsense")
 
 
 KINDS = st.sampled_from(sorted(PASSED_UNREAD)) | st.sampled_from([COMPLETED, b"x.news", b"error"])
@@ -145,13 +145,13 @@ BLOCKS = st.builds(lambda frame, said, kind: frame % (kind, said % kind), FRAMES
 
 @given(st.lists(BLOCKS, max_size=8).map(b"".join))
 def test_the_quick_way_and_the_slow_way_read_the_same(stream: bytes) -> None:
-    slowly = [event for event in map(one_name, read_events(stream)) if event is not None]
+    slowly = [event for event in map(with_one_type, read_events(stream)) if event is not None]
     assert read_named_events(stream) == slowly
 
 
 @given(st.binary(max_size=40), st.binary(max_size=60))
 def test_whatever_comes_has_the_name_that_its_data_says(name: bytes, data: bytes) -> None:
-    named = one_name((name, data))
+    named = with_one_type((name, data))
     if named is not None and named[0] != b"error" and named != (name, data):
         assert event_type(named[1]) == named[0]
 

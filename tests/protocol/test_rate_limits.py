@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.protocol.moments import FURTHEST_SECONDS
 from gateway.protocol.rate_limits import (
+    FURTHEST_SECONDS,
     QuotaWindow,
     limits_single_model,
     read_rate_limits_event,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.response_body import AnswerBody, NotAnAnswer
+from gateway.protocol.response_body import NotAResponse, ResponseBody
 from gateway.protocol.response_stream import FinishedResponse, RefusedResponse, ResponseStream
 from gateway.protocol.sse import Event, EventTooLarge
 from tests.support.events import (
@@ -30,7 +30,7 @@ STREAM = b"".join(sse_bytes(event) for event in TURN)
 
 
 def read(*pieces: bytes, limit: int = 1 << 20) -> list[Event]:
-    body = AnswerBody(limit)
+    body = ResponseBody(limit)
     events = [event for piece in pieces for event in body.feed(piece)]
     return events + body.finish()
 
@@ -198,7 +198,7 @@ def test_one_event_as_the_whole_body_is_that_event() -> None:
     ],
 )
 def test_anything_else_is_no_answer(body: bytes) -> None:
-    with pytest.raises(NotAnAnswer) as other:
+    with pytest.raises(NotAResponse) as other:
         read(body)
     assert other.value.body.strip() == body.strip()
 

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from gateway.protocol.errors import ApiError
-from gateway.protocol.naming import one_name
+from gateway.protocol.response_body import with_one_type
 from gateway.protocol.response_stream import (
+    BackgroundResponse,
     BrokenResponse,
     FinishedResponse,
-    GoesOn,
     RefusedResponse,
     ResponseStream,
     StreamPhase,
@@ -79,8 +79,8 @@ def test_once_released_the_preamble_passes_at_once() -> None:
 @pytest.mark.parametrize(
     ("may_go_on", "events", "outcome"),
     [
-        (True, [created()], GoesOn),
-        (True, [created(), IN_PROGRESS], GoesOn),
+        (True, [created()], BackgroundResponse),
+        (True, [created(), IN_PROGRESS], BackgroundResponse),
         (False, [created()], RefusedResponse),
         (True, [], RefusedResponse),
         (True, [event("response.created", response={"status": "queued"})], RefusedResponse),
@@ -265,7 +265,7 @@ def numbered_ones(*events: ServerSentEvent, first: int = 0) -> list[ServerSentEv
 def test_an_answer_gets_the_beginning_that_it_lacks(
     stream: tuple[ServerSentEvent, ...], first: int
 ) -> None:
-    relay = ResponseStream(made=lambda _: {"model": msgspec.Raw(b'"m"')})
+    relay = ResponseStream(new_response=lambda _: {"model": msgspec.Raw(b'"m"')})
     sent = decoded(relay.feed(numbered_ones(*stream, first=first)))
     assert sent[0]["type"] == "response.created"
     assert [event["type"] for event in sent].count("response.created") == 1
@@ -280,7 +280,7 @@ def test_the_response_that_comes_first_gives_the_beginning() -> None:
     relay = ResponseStream()
     first, *_ = decoded(relay.feed([IN_PROGRESS, DELTA, ended("completed")]))
     assert first["response"]["id"] == "resp_1"
-    assert not relay.minted, "what continues it may name it"
+    assert not relay.id_is_ours, "what continues it may name it"
 
 
 def test_a_beginning_that_comes_late_is_no_second_one() -> None:
@@ -337,7 +337,7 @@ def test_an_odd_member_ends_no_turn(kind: str, member: str, odd: object) -> None
 def test_a_missing_response_ends_no_turn(kind: str, odd: object) -> None:
     stream = [created(), IN_PROGRESS, DELTA, done(MESSAGE), ended("completed", output=[MESSAGE])]
     stream = [event(kind, response=odd) if one.name == kind.encode() else one for one in stream]
-    relay = ResponseStream(made=lambda _: {"model": msgspec.Raw(b'"m"')})
+    relay = ResponseStream(new_response=lambda _: {"model": msgspec.Raw(b'"m"')})
     sent = decoded(relay.feed(stream))
     assert isinstance(relay.outcome, FinishedResponse)
     ids = {event["response"]["id"] for event in sent if "response" in event}
@@ -472,7 +472,7 @@ def test_the_last_number_is_that_of_the_last_event_given_out() -> None:
 
 
 def test_a_replayed_turn_shows_the_previous_response_that_its_client_named() -> None:
-    relay = ResponseStream(named="resp_0")
+    relay = ResponseStream(client_parent="resp_0")
     sent = relay.feed([created("resp_1", None), IN_PROGRESS, DELTA, ended("completed")])
     shown = [json.loads(payload).get("response") for payload in sent]
     assert [each["previous_response_id"] for each in shown if each] == ["resp_0"] * 3
@@ -480,7 +480,7 @@ def test_a_replayed_turn_shows_the_previous_response_that_its_client_named() -> 
 
 
 def test_a_chained_turn_passes_verbatim() -> None:
-    relay = ResponseStream("resp_0", named="resp_0")
+    relay = ResponseStream("resp_0", client_parent="resp_0")
     first = created("resp_1", "resp_0")
     assert relay.feed([first, DELTA]) == [first.data, DELTA.data]
 
@@ -508,7 +508,7 @@ BARE = b'{"error":{"message":"too long","type":"BadRequestError","param":null,"c
 )
 def test_an_error_of_any_shape_ends_the_attempt(ending: ServerSentEvent, begun: bool) -> None:
     relay = ResponseStream()
-    named = one_name(ending)
+    named = with_one_type(ending)
     assert named is not None
     assert relay.feed([created()] * begun + [named]) == []
     assert isinstance(relay.outcome, RefusedResponse)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.events import PASSED_UNREAD
-from gateway.protocol.naming import one_name
+from gateway.protocol.response_body import with_one_type
 from gateway.protocol.response_stream import (
     BrokenResponse,
     FinishedResponse,
@@ -80,7 +80,7 @@ BROKEN = st.sampled_from(
 
 def as_event(event: dict[str, Any], named: bool) -> ServerSentEvent:
     name = event["type"].encode() if named else b""
-    reconciled = one_name((name, json.dumps(event).encode()))
+    reconciled = with_one_type((name, json.dumps(event).encode()))
     assert reconciled is not None
     return ServerSentEvent(*reconciled)
 

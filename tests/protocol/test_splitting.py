@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol import splitting
+from gateway.protocol import request as splitting
 from gateway.protocol.errors import ApiError
-from gateway.protocol.request import read_members
-from gateway.protocol.splitting import MAX_MEMBERS, Members, split_object
+from gateway.protocol.request import MAX_MEMBERS, Members, read_members, split_object
 
 LARGE = ("input", "tools", "messages", "instructions")
 VALUES = st.recursive(

@@ -15,10 +15,10 @@ from gateway.protocol.synthetic_events import (
     interrupt_accepted,
     interrupt_failed,
     interrupted_event,
-    made_response,
     new_response_id,
     prewarm_events,
     steer_failed,
+    synthetic_response,
 )
 
 #: Members that clients' types require of a response (§4.4).
@@ -35,7 +35,7 @@ def request(**members: Any) -> TurnRequest:
 
 
 def made(**members: Any) -> dict[str, Any]:
-    return made_response("resp_1", request(**members), 17, "resp_0")
+    return synthetic_response("resp_1", request(**members), 17, "resp_0")
 
 
 def test_ids_are_new_each_time_and_say_what_they_are_for() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.events import TERMINALS, MalformedEvent
-from gateway.protocol.output_items import OutputItems
-from gateway.protocol.terminal import finish_terminal, mend_usage
+from gateway.protocol.output_items import OutputItems, finish_terminal
+from gateway.protocol.usage import mend_usage
 
 USAGE = {
     "input_tokens": 5,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.turn_state import TurnState, TurnStates
+from gateway.protocol.headers import TurnState, TurnStates
 
 STATES = TurnStates(b"a secret of the gateway")
 MINE = STATES.wrap("laptop", TurnState("north", "upstream's own"))

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.dialect import Dialect
+from gateway.protocol.headers import forwardable
 from gateway.protocol.request import TurnRequest, read_create, read_members
-from gateway.protocol.upstream_request import build_body, build_headers, forwardable
+from gateway.protocol.upstream_request import Dialect, build_body, build_headers
 
 STRIPPED = {"type", "generate", "stream_id", "background", "stream", "previous_response_id"}
 SEALED = "reasoning.encrypted_content"

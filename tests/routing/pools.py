@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from twisted.internet.task import Clock
 
 from gateway.config import AccountSettings, RoutingSettings
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.protocol.error_classification import FaultKind
 from gateway.protocol.errors import ApiError, error_event
-from gateway.protocol.faults import FaultKind
 from gateway.routing.errors import attempts_error, pool_error
 from tests.routing.pools import Basin
 

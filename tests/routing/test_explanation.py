@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.protocol.faults import FaultKind
+from gateway.protocol.error_classification import FaultKind
 from gateway.routing.bindings import opaque_id
 from gateway.routing.explanation import explain
 from gateway.routing.selection import Selection

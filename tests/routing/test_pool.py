@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gateway.config import RoutingSettings
 from gateway.config.settings import Strategy as StrategyName
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.health import AccountState
 from gateway.routing.selection import NoAccount, RouteRequest, Selection
 from tests.routing.pools import MODEL, Basin, thread, wanted

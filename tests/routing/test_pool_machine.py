@@ -17,7 +17,7 @@ from msgspec import structs
 from gateway.circuit_breaker import BreakerState
 from gateway.config import RoutingSettings
 from gateway.config.settings import LossRule, ReturnRule, Strategy
-from gateway.protocol.faults import Fault, FaultKind
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.routing.account import Account
 from gateway.routing.explanation import DryRun, explain

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from gateway.config.settings import Strategy
-from gateway.protocol.faults import FaultKind
+from gateway.protocol.error_classification import FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.routing.explanation import explain
 from gateway.routing.quotas import AccountQuotas

@@ -13,9 +13,9 @@ from gateway.config import AccountSettings, RoutingSettings
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore, Transcript
 from gateway.protocol.errors import ApiError, error_event
+from gateway.protocol.headers import TurnStates
 from gateway.protocol.request import TurnRequest, read_create
 from gateway.protocol.request import read_members as read_members
-from gateway.protocol.turn_state import TurnStates
 from gateway.protocol.upstream_request import UpstreamTurn, build_body, build_headers
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey

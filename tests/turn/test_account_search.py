@@ -9,8 +9,8 @@ import pytest
 from gateway.api_keys.interface import Busy, Visit
 from gateway.config import RoutingSettings
 from gateway.config.settings import Strategy
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import UNREACHABLE, ApiError, error_event
-from gateway.protocol.faults import Fault, FaultKind
 from gateway.protocol.usage import Usage
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.selection import RouteRequest, Selection

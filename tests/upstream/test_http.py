@@ -12,9 +12,8 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from gateway.config.endpoints import base_url
-from gateway.protocol.error_classification import may_move
-from gateway.protocol.faults import FaultKind, attribute
-from gateway.protocol.response_body import AnswerBody
+from gateway.protocol.error_classification import FaultKind, attribute, may_move
+from gateway.protocol.response_body import ResponseBody
 from gateway.upstream import http as http_module
 from tests.support.sse import ServerSentEvent
 from tests.upstream.wire import (
@@ -409,7 +408,7 @@ def test_a_base_url_that_is_not_known_yet_is_a_failure(
 def test_an_event_beyond_all_bounds_is_a_failure(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_module, "AnswerBody", lambda: AnswerBody(1000))
+    monkeypatch.setattr(http_module, "ResponseBody", lambda: ResponseBody(1000))
     _, heard, connection = wire.streaming()
     connection.sends(chunk(b"data: " + b"x" * 1000))
     assert heard.error.status == 502

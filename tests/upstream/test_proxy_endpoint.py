@@ -23,7 +23,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
-from gateway.protocol.faults import FaultKind, attribute
+from gateway.protocol.error_classification import FaultKind, attribute
 from gateway.upstream.errors import upstream_failure
 from gateway.upstream.proxy import Proxy, ProxyCredentials, ProxyError, ProxyFault, ProxyHealth
 from gateway.upstream.proxy_endpoint import ProxyEndpoint

@@ -15,10 +15,9 @@ from zope.interface import implementer
 
 from gateway.credentials.interface import Credentials
 from gateway.credentials.static import KeyCredentials
-from gateway.protocol.dialect import Dialect
 from gateway.protocol.errors import ApiError
 from gateway.protocol.request import read_members, read_post
-from gateway.protocol.upstream_request import UpstreamTurn
+from gateway.protocol.upstream_request import Dialect, UpstreamTurn
 from gateway.upstream.http import HttpTimeouts, HttpUpstream, TurnExchange
 from tests.support.sse import ServerSentEvent
 

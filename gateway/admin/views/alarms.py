@@ -11,7 +11,7 @@ from typing import Any
 from gateway.admin.running import Running
 from gateway.circuit_breaker import BreakerState
 from gateway.metrics.alarms import alarm
-from gateway.protocol.faults import FaultKind
+from gateway.protocol.error_classification import FaultKind
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState, Unavailable
 

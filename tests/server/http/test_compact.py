@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.config import RoutingSettings
-from gateway.protocol.compacting import read_compacted
 from gateway.protocol.errors import ApiError
+from gateway.protocol.response_body import read_compaction
 from tests.server.http.hall import DESK, LAPTOP, Hall
 from tests.support.events import Json, text_item, user
 
@@ -260,7 +260,7 @@ def test_what_cannot_be_read_is_answered(path: str, body: bytes) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"output":5}', b'{"output":[1,"x",null]}'])
 def test_odd_answers_hold_nothing(body: bytes) -> None:
-    assert read_compacted(body).usage is None
+    assert read_compaction(body).usage is None
     hall = Hall()
     asked = ask(hall, input="hi")
     hall.calls()[0].answers(body)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.config import KeySettings
+from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import ApiError
-from gateway.protocol.faults import Fault, FaultKind
 from gateway.routing.inquiry import ANSWER_SECONDS, MOST_ASKED, PATIENCE_SECONDS
 from gateway.routing.model_catalog import FRESH_SECONDS, RETRY_SECONDS
 from tests.server.http.hall import DESK, Hall
