@@ -20,9 +20,8 @@ from gateway.config import AccountSettings, RoutingSettings
 from gateway.config.settings import Strategy
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.account import Account
-from gateway.routing.affinity import AffinityKey
-from gateway.routing.bindings import Bindings
-from gateway.routing.pool import AccountPool
+from gateway.routing.affinity import AffinityKey, MemoryBindings
+from gateway.routing.router import AccountPool
 from gateway.routing.selection import RouteRequest, Selection
 
 MODEL = "gpt-5.5"
@@ -56,9 +55,9 @@ def pool_of(count: int, strategy: Any, resting: int = 0) -> AccountPool:
         accounts.append(Account(settings, NoUpstream(), time.time))
     for account in accounts[:resting]:
         rest = Fault(FaultKind.RATE_LIMITED, "429", time.time() + 300)
-        account.health.reserve(MODEL).refused(rest)
+        account.health.refused(MODEL, rest)
     return AccountPool(
-        accounts, Bindings(100_000, 3600, time.time), RoutingSettings(strategy=strategy)
+        accounts, MemoryBindings(100_000, 3600, time.time), RoutingSettings(strategy=strategy)
     )
 
 

@@ -1,4 +1,4 @@
-"""The accounts that the configuration names: made once, kept while it names them alike."""
+"""The accounts that the configuration names: made once, kept while their settings are the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = Logger(namespace="gateway.service")
 
 
 class AccountRegistry:
-    """Makes accounts, and lets go of those that are named no longer.
+    """Makes accounts, and closes those that are no longer configured.
 
     :ivar accounts: those in service, in the operator's order.
     """
@@ -32,43 +32,40 @@ class AccountRegistry:
         self.accounts: list[Account] = []
 
     def reconfigure(self, settings: Settings, before: Settings | None = None) -> list[Account]:
-        """Take the accounts of ``settings``; who is described as before stays as it is.
+        """Take the accounts of ``settings``; those with the same settings stay as they are.
 
-        What accounts taught is forgotten: a reload says that the world may have changed.
-        Settings without any leave all as it was: simulated ones are made at the start.
+        What was learned of accounts is forgotten: their services may have changed.  Settings
+        without accounts change nothing: simulated ones are made at the start.
 
         :param before: the settings so far, or None at the start.
         :return: those that are gone, or were made anew.
         """
         cooldown_max = settings.routing.cooldown_max_seconds
         if before is not None and cooldown_max != before.routing.cooldown_max_seconds:
-            self._cap_rests(cooldown_max)
+            self._paths.cap_cooldowns(cooldown_max)
+            for present in self.accounts:
+                present.health.cap_cooldowns(cooldown_max)
         for present in self.accounts:
             present.learned.forget()
         if not settings.accounts:
             return []
-        as_patient = before is not None and settings.timeouts == before.timeouts
+        same_timeouts = before is not None and settings.timeouts == before.timeouts
         known = {account.name: account for account in self.accounts}
-        arranged: list[Account] = []
+        configured: list[Account] = []
         for each in settings.accounts:
             account = known.get(each.name)
-            if account is None or account.settings != each or not as_patient:
+            if account is None or account.settings != each or not same_timeouts:
                 account = self.add(
                     each, partial(str, each.base_url), settings.timeouts, cooldown_max
                 )
                 former = known.get(each.name)
                 if former is not None:
-                    account.succeed(former)
-            arranged.append(account)
-        gone = [account for account in self.accounts if account not in arranged]
+                    account.inherit(former)
+            configured.append(account)
+        gone = [account for account in self.accounts if account not in configured]
         self._leaving += gone
-        self.accounts = arranged
+        self.accounts = configured
         return gone
-
-    def _cap_rests(self, cooldown_max_seconds: float) -> None:
-        self._paths.cap_cooldowns(cooldown_max_seconds)
-        for account in self.accounts:
-            account.health.cap_rests(cooldown_max_seconds)
 
     def add(
         self,
@@ -81,12 +78,12 @@ class AccountRegistry:
 
         :param base_url: tells its base URL.
         """
-        way = self._paths.egress(
+        egress = self._paths.egress(
             settings.proxy, settings.ca_file, settings.client_cert_file, settings.client_key_file
         )
-        # Tokens are asked for so seldom that no connection is kept for it.
+        # Tokens are asked for too seldom to keep a connection for it.
         unkept = HTTPConnectionPool(self._reactor, persistent=False)
-        for_tokens = http_client(self._reactor, unkept, timeouts.connect_seconds, way)
+        for_tokens = http_client(self._reactor, unkept, timeouts.connect_seconds, egress)
         upstream = HttpUpstream(
             self._reactor,
             settings.name,
@@ -95,14 +92,14 @@ class AccountRegistry:
             HttpTimeouts(
                 timeouts.connect_seconds, timeouts.first_byte_seconds, timeouts.idle_seconds
             ),
-            way,
+            egress,
         )
-        account = Account(settings, upstream, self._reactor.seconds, cooldown_max_seconds, way)
+        account = Account(settings, upstream, self._reactor.seconds, cooldown_max_seconds, egress)
         self._upstreams[account] = upstream
         return account
 
     def release_idle(self) -> None:
-        """Close what accounts left behind that are gone, and on which no turn runs any more."""
+        """Close the connections of accounts that are gone and on which no turn runs any more."""
         idle = [account for account in self._leaving if not account.in_flight]
         for account in idle:
             self._leaving.remove(account)

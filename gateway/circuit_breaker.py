@@ -1,7 +1,8 @@
-"""Rests what failed, and lets one probe find out whether it works again.
+"""A circuit breaker: leaves alone what failed, and lets one probe find out whether it works again.
 
-Knows nothing of accounts: what fails may be an account's quota, a model, a service or a
-proxy.  Time alone leads from open to half-open; it is looked at when somebody asks.
+It knows nothing of accounts: what fails may be an account's quota, a model, a service or a
+proxy.  Time alone leads from open to half-open; the clock is looked at when the state is asked
+for.
 
 ::
 
@@ -18,18 +19,20 @@ import enum
 import random
 from collections.abc import Callable
 
-#: Longest share of a rest, and longest time in seconds, by which it is spread.
+from msgspec import Struct
+
+#: Longest share of a cooldown, and longest time in seconds, by which its end is spread.
 _SPREAD_SHARE = 0.25
 _SPREAD_SECONDS = 5.0
 
-#: Shortest rest, in seconds, that an upstream's own word can lead to.
+#: Shortest cooldown, in seconds, that a time named by an upstream can lead to.
 _SHORTEST_SECONDS = 1.0
 
 _MAX_DOUBLINGS = 20
 
 
 class BreakerState(enum.Enum):
-    """See the drawing above."""
+    """The states of the drawing above."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -38,7 +41,7 @@ class BreakerState(enum.Enum):
 
 
 class BreakerEvent(enum.Enum):
-    """What moves a breaker."""
+    """What changes the state of a breaker."""
 
     TRIPPED = "tripped"
     LENGTHENED = "lengthened"
@@ -48,60 +51,57 @@ class BreakerEvent(enum.Enum):
     CLOSED = "closed"
 
 
-_S, _H = BreakerState, BreakerEvent
+_S, _E = BreakerState, BreakerEvent
 
 #: Every allowed transition.
 TRANSITIONS = {
-    (_S.CLOSED, _H.TRIPPED): _S.OPEN,
-    (_S.CLOSED, _H.CLOSED): _S.CLOSED,
-    (_S.OPEN, _H.LENGTHENED): _S.OPEN,
-    (_S.OPEN, _H.ELAPSED): _S.HALF_OPEN,
-    (_S.OPEN, _H.CLOSED): _S.CLOSED,
-    (_S.HALF_OPEN, _H.TRIPPED): _S.OPEN,
-    (_S.HALF_OPEN, _H.PROBED): _S.PROBING,
-    (_S.HALF_OPEN, _H.CLOSED): _S.CLOSED,
-    (_S.PROBING, _H.TRIPPED): _S.OPEN,
-    (_S.PROBING, _H.LENGTHENED): _S.PROBING,
-    (_S.PROBING, _H.WITHDREW): _S.OPEN,
-    (_S.PROBING, _H.CLOSED): _S.CLOSED,
+    (_S.CLOSED, _E.TRIPPED): _S.OPEN,
+    (_S.CLOSED, _E.CLOSED): _S.CLOSED,
+    (_S.OPEN, _E.LENGTHENED): _S.OPEN,
+    (_S.OPEN, _E.ELAPSED): _S.HALF_OPEN,
+    (_S.OPEN, _E.CLOSED): _S.CLOSED,
+    (_S.HALF_OPEN, _E.TRIPPED): _S.OPEN,
+    (_S.HALF_OPEN, _E.PROBED): _S.PROBING,
+    (_S.HALF_OPEN, _E.CLOSED): _S.CLOSED,
+    (_S.PROBING, _E.TRIPPED): _S.OPEN,
+    (_S.PROBING, _E.LENGTHENED): _S.PROBING,
+    (_S.PROBING, _E.WITHDREW): _S.OPEN,
+    (_S.PROBING, _E.CLOSED): _S.CLOSED,
 }
 
 
-class BreakerAttempt:
-    """One use of what a breaker guards; told to the breaker when it ended.
+class BreakerAttempt(Struct, eq=False):
+    """One use of what a breaker guards; the breaker is told when it ended.
 
     :ivar trips: how often the breaker had tripped when it began.
-    :ivar forgave: rests in a row that were forgiven because it began well, until it ends.
+    :ivar forgave: cooldowns in a row that were forgiven because it began well, until it ends.
     """
 
-    __slots__ = ("forgave", "trips")
-
-    def __init__(self, trips: int) -> None:
-        self.trips = trips
-        self.forgave = 0
+    trips: int
+    forgave: int = 0
 
 
 class CircuitBreaker:
-    """One thing that may fail.
+    """Guards one thing that may fail.
 
     Attempts that began before it tripped tell little: their success does not close it, and
-    their failures do not double the rest.  They lengthen it if the upstream names a later
+    their failures do not double the cooldown.  They lengthen it if the upstream names a later
     time, and repeat it if it was just over.
 
     An attempt that begins well closes it: others need not wait for its end.  If it fails all
-    the same, that is the failure of a probe.
+    the same, that counts as the failure of a probe.
 
     :param now: unix seconds; it may jump.
     :param threshold: failures in a row that trip it; a failure with a named time always does.
-    :param first_seconds: the first rest; every further one, without a success between, is
+    :param first_seconds: the first cooldown; each further one, without a success between, is
         twice as long.
-    :param jitter: from 0 to 1; spreads the ends of rests.
-    :ivar max_seconds: bound on a rest, named or not, and on the wait for a probe; may change.
+    :param jitter: from 0 to 1; spreads the ends of cooldowns.
+    :ivar max_seconds: bound on a cooldown, named or not, and on the wait for a probe; may change.
     :ivar failures: in a row, while closed.
     :ivar trips: ever.
     :ivar since: when it last closed or tripped.
-    :ivar until: when the rest ends; 0.0 while closed.
-    :ivar named: the end of the rest by the upstream's own word, unbounded, or None.
+    :ivar until: when the cooldown ends; 0.0 while closed.
+    :ivar named: the end of the cooldown that the upstream named, unbounded, or None.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class CircuitBreaker:
 
     @property
     def state(self) -> BreakerState:
-        """Where it stands now."""
+        """The state now."""
         self._settle()
         return self._state
 
@@ -154,7 +154,7 @@ class CircuitBreaker:
         return attempt
 
     def began(self, attempt: BreakerAttempt) -> None:
-        """It works so far: a rest is over, but failures in a row are still counted."""
+        """It works so far: a cooldown is over, but failures in a row are still counted."""
         if not self.closed and attempt.trips == self.trips:
             attempt.forgave = self._strikes
             self.close()
@@ -180,16 +180,16 @@ class CircuitBreaker:
 
         :param attempt: None for one that began before the breaker existed.
         :param retry_at: the unix time that the upstream named.
-        :param first_seconds: of the rest, if it differs for this failure.
+        :param first_seconds: of the cooldown, if it differs for this failure.
         """
         self._settle()
-        ended_a_rest = attempt is not None and attempt.forgave > 0
-        if attempt is not None and ended_a_rest:
+        ended_a_cooldown = attempt is not None and attempt.forgave > 0
+        if attempt is not None and ended_a_cooldown:
             self._strikes = max(self._strikes, attempt.forgave)
             attempt.forgave = 0
         if self.closed:
             self.failures += 1
-            if ended_a_rest or self.failures >= self._threshold or retry_at is not None:
+            if ended_a_cooldown or self.failures >= self._threshold or retry_at is not None:
                 self._trip(retry_at, first_seconds)
         elif attempt is not None and attempt is self._probe:
             self._trip(retry_at, first_seconds)
@@ -200,20 +200,20 @@ class CircuitBreaker:
             self._lengthen(retry_at)
 
     def dropped(self, attempt: BreakerAttempt) -> None:
-        """It ended without telling anything; a probe may be made again."""
+        """It ended without showing anything; a probe may be made again."""
         if attempt is self._probe:
             self._probe = None
             self._move(BreakerEvent.WITHDREW)
 
-    def hurry(self, seconds: float) -> bool:
-        """Let a rest whose end nobody named last no longer than this; False when it would not."""
+    def shorten(self, seconds: float) -> bool:
+        """Shorten a cooldown whose end no upstream named; False when it is not longer than this."""
         if self._state is not BreakerState.OPEN or self.named is not None:
             return False
         before, self.until = self.until, min(self.until, self.since + seconds)
         return self.until < before
 
     def close(self) -> None:
-        """Nothing is held against it any more: it worked, or the operator says so."""
+        """Nothing is held against it any more: it worked, or the operator said so."""
         self._move(BreakerEvent.CLOSED)
         self._probe = None
         self._strikes = self.failures = 0
@@ -245,7 +245,7 @@ class CircuitBreaker:
             self.named = max(self.named or 0.0, retry_at)
 
     def _spread(self, seconds: float) -> float:
-        """Later by a little, or, at the bound, earlier: not all come back in one instant."""
+        """A little later, or earlier at the bound, so that not all come back in one instant."""
         most = self.max_seconds
         jitter = self._jitter() * min(
             seconds * _SPREAD_SHARE, most * _SPREAD_SHARE, _SPREAD_SECONDS
@@ -253,7 +253,7 @@ class CircuitBreaker:
         return min(seconds + jitter, most) if seconds < most else most - jitter
 
     def _settle(self) -> None:
-        """Look at the clock, which may have jumped: no rest lasts longer than its bound."""
+        """Look at the clock, which may have jumped: no cooldown lasts longer than its bound."""
         now = self._now()
         probing = self._state is BreakerState.PROBING
         if probing and not 0 <= now - self._probed_at < self.max_seconds:
@@ -264,5 +264,5 @@ class CircuitBreaker:
             if now >= self.until:
                 self._move(BreakerEvent.ELAPSED)
 
-    def _move(self, happening: BreakerEvent) -> None:
-        self._state = TRANSITIONS[self._state, happening]
+    def _move(self, event: BreakerEvent) -> None:
+        self._state = TRANSITIONS[self._state, event]

@@ -25,9 +25,9 @@ from gateway.listening import ClientListener, ListenerService
 from gateway.log import LogThreshold
 from gateway.metrics.collector import MetricsCollector
 from gateway.protocol.headers import TurnStates
-from gateway.routing.bindings import Bindings
+from gateway.routing.affinity import MemoryBindings
 from gateway.routing.model_catalog import ModelCatalog
-from gateway.routing.pool import AccountPool
+from gateway.routing.router import AccountPool
 from gateway.routing.wait_queue import WaitQueue
 from gateway.server.chat import ChatCompletions
 from gateway.server.compact import Inputs
@@ -107,7 +107,9 @@ class GatewayService(MultiService):
     def _services(self, reactor: Any) -> TurnServices:
         """What turns work with."""
         settings, routing = self.settings, self.settings.routing
-        bindings = Bindings(routing.max_bindings, routing.affinity_minutes * 60, reactor.seconds)
+        bindings = MemoryBindings(
+            routing.max_bindings, routing.affinity_minutes * 60, reactor.seconds
+        )
         waiting = WaitQueue(reactor, routing.max_waiting)
         pool = AccountPool(self._registry.accounts, bindings, routing)
         pool.released = self.tenants.freed = waiting.wake

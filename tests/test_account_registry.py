@@ -86,7 +86,7 @@ def test_the_operators_order_counts() -> None:
 def test_other_timeouts_make_every_account_anew_and_it_rests_on() -> None:
     lists = Lists(settings_of("a"))
     before = lists["a"]
-    before.health.reserve(None).refused(Fault(FaultKind.EXHAUSTED, "used up", 300.0))
+    before.health.refused(None, Fault(FaultKind.EXHAUSTED, "used up", 300.0))
     assert lists.reload(settings_of("a", timeouts=TimeoutSettings(idle_seconds=5))) == ["a"]
     assert lists["a"] is not before
     assert lists["a"].unavailable(None) is not None, "the reload forgot that it rests"
@@ -103,7 +103,7 @@ def test_accounts_share_what_is_known_of_their_proxy() -> None:
 def test_another_cap_on_cooldowns_leaves_accounts_themselves_and_ends_long_rests() -> None:
     lists = Lists(settings_of("a", "b"))
     limited, drained = lists["a"], lists["b"]
-    limited.health.reserve(None).refused(Fault(FaultKind.EXHAUSTED, "used up", 300.0))
+    limited.health.refused(None, Fault(FaultKind.EXHAUSTED, "used up", 300.0))
     drained.health.drain()
     shorter = settings_of("a", "b", routing=RoutingSettings(cooldown_max_seconds=5))
     assert lists.reload(shorter) == []
@@ -128,7 +128,7 @@ def test_another_cap_on_cooldowns_reaches_proxies() -> None:
 def test_who_left_closes_when_its_last_turn_is_over_and_once(closed: list[HttpUpstream]) -> None:
     lists = Lists(settings_of("a", "b"))
     leaving = lists["a"]
-    turn = leaving.reserve(None, lambda: None)
+    turn = leaving.lease(None, lambda: None)
     assert lists.reload(settings_of("b")) == ["a"]
     lists.registry.release_idle()
     assert closed == [], "a turn still runs there"
@@ -141,7 +141,7 @@ def test_who_left_closes_when_its_last_turn_is_over_and_once(closed: list[HttpUp
 def test_a_stop_closes_those_in_service_and_those_that_leave(closed: list[HttpUpstream]) -> None:
     lists = Lists(settings_of("a", "b"))
     every = {each.upstream for each in lists.registry.accounts}
-    lists["a"].reserve(None, lambda: None)
+    lists["a"].lease(None, lambda: None)
     lists.reload(settings_of("b"))
     lists.registry.close()
     assert set(closed) == every
@@ -149,6 +149,6 @@ def test_a_stop_closes_those_in_service_and_those_that_leave(closed: list[HttpUp
 
 def break_proxy(account: Account) -> None:
     """Its proxy fails until it is left alone."""
-    health = account._way.health  # type: ignore[union-attr]
+    health = account._egress.health  # type: ignore[union-attr]
     while (attempt := health.attempt()) is not None:
         health.failed(attempt, "the proxy refused the connection")

@@ -247,14 +247,14 @@ def test_what_a_probe_was_forgiven_counts_once(bench: Bench) -> None:
 
 def test_a_rest_can_be_shortened_but_not_lengthened() -> None:
     bench = Bench(first_seconds=100)
-    assert bench.breaker.hurry(20) is False, "nothing rests"
+    assert bench.breaker.shorten(20) is False, "nothing rests"
     bench.fail()
-    assert bench.breaker.hurry(20) is True
+    assert bench.breaker.shorten(20) is True
     assert bench.rest == 20
-    assert bench.breaker.hurry(20) is False
-    assert bench.breaker.hurry(50) is False
+    assert bench.breaker.shorten(20) is False
+    assert bench.breaker.shorten(50) is False
     bench.now += 5
-    assert bench.breaker.hurry(4) is True
+    assert bench.breaker.shorten(4) is True
     assert bench.breaker.state is HALF_OPEN, "its time is over already"
     bench.fail()
     assert bench.rest == 200, "it grows as ever"
@@ -262,7 +262,7 @@ def test_a_rest_can_be_shortened_but_not_lengthened() -> None:
 
 def test_a_time_that_was_named_is_kept_to_in_any_hurry(bench: Bench) -> None:
     bench.fail(retry_in=100)
-    assert bench.breaker.hurry(20) is False
+    assert bench.breaker.shorten(20) is False
     assert bench.rest == 100
 
 

@@ -106,7 +106,7 @@ def test_an_account_described_otherwise_is_still_the_same(
     gateway = GatewayService(settings(), reactor)
     pool = gateway.turn_services.pool
     health = pool.accounts[0].health
-    health.broke(None, Fault(FaultKind.EXHAUSTED, "used up", reactor.seconds() + 300))
+    health.refused(None, Fault(FaultKind.EXHAUSTED, "used up", reactor.seconds() + 300))
     health.drain()
     key = AffinityKey("thread", "laptop", "t-1")
     pool.bindings.bind(key, ACCOUNT.name, "round-robin")
@@ -123,7 +123,7 @@ def test_an_account_described_otherwise_is_still_the_same(
 def test_another_key_is_another_account(reactor: MemoryReactorClock) -> None:
     gateway = GatewayService(settings(), reactor)
     pool = gateway.turn_services.pool
-    pool.accounts[0].health.broke(None, Fault(FaultKind.UNAUTHORIZED, "refused"))
+    pool.accounts[0].health.refused(None, Fault(FaultKind.UNAUTHORIZED, "refused"))
     arranged(gateway, accounts=(replace(ACCOUNT, key="sk-another"),))
     assert pool.accounts[0].health.state is AccountState.READY
 

@@ -10,7 +10,6 @@ from gateway.admin.running import Running
 from gateway.conversations.context import chain_point
 from gateway.conversations.store import Transcript
 from gateway.routing.affinity import affinity_keys
-from gateway.routing.explanation import explain
 from gateway.routing.selection import RouteRequest
 
 _MEMBERS = (
@@ -41,8 +40,7 @@ def dry_run(running: Running, body: Mapping[str, Any]) -> dict[str, Any]:
     keys = affinity_keys(key, headers, {}, body.get("prompt_cache_key"), _NO_CONNECTION)
     parent = _parent(running, key, body.get("previous_response_id"))
     previous, _ = chain_point(parent)
-    found = explain(
-        running.services.pool,
+    found = running.services.pool.explain(
         RouteRequest(
             model,
             keys,
@@ -57,7 +55,7 @@ def dry_run(running: Running, body: Mapping[str, Any]) -> dict[str, Any]:
         "rule": found.rule,
         "among": list(found.among),
         "candidates": list(found.candidates),
-        "rejected": [each._asdict() for each in found.rejected],
+        "rejected": [{"account": name, "why": why} for name, why in found.rejected.items()],
         "waits_for": found.waits_for,
         "key": key,
         "key_may_use_model": model is None or running.tenants.may_use(key, model),

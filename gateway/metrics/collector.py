@@ -165,8 +165,8 @@ class MetricsCollector(Service):
             # Guests that are no WebSocket are HTTP requests, or work that one left behind.
             "turns_in_flight": over_websockets + max(0, guests - websockets),
             "turns_queued": sum(session.turns_queued for session in sessions),
-            "turns_waiting": waiting.lacking(WaitReason.ACCOUNT),
-            "turns_limited": waiting.lacking(WaitReason.LIMIT),
+            "turns_waiting": waiting.waiting_for(WaitReason.ACCOUNT),
+            "turns_limited": waiting.waiting_for(WaitReason.LIMIT),
         }
 
     def _signs(self) -> Signs:

@@ -11,7 +11,7 @@ from gateway.metrics.history import STEPS, History
 from gateway.metrics.turns import MAX_MODELS, MAX_NAMES, TurnMetrics
 from gateway.routing.health import MAX_MODELS as MAX_RESTING_MODELS
 from gateway.routing.model_catalog import MAX_CATALOGUES, ModelCatalog
-from gateway.routing.pool import MAX_MODELS as MAX_POOL_MODELS
+from gateway.routing.router import MAX_MODELS as MAX_POOL_MODELS
 from gateway.server.connections import MAX_SILENT, ConnectionLimiter
 from gateway.server.websocket_site import ResponsesFactory
 from gateway.turn.context import TurnServices

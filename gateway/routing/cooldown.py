@@ -1,10 +1,17 @@
-"""One reason for an account to rest: a breaker, what tripped it, and how that is told."""
+"""One reason to leave an account alone for a while: a circuit breaker and what tripped it.
+
+Also the states of an account as the operator sees them, what the operator may want of it, and
+the log lines about it.
+"""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Hashable
+from datetime import datetime, timezone
 from typing import Any, NamedTuple
+
+from twisted.logger import Logger
 
 from gateway.circuit_breaker import BreakerAttempt, BreakerState, CircuitBreaker
 from gateway.protocol.error_classification import Fault, FaultKind
@@ -12,11 +19,13 @@ from gateway.protocol.error_classification import Fault, FaultKind
 #: When to ask again while a probe is on its way, in seconds.
 _PROBE_SECONDS = 1.0
 
+_log = Logger(namespace="gateway.routing")
+
 
 class AccountState(enum.Enum):
     """What the operator sees of an account.
 
-    A rest makes it ``cooling``, ``exhausted`` or ``unauthorized``.  Once that is over it is
+    A cooldown makes it ``cooling``, ``exhausted`` or ``unauthorized``.  Once that is over it is
     ``unproven`` until it answers well; ``exhausted`` lasts as long as the upstream said.
     """
 
@@ -29,13 +38,30 @@ class AccountState(enum.Enum):
     DRAINING = "draining"
 
 
+class AdminState(enum.Enum):
+    """What the operator wants of an account."""
+
+    SERVE = "serve"
+    DRAIN = "drain"
+    DISABLE = "disable"
+
+
+#: What each action of the operator makes of the state before.
+ADMIN_TRANSITIONS = {
+    "disable": dict.fromkeys(AdminState, AdminState.DISABLE),
+    "enable": {AdminState.DISABLE: AdminState.SERVE},
+    "drain": {AdminState.SERVE: AdminState.DRAIN},
+    "resume": {AdminState.DRAIN: AdminState.SERVE},
+}
+
+
 class Unavailable(NamedTuple):
     """Why an account cannot serve.
 
     :ivar state: of the account, or COOLING for the model alone.
     :ivar why: for people.
     :ivar until: unix seconds when it may be asked again; None until somebody acts.
-    :ivar resets_at: the upstream's own word for when, which may be far beyond ``until``.
+    :ivar resets_at: the time that the upstream named, which may be far beyond ``until``.
     :ivar kind: of the fault; None when the operator wants it so.
     """
 
@@ -47,7 +73,7 @@ class Unavailable(NamedTuple):
 
 
 class Cooldown:
-    """A breaker, and what tripped it.
+    """A circuit breaker, and what tripped it.
 
     :ivar state: of an account because of it.
     :ivar fault: what tripped it last.
@@ -59,17 +85,18 @@ class Cooldown:
         self.state = state
         self.breaker = breaker
         self.fault: Fault | None = None
-        #: Those that failed in a row, while it is closed.
+        #: Those that failed in a row, while the breaker is closed.
         self._requests: set[Hashable] = set()
 
     def failed(
         self, attempt: BreakerAttempt | None, fault: Fault, first_seconds: float | None
     ) -> bool:
-        """See :meth:`CircuitBreaker.failed`; but a request that fails again tells nothing new.
+        """Tell the breaker of a failure, unless the same request has failed here before.
 
         What only one request meets may be its own doing, however often it is sent.
 
-        :return: whether a rest begins because of it.
+        :param first_seconds: of the first cooldown, if it differs for this fault.
+        :return: whether a cooldown begins because of it.
         """
         if not self._is_news(attempt, fault):
             if attempt is not None:
@@ -83,12 +110,13 @@ class Cooldown:
         return True
 
     def _is_news(self, attempt: BreakerAttempt | None, fault: Fault) -> bool:
-        """Whether a failure counts: while it is closed each request has one, in a row.
+        """Whether a failure counts: while the breaker is closed each request has one, in a row.
 
-        A time that the upstream names is its own word, and so is what ends a rest and breaks.
+        A time that the upstream names always counts, and so does a failure of an attempt that
+        had ended a cooldown.
         """
-        ended_a_rest = attempt is not None and attempt.forgave > 0
-        if not self.breaker.closed or fault.retry_at is not None or ended_a_rest:
+        ended_a_cooldown = attempt is not None and attempt.forgave > 0
+        if not self.breaker.closed or fault.retry_at is not None or ended_a_cooldown:
             return True
         if not self.breaker.failures:
             self._requests.clear()
@@ -112,18 +140,20 @@ class Cooldown:
         """The state of an account because of it."""
         if self.breaker.closed:
             return AccountState.READY
-        rests = self.breaker.state is BreakerState.OPEN or self.awaits_reset(now)
-        return self.state if rests else AccountState.UNPROVEN
+        open_ = self.breaker.state is BreakerState.OPEN or self.awaits_reset(now)
+        return self.state if open_ else AccountState.UNPROVEN
 
     def unready(self, now: float) -> Unavailable:
-        """Why nobody should count on the account, while it is not closed; the same as long as
-        it fails, whether it rests or is tried."""
-        fault, rests = self.fault, self.breaker.state is BreakerState.OPEN
+        """Why the account should not be counted on, while the breaker is not closed.
+
+        The answer stays the same while the account fails, whether it cools down or is probed.
+        """
+        fault, is_open = self.fault, self.breaker.state is BreakerState.OPEN
         return Unavailable(
             self.standing(now),
             fault.why if fault is not None else "",
-            self.breaker.until if rests else None,
-            self.breaker.named if self.awaits_reset(now) or rests else None,
+            self.breaker.until if is_open else None,
+            self.breaker.named if self.awaits_reset(now) or is_open else None,
             fault.kind if fault is not None else None,
         )
 
@@ -152,3 +182,43 @@ class Cooldown:
             "until": self.breaker.until,
             "resets_at": self.breaker.named,
         }
+
+
+class HealthLog:
+    """Logs when an account, or one model of it, begins to cool down and when that is over.
+
+    :param account: its name; None logs nothing.
+    """
+
+    def __init__(self, account: str | None = None) -> None:
+        self._account = account
+
+    def cooldown_began(self, cooldown: Cooldown, model: str | None, again: bool) -> None:
+        """Something begins to cool down.
+
+        :param model: the only one that does; None for all of the account.
+        :param again: whether only a probe failed; the first time is worth a warning.
+        """
+        if self._account is None:
+            return
+        until = datetime.fromtimestamp(cooldown.breaker.until, timezone.utc)
+        log = _log.info if again else _log.warn
+        log(
+            "account {account}{of_model} is {state} until {until}: {why}",
+            account=self._account,
+            model=model,
+            of_model="" if model is None else f" for {model}",
+            state=cooldown.state.value,
+            until=until.isoformat(timespec="seconds"),
+            why=cooldown.fault.why if cooldown.fault is not None else "",
+        )
+
+    def serves_again(self, model: str | None) -> None:
+        """What was logged to cool down serves again."""
+        if self._account is not None:
+            _log.info(
+                "account {account}{of_model} serves again",
+                account=self._account,
+                model=model,
+                of_model="" if model is None else f" for {model}",
+            )

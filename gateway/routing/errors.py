@@ -1,4 +1,4 @@
-"""What a client is told when no account can serve its turn (protocol.md §5.2, §10.63)."""
+"""What a client is told when no account can serve its turn (protocol.md §5.2, §10.62, §10.63)."""
 
 from __future__ import annotations
 
@@ -22,39 +22,40 @@ _OUT = frozenset({AccountState.DISABLED, AccountState.DRAINING, AccountState.UNA
 _SHOWN = 200
 
 
-def pool_error(nobody: NoAccount, refusals: Sequence[ApiError], now: float) -> ApiError:
+def pool_error(lack: NoAccount, refusals: Sequence[ApiError], now: float) -> ApiError:
     """One error for the whole pool.
 
+    :param lack: why no account can serve.
     :param refusals: what accounts answered to this very turn, the latest last.
     :param now: unix seconds.
     """
-    if not nobody.candidates:
-        return _not_offered(nobody)
-    unclear = all(reason.kind is FaultKind.UNCLEAR for reason in nobody.reasons)
-    if refusals and (len(nobody.candidates) == 1 or unclear):
+    if not lack.candidates:
+        return _not_offered(lack)
+    unclear = all(reason.kind is FaultKind.UNCLEAR for reason in lack.reasons)
+    if refusals and (len(lack.candidates) == 1 or unclear):
         return for_the_client(most_hopeful(refusals))
-    if nobody.refuse_the_model:
-        return _model_refused(nobody, refusals, now)
-    working = [reason for reason in nobody.reasons if reason.state not in _OUT]
+    if lack.refuse_the_model:
+        return _model_refused(lack, refusals, now)
+    working = [reason for reason in lack.reasons if reason.state not in _OUT]
     unknown = [error for error in refusals if error.code == "previous_response_not_found"]
     if unknown and len(unknown) == len(refusals) and not working:
         return unknown[-1]
-    untold = len(nobody.candidates) - len(nobody.reasons)  # they refused, and do not rest
+    untold = len(lack.candidates) - len(lack.reasons)  # they refused, and do not cool down
     if working and not untold and {each.state for each in working} == {AccountState.EXHAUSTED}:
         return _exhausted(working, refusals, now)
     if refusals and most_hopeful(refusals).status >= 500:
         return for_the_client(most_hopeful(refusals))
     if not working and not untold:
-        unauthorized = any(each.state is AccountState.UNAUTHORIZED for each in nobody.reasons)
+        unauthorized = any(each.state is AccountState.UNAUTHORIZED for each in lack.reasons)
         refused = ApiError(401, "authentication_error", "")
-        return for_the_client(refused) if unauthorized else _unavailable(nobody)
-    return _limited(nobody, now)
+        return for_the_client(refused) if unauthorized else _unavailable(lack)
+    return _limited(lack, now)
 
 
 def attempts_error(refusals: Sequence[ApiError]) -> ApiError:
     """The error of a turn that was tried as often as it may be, while accounts are left.
 
-    One account's limit is not the pool's (§10.62): clients that come again find others.
+    One account's limit is not the pool's: clients that come again find others.
 
     :param refusals: what accounts answered to it, at least one, the latest last.
     """
@@ -67,54 +68,54 @@ def attempts_error(refusals: Sequence[ApiError]) -> ApiError:
     )
 
 
-def _limited(nobody: NoAccount, now: float) -> ApiError:
-    wait = _seconds_until(nobody.free_at, now)
+def _limited(lack: NoAccount, now: float) -> ApiError:
+    wait = _seconds_until(lack.free_at, now)
     return ApiError(
         429,
         "rate_limit_error",
-        f"{_who(nobody)} of this gateway can take this turn now; please try again in {wait}s.",
+        f"{_subject(lack)} of this gateway can take this turn now; please try again in {wait}s.",
         "rate_limit_exceeded",
         headers={"retry-after": str(wait)},
     )
 
 
-def _model_refused(nobody: NoAccount, refusals: Sequence[ApiError], now: float) -> ApiError:
-    """What accounts said to this very turn says it best; to others it is no limit of theirs."""
+def _model_refused(lack: NoAccount, refusals: Sequence[ApiError], now: float) -> ApiError:
+    """What accounts answered to this very turn, or that they refused the model a moment ago."""
     if refusals:
         said = [error for error in refusals if refuses_model(error)]
         return said[-1] if said else for_the_client(most_hopeful(refusals))
-    wait = _seconds_until(nobody.free_at, now)
+    wait = _seconds_until(lack.free_at, now)
     return ApiError(
         503,
         "server_error",
-        f"Every account that could serve this turn refused the model '{_model(nobody)}' a moment"
+        f"Every account that could serve this turn refused the model '{_model(lack)}' a moment"
         f" ago; the gateway asks again in {wait}s.",
         "model_unavailable",
         "model",
     )
 
 
-def _model(nobody: NoAccount) -> str:
-    return (nobody.wanted.model or "")[:_SHOWN]
+def _model(lack: NoAccount) -> str:
+    return (lack.wanted.model or "")[:_SHOWN]
 
 
-def _not_offered(nobody: NoAccount) -> ApiError:
-    if nobody.waits_for is not None and nobody.rule == KEPT:
+def _not_offered(lack: NoAccount) -> ApiError:
+    if lack.waits_for is not None and lack.rule == KEPT:
         return ApiError.invalid_request(
-            f"The previous response is kept by the account '{nobody.waits_for}', and the gateway"
+            f"The previous response is kept by the account '{lack.waits_for}', and the gateway"
             " has it no longer; send the conversation in full.",
             "previous_response_id",
             "previous_response_not_found",
         )
-    if nobody.waits_for is not None:
+    if lack.waits_for is not None:
         return ApiError.invalid_request(
-            f"This conversation holds sealed items that only the account '{nobody.waits_for}'"
+            f"This conversation holds sealed items that only the account '{lack.waits_for}'"
             " can read, and the gateway has it no longer; start a new conversation.",
             "input",
             "invalid_encrypted_content",
         )
-    what = f" with '{_model(nobody)}'"
-    if nobody.wanted.background:
+    what = f" with '{_model(lack)}'"
+    if lack.wanted.background:
         return ApiError.invalid_request(
             f"No account of this gateway takes background responses{what}.",
             "background",
@@ -152,18 +153,18 @@ def _exhausted(
     )
 
 
-def _unavailable(nobody: NoAccount) -> ApiError:
+def _unavailable(lack: NoAccount) -> ApiError:
     return ApiError(
         503,
         "server_error",
-        f"{_who(nobody)} of this gateway is in service.",
+        f"{_subject(lack)} of this gateway is in service.",
         "no_account_available",
         headers={"retry-after": "30"},
     )
 
 
-def _who(nobody: NoAccount) -> str:
-    if nobody.waits_for is not None:
+def _subject(lack: NoAccount) -> str:
+    if lack.waits_for is not None:
         return "The account of this conversation is the only one that can serve it, and none"
     return "No account"
 

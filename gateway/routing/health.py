@@ -1,39 +1,47 @@
-"""Whether an account can serve now: what rests because of which fault, and until when.
+"""Whether an account can serve now: what cools down because of which fault, and until when.
 
-An account has three breakers of its own (service, quota, credentials) and one for each model
-that it refused or limited.  A fault trips the one that it belongs to (design law 13).
+An account has three circuit breakers of its own (service, quota, credentials) and one for each
+model that it refused or limited.  A fault trips the one that it belongs to (design law 13).
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gateway.circuit_breaker import BreakerAttempt, BreakerState, CircuitBreaker
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
-from gateway.routing.announcing import HealthObserver, Silence
-from gateway.routing.cooldown import AccountState, Cooldown, Unavailable
+from gateway.routing.cooldown import (
+    ADMIN_TRANSITIONS,
+    AccountState,
+    AdminState,
+    Cooldown,
+    HealthLog,
+    Unavailable,
+)
 from gateway.routing.quotas import AccountQuotas
-from gateway.routing.wish import WISHES, AdminState
 
-__all__ = ["AccountHealth", "AccountState", "Permit", "Unavailable"]
+__all__ = ["AccountHealth", "AccountState", "Attempts", "Unavailable"]
+
+#: What one turn is to each of an account's breakers.
+Attempts = Sequence[tuple[Cooldown, BreakerAttempt]]
 
 #: Bounds on what is remembered of one account.
 MAX_MODELS = 200
 _MAX_MODEL_NAME = 200
 
-#: How long after its rest a model is forgotten that no turn has probed, in seconds.
+#: How long after its cooldown a model is forgotten that no turn has probed, in seconds.
 _FORGET_SECONDS = 3_600.0
 
 _SERVICE_FAILURES = 3
 
-#: Unclear refusals of requests that others serve, in a row, until the model rests.
+#: Unclear refusals of requests that others serve, in a row, until the model cools down.
 _UNCLEAR_REFUSALS = 3
 
-#: First rests, in seconds, where the upstream names no time; they double (see breaker.py).
+#: First cooldowns, in seconds, where the upstream names no time; they double.
 _SERVICE_SECONDS = 1.0
 _EXHAUSTED_SECONDS = 60.0
 _UNAUTHORIZED_SECONDS = 60.0
@@ -67,51 +75,13 @@ _MODEL_SECONDS = {
 }
 
 
-class Permit:
-    """A turn on its way to an account: ends by exactly one call, later ones are ignored.
-
-    :ivar attempts: what it is to each of the account's breakers.
-    """
-
-    __slots__ = ("_health", "_model", "attempts")
-
-    def __init__(
-        self,
-        health: AccountHealth,
-        model: str | None,
-        attempts: list[tuple[Cooldown, BreakerAttempt]],
-    ) -> None:
-        self._health: AccountHealth | None = health
-        self._model = model
-        self.attempts = attempts
-
-    def acknowledged(self) -> None:
-        """The account took the turn up; :meth:`AccountHealth.ended_well` or ``broke`` follows."""
-        health, self._health = self._health, None
-        if health is not None:
-            health._acknowledged(self._model, self.attempts)
-
-    def refused(self, fault: Fault) -> None:
-        """It refused the turn, or broke it."""
-        health, self._health = self._health, None
-        if health is not None:
-            health._refused(self._model, self.attempts, fault)
-
-    def dropped(self) -> None:
-        """Nothing was learned of the account: the client left, or the turn went elsewhere."""
-        health, self._health = self._health, None
-        if health is not None:
-            for rest, attempt in self.attempts:
-                rest.breaker.dropped(attempt)
-
-
 class AccountHealth:
     """One account's.
 
     :param now: unix seconds; may jump.
-    :param cooldown_max_seconds: bound on every rest.
+    :param cooldown_max_seconds: bound on every cooldown.
     :param jitter: from 0 to 1.
-    :param observer: hears of what begins and ends to rest.
+    :param log: told of what begins and ends to cool down.
     :ivar blocked_until: surely unavailable for every model before this unix time; infinite
         while the operator wants it so.
     :ivar quotas: what its answers told of them.
@@ -122,150 +92,196 @@ class AccountHealth:
         now: Callable[[], float],
         cooldown_max_seconds: float,
         jitter: Callable[[], float] = random.random,
-        observer: HealthObserver | None = None,
+        log: HealthLog | None = None,
     ) -> None:
         self._now = now
-        self._observer = observer or Silence()
-        #: The models that the witness knows to rest; None for all of the account.
-        self._announced: set[str | None] = set()
+        self._log = log or HealthLog()
+        #: The models that were logged to cool down; None for all of the account.
+        self._logged: set[str | None] = set()
         self._max_seconds = cooldown_max_seconds
         self._jitter = jitter
-        self._wish = AdminState.SERVE
-        self._wished_at = now()
-        self._rests = {
-            "credentials": self._rest(AccountState.UNAUTHORIZED, 1, _UNAUTHORIZED_SECONDS),
-            "quota": self._rest(AccountState.EXHAUSTED, 1, _EXHAUSTED_SECONDS),
-            "service": self._rest(AccountState.COOLING, _SERVICE_FAILURES, _SERVICE_SECONDS),
+        self._admin_state = AdminState.SERVE
+        self._admin_since = now()
+        self._cooldowns = {
+            "credentials": self._cooldown(AccountState.UNAUTHORIZED, 1, _UNAUTHORIZED_SECONDS),
+            "quota": self._cooldown(AccountState.EXHAUSTED, 1, _EXHAUSTED_SECONDS),
+            "service": self._cooldown(AccountState.COOLING, _SERVICE_FAILURES, _SERVICE_SECONDS),
         }
         self._models: dict[str | None, Cooldown] = {}
         #: Models that serve, and that it refused without a clear word since they last did.
         self._doubted: dict[str | None, Cooldown] = {}
         self.quotas = AccountQuotas(now, cooldown_max_seconds)
+        #: Nothing is held against the account itself.
         self._calm = True
-        self._told: tuple[float, float, Unavailable] | None = None
+        self._last_answer: tuple[float, float, Unavailable] | None = None
         self.blocked_until = 0.0
 
     def unavailable(self, model: str | None) -> Unavailable | None:
         """Why no turn of ``model`` may go there now; None when one may."""
         if self._calm and model not in self._models:
             return None
-        return self._look(model)
+        found = self.blocked()
+        of_model = self._models.get(model)
+        if of_model is not None and self._admin_state is AdminState.SERVE:
+            reasons = (found, of_model.unavailable(self._now()))
+            found = max(filter(None, reasons), key=_until, default=None)
+        return found
 
     def in_doubt(self, model: str | None) -> bool:
         """Whether the last that was heard of it, for ``model``, was no good answer."""
-        if self._rests["service"].breaker.failures or model in self._doubted:
+        if self._cooldowns["service"].breaker.failures or model in self._doubted:
             return True
         if self._calm and model not in self._models:
             return False
-        rests = (*self._rests.values(), self._models.get(model))
-        return any(rest is not None and not rest.breaker.closed for rest in rests)
+        cooldowns = (*self._cooldowns.values(), self._models.get(model))
+        return any(each is not None and not each.breaker.closed for each in cooldowns)
 
     @property
     def awaits_reset(self) -> bool:
-        """Whether it refused a turn for a quota that, by its own word, has not reset yet."""
-        return not self._calm and self._rests["quota"].awaits_reset(self._now())
+        """Whether it refused a turn for a quota that, as it said, has not reset yet."""
+        return not self._calm and self._cooldowns["quota"].awaits_reset(self._now())
 
     @property
     def spent(self) -> bool:
-        """Whether it would likely refuse a turn for its quota, by its own word."""
+        """Whether it would likely refuse a turn for its quota, as it said."""
         return self.quotas.spent or self.awaits_reset
 
-    def reserve(self, model: str | None) -> Permit:
-        """A turn goes there now; the first one after a rest is the probe."""
-        rests = [*self._rests.values()]
-        cooled = self._models.get(model)
-        if cooled is not None:
-            rests.append(cooled)
-        return Permit(self, model, [(rest, rest.breaker.attempt()) for rest in rests])
+    # --- turns -----------------------------------------------------------------------
+
+    def begin(self, model: str | None) -> Attempts:
+        """A turn goes there now; the first one after a cooldown is the probe.
+
+        :return: to be given to exactly one of the following three; ``refused`` may also
+            follow ``acknowledged``, for an answer that broke off.
+        """
+        attempts = [(each, each.breaker.attempt()) for each in self._cooldowns.values()]
+        of_model = self._models.get(model)
+        if of_model is not None:
+            attempts.append((of_model, of_model.breaker.attempt()))
+        return attempts
+
+    def acknowledged(self, model: str | None, attempts: Attempts) -> None:
+        """The account took the turn up; ``ended_well`` or ``refused`` follows."""
+        if self._doubted:
+            self._doubted.pop(model, None)
+        for cooldown, attempt in attempts:
+            cooldown.breaker.began(attempt)
+        if self._models or not self._calm:
+            self._changed()
+
+    def refused(self, model: str | None, fault: Fault, attempts: Attempts = ()) -> None:
+        """The account refused a turn, or broke off its answer.
+
+        :param attempts: of that turn; without them it began before anything was known.
+        """
+        if fault.kind is FaultKind.EXHAUSTED and fault.retry_at is None:
+            fault = fault._replace(retry_at=self.quotas.used_up_until())
+        shown = [self._cooldowns[name] for name in _SHOWS[fault.kind]]
+        tripped = self._tripped(model, fault, attempts)
+        began = None
+        for cooldown, attempt in attempts:
+            if cooldown is tripped:
+                began = attempt
+            elif cooldown in shown:
+                cooldown.breaker.succeeded(attempt)
+            else:
+                cooldown.breaker.dropped(attempt)
+        if tripped is not None and tripped.failed(began, fault, _MODEL_SECONDS.get(fault.kind)):
+            self._announce(tripped, model)
+        self._changed()
+
+    def dropped(self, attempts: Attempts) -> None:
+        """Nothing was learned of the account: the client left, or the turn went elsewhere."""
+        for cooldown, attempt in attempts:
+            cooldown.breaker.dropped(attempt)
 
     def ended_well(self) -> None:
         """A turn ended that the account had taken up, and nothing went wrong.
 
-        Only this ends a row of failures: who breaks off every answer begins each one well.
+        Only this ends a row of failures: an account that breaks off every answer begins each
+        one well.
         """
-        self._rests["service"].breaker.ended_well()
+        self._cooldowns["service"].breaker.ended_well()
 
-    def broke(self, model: str | None, fault: Fault, permit: Permit | None = None) -> None:
-        """A turn failed that the account had taken up.
+    def contradicted(self, model: str | None, fault: Fault) -> None:
+        """Another account served the request that this one refused with an unclear fault.
 
-        :param permit: of that turn, which has ended by then; None when nobody has it.
-        """
-        self._refused(model, [] if permit is None else permit.attempts, fault)
-
-    def outdone(self, model: str | None, fault: Fault) -> None:
-        """Another account served the request that this one refused with ``fault``.
-
-        Such a refusal says not of whom it speaks.  Of the request it was not, then; after
-        several different ones the model rests here for a short time.
+        So the request was not to blame; after several different ones the model cools down
+        here for a short time.
         """
         if not _is_remembered(model):
             return
-        rest = self._models.get(model) or self._doubted.pop(model, None)
-        if rest is None:
-            rest = self._rest(AccountState.COOLING, _UNCLEAR_REFUSALS, _UNCLEAR_SECONDS)
-        trips = rest.failed(None, fault, _UNCLEAR_SECONDS)
-        if rest.breaker.closed:
+        cooldown = self._models.get(model) or self._doubted.pop(model, None)
+        if cooldown is None:
+            cooldown = self._cooldown(AccountState.COOLING, _UNCLEAR_REFUSALS, _UNCLEAR_SECONDS)
+        trips = cooldown.failed(None, fault, _UNCLEAR_SECONDS)
+        if cooldown.breaker.closed:
             if len(self._doubted) >= MAX_MODELS:
                 del self._doubted[next(iter(self._doubted))]
-            self._doubted[model] = rest
+            self._doubted[model] = cooldown
         elif trips:
-            self._hold(model, rest)
-            self._announce(rest, model)
+            self._hold(model, cooldown)
+            self._announce(cooldown, model)
             self._changed()
-
-    def hurry(self, seconds: float) -> bool:
-        """Let the service rest no longer than this, unless it named a time itself.
-
-        :return: whether it would have.
-        """
-        hurried = self._rests["service"].breaker.hurry(seconds)
-        if hurried:
-            self._changed()
-        return hurried
-
-    def disable(self) -> None:
-        """The operator takes the account out, until :meth:`enable`."""
-        self._wished("disable")
-
-    def enable(self) -> None:
-        """The operator puts a disabled account back."""
-        self._wished("enable")
-
-    def drain(self) -> None:
-        """The operator wants no new turns there, until :meth:`resume`."""
-        self._wished("drain")
-
-    def resume(self) -> None:
-        """The operator ends a drain."""
-        self._wished("resume")
-
-    def cap_rests(self, cooldown_max_seconds: float) -> None:
-        """Another bound on every rest, also on those that have begun."""
-        self._max_seconds = cooldown_max_seconds
-        for rest in (*self._rests.values(), *self._models.values(), *self._doubted.values()):
-            rest.breaker.max_seconds = cooldown_max_seconds
-        self.quotas.believed_seconds = cooldown_max_seconds
-        self._changed()
-
-    def clear(self) -> None:
-        """The operator says that nothing is wrong with the account any more."""
-        for rest in (*self._rests.values(), *self._models.values()):
-            rest.breaker.close()
-        self._models.clear()
-        self._doubted.clear()
-        self.quotas.doubt()
-        self._changed()
 
     def observe(self, windows: Iterable[QuotaWindow]) -> None:
         """Remember what an answer told of the account's quotas."""
         self.quotas.observe(windows)
 
+    # --- the operator and the configuration ------------------------------------------
+
+    def disable(self) -> None:
+        """Take the account out of service, until :meth:`enable`."""
+        self._act("disable")
+
+    def enable(self) -> None:
+        """Put a disabled account back into service."""
+        self._act("enable")
+
+    def drain(self) -> None:
+        """Send no new turns there, until :meth:`resume`."""
+        self._act("drain")
+
+    def resume(self) -> None:
+        """End a drain."""
+        self._act("resume")
+
+    def clear(self) -> None:
+        """The operator says that nothing is wrong with the account any more."""
+        for cooldown in (*self._cooldowns.values(), *self._models.values()):
+            cooldown.breaker.close()
+        self._models.clear()
+        self._doubted.clear()
+        self.quotas.doubt()
+        self._changed()
+
+    def cap_cooldowns(self, cooldown_max_seconds: float) -> None:
+        """Set another bound on every cooldown, also on those that have begun."""
+        self._max_seconds = cooldown_max_seconds
+        doubted = self._doubted.values()
+        for cooldown in (*self._cooldowns.values(), *self._models.values(), *doubted):
+            cooldown.breaker.max_seconds = cooldown_max_seconds
+        self.quotas.believed_seconds = cooldown_max_seconds
+        self._changed()
+
+    def shorten_service_cooldown(self, seconds: float) -> bool:
+        """Let a broken service cool down no longer than this, unless it named a time itself.
+
+        :return: whether it would have.
+        """
+        shortened = self._cooldowns["service"].breaker.shorten(seconds)
+        if shortened:
+            self._changed()
+        return shortened
+
+    # --- what the admin side shows ---------------------------------------------------
+
     @property
     def state(self) -> AccountState:
         """The account's, whatever the model."""
-        if self._wish is AdminState.DISABLE:
+        if self._admin_state is AdminState.DISABLE:
             return AccountState.DISABLED
-        if self._wish is AdminState.DRAIN:
+        if self._admin_state is AdminState.DRAIN:
             return AccountState.DRAINING
         worst = self._worst()
         return AccountState.READY if worst is None else worst.standing(self._now())
@@ -274,169 +290,133 @@ class AccountHealth:
         """For the admin side, ready for JSON."""
         worst = self._worst()
         first = {} if worst is None else worst.shown()
-        breaker = self._rests["service"].breaker
-        wished = self._wish is not AdminState.SERVE
+        breaker = self._cooldowns["service"].breaker
+        by_operator = self._admin_state is not AdminState.SERVE
+        closed_since = (each.breaker.since for each in self._cooldowns.values())
+        ready_since = max(self._admin_since, *closed_since)
         return {
             "state": self.state.value,
-            "why": "the operator" if wished else first.get("why"),
-            "since": self._wished_at if wished else first.get("since", self._ready_since()),
-            "until": None if wished else first.get("until"),
+            "why": "the operator" if by_operator else first.get("why"),
+            "since": self._admin_since if by_operator else first.get("since", ready_since),
+            "until": None if by_operator else first.get("until"),
             "resets_at": first.get("resets_at"),
             "resting": {
-                name: rest.shown() for name, rest in self._rests.items() if not rest.breaker.closed
+                name: each.shown()
+                for name, each in self._cooldowns.items()
+                if not each.breaker.closed
             },
-            "models": [{"model": model, **rest.shown()} for model, rest in self._models.items()],
+            "models": [{"model": model, **each.shown()} for model, each in self._models.items()],
             "windows": self.quotas.shown(),
             "breaker": {"state": breaker.state.value, "failures": breaker.failures},
         }
 
     def unready(self) -> Unavailable | None:
-        """Why nobody should count on it, whatever the model; None when it is ready.
+        """Why the account should not be counted on, whatever the model; None when it is ready.
 
-        A turn may be due to try it all the same: that it rests no more shows nothing yet.
+        A turn may be due to probe it all the same: the end of a cooldown shows nothing yet.
         """
         worst = self._worst()
-        if self._wish is not AdminState.SERVE or worst is None:
+        if self._admin_state is not AdminState.SERVE or worst is None:
             return self.blocked()
         return worst.unready(self._now())
 
     def blocked(self) -> Unavailable | None:
-        """Why no turn may go there now, whatever its model; None when one may."""
-        if self._wish is not AdminState.SERVE:
-            disabled = self._wish is AdminState.DISABLE
+        """Why no turn may go there now, whatever its model; None when one may.
+
+        During a cooldown the answer stays the same, and is kept: a scan of many accounts asks
+        often.
+        """
+        if self._admin_state is not AdminState.SERVE:
+            disabled = self._admin_state is AdminState.DISABLE
             state = AccountState.DISABLED if disabled else AccountState.DRAINING
             return Unavailable(state, f"the operator: {state.value}", None)
-        return self._look_at_account(self._now())
-
-    def _look(self, model: str | None) -> Unavailable | None:
-        found = self.blocked()
-        of_model = self._models.get(model)
-        if of_model is not None and self._wish is AdminState.SERVE:
-            reasons = (found, of_model.unavailable(self._now()))
-            found = max(filter(None, reasons), key=_until, default=None)
-        return found
-
-    def _look_at_account(self, now: float) -> Unavailable | None:
-        """While it rests the answer stays the same: a scan of many accounts asks often."""
-        if self._told is not None:
-            since, until, told = self._told
+        now = self._now()
+        if self._last_answer is not None:
+            since, until, answer = self._last_answer
             if since <= now < until:
-                return told
-        reasons = [rest.unavailable(now) for rest in self._rests.values()]
+                return answer
+        reasons = [each.unavailable(now) for each in self._cooldowns.values()]
         found = max(filter(None, reasons), key=_until, default=None)
         self._block()
-        self._told = None
+        self._last_answer = None
         if found is not None and self.blocked_until > now:
-            self._told = (now, self.blocked_until, found)
+            self._last_answer = (now, self.blocked_until, found)
         return found
 
+    # --- inside ----------------------------------------------------------------------
+
     def _worst(self) -> Cooldown | None:
-        """What is held against it: what rests, before what only waits to be shown to work."""
-        held = [rest for rest in self._rests.values() if not rest.breaker.closed]
+        """What is held against it: what cools down, before what only waits for a probe."""
+        held = [each for each in self._cooldowns.values() if not each.breaker.closed]
         now = self._now()
-        resting = (each for each in held if each.standing(now) is not AccountState.UNPROVEN)
-        return next(resting, held[0] if held else None)
+        cooling = (each for each in held if each.standing(now) is not AccountState.UNPROVEN)
+        return next(cooling, held[0] if held else None)
 
-    def _acknowledged(
-        self, model: str | None, attempts: list[tuple[Cooldown, BreakerAttempt]]
-    ) -> None:
-        if self._doubted:
-            self._doubted.pop(model, None)
-        for rest, attempt in attempts:
-            rest.breaker.began(attempt)
-        if self._models or not self._calm:
-            self._changed()
+    def _announce(self, cooldown: Cooldown, model: str | None) -> None:
+        what = None if cooldown in self._cooldowns.values() else _named(model)
+        self._log.cooldown_began(cooldown, what, again=what in self._logged)
+        self._logged.add(what)
 
-    def _refused(
-        self, model: str | None, attempts: list[tuple[Cooldown, BreakerAttempt]], fault: Fault
-    ) -> None:
-        if fault.kind is FaultKind.EXHAUSTED and fault.retry_at is None:
-            fault = fault._replace(retry_at=self.quotas.used_up_until())
-        shown = [self._rests[name] for name in _SHOWS[fault.kind]]
-        tripped = self._tripped(model, fault, attempts)
-        began = None
-        for rest, attempt in attempts:
-            if rest is tripped:
-                began = attempt
-            elif rest in shown:
-                rest.breaker.succeeded(attempt)
-            else:
-                rest.breaker.dropped(attempt)
-        if tripped is not None and tripped.failed(began, fault, _MODEL_SECONDS.get(fault.kind)):
-            self._announce(tripped, model)
-        self._changed()
-
-    def _announce(self, rest: Cooldown, model: str | None) -> None:
-        what = None if rest in self._rests.values() else _named(model)
-        self._observer.rests(rest, what, again=what in self._announced)
-        self._announced.add(what)
-
-    def _tripped(
-        self, model: str | None, fault: Fault, attempts: list[tuple[Cooldown, BreakerAttempt]]
-    ) -> Cooldown | None:
+    def _tripped(self, model: str | None, fault: Fault, attempts: Attempts) -> Cooldown | None:
         """What a fault belongs to."""
         if fault.kind in _TRIPS:
-            return self._rests[_TRIPS[fault.kind]]
+            return self._cooldowns[_TRIPS[fault.kind]]
         if fault.kind not in _MODEL_SECONDS or not _is_remembered(model):
             return None
-        rest = self._models.get(model)
-        if rest is None:
-            known = (each for each, _ in attempts if each not in self._rests.values())
-            rest = next(known, None) or self._rest(AccountState.COOLING, 1, _RATE_LIMITED_SECONDS)
-            self._hold(model, rest)
-        return rest
+        cooldown = self._models.get(model)
+        if cooldown is None:
+            known = (each for each, _ in attempts if each not in self._cooldowns.values())
+            cooldown = next(known, None) or self._cooldown(
+                AccountState.COOLING, 1, _RATE_LIMITED_SECONDS
+            )
+            self._hold(model, cooldown)
+        return cooldown
 
-    def _hold(self, model: str | None, rest: Cooldown) -> None:
-        """Remember what is against a model; where that is too much, another's ends first."""
+    def _hold(self, model: str | None, cooldown: Cooldown) -> None:
+        """Remember what is against a model; at the bound the one that ends first is dropped."""
         if model not in self._models and len(self._models) >= MAX_MODELS:
             soonest = min(self._models, key=lambda each: self._models[each].breaker.until)
             del self._models[soonest]
-        self._models[model] = rest
+        self._models[model] = cooldown
 
-    def _rest(self, state: AccountState, threshold: int, first_seconds: float) -> Cooldown:
+    def _cooldown(self, state: AccountState, threshold: int, first_seconds: float) -> Cooldown:
         return Cooldown(
             state,
             CircuitBreaker(self._now, threshold, first_seconds, self._max_seconds, self._jitter),
         )
 
-    def _wished(self, action: str) -> None:
-        wish = WISHES[action].get(self._wish, self._wish)
-        if wish is not self._wish:
-            self._wish = wish
-            self._wished_at = self._now()
+    def _act(self, action: str) -> None:
+        state = ADMIN_TRANSITIONS[action].get(self._admin_state, self._admin_state)
+        if state is not self._admin_state:
+            self._admin_state = state
+            self._admin_since = self._now()
             self._changed()
 
-    def _ready_since(self) -> float:
-        return max(self._wished_at, *(rest.breaker.since for rest in self._rests.values()))
-
     def _changed(self) -> None:
-        """Keep what is asked often ready, and forget what nobody asked for in a long time."""
+        """Keep ready what is asked often, and forget models that were not asked for long."""
         if self._models:
             long_ago = self._now() - _FORGET_SECONDS
             self._models = {
-                model: rest
-                for model, rest in self._models.items()
-                if not (rest.breaker.closed or (rest.due and rest.breaker.until < long_ago))
+                model: each
+                for model, each in self._models.items()
+                if not (each.breaker.closed or (each.due and each.breaker.until < long_ago))
             }
-        if self._announced:
-            self._say_what_is_over()
-        resting = any(not rest.breaker.closed for rest in self._rests.values())
-        self._calm = self._wish is AdminState.SERVE and not resting
-        self._told = None
+        cooling = any(not each.breaker.closed for each in self._cooldowns.values())
+        if self._logged:
+            still: set[str | None] = {_named(model) for model in self._models}
+            if cooling:
+                still.add(None)
+            for what in self._logged - still:
+                self._log.serves_again(what)
+            self._logged &= still
+        self._calm = self._admin_state is AdminState.SERVE and not cooling
+        self._last_answer = None
         self._block()
 
-    def _say_what_is_over(self) -> None:
-        resting: set[str | None] = {_named(model) for model in self._models}
-        if any(not rest.breaker.closed for rest in self._rests.values()):
-            resting.add(None)
-        for what in self._announced - resting:
-            self._observer.serves_again(what)
-        self._announced &= resting
-
     def _block(self) -> None:
-        """Also after a look at the clock: rests may be over, or end earlier than they would."""
-        if self._wish is AdminState.SERVE:
-            breakers = [rest.breaker for rest in self._rests.values()]
+        """Also after a look at the clock: cooldowns may be over, or end earlier than expected."""
+        if self._admin_state is AdminState.SERVE:
+            breakers = [each.breaker for each in self._cooldowns.values()]
             untils = [each.until for each in breakers if each.state is BreakerState.OPEN]
             self.blocked_until = max(untils, default=0.0)
         else:
@@ -444,7 +424,7 @@ class AccountHealth:
 
 
 def _is_remembered(model: str | None) -> bool:
-    """Whether anything is held against a model of this name; clients choose them."""
+    """Whether anything is held against a model of this name; clients choose the names."""
     return model is None or len(model) <= _MAX_MODEL_NAME
 
 

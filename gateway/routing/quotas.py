@@ -1,7 +1,8 @@
-"""What an account's answers told of its quotas: shown, and a reason to prefer another account."""
+"""What is left of an account: quotas that its answers told, and requests per minute."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,9 +14,14 @@ _MAX_WINDOWS = 32
 #: How ChatGPT names limits of single models.
 _OF_A_MODEL = "codex-"
 
+_RATE_SECONDS = 60.0
+
+#: Requests within such a slice of time count as one moment, its end: bounds the memory.
+_SLICE_SECONDS = 0.125
+
 
 class AccountQuotas:
-    """One account's.
+    """What one account's answers told: shown, and a reason to prefer another account.
 
     :param now: unix seconds; may jump.
     :ivar believed_seconds: how long a quota is taken for used up without being told anew: the
@@ -30,7 +36,7 @@ class AccountQuotas:
 
     @property
     def spent(self) -> bool:
-        """Whether the account would likely refuse a turn, by its own word."""
+        """Whether the account would likely refuse a turn, as it said."""
         until = self._spent_until
         return until != 0.0 and 0.0 < until - self._now() <= self.believed_seconds
 
@@ -63,7 +69,7 @@ class AccountQuotas:
     def shown(self) -> list[dict[str, Any]]:
         """For JSON."""
         now = self._now()
-        return [_as_it_is(window, now)._asdict() for window in self._windows.values()]
+        return [_current(window, now)._asdict() for window in self._windows.values()]
 
 
 def _keeps_turns(window: QuotaWindow) -> bool:
@@ -71,9 +77,53 @@ def _keeps_turns(window: QuotaWindow) -> bool:
     return window.used_up and not window.name.startswith(_OF_A_MODEL)
 
 
-def _as_it_is(window: QuotaWindow, now: float) -> QuotaWindow:
-    """What is past its reset has begun anew, though no answer has told so."""
+def _current(window: QuotaWindow, now: float) -> QuotaWindow:
+    """A window past its reset has begun anew, though no answer has told so."""
     if window.resets_at is None or now <= window.resets_at:
         return window
     used = None if window.used_percent is None else 0.0
     return window._replace(used_percent=used, remaining=window.limit, resets_at=None)
+
+
+class RequestRate:
+    """Requests per minute: never more than so many in any 60 seconds.
+
+    :param per_minute: how many requests fit into 60 seconds.
+    :param now: seconds; a clock that does not jump is better.
+    :ivar per_minute: may be changed at any time.
+    """
+
+    def __init__(self, per_minute: int, now: Callable[[], float]) -> None:
+        self.per_minute = per_minute
+        self._now = now
+        self._taken: deque[list[float]] = deque()
+        self._count = 0
+
+    def wait_seconds(self) -> float:
+        """How long until a request fits; 0 when one does now."""
+        now = self._forget()
+        if self._count < self.per_minute:
+            return 0.0
+        return self._taken[0][0] + _RATE_SECONDS - now
+
+    def take(self) -> None:
+        """A request goes out now."""
+        now = self._forget()
+        slice_end = (now // _SLICE_SECONDS + 1) * _SLICE_SECONDS
+        if self._taken and self._taken[-1][0] == slice_end:
+            self._taken[-1][1] += 1
+        else:
+            self._taken.append([slice_end, 1])
+        self._count += 1
+
+    def _forget(self) -> float:
+        """Forget what is a minute ago; after a clock that was set back, what is yet to come."""
+        now = self._now()
+        taken = self._taken
+        while taken and now >= taken[0][0] + _RATE_SECONDS:
+            self._count -= int(taken.popleft()[1])
+        if taken and taken[-1][0] > now + _SLICE_SECONDS:
+            behind = taken[-1][0] - now
+            for entry in taken:
+                entry[0] -= behind
+        return now

@@ -1,22 +1,39 @@
-"""Which account an attempt goes to, and by which rule: decided, and nothing changed by it.
+"""The router: which account an attempt goes to, and by which rule (design law 8, law 15).
 
-The pool carries decisions out; a dry run shows them.
+The rules are asked in their order, and the first that names an account wins: the account that a
+context is pinned to; another one, where the operator moves the conversation; the accounts that
+the conversation sticks to, the strongest first; the routing strategy's next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from itertools import islice
-from typing import NamedTuple
 
 from gateway.config import RoutingSettings
 from gateway.routing.account import Account
-from gateway.routing.affinity import AffinityKey
-from gateway.routing.bindings import Binding
-from gateway.routing.candidates import Candidates
-from gateway.routing.selection import NoAccount, RejectedAccount, RouteRequest
-from gateway.routing.settling import FailureEffect
-from gateway.routing.strategies import Picker
+from gateway.routing.affinity import AffinityKey, Binding, BindingEffect, Bindings, BindingUpdate
+from gateway.routing.health import AccountState, Unavailable
+from gateway.routing.selection import DryRun, NoAccount, RouteRequest, Selection
+from gateway.routing.strategies import Pick, Resting, Usable, strategy
+
+#: Accounts whose part in a choice is explained one by one, in a turn and in a dry run.
+_EXPLAINED = 12
+_EXPLAINED_IN_DRY_RUN = 200
+
+#: Models whose accounts are remembered, and their longest name; clients choose the names.
+MAX_MODELS = 256
+_MAX_MODEL_NAME = 200
+
+#: How long, in seconds, an account that cools down is not asked again whether it still does.
+_BELIEVED_SECONDS = 1.0
+
+#: How long a service that broke cools down, in seconds, while no account works.
+_SHORT_COOLDOWN_SECONDS = 10.0
+
+#: Why an account that could serve is passed over.
+_SPARED = Unavailable(AccountState.READY, "a quota of it is used up", None)
 
 _RETURNS = "returns to its account"
 _TRIED = "refused this turn"
@@ -25,175 +42,366 @@ _NOT_OFFERED = "does not take such turns"
 _USED_UP = "its quota is used up"
 _IN_DOUBT = "has not answered well since it refused"
 
+_FindBinding = Callable[[AffinityKey], Binding | None]
+_Decision = tuple[Account, str, BindingEffect, str]
 
-class RoutingDecision(NamedTuple):
-    """The account of an attempt.
 
-    :ivar rule: the one that named it.
-    :ivar ails: why the conversation's home cannot serve, where the account stands in for it.
+class AccountPool:
+    """All accounts, and the router among them.
+
+    :param accounts: in the operator's order.
+    :param bindings: the account of each conversation; the pool goes by the same clock.
+    :param routing: the rules of choosing.
+    :ivar released: called when a place became free.
+    :ivar strategy: names the account where a conversation sticks to none.
     """
-
-    account: Account
-    rule: str
-    effect: FailureEffect = FailureEffect.NONE
-    ails: str = ""
-
-
-class Router:
-    """One decision; the rules in their order.
-
-    :param named: all accounts by name.
-    :param candidates: those that offer what is wanted.
-    :param tried: names of accounts that refused this turn already.
-    :param find: the binding of a key.
-    :param strategy: asked where a conversation sticks to no account; whether anybody has had
-        a turn by that is its own affair.
-    """
-
-    __slots__ = (
-        "_binding",
-        "_find",
-        "_lost",
-        "_named",
-        "_routing",
-        "_strategy",
-        "_tried",
-        "_wanted",
-        "candidates",
-    )
 
     def __init__(
         self,
-        named: Mapping[str, Account],
-        routing: RoutingSettings,
-        candidates: Candidates,
+        accounts: Sequence[Account],
+        bindings: Bindings,
+        routing: RoutingSettings | None = None,
+    ) -> None:
+        self.bindings = bindings
+        self.released: Callable[[], None] = lambda: None
+        self.reconfigure(accounts, routing or RoutingSettings())
+
+    def reconfigure(self, accounts: Sequence[Account], routing: RoutingSettings) -> None:
+        """Take these accounts and rules from now on; conversations keep their bindings."""
+        self.accounts = tuple(accounts)
+        self.routing = routing
+        self.by_name = {account.name: account for account in accounts}
+        self.strategy = strategy(routing.strategy)
+        self._candidates = lru_cache(MAX_MODELS)(self._find_candidates)
+
+    @property
+    def models_remembered(self) -> int:
+        """Models whose accounts are known without a look; at most :data:`MAX_MODELS`."""
+        return self._candidates.cache_info().currsize
+
+    def named(self, name: str) -> Account | None:
+        """The account of that name."""
+        return self.by_name.get(name)
+
+    def serving(
+        self, model: str | None, background: bool = False, chat: bool = False
+    ) -> tuple[Account, ...]:
+        """The accounts that offer ``model``, in the operator's order."""
+        return self._candidates_for(model, background, chat).all
+
+    def choose(self, wanted: RouteRequest, tried: Collection[str] = ()) -> Selection | NoAccount:
+        """Pick an account and take a place on it, in one step.
+
+        :param tried: names of accounts that refused this turn already.
+        """
+        candidates = self._candidates_for(wanted.model, wanted.background, wanted.chat)
+        choice = _Choice(self, candidates, wanted, tried)
+        found = choice.decide(self.bindings.find, self.strategy.pick)
+        if isinstance(found, NoAccount) and found.any_would_do and candidates.shorten_cooldowns():
+            choice = _Choice(self, candidates, wanted, tried)
+            found = choice.decide(self.bindings.find, self.strategy.pick)
+        if isinstance(found, NoAccount):
+            return found
+        account, rule, effect, why = found
+        update: BindingUpdate | None = None
+        if effect is not BindingEffect.NONE:
+            update = BindingUpdate(self.bindings, wanted.keys[-1], account.name, effect, why)
+        others = choice.others(account, _EXPLAINED)
+        lease = account.lease(wanted.model, self._release, update)
+        return Selection(lease, rule, len(candidates.all), others)
+
+    def none_left(self, wanted: RouteRequest, tried: Collection[str]) -> NoAccount | None:
+        """Why no account is left to choose; None while there is one.  No place is taken."""
+        candidates = self._candidates_for(wanted.model, wanted.background, wanted.chat)
+        return _Choice(self, candidates, wanted, tried).none_left()
+
+    def explain(self, wanted: RouteRequest) -> DryRun:
+        """What :meth:`choose` would decide; nothing is taken, bound or kept alive.
+
+        Where no account can serve, a turn may end the cooldowns of broken services; this does
+        not.
+        """
+        among: list[Account] = []
+
+        def foretell(
+            eligible: Sequence[Account], usable: Usable, resting: Resting
+        ) -> Account | None:
+            among[:] = self.strategy.may_pick(eligible, usable, resting)
+            return next(iter(among), None)
+
+        candidates = self._candidates_for(wanted.model, wanted.background, wanted.chat)
+        candidates.forget()  # so that this, and the next choice, go by what is so now
+        choice = _Choice(self, candidates, wanted, ())
+        found = choice.decide(self.bindings.look, foretell)
+        account = None if isinstance(found, NoAccount) else found[0]
+        rule = found.rule if isinstance(found, NoAccount) else found[1]
+        names = tuple(each.name for each in among)
+        others = choice.others(account, _EXPLAINED_IN_DRY_RUN)
+        return DryRun(
+            account=None if account is None or len(names) > 1 else account.name,
+            rule=rule if candidates.all else "no account offers this",
+            among=names,
+            candidates=tuple(each.name for each in candidates.all),
+            rejected={name: why for name, why in others.items() if name not in names},
+            waits_for=found.waits_for if isinstance(found, NoAccount) else None,
+        )
+
+    def _release(self) -> None:
+        self.released()
+
+    def _candidates_for(self, model: str | None, background: bool, chat: bool) -> _Candidates:
+        if model is not None and len(model) > _MAX_MODEL_NAME:
+            return self._find_candidates(model, background, chat)
+        return self._candidates(model, background, chat)
+
+    def _find_candidates(self, model: str | None, background: bool, chat: bool) -> _Candidates:
+        found = tuple(
+            account
+            for account in self.accounts
+            if account.serves(model)
+            and (account.settings.background or not background)
+            and (account.settings.chat_completions or not chat)
+        )
+        all_of_them = len(found) == len(self.accounts)
+        return _Candidates(self.accounts if all_of_them else found, model, self.bindings.now)
+
+
+class _Candidates:
+    """The accounts that offer one model, and which of them are known to be unavailable.
+
+    In a large pool of which much cools down, asking every account for each choice would cost
+    more than all else; so what they say is believed for a moment.  A choice that would find
+    no account because of that asks all of them anew.
+
+    :ivar all: in the operator's order.
+    :ivar members: the same accounts, for a quick look.
+    :ivar resting: those that were unavailable of late, and why; and those that are spared.
+    """
+
+    __slots__ = (
+        "_believed_until",
+        "_now",
+        "_others_have_room",
+        "all",
+        "members",
+        "model",
+        "resting",
+    )
+
+    def __init__(
+        self, accounts: tuple[Account, ...], model: str | None, now: Callable[[], float]
+    ) -> None:
+        self.all = accounts
+        self.members = frozenset(accounts)
+        self.model = model
+        self.resting: dict[Account, Unavailable] = {}
+        self._others_have_room: bool | None = None
+        self._believed_until = 0.0
+        self._now = now
+
+    def unavailable(self, account: Account) -> Unavailable | None:
+        """Ask ``account`` why it cannot serve, and remember the answer."""
+        blocked = account.unavailable(self.model)
+        if blocked is not None:
+            self.resting[account] = blocked
+            if blocked.until is None and blocked.state is AccountState.READY:
+                account.call_when_free(self._free)  # it is only busy
+        elif account in self.resting:
+            del self.resting[account]
+        return blocked
+
+    def why_not(self, account: Account) -> Unavailable | None:
+        """Why ``account`` cannot serve, as known without asking again."""
+        return self.resting.get(account) or self.unavailable(account)
+
+    def spares(self, account: Account) -> bool:
+        """Whether ``account``, which could serve, is known to be used up, and another is not."""
+        if not account.health.spent:
+            return False
+        if self._others_have_room is None:
+            fresh = (each for each in self.all if not each.health.spent)
+            self._others_have_room = any(self.unavailable(each) is None for each in fresh)
+        if self._others_have_room:
+            self.resting[account] = _SPARED
+        return self._others_have_room
+
+    def shorten_cooldowns(self) -> bool:
+        """Where no account works, not even a busy one, shorten the cooldowns of services.
+
+        The machine's own network may have been away; all would cool down long after it is back.
+
+        :return: whether one of them would have been longer.
+        """
+        reasons = map(self.why_not, self.all)
+        if any(reason is None or reason.state is AccountState.READY for reason in reasons):
+            return False
+        seconds = _SHORT_COOLDOWN_SECONDS
+        shortened = [each.health.shorten_service_cooldown(seconds) for each in self.all]
+        return any(shortened)
+
+    def doubt(self) -> None:
+        """Believe what is known no longer than a moment; no clock that jumps makes it longer."""
+        now = self._now()
+        if not now < self._believed_until <= now + _BELIEVED_SECONDS:
+            self.forget()
+            self._believed_until = now + _BELIEVED_SECONDS
+
+    def forget(self) -> bool:
+        """Believe nothing; False when nothing was believed anyway."""
+        known = bool(self.resting)
+        self.resting.clear()
+        self._others_have_room = None
+        return known
+
+    def _free(self, account: Account) -> None:
+        self.resting.pop(account, None)
+
+
+class _Choice:
+    """One choice: decided, and nothing changed by it.
+
+    :param tried: names of accounts that refused this turn already.
+    """
+
+    __slots__ = ("_binding", "_candidates", "_lost", "_pool", "_tried", "_wanted")
+
+    def __init__(
+        self,
+        pool: AccountPool,
+        candidates: _Candidates,
         wanted: RouteRequest,
         tried: Collection[str],
-        find: Callable[[AffinityKey], Binding | None],
-        strategy: Picker,
     ) -> None:
-        self.candidates = candidates
-        self._named = named
-        self._routing = routing
+        self._pool = pool
+        self._candidates = candidates
         self._wanted = wanted
         self._tried = tried
-        self._find = find
-        self._strategy = strategy
-        #: Of the key that lasts.
+        #: Of the key that is bound.
         self._binding: Binding | None = None
         #: Accounts that the conversation sticks to, and why they cannot serve.
         self._lost: dict[str, str] = {}
 
-    def decide(self) -> RoutingDecision | NoAccount:
-        """The account, or why there is none; to be asked once."""
+    def decide(self, find: _FindBinding, pick: Pick) -> _Decision | NoAccount:
+        """The account, the rule that named it, what becomes of the binding and why.
+
+        :param find: ``Bindings.find``, or ``look`` for a dry run.
+        :param pick: the strategy's, asked where a conversation sticks to no account.
+        """
         wanted = self._wanted
         if wanted.pinned_to is not None:
             return self._pinned(wanted.pinned_to)
-        bound = [(key.rule, self._followed(self._find(key))) for key in wanted.keys]
+        bound: list[tuple[str, Binding | None]] = []
+        for key in wanted.keys:
+            binding = find(key)
+            if binding is not None and not binding.answered:
+                account = self._pool.by_name.get(binding.account)
+                if account is None or self._why_not(account) is not None:
+                    binding = None  # it was only expected there
+            bound.append((key.rule, binding))
         self._binding = bound[-1][1]
-        return self._moved() or self._stuck(bound) or self._fresh()
+        return self._moved(pick) or self._stuck(bound) or self._fresh(pick)
 
-    def others(self, chosen: Account | None, most: int) -> tuple[RejectedAccount, ...]:
+    def others(self, chosen: Account | None, most: int) -> dict[str, str]:
         """Why not the accounts that were named before, and some of the rest."""
+        model, resting = self._wanted.model, self._candidates.resting
         whys = self._lost.copy()
         for name in self._tried:
-            whys.setdefault(name, self._since_it_refused(name))
-        for each in self.candidates.accounts[: most + 1]:
+            account = self._pool.by_name.get(name)
+            blocked = None if account is None else self._candidates.why_not(account)
+            whys.setdefault(name, _TRIED if blocked is None else _words(blocked))
+        for each in self._candidates.all[: most + 1]:
             if each is not chosen and each.name not in whys:
-                blocked = self.candidates.why_not(each)
+                blocked = resting.get(each) or each.unavailable(model)
                 if blocked is not None:
-                    whys[each.name] = blocked.why or blocked.state.value
+                    whys[each.name] = _words(blocked)
+                elif self._wanted.undoubted and each.health.in_doubt(model):
+                    whys[each.name] = _IN_DOUBT
                 else:
-                    whys[each.name] = _IN_DOUBT if self._is_left_out(each) else _NOT_NEEDED
-        return tuple(map(RejectedAccount._make, islice(whys.items(), most)))
+                    whys[each.name] = _NOT_NEEDED
+        return whys if len(whys) <= most else dict(islice(whys.items(), most))
 
-    def _since_it_refused(self, name: str) -> str:
-        account = self._named.get(name)
-        blocked = None if account is None else self.candidates.why_not(account)
-        return _TRIED if blocked is None else blocked.why or blocked.state.value
-
-    def lacking(self) -> NoAccount | None:
-        """Why nobody is left to name; None while somebody is."""
-        candidates, pinned_to = self.candidates, self._wanted.pinned_to
-        able: Sequence[Account] = candidates.accounts
+    def none_left(self) -> NoAccount | None:
+        """Why no account is left to name; None while there is one."""
+        candidates, pinned_to = self._candidates, self._wanted.pinned_to
+        able: Sequence[Account] = candidates.all
         if pinned_to is not None:
             able = [each for each in able if each.name == pinned_to]
         candidates.forget()
         if any(self._why_not(each) is None for each in able):
             return None
-        rule = self._strategy.name if pinned_to is None else self._wanted.pin_rule
-        return self._nobody(able, pinned_to, rule)
+        rule = self._pool.strategy.name if pinned_to is None else self._wanted.pin_rule
+        return self._no_account(able, pinned_to, rule)
 
-    # --- the rules, the first that names somebody wins -------------------------------------
+    # --- the rules -------------------------------------------------------------------
 
-    def _pinned(self, name: str) -> RoutingDecision | NoAccount:
+    def _pinned(self, name: str) -> _Decision | NoAccount:
         """The one account that can read the context, or none."""
-        account, rule = self._named.get(name), self._wanted.pin_rule
+        account, rule = self._pool.by_name.get(name), self._wanted.pin_rule
         if account is None:
-            return self._nobody((), name, rule)
-        if account not in self.candidates.members:
-            return self._nobody((), None, rule)
+            return self._no_account((), name, rule)
+        if account not in self._candidates.members:
+            return self._no_account((), None, rule)
         if self._why_not(account) is None:
-            return RoutingDecision(account, rule)
-        return self._nobody((account,), name, rule)
+            return account, rule, BindingEffect.NONE, ""
+        return self._no_account((account,), name, rule)
 
-    def _moved(self) -> RoutingDecision | None:
+    def _moved(self, pick: Pick) -> _Decision | None:
         """Any account but the one the operator wants the conversation to leave."""
         binding = self._binding
         if binding is None or binding.leaves is None:
             return None
-        account = self._pick((binding.leaves, *self._tried))
+        account = self._pick(pick, (binding.leaves, *self._tried))
         if account is None:
             return None
-        rule = f"moved away from {binding.leaves} by the operator ({self._strategy.name})"
-        return RoutingDecision(account, rule, FailureEffect.BIND)
+        rule = f"moved away from {binding.leaves} by the operator ({self._pool.strategy.name})"
+        return account, rule, BindingEffect.BIND, rule
 
-    def _stuck(
-        self, bound: Sequence[tuple[str, Binding | None]]
-    ) -> RoutingDecision | NoAccount | None:
+    def _stuck(self, bound: Sequence[tuple[str, Binding | None]]) -> _Decision | NoAccount | None:
         """The strongest of the accounts that the conversation sticks to, of those that can."""
+        moves = self._pool.routing.on_account_loss == "move"
         for name, rule in self._sticky(bound).items():
-            account = self._named.get(name)
+            account = self._pool.by_name.get(name)
             if account is None:
                 continue
             why = self._why_not(account)
-            moves = self._routing.on_account_loss == "move"
-            if why is None and not (moves and self.candidates.awaits_reset(account)):
+            if why is None and not (moves and self._awaits_reset(account)):
                 return self._decided(account, rule)
-            if account in self.candidates.members and not moves:
-                return self._nobody((account,), name, rule)
+            if account in self._candidates.members and not moves:
+                return self._no_account((account,), name, rule)
             self._lost[name] = why or _USED_UP
         return None
 
-    def _fresh(self) -> RoutingDecision | NoAccount:
+    def _fresh(self, pick: Pick) -> _Decision | NoAccount:
         """Any account: the strategy's next."""
-        rule = self._strategy.name
-        account = self._pick(self._tried)
+        rule = self._pool.strategy.name
+        account = self._pick(pick, self._tried)
         if account is None:
-            return self._nobody(self.candidates.accounts, None, rule)
+            return self._no_account(self._candidates.all, None, rule)
         home = self._stood_in_for(account)
-        return self._decided(
-            account, rule if home is None else f"stands in for {home.name} ({rule})"
-        )
+        if home is not None:
+            rule = f"stands in for {home.name} ({rule})"
+        return self._decided(account, rule)
 
-    def _followed(self, binding: Binding | None) -> Binding | None:
-        """The binding; one that no account has answered yet only while its account can serve."""
-        if binding is None or binding.answered:
-            return binding
-        account = self._named.get(binding.account)
-        return binding if account is not None and self._why_not(account) is None else None
-
-    # --- what they go by -------------------------------------------------------------------
+    # --- what they go by -------------------------------------------------------------
 
     def _sticky(self, bound: Sequence[tuple[str, Binding | None]]) -> dict[str, str]:
         """The accounts that the conversation may stick to, the strongest first (law 8).
 
+        A stand-in is left between its user's turns.  Within one, which the turn state tells,
+        the stand-in's caches are warm.
+
         :return: each with the rule that names it.
         """
-        wanted = self._wanted
+        wanted, returns = self._wanted, self._pool.routing.return_to == "sticky"
         rules: dict[str, str] = {}
         for _, binding in bound:
-            if binding is not None and self._comes_home(binding):
+            if (
+                returns
+                and binding is not None
+                and binding.stand_in is not None
+                and wanted.holder in (None, binding.stand_in)
+                and wanted.turn_state != binding.stand_in
+            ):
                 rules[binding.account] = _RETURNS
         if wanted.holder is not None:
             rules.setdefault(wanted.holder, "holds the previous response")
@@ -201,25 +409,28 @@ class Router:
             rules.setdefault(wanted.turn_state, "turn state")
         for rule, binding in bound:
             if binding is not None:
-                rules.setdefault(binding.account, _RETURNS if self._is_away(binding) else rule)
+                away = returns and binding.stand_in is not None
+                rules.setdefault(binding.account, _RETURNS if away else rule)
                 if binding.stand_in is not None:
                     rules.setdefault(binding.stand_in, f"stands in for {binding.account}")
         return rules
 
-    def _comes_home(self, binding: Binding) -> bool:
-        """Whether a conversation may leave its stand-in: between its user's turns.
-
-        Within one, which the turn state tells, the stand-in's caches are warm.
-        """
-        return (
-            self._is_away(binding)
-            and self._wanted.holder in (None, binding.stand_in)
-            and self._wanted.turn_state != binding.stand_in
-        )
-
-    def _is_away(self, binding: Binding) -> bool:
-        """Whether a stand-in serves the conversation, which means to return."""
-        return binding.stand_in is not None and self._routing.return_to == "sticky"
+    def _decided(self, account: Account, rule: str) -> _Decision:
+        """The decision, with what becomes of the conversation's binding."""
+        binding = self._binding
+        if binding is None or not binding.answered:
+            return account, rule, BindingEffect.BEGIN, rule
+        if account.name == binding.account:
+            # On its way home from a stand-in, it is there once the home has answered.
+            on_its_way = self._wanted.holder not in (None, account.name)
+            away = binding.stand_in is not None and on_its_way
+            return account, rule, BindingEffect.NONE if away else BindingEffect.BIND, rule
+        home = self._stood_in_for(account)
+        if home is None:
+            return account, rule, BindingEffect.BIND, rule
+        if binding.stand_in == account.name:
+            return account, rule, BindingEffect.NONE, rule
+        return account, rule, BindingEffect.STAND_IN, self._why_not_home(home) or ""
 
     def _stood_in_for(self, account: Account) -> Account | None:
         """The conversation's home, where ``account`` would only stand in for it.
@@ -227,39 +438,21 @@ class Router:
         It would while the home cannot serve, and until the conversation was back there.
         """
         binding = self._binding
-        if binding is None or self._routing.return_to != "sticky":
+        if binding is None or self._pool.routing.return_to != "sticky":
             return None
-        home = self._named.get(binding.account)
+        home = self._pool.by_name.get(binding.account)
         if home is None or home is account:
             return None
-        away = binding.stand_in is not None or self._ails(home) is not None
+        away = binding.stand_in is not None or self._why_not_home(home) is not None
         return home if away else None
 
-    def _ails(self, home: Account) -> str | None:
+    def _why_not_home(self, home: Account) -> str | None:
         """Why the conversation's home does not get this turn; None when it could."""
         return self._lost.get(home.name) or self._why_not(home)
 
-    def _is_on_its_way(self, account: Account) -> bool:
-        """Whether this turn brings the conversation home: it is there once the home answered."""
-        binding, holder = self._binding, self._wanted.holder
-        if binding is None or binding.stand_in is None or account.name != binding.account:
-            return False
-        return holder is not None and holder != account.name
-
-    def _decided(self, account: Account, rule: str) -> RoutingDecision:
-        binding = self._binding
-        if binding is None or not binding.answered:
-            return RoutingDecision(account, rule, FailureEffect.BEGIN)
-        home = self._stood_in_for(account)
-        if home is not None and binding.stand_in != account.name:
-            return RoutingDecision(account, rule, FailureEffect.STAND_IN, self._ails(home) or "")
-        if home is not None or self._is_on_its_way(account):
-            return RoutingDecision(account, rule)
-        return RoutingDecision(account, rule, FailureEffect.BIND)
-
-    def _pick(self, without: Collection[str]) -> Account | None:
+    def _pick(self, pick: Pick, without: Collection[str]) -> Account | None:
         """The account of a conversation that sticks to none: one with room, if there is any."""
-        candidates = self.candidates
+        candidates = self._candidates
 
         def usable(account: Account) -> bool:
             return (
@@ -272,28 +465,36 @@ class Router:
             return usable(account) and not candidates.spares(account)
 
         candidates.doubt()
-        account = self._strategy.pick(candidates.accounts, has_room, candidates.resting)
+        account = pick(candidates.all, has_room, candidates.resting)
         if account is None and candidates.forget():
-            account = self._strategy.pick(candidates.accounts, usable)
+            account = pick(candidates.all, usable, ())
         return account
 
     def _why_not(self, account: Account) -> str | None:
-        """Why the turn cannot go to ``account`` now, by its own word; None when it can."""
-        if account not in self.candidates.members:
+        """Why the turn cannot go to ``account`` now; None when it can."""
+        if account not in self._candidates.members:
             return _NOT_OFFERED
-        blocked = self.candidates.unavailable(account)
+        blocked = self._candidates.unavailable(account)
         if blocked is not None:
-            return blocked.why or blocked.state.value
+            return _words(blocked)
         if account.name in self._tried:
             return _TRIED
         return _IN_DOUBT if self._is_left_out(account) else None
+
+    def _awaits_reset(self, account: Account) -> bool:
+        """Whether ``account`` refused a turn until its quota resets, and another can serve."""
+        return account.health.awaits_reset and self._candidates.spares(account)
 
     def _is_left_out(self, account: Account) -> bool:
         wanted = self._wanted
         return wanted.undoubted and account.health.in_doubt(wanted.model)
 
-    def _nobody(self, able: Sequence[Account], waits_for: str | None, rule: str) -> NoAccount:
+    def _no_account(self, able: Sequence[Account], waits_for: str | None, rule: str) -> NoAccount:
         """:param able: those of the candidates that would do."""
-        reasons = (self.candidates.why_not(each) for each in able if not self._is_left_out(each))
+        reasons = (self._candidates.why_not(each) for each in able if not self._is_left_out(each))
         told = tuple(reason for reason in reasons if reason is not None)
         return NoAccount(self._wanted, able, waits_for, told, rule)
+
+
+def _words(blocked: Unavailable) -> str:
+    return blocked.why or blocked.state.value

@@ -1,15 +1,14 @@
-"""What is asked of the pool for an attempt, and what it answers."""
+"""What is asked of the router for an attempt, and what it answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.protocol.error_classification import FaultKind
-from gateway.routing.account import Account
+from gateway.routing.account import Account, Lease
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.health import Unavailable
-from gateway.routing.lease import Lease
 
 #: Why only one account can take a turn.
 SEALED = "sealed items"
@@ -17,7 +16,7 @@ KEPT = "keeps the previous response"
 
 
 class RouteRequest(NamedTuple):
-    """What an attempt asks of the pool.
+    """What an attempt asks for.
 
     :ivar model: must be offered by the account; None when the request names none.
     :ivar keys: the conversation's affinity keys; the last one is bound.
@@ -27,8 +26,8 @@ class RouteRequest(NamedTuple):
     :ivar turn_state: the account that the client's turn state names, or None.
     :ivar background: whether the account must take background responses.
     :ivar chat: whether it must take chat completions.
-    :ivar undoubted: whether only those will do that are not in doubt: one that was has refused
-        the turn already.
+    :ivar undoubted: whether accounts in doubt are left out: one that was has refused the turn
+        already.
     """
 
     model: str | None
@@ -42,24 +41,18 @@ class RouteRequest(NamedTuple):
     pin_rule: str = SEALED
 
 
-class RejectedAccount(NamedTuple):
-    """An account that was not chosen, and why."""
-
-    account: str
-    why: str
-
-
 class Selection(NamedTuple):
     """The account of an attempt, with a place on it, and the rule that named it.
 
     :ivar candidates: how many accounts offer the model.
-    :ivar others: why others were not chosen; those that the conversation stuck to come first.
+    :ivar others: why others were not chosen, by name; those that the conversation stuck to
+        come first.
     """
 
     lease: Lease
     rule: str
     candidates: int
-    others: tuple[RejectedAccount, ...]
+    others: Mapping[str, str]
 
     @property
     def account(self) -> Account:
@@ -75,7 +68,7 @@ class NoAccount(NamedTuple):
         the model.
     :ivar waits_for: the one account that will do, by name, or None for any candidate.
     :ivar reasons: why each candidate cannot, without those that refused this turn and do not
-        rest, and without those that are not wanted for being in doubt.
+        cool down, and without those that are left out for being in doubt.
     :ivar rule: by which no other account was asked.
     """
 
@@ -101,3 +94,22 @@ class NoAccount(NamedTuple):
         """Whether every account has said that it does not offer the model after all."""
         kinds = [reason.kind for reason in self.reasons]
         return len(kinds) == len(self.candidates) and set(kinds) == {FaultKind.MODEL_REFUSED}
+
+
+class DryRun(NamedTuple):
+    """The choice that the router would make.
+
+    :ivar account: which it would be; None for no account, or for one of several.
+    :ivar rule: the rule that decides.
+    :ivar among: from which accounts the routing strategy would take the next in turn.
+    :ivar candidates: the accounts that offer the model.
+    :ivar rejected: accounts that would not be taken, and why.
+    :ivar waits_for: the one account the turn would wait for, or None.
+    """
+
+    account: str | None
+    rule: str
+    among: tuple[str, ...]
+    candidates: tuple[str, ...]
+    rejected: Mapping[str, str]
+    waits_for: str | None

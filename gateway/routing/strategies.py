@@ -16,10 +16,11 @@ from typing import Protocol
 from gateway.routing.account import Account
 
 Usable = Callable[[Account], bool]
+
+#: Accounts that are known to be unavailable.
 Resting = Container[Account]
 
-#: Nobody is known to rest.
-NOBODY: frozenset[Account] = frozenset()
+Pick = Callable[[Sequence[Account], Usable, Resting], Account | None]
 
 #: Sets of accounts a strategy keeps its place in, and tuples it knows them by.
 _MAX_SETS = 32
@@ -32,7 +33,7 @@ _COMPARED = 32
 _ASKED_IN_ORDER = 8
 
 
-class Picker(Protocol):
+class Strategy(Protocol):
     """Chooses among the accounts that may serve a turn.
 
     :ivar name: what the configuration calls it.
@@ -41,7 +42,7 @@ class Picker(Protocol):
     name: str
 
     def pick(
-        self, eligible: Sequence[Account], usable: Usable, resting: Resting = NOBODY
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = ()
     ) -> Account | None:
         """Choose an account, or None when none is usable.
 
@@ -51,14 +52,10 @@ class Picker(Protocol):
         :param resting: those that need not be asked; passing over one costs next to nothing.
         """
 
-
-class Strategy(Picker, Protocol):
-    """One that can also say beforehand whom it may choose."""
-
     def may_pick(
-        self, eligible: Sequence[Account], usable: Usable, resting: Resting = NOBODY
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = ()
     ) -> Sequence[Account]:
-        """Those of which :meth:`pick` would choose one now; nobody has a turn by that."""
+        """Those of which :meth:`pick` would choose one now; no account has had its turn by that."""
 
 
 class Order(Protocol):
@@ -167,7 +164,7 @@ class Weighted:
     """Each account as often as its ``weight`` says, and evenly spread.
 
     In one unit of time an account of weight ``w`` is due ``w`` times, at equal distances, and
-    accounts of the same weight are due at equal distances from each other.  Whoever is due
+    accounts of the same weight are due at equal distances from each other.  The account that is due
     first is chosen.  So every ``sum(weights)`` choices give each account exactly its weight.
     """
 
@@ -258,7 +255,7 @@ class _ByAccounts:
         self._known: dict[int, tuple[Sequence[Account], Order]] = {}
 
     def pick(
-        self, eligible: Sequence[Account], usable: Usable, resting: Resting = NOBODY
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = ()
     ) -> Account | None:
         """Choose by the order of these accounts."""
         if not eligible:
@@ -268,7 +265,7 @@ class _ByAccounts:
         return order.pick(usable, resting)
 
     def may_pick(
-        self, eligible: Sequence[Account], usable: Usable, resting: Resting = NOBODY
+        self, eligible: Sequence[Account], usable: Usable, resting: Resting = ()
     ) -> Sequence[Account]:
         """By the order of these accounts; one that has not begun is not kept."""
         accounts = tuple(eligible)

@@ -87,7 +87,7 @@ class WaitQueue:
     def __len__(self) -> int:
         return self._count
 
-    def lacking(self, what: WaitReason) -> int:
+    def waiting_for(self, what: WaitReason) -> int:
         """How many of the turns wait for this."""
         return sum(ticket.lacks is what for queue in self._tenants.values() for ticket in queue)
 

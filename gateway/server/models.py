@@ -15,9 +15,8 @@ import msgspec
 from gateway.protocol.errors import ApiError
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
-from gateway.routing.inquiry import AccountModels
-from gateway.routing.model_catalog import ModelCatalog
-from gateway.routing.pool import AccountPool
+from gateway.routing.model_catalog import AccountModels, ModelCatalog
+from gateway.routing.router import AccountPool
 from gateway.server.http_request import ClientRequest
 
 #: Whether a tenant's key allows a model.

@@ -285,7 +285,7 @@ class AccountSearch:
 
     def _tried_enough(self) -> ApiError:
         asked, tries = self._asked()._replace(undoubted=False), self._tries
-        lacking = self._services.pool.lacking(asked, tries.ruled_out)
+        lacking = self._services.pool.none_left(asked, tries.ruled_out)
         if lacking is None:
             return attempts_error(tries.refusals)
         return pool_error(lacking, tries.refusals, self._services.clock.seconds())

@@ -18,7 +18,7 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.headers import TurnStates
 from gateway.protocol.request import TurnRequest
 from gateway.routing.affinity import AffinityKey
-from gateway.routing.pool import AccountPool
+from gateway.routing.router import AccountPool
 from gateway.routing.wait_queue import WaitQueue
 from gateway.turn.turn_log import TurnLog
 

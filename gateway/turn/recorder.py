@@ -6,7 +6,7 @@ import itertools
 
 from gateway.conversations.context import ContextPlan
 from gateway.protocol.usage import Usage, estimated_usage
-from gateway.routing.bindings import opaque_id
+from gateway.routing.affinity import opaque_id
 from gateway.routing.selection import Selection
 from gateway.routing.wait_queue import WaitReason
 from gateway.turn.context import TurnContext, TurnServices

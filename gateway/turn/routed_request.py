@@ -21,8 +21,7 @@ from gateway.protocol.error_classification import Fault, FaultKind, attribute, f
 from gateway.protocol.errors import GATEWAY_FAILED, ApiError
 from gateway.protocol.rate_limits import read_windows
 from gateway.protocol.usage import Usage
-from gateway.routing.account import Account
-from gateway.routing.lease import Lease
+from gateway.routing.account import Account, Lease
 from gateway.routing.selection import Selection
 from gateway.routing.wait_queue import WaitReason
 from gateway.turn.account_search import AccountSearch, KnownAccounts
@@ -308,7 +307,7 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
         unclear, self._unclear = self._unclear, []
         for account, fault in unclear:
             if account is not server:
-                account.health.outdone(self._model, fault)
+                account.health.contradicted(self._model, fault)
 
     # --- ending ----------------------------------------------------------------------
 

@@ -11,8 +11,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from gateway.admin.probe import ANSWER_SECONDS
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import ApiError
-from gateway.routing.affinity import AffinityKey, connection_key
-from gateway.routing.bindings import opaque_id
+from gateway.routing.affinity import AffinityKey, connection_key, opaque_id
 from gateway.upstream.interface import BodyReceiver, ForwardedRequest
 from gateway.upstream.proxy import UnavailableProxy
 from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Way
@@ -51,7 +50,7 @@ def test_an_account_is_taken_out_and_put_back(action: str, becomes: str, offers:
 def test_a_cleared_account_rests_no_longer() -> None:
     admin = Admin(TOKEN)
     health = admin.world.accounts["a"].health
-    health.reserve(None).refused(Fault(FaultKind.EXHAUSTED, "used up", None))
+    health.refused(None, Fault(FaultKind.EXHAUSTED, "used up", None))
     assert state(admin)["state"] == "exhausted"
     answer = admin.post("/admin/accounts/a/clear", None, BEARER)
     assert answer.json["state"] == "ready"
@@ -60,7 +59,7 @@ def test_a_cleared_account_rests_no_longer() -> None:
 def test_a_cleared_account_forgives_its_proxy_too() -> None:
     admin = Admin(TOKEN)
     way: Any = Way(UnavailableProxy("the proxy refused the connection", admin.clock.seconds() + 30))
-    admin.world.accounts["a"]._way = way
+    admin.world.accounts["a"]._egress = way
     assert state(admin)["state"] == "cooling"
     admin.post("/admin/accounts/a/clear", None, BEARER)
     assert state(admin)["state"] == "ready"

@@ -60,7 +60,7 @@ def test_an_account_that_never_answered_well_does_not_become_ready_by_time(kind:
     accounts = admin.world.accounts.values()
     for number in range(4):
         for account in accounts:
-            account.health.reserve(None).refused(Fault(kind, "it refuses", None))
+            account.health.refused(None, Fault(kind, "it refuses", None))
         for seconds in (0, 30, 1200):
             admin.clock.advance(seconds)
             assert admin.ask("/readyz").status == 503, f"{seconds} s after refusal {number}"
@@ -74,8 +74,8 @@ def test_an_account_that_never_answered_well_does_not_become_ready_by_time(kind:
                 f"b is {kind.value}: it refuses",
             ], "an alarm that comes and goes with each try would be none"
     assert [each["state"] for each in shown["accounts"]] == ["unproven", "unproven"]
-    probe = admin.world.accounts["a"].health.reserve(None)
-    probe.acknowledged()
+    health = admin.world.accounts["a"].health
+    health.acknowledged(None, health.begin(None))
     assert admin.ask("/readyz").status == 200
     assert admin.json("/status")["accounts"][0]["state"] == "ready"
 
@@ -129,8 +129,8 @@ def test_the_status_shows_what_accounts_taught() -> None:
 
 def test_what_somebody_should_act_on_is_an_alarm() -> None:
     admin = Admin()
-    permit = admin.world.accounts["b"].health.reserve(None)
-    permit.refused(Fault(FaultKind.UNAUTHORIZED, "401", None))
+    refused = Fault(FaultKind.UNAUTHORIZED, "401", None)
+    admin.world.accounts["b"].health.refused(None, refused)
     rejected = RejectedReload(admin.clock.seconds(), "accounts: none")
     admin.running.configuration.last_rejected = lambda: rejected
     shown = admin.json("/status")

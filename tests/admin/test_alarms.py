@@ -24,14 +24,14 @@ def admin() -> Admin:
 def refuse(admin: Admin, name: str, kind: FaultKind, why: str, seconds: float | None) -> None:
     """An account refuses a turn."""
     until = None if seconds is None else admin.clock.seconds() + seconds
-    admin.world.accounts[name].health.reserve("gpt-5.5").refused(Fault(kind, why, until))
+    admin.world.accounts[name].health.refused("gpt-5.5", Fault(kind, why, until))
 
 
 def bar(admin: Admin, *names: str) -> None:
     """The proxy of these accounts is broken."""
     way: Any = Way(UnavailableProxy("the proxy refused the connection", admin.clock.seconds() + 30))
     for name in names:
-        admin.world.accounts[name]._way = way
+        admin.world.accounts[name]._egress = way
 
 
 def told(admin: Admin) -> list[tuple[str, str]]:
@@ -50,7 +50,7 @@ def shown(admin: Admin, name: str) -> Any:
 def test_a_rest_of_requests_without_a_model_blocks_no_account(admin: Admin) -> None:
     for name, account in admin.world.accounts.items():
         limited = Fault(FaultKind.RATE_LIMITED, LIMITED, admin.clock.seconds() + 30)
-        account.health.reserve(None).refused(limited)
+        account.health.refused(None, limited)
         assert shown(admin, name)["state"] == "ready"
     assert admin.ask("/readyz").status == 200
     assert [what for level, what in told(admin) if level == "red"] == []

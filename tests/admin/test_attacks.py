@@ -13,8 +13,7 @@ from gateway.admin.site import MAX_BODY_BYTES, MAX_CONNECTIONS, REQUEST_SECONDS
 from gateway.config import AccountSettings
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import ApiError
-from gateway.routing.affinity import connection_key
-from gateway.routing.bindings import opaque_id
+from gateway.routing.affinity import connection_key, opaque_id
 from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Client
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
@@ -563,10 +562,10 @@ def _poisoned() -> Admin:
     account = world.accounts["a"]
     poisoned = _named(world, SCRIPT)
     world.services.pool.reconfigure([poisoned, account], world.services.pool.routing)  # type: ignore[list-item]
-    account.health.reserve(SCRIPT).refused(Fault(FaultKind.MODEL_REFUSED, SCRIPT, None))
-    account.health.reserve(None).refused(Fault(FaultKind.UNAUTHORIZED, SCRIPT, None))
+    account.health.refused(SCRIPT, Fault(FaultKind.MODEL_REFUSED, SCRIPT, None))
+    account.health.refused(None, Fault(FaultKind.UNAUTHORIZED, SCRIPT, None))
     account.health.clear()
-    account.health.reserve(SCRIPT).refused(Fault(FaultKind.MODEL_REFUSED, SCRIPT, None))
+    account.health.refused(SCRIPT, Fault(FaultKind.MODEL_REFUSED, SCRIPT, None))
     admin = Admin(TOKEN, world=world)
     poisoned.health.disable()  # type: ignore[attr-defined]
     turn = world.turn([user("hi")], model=SCRIPT)

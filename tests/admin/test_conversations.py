@@ -9,9 +9,7 @@ import pytest
 from gateway.config import RoutingSettings
 from gateway.config.settings import Strategy
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.routing.affinity import AffinityKey, connection_key
-from gateway.routing.bindings import opaque_id
-from gateway.routing.explanation import explain
+from gateway.routing.affinity import AffinityKey, connection_key, opaque_id
 from gateway.routing.selection import RouteRequest, Selection
 from tests.admin.stage import BEARER, TOKEN, Admin
 from tests.support.events import text_item, turn_events, user
@@ -85,8 +83,8 @@ def test_the_chain_shows_forks_routes_and_sizes(name: str) -> None:
 def test_the_explanation_tells_of_rests_stand_ins_and_wishes() -> None:
     admin = forked()
     bindings = admin.world.services.pool.bindings
-    admin.world.accounts["a"].health.reserve(None).refused(
-        Fault(FaultKind.EXHAUSTED, "the limit is reached", None)
+    admin.world.accounts["a"].health.refused(
+        None, Fault(FaultKind.EXHAUSTED, "the limit is reached", None)
     )
     bindings.stand_in(connection_key("laptop", "c-1"), "b", "a is exhausted")
     bindings.move(CONVERSATION)
@@ -178,7 +176,7 @@ def test_an_explanation_is_what_the_pool_then_does(
         holder="b" if wish == "holder" else None,
         pinned_to="a" if wish == "pin" else None,
     )
-    told = explain(pool, wanted)
+    told = pool.explain(wanted)
     assert tuple(account.in_flight for account in pool.accounts) == loads, "it took a place"
     done = pool.choose(wanted)
     if not isinstance(done, Selection):
@@ -190,4 +188,5 @@ def test_an_explanation_is_what_the_pool_then_does(
         assert told.account == done.account.name, "it does not rotate"
     assert done.account.name in ((told.account,) if told.account else told.among)
     assert done.rule == told.rule
-    assert [each for each in done.others if each.account not in told.among] == [*told.rejected]
+    others = {name: why for name, why in done.others.items() if name not in told.among}
+    assert others == told.rejected

@@ -51,8 +51,8 @@ def busy() -> Admin:
     events = turn_events([text_item()], "resp_2", previous_response_id="resp_1")
     admin.world.completed([user("x")], events, parent=first)
     health = admin.world.accounts["b"].health
-    health.reserve("gpt-5").refused(Fault(FaultKind.MODEL_REFUSED, "no", None))
-    health.reserve(None).refused(Fault(FaultKind.EXHAUSTED, "used up", None))
+    health.refused("gpt-5", Fault(FaultKind.MODEL_REFUSED, "no", None))
+    health.refused(None, Fault(FaultKind.EXHAUSTED, "used up", None))
     admin.post("/admin/accounts/a/resume", None, BEARER)
     return admin
 

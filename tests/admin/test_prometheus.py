@@ -76,7 +76,7 @@ def test_counts_and_gauges_are_there(admin: Measured) -> None:
 def test_each_account_is_in_one_state(admin: Measured) -> None:
     first, second = admin.accounts
     resting = Fault(FaultKind.EXHAUSTED, "used up", admin.clock.seconds() + 300)
-    first.health.reserve("gpt-5.5").refused(resting)
+    first.health.refused("gpt-5.5", resting)
     first.health.observe([QuotaWindow("codex primary", 25.0, None, None, 1_900_000_000.0)])
     second.health.disable()
     scraped = admin.scrape()
@@ -112,8 +112,8 @@ def test_the_used_share_of_a_quota_is_known_either_way(admin: Measured) -> None:
 
 def test_a_broken_proxy_and_a_resting_model_are_to_be_seen(admin: Measured) -> None:
     first, second = admin.accounts
-    first._way = Way(UnavailableProxy("no way out", admin.clock.seconds() + 30))
-    second.health.reserve("gpt-5.5").refused(Fault(FaultKind.RATE_LIMITED, "429", None))
+    first._egress = Way(UnavailableProxy("no way out", admin.clock.seconds() + 30))
+    second.health.refused("gpt-5.5", Fault(FaultKind.RATE_LIMITED, "429", None))
     scraped = admin.scrape()
     assert scraped.sum("gateway_account_state", account=first.name, state="cooling") == 1
     assert scraped.sum("gateway_account_state", account=second.name, state="ready") == 1

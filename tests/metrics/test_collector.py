@@ -157,7 +157,7 @@ def test_an_account_rests_since_its_first_failure_however_often_it_is_tried(
         return admin.json("/status/accounts")["accounts"][0]["since"]
 
     for _ in range(5):
-        health.reserve("gpt-5.5").refused(Fault(FaultKind.UNAUTHORIZED, "401", None))
+        health.refused("gpt-5.5", Fault(FaultKind.UNAUTHORIZED, "401", None))
         for _ in range(200):
             admin.clock.advance(STEP_SECONDS)
             collector.step()
@@ -166,7 +166,7 @@ def test_an_account_rests_since_its_first_failure_however_often_it_is_tried(
     health.clear()
     collector.step()
     assert since() == admin.clock.seconds(), "it is ready, since now"
-    health.reserve("gpt-5.5").refused(Fault(FaultKind.UNAUTHORIZED, "401", None))
+    health.refused("gpt-5.5", Fault(FaultKind.UNAUTHORIZED, "401", None))
     assert since() == admin.clock.seconds()
 
 
@@ -175,7 +175,7 @@ def test_an_account_behind_a_broken_proxy_rests_since_that_was_seen(
 ) -> None:
     admin.running.figures = collector
     way: Any = Way(UnavailableProxy("no way out", admin.clock.seconds() + 3000))
-    admin.world.accounts["a"]._way = way
+    admin.world.accounts["a"]._egress = way
     collector.step()
     seen = admin.clock.seconds()
     admin.clock.advance(100)

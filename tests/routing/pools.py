@@ -12,9 +12,9 @@ from gateway.config import AccountSettings, RoutingSettings
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.routing.account import Account
-from gateway.routing.affinity import AffinityKey
-from gateway.routing.bindings import Bindings
-from gateway.routing.pool import AccountPool
+from gateway.routing.affinity import AffinityKey, MemoryBindings
+from gateway.routing.health import AccountHealth
+from gateway.routing.router import AccountPool
 from gateway.routing.selection import NoAccount, RouteRequest, Selection
 from gateway.upstream.interface import BodyReceiver, EventReceiver, ForwardedRequest
 
@@ -47,6 +47,35 @@ def wanted(key: str | None = None, model: str | None = MODEL, **members: Any) ->
     return RouteRequest(model, [thread(key or f"another {next(_others)}")], **members)
 
 
+class HealthAttempt:
+    """One attempt as an account's health sees it, without a place; ends once, as a lease does."""
+
+    def __init__(self, health: AccountHealth, model: str | None) -> None:
+        self._health = health
+        self._model = model
+        self._attempts = health.begin(model)
+        self._ended = False
+
+    def acknowledged(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._health.acknowledged(self._model, self._attempts)
+
+    def refused(self, fault: Fault) -> None:
+        if not self._ended:
+            self._ended = True
+            self._health.refused(self._model, fault, self._attempts)
+
+    def breaks_off(self, fault: Fault) -> None:
+        """After it was acknowledged."""
+        self._health.refused(self._model, fault, self._attempts)
+
+    def dropped(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._health.dropped(self._attempts)
+
+
 class Basin:
     """A pool, its accounts by name, and its clock."""
 
@@ -55,7 +84,7 @@ class Basin:
         self.clock.advance(1_800_000_000)
         given = accounts or {}
         self.accounts = {name: self.account(name, **given.get(name, {})) for name in names}
-        self.bindings = Bindings(1000, 1e9, self.clock.seconds)
+        self.bindings = MemoryBindings(1000, 1e9, self.clock.seconds)
         self.pool = AccountPool(
             list(self.accounts.values()), self.bindings, RoutingSettings(**routing)
         )
@@ -111,8 +140,7 @@ class Basin:
         """These accounts refuse a turn now, and name a time."""
         retry_at = None if seconds is None else self.now + seconds
         for name in names:
-            permit = self.accounts[name].health.reserve(MODEL)
-            permit.refused(Fault(kind, why, retry_at))
+            HealthAttempt(self.accounts[name].health, MODEL).refused(Fault(kind, why, retry_at))
 
     def recovers(self, *names: str) -> None:
         """Somebody else's probe went well."""

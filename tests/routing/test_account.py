@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from gateway.routing.account import Account
-from gateway.routing.lease import Lease
+from gateway.routing.account import Account, Lease
 from gateway.routing.selection import Selection
 from tests.routing.pools import Basin, wanted
 
@@ -23,7 +22,7 @@ def reloaded(basin: Basin, **settings: Any) -> Account:
     """The one account is made anew, with these settings."""
     [former] = basin.pool.accounts
     account = basin.account("a", **settings)
-    account.succeed(former)
+    account.inherit(former)
     basin.pool.reconfigure([account], basin.pool.routing)
     return account
 
@@ -77,7 +76,7 @@ def test_another_credential_begins_anew() -> None:
     [former] = basin.pool.accounts
     about = structs.replace(former.settings, key="sk-another")
     account = Account(about, former.upstream, basin.clock.seconds)
-    account.succeed(former)
+    account.inherit(former)
     basin.pool.reconfigure([account], basin.pool.routing)
     place(basin).release()
     held.release()

@@ -17,8 +17,7 @@ from twisted.internet.task import Clock
 from gateway.config.settings import Strategy as StrategyName
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.routing.account import Account
-from gateway.routing.affinity import AffinityKey
-from gateway.routing.bindings import Bindings
+from gateway.routing.affinity import AffinityKey, MemoryBindings
 from gateway.routing.strategies import strategy
 from gateway.routing.wait_queue import WaitQueue
 from tests.routing.figures import account
@@ -42,7 +41,7 @@ def test_a_hundred_thousand_bindings_stay_under_30_megabytes() -> None:
     count, now = 100_000, Clock()
     tracemalloc.start()
     try:
-        bindings = Bindings(count, 3600.0, now.seconds)
+        bindings = MemoryBindings(count, 3600.0, now.seconds)
         for number in range(count + count // 10):
             now.advance(0.01)
             bindings.bind(thread(number), f"account {number % 100}", f"rule {number % 5}")

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
+from gateway.routing.cooldown import ADMIN_TRANSITIONS, AdminState
 from gateway.routing.health import (
     MAX_MODELS,
     AccountHealth,
     AccountState,
-    Permit,
     Unavailable,
 )
-from gateway.routing.wish import WISHES, AdminState
+from tests.routing.pools import HealthAttempt
 from tests.support.steps import steps_of
 
 START = 1_795_000_000.0
@@ -45,11 +45,14 @@ class Bench:
         )
 
     def refuse(self, kind: FaultKind, retry_in: float | None = None, model: str = "m") -> None:
-        self.health.reserve(model).refused(self.fault(kind, retry_in))
+        self.begins(model).refused(self.fault(kind, retry_in))
 
-    def serves(self, permit: Permit) -> None:
+    def begins(self, model: str | None) -> HealthAttempt:
+        return HealthAttempt(self.health, model)
+
+    def serves(self, attempt: HealthAttempt) -> None:
         """A turn ends well."""
-        permit.acknowledged()
+        attempt.acknowledged()
         self.health.ended_well()
 
     def look(self, model: str | None = "m") -> Unavailable:
@@ -184,7 +187,7 @@ def test_the_service_rests_after_three_failures_in_a_row(bench: Bench) -> None:
     for _ in range(2):
         bench.refuse(FaultKind.SERVICE)
         assert bench.ready()
-    bench.serves(bench.health.reserve("m"))
+    bench.serves(bench.begins("m"))
     for _ in range(2):
         bench.refuse(FaultKind.SERVICE)
     assert bench.ready(), "a success lay between"
@@ -211,10 +214,10 @@ def test_a_service_that_answers_works(bench: Bench, kind: FaultKind) -> None:
 
 
 def test_several_reasons_the_longest_is_told(bench: Bench) -> None:
-    permits = [bench.health.reserve("m") for _ in range(3)]
-    permits[0].refused(bench.fault(FaultKind.UNAUTHORIZED))
-    permits[1].refused(bench.fault(FaultKind.EXHAUSTED, 300))
-    permits[2].refused(bench.fault(FaultKind.RATE_LIMITED, 400))
+    attempts = [bench.begins("m") for _ in range(3)]
+    attempts[0].refused(bench.fault(FaultKind.UNAUTHORIZED))
+    attempts[1].refused(bench.fault(FaultKind.EXHAUSTED, 300))
+    attempts[2].refused(bench.fault(FaultKind.RATE_LIMITED, 400))
     assert bench.look("n").state is EXHAUSTED
     assert bench.rest("n") == 300
     assert bench.rest("m") == 400
@@ -229,7 +232,7 @@ def test_after_a_rest_one_turn_probes_and_the_others_wait(bench: Bench) -> None:
     bench.refuse(FaultKind.EXHAUSTED, 300)
     bench.sleep()
     assert bench.ready()
-    probe = bench.health.reserve("m")
+    probe = bench.begins("m")
     found = bench.look("n")
     assert found.state is EXHAUSTED
     assert found.why == "a probe is on its way after: it was exhausted"
@@ -243,18 +246,18 @@ def test_after_a_rest_one_turn_probes_and_the_others_wait(bench: Bench) -> None:
 def test_a_probe_of_one_model_leaves_the_others_alone(bench: Bench) -> None:
     bench.refuse(FaultKind.RATE_LIMITED, 20)
     bench.sleep()
-    bench.health.reserve("m")
+    bench.begins("m")
     assert not bench.ready("m")
     assert bench.ready("n")
 
 
 def test_a_success_clears_the_account_and_its_model_and_no_other(bench: Bench) -> None:
-    permits = [bench.health.reserve(model) for model in ("m", "m", "n")]
-    permits[0].refused(bench.fault(FaultKind.EXHAUSTED, 10))
-    permits[1].refused(bench.fault(FaultKind.RATE_LIMITED, 10))
-    permits[2].refused(bench.fault(FaultKind.RATE_LIMITED, 50))
+    attempts = [bench.begins(model) for model in ("m", "m", "n")]
+    attempts[0].refused(bench.fault(FaultKind.EXHAUSTED, 10))
+    attempts[1].refused(bench.fault(FaultKind.RATE_LIMITED, 10))
+    attempts[2].refused(bench.fault(FaultKind.RATE_LIMITED, 50))
     bench.now += 10
-    bench.serves(bench.health.reserve("m"))
+    bench.serves(bench.begins("m"))
     assert bench.ready("m")
     assert bench.rest("n") == 40
 
@@ -280,7 +283,7 @@ def test_a_usage_limit_shows_that_the_credentials_are_accepted_again(bench: Benc
 def test_a_dropped_probe_may_be_made_again(bench: Bench) -> None:
     bench.refuse(FaultKind.EXHAUSTED, 10)
     bench.sleep()
-    probe = bench.health.reserve("m")
+    probe = bench.begins("m")
     assert not bench.ready()
     probe.dropped()
     assert bench.ready()
@@ -289,7 +292,7 @@ def test_a_dropped_probe_may_be_made_again(bench: Bench) -> None:
 def test_a_lost_probe_does_not_block_for_ever(bench: Bench) -> None:
     bench.refuse(FaultKind.EXHAUSTED, 10)
     bench.sleep()
-    bench.health.reserve("m")
+    bench.begins("m")
     bench.now += MAX
     assert bench.ready()
 
@@ -303,7 +306,7 @@ def test_after_its_rest_an_account_is_not_ready_before_it_answers_well(
 ) -> None:
     bench.refuse(kind, None)
     for _ in range(2):  # the service's rest takes three failures
-        bench.health.broke("m", bench.fault(kind))
+        bench.health.refused("m", bench.fault(kind))
     before = bench.health.unready()
     for _ in range(3):
         bench.sleep()
@@ -312,12 +315,12 @@ def test_after_its_rest_an_account_is_not_ready_before_it_answers_well(
         assert told is not None
         assert before is not None
         assert (told.state, told.why, told.kind) == (UNPROVEN, before.why, kind)
-        probe = bench.health.reserve("m")
+        probe = bench.begins("m")
         assert bench.health.state is UNPROVEN
         probe.refused(bench.fault(kind))
         assert bench.health.state not in (UNPROVEN, READY)
     bench.sleep()
-    bench.serves(bench.health.reserve("m"))
+    bench.serves(bench.begins("m"))
     assert (bench.health.state, bench.health.unready()) == (READY, None)
 
 
@@ -326,7 +329,7 @@ def test_who_is_used_up_is_so_until_its_window_resets(bench: Bench) -> None:
     bench.sleep()
     assert bench.ready(), "it may have been given more, and is tried now and then"
     assert (bench.health.state, bench.health.awaits_reset) == (EXHAUSTED, True)
-    bench.health.reserve("m").dropped()
+    bench.begins("m").dropped()
     assert bench.health.state is EXHAUSTED
     bench.now = START + 5 * MAX
     assert (bench.health.state, bench.health.awaits_reset) == (UNPROVEN, False)
@@ -335,7 +338,7 @@ def test_who_is_used_up_is_so_until_its_window_resets(bench: Bench) -> None:
 def test_what_rests_is_told_before_what_is_only_unproven(bench: Bench) -> None:
     bench.refuse(FaultKind.UNAUTHORIZED)
     bench.sleep()
-    bench.health.broke("m", bench.fault(FaultKind.EXHAUSTED, 300))
+    bench.health.refused("m", bench.fault(FaultKind.EXHAUSTED, 300))
     assert bench.health.state is EXHAUSTED
     assert snapshot(bench)["why"] == "it was exhausted"
 
@@ -345,46 +348,32 @@ def test_who_failed_is_in_doubt_until_a_turn_ends_well_there(bench: Bench) -> No
     bench.refuse(FaultKind.SERVICE)
     assert bench.health.in_doubt("m")
     assert bench.health.state is READY, "a failure may happen"
-    bench.serves(bench.health.reserve("m"))
+    bench.serves(bench.begins("m"))
     assert not bench.health.in_doubt("m")
     bench.refuse(FaultKind.RATE_LIMITED, 1)
     bench.sleep()
     assert (bench.health.in_doubt("m"), bench.health.in_doubt("n")) == (True, False)
-    bench.health.outdone("n", bench.fault(FaultKind.UNCLEAR))
+    bench.health.contradicted("n", bench.fault(FaultKind.UNCLEAR))
     assert (bench.health.in_doubt("n"), bench.ready("n")) == (True, True)
-    bench.serves(bench.health.reserve("n"))
+    bench.serves(bench.begins("n"))
     assert not bench.health.in_doubt("n")
     bench.refuse(FaultKind.UNAUTHORIZED, model="n")
     assert bench.health.in_doubt("n")
 
 
-# --- permits -------------------------------------------------------------------------
-
-
-def test_a_permit_ends_once(bench: Bench) -> None:
-    fault = bench.fault(FaultKind.EXHAUSTED, 10)
-    for end in (Permit.acknowledged, Permit.dropped):
-        permit = bench.health.reserve("m")
-        end(permit)
-        permit.refused(fault)
-        assert bench.ready(), "the permit had ended"
-    permit = bench.health.reserve("m")
-    permit.refused(fault)
-    bench.serves(permit)
-    permit.dropped()
-    assert not bench.ready()
+# --- attempts ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [FaultKind.EXHAUSTED, FaultKind.RATE_LIMITED])
 def test_a_success_of_a_turn_that_began_before_the_limit_does_not_end_it(
     bench: Bench, kind: FaultKind
 ) -> None:
-    early = [bench.health.reserve("m") for _ in range(3)]
+    early = [bench.begins("m") for _ in range(3)]
     bench.refuse(kind, 300)
     bench.serves(early[0])
     assert bench.rest() == 300
     bench.sleep()
-    probe = bench.health.reserve("m")
+    probe = bench.begins("m")
     bench.serves(early[1])
     assert not bench.ready(), "the probe has not answered yet"
     bench.serves(probe)
@@ -404,8 +393,8 @@ def test_a_success_of_a_turn_that_began_before_the_limit_does_not_end_it(
 def test_turns_that_are_refused_together_lengthen_the_rest_once(
     bench: Bench, kind: FaultKind, first: float, second: float
 ) -> None:
-    for permit in [bench.health.reserve("m") for _ in range(20)]:
-        permit.refused(bench.fault(kind))
+    for attempt in [bench.begins("m") for _ in range(20)]:
+        attempt.refused(bench.fault(kind))
     assert bench.rest() == first
     bench.sleep()
     bench.refuse(kind)
@@ -414,20 +403,20 @@ def test_turns_that_are_refused_together_lengthen_the_rest_once(
 
 def test_a_turn_that_breaks_after_it_was_taken_up_is_news(bench: Bench) -> None:
     for _ in range(3):
-        bench.health.broke("m", bench.fault(FaultKind.EXHAUSTED))
+        bench.health.refused("m", bench.fault(FaultKind.EXHAUSTED))
     assert bench.rest() == 60
     bench.sleep()
-    bench.health.broke("m", bench.fault(FaultKind.EXHAUSTED))
+    bench.health.refused("m", bench.fault(FaultKind.EXHAUSTED))
     assert bench.rest() == 60, "it was no probe"
 
 
 @pytest.mark.parametrize("kind", [FaultKind.REQUEST, FaultKind.RATE_LIMITED])
 def test_how_an_old_turn_breaks_ends_no_rest(bench: Bench, kind: FaultKind) -> None:
     bench.refuse(FaultKind.SERVICE, 300)
-    bench.health.broke("n", bench.fault(kind))
+    bench.health.refused("n", bench.fault(kind))
     assert bench.rest("m") == 300
     bench.sleep()
-    bench.health.broke("n", bench.fault(kind))
+    bench.health.refused("n", bench.fault(kind))
     assert bench.ready("m"), "nor does it take the probe"
     assert bench.health.state is UNPROVEN
 
@@ -446,9 +435,9 @@ def test_asking_a_resting_account_again_tells_the_same(bench: Bench) -> None:
 
 
 def test_the_later_of_two_resets_counts(bench: Bench) -> None:
-    permits = [bench.health.reserve("m") for _ in range(3)]
-    for permit, seconds in zip(permits, (100, 200, 150), strict=True):
-        permit.refused(bench.fault(FaultKind.EXHAUSTED, seconds))
+    attempts = [bench.begins("m") for _ in range(3)]
+    for attempt, seconds in zip(attempts, (100, 200, 150), strict=True):
+        attempt.refused(bench.fault(FaultKind.EXHAUSTED, seconds))
     assert bench.rest() == 200
     assert bench.health.blocked_until == START + 200
 
@@ -473,7 +462,7 @@ def test_a_disabled_account_serves_nothing_until_it_is_enabled(bench: Bench) -> 
 
 
 def test_a_draining_account_takes_nothing_new_until_it_is_resumed(bench: Bench) -> None:
-    running = bench.health.reserve("m")
+    running = bench.begins("m")
     bench.health.drain()
     assert bench.look().state is DRAINING
     bench.serves(running)
@@ -490,10 +479,10 @@ def test_disabled_outranks_draining(bench: Bench) -> None:
     assert bench.health.state is DISABLED
 
 
-@pytest.mark.parametrize("action", sorted(WISHES))
+@pytest.mark.parametrize("action", sorted(ADMIN_TRANSITIONS))
 def test_actions_that_do_not_fit_change_nothing(bench: Bench, action: str) -> None:
     for wish in AdminState:
-        assert WISHES[action].get(wish, wish) in AdminState
+        assert ADMIN_TRANSITIONS[action].get(wish, wish) in AdminState
     getattr(bench.health, action)()
     since = snapshot(bench)["since"]
     bench.now += 5
@@ -502,23 +491,23 @@ def test_actions_that_do_not_fit_change_nothing(bench: Bench, action: str) -> No
 
 
 def test_faults_are_remembered_while_the_account_is_disabled(bench: Bench) -> None:
-    permit = bench.health.reserve("m")
+    attempt = bench.begins("m")
     bench.health.disable()
-    permit.refused(bench.fault(FaultKind.EXHAUSTED, 300))
+    attempt.refused(bench.fault(FaultKind.EXHAUSTED, 300))
     bench.health.enable()
     assert bench.rest() == 300
 
 
 def test_the_operator_clears_every_fault(bench: Bench) -> None:
-    permits = [bench.health.reserve("m") for _ in range(5)]
+    attempts = [bench.begins("m") for _ in range(5)]
     kinds = (FaultKind.UNAUTHORIZED, FaultKind.EXHAUSTED, FaultKind.RATE_LIMITED)
-    for permit, kind in zip(permits, kinds, strict=False):
-        permit.refused(bench.fault(kind, 300))
-    permits[3].refused(bench.fault(FaultKind.SERVICE, 300))
+    for attempt, kind in zip(attempts, kinds, strict=False):
+        attempt.refused(bench.fault(kind, 300))
+    attempts[3].refused(bench.fault(FaultKind.SERVICE, 300))
     bench.health.clear()
     assert bench.ready("m", "n")
     assert bench.health.state is READY
-    bench.serves(permits[4])
+    bench.serves(attempts[4])
     bench.refuse(FaultKind.EXHAUSTED)
     assert bench.rest() == 60, "the count began anew"
 
@@ -542,7 +531,7 @@ def test_a_model_with_an_endless_name_is_not_remembered(bench: Bench) -> None:
 def test_a_model_that_nobody_asks_for_again_is_forgotten(bench: Bench) -> None:
     bench.refuse(FaultKind.MODEL_REFUSED, model="typo")
     bench.now += 7200
-    bench.serves(bench.health.reserve("m"))
+    bench.serves(bench.begins("m"))
     assert snapshot(bench)["models"] == []
 
 
@@ -609,41 +598,41 @@ def of(kind: FaultKind, request: object, retry_at: float | None = None) -> Fault
 
 def test_a_request_that_fails_again_and_again_does_not_rest_the_service(bench: Bench) -> None:
     for _ in range(20):
-        bench.health.reserve("m").refused(of(FaultKind.SERVICE, "poison"))
+        bench.begins("m").refused(of(FaultKind.SERVICE, "poison"))
     assert bench.ready()
     for request in ("another", "and another"):
-        bench.health.reserve("m").refused(of(FaultKind.SERVICE, request))
+        bench.begins("m").refused(of(FaultKind.SERVICE, request))
     assert not bench.ready(), "three different ones in a row"
 
 
 def test_a_request_that_failed_counts_again_after_a_success(bench: Bench) -> None:
     for request in ("one", "two"):
-        bench.health.reserve("m").refused(of(FaultKind.SERVICE, request))
-    bench.serves(bench.health.reserve("m"))
+        bench.begins("m").refused(of(FaultKind.SERVICE, request))
+    bench.serves(bench.begins("m"))
     for request in ("one", "two"):
-        bench.health.reserve("m").refused(of(FaultKind.SERVICE, request))
+        bench.begins("m").refused(of(FaultKind.SERVICE, request))
         assert bench.ready()
-    bench.health.reserve("m").refused(of(FaultKind.SERVICE, "three"))
+    bench.begins("m").refused(of(FaultKind.SERVICE, "three"))
     assert not bench.ready()
 
 
 def test_a_time_that_the_service_names_counts_whoever_hears_it(bench: Bench) -> None:
-    bench.health.reserve("m").refused(of(FaultKind.SERVICE, "poison"))
-    bench.health.reserve("m").refused(of(FaultKind.SERVICE, "poison", bench.now + 30))
+    bench.begins("m").refused(of(FaultKind.SERVICE, "poison"))
+    bench.begins("m").refused(of(FaultKind.SERVICE, "poison", bench.now + 30))
     assert bench.rest() == 30
 
 
 def test_a_probe_that_fails_lets_it_rest_on_whoever_made_it(bench: Bench) -> None:
     for request in ("one", "two", "three"):
-        bench.health.reserve("m").refused(of(FaultKind.SERVICE, request))
+        bench.begins("m").refused(of(FaultKind.SERVICE, request))
     bench.sleep()
-    bench.health.reserve("m").refused(of(FaultKind.SERVICE, "one"))
+    bench.begins("m").refused(of(FaultKind.SERVICE, "one"))
     assert bench.rest() == 2
 
 
 def test_an_unclear_refusal_rests_nothing(bench: Bench) -> None:
     for request in range(10):
-        bench.health.reserve("m").refused(of(FaultKind.UNCLEAR, request))
+        bench.begins("m").refused(of(FaultKind.UNCLEAR, request))
     assert bench.ready()
     assert snapshot(bench)["models"] == []
 
@@ -652,9 +641,9 @@ def test_unclear_refusals_of_what_others_serve_rest_the_model_for_a_short_time(
     bench: Bench,
 ) -> None:
     for request in ("one", "one", "two"):
-        bench.health.outdone("m", of(FaultKind.UNCLEAR, request))
+        bench.health.contradicted("m", of(FaultKind.UNCLEAR, request))
         assert bench.ready()
-    bench.health.outdone("m", of(FaultKind.UNCLEAR, "three"))
+    bench.health.contradicted("m", of(FaultKind.UNCLEAR, "three"))
     assert bench.rest() == 5
     assert bench.look().kind is FaultKind.UNCLEAR
     assert bench.ready("n")
@@ -662,32 +651,32 @@ def test_unclear_refusals_of_what_others_serve_rest_the_model_for_a_short_time(
 
 def test_a_model_that_was_served_between_is_not_doubted(bench: Bench) -> None:
     for request in range(10):
-        bench.health.outdone("m", of(FaultKind.UNCLEAR, request))
-        bench.serves(bench.health.reserve("m"))
+        bench.health.contradicted("m", of(FaultKind.UNCLEAR, request))
+        bench.serves(bench.begins("m"))
     assert bench.ready()
 
 
 def test_doubts_are_bounded(bench: Bench) -> None:
     for model in range(3 * MAX_MODELS):
-        bench.health.outdone(f"m{model}", of(FaultKind.UNCLEAR, 1))
+        bench.health.contradicted(f"m{model}", of(FaultKind.UNCLEAR, 1))
     assert len(bench.health._doubted) == MAX_MODELS
 
 
 def test_models_that_rest_for_unclear_refusals_are_bounded(bench: Bench) -> None:
     for model in range(MAX_MODELS + 5):
         for request in range(3):
-            bench.health.outdone(f"m{model}", of(FaultKind.UNCLEAR, request))
+            bench.health.contradicted(f"m{model}", of(FaultKind.UNCLEAR, request))
     assert len(bench.health._models) == MAX_MODELS
     for request in range(3):
-        bench.health.outdone("m" * 1000, of(FaultKind.UNCLEAR, request))
+        bench.health.contradicted("m" * 1000, of(FaultKind.UNCLEAR, request))
     assert bench.ready("m" * 1000), "a name that long is not kept"
 
 
 def test_a_bound_on_rests_holds_also_for_what_is_only_doubted(bench: Bench) -> None:
-    bench.health.outdone("m", of(FaultKind.UNCLEAR, 1))
-    bench.health.cap_rests(2.0)
+    bench.health.contradicted("m", of(FaultKind.UNCLEAR, 1))
+    bench.health.cap_cooldowns(2.0)
     for request in (2, 3):
-        bench.health.outdone("m", of(FaultKind.UNCLEAR, request))
+        bench.health.contradicted("m", of(FaultKind.UNCLEAR, request))
     assert bench.rest() <= 2.0
 
 
@@ -704,11 +693,11 @@ def test_fewer_requests_than_three_rest_nothing(steps: list[tuple[str, int]], mo
     for what, number in steps:
         request = number % most
         if what == "is served":
-            bench.serves(bench.health.reserve("m"))
+            bench.serves(bench.begins("m"))
         elif what == "breaks":
-            bench.health.reserve("m").refused(of(FaultKind.SERVICE, request))
+            bench.begins("m").refused(of(FaultKind.SERVICE, request))
         else:
-            bench.health.reserve("m").refused(of(FaultKind.UNCLEAR, request))
+            bench.begins("m").refused(of(FaultKind.UNCLEAR, request))
             if what == "is outdone":
-                bench.health.outdone("m", of(FaultKind.UNCLEAR, request))
+                bench.health.contradicted("m", of(FaultKind.UNCLEAR, request))
         assert bench.ready("m", "n")

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.routing.cooldown import Cooldown
+from gateway.routing.cooldown import ADMIN_TRANSITIONS, AdminState, Cooldown, HealthLog
 from gateway.routing.health import (
     AccountHealth,
     AccountState,
-    Permit,
 )
-from gateway.routing.wish import WISHES, AdminState
+from tests.routing.pools import HealthAttempt
 
 START = 1_795_000_000.0
 MAX = 600.0
@@ -35,13 +34,14 @@ WHICH = st.integers(0, 1000)
 OF_THE_ACCOUNT = {FaultKind.EXHAUSTED, FaultKind.UNAUTHORIZED, FaultKind.SERVICE}
 
 
-class Heard:
-    """A witness that knows what rests; None stands for all of the account."""
+class Heard(HealthLog):
+    """Knows what cools down; None stands for all of the account."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.resting: set[str | None] = set()
 
-    def rests(self, rest: Cooldown, model: str | None, again: bool) -> None:
+    def cooldown_began(self, cooldown: Cooldown, model: str | None, again: bool) -> None:
         assert not again or model in self.resting, "it was never told before"
         self.resting.add(model)
 
@@ -59,36 +59,36 @@ class Machine(RuleBasedStateMachine):
         self.jitter = 0.5
         self.heard = Heard()
         self.health = AccountHealth(lambda: self.now, MAX, lambda: self.jitter, self.heard)
-        #: Permit, model, and whether it may end a rest that was promised.
-        self.running: list[tuple[Permit, str | None, bool]] = []
+        #: HealthAttempt, model, and whether it may end a rest that was promised.
+        self.running: list[tuple[HealthAttempt, str | None, bool]] = []
         self.wish = AdminState.SERVE
         #: Until when each model must not be used, as the account last said.
         self.promised: dict[str | None, float] = {}
 
-    def take(self, which: int) -> tuple[Permit, str | None]:
-        permit, model, may_end_rests = self.running.pop(which % len(self.running))
+    def take(self, which: int) -> tuple[HealthAttempt, str | None]:
+        attempt, model, may_end_rests = self.running.pop(which % len(self.running))
         if may_end_rests:
             self.promised.clear()
-        return permit, model
+        return attempt, model
 
     @rule(model=MODELS)
     def begin(self, model: str | None) -> None:
         if self.health.unavailable(model) is None:
             of_the_account = self.health.state is not READY
-            permit = self.health.reserve(model)
+            attempt = HealthAttempt(self.health, model)
             is_probe = self.health.unavailable(model) is not None
             assert is_probe or not of_the_account, "that was the one probe"
-            self.running.append((permit, model, is_probe))
+            self.running.append((attempt, model, is_probe))
 
     @rule(model=MODELS)
     def begin_in_spite_of_everything(self, model: str | None) -> None:
-        self.running.append((self.health.reserve(model), model, True))
+        self.running.append((HealthAttempt(self.health, model), model, True))
 
     @precondition(lambda self: self.running)
     @rule(which=WHICH, kind=KINDS, retry_in=RETRY_IN)
     def refuse(self, which: int, kind: FaultKind, retry_in: float | None) -> None:
-        permit, model = self.take(which)
-        permit.refused(Fault(kind, "why", None if retry_in is None else self.now + retry_in))
+        attempt, model = self.take(which)
+        attempt.refused(Fault(kind, "why", None if retry_in is None else self.now + retry_in))
         limits_model = kind in (FaultKind.RATE_LIMITED, FaultKind.MODEL_REFUSED)
         if limits_model or kind in (FaultKind.EXHAUSTED, FaultKind.UNAUTHORIZED):
             assert self.health.unavailable(model) is not None, "what refused is asked no more"
@@ -96,19 +96,19 @@ class Machine(RuleBasedStateMachine):
     @rule(model=MODELS, kind=KINDS, retry_in=RETRY_IN)
     def break_off(self, model: str | None, kind: FaultKind, retry_in: float | None) -> None:
         fault = Fault(kind, "why", None if retry_in is None else self.now + retry_in)
-        self.health.broke(model, fault)
+        self.health.refused(model, fault)
 
     @precondition(lambda self: self.running)
     @rule(which=WHICH, kind=KINDS, retry_in=RETRY_IN)
     def begin_well_and_break_off(self, which: int, kind: FaultKind, retry_in: float | None) -> None:
-        permit, model = self.take(which)
-        permit.acknowledged()
+        attempt, _ = self.take(which)
+        attempt.acknowledged()
         at = None if retry_in is None else self.now + retry_in
-        self.health.broke(model, Fault(kind, "why", at), permit)
+        attempt.breaks_off(Fault(kind, "why", at))
 
     @rule(model=MODELS, request=st.integers(0, 4))
     def is_outdone(self, model: str | None, request: int) -> None:
-        self.health.outdone(model, Fault(FaultKind.UNCLEAR, "why", None, request))
+        self.health.contradicted(model, Fault(FaultKind.UNCLEAR, "why", None, request))
 
     @precondition(lambda self: self.running)
     @rule(which=WHICH)
@@ -120,8 +120,8 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(which=WHICH)
     def succeed(self, which: int) -> None:
-        permit, _ = self.take(which)
-        permit.acknowledged()
+        attempt, _ = self.take(which)
+        attempt.acknowledged()
         self.health.ended_well()
 
     @precondition(lambda self: self.running)
@@ -139,10 +139,10 @@ class Machine(RuleBasedStateMachine):
         self.now += seconds
         self.promised.clear()
 
-    @rule(action=st.sampled_from(sorted(WISHES)))
+    @rule(action=st.sampled_from(sorted(ADMIN_TRANSITIONS)))
     def act(self, action: str) -> None:
         getattr(self.health, action)()
-        self.wish = WISHES[action].get(self.wish, self.wish)
+        self.wish = ADMIN_TRANSITIONS[action].get(self.wish, self.wish)
 
     @rule()
     def clear(self) -> None:
@@ -187,7 +187,7 @@ class Machine(RuleBasedStateMachine):
         json.dumps(self.health.snapshot(), allow_nan=False)
 
     def teardown(self) -> None:
-        """Whatever happened, and even if every permit was lost, it can be used again."""
+        """Whatever happened, and even if every attempt was lost, it can be used again."""
         self.health.enable()
         self.health.resume()
         for model in ("m", "n", None):

@@ -9,7 +9,6 @@ import pytest
 from gateway.config.settings import Strategy
 from gateway.protocol.error_classification import FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
-from gateway.routing.explanation import explain
 from gateway.routing.quotas import AccountQuotas
 from gateway.routing.selection import Selection
 from tests.routing.pools import MODEL, Basin, wanted
@@ -199,11 +198,11 @@ def test_why_it_is_passed_over_is_told() -> None:
     choice = basin.ask()
     assert isinstance(choice, Selection)
     assert dict(choice.others)["a"] == "a quota of it is used up"
-    dry = explain(basin.pool, wanted())
+    dry = basin.pool.explain(wanted())
     assert dry.among == ("b", "c")
     assert dict(dry.rejected) == {"a": "a quota of it is used up"}
     use_up(basin, "b", "c")
-    assert explain(basin.pool, wanted()).among == ("a", "b", "c")
+    assert basin.pool.explain(wanted()).among == ("a", "b", "c")
 
 
 def test_what_a_turn_waits_for_is_never_that() -> None:
@@ -213,7 +212,7 @@ def test_what_a_turn_waits_for_is_never_that() -> None:
     basin.goes()
     nobody = basin.nobody("t1", tried=["a"])
     assert nobody.reasons == ()
-    assert basin.pool.lacking(wanted(pinned_to="a"), ["a"]) is not None
+    assert basin.pool.none_left(wanted(pinned_to="a"), ["a"]) is not None
 
 
 def test_a_model_that_only_the_used_up_offer_is_served_by_them() -> None:

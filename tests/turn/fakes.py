@@ -18,9 +18,8 @@ from gateway.protocol.request import TurnRequest, read_create
 from gateway.protocol.request import read_members as read_members
 from gateway.protocol.upstream_request import UpstreamTurn, build_body, build_headers
 from gateway.routing.account import Account
-from gateway.routing.affinity import AffinityKey
-from gateway.routing.bindings import Bindings
-from gateway.routing.pool import AccountPool
+from gateway.routing.affinity import AffinityKey, MemoryBindings
+from gateway.routing.router import AccountPool
 from gateway.routing.wait_queue import WaitQueue
 from gateway.turn.context import Resolution, Resolver, TurnContext, TurnServices
 from gateway.turn.turn import Turn
@@ -187,7 +186,7 @@ class World:
             **services,
         }
         waiting = WaitQueue(self.clock, rules.max_waiting)
-        pool = AccountPool(list(self.accounts.values()), Bindings(100, 3600, now), rules)
+        pool = AccountPool(list(self.accounts.values()), MemoryBindings(100, 3600, now), rules)
         pool.released = waiting.wake
         self.services = TurnServices(
             clock=self.clock,

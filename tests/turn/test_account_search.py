@@ -388,7 +388,7 @@ def test_turns_that_lack_different_things_do_not_speak_for_each_other() -> None:
 def test_who_wants_no_account_in_doubt_does_not_speak_for_who_takes_one() -> None:
     place = world(accounts=2, strategy="fill-first", max_attempts=1)
     [at_b] = occupied(place, "b")
-    place.accounts["a"].health.reserve("gpt-5.5").refused(Fault(FaultKind.SERVICE, "500"))
+    place.accounts["a"].health.refused("gpt-5.5", Fault(FaultKind.SERVICE, "500"))
     disappointed, _ = started(place, connection="c-1")
     place.exchanges("a")[0].ends(BROKEN)
     assert len(place.services.waiting) == 1, "for b, which is not in doubt"

@@ -289,7 +289,7 @@ class TrafficMachine(RuleBasedStateMachine):
                 continue
             after.append(self.account(name, **wanted))
             if former is not None:
-                after[-1].succeed(former)
+                after[-1].inherit(former)
         for name in before.keys() - set(names):
             self.pool.bindings.forget_account(name)
         self.reconfigure(after)
@@ -370,7 +370,7 @@ class TrafficMachine(RuleBasedStateMachine):
 
 
 def probing(account: Account) -> bool:
-    rests = [*account.health._rests.values(), *account.health._models.values()]
+    rests = [*account.health._cooldowns.values(), *account.health._models.values()]
     return any(rest.breaker._state is BreakerState.PROBING for rest in rests)
 
 

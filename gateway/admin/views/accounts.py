@@ -9,7 +9,7 @@ from gateway.admin.running import Running
 from gateway.config.settings import without_credentials
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
-from gateway.routing.pool import AccountPool
+from gateway.routing.router import AccountPool
 
 #: Conversations that are counted by account; more would stop the streams for too long.
 _COUNTED = 20_000

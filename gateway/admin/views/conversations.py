@@ -8,8 +8,7 @@ from typing import Any
 
 from gateway.admin.running import Running
 from gateway.conversations.store import ResponseRecord, Transcript
-from gateway.routing.affinity import named_keys
-from gateway.routing.bindings import Binding, opaque_id
+from gateway.routing.affinity import Binding, named_keys, opaque_id
 
 #: Conversations that a search by words looks at, the last used first.
 _SEARCHED = 10_000

@@ -70,8 +70,8 @@ def at_present(running: Running) -> dict[str, Any]:
         "lanes": sum(session.lanes for session in sessions),
         "turns_in_flight": over_websockets + running.http_turns(),
         "turns_queued": sum(session.turns_queued for session in sessions),
-        "turns_waiting": waiting.lacking(WaitReason.ACCOUNT),
-        "turns_limited": waiting.lacking(WaitReason.LIMIT),
+        "turns_waiting": waiting.waiting_for(WaitReason.ACCOUNT),
+        "turns_limited": waiting.waiting_for(WaitReason.LIMIT),
         **running.figures.rates(),
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.admin.running import Running
 from gateway.admin.views.conversations import binding_id_of, response_ids_of, responses_of, shown
 from gateway.conversations.store import Transcript
-from gateway.routing.bindings import Binding
+from gateway.routing.affinity import Binding
 from gateway.turn.turn_log import TurnRecord
 
 #: Responses of one chain that are shown, the newest ones.

@@ -9,8 +9,13 @@ import pytest
 from gateway.config import KeySettings
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import ApiError
-from gateway.routing.inquiry import ANSWER_SECONDS, MOST_ASKED, PATIENCE_SECONDS
-from gateway.routing.model_catalog import FRESH_SECONDS, RETRY_SECONDS
+from gateway.routing.model_catalog import (
+    ANSWER_SECONDS,
+    FRESH_SECONDS,
+    MOST_ASKED,
+    RETRY_SECONDS,
+    SILENCE_SECONDS,
+)
 from tests.server.http.hall import DESK, Hall
 from tests.support.events import Json
 from tests.turn.calls import FakeCall
@@ -128,7 +133,7 @@ def test_a_list_is_asked_for_again_when_it_is_old() -> None:
 def fails(hall: Hall, call: FakeCall, how: str) -> None:
     """It does not say which models there are."""
     if how == "silent":
-        hall.world.clock.advance(PATIENCE_SECONDS + 0.1)
+        hall.world.clock.advance(SILENCE_SECONDS + 0.1)
     elif how == "broken":
         call.ends(ApiError.bad_gateway("reset"))
     elif how == "no list":
@@ -193,7 +198,7 @@ def test_where_one_account_fails_the_next_of_its_service_is_asked_at_once(
 def test_a_silent_account_may_still_answer_first() -> None:
     hall = Hall(2)
     asked = hall.asks("GET", "/models")
-    hall.world.clock.advance(PATIENCE_SECONDS + 0.1)
+    hall.world.clock.advance(SILENCE_SECONDS + 0.1)
     hall.calls("a")[0].answers(platform("m-1"))
     assert ids(asked.wire.json) == ["m-1"]
     assert hall.calls("b")[0].state == "cancelled"
@@ -202,8 +207,7 @@ def test_a_silent_account_may_still_answer_first() -> None:
 
 def test_accounts_that_are_not_ready_are_asked_last() -> None:
     hall = Hall(2)
-    permit = hall.world.accounts["a"].health.reserve(None)
-    permit.refused(Fault(FaultKind.UNAUTHORIZED, "401"))
+    hall.world.accounts["a"].health.refused(None, Fault(FaultKind.UNAUTHORIZED, "401"))
     hall.asks("GET", "/models")
     hall.calls("b")[0].answers(platform("m-1"))
     assert not hall.calls("a")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.routing.rate import RequestRate
+from gateway.routing.quotas import RequestRate
 
 
 class Time:

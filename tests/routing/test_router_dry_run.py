@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.protocol.error_classification import FaultKind
-from gateway.routing.bindings import opaque_id
-from gateway.routing.explanation import explain
+from gateway.routing.affinity import opaque_id
 from gateway.routing.selection import Selection
 from tests.routing.pools import Basin, thread, wanted
 
@@ -29,7 +28,7 @@ def test_of_several_priorities_an_explanation_tells_the_lowest(
     for account, load in zip(basin.pool.accounts, loads, strict=True):
         account.in_flight = load
     asked = wanted("t1")
-    told, done = explain(basin.pool, asked), basin.pool.choose(asked)
+    told, done = basin.pool.explain(asked), basin.pool.choose(asked)
     left = [name for name in "bacd" if name not in paused and not (moves and name == "b")]
     left = left or (["b"] if moves and "b" not in paused else [])
     if not left:
@@ -51,8 +50,8 @@ def test_a_dry_run_keeps_no_binding_alive() -> None:
     before = [(identity, binding.used_at) for identity, binding in basin.bindings.items(9)]
     basin.clock.advance(60)
     for _ in range(3):
-        assert explain(basin.pool, wanted("t1")).account == "a"
-        assert explain(basin.pool, wanted()).among == ("a", "b")
+        assert basin.pool.explain(wanted("t1")).account == "a"
+        assert basin.pool.explain(wanted()).among == ("a", "b")
     after = [(identity, binding.used_at) for identity, binding in basin.bindings.items(9)]
     assert after == before
     assert basin.goes()[0] == "a", "nobody's turn was taken"
@@ -71,7 +70,7 @@ def test_who_waits_and_for_whom_is_told_as_the_pool_tells_it() -> None:
         (wanted(), "round-robin", None),
         (wanted(model="unheard-of"), "no account offers this", None),
     ):
-        told, done = explain(basin.pool, asked), basin.pool.choose(asked)
+        told, done = basin.pool.explain(asked), basin.pool.choose(asked)
         assert (told.account, told.among) == (None, ())
         assert (told.rule, told.waits_for) == (rule, waits_for)
         assert not isinstance(done, Selection)
@@ -85,7 +84,7 @@ def test_a_dry_run_ends_no_rest_where_a_turn_would() -> None:
         basin.fails("a", kind=FaultKind.SERVICE, seconds=None)
     basin.clock.advance(20.0)
     for _ in range(2):
-        told = explain(basin.pool, wanted())
+        told = basin.pool.explain(wanted())
         assert told.account is None
-        assert [each.account for each in told.rejected] == ["a"]
+        assert list(told.rejected) == ["a"]
     assert basin.goes()[0] == "a"

@@ -6,7 +6,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.routing.announcing import HealthAnnouncer
+from gateway.routing.cooldown import HealthLog
 from gateway.routing.health import AccountHealth
 
 
@@ -16,19 +16,19 @@ class Told:
     def __init__(self) -> None:
         self.clock = Clock()
         self.clock.advance(1_800_000_000)
-        self.health = AccountHealth(self.clock.seconds, 600.0, lambda: 0.0, HealthAnnouncer("east"))
+        self.health = AccountHealth(self.clock.seconds, 600.0, lambda: 0.0, HealthLog("east"))
 
     def refused(self, kind: FaultKind, seconds: float | None = None) -> list[tuple[str, str]]:
         """The lines of one refused turn."""
         until = None if seconds is None else self.clock.seconds() + seconds
         with capturedLogs() as events:
-            self.health.reserve("gpt-5").refused(Fault(kind, "429 no", until))
+            self.health.refused("gpt-5", Fault(kind, "429 no", until), self.health.begin("gpt-5"))
         return [(each["log_level"].name, formatEvent(each)) for each in events]
 
     def served(self) -> list[str]:
         """The lines of one turn that goes well."""
         with capturedLogs() as events:
-            self.health.reserve("gpt-5").acknowledged()
+            self.health.acknowledged("gpt-5", self.health.begin("gpt-5"))
             self.health.ended_well()
         assert all(each["log_level"] is LogLevel.info for each in events)
         return [formatEvent(each) for each in events]

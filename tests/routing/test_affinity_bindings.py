@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.routing.affinity import AffinityKey, connection_key
-from gateway.routing.bindings import Binding, Bindings, opaque_id
+from gateway.routing.affinity import AffinityKey, Binding, MemoryBindings, connection_key, opaque_id
 from tests.support.now import Now
 
 
@@ -19,8 +18,8 @@ def clock() -> Now:
 
 
 @pytest.fixture
-def bindings(clock: Now) -> Bindings:
-    return Bindings(10, 60.0, clock)
+def bindings(clock: Now) -> MemoryBindings:
+    return MemoryBindings(10, 60.0, clock)
 
 
 def key(value: str = "t", tenant: str = "laptop") -> AffinityKey:
@@ -35,20 +34,20 @@ def found(binding: Binding | None) -> Binding:
 # --- home ----------------------------------------------------------------------------
 
 
-def test_a_conversation_has_its_home(bindings: Bindings) -> None:
+def test_a_conversation_has_its_home(bindings: MemoryBindings) -> None:
     bindings.bind(key(), "a", "round-robin")
     assert found(bindings.find(key())).account == "a"
     assert bindings.find(key(tenant="desktop")) is None, "tenants are separate"
     assert bindings.find(connection_key("laptop", "t")) is None, "rules are separate"
 
 
-def test_parts_of_a_key_do_not_run_into_each_other(bindings: Bindings) -> None:
+def test_parts_of_a_key_do_not_run_into_each_other(bindings: MemoryBindings) -> None:
     bindings.bind(AffinityKey("thread", "ab", "c"), "a")
     assert bindings.find(AffinityKey("thread", "a", "bc")) is None
     assert bindings.find(AffinityKey("threada", "b", "c")) is None
 
 
-def test_a_binding_explains_itself(bindings: Bindings, clock: Now) -> None:
+def test_a_binding_explains_itself(bindings: MemoryBindings, clock: Now) -> None:
     bindings.bind(key(), "a", "round-robin")
     clock.now += 5
     bindings.bind(key(), "a", "thread")
@@ -58,7 +57,7 @@ def test_a_binding_explains_itself(bindings: Bindings, clock: Now) -> None:
     assert (binding.rule, binding.tenant) == ("thread", "laptop")
 
 
-def test_a_move_has_its_own_reason_and_time(bindings: Bindings, clock: Now) -> None:
+def test_a_move_has_its_own_reason_and_time(bindings: MemoryBindings, clock: Now) -> None:
     bindings.bind(key(), "a", "round-robin")
     clock.now += 5
     bindings.bind(key(), "b", "a is exhausted")
@@ -67,14 +66,14 @@ def test_a_move_has_its_own_reason_and_time(bindings: Bindings, clock: Now) -> N
     assert len(bindings) == 1
 
 
-def test_a_released_key_is_forgotten(bindings: Bindings) -> None:
+def test_a_released_key_is_forgotten(bindings: MemoryBindings) -> None:
     bindings.bind(key(), "a")
     bindings.release(key())
     bindings.release(key())
     assert (bindings.find(key()), len(bindings)) == (None, 0)
 
 
-def test_ids_of_any_characters_are_kept(bindings: Bindings) -> None:
+def test_ids_of_any_characters_are_kept(bindings: MemoryBindings) -> None:
     for value in ("", "\ud800", "\0", "ü" * 10_000):
         bindings.bind(key(value), "a")
         assert found(bindings.find(key(value))).account == "a"
@@ -83,7 +82,7 @@ def test_ids_of_any_characters_are_kept(bindings: Bindings) -> None:
 # --- stand-ins -----------------------------------------------------------------------
 
 
-def test_a_stand_in_serves_until_home_is_back(bindings: Bindings, clock: Now) -> None:
+def test_a_stand_in_serves_until_home_is_back(bindings: MemoryBindings, clock: Now) -> None:
     bindings.bind(key(), "a", "round-robin")
     clock.now += 5
     bindings.stand_in(key(), "b", "a is cooling")
@@ -95,7 +94,7 @@ def test_a_stand_in_serves_until_home_is_back(bindings: Bindings, clock: Now) ->
     assert (binding.why, binding.bound_at) == ("round-robin", 1000.0), "it has been there since"
 
 
-def test_a_stand_in_may_become_the_home(bindings: Bindings) -> None:
+def test_a_stand_in_may_become_the_home(bindings: MemoryBindings) -> None:
     bindings.bind(key(), "a", "round-robin")
     bindings.stand_in(key(), "b", "a is cooling")
     bindings.bind(key(), "b", "it stays")
@@ -103,13 +102,13 @@ def test_a_stand_in_may_become_the_home(bindings: Bindings) -> None:
     assert (binding.account, binding.stand_in, binding.why) == ("b", None, "it stays")
 
 
-def test_without_a_home_the_stand_in_is_one(bindings: Bindings) -> None:
+def test_without_a_home_the_stand_in_is_one(bindings: MemoryBindings) -> None:
     bindings.stand_in(key(), "b", "a is cooling")
     binding = found(bindings.find(key()))
     assert (binding.account, binding.stand_in, binding.why) == ("b", None, "a is cooling")
 
 
-def test_an_account_that_goes_takes_its_bindings_along(bindings: Bindings) -> None:
+def test_an_account_that_goes_takes_its_bindings_along(bindings: MemoryBindings) -> None:
     for value, home in (("t1", "a"), ("t2", "a"), ("t3", "b"), ("t4", "b")):
         bindings.bind(key(value), home, "round-robin")
     bindings.stand_in(key("t2"), "b", "a is cooling")
@@ -126,7 +125,7 @@ def test_an_account_that_goes_takes_its_bindings_along(bindings: Bindings) -> No
 # --- bounds --------------------------------------------------------------------------
 
 
-def test_an_unused_binding_ends(bindings: Bindings, clock: Now) -> None:
+def test_an_unused_binding_ends(bindings: MemoryBindings, clock: Now) -> None:
     bindings.bind(key(), "a")
     clock.now += 59
     assert found(bindings.find(key())).account == "a", "this is a use"
@@ -138,7 +137,7 @@ def test_an_unused_binding_ends(bindings: Bindings, clock: Now) -> None:
     assert len(bindings) == 0, "what has ended takes no room"
 
 
-def test_an_old_home_is_not_taken_up_again(bindings: Bindings, clock: Now) -> None:
+def test_an_old_home_is_not_taken_up_again(bindings: MemoryBindings, clock: Now) -> None:
     bindings.bind(key(), "a", "round-robin")
     bindings.stand_in(key(), "b", "a is cooling")
     clock.now += 60
@@ -147,7 +146,7 @@ def test_an_old_home_is_not_taken_up_again(bindings: Bindings, clock: Now) -> No
     assert (binding.why, binding.bound_at, binding.stand_in) == ("least-in-flight", 1060.0, None)
 
 
-def test_what_is_too_old_can_be_swept_out(bindings: Bindings, clock: Now) -> None:
+def test_what_is_too_old_can_be_swept_out(bindings: MemoryBindings, clock: Now) -> None:
     bindings.bind(key("t1"), "a")
     bindings.bind(key("t2"), "a")
     clock.now += 30
@@ -163,7 +162,7 @@ def test_what_is_too_old_can_be_swept_out(bindings: Bindings, clock: Now) -> Non
 
 
 def test_the_least_recently_used_makes_room(clock: Now) -> None:
-    bindings = Bindings(2, 60.0, clock)
+    bindings = MemoryBindings(2, 60.0, clock)
     bindings.bind(key("t1"), "a")
     bindings.bind(key("t2"), "a")
     bindings.find(key("t1"))
@@ -173,7 +172,7 @@ def test_the_least_recently_used_makes_room(clock: Now) -> None:
 
 
 def test_a_large_number_makes_room_for_several_at_once(clock: Now) -> None:
-    bindings = Bindings(1000, 60.0, clock)
+    bindings = MemoryBindings(1000, 60.0, clock)
     for number in range(1001):
         bindings.bind(key(str(number)), "a")
     assert 990 <= len(bindings) <= 1000
@@ -197,7 +196,7 @@ def test_bindings_never_outgrow_their_bound_nor_their_age(
     steps: list[tuple[str, int, str, int]], bound: int
 ) -> None:
     clock = Now(1000.0)
-    bindings = Bindings(bound, 60.0, clock)
+    bindings = MemoryBindings(bound, 60.0, clock)
     model: dict[int, tuple[str, str | None, float]] = {}
     for step, value, account, wait in steps:
         clock.now += wait
@@ -235,7 +234,7 @@ def test_bindings_never_outgrow_their_bound_nor_their_age(
 
 
 def test_a_flood_of_conversations_pushes_out_nobody_elses(clock: Now) -> None:
-    bindings = Bindings(1000, 60.0, clock)
+    bindings = MemoryBindings(1000, 60.0, clock)
     for number in range(100):
         bindings.bind(key(str(number), "quiet"), "a")
     for number in range(5000):
@@ -246,7 +245,7 @@ def test_a_flood_of_conversations_pushes_out_nobody_elses(clock: Now) -> None:
 
 
 def test_many_tenants_share_the_room(clock: Now) -> None:
-    bindings = Bindings(1000, 60.0, clock)
+    bindings = MemoryBindings(1000, 60.0, clock)
     for number in range(2000):
         bindings.bind(key(str(number), f"tenant {number % 100}"), "a")
     shares = Counter(binding.tenant for _, binding in bindings.items(1000))
@@ -254,7 +253,7 @@ def test_many_tenants_share_the_room(clock: Now) -> None:
     assert set(shares.values()) == {10}, "nobody gives up more than the others have"
 
 
-def test_what_tenants_used_last_is_shown_first(clock: Now, bindings: Bindings) -> None:
+def test_what_tenants_used_last_is_shown_first(clock: Now, bindings: MemoryBindings) -> None:
     for number, tenant in enumerate(("laptop", "desk", "laptop", "desk", "other")):
         bindings.bind(key(str(number), tenant), str(number))
         clock.now += 1
@@ -262,7 +261,7 @@ def test_what_tenants_used_last_is_shown_first(clock: Now, bindings: Bindings) -
     assert [binding.account for _, binding in bindings.items(4)] == ["1", "4", "3", "2"]
 
 
-def test_what_any_tenant_left_is_swept_out(clock: Now, bindings: Bindings) -> None:
+def test_what_any_tenant_left_is_swept_out(clock: Now, bindings: MemoryBindings) -> None:
     for tenant in ("laptop", "desk"):
         bindings.bind(key(tenant=tenant), "a")
     clock.now += 30
@@ -277,7 +276,7 @@ def test_what_any_tenant_left_is_swept_out(clock: Now, bindings: Bindings) -> No
     assert len(bindings) == 1
 
 
-def test_a_smaller_bound_holds_at_once(clock: Now, bindings: Bindings) -> None:
+def test_a_smaller_bound_holds_at_once(clock: Now, bindings: MemoryBindings) -> None:
     for number in range(10):
         bindings.bind(key(str(number)), "a")
     bindings.reconfigure(3, 60.0)
@@ -287,7 +286,7 @@ def test_a_smaller_bound_holds_at_once(clock: Now, bindings: Bindings) -> None:
 # --- the operator --------------------------------------------------------------------
 
 
-def test_the_last_used_are_shown_first(bindings: Bindings, clock: Now) -> None:
+def test_the_last_used_are_shown_first(bindings: MemoryBindings, clock: Now) -> None:
     for value, home in (("t1", "a"), ("t2", "b"), ("t3", "c")):
         bindings.bind(key(value), home)
     bindings.find(key("t1"))
@@ -296,12 +295,12 @@ def test_the_last_used_are_shown_first(bindings: Bindings, clock: Now) -> None:
     assert list(bindings.items(5)) == [], "what has ended is not shown"
 
 
-def test_what_is_shown_does_not_name_the_conversation(bindings: Bindings) -> None:
+def test_what_is_shown_does_not_name_the_conversation(bindings: MemoryBindings) -> None:
     bindings.bind(key("0199aa00-0000-7000-8000-000000000001"), "a", "round-robin")
     assert "0199aa00" not in repr(list(bindings.items(1)))
 
 
-def test_a_shown_binding_can_be_forgotten(bindings: Bindings) -> None:
+def test_a_shown_binding_can_be_forgotten(bindings: MemoryBindings) -> None:
     bindings.bind(key("t1"), "a")
     bindings.bind(key("t2"), "b")
     [(opaque_id, _)] = bindings.items(1)
@@ -313,7 +312,7 @@ def test_a_shown_binding_can_be_forgotten(bindings: Bindings) -> None:
 
 
 def test_a_conversation_leaves_who_serves_it_until_it_is_bound_again(
-    clock: Now, bindings: Bindings
+    clock: Now, bindings: MemoryBindings
 ) -> None:
     bindings.bind(key(), "a")
     name = opaque_id(key())
@@ -328,7 +327,7 @@ def test_a_conversation_leaves_who_serves_it_until_it_is_bound_again(
 
 
 @pytest.mark.parametrize("name", ["", "00", "no id", "\u00e9", "0" * 1000])
-def test_what_is_no_id_names_no_binding(bindings: Bindings, name: str) -> None:
+def test_what_is_no_id_names_no_binding(bindings: MemoryBindings, name: str) -> None:
     bindings.bind(key(), "a")
     assert bindings.with_id(name) is None
     assert bindings.move(name) is None
@@ -337,7 +336,7 @@ def test_what_is_no_id_names_no_binding(bindings: Bindings, name: str) -> None:
 # --- before anybody has answered -------------------------------------------------------
 
 
-def test_who_is_only_expected_somewhere_is_at_home_nowhere(bindings: Bindings) -> None:
+def test_who_is_only_expected_somewhere_is_at_home_nowhere(bindings: MemoryBindings) -> None:
     bindings.expect(key(), "a", "round-robin")
     binding = found(bindings.find(key()))
     assert (binding.account, binding.answered) == ("a", False), "others follow it there"
@@ -347,7 +346,7 @@ def test_who_is_only_expected_somewhere_is_at_home_nowhere(bindings: Bindings) -
     assert [each.account for _, each in bindings.items(9)] == ["a"]
 
 
-def test_the_first_that_answers_is_the_home(bindings: Bindings) -> None:
+def test_the_first_that_answers_is_the_home(bindings: MemoryBindings) -> None:
     bindings.expect(key(), "a", "round-robin")
     bindings.expect(key(), "b", "round-robin")
     assert found(bindings.look(key())).account == "a"
@@ -357,7 +356,7 @@ def test_the_first_that_answers_is_the_home(bindings: Bindings) -> None:
     assert len(bindings) == 1
 
 
-def test_who_did_not_answer_is_not_expected_to_any_more(bindings: Bindings) -> None:
+def test_who_did_not_answer_is_not_expected_to_any_more(bindings: MemoryBindings) -> None:
     bindings.expect(key(), "a")
     bindings.withdraw(key(), "b")
     assert len(bindings) == 1, "that is another's"

@@ -20,8 +20,7 @@ from gateway.config.settings import LossRule, ReturnRule, Strategy
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.routing.account import Account
-from gateway.routing.explanation import DryRun, explain
-from gateway.routing.selection import NoAccount, RouteRequest, Selection
+from gateway.routing.selection import DryRun, NoAccount, RouteRequest, Selection
 from tests.routing.pools import Basin, wanted
 
 NAMES = "abc"
@@ -94,12 +93,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     def hurried(self, account: Account) -> bool:
         """Whether its rest was ended because nobody was left: then this turn is the probe."""
-        return account.health._rests["service"].breaker.state is BreakerState.PROBING
+        return account.health._cooldowns["service"].breaker.state is BreakerState.PROBING
 
     def foretell(self, asked: RouteRequest) -> DryRun:
         bindings = list(self.pool.bindings.items(100))
         before = [(identity, structs.replace(binding)) for identity, binding in bindings]
-        found = explain(self.pool, asked)
+        found = self.pool.explain(asked)
         assert list(self.pool.bindings.items(100)) == before, "a dry run has changed a binding"
         return found
 
@@ -113,7 +112,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert choice.account.name in names, f"{foretold} was foretold"
             assert choice.rule == foretold.rule
             assert len(foretold.candidates) == choice.candidates
-            others = tuple(each for each in choice.others if each.account not in names)
+            others = {name: why for name, why in choice.others.items() if name not in names}
             assert foretold.rejected == others
         else:
             assert self.hurried(choice.account), "it was foretold that nobody could"
@@ -167,7 +166,7 @@ class PoolMachine(RuleBasedStateMachine):
         former = self.pool.named(name)
         assert former is not None
         account = self.basin.account(name, **limits)
-        account.succeed(former)
+        account.inherit(former)
         self.everybody.append(account)
         self.pool.reconfigure(
             [account if each is former else each for each in self.pool.accounts], self.pool.routing

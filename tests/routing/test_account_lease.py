@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.protocol.error_classification import Fault, FaultKind
-from gateway.routing.lease import Lease
+from gateway.routing.account import Lease
 from gateway.routing.selection import Selection
 from tests.routing.pools import Basin, wanted
 
@@ -85,6 +85,20 @@ def test_an_attempt_is_told_of_once() -> None:
     basin.fails("a", seconds=5.0)
     taken.acknowledged()
     basin.nobody()
+
+
+def test_after_its_end_a_lease_tells_nothing() -> None:
+    basin = Basin("a")
+    fault = Fault(FaultKind.EXHAUSTED, "used up", basin.now + 10)
+    cancelled = place(basin)
+    cancelled.release()
+    cancelled.refused(fault)
+    assert basin.goes()[0] == "a", "the attempt had ended"
+    refused = place(basin)
+    refused.refused(fault)
+    refused.acknowledged()
+    refused.release()
+    assert basin.nobody().reasons[0].why == "used up"
 
 
 def test_an_attempt_that_is_only_cancelled_says_nothing() -> None:
