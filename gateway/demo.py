@@ -166,7 +166,7 @@ async def demonstrate(reactor: Any, settings: Settings, port: int, once: bool) -
 
 
 def _port(text: str) -> int:
-    """A port whose next one is one, too."""
+    """A port number; the next one must be valid, too."""
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) < 65535:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a port from 1 to 65534")
     return int(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from simulator.events import Event
@@ -46,14 +46,8 @@ class RateLimits:
 
     def headers(self) -> Mapping[str, str]:
         """As headers of an answer."""
-        return {
-            "x-ratelimit-limit-requests": str(self.limit_requests),
-            "x-ratelimit-remaining-requests": str(self.remaining_requests),
-            "x-ratelimit-reset-requests": self.reset_requests,
-            "x-ratelimit-limit-tokens": str(self.limit_tokens),
-            "x-ratelimit-remaining-tokens": str(self.remaining_tokens),
-            "x-ratelimit-reset-tokens": self.reset_tokens,
-        }
+        limits = asdict(self).items()
+        return {f"x-ratelimit-{name.replace('_', '-')}": str(value) for name, value in limits}
 
 
 @dataclass(frozen=True)

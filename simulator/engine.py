@@ -28,6 +28,7 @@ from simulator.events import (
 from simulator.faults import Headers, Steps
 from simulator.items import (
     CALL_TYPES,
+    ID_PREFIXES,
     ContentCipher,
     Item,
     estimated_tokens,
@@ -46,13 +47,6 @@ from simulator.validation import (
     unsupported_parameter,
 )
 
-_ID_PREFIXES = {
-    "message": "msg",
-    "reasoning": "rs",
-    "function_call": "fc",
-    "custom_tool_call": "ctc",
-    "compaction": "cmp",
-}
 _AT_ONCE = ("response.created", "response.queued")
 
 
@@ -240,7 +234,7 @@ def _refuse_unknown_sources(request: dict[str, Any]) -> None:
 def _finished(item: Item) -> Item:
     """The model's item with the id, status and call id that the API adds."""
     kind = item["type"]
-    given: Item = {"id": new_id(_ID_PREFIXES.get(kind, "item")), "type": kind}
+    given: Item = {"id": new_id(ID_PREFIXES.get(kind, "item")), "type": kind}
     if kind not in ("reasoning", "compaction"):
         given["status"] = "completed"
     if kind in CALL_TYPES:

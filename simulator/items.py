@@ -31,7 +31,8 @@ _PREFIX = "gAAAAA"
 _TAG_BYTES = 32
 _NONCE_BYTES = 16
 
-_INPUT_PREFIXES = {
+#: How the ids of items begin, by their types.
+ID_PREFIXES = {
     "message": "msg",
     "reasoning": "rs",
     "function_call": "fc",
@@ -75,7 +76,7 @@ def as_stored(item: Item, seed: str) -> Item:
     digest = hashlib.sha256(seed.encode()).hexdigest()[:48]
     shown: Item = {**item, "type": kind}
     if not isinstance(item.get("id"), str):
-        shown["id"] = f"{_INPUT_PREFIXES.get(kind, 'item')}_{digest}"
+        shown["id"] = f"{ID_PREFIXES.get(kind, 'item')}_{digest}"
     if kind == "message":
         shown.setdefault("status", "completed")
         if isinstance(item.get("content"), str):

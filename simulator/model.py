@@ -84,16 +84,6 @@ def message(text: str) -> Item:
     return {"type": "message", "role": "assistant", "content": [part]}
 
 
-def function_call(name: str, arguments: str) -> Item:
-    """A call of a function tool."""
-    return {"type": "function_call", "name": name, "arguments": arguments}
-
-
-def custom_tool_call(name: str, text: str) -> Item:
-    """A call of a custom tool."""
-    return {"type": "custom_tool_call", "name": name, "input": text}
-
-
 class ScriptedModel:
     """Calls the tools that the last user message asks for, else answers it."""
 
@@ -136,9 +126,11 @@ def _calls(batch: Batch, asked: str, made: int) -> list[Item]:
     calls: list[Item] = []
     for number, tool in enumerate(batch, start=made + 1):
         if tool.get("type") == "custom":
-            call = custom_tool_call(tool["name"], custom_input(tool, asked, number))
+            text = custom_input(tool, asked, number)
+            call = {"type": "custom_tool_call", "name": tool["name"], "input": text}
         else:
-            call = function_call(tool["name"], function_arguments(tool, asked, number))
+            text = function_arguments(tool, asked, number)
+            call = {"type": "function_call", "name": tool["name"], "arguments": text}
         if tool.get("namespace"):
             call["namespace"] = tool["namespace"]
         calls.append(call)

@@ -6,7 +6,6 @@ import io
 import time
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -200,15 +199,15 @@ class SimulatorResource(Resource):
         """The request with its account, endpoint and fault."""
         engine = self._engine(request)
         entry.account = engine.account.name
-        target = find_target(entry.method, entry.path, self._simulator.prefixes)
-        entry.endpoint = target.endpoint
-        _set_headers(request, account_headers(engine.account, target.endpoint))
-        if entry.method == "POST" and (raw or target.endpoint != "cancel"):
+        endpoint, named = find_target(entry.method, entry.path, self._simulator.prefixes)
+        entry.endpoint = endpoint
+        _set_headers(request, account_headers(engine.account, endpoint))
+        if entry.method == "POST" and (raw or endpoint != "cancel"):
             kind, taken = entry.headers.get("content-type", ""), engine.account.accepted_encodings
             entry.body = decoded(raw, kind, entry.content_encoding, taken)
-        fault = self._simulator.faults.take(entry.account, target.endpoint)
+        fault = self._simulator.faults.take(entry.account, endpoint)
         _set_headers(request, fault.extra_headers())
-        return Exchange(self._simulator, engine, entry, fault, target.named)
+        return Exchange(self._simulator, engine, entry, fault, named)
 
     def _engine(self, request: Request) -> AccountEngine:
         for name in ("authorization", "api-key"):
@@ -256,16 +255,8 @@ class SimulatorResource(Resource):
         return NOT_DONE_YET
 
 
-@dataclass(frozen=True)
-class Target:
-    """An endpoint, and the id in the path or ""."""
-
-    endpoint: Endpoint
-    named: str = ""
-
-
-def find_target(method: str, path: str, prefixes: Sequence[str]) -> Target:
-    """The endpoint of a request.
+def find_target(method: str, path: str, prefixes: Sequence[str]) -> tuple[Endpoint, str]:
+    """The endpoint of a request, and the id in its path or "".
 
     :param prefixes: the paths of services begin with one of them.
     :raises Refusal: 404 for an unknown path, 405 for a method that it does not support.
@@ -281,7 +272,7 @@ def find_target(method: str, path: str, prefixes: Sequence[str]) -> Target:
             continue
         if wanted == method:
             named = parts[route.index("*")] if "*" in route else ""
-            return Target(endpoint, unquote(named))
+            return endpoint, unquote(named)
         allowed.append(wanted)
     if not allowed:
         raise unknown

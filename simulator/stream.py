@@ -97,7 +97,7 @@ class AnswerStream:
                 self._wait(step.seconds)
             elif isinstance(step, Deferred):
                 self._awaited = step
-                step.addCallbacks(self._heard, lambda _cancelled: None)
+                step.addCallbacks(self._resume, lambda _cancelled: None)
             elif isinstance(step, Headers):
                 self._request.write(b"")
             else:
@@ -105,14 +105,10 @@ class AnswerStream:
 
     def _wait(self, seconds: float) -> None:
         if not self._over:
-            self._timer = self._clock.callLater(seconds, self._waited)
+            self._timer = self._clock.callLater(seconds, self._resume)
 
-    def _waited(self) -> None:
-        self._timer = None
-        self._go_on()
-
-    def _heard(self, _nothing: None) -> None:
-        self._awaited = None
+    def _resume(self, _fired: None = None) -> None:
+        self._timer = self._awaited = None
         self._go_on()
 
     def _end_early(self, ending: Ending) -> None:
