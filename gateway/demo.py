@@ -1,4 +1,4 @@
-"""`make run`: the gateway on its simulator, and one five-turn tool conversation through it."""
+"""make run: the gateway on its simulator, and one five-turn tool conversation through it."""
 
 from __future__ import annotations
 

@@ -168,14 +168,38 @@ def test_modules_have_nouns_of_the_field(word: str) -> None:
 # --- docstrings ----------------------------------------------------------------------------
 
 
-def test_docstrings_say_something_themselves() -> None:
-    """That there is one, and how it is laid out, is checked by ruff (rules D)."""
-    wrong = []
+def docstrings() -> Iterator[tuple[str, str]]:
+    """The docstrings of both packages, each with its place."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for module, tree in modules().items():
         for node in ast.walk(tree):
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                text = ast.get_docstring(node) or ""
-                if re.match(r"See (also )?[:`]", text):
-                    wrong.append(f"{file_of(module)}:{node.lineno} {node.name}")
+            if isinstance(node, documented) and (text := ast.get_docstring(node)):
+                line = getattr(node, "lineno", 1)
+                yield f"{file_of(module)}:{line}", text
+
+
+# That there is a docstring, and how it is laid out, is checked by ruff (rules D).
+
+
+def test_docstrings_say_something_themselves() -> None:
+    wrong = [place for place, text in docstrings() if re.match(r"See (also )?[:`]", text)]
     wrong = [each for each in wrong if not each.startswith(tuple(KNOWN_SEE))]
     assert not wrong, f"say the purpose in a sentence instead of 'See ...': {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (r"(?<![`:\w])`[^`\n]+`(?!`)", "``code`` with two backticks, or a role such as :class:"),
+        (r"^ *(Args|Arguments|Parameters|Raises|Returns):?$", ":param x:, :return: or :raises X:"),
+        (r":returns:|:rtype:|:type ", ":return:, and types in the signature alone"),
+    ],
+    ids=["code", "sections", "fields"],
+)
+def test_docstrings_have_one_style(wrong: str, expected: str) -> None:
+    places = [
+        f"{place} has {found[0].strip()!r}"
+        for place, text in docstrings()
+        if (found := re.search(wrong, text, re.MULTILINE))
+    ]
+    assert not places, f"write {expected}: {'; '.join(places)}"

@@ -203,7 +203,7 @@ def test_links_and_paths_lead_somewhere(document: Path) -> None:
         linked = document.parent / target if target else document
         assert linked.exists(), f"{document.name} links to {target}"
         assert not anchor or anchor in anchors_of(linked), f"{document.name} links to #{anchor}"
-    for path in re.findall(r"`((?:gateway|tests|docs|config|bench)/[\w/.-]*)`", text):
+    for path in re.findall(r"`((?:gateway|simulator|tests|docs|config|bench)/[\w/.-]*)`", text):
         assert (ROOT / path).exists(), f"{document.name} names {path}"
 
 

@@ -115,7 +115,7 @@ def _interface(endpoint: _Endpoint) -> str:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """`::` takes the port for IPv4, too, on the systems that matter."""
+    """Whether two addresses overlap; ``::`` includes IPv4 on the usual systems."""
     if one == other or "::" in (one, other):
         return True
     return "" in (one, other) and ":" not in one + other

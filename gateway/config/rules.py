@@ -336,7 +336,7 @@ def _check_headers(headers: Mapping[str, str], path: str, errors: SettingErrors)
 
 
 def _read(path: str, where: str) -> bytes:
-    """The content of the file that the setting `where` names."""
+    """The content of the file that the setting ``where`` names."""
     try:
         # Opening a pipe would wait for its writer.
         if not stat.S_ISREG(os.stat(path).st_mode):
