@@ -6,7 +6,7 @@ import gc
 import time
 from typing import Any
 
-from gateway.metrics.percentiles import Histogram
+from gateway.metrics.histogram import Histogram
 
 
 class GarbagePauses:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from gateway.metrics.percentiles import Histogram, Recent
+from gateway.metrics.histogram import Histogram, Recent
 from gateway.metrics.turns import TurnMetrics, share
 
 STEP_SECONDS = 5

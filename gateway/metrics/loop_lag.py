@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from gateway.metrics.percentiles import Histogram, Recent
+from gateway.metrics.histogram import Histogram, Recent
 
 #: Between two looks, in seconds.
 SAMPLE_SECONDS = 0.25

@@ -22,7 +22,7 @@ from collections import Counter, deque
 from twisted.logger import Logger
 
 from gateway.conversations.context import ContextRoute
-from gateway.metrics.percentiles import TOKENS, Histogram, Recent, unmeasured
+from gateway.metrics.histogram import TOKENS, Histogram, Recent, unmeasured
 from gateway.turn.turn_log import AttemptRecord, TurnRecord
 
 #: Bounds on labels.

@@ -13,8 +13,8 @@ import pytest
 
 from gateway.admin.page import Page, PageQuery, Viewer
 from gateway.admin.page.login import render_login
-from gateway.admin.page.markup import Html, tag
 from gateway.admin.page.page import PARTS
+from gateway.admin.page.rendering import Html, tag
 from tests.admin.shown import NOW, Shown
 
 OPERATOR = Viewer(None, signed_in=True, can_sign_in=True)

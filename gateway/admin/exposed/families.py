@@ -12,7 +12,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from gateway.metrics.percentiles import Histogram
+from gateway.metrics.histogram import Histogram
 
 #: Label values and a number.
 Row = tuple[Sequence[str], float]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from gateway.admin.page import wording
+from gateway.admin.page import formatting
 from gateway.admin.page.layout import (
     account_mark,
     bar,
@@ -22,7 +22,7 @@ from gateway.admin.page.layout import (
     table,
     word,
 )
-from gateway.admin.page.markup import Html, joined, tag
+from gateway.admin.page.rendering import Html, joined, tag
 from gateway.admin.page.source import Json, Viewer
 
 #: The order of the buttons, and what is on them.
@@ -90,7 +90,7 @@ def _counts(accounts: Sequence[Json]) -> Iterator[Any]:
         if state != "ready":
             for place, row in enumerate(rows[:_NAMED]):
                 yield ", " if place else ": "
-                name = wording.shortened(str(accounts[row]["name"]), 40)
+                name = formatting.shortened(str(accounts[row]["name"]), 40)
                 yield tag("a", name, href=f"#account-{row}")
             if len(rows) > _NAMED:
                 yield " …"
@@ -184,7 +184,7 @@ def _number(path: str, form: str, account: Json) -> Html:
 
 
 def _windows(windows: Sequence[Json], now: float) -> Any:
-    return [_window(each, now) for each in windows] or wording.NONE
+    return [_window(each, now) for each in windows] or formatting.NONE
 
 
 def _window(window: Json, now: float) -> Html:
@@ -193,7 +193,7 @@ def _window(window: Json, now: float) -> Html:
     part = None if window.get("used_percent") is None else window["used_percent"] / 100
     if part is None and limit and remaining is not None:
         part = of_limit(limit - remaining, limit)
-    used = wording.share(part) if part is not None else wording.number(remaining) + " left"
+    used = formatting.share(part) if part is not None else formatting.number(remaining) + " left"
     resets = window.get("resets_at")
     return tag(
         "span",
@@ -209,17 +209,17 @@ def _errors(account: Json) -> Any:
     """Failures by class."""
     counted = account.get("errors") or {}
     parts = [
-        tag("span", f"{kind} ", tag("b", wording.number(count)), class_="count")
+        tag("span", f"{kind} ", tag("b", formatting.number(count)), class_="count")
         for kind, count in counted.items()
         if count
     ]
-    return parts or wording.NONE
+    return parts or formatting.NONE
 
 
 def _continuity(continuity: Any) -> str:
     """Chain or replay: the setting, and what was learned."""
     if not isinstance(continuity, dict):
-        return wording.NONE if continuity is None else str(continuity)
+        return formatting.NONE if continuity is None else str(continuity)
     learned = continuity.get("learned")
     if isinstance(learned, dict):
         learned = ", ".join(f"{name} {value}" for name, value in learned.items())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gateway.admin.page import wording
+from gateway.admin.page import formatting
 from gateway.admin.page.layout import countdown, dot, live, since, word
-from gateway.admin.page.markup import Html, tag
+from gateway.admin.page.rendering import Html, tag
 from gateway.admin.page.source import Json
 
 
@@ -15,7 +15,7 @@ def banner(status: Json, now: float) -> Html:
     lag = status.get("loop_lag_ms") or {}
     budget = live("memory.budget_bytes", "size", memory.get("budget_bytes"))
     facts = [
-        ("Version", wording.shortened(str(status.get("version", wording.NONE)))),
+        ("Version", formatting.shortened(str(status.get("version", formatting.NONE)))),
         ("Up", live("uptime_seconds", "duration", status.get("uptime_seconds"))),
         (
             "Configuration",

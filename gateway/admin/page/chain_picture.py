@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.admin.page import wording
+from gateway.admin.page import formatting
 from gateway.admin.page.chain import Row, rows, width
 from gateway.admin.page.layout import account_mark, colour, numeric, since, table
-from gateway.admin.page.markup import Html, joined, tag
+from gateway.admin.page.rendering import Html, joined, tag
 from gateway.admin.page.source import Json
 
 #: Responses of a picture; the newest are shown.
@@ -59,20 +59,20 @@ def _row(row: Row, columns: int, names: Sequence[str], now: float, wanted: str) 
     continues = (
         "begins"
         if parent is None
-        else f"{_WORDS[_route(node)]} {wording.shortened(str(parent), 15)}"
+        else f"{_WORDS[_route(node)]} {formatting.shortened(str(parent), 15)}"
     )
     if row.children > 1:
         continues += f" · forks in {row.children}"
     return tag(
         "tr",
         tag("td", _picture(row, columns, names), class_="graph"),
-        tag("th", tag("code", wording.shortened(name), title=name), scope="row"),
+        tag("th", tag("code", formatting.shortened(name), title=name), scope="row"),
         tag("td", account_mark(node.get("account"), names)),
         tag("td", continues),
         tag("td", node.get("status")),
         tag("td", node.get("model")),
-        tag("td", wording.number(node.get("items")), class_="n"),
-        tag("td", wording.size(node.get("bytes")), class_="n"),
+        tag("td", formatting.number(node.get("items")), class_="n"),
+        tag("td", formatting.size(node.get("bytes")), class_="n"),
         tag("td", since(node.get("created_at"), now)),
         class_="wanted" if name == wanted else None,
         aria_current="true" if name == wanted else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.admin.page.markup import Html, tag
+from gateway.admin.page.rendering import Html, tag
 
 #: Points of a line: 15 minutes, one every five seconds.
 POINTS = 180

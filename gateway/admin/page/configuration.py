@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from gateway.admin.page import wording
+from gateway.admin.page import formatting
 from gateway.admin.page.layout import button, live, posting, table
-from gateway.admin.page.markup import Html, joined, tag
+from gateway.admin.page.rendering import Html, joined, tag
 from gateway.admin.page.source import Json, Viewer
 
 _LEVELS = ("debug", "info", "warn", "error")
@@ -38,7 +38,7 @@ def controls(status: Json, level: str | None, can_reload: bool, viewer: Viewer) 
     )
     if not viewer.may_act:
         return joined(
-            tag("p", "Log level: ", tag("b", level or wording.NONE), "."),
+            tag("p", "Log level: ", tag("b", level or formatting.NONE), "."),
             left,
         )
     options = [tag("option", each, value=each, selected=each == level) for each in _LEVELS]

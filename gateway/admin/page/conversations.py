@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from gateway.admin.page import wording
+from gateway.admin.page import formatting
 from gateway.admin.page.chain_picture import chain_table
 from gateway.admin.page.layout import account_mark, button, posting, since, table
-from gateway.admin.page.markup import Html, joined, tag
+from gateway.admin.page.rendering import Html, joined, tag
 from gateway.admin.page.source import Json, PageQuery, Viewer
 
 
@@ -85,7 +85,7 @@ def _row(each: Json, names: Sequence[str], asked: PageQuery, viewer: Viewer, now
     reason = asked.address("/status", why=name, **_search(asked)) + "#why"
     leaves = each.get("leaves")
     cells = [
-        tag("th", tag("code", wording.shortened(name), title=name), scope="row"),
+        tag("th", tag("code", formatting.shortened(name), title=name), scope="row"),
         tag("td", each.get("rule")),
         tag("td", each.get("tenant")),
         tag(
@@ -106,7 +106,7 @@ def _row(each: Json, names: Sequence[str], asked: PageQuery, viewer: Viewer, now
     ]
     if viewer.may_act:
         path = f"/admin/conversations/{quote(name, safe='', errors='replace')}"
-        short = wording.shortened(name)
+        short = formatting.shortened(name)
         cells.append(
             tag(
                 "td",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.admin.page import wording
+from gateway.admin.page import formatting
 from gateway.admin.page.layout import bar, countdown, numeric, of_limit, since, table
-from gateway.admin.page.markup import Html, tag
+from gateway.admin.page.rendering import Html, tag
 from gateway.admin.page.source import Json
 
 
@@ -35,27 +35,27 @@ def _row(key: Json, now: float) -> Html:
         tag("th", key.get("name"), scope="row"),
         tag(
             "td",
-            wording.number(running),
-            tag("span", f" / {wording.number(most)}", class_="muted") if most else None,
+            formatting.number(running),
+            tag("span", f" / {formatting.number(most)}", class_="muted") if most else None,
             class_="n",
         ),
-        tag("td", wording.number(key.get("turns")), class_="n"),
-        tag("td", wording.number(key.get("tokens")), class_="n"),
+        tag("td", formatting.number(key.get("turns")), class_="n"),
+        tag("td", formatting.number(key.get("tokens")), class_="n"),
         tag("td", _limits(key.get("limits") or {}, now)),
         tag("td", _refusals(key.get("refusals") or {})),
         tag("td", since(key.get("last_used_at"), now) if key.get("last_used_at") else "never"),
-        tag("td", ", ".join(map(str, key.get("models") or ())) or wording.NONE),
+        tag("td", ", ".join(map(str, key.get("models") or ())) or formatting.NONE),
         data_key=key.get("name"),
     )
 
 
 def _limits(limits: Json, now: float) -> Any:
-    return [_limit(name, each, now) for name, each in limits.items()] or wording.NONE
+    return [_limit(name, each, now) for name, each in limits.items()] or formatting.NONE
 
 
 def _limit(name: str, shown: Json, now: float) -> Html:
     used, limit, free_at = shown.get("used"), shown.get("limit"), shown.get("free_at")
-    text = f"{wording.number(used)} of {wording.number(limit)}"
+    text = f"{formatting.number(used)} of {formatting.number(limit)}"
     return tag(
         "span",
         tag("span", name.replace("_", " "), class_="name"),
@@ -68,7 +68,9 @@ def _limit(name: str, shown: Json, now: float) -> Html:
 
 def _refusals(refusals: Json) -> Any:
     return [
-        tag("span", f"{name.replace('_', ' ')} ", tag("b", wording.number(count)), class_="count")
+        tag(
+            "span", f"{name.replace('_', ' ')} ", tag("b", formatting.number(count)), class_="count"
+        )
         for name, count in refusals.items()
         if count
-    ] or wording.NONE
+    ] or formatting.NONE

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gateway.admin.page import wording
-from gateway.admin.page.files import address
-from gateway.admin.page.markup import Html, joined, tag
+from gateway.admin.page import formatting
+from gateway.admin.page.rendering import Html, joined, tag
+from gateway.admin.page.static_files import address
 
 #: How figures are written, by the names that cells and the script use.
 FORMS = {
-    "number": wording.number,
-    "ms": wording.milliseconds,
-    "share": wording.share,
-    "size": wording.size,
-    "duration": wording.duration,
+    "number": formatting.number,
+    "ms": formatting.milliseconds,
+    "share": formatting.share,
+    "size": formatting.size,
+    "duration": formatting.duration,
 }
 #: As many colours tell accounts apart.
 COLOURS = 8
@@ -92,18 +92,22 @@ def live(path: str, form: str, value: Any, class_: str | None = None) -> Html:
 def word(path: str, value: Any, class_: str | None = None) -> Html:
     """A text that the script keeps up to date."""
     return tag(
-        "span", wording.NONE if value is None else value, data_v=path, data_as="text", class_=class_
+        "span",
+        formatting.NONE if value is None else value,
+        data_v=path,
+        data_as="text",
+        class_=class_,
     )
 
 
 def since(at: float | None, now: float, path: str | None = None) -> Html:
     """How long ago something was; the script counts on."""
-    return tag("span", wording.ago(at, now), data_ago=_whole(at), data_at=path)
+    return tag("span", formatting.ago(at, now), data_ago=_whole(at), data_at=path)
 
 
 def countdown(at: float | None, now: float, path: str | None = None) -> Html:
     """How long until something is; the script counts down."""
-    return tag("span", wording.ahead(at, now), data_ahead=_whole(at), data_at=path)
+    return tag("span", formatting.ahead(at, now), data_ahead=_whole(at), data_at=path)
 
 
 def bar(part: float | None, label: str) -> Html | None:
@@ -161,7 +165,7 @@ def colour(account: str | None, names: Sequence[str]) -> str:
 def account_mark(account: str | None, names: Sequence[str]) -> Html:
     """An account's name beside its colour."""
     if account is None:
-        return joined(wording.NONE)
+        return joined(formatting.NONE)
     return tag(
         "span",
         tag("span", class_=f"chip {colour(account, names)}", aria_hidden="true"),

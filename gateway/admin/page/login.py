@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.admin.page.layout import document
-from gateway.admin.page.markup import tag
+from gateway.admin.page.rendering import tag
 
 
 def render_login(wrong: str | None = None) -> bytes:

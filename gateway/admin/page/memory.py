@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.admin.page import wording
+from gateway.admin.page import formatting
 from gateway.admin.page.layout import bar, numeric, of_limit, table
-from gateway.admin.page.markup import Html, tag
+from gateway.admin.page.rendering import Html, tag
 from gateway.admin.page.source import Json
 
 
@@ -22,14 +22,14 @@ def memory_table(registers: Sequence[Json]) -> Html:
 def _row(register: Json) -> Html:
     size, bound, unit = register.get("size"), register.get("bound"), register.get("unit")
     part = of_limit(size, bound)
-    form = wording.size if unit == "bytes" else wording.number
+    form = formatting.size if unit == "bytes" else formatting.number
     named = "" if unit in (None, "bytes") else f" {unit}"
     return tag(
         "tr",
         tag("th", register.get("name"), scope="row"),
         tag("td", form(size), named, class_="n"),
         tag("td", form(bound), class_="n"),
-        tag("td", bar(part, f"{wording.share(part)} filled"), class_="filled"),
-        tag("td", wording.size(register.get("bytes")), class_="n"),
+        tag("td", bar(part, f"{formatting.share(part)} filled"), class_="filled"),
+        tag("td", formatting.size(register.get("bytes")), class_="n"),
         data_key=register.get("name"),
     )

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from twisted.web.resource import Resource
 
 from gateway.admin.auth import Access, Visitor
-from gateway.admin.page.files import StaticFiles
 from gateway.admin.page.login import render_login
 from gateway.admin.page.page import Page
 from gateway.admin.page.source import Json, Viewer
+from gateway.admin.page.static_files import StaticFiles
 from gateway.admin.running import Running
 from gateway.admin.views.configuration import configuration
 from gateway.admin.views.conversations import conversations

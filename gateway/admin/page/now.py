@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from gateway.admin.page import charts
 from gateway.admin.page.layout import live
-from gateway.admin.page.markup import Html, joined, tag
+from gateway.admin.page.rendering import Html, joined, tag
 from gateway.admin.page.source import Json
 
 

@@ -11,9 +11,9 @@ from gateway.admin.page.configuration import controls, settings_tables
 from gateway.admin.page.conversations import conversations_table, explanation, search_form
 from gateway.admin.page.keys import keys_table
 from gateway.admin.page.layout import document, section
-from gateway.admin.page.markup import Html, tag
 from gateway.admin.page.memory import memory_table
 from gateway.admin.page.now import now_tiles
+from gateway.admin.page.rendering import Html, tag
 from gateway.admin.page.source import Json, PageQuery, PageSource, Viewer
 from gateway.admin.page.turns import turns_filters, turns_table
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.admin.page import wording
+from gateway.admin.page import formatting
 from gateway.admin.page.layout import account_mark, numeric, since, table
-from gateway.admin.page.markup import Html, joined, tag
 from gateway.admin.page.phases import PHASES, phases
+from gateway.admin.page.rendering import Html, joined, tag
 from gateway.admin.page.source import Json, PageQuery
 
 _STATUSES = ("completed", "incomplete", "failed", "cancelled")
@@ -91,25 +91,27 @@ def _row(turn: Json, names: Sequence[str], asked: PageQuery, now: float) -> Html
         "tr",
         tag(
             "th",
-            _explained(tag("code", wording.shortened(str(turn.get("turn")), 12)), response, asked),
+            _explained(
+                tag("code", formatting.shortened(str(turn.get("turn")), 12)), response, asked
+            ),
             tag("span", since(ended, now), class_="under") if ended is not None else None,
             scope="row",
         ),
         tag("td", status, class_=f"status {_safe(status)}"),
-        tag("td", turn.get("error_code") or wording.NONE),
+        tag("td", turn.get("error_code") or formatting.NONE),
         tag("td", turn.get("key")),
         tag("td", account_mark(turn.get("account") or last.get("account"), names)),
-        tag("td", last.get("rule") or wording.NONE, tries, title=_tries(attempts)),
-        tag("td", turn.get("route") or wording.NONE, title=turn.get("reason")),
-        tag("td", turn.get("model") or wording.NONE),
+        tag("td", last.get("rule") or formatting.NONE, tries, title=_tries(attempts)),
+        tag("td", turn.get("route") or formatting.NONE, title=turn.get("reason")),
+        tag("td", turn.get("model") or formatting.NONE),
         tag("td", _bar(turn), class_="phases"),
-        _figure(wording.milliseconds(turn.get("duration_ms"))),
-        _figure(wording.milliseconds(turn.get("first_output_ms"))),
-        _figure(wording.number(turn.get("input_tokens"))),
-        _figure(wording.number(turn.get("cached_tokens"))),
-        _figure(wording.number(turn.get("output_tokens"))),
-        _figure(wording.size(turn.get("request_bytes"))),
-        _figure(wording.size(turn.get("relayed_bytes"))),
+        _figure(formatting.milliseconds(turn.get("duration_ms"))),
+        _figure(formatting.milliseconds(turn.get("first_output_ms"))),
+        _figure(formatting.number(turn.get("input_tokens"))),
+        _figure(formatting.number(turn.get("cached_tokens"))),
+        _figure(formatting.number(turn.get("output_tokens"))),
+        _figure(formatting.size(turn.get("request_bytes"))),
+        _figure(formatting.size(turn.get("relayed_bytes"))),
         tag("td", _response(response, asked)),
         data_key=turn.get("turn"),
     )
@@ -121,8 +123,8 @@ def _figure(text: str) -> Html:
 
 def _response(response: Any, asked: PageQuery) -> Any:
     if response is None:
-        return wording.NONE
-    return _explained(tag("code", wording.shortened(str(response))), response, asked)
+        return formatting.NONE
+    return _explained(tag("code", formatting.shortened(str(response))), response, asked)
 
 
 def _explained(name: Html, response: Any, asked: PageQuery) -> Html:
@@ -143,10 +145,10 @@ def _bar(turn: Json) -> Any:
     """The phases, as parts of the whole turn."""
     parts = phases(turn)
     if not parts:
-        return wording.NONE
+        return formatting.NONE
     total = max(parts[-1].end, 1e-9)
     words = ", ".join(
-        f"{each.name} {wording.milliseconds(each.end - each.begin)}" for each in parts
+        f"{each.name} {formatting.milliseconds(each.end - each.begin)}" for each in parts
     )
     return tag(
         "svg",

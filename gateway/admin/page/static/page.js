@@ -13,7 +13,7 @@ const SILENT = 5000;
 const TOO_SILENT = 15000;
 const PARTS = ["top", "accounts", "conversations", "turns", "keys", "memory", "configuration"];
 
-// ---- figures, written as gateway/admin/page/wording.py writes them
+// ---- figures, written as gateway/admin/page/formatting.py writes them
 
 const thousands = (value) => String(value).replace(/\B(?=(\d{3})+$)/g, ",");
 

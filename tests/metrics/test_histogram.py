@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.metrics.percentiles import MILLISECONDS, TOKENS, Histogram, Recent, percentile
+from gateway.metrics.histogram import MILLISECONDS, TOKENS, Histogram, Recent, percentile
 
 times = st.lists(st.floats(0.11, 800_000), min_size=1, max_size=200)
 
