@@ -131,17 +131,17 @@ class GatewayService(MultiService):
     def _open_admin_side(self, reactor: Any) -> None:
         """What is counted, and who may see it and act."""
         admin = self.settings.admin
-        figures = MetricsCollector(
+        metrics = MetricsCollector(
             reactor, self.turn_services, self.tenants, self.limiter, self.door, self._catalogues
         )
-        figures.setServiceParent(self)
+        metrics.setServiceParent(self)
         self.whole = Running(
             self.turn_services,
             self.tenants,
             self.limiter,
             self.door,
             self.threshold,
-            figures,
+            metrics,
             lambda: self._responses.turns_running,
         )
         self._access = Access(
@@ -149,7 +149,7 @@ class GatewayService(MultiService):
         )
         if admin.listen is None:
             return
-        api = Api(self.whole, self._access, Metrics(self.whole, figures).render)
+        api = Api(self.whole, self._access, Metrics(self.whole).render)
         listener = ListenerService(reactor, admin.listen, AdminSite(api, reactor), "admin.listen")
         listener.setServiceParent(self)
 

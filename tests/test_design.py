@@ -29,14 +29,6 @@ KNOWN_TWICE = {"RouteTable"}
 KNOWN_SHORT = {
     "gateway/admin/errors.py",
     "gateway/admin/heads.py",
-    "gateway/admin/openapi.py",
-    "gateway/admin/page/memory.py",
-    "gateway/admin/views/configuration.py",
-    "gateway/admin/views/figures.py",
-    "gateway/admin/views/keys.py",
-    "gateway/admin/views/memory.py",
-    "gateway/admin/views/turns.py",
-    "gateway/metrics/garbage.py",
     "gateway/server/deflate.py",
     "gateway/server/http_events.py",
     "gateway/server/paths.py",
@@ -44,9 +36,7 @@ KNOWN_SHORT = {
     "gateway/server/starting.py",
 }
 KNOWN_SEE = {
-    "gateway/admin/",
     "gateway/api_keys/",
-    "gateway/metrics/",
     "gateway/server/",
     "gateway/turn/",
     "gateway/upstream/",

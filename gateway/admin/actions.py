@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from gateway.admin.errors import AdminError, bad_request, not_found
-from gateway.admin.probe import Probe
 from gateway.admin.running import Running
 from gateway.admin.views.conversations import binding_id_of, response_ids_of, responses_of
 from gateway.config import ConfigError
+from gateway.deadline import Deadline
+from gateway.protocol.errors import ApiError
 from gateway.routing.account import Account
+from gateway.upstream.interface import ForwardedRequest
 
 LEVELS = ("debug", "info", "warn", "error")
 
-#: What an action says it did; ``probe`` says it later.
+#: Actions that the audit log remembers, and the longest text that it keeps.
+MAX_ACTIONS = 500
+_LONGEST = 300
+
+#: How long an account may take to answer a probe, in seconds.
+ANSWER_SECONDS = 10.0
+
+#: A probe's answer that is longer is not read to its end, in bytes.
+_MAX_BYTES = 1024 * 1024
+
+_log = Logger(namespace="gateway.audit")
+
+#: The result of an action, with a sentence as ``result``.
 Done = dict[str, Any]
 
 
@@ -70,7 +87,7 @@ class Actions:
         """Take no new clients and let the turns that run finish; a restart ends it."""
         limiter = self._running.limiter
         if not limiter.draining:
-            limiter.drain(_nothing)
+            limiter.drain(lambda: None)
         left = len(limiter)
         return {
             "result": f"draining; {left} clients are left. A restart lets clients in again",
@@ -158,6 +175,65 @@ class Actions:
         return binding_id
 
 
+class Probe:
+    """One ``GET /models``, to see whether an account answers; receives the answer itself.
+
+    It does not change the account's health: only turns do.
+
+    :ivar result: ``{answered, status, error, ms}``; never fails.
+    """
+
+    def __init__(self, clock: IReactorTime, account: Account) -> None:
+        self.result: Deferred[dict[str, Any]] = Deferred()
+        self._clock = clock
+        self._began = clock.seconds()
+        self._status: int | None = None
+        self._bytes = 0
+        self._over = False
+        self._deadline = Deadline(clock, self._too_late)
+        headers = {"accept": "application/json"}
+        headers.update((name.lower(), value) for name, value in account.request_headers)
+        self._exchange = account.upstream.forward(ForwardedRequest("GET", "/models", headers), self)
+
+    def start(self) -> None:
+        """Send the request."""
+        self._deadline.start(ANSWER_SECONDS)
+        self._exchange.start()
+
+    def upstream_connected(self) -> None:
+        """The request goes out: nothing to do."""
+
+    def upstream_answered(self, status: int, headers: Mapping[str, str]) -> None:
+        """Keep the status for the result."""
+        self._status = status
+
+    def upstream_data(self, data: bytes) -> None:
+        """Count the answer's bytes; a long one is not read to its end."""
+        self._bytes += len(data)
+        if self._bytes > _MAX_BYTES and not self._over:
+            self._exchange.cancel()
+            self._end(None)
+
+    def upstream_ended(self, error: ApiError | None) -> None:
+        """Give the result."""
+        self._end(None if error is None else error.message)
+
+    def _too_late(self) -> None:
+        self._exchange.cancel()
+        self._end(f"no answer within {ANSWER_SECONDS:g} seconds")
+
+    def _end(self, error: str | None) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._deadline.stop()
+        took = round((self._clock.seconds() - self._began) * 1000, 1)
+        answered = error is None and self._status is not None and self._status < 400
+        self.result.callback(
+            {"answered": answered, "status": self._status, "error": error, "ms": took}
+        )
+
+
 def _probed(account: Account, found: Done) -> Done:
     if found["error"] is not None:
         said = f"{account.name} does not answer: {found['error']}"
@@ -166,5 +242,51 @@ def _probed(account: Account, found: Done) -> Done:
     return {"result": said, **found}
 
 
-def _nothing() -> None:
-    """Nobody waits for the last client."""
+class AuditEntry(NamedTuple):
+    """An action that was done or refused.
+
+    :ivar at: unix seconds.
+    :ivar who: ``token`` or the name of a login; never a secret.
+    :ivar address: from where.
+    :ivar target: what it was done to, or None for the gateway.
+    :ivar done: whether it was done.
+    :ivar result: in words.
+    """
+
+    at: float
+    who: str
+    address: str
+    action: str
+    target: str | None
+    done: bool
+    result: str
+
+
+class Audit:
+    """The last actions; each is also a line of the log.
+
+    :param now: unix seconds.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._entries: deque[AuditEntry] = deque(maxlen=MAX_ACTIONS)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def note(
+        self, who: str, address: str, action: str, target: str | None, done: bool, result: str
+    ) -> None:
+        """Remember and log an action."""
+        shown = None if target is None else target[:_LONGEST]
+        entry = AuditEntry(self._now(), who, address, action, shown, done, result[:_LONGEST])
+        self._entries.append(entry)
+        _log.info(
+            "{who} from {address}: {action} {target}: {result}",
+            **{**entry._asdict(), "target": shown or "the gateway"},
+        )
+
+    def shown(self) -> dict[str, Any]:
+        """The last actions, the newest first."""
+        return {"actions": [entry._asdict() for entry in reversed(self._entries)]}

@@ -1,36 +1,37 @@
-"""The admin API: what each route answers.  GET never changes anything."""
+"""The admin API: the table of its routes, and what each answers.  GET never changes anything."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.resources import files
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET
 
-from gateway.admin.actions import Actions
+from gateway import __version__
+from gateway.admin.actions import MAX_ACTIONS, Actions, Audit
 from gateway.admin.answers import HTML, AdminResponse, accepted, see_other, wants_html
 from gateway.admin.asked import AdminQuery
-from gateway.admin.audit import MAX_ACTIONS, Audit
-from gateway.admin.auth import Access, cookie
+from gateway.admin.auth import MAX_ADDRESSES, MAX_LOGINS, Access, cookie
 from gateway.admin.dry_run import dry_run
 from gateway.admin.errors import AdminError, bad_request, not_found
 from gateway.admin.live import MAX_LISTENERS, LiveFeed
-from gateway.admin.logins import MAX_LOGINS, AdminSession
-from gateway.admin.openapi import DESCRIPTION
-from gateway.admin.page import BrowserPages
+from gateway.admin.page import Page, PageData, Viewer, login_page
 from gateway.admin.routes import AdminEntry, AdminRoute, RouteTable
 from gateway.admin.running import Running
-from gateway.admin.throttle import MAX_ADDRESSES
 from gateway.admin.views.accounts import accounts
-from gateway.admin.views.configuration import configuration
-from gateway.admin.views.conversations import conversations
-from gateway.admin.views.keys import keys
-from gateway.admin.views.memory import memory, register
-from gateway.admin.views.overview import overview, ready
-from gateway.admin.views.turns import turns
-from gateway.admin.views.why import why
+from gateway.admin.views.conversations import conversations, turns, why
+from gateway.admin.views.overview import configuration, memory, overview, ready
+from gateway.metrics.registers import BoundedStructure
+
+#: The description of the admin API, OpenAPI 3.1: the contract that tests hold the code to.
+DESCRIPTION: dict[str, Any] = msgspec.json.decode(
+    (files(__package__) / "openapi.json").read_bytes()
+)
+DESCRIPTION["info"]["version"] = __version__
 
 _MAX_LISTED = 1000
 
@@ -53,74 +54,70 @@ class Api:
         self.audit = Audit(running.now)
         self.live = LiveFeed(running)
         self.actions = Actions(running)
-        self.pages = BrowserPages(running, access, self.memory)
+        self.pages = Page(PageData(running, self.memory), running.now)
         self._metrics = metrics
         anybody, reader, operator = AdminEntry.ANYBODY, AdminEntry.READER, AdminEntry.OPERATOR
-        self.table = RouteTable(
-            [
-                AdminRoute("GET", "/", anybody, lambda _: see_other("/status")),
-                AdminRoute("GET", "/livez", anybody, lambda _: {"status": "alive"}),
-                AdminRoute("GET", "/readyz", anybody, self._readyz),
-                AdminRoute(
-                    "GET", "/openapi.json", anybody, lambda _: AdminResponse(200, DESCRIPTION)
-                ),
-                AdminRoute("GET", "/login", anybody, lambda _: self.login_page(200, None)),
-                AdminRoute("POST", "/login", anybody, self._log_in),
-                AdminRoute("POST", "/logout", anybody, self._log_out),
-                AdminRoute("GET", "/status", reader, self._status),
-                AdminRoute("GET", "/status/accounts", reader, lambda _: accounts(running)),
-                AdminRoute("GET", "/status/conversations", reader, self._conversations),
-                AdminRoute("GET", "/status/conversations/{id}/why", reader, self._why),
-                AdminRoute("GET", "/status/turns", reader, self._turns),
-                AdminRoute("GET", "/status/keys", reader, lambda _: keys(running)),
-                AdminRoute("GET", "/status/memory", reader, lambda _: self.memory()),
-                AdminRoute("GET", "/status/config", reader, lambda _: configuration(running)),
-                AdminRoute("GET", "/status/audit", reader, lambda _: self.audit.shown()),
-                AdminRoute("GET", "/events", reader, self._events),
-                AdminRoute("GET", "/metrics", reader, self._scrape),
-                AdminRoute("POST", "/admin/accounts/{name}/{action}", operator, self._account),
-                AdminRoute(
-                    "POST", "/admin/conversations/{id}/{action}", operator, self._conversation
-                ),
-                AdminRoute("POST", "/admin/log-level", operator, self._log_level),
-                AdminRoute("POST", "/admin/drain", operator, self._drain),
-                AdminRoute("POST", "/admin/reload", operator, self._reload),
-                AdminRoute("POST", "/admin/route-dry-run", operator, self._dry_run),
-            ]
-        )
+        routes: list[tuple[str, str, AdminEntry, Callable[[AdminQuery], Any]]] = [
+            ("GET", "/", anybody, lambda _: see_other("/status")),
+            ("GET", "/livez", anybody, lambda _: {"status": "alive"}),
+            ("GET", "/readyz", anybody, self._readyz),
+            ("GET", "/openapi.json", anybody, lambda _: AdminResponse(200, DESCRIPTION)),
+            ("GET", "/login", anybody, lambda _: self.login_page(200, None)),
+            ("POST", "/login", anybody, self._log_in),
+            ("POST", "/logout", anybody, self._log_out),
+            ("GET", "/status", reader, self._status),
+            ("GET", "/status/accounts", reader, lambda _: {"accounts": accounts(running)}),
+            ("GET", "/status/conversations", reader, self._conversations),
+            ("GET", "/status/conversations/{id}/why", reader, self._why),
+            ("GET", "/status/turns", reader, self._turns),
+            ("GET", "/status/keys", reader, lambda _: {"keys": running.tenants.snapshot()}),
+            ("GET", "/status/memory", reader, lambda _: self.memory()),
+            ("GET", "/status/config", reader, lambda _: configuration(running)),
+            ("GET", "/status/audit", reader, lambda _: self.audit.shown()),
+            ("GET", "/events", reader, self._events),
+            ("GET", "/metrics", reader, self._scrape),
+            ("POST", "/admin/accounts/{name}/{action}", operator, self._account),
+            ("POST", "/admin/conversations/{id}/{action}", operator, self._conversation),
+            ("POST", "/admin/log-level", operator, self._log_level),
+            ("POST", "/admin/drain", operator, self._drain),
+            ("POST", "/admin/reload", operator, self._reload),
+            ("POST", "/admin/route-dry-run", operator, lambda it: dry_run(running, it.body)),
+        ]
+        self.table = RouteTable(AdminRoute(*route) for route in routes)
 
     def memory(self) -> dict[str, Any]:
         """The memory register, with what the admin side itself keeps."""
         access = self.access
-        own = [
-            register("admin audit", len(self.audit), MAX_ACTIONS, "actions"),
-            register("admin logins", len(access.logins), MAX_LOGINS, "logins"),
-            register("admin event listeners", len(self.live), MAX_LISTENERS, "connections"),
-            register("admin wrong logins", len(access.forms), MAX_ADDRESSES, "addresses"),
-            register("admin wrong tokens", len(access.bearers), MAX_ADDRESSES, "addresses"),
-        ]
-        return memory(self.running, own)
+        own = (
+            ("admin audit", len(self.audit), MAX_ACTIONS, "actions"),
+            ("admin logins", len(access.logins), MAX_LOGINS, "logins"),
+            ("admin event listeners", len(self.live), MAX_LISTENERS, "connections"),
+            ("admin wrong logins", len(access.forms), MAX_ADDRESSES, "addresses"),
+            ("admin wrong tokens", len(access.bearers), MAX_ADDRESSES, "addresses"),
+        )
+        return memory(self.running, (BoundedStructure(*each)._asdict() for each in own))
 
     def login_page(self, status: int, wrong: str | None) -> AdminResponse:
-        """The form, after what went wrong."""
-        return AdminResponse(status, self.pages.login(wrong), HTML)
+        """The login form, with the error of the last try."""
+        return AdminResponse(status, login_page(wrong), HTML)
 
     # --- reading -----------------------------------------------------------------------
 
     def _readyz(self, asked: AdminQuery) -> AdminResponse:
         why_not = ready(self.running)
-        return (
-            AdminResponse(200, {"status": "ready"})
-            if why_not is None
-            else AdminResponse(503, {"status": why_not})
-        )
+        if why_not is None:
+            return AdminResponse(200, {"status": "ready"})
+        return AdminResponse(503, {"status": why_not})
 
     def _status(self, asked: AdminQuery) -> AdminResponse:
         asked.request.setHeader("vary", "accept, cookie")
-        if wants_html(asked.request):
-            arguments: Any = asked.request.args
-            return AdminResponse(200, self.pages.status(arguments, asked.visitor), HTML)
-        return AdminResponse(200, overview(self.running))
+        if not wants_html(asked.request):
+            return AdminResponse(200, overview(self.running))
+        arguments: Any = asked.request.args
+        login = asked.visitor.login
+        said = None if login is None else login.said(self.running.now())
+        viewer = Viewer(asked.visitor.why_not, login is not None, self.access.has_token, said)
+        return AdminResponse(200, self.pages.render(arguments, viewer), HTML)
 
     def _conversations(self, asked: AdminQuery) -> Any:
         limit = asked.number("limit", 100, _MAX_LISTED)
@@ -152,7 +149,7 @@ class Api:
         content_type, text = self._metrics(accepted(asked.request))
         return AdminResponse(200, text, content_type)
 
-    # --- coming and going ----------------------------------------------------------------
+    # --- logging in and out --------------------------------------------------------------
 
     def _log_in(self, asked: AdminQuery) -> AdminResponse:
         token = asked.body.get("token")
@@ -187,19 +184,13 @@ class Api:
 
     def _account(self, asked: AdminQuery) -> Any:
         name, action = asked.names["name"], asked.names["action"]
-        return self._act(
-            asked, action, name, "accounts", lambda: self.actions.account(name, action)
-        )
+        act = lambda: self.actions.account(name, action)  # noqa: E731
+        return self._act(asked, action, name, "accounts", act)
 
     def _conversation(self, asked: AdminQuery) -> Any:
         identity, action = asked.names["id"], asked.names["action"]
-        return self._act(
-            asked,
-            action,
-            identity,
-            "conversations",
-            lambda: self.actions.conversation(identity, action),
-        )
+        act = lambda: self.actions.conversation(identity, action)  # noqa: E731
+        return self._act(asked, action, identity, "conversations", act)
 
     def _log_level(self, asked: AdminQuery) -> Any:
         level = asked.body.get("level")
@@ -212,9 +203,6 @@ class Api:
     def _reload(self, asked: AdminQuery) -> Any:
         return self._act(asked, "reload", None, "configuration", self.actions.reload)
 
-    def _dry_run(self, asked: AdminQuery) -> Any:
-        return dry_run(self.running, asked.body)
-
     def _act(
         self,
         asked: AdminQuery,
@@ -223,23 +211,28 @@ class Api:
         section: str,
         act: Callable[[], Any],
     ) -> Any:
-        """Do it, note it, and answer; a browser goes back to where the button was, and is told."""
+        """Do it, note it in the audit log, and answer.
+
+        A browser that sent a form is redirected to the section of its button, and the page shows
+        the result there.
+        """
         visitor = asked.visitor
         browser = visitor.login if asked.by_form else None
-
-        def back(login: AdminSession, said: str) -> AdminResponse:
-            login.tell(said, self.running.now())
-            return see_other(f"/status#{section}")
+        name = visitor.name or "nobody known"
 
         def note(done: bool, result: str) -> None:
-            self.audit.note(
-                visitor.name or "nobody known", visitor.address, action, target, done, result
-            )
+            self.audit.note(name, visitor.address, action, target, done, result)
+
+        def answer(result: str, value: Any) -> Any:
+            if browser is None:
+                return value
+            browser.tell(result, self.running.now())
+            return see_other(f"/status#{section}")
 
         def did(done: dict[str, Any]) -> Any:
             note(True, done["result"])
             self.pages.forget()
-            return done if browser is None else back(browser, done["result"])
+            return answer(done["result"], done)
 
         def failed(failure: Failure) -> Failure:
             note(False, "the gateway failed; the log says why")
@@ -249,9 +242,9 @@ class Api:
             done = act()
         except AdminError as error:
             note(False, error.sentence)
-            if browser is not None:
-                return back(browser, error.sentence)
-            raise
+            if browser is None:
+                raise
+            return answer(error.sentence, None)
         except Exception:
             note(False, "the gateway failed; the log says why")
             raise

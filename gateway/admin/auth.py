@@ -2,22 +2,68 @@
 
 On loopback without a token anybody may read.  To act, and to read at any other address, takes
 the token.
+
+A page of another site can make an operator's browser send requests here, also under a name of
+that site that resolves to this address (DNS rebinding).  The browser then sends that name in
+``Host``, and the site in ``Origin`` and ``Sec-Fetch-Site`` (Fetch Metadata Request Headers, W3C);
+so all three are checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ipaddress
+import math
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from hashlib import sha256
 from hmac import compare_digest
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.web.http import Request
 
-from gateway.admin.errors import AdminError
-from gateway.admin.logins import AdminSession, AdminSessions
-from gateway.admin.origins import check_host, check_origin, client_address
-from gateway.admin.throttle import Throttle
+from gateway.admin.errors import AdminError, bad_request
+from gateway.admin.heads import header_values
 
 COOKIE = "gateway_admin"
+
+#: Sessions at the same time; the least recently used ends first.
+MAX_LOGINS = 64
+
+#: How long a session lasts at most, and how long without any use, in seconds.
+_LONGEST_SECONDS = 12 * 3_600.0
+_IDLE_SECONDS = 3_600.0
+
+#: For how long, in seconds, a page shows the result of an action, and its longest text.
+_SAID_SECONDS = 15.0
+_LONGEST_SAID = 1000
+
+_ID_BYTES = 32
+
+#: Longest cookie value that is looked at.
+_MAX_ID = 100
+
+#: The first wait after a wrong token and the longest, in seconds.
+_FIRST_WAIT = 1.0
+_LONGEST_WAIT = 60.0
+
+#: How long an address is remembered after its last wrong token, in seconds, and how many are.
+_REMEMBERED_SECONDS = 3_600.0
+MAX_ADDRESSES = 1024
+
+#: Wrong tokens a minute, of all addresses, that are looked at.
+MAX_FAILURES = 60
+_MINUTE = 60.0
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?\Z")
+
+#: From where a browser may send a change; ``none`` is the operator's own hand.
+_FRIENDLY_SITES = frozenset({"same-origin", "none"})
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 #: How to let somebody act, where nobody can.
 _NO_TOKEN = (
@@ -27,9 +73,9 @@ _NO_TOKEN = (
 
 
 class Visitor(NamedTuple):
-    """Who asks.
+    """The sender of a request, and its rights.
 
-    :ivar name: for the audit log: ``token``, a login's name, or None for nobody known.
+    :ivar name: for the audit log: ``token``, a login's name, or None when it is not known.
     :ivar address: from where.
     :ivar login: the session, when it came by a cookie.
     :ivar may_read: whether it may see anything.
@@ -86,11 +132,11 @@ class Access:
         return self._token is not None
 
     def check_host(self, request: Request) -> None:
-        """See :func:`~gateway.admin.origins.check_host`."""
+        """Refuse a request that is meant for another server."""
         check_host(request, self._hosts)
 
     def visitor(self, request: Request) -> Visitor:
-        """Who sent ``request``.
+        """The sender of ``request``.
 
         :raises AdminError: 401 for a wrong token, 429 for one too many.
         """
@@ -102,7 +148,7 @@ class Access:
         return Visitor("token", address, None, True, None, True, self._tokens)
 
     def by_cookie(self, request: Request) -> Visitor:
-        """Who sent ``request``, as far as a cookie tells."""
+        """The sender of ``request`` by its cookie alone."""
         address = client_address(request)
         login = self._login(request)
         if login is not None:
@@ -118,7 +164,7 @@ class Access:
         )
 
     def check_read(self, visitor: Visitor) -> None:
-        """Whether it may see what is shown.
+        """Refuse a visitor that may not read.
 
         :raises AdminError: 401.
         """
@@ -126,7 +172,7 @@ class Access:
             raise _unauthorized(visitor.why_not or "")
 
     def check_post(self, request: Request, visitor: Visitor) -> None:
-        """Whether it may change something.
+        """Refuse a visitor that may not change anything.
 
         A cookie comes along with whatever page sends the request; so then the page's origin
         must be known and be our own.
@@ -142,7 +188,7 @@ class Access:
             raise AdminError(403, "send an Origin header with a cookie, or the token as Bearer")
 
     def log_in(self, request: Request, given: str) -> tuple[str, AdminSession]:
-        """Begin a session for who knows the token; one that the client had is over.
+        """Begin a session with the token; a session that the client had ends.
 
         :raises AdminError: 401 for a wrong token, 429 for one too many, 403 without any.
         """
@@ -160,7 +206,7 @@ class Access:
             self.logins.end(session_id)
 
     def lasts(self, visitor: Visitor) -> bool:
-        """Whether who was let in to listen may go on."""
+        """Whether a visitor that listens to events may go on."""
         goes_on = visitor.login is None or self.logins.lasts(visitor.login)
         return goes_on and visitor.tokens == self._tokens
 
@@ -169,7 +215,7 @@ class Access:
         return None if session_id is None else self.logins.find(session_id)
 
     def _check(self, given: bytes, address: str, throttle: Throttle) -> None:
-        """Whoever has the token is let in: others behind the same address may fail as they like."""
+        """The right token is always let in, however often others of the address failed."""
         if self._token is not None and compare_digest(given, self._token):
             return
         throttle.check(address)
@@ -205,3 +251,245 @@ def _cookie(request: Request) -> str | None:
 
 def _unauthorized(sentence: str) -> AdminError:
     return AdminError(401, sentence, {"www-authenticate": "Bearer"})
+
+
+# --- sessions ------------------------------------------------------------------------------
+
+
+class AdminSession:
+    """A login.
+
+    :ivar name: its name in logs; its id cannot be derived from that.
+    """
+
+    __slots__ = ("_said", "_said_at", "began_at", "name", "used_at")
+
+    def __init__(self, name: str, now: float) -> None:
+        self.name = name
+        self.began_at = now
+        self.used_at = now
+        self._said: str | None = None
+        self._said_at = now
+
+    def tell(self, what: str, now: float) -> None:
+        """Keep the result of an action, for the page that its browser is sent to."""
+        self._said, self._said_at = what[:_LONGEST_SAID], now
+
+    def said(self, now: float) -> str | None:
+        """The result of an action just now; a page may be asked for more than once."""
+        return self._said if 0 <= now - self._said_at < _SAID_SECONDS else None
+
+
+class AdminSessions:
+    """All sessions, bounded in count and age; only hashes of their ids are kept.
+
+    :param now: seconds.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._logins: OrderedDict[bytes, AdminSession] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._logins)
+
+    def begin(self) -> tuple[str, AdminSession]:
+        """A new session and its id, which is never one that a client sent."""
+        session_id = secrets.token_urlsafe(_ID_BYTES)
+        digest = _digest(session_id)
+        login = self._logins[digest] = AdminSession(f"login {digest.hex()[:8]}", self._now())
+        while len(self._logins) > MAX_LOGINS:
+            self._logins.popitem(last=False)
+        return session_id, login
+
+    def find(self, session_id: str) -> AdminSession | None:
+        """The session of that id, used now; None when there is none (any more)."""
+        if len(session_id) > _MAX_ID:
+            return None
+        digest = _digest(session_id)
+        login = self._logins.get(digest)
+        if login is None:
+            return None
+        now = self._now()
+        if now - login.began_at >= _LONGEST_SECONDS or now - login.used_at >= _IDLE_SECONDS:
+            del self._logins[digest]
+            return None
+        login.used_at = now
+        self._logins.move_to_end(digest)
+        return login
+
+    def lasts(self, login: AdminSession) -> bool:
+        """Whether a session goes on; asking does not count as use."""
+        return login in self._logins.values() and self._now() - login.began_at < _LONGEST_SECONDS
+
+    def end(self, session_id: str) -> None:
+        """End the session of that id, if there is one."""
+        if len(session_id) <= _MAX_ID:
+            self._logins.pop(_digest(session_id), None)
+
+    def end_all(self) -> None:
+        """End all sessions, because the token changed."""
+        self._logins.clear()
+
+
+def _digest(session_id: str) -> bytes:
+    return sha256(session_id.encode(errors="surrogatepass")).digest()
+
+
+# --- wrong tokens --------------------------------------------------------------------------
+
+
+class _Failures(NamedTuple):
+    times: int
+    last: float
+    barred_until: float
+
+
+class Throttle:
+    """Slows down guessing: each wrong token of an address makes it wait twice as long.
+
+    The right token is never throttled.  What keeps a token from being guessed is its length.
+
+    :param now: seconds.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._failures: OrderedDict[str, _Failures] = OrderedDict()
+        self._minute = 0.0
+        self._in_minute = 0
+
+    def __len__(self) -> int:
+        return len(self._failures)
+
+    def check(self, address: str) -> None:
+        """Refuse an address that has to wait.
+
+        :raises AdminError: 429.
+        """
+        now = self._now()
+        network = _network(address)
+        failures = self._failures.get(network)
+        if failures is not None and failures.barred_until > now:
+            raise _wait(failures.barred_until - now)
+        if now - self._minute < _MINUTE and self._in_minute >= MAX_FAILURES:
+            raise _wait(self._minute + _MINUTE - now)
+
+    def failed(self, address: str) -> None:
+        """Count a wrong token of ``address``."""
+        now = self._now()
+        network = _network(address)
+        known = self._failures.pop(network, None)
+        count = 1
+        if known is not None and now - known.last < _REMEMBERED_SECONDS:
+            count += known.times
+        wait = min(_FIRST_WAIT * 2 ** min(count - 1, 16), _LONGEST_WAIT)
+        self._failures[network] = _Failures(count, now, now + wait)
+        if len(self._failures) > MAX_ADDRESSES:
+            self._failures.popitem(last=False)
+        if now - self._minute >= _MINUTE:
+            self._minute, self._in_minute = now, 0
+        self._in_minute += 1
+
+
+def _wait(seconds: float) -> AdminError:
+    whole = max(1, math.ceil(seconds))
+    return AdminError(
+        429,
+        f"too many wrong tokens; wait {whole} seconds before the next try",
+        {"retry-after": str(whole)},
+    )
+
+
+def _network(address: str) -> str:
+    """An IPv6 address counts as its /64 network, which one client has for itself."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
+
+
+# --- hosts and origins ---------------------------------------------------------------------
+
+
+def check_host(request: Request, names: Collection[str]) -> None:
+    """Refuse a request that is meant for another server.
+
+    :param names: host names by which the admin side may be called besides its addresses.
+    :raises AdminError: 400 or 421 (RFC 9110 §15.5.20).
+    """
+    values = header_values(request, b"host")
+    if len(values) != 1:
+        raise bad_request("send one Host header")
+    name, _ = _split(values[0])
+    if name in names or name == "localhost" or name.endswith(".localhost"):
+        return
+    address = _address(name)
+    if address is not None and (address.is_loopback or address == _address(_local(request))):
+        return
+    raise AdminError(421, "this host is not served here; admin.hosts lists the names that are")
+
+
+def check_origin(request: Request) -> bool:
+    """Refuse a request that a page of another site sends.
+
+    :return: whether the request shows that it comes from a page of our own.
+    :raises AdminError: 403.
+    """
+    sites = header_values(request, b"sec-fetch-site")
+    origins = header_values(request, b"origin")
+    if any(site not in _FRIENDLY_SITES for site in sites):
+        raise AdminError(403, "another site sent this; nothing was done")
+    if any(not _is_own(origin, request) for origin in origins):
+        raise AdminError(403, "a page of another origin sent this; nothing was done")
+    return bool(origins) or "same-origin" in sites
+
+
+def _is_own(origin: str, request: Request) -> bool:
+    """Whether an origin is the address that this request was sent to.
+
+    A proxy in front of the admin side may speak TLS where the gateway does not.
+    """
+    try:
+        parts = urlsplit(origin)
+        port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
+    except ValueError:
+        return False
+    if parts.scheme not in _DEFAULT_PORTS or (request.isSecure() and parts.scheme != "https"):
+        return False
+    name, own_port = _split(header_values(request, b"host")[0])
+    own = own_port or _DEFAULT_PORTS[parts.scheme]
+    return (parts.hostname or "").rstrip(".") == name and port == own
+
+
+def _split(host: str) -> tuple[str, int | None]:
+    """Name and port of a ``Host``, the name without brackets and in lower case."""
+    found = _HOST.match(host)
+    if found is None:
+        raise bad_request("the Host header cannot be read")
+    name = found[1].strip("[]").lower().rstrip(".")
+    return name, int(found[2]) if found[2] else None
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address if mapped is None else mapped
+
+
+def _local(request: Request) -> str:
+    """The address that the client connected to."""
+    host: Any = request.getHost()
+    return host.host if isinstance(host, (IPv4Address, IPv6Address)) else ""
+
+
+def client_address(request: Request) -> str:
+    """Where a request comes from, for logs."""
+    peer: Any = request.getClientAddress()
+    return peer.host if isinstance(peer, (IPv4Address, IPv6Address)) else "local"

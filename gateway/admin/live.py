@@ -1,4 +1,4 @@
-"""``/events``: what goes on, as server-sent events; computed once for all who listen."""
+"""``/events``: the overview and ended turns as server-sent events, computed once for all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _RETRY = b"retry: 3000\n\n"
 class Listener:
     """One answer that does not end by itself.
 
-    :ivar lasts: whether who listens still may.
+    :ivar lasts: whether the listener still may see the events.
     """
 
     def __init__(self, request: Request, now: Callable[[], float], lasts: Callable[[], bool]):
@@ -51,12 +51,12 @@ class Listener:
         return self._slow_since is not None and self._now() - self._slow_since > _SLOW_SECONDS
 
     def send(self, event: bytes) -> None:
-        """Send, unless what was sent before is still on its way: what is missed is missed."""
+        """Send, unless earlier events are still on their way: what is missed is not sent again."""
         if self._slow_since is None and not self.gone:
             self._request.write(event)
 
     def close(self, abort: bool) -> None:
-        """Say no more."""
+        """End the answer."""
         if self.gone:
             return
         self.gone = True
@@ -77,11 +77,11 @@ class Listener:
         self._slow_since = None
 
     def stopProducing(self) -> None:
-        """The connection is lost; ``notifyFinish`` tells."""
+        """The connection is lost; ``notifyFinish`` fires."""
 
 
 class LiveFeed:
-    """Everybody who listens.
+    """All listeners.
 
     :ivar dropped: listeners that were too slow.
     """
@@ -103,7 +103,7 @@ class LiveFeed:
     def listen(self, request: Request, lasts: Callable[[], bool]) -> None:
         """Answer ``request`` with events from now on.
 
-        :param lasts: whether who asked may still see them; asked each second.
+        :param lasts: whether the visitor may still see them; asked each second.
         :raises AdminError: 503 when too many listen.
         """
         if len(self._listeners) >= MAX_LISTENERS:
@@ -115,15 +115,15 @@ class LiveFeed:
         self._listeners.add(listener)
         listener.send(_RETRY + self._status())
         if self._step is None:
-            self._step = self._clock.callLater(_STEP_SECONDS, self._tell)
+            self._step = self._clock.callLater(_STEP_SECONDS, self._send_status)
 
     def close(self) -> None:
-        """The gateway stops."""
-        self._rest()
+        """End all answers, because the gateway stops."""
+        self._pause()
         for listener in list(self._listeners):
             self._left(listener, close=True)
 
-    def _tell(self) -> None:
+    def _send_status(self) -> None:
         self._step = None
         for listener in list(self._listeners):
             if listener.too_slow:
@@ -132,7 +132,7 @@ class LiveFeed:
             elif not listener.lasts():
                 self._left(listener, close=True)
         if self._listeners:
-            self._step = self._clock.callLater(_STEP_SECONDS, self._tell)
+            self._step = self._clock.callLater(_STEP_SECONDS, self._send_status)
             self._send(self._status())
 
     def _status(self) -> bytes:
@@ -163,10 +163,10 @@ class LiveFeed:
             listener.close(abort)
         listener.gone = True
         if not self._listeners:
-            self._rest()
+            self._pause()
 
-    def _rest(self) -> None:
-        """Nobody listens: nothing is computed."""
+    def _pause(self) -> None:
+        """Compute nothing while there are no listeners."""
         step, self._step = self._step, None
         if step is not None and step.active():
             step.cancel()

@@ -14,8 +14,8 @@ from twisted.web.server import NOT_DONE_YET
 from gateway.admin.answers import AdminResponse, wants_html, write
 from gateway.admin.api import Api
 from gateway.admin.asked import AdminQuery, read_body, read_query, segments
+from gateway.admin.auth import check_origin
 from gateway.admin.errors import AdminError, not_found
-from gateway.admin.origins import check_origin
 from gateway.admin.routes import AdminEntry, AdminRoute
 
 _log = Logger(namespace="gateway.admin")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from gateway.admin.views.figures import Figures
 from gateway.api_keys.keys import KeyRing
 from gateway.config import Setting
 from gateway.log import LogThreshold
+from gateway.metrics.collector import MetricsCollector
 from gateway.reload import RejectedReload
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.websocket_site import ResponsesFactory
@@ -19,12 +19,12 @@ from gateway.turn.context import TurnServices
 class Configuration:
     """The configuration in force.
 
-    :ivar source: where it was read, for people.
+    :ivar source: where it was read, in words.
     :ivar settings: every setting, secrets masked.
     :ivar generation: counts the configurations that were in force.
     :ivar last_rejected: the last one that was not taken, or None.
-    :ivar reload: reads it anew and returns what came of it in one line, or raises; None where
-        it cannot be read anew.
+    :ivar reload: reads it anew and returns the result in one line, or raises; None where it
+        cannot be read anew.
     """
 
     source: str = "defaults"
@@ -36,20 +36,20 @@ class Configuration:
 
 @dataclass
 class Running:
-    """All of the running gateway.
+    """All parts of the running gateway.
 
-    :ivar door: the factory of WebSocket connections.
+    :ivar websockets: the factory of WebSocket connections.
     :ivar threshold: of the log.
     :ivar http_turns: counts the turns of HTTP clients.
-    :ivar started_at: on the environment's clock.
+    :ivar started_at: unix seconds.
     """
 
     services: TurnServices
     tenants: KeyRing
     limiter: ConnectionLimiter
-    door: ResponsesFactory
+    websockets: ResponsesFactory
     threshold: LogThreshold
-    figures: Figures
+    metrics: MetricsCollector
     http_turns: Callable[[], int]
     configuration: Configuration = field(default_factory=Configuration)
 

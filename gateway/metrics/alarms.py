@@ -1,41 +1,116 @@
-"""What somebody should look at: red where somebody should act now, amber where soon.
+"""What the operator should look at: red alarms call for action now, amber ones soon.
 
-What can be seen of an account or of the configuration without measuring is not here.
+Alarms about load come from measurements and remember since when they hold.  Alarms about
+accounts and the configuration come from the state that ``/status`` shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from heapq import nlargest
+from itertools import islice
 from typing import Any, NamedTuple
 
+from gateway.circuit_breaker import BreakerState
+from gateway.protocol.error_classification import FaultKind
+from gateway.reload import RejectedReload
+from gateway.routing.account import Account
+from gateway.routing.health import AccountState, Unavailable
+
+Alarm = dict[str, Any]
+Shown = Mapping[str, Any]
+
 #: The 99th percentile of the event loop's lag over a minute, in milliseconds, and for how many
-#: seconds it is forgiven: a window of a minute remembers one bad moment for nearly as long.
+#: seconds it is tolerated: a window of a minute remembers one bad moment for nearly as long.
 LAG_MS = 250.0
-LAG_FORGIVEN = 60.0
+LAG_TOLERATED = 60.0
 
 #: Shares of the memory's budget, and of the files that may be open.
 MEMORY_AMBER, MEMORY_RED = 0.8, 0.9
 FILES_AMBER, FILES_RED = 0.8, 0.95
 
-#: Conversations that were used so short ago should not have to make room, in seconds.
+#: Conversations that were used so recently should not be evicted, in seconds.
 EVICTED_SECONDS = 600.0
 
-#: Fewer turns in a minute tell nothing; the share of them that should not fail.
+#: Fewer turns in a minute prove nothing; the share of them that should not fail.
 FEW_TURNS = 10
 FAILED_SHARE = 0.1
 
+#: Alarms that are shown one by one.
+_MAX_ALARMS = 50
 
-class Signs(NamedTuple):
-    """What alarms go by.
+#: Accounts with an alarm of their own, and accounts that one alarm names.
+_ONE_BY_ONE = 3
+_NAMED = 8
+
+#: Models that are looked at: clients choose such names.
+_MAX_MODELS = 5
+
+#: When no account takes a model for longer than this, the alarm is red, in seconds.
+_LONG = 60.0
+
+#: States that only the operator or a long time ends: the level, and what helps.
+_LOST = {
+    AccountState.UNAUTHORIZED: ("red", "replace its key or sign it in again, then clear; or pause"),
+    AccountState.EXHAUSTED: ("amber", None),
+}
+
+
+def alarm(
+    level: str,
+    what: str,
+    since: float | None,
+    until: float | None = None,
+    advice: str | None = None,
+) -> Alarm:
+    """One alarm, for JSON.
+
+    :param since: unix seconds, as is ``until``, when it ends by itself.
+    :param advice: what the operator can do.
+    """
+    return {"level": level, "what": what, "since": since, "until": until, "advice": advice}
+
+
+def all_alarms(
+    measured: Iterable[Alarm],
+    accounts: Sequence[Account],
+    shown: Sequence[Shown],
+    rejected: RejectedReload | None,
+    now: float,
+) -> list[Alarm]:
+    """All alarms, the red ones first.
+
+    :param measured: those of :class:`MeasuredAlarms`.
+    :param shown: the accounts as ``/status`` shows them.
+    :param rejected: the last configuration, when it was not taken.
+    :param now: unix seconds.
+    """
+    found = [
+        *measured,
+        *_unserved(accounts, shown, now),
+        *_lost(shown),
+        *_behind_proxies(accounts),
+        *_rejected(rejected),
+    ]
+    found.sort(key=lambda each: each["level"] != "red")
+    return [dict(each) for each in found[:_MAX_ALARMS]]
+
+
+# --- of measurements -----------------------------------------------------------------------
+
+
+class Measurements(NamedTuple):
+    """The measurements that alarms depend on.
 
     :ivar lag_ms: 99th percentile of the event loop's lag over the last minute.
-    :ivar evicted: conversations that the ledger forgot for want of room in the last minute.
-    :ivar evicted_age: seconds since the last use of the one that is next.
+    :ivar evicted: conversations that were evicted from memory in the last minute.
+    :ivar evicted_age: seconds since the last use of the conversation that is next.
     :ivar turns: that ended in the last minute, without those that met a limit of their key:
-        a client that asks on and on is nothing to act on.
+        a client that keeps asking at its limit calls for no action.
     :ivar failed: those of them that failed.
-    :ivar error: the one that most of them failed by.
-    :ivar turned_away: whether clients are, for want of files.
+    :ivar error: the error that most of them failed by.
+    :ivar turned_away: whether clients are turned away because too many files are open.
     """
 
     lag_ms: float | None
@@ -51,82 +126,30 @@ class Signs(NamedTuple):
     turned_away: bool = False
 
 
-class Finding(NamedTuple):
+class Condition(NamedTuple):
     """A condition that holds.
 
-    :ivar name: it is the same alarm while the name is the same.
+    :ivar name: the identity of the alarm from one measurement to the next.
     :ivar advice: what helps.
-    :ivar forgiven: for so many seconds it is none.
+    :ivar tolerated: for so many seconds it is no alarm.
     """
 
     name: str
     level: str
     what: str
     advice: str | None = None
-    forgiven: float = 0.0
+    tolerated: float = 0.0
 
 
-def alarm(
-    level: str,
-    what: str,
-    since: float | None,
-    until: float | None = None,
-    advice: str | None = None,
-) -> dict[str, Any]:
-    """One alarm, for JSON.
-
-    :param since: unix seconds, as is ``until``, when it ends by itself.
-    :param advice: what somebody can do.
-    """
-    return {"level": level, "what": what, "since": since, "until": until, "advice": advice}
-
-
-def findings(signs: Signs) -> Iterator[Finding]:
-    """What is wrong."""
-    if signs.lag_ms is not None and signs.lag_ms > LAG_MS:
-        what = f"the event loop is {signs.lag_ms:.0f} ms late (p99)"
-        advice = "every stream stutters: this process has more to do than one processor can"
-        yield Finding("lag", "red", what, advice, LAG_FORGIVEN)
-    memory = _share(signs.memory, signs.memory_budget)
-    if memory > MEMORY_AMBER:
-        level = "red" if memory > MEMORY_RED else "amber"
-        what = f"{memory:.0%} of the memory's budget is used"
-        yield Finding(f"memory {level}", level, what, "the memory register says by what")
-    files = _share(signs.files, signs.files_limit)
-    if signs.turned_away:
-        what = "clients are turned away: nearly all of the files that may be open are"
-        yield Finding("files red", "red", what, "raise LimitNOFILE (ulimit -n)")
-    elif files > FILES_AMBER:
-        level = "red" if files > FILES_RED else "amber"
-        what = f"{files:.0%} of the files that may be open are"
-        yield Finding(f"files {level}", level, what, "raise LimitNOFILE (ulimit -n)")
-    age = signs.evicted_age
-    if signs.evicted and age is not None and age < EVICTED_SECONDS:
-        what = f"the ledger forgets conversations that were used {age / 60:.0f} minutes ago"
-        yield Finding("ledger", "amber", what, "ledger.max_bytes is small")
-    yield from _failures(signs)
-
-
-def _failures(signs: Signs) -> Iterator[Finding]:
-    if signs.turns < FEW_TURNS or signs.failed <= FAILED_SHARE * signs.turns:
-        return
-    most = "" if signs.error is None else f", most by {signs.error}"
-    if signs.failed >= signs.turns:
-        yield Finding("failures", "red", f"every turn of the last minute failed{most}")
-    else:
-        failed = f"{signs.failed / signs.turns:.0%} of the turns of the last minute failed"
-        yield Finding("some failures", "amber", f"{failed}{most}")
-
-
-class Alarms:
+class MeasuredAlarms:
     """Remembers since when each condition holds."""
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
-        self._alarms: list[dict[str, Any]] = []
+        self._alarms: list[Alarm] = []
 
-    def update(self, found: Iterable[Finding], now: float) -> None:
-        """These hold now.
+    def update(self, found: Iterable[Condition], now: float) -> None:
+        """Take the conditions that hold now.
 
         :param now: unix seconds.
         """
@@ -135,13 +158,163 @@ class Alarms:
         self._alarms = [
             alarm(each.level, each.what, self._since[each.name], advice=each.advice)
             for each in sorted(found, key=lambda each: each.level != "red")
-            if now - self._since[each.name] >= each.forgiven
+            if now - self._since[each.name] >= each.tolerated
         ]
 
-    def shown(self) -> list[dict[str, Any]]:
-        """All of them, red ones first, for JSON."""
+    def shown(self) -> list[Alarm]:
+        """All of them, red ones first."""
         return self._alarms
+
+
+def conditions(measured: Measurements) -> Iterator[Condition]:
+    """What is wrong by these measurements."""
+    if measured.lag_ms is not None and measured.lag_ms > LAG_MS:
+        what = f"the event loop is {measured.lag_ms:.0f} ms late (p99)"
+        advice = "every stream stutters: this process has more to do than one processor can"
+        yield Condition("lag", "red", what, advice, LAG_TOLERATED)
+    memory = _share(measured.memory, measured.memory_budget)
+    if memory > MEMORY_AMBER:
+        level = "red" if memory > MEMORY_RED else "amber"
+        what = f"{memory:.0%} of the memory's budget is used"
+        yield Condition(f"memory {level}", level, what, "the memory register says by what")
+    files = _share(measured.files, measured.files_limit)
+    if measured.turned_away:
+        what = "clients are turned away: nearly all of the files that may be open are"
+        yield Condition("files red", "red", what, "raise LimitNOFILE (ulimit -n)")
+    elif files > FILES_AMBER:
+        level = "red" if files > FILES_RED else "amber"
+        what = f"{files:.0%} of the files that may be open are"
+        yield Condition(f"files {level}", level, what, "raise LimitNOFILE (ulimit -n)")
+    age = measured.evicted_age
+    if measured.evicted and age is not None and age < EVICTED_SECONDS:
+        what = f"the ledger forgets conversations that were used {age / 60:.0f} minutes ago"
+        yield Condition("ledger", "amber", what, "ledger.max_bytes is small")
+    yield from _failures(measured)
+
+
+def _failures(measured: Measurements) -> Iterator[Condition]:
+    if measured.turns < FEW_TURNS or measured.failed <= FAILED_SHARE * measured.turns:
+        return
+    most = "" if measured.error is None else f", most by {measured.error}"
+    if measured.failed >= measured.turns:
+        yield Condition("failures", "red", f"every turn of the last minute failed{most}")
+    else:
+        failed = f"{measured.failed / measured.turns:.0%} of the turns of the last minute failed"
+        yield Condition("some failures", "amber", f"{failed}{most}")
 
 
 def _share(part: int | None, whole: int | None) -> float:
     return part / whole if part and whole else 0.0
+
+
+# --- of accounts and the configuration -----------------------------------------------------
+
+
+def _unserved(accounts: Sequence[Account], shown: Sequence[Shown], now: float) -> Iterator[Alarm]:
+    """No account is usable, or no account takes a model that some offer."""
+    reasons = [each.unready() for each in accounts]
+    if all(reasons):
+        since = max(filter(None, (each["since"] for each in shown)), default=None)
+        what = "no account is usable" + _first_reason(reasons)
+        yield alarm("red", what, since, _soonest(reasons), "turns wait for a moment, then fail")
+        return
+    for model, limited in _limited_models(shown).items():
+        others = (
+            account
+            for account, reason in zip(accounts, reasons, strict=True)
+            if reason is None and account.name not in limited
+        )
+        if any(each.serves(model) for each in others):
+            continue
+        lacking = _reasons(accounts, model)
+        if any(each.kind is FaultKind.RATE_LIMITED for each in lacking):
+            until = _soonest(lacking)
+            name = "requests without a model" if model is None else model[:100]
+            level = "red" if until is None or until - now > _LONG else "amber"
+            what = f"no account takes {name}{_first_reason(lacking)}"
+            yield alarm(level, what, max(limited.values()), until)
+
+
+def _limited_models(accounts: Sequence[Shown]) -> dict[str | None, dict[str, float]]:
+    """The models that most accounts refuse for a while: the accounts, and since when."""
+    limited: dict[str | None, dict[str, float]] = defaultdict(dict)
+    for account in accounts:
+        for each in account["models"]:
+            if each["breaker"] != BreakerState.HALF_OPEN.value:
+                limited[each["model"]][account["name"]] = each["since"]
+    most = nlargest(_MAX_MODELS, limited, key=lambda model: len(limited[model]))
+    return {model: limited[model] for model in most}
+
+
+def _reasons(accounts: Sequence[Account], model: str | None) -> list[Unavailable]:
+    """Why each account that offers ``model`` does not take it; nothing when one does."""
+    reasons = []
+    for account in accounts:
+        if account.serves(model):
+            found = account.unavailable(model)
+            if found is None or found.state is AccountState.READY:
+                return []
+            reasons.append(found)
+    return reasons
+
+
+def _soonest(reasons: Sequence[Unavailable | None]) -> float | None:
+    untils = (each.resets_at or each.until for each in reasons if each is not None)
+    return min((at for at in untils if at is not None), default=None)
+
+
+def _first_reason(reasons: Sequence[Unavailable | None]) -> str:
+    """The reason of the account that comes back first; not of one that the operator took out."""
+    known = [each for each in reasons if each is not None and (each.kind or each.until)]
+    soonest = min(known, key=lambda each: each.resets_at or each.until or 0.0, default=None)
+    return "" if soonest is None or not soonest.why else f": {soonest.why}"
+
+
+def _lost(accounts: Sequence[Shown]) -> Iterator[Alarm]:
+    """Accounts that only the operator or a long time brings back.
+
+    An account that is tried meanwhile still counts: it may be tried again and again.
+    """
+    for state, (level, advice) in _LOST.items():
+        lost = [each for each in accounts if state.value in _because_of(each)]
+        if len(lost) > _ONE_BY_ONE:
+            what = f"{len(lost)} accounts are {state.value}: {_some(lost)}"
+            yield alarm(level, what, max(each["since"] for each in lost), None, advice)
+            continue
+        for each in lost:
+            until = each["resets_at"] if state is AccountState.EXHAUSTED else None
+            why = f": {each['why']}" if each["why"] else ""
+            yield alarm(
+                level, f"{each['name']} is {state.value}{why}", each["since"], until, advice
+            )
+
+
+def _because_of(account: Shown) -> Iterator[str]:
+    """Its state; where it is unproven, the state before that."""
+    if account["state"] == AccountState.UNPROVEN.value:
+        yield from islice((rest["state"] for rest in account["resting"].values()), 1)
+    else:
+        yield account["state"]
+
+
+def _behind_proxies(accounts: Sequence[Account]) -> Iterator[Alarm]:
+    """Accounts that cannot be reached, by the reason that those behind one proxy share."""
+    behind: dict[str, list[Shown]] = defaultdict(list)
+    for account in accounts:
+        if account.health.state is AccountState.READY and (barred := account.unready()):
+            behind[barred.why].append({"name": account.name})
+    for why, those in behind.items():
+        what = f"{_some(those)} cannot be reached: {why}"
+        yield alarm("amber", what, None, None, "look after the proxy, then clear")
+
+
+def _some(accounts: Sequence[Shown]) -> str:
+    named = ", ".join(each["name"] for each in islice(accounts, _NAMED))
+    return named if len(accounts) <= _NAMED else f"{named} and {len(accounts) - _NAMED} more"
+
+
+def _rejected(rejected: RejectedReload | None) -> Iterator[Alarm]:
+    if rejected is not None:
+        what = f"a configuration was rejected: {rejected.error}"
+        advice = "the one before stays in force; mend the file and reload"
+        yield alarm("amber", what, rejected.at, None, advice)

@@ -1,12 +1,12 @@
-"""All measurements of the gateway, taken every few seconds while it runs.
+"""All measurements of the gateway, taken every five seconds, and their last 15 minutes.
 
-What the admin side reads of it is kept until the next step: an open page asks each second.
+What the admin side reads is kept until the next step, because an open page asks each second.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from twisted.application.service import Service
@@ -14,13 +14,11 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from gateway.api_keys.keys import KeyRing
-from gateway.metrics.alarms import Alarms, Signs, findings
-from gateway.metrics.garbage import GarbagePauses
-from gateway.metrics.history import MINUTE, STEP_SECONDS, History
-from gateway.metrics.loop_lag import LoopLag
-from gateway.metrics.process import look, memory_budget
-from gateway.metrics.registers import BoundedStructures
-from gateway.metrics.turns import TurnMetrics
+from gateway.metrics.alarms import Alarm, MeasuredAlarms, Measurements, conditions
+from gateway.metrics.histogram import Histogram, Recent
+from gateway.metrics.process import GarbagePauses, LoopLag, memory_budget, read_process
+from gateway.metrics.registers import BoundedStructure, BoundedStructures
+from gateway.metrics.turns import TurnMetrics, share
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
 from gateway.routing.model_catalog import ModelCatalog
@@ -29,18 +27,24 @@ from gateway.server.connections import ConnectionLimiter
 from gateway.server.websocket_site import ResponsesFactory
 from gateway.turn.context import TurnServices
 
-#: Steps between two marks of the accounts' figures: those tell of 10 to 15 minutes.
+STEP_SECONDS = 5
+
+#: Steps in a minute, and in the history.
+MINUTE = 60 // STEP_SECONDS
+STEPS = 180
+
+#: Steps between two marks of the accounts' figures, which cover 10 to 15 minutes.
 _ACCOUNT_STEPS = 300 // STEP_SECONDS
 
-#: What clients are told at a limit of their key, where it is not that they ask too often.
+#: The errors of turns that met a limit of their key, where it is not the rate of requests.
 _LIMITS = {
     "model": "model_not_found",
     "requests_per_day": "usage_limit_reached",
     "tokens_per_day": "usage_limit_reached",
 }
 
-#: States in which nobody wants an account to be.
-_RESTS = frozenset(
+#: States of accounts that are unavailable against the operator's will.
+_UNAVAILABLE = frozenset(
     (
         AccountState.COOLING,
         AccountState.EXHAUSTED,
@@ -52,7 +56,7 @@ _RESTS = frozenset(
 _log = Logger(namespace="gateway.metrics")
 
 
-class _Errors(NamedTuple):
+class _ErrorCounts(NamedTuple):
     """How many turns failed by each error so far, and those of them that met a key's limit."""
 
     all: Counter[str]
@@ -60,10 +64,13 @@ class _Errors(NamedTuple):
 
 
 class MetricsCollector(Service):
-    """What the admin side calls :class:`~gateway.admin.views.figures.Figures`.
+    """Measures the running gateway.
 
+    :param websockets: the factory of WebSocket connections.
     :param catalogues: which models upstreams offer.
-    :ivar tally: what is counted of turns.
+    :ivar turns: what is counted of turns.
+    :ivar process_figures: the last reading of the process.
+    :ivar memory_budget: in bytes, or None.
     :ivar started_at: unix seconds.
     """
 
@@ -73,32 +80,34 @@ class MetricsCollector(Service):
         services: TurnServices,
         tenants: KeyRing,
         limiter: ConnectionLimiter,
-        door: ResponsesFactory,
+        websockets: ResponsesFactory,
         catalogues: ModelCatalog,
     ) -> None:
         self._reactor = reactor
         self._services = services
         self._tenants = tenants
         self._limiter = limiter
-        self._door = door
+        self._websockets = websockets
         self.started_at = reactor.seconds()
-        self.tally = TurnMetrics()
-        self.history_of_all = History(self.tally, self.started_at)
+        self.turns = TurnMetrics()
         self.loop_lag = LoopLag(reactor, MINUTE)
         self.garbage = GarbagePauses()
-        self.memory_registers = BoundedStructures(
-            services, tenants, limiter, door, catalogues, self.tally, self.history_of_all
-        )
         self.memory_budget = memory_budget()
-        self.looked = look()
-        self._alarms = Alarms()
+        self.process_figures = read_process()
+        self._history = History(self.turns, self.started_at)
+        self._structures = BoundedStructures(
+            services, tenants, limiter, websockets, catalogues, self.turns
+        )
+        self._alarms = MeasuredAlarms()
         self._evicted: deque[int] = deque([0], maxlen=MINUTE)
-        self._errors: deque[_Errors] = deque([_Errors(Counter(), Counter())], maxlen=MINUTE)
+        self._errors: deque[_ErrorCounts] = deque(
+            [_ErrorCounts(Counter(), Counter())], maxlen=MINUTE
+        )
         self._steps = 0
         self._accounts: dict[str, Mapping[str, Any]] = {}
-        self._unwell: dict[str, float] = {}
-        self._step: IDelayedCall | None = None
-        services.turn_log.watchers.append(self.tally.count)
+        self._unavailable_since: dict[str, float] = {}
+        self._next_step: IDelayedCall | None = None
+        services.turn_log.watchers.append(self.turns.count)
 
     # --- the service -------------------------------------------------------------------
 
@@ -107,22 +116,22 @@ class MetricsCollector(Service):
         super().startService()
         self.loop_lag.start()
         self.garbage.start()
-        self._ask()
+        self._schedule()
 
     def stopService(self) -> None:
-        """Measure no more."""
+        """Stop measuring."""
         super().stopService()
         self.loop_lag.stop()
         self.garbage.stop()
-        step, self._step = self._step, None
+        step, self._next_step = self._next_step, None
         if step is not None:
             step.cancel()
 
-    def _ask(self) -> None:
-        self._step = self._reactor.callLater(STEP_SECONDS, self._take_step)
+    def _schedule(self) -> None:
+        self._next_step = self._reactor.callLater(STEP_SECONDS, self._take_step)
 
     def _take_step(self) -> None:
-        self._ask()
+        self._schedule()
         try:
             self.step()
         except Exception:
@@ -132,69 +141,50 @@ class MetricsCollector(Service):
         """Measure once."""
         now = self._reactor.seconds()
         self._steps += 1
-        self.looked = look()
-        used, limit = self.looked.open_files, self.looked.open_files_limit
+        self.process_figures = read_process()
+        used, limit = self.process_figures.open_files, self.process_figures.open_files_limit
         if used is not None and limit is not None and used >= limit:
             self._limiter.files.ran_short(limit)
-        self._alarms.update(findings(self._signs()), now)
-        self.history_of_all.step(now, self.gauges())
+        self._alarms.update(conditions(self._measurements()), now)
+        self._history.step(now, self.gauges())
         self.loop_lag.recent.mark()
         if self._steps % _ACCOUNT_STEPS == 0:
-            self.tally.mark()
+            self.turns.mark()
         self._accounts.clear()
-        self._look_after_accounts(now)
+        self._note_unavailable_accounts(now)
 
-    def _look_after_accounts(self, now: float) -> None:
-        """An account that rests is tried again and again; since when is lost with each try."""
-        before, self._unwell = self._unwell, {}
+    def _note_unavailable_accounts(self, now: float) -> None:
+        """Keep since when each is unavailable: the account forgets it whenever it is tried."""
+        before, self._unavailable_since = self._unavailable_since, {}
         for account in self._services.pool.accounts:
-            since = _rests_since(account, now)
+            since = _unavailable_since(account, now)
             if since is not None:
-                self._unwell[account.name] = min(since, before.get(account.name, since))
+                earliest = min(since, before.get(account.name, since))
+                self._unavailable_since[account.name] = earliest
 
-    def gauges(self) -> dict[str, float]:
-        """What there is of each at this moment."""
-        sessions = self._door.sessions()
-        guests, websockets = len(self._limiter), len(self._door.connections)
-        over_websockets = sum(session.turns_running for session in sessions)
-        waiting = self._services.waiting
-        return {
-            "connections": guests,
-            "websockets": websockets,
-            "lanes": sum(session.lanes for session in sessions),
-            # Guests that are no WebSocket are HTTP requests, or work that one left behind.
-            "turns_in_flight": over_websockets + max(0, guests - websockets),
-            "turns_queued": sum(session.turns_queued for session in sessions),
-            "turns_waiting": waiting.waiting_for(WaitReason.ACCOUNT),
-            "turns_limited": waiting.waiting_for(WaitReason.LIMIT),
-        }
-
-    def _signs(self) -> Signs:
+    def _measurements(self) -> Measurements:
         ledger = self._services.ledger.figures()
         evicted = ledger.evicted_conversations - self._evicted[0]
         self._evicted.append(ledger.evicted_conversations)
-        turns, failed = self.history_of_all.in_the_last_minute()
-        before, errors = self._errors[0], self._errors_so_far()
+        turns, failed = self._history.in_the_last_minute()
+        before = self._errors[0]
+        errors = _ErrorCounts(self.turns.errors.copy(), self._refused_so_far())
         self._errors.append(errors)
         refused = errors.refused - before.refused
         others = errors.all - before.all - refused
-        turned_away = refused.total()
-        return Signs(
+        return Measurements(
             self.loop_lag.recent.percentiles()["p99"],
-            self.looked.rss_bytes,
+            self.process_figures.rss_bytes,
             self.memory_budget,
-            self.looked.open_files,
-            self.looked.open_files_limit,
+            self.process_figures.open_files,
+            self.process_figures.open_files_limit,
             evicted,
             ledger.longest_unused,
-            max(0, turns - turned_away),
-            max(0, failed - turned_away),
+            max(0, turns - refused.total()),
+            max(0, failed - refused.total()),
             max(others, key=lambda error: others[error], default=None),
             self._limiter.files.are_short,
         )
-
-    def _errors_so_far(self) -> _Errors:
-        return _Errors(self.tally.errors.copy(), self._refused_so_far())
 
     def _refused_so_far(self) -> Counter[str]:
         refused: Counter[str] = Counter()
@@ -205,56 +195,181 @@ class MetricsCollector(Service):
 
     # --- what the admin side reads -------------------------------------------------------
 
-    def process(self) -> Mapping[str, Any]:
-        """See ``Figures``."""
-        looked = self.looked
+    def gauges(self) -> dict[str, float]:
+        """The counts of this moment."""
+        sessions = self._websockets.sessions()
+        clients, websockets = len(self._limiter), len(self._websockets.connections)
+        over_websockets = sum(session.turns_running for session in sessions)
+        waiting = self._services.waiting
         return {
-            "memory": {"rss_bytes": looked.rss_bytes, "budget_bytes": self.memory_budget},
-            "open_files": {"used": looked.open_files, "limit": looked.open_files_limit},
+            "connections": clients,
+            "websockets": websockets,
+            "lanes": sum(session.lanes for session in sessions),
+            # Clients without a WebSocket are HTTP requests, or work that a client left behind.
+            "turns_in_flight": over_websockets + max(0, clients - websockets),
+            "turns_queued": sum(session.turns_queued for session in sessions),
+            "turns_waiting": waiting.waiting_for(WaitReason.ACCOUNT),
+            "turns_limited": waiting.waiting_for(WaitReason.LIMIT),
+        }
+
+    def process(self) -> dict[str, Any]:
+        """``{memory: {rss_bytes, budget_bytes}, open_files: {used, limit},
+        loop_lag_ms: {p50, p99}}``."""
+        figures = self.process_figures
+        return {
+            "memory": {"rss_bytes": figures.rss_bytes, "budget_bytes": self.memory_budget},
+            "open_files": {"used": figures.open_files, "limit": figures.open_files_limit},
             "loop_lag_ms": self.loop_lag.recent.percentiles(),
         }
 
-    def rates(self) -> Mapping[str, Any]:
-        """See ``Figures``."""
+    def rates(self) -> dict[str, Any]:
+        """``{turns_per_minute, tokens_per_minute, errors_per_minute, refused_per_minute,
+        cached_share, added_first_token_ms: {p50, p99}, upstream_first_token_ms: {p50, p99}}``."""
         refused = (self._refused_so_far() - self._errors[0].refused).total()
         minutes = len(self._errors) * STEP_SECONDS / 60
         return {
-            **self.history_of_all.rates(self._reactor.seconds()),
+            **self._history.rates(self._reactor.seconds()),
             "refused_per_minute": round(refused / minutes, 2),
         }
 
-    def history(self) -> Mapping[str, Any]:
-        """See ``Figures``."""
-        return self.history_of_all.shown()
+    def history(self) -> dict[str, Any]:
+        """``{step_seconds, start, series: {name: [value, ...]}}``, the oldest first."""
+        return self._history.shown()
 
-    def newest(self) -> Mapping[str, Any]:
-        """See ``Figures``."""
-        return self.history_of_all.newest()
+    def newest(self) -> dict[str, Any]:
+        """``{at, values: {name: value}}``: the last point of each series."""
+        return self._history.newest()
 
     def account(self, name: str) -> Mapping[str, Any]:
-        """See ``Figures``."""
+        """``{errors: {class: count}, first_token_ms: {p50, p99}, cached_share}``."""
         found = self._accounts.get(name)
         if found is None:
-            found = self._accounts[name] = self.tally.account(name)
+            found = self._accounts[name] = self.turns.account(name)
         return found
 
-    def unwell_since(self, name: str) -> float | None:
-        """See ``Figures``."""
-        return self._unwell.get(name)
+    def unavailable_since(self, name: str) -> float | None:
+        """Since when an account is unavailable, in unix seconds; tries between do not end that."""
+        return self._unavailable_since.get(name)
 
-    def registers(self) -> Sequence[Mapping[str, Any]]:
-        """See ``Figures``."""
-        return self.memory_registers.shown()
+    def registers(self) -> list[dict[str, Any]]:
+        """``[{name, size, bound, unit, bytes}]`` of every bounded structure."""
+        history = BoundedStructure("history", len(self._history), STEPS, "points")
+        return [each._asdict() for each in (*self._structures.read(), history)]
 
-    def alarms(self) -> Sequence[Mapping[str, Any]]:
-        """See ``Figures``."""
+    def alarms(self) -> list[Alarm]:
+        """The alarms about what is measured."""
         return self._alarms.shown()
 
 
-def _rests_since(account: Account, now: float) -> float | None:
-    """Since when it rests, by its own last word; None when it does not, or somebody wants it so."""
-    if account.health.state in _RESTS:
+def _unavailable_since(account: Account, now: float) -> float | None:
+    """Since when it is unavailable by its own account; None when it is not."""
+    if account.health.state in _UNAVAILABLE:
         since: float = account.health.snapshot()["since"]
         return since
     barred = account.unready()
-    return now if barred is not None and barred.state in _RESTS else None
+    return now if barred is not None and barred.state in _UNAVAILABLE else None
+
+
+# --- the last 15 minutes -------------------------------------------------------------------
+
+_SPANS: dict[str, Callable[[TurnMetrics], Histogram]] = {
+    "added_first_token_ms": lambda turns: turns.added,
+    "upstream_first_token_ms": lambda turns: turns.upstream,
+}
+
+
+class _Totals(NamedTuple):
+    """The counts of turns at one moment."""
+
+    at: float
+    turns: int
+    failed: int
+    tokens: int
+    input: int
+    cached: int
+
+
+class History:
+    """Points of each series every five seconds, and the rates of the last minute."""
+
+    def __init__(self, turns: TurnMetrics, now: float) -> None:
+        self._turns = turns
+        self._series: dict[str, deque[float | None]] = {}
+        self._at: deque[float] = deque(maxlen=STEPS)
+        self._before: deque[_Totals] = deque([self._totals(now)], maxlen=MINUTE)
+        self._of_step = {name: Recent(of(turns), 1) for name, of in _SPANS.items()}
+        self._of_minute = {name: Recent(of(turns), MINUTE) for name, of in _SPANS.items()}
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def step(self, now: float, gauges: Mapping[str, float]) -> None:
+        """Add a point.
+
+        :param now: unix seconds.
+        :param gauges: the values of this moment by their series.
+        """
+        totals = self._totals(now)
+        values: dict[str, float | None] = {**gauges, **_rates(self._before[-1], totals)}
+        for name, recent in self._of_step.items():
+            for which, value in recent.percentiles().items():
+                values[f"{name}.{which}"] = value
+        for name, value in values.items():
+            line = self._series.get(name)
+            if line is None:
+                line = self._series[name] = deque([None] * len(self._at), maxlen=STEPS)
+            line.append(value)
+        self._at.append(now)
+        self._before.append(totals)
+        for recent in (*self._of_step.values(), *self._of_minute.values()):
+            recent.mark()
+
+    def rates(self, now: float) -> dict[str, Any]:
+        """Those of the last minute, or since the start if that is less."""
+        return {
+            **_rates(self._before[0], self._totals(now)),
+            **{name: recent.percentiles() for name, recent in self._of_minute.items()},
+        }
+
+    def in_the_last_minute(self) -> tuple[int, int]:
+        """Turns that ended, and those of them that failed."""
+        before = self._before[0]
+        self._turns.catch_up()
+        return self._turns.turns - before.turns, self._turns.failed - before.failed
+
+    def shown(self) -> dict[str, Any]:
+        """All points, the oldest first."""
+        return {
+            "step_seconds": STEP_SECONDS,
+            "start": self._at[0] if self._at else None,
+            "series": {name: list(line) for name, line in self._series.items()},
+        }
+
+    def newest(self) -> dict[str, Any]:
+        """The last point."""
+        if not self._at:
+            return {"at": None, "values": {}}
+        return {
+            "at": self._at[-1],
+            "values": {name: line[-1] for name, line in self._series.items()},
+        }
+
+    def _totals(self, now: float) -> _Totals:
+        turns = self._turns
+        turns.catch_up()
+        tokens = turns.tokens
+        return _Totals(now, turns.turns, turns.failed, tokens.total, tokens.input, tokens.cached)
+
+
+def _rates(before: _Totals, after: _Totals) -> dict[str, float | None]:
+    seconds = max(after.at - before.at, STEP_SECONDS)
+
+    def a_minute(count: int) -> float:
+        return round(count * 60 / seconds, 2)
+
+    return {
+        "turns_per_minute": a_minute(after.turns - before.turns),
+        "tokens_per_minute": a_minute(after.tokens - before.tokens),
+        "errors_per_minute": a_minute(after.failed - before.failed),
+        "cached_share": share(after.cached - before.cached, after.input - before.input),
+    }

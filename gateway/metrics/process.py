@@ -1,14 +1,23 @@
-"""The process against its limits: memory, open files, CPU time.  What cannot be read is None."""
+"""The process: memory, open files and CPU time, and what makes its event loop late.
+
+What cannot be read is None.
+"""
 
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from gateway.metrics.histogram import Histogram, Recent
 
 #: Limits as large as this are none.
 _ENDLESS = 1 << 60
@@ -16,9 +25,12 @@ _ENDLESS = 1 << 60
 _PROC = Path("/proc/self")
 _CGROUPS = Path("/sys/fs/cgroup")
 
+#: Between two samples of the event loop's lag, in seconds.
+SAMPLE_SECONDS = 0.25
+
 
 class ProcessFigures(NamedTuple):
-    """One look.
+    """One reading.
 
     :ivar rss_bytes: memory that is resident.
     :ivar open_files: sockets among them.
@@ -30,7 +42,7 @@ class ProcessFigures(NamedTuple):
     cpu_seconds: float
 
 
-def look(proc: Path = _PROC) -> ProcessFigures:
+def read_process(proc: Path = _PROC) -> ProcessFigures:
     """Read the figures; takes some 100 us, and 1 ms where 4,000 files are open."""
     rss = files = None
     with suppress(OSError, ValueError, IndexError):
@@ -40,7 +52,7 @@ def look(proc: Path = _PROC) -> ProcessFigures:
         files = len(os.listdir(proc / "fd"))
     except OSError as error:
         if error.errno == errno.EMFILE:
-            files = limit  # looking takes one, too
+            files = limit  # listing the directory opens one file
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return ProcessFigures(
         rss,
@@ -51,7 +63,7 @@ def look(proc: Path = _PROC) -> ProcessFigures:
 
 
 def memory_budget(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
-    """The memory that the process's control groups leave it, in bytes; None for any."""
+    """The memory that the process's control groups leave it, in bytes; None without a limit."""
     limits = [limit for path in _limit_files(proc, cgroups) if (limit := _limit_in(path))]
     return min(limits, default=None)
 
@@ -81,3 +93,67 @@ def _limit_in(path: Path) -> int | None:
         limit = int(path.read_text())  # or "max"
         return limit if 0 < limit < _ENDLESS else None
     return None
+
+
+class LoopLag:
+    """Measures how late the event loop is: every stream waits while something takes long.
+
+    :param now: monotonic seconds.
+    :ivar lag: in milliseconds.
+    """
+
+    def __init__(
+        self, reactor: IReactorTime, marks: int, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.lag = Histogram()
+        self.recent = Recent(self.lag, marks)
+        self._reactor = reactor
+        self._now = now
+        self._due = 0.0
+        self._call: IDelayedCall | None = None
+
+    def start(self) -> None:
+        """Begin to sample."""
+        if self._call is None:
+            self._schedule()
+
+    def stop(self) -> None:
+        """Stop sampling."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+    def _schedule(self) -> None:
+        self._due = self._now() + SAMPLE_SECONDS
+        self._call = self._reactor.callLater(SAMPLE_SECONDS, self._sample)
+
+    def _sample(self) -> None:
+        self.lag.add(max(0.0, self._now() - self._due) * 1000)
+        self._schedule()
+
+
+class GarbagePauses:
+    """Measures how long Python's garbage collector stops everything.
+
+    :ivar pauses: in milliseconds, by generation.
+    """
+
+    def __init__(self) -> None:
+        self.pauses = [Histogram() for _ in range(3)]
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Begin to measure."""
+        if self._collected not in gc.callbacks:
+            gc.callbacks.append(self._collected)
+
+    def stop(self) -> None:
+        """Stop measuring."""
+        if self._collected in gc.callbacks:
+            gc.callbacks.remove(self._collected)
+
+    def _collected(self, phase: str, info: dict[str, Any]) -> None:
+        if phase == "start":
+            self._began = time.perf_counter()
+        else:
+            self.pauses[info["generation"]].add((time.perf_counter() - self._began) * 1000)

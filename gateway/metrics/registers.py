@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gateway.api_keys.keys import KeyRing
 from gateway.api_keys.strangers import MAX_ADDRESSES as MAX_STRANGERS
-from gateway.metrics.history import STEPS, History
 from gateway.metrics.turns import MAX_MODELS, MAX_NAMES, TurnMetrics
 from gateway.routing.health import MAX_MODELS as MAX_RESTING_MODELS
 from gateway.routing.model_catalog import MAX_CATALOGUES, ModelCatalog
@@ -18,7 +17,7 @@ from gateway.turn.context import TurnServices
 from gateway.turn.turn_log import RING
 from gateway.upstream.http import HttpUpstream
 
-#: What one entry takes, in bytes: measured, see where each structure says it.
+#: The memory of one entry in bytes, as measured where each structure is defined.
 _BINDING_BYTES = 290
 _OWNER_BYTES = 130
 _SEAL_BYTES = 150
@@ -28,7 +27,7 @@ class BoundedStructure(NamedTuple):
     """One structure.
 
     :ivar bound: None where other registers' bounds bound it.
-    :ivar bytes: about what it takes, or None when nobody knows.
+    :ivar bytes: about what it takes, or None when that is not known.
     """
 
     name: str
@@ -39,8 +38,9 @@ class BoundedStructure(NamedTuple):
 
 
 class BoundedStructures:
-    """Reads them all.
+    """Reads the sizes of all bounded structures.
 
+    :param websockets: the factory of WebSocket connections.
     :param catalogues: which models upstreams offer.
     """
 
@@ -49,26 +49,20 @@ class BoundedStructures:
         services: TurnServices,
         tenants: KeyRing,
         limiter: ConnectionLimiter,
-        door: ResponsesFactory,
+        websockets: ResponsesFactory,
         catalogues: ModelCatalog,
-        tally: TurnMetrics,
-        history: History,
+        turns: TurnMetrics,
     ) -> None:
         self._services = services
         self._tenants = tenants
         self._limiter = limiter
-        self._door = door
+        self._websockets = websockets
         self._catalogues = catalogues
-        self._tally = tally
-        self._history = history
+        self._turns = turns
 
     def read(self) -> list[BoundedStructure]:
         """All of them."""
         return [*self._remembered(), *self._clients(), *self._accounts(), *self._measured()]
-
-    def shown(self) -> list[dict[str, Any]]:
-        """The same for JSON."""
-        return [register._asdict() for register in self.read()]
 
     def _remembered(self) -> Iterator[BoundedStructure]:
         services = self._services
@@ -86,52 +80,42 @@ class BoundedStructures:
         yield BoundedStructure("journal", len(services.turn_log), RING, "turns")
 
     def _clients(self) -> Iterator[BoundedStructure]:
-        sessions = self._door.sessions()
-        lanes = sum(session.lanes for session in sessions)
+        sessions = self._websockets.sessions()
+        limiter, waiting = self._limiter, self._services.waiting
+        yield BoundedStructure("connections", len(limiter), limiter.max_connections, "connections")
+        yield BoundedStructure("silent connections", len(limiter.silent), MAX_SILENT, "connections")
+        unread = limiter.incoming
+        yield BoundedStructure("incoming", unread.bytes, unread.max_bytes, "bytes", unread.bytes)
         queued = sum(session.turns_queued for session in sessions)
-        waiting = self._services.waiting
-        yield BoundedStructure(
-            "connections", len(self._limiter), self._limiter.max_connections, "connections"
-        )
-        silent = self._limiter.silent
-        yield BoundedStructure("silent connections", len(silent), MAX_SILENT, "connections")
-        incoming = self._limiter.incoming
-        yield BoundedStructure(
-            "incoming", incoming.bytes, incoming.max_bytes, "bytes", incoming.bytes
-        )
-        yield BoundedStructure("queued turns", queued, lanes * self._door.max_queued_turns, "turns")
+        most = sum(session.lanes for session in sessions) * self._websockets.max_queued_turns
+        yield BoundedStructure("queued turns", queued, most, "turns")
         yield BoundedStructure("waiting room", len(waiting), waiting.max_waiting, "turns")
-        windows = [limit for key in self._tenants.snapshot() for limit in key["limits"]]
         strangers = self._tenants.strangers
         yield BoundedStructure("strangers", len(strangers), MAX_STRANGERS, "addresses")
-        yield BoundedStructure("key limits", len(windows), None, "windows")
+        windows = sum(len(key["limits"]) for key in self._tenants.snapshot())
+        yield BoundedStructure("key limits", windows, None, "windows")
 
     def _accounts(self) -> Iterator[BoundedStructure]:
         pool = self._services.pool
         accounts = pool.accounts
-        resting = sum(len(account.health.snapshot()["models"]) for account in accounts)
-        yield BoundedStructure(
-            "models at rest", resting, MAX_RESTING_MODELS * len(accounts), "models of accounts"
-        )
+        limited = sum(len(account.health.snapshot()["models"]) for account in accounts)
+        most = MAX_RESTING_MODELS * len(accounts)
+        yield BoundedStructure("models at rest", limited, most, "models of accounts")
         upstreams = [
             account.upstream for account in accounts if isinstance(account.upstream, HttpUpstream)
         ]
         kept = sum(upstream.kept for upstream in upstreams)
         most = sum(upstream.max_kept for upstream in upstreams)
         yield BoundedStructure("idle upstream connections", kept, most, "connections")
-        yield BoundedStructure(
-            "models of the pool", pool.models_remembered, MAX_POOL_MODELS, "models"
-        )
-        yield BoundedStructure(
-            "model catalogues", len(self._catalogues), MAX_CATALOGUES, "catalogues"
-        )
+        models, catalogues = pool.models_remembered, len(self._catalogues)
+        yield BoundedStructure("models of the pool", models, MAX_POOL_MODELS, "models")
+        yield BoundedStructure("model catalogues", catalogues, MAX_CATALOGUES, "catalogues")
 
     def _measured(self) -> Iterator[BoundedStructure]:
-        tally = self._tally
-        yield BoundedStructure("models counted", len(tally.models), MAX_MODELS + 2, "models")
-        yield BoundedStructure("accounts counted", len(tally.accounts), MAX_NAMES + 1, "accounts")
-        yield BoundedStructure("keys and models counted", len(tally.uses), None, "pairs")
-        yield BoundedStructure("history", len(self._history), STEPS, "points")
+        turns = self._turns
+        yield BoundedStructure("models counted", len(turns.models), MAX_MODELS + 2, "models")
+        yield BoundedStructure("accounts counted", len(turns.accounts), MAX_NAMES + 1, "accounts")
+        yield BoundedStructure("keys and models counted", len(turns.uses), None, "pairs")
 
 
 def _counted(name: str, size: int, bound: int, unit: str, each: int) -> BoundedStructure:

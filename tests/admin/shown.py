@@ -12,7 +12,7 @@ STATES = ("ready", "ready", "cooling", "exhausted", "ready", "unauthorized", "dr
 
 
 class Shown:
-    """A :class:`gateway.admin.page.PageSource` with made-up figures.
+    """Stands in for :class:`gateway.admin.page.PageData` with made-up figures.
 
     :param words: put into every text that comes from elsewhere.
     """
@@ -150,8 +150,8 @@ class Shown:
         series["turns_queued"] = [float(at % 60 == 7) for at in range(180)]
         series["tokens_per_minute"] = wave(11e6, 21)
         series["errors_per_minute"] = [3.0 if at in (40, 41, 150) else 0.0 for at in range(180)]
-        series["added_first_token_ms_p99"] = wave(7.4, 5)
-        series["upstream_first_token_ms_p99"] = wave(4310, 13)
+        series["added_first_token_ms.p99"] = wave(7.4, 5)
+        series["upstream_first_token_ms.p99"] = wave(4310, 13)
         series["cached_share"] = [None] * 60 + [0.7 + at / 1000 for at in range(120)]
         return {"step_seconds": 5, "start": NOW - 900, "series": series}
 
@@ -271,6 +271,7 @@ class Shown:
             "first_output_ms": None if failed else 900.0,
             "duration_ms": 1400.0 + 400 * number,
             "relayed_bytes": 91_204,
+            "ended_at": None,
         }
 
     def _forest(self) -> list[Json]:

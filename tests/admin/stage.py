@@ -22,7 +22,6 @@ from gateway.routing.model_catalog import ModelCatalog
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.websocket_site import ResponsesFactory
 from gateway.upstream.proxy import UnavailableProxy
-from tests.admin.figures import NoFigures
 from tests.turn.fakes import World
 
 TOKEN = "t0ken"
@@ -125,13 +124,21 @@ class Admin:
             self.reactor, self.world.services, Settings(), self.tenants, self.limiter
         )
         self.threshold = LogThreshold("info")
+        self.collector = MetricsCollector(
+            self.clock,
+            self.world.services,
+            self.tenants,
+            self.limiter,
+            self.door,
+            ModelCatalog(self.clock),
+        )
         self.running = Running(
             self.world.services,
             self.tenants,
             self.limiter,
             self.door,
             self.threshold,
-            NoFigures(),
+            self.collector,
             lambda: 0,
         )
         self.access = Access(token, loopback, hosts, self.clock.seconds)
@@ -190,14 +197,3 @@ class Admin:
         assert self.threshold.level == "info", "something changed the log level"
         assert not self.limiter.draining, "something drained the gateway"
         assert not len(self.access.logins), "somebody was logged in"
-
-
-def observatory_of(admin: Admin) -> MetricsCollector:
-    return MetricsCollector(
-        admin.clock,
-        admin.world.services,
-        admin.tenants,
-        admin.limiter,
-        admin.door,
-        ModelCatalog(admin.clock),
-    )

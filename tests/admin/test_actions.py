@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.logger import LogEvent, globalLogPublisher
 
-from gateway.admin.probe import ANSWER_SECONDS
+from gateway.admin.actions import ANSWER_SECONDS
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import ApiError
 from gateway.routing.affinity import AffinityKey, connection_key, opaque_id

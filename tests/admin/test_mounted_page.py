@@ -57,7 +57,7 @@ def test_an_action_without_scripts_shows_at_once(admin: Admin) -> None:
     [
         ("/admin/accounts/a/pause", "a is paused until it is resumed"),
         ("/admin/reload", "there is no configuration file that could be read anew"),
-        ("/admin/accounts/nobody/pause", "no account is named &#x27;nobody&#x27;"),
+        ("/admin/accounts/nobody/pause", "no account is named &#39;nobody&#39;"),
     ],
 )
 def test_an_action_without_scripts_says_what_came_of_it(admin: Admin, path: str, said: str) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from gateway.admin.openapi import DESCRIPTION
+from gateway.admin.api import DESCRIPTION
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import read_windows
-from tests.admin.stage import BEARER, TOKEN, Admin, observatory_of
+from tests.admin.stage import BEARER, TOKEN, Admin
 from tests.admin.test_actions import answers, probe
 from tests.admin.test_live import events, listen
 from tests.support.events import text_item, turn_events, user
@@ -121,8 +121,7 @@ def test_nothing_is_shown_that_is_not_described() -> None:
 
 def test_what_is_measured_is_as_described() -> None:
     admin = busy()
-    collector = observatory_of(admin)
-    admin.running.figures = collector
+    collector = admin.collector
     told = {"x-ratelimit-limit-requests": "500", "x-codex-primary-used-percent": "9"}
     windows = read_windows(told, admin.clock.seconds())
     admin.world.accounts["a"].health.observe(windows)

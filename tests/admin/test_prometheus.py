@@ -21,7 +21,7 @@ from gateway.config import KeySettings, RoutingSettings
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.upstream.proxy import UnavailableProxy
-from tests.admin.stage import BEARER, TOKEN, Admin, Way, observatory_of
+from tests.admin.stage import BEARER, TOKEN, Admin, Way
 from tests.metrics.test_turns import attempt, turn
 from tests.support.scrape import Scrape, read
 
@@ -34,8 +34,7 @@ class Measured(Admin):
 
     def __init__(self, token: str | None = None) -> None:
         super().__init__(token)
-        self.collector = observatory_of(self)
-        metrics = Metrics(self.running, self.collector)
+        metrics = Metrics(self.running)
         self.api = Api(self.running, self.access, metrics.render)
         self.site = AdminSite(self.api, self.reactor)
         self.site.startFactory()

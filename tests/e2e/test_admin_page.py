@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.page.layout import FORMS
+from gateway.admin.page.formatting import FORMS
 from tests.e2e.browser import Visit, chromium, executable
 from tests.e2e.codex import NEWEST, CodexClient, CodexRun, run_codex
 from tests.e2e.conftest import CLIENT_KEY, Scene

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.metrics.alarms import Alarms, Finding, Signs, alarm, findings
+from gateway.metrics.alarms import Condition, MeasuredAlarms, Measurements, alarm, conditions
 
-CALM = Signs(
+CALM = Measurements(
     lag_ms=1.0,
     memory=100,
     memory_budget=1000,
@@ -22,9 +22,9 @@ CALM = Signs(
 
 
 def test_nothing_is_wrong_with_what_is_calm_or_unknown() -> None:
-    assert list(findings(CALM)) == []
+    assert list(conditions(CALM)) == []
     unknown = CALM._replace(lag_ms=None, memory=None, memory_budget=None, files_limit=None)
-    assert list(findings(unknown)) == []
+    assert list(conditions(unknown)) == []
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_nothing_is_wrong_with_what_is_calm_or_unknown() -> None:
     ],
 )
 def test_each_condition_says_what_is_wrong(signs: dict[str, Any], level: str, says: str) -> None:
-    (found,) = findings(CALM._replace(**signs))
+    (found,) = conditions(CALM._replace(**signs))
     assert found.level == level
     assert says in found.what
 
@@ -60,13 +60,13 @@ def test_each_condition_says_what_is_wrong(signs: dict[str, Any], level: str, sa
     ],
 )
 def test_what_needs_nobody_is_no_alarm(signs: dict[str, Any]) -> None:
-    assert list(findings(CALM._replace(**signs))) == []
+    assert list(conditions(CALM._replace(**signs))) == []
 
 
 def test_an_alarm_knows_since_when() -> None:
-    alarms = Alarms()
-    slow = Finding("lag", "red", "300 ms")
-    full = Finding("memory amber", "amber", "85 %")
+    alarms = MeasuredAlarms()
+    slow = Condition("lag", "red", "300 ms")
+    full = Condition("memory amber", "amber", "85 %")
     alarms.update([full, slow], 100.0)
     alarms.update([full, slow._replace(what="400 ms")], 105.0)
     assert alarms.shown() == [
@@ -80,9 +80,9 @@ def test_an_alarm_knows_since_when() -> None:
 
 
 def test_a_bad_moment_is_forgiven() -> None:
-    alarms = Alarms()
+    alarms = MeasuredAlarms()
     for now in range(0, 60, 5):
-        alarms.update(findings(CALM._replace(lag_ms=300.0)), float(now))
+        alarms.update(conditions(CALM._replace(lag_ms=300.0)), float(now))
         assert alarms.shown() == [], f"after {now} s"
-    alarms.update(findings(CALM._replace(lag_ms=300.0)), 60.0)
+    alarms.update(conditions(CALM._replace(lag_ms=300.0)), 60.0)
     assert [alarm["since"] for alarm in alarms.shown()] == [0.0]

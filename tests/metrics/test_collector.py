@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.views.figures import Figures
 from gateway.config import KeySettings
-from gateway.metrics.collector import MetricsCollector
-from gateway.metrics.history import STEP_SECONDS
+from gateway.metrics.collector import STEP_SECONDS, STEPS, History, MetricsCollector
+from gateway.metrics.turns import TurnMetrics
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.upstream.proxy import UnavailableProxy
-from tests.admin.figures import NoFigures
-from tests.admin.stage import Admin, Way, observatory_of
+from tests.admin.stage import Admin, Way
 from tests.metrics.test_turns import attempt, turn
 
 
@@ -25,17 +23,7 @@ def admin() -> Admin:
 
 @pytest.fixture
 def collector(admin: Admin) -> MetricsCollector:
-    return observatory_of(admin)
-
-
-def test_it_says_all_that_the_admin_side_asks_for(collector: MetricsCollector) -> None:
-    figures: Figures = collector
-    nothing = NoFigures()
-    assert set(figures.process()) == set(nothing.process())
-    assert set(figures.rates()) == set(nothing.rates())
-    assert set(figures.history()) == set(nothing.history())
-    assert set(figures.newest()) == set(nothing.newest())
-    assert set(figures.account("north")) == set(nothing.account("north"))
+    return admin.collector
 
 
 def test_turns_that_end_are_counted_by_way_of_the_journal(
@@ -43,7 +31,7 @@ def test_turns_that_end_are_counted_by_way_of_the_journal(
 ) -> None:
     admin.world.services.turn_log.ended(turn())
     collector.step()
-    assert collector.tally.turns == 1
+    assert collector.turns.turns == 1
 
 
 def test_it_measures_while_it_runs_and_leaves_no_timer(
@@ -101,7 +89,7 @@ def test_alarms_come_with_a_step(collector: MetricsCollector) -> None:
     assert collector.alarms() == []
     collector.memory_budget = 1
     collector.step()
-    if collector.looked.rss_bytes is not None:
+    if collector.process_figures.rss_bytes is not None:
         assert [alarm["level"] for alarm in collector.alarms()] == ["red"]
 
 
@@ -149,7 +137,6 @@ def test_a_key_that_a_reload_took_away_leaves_no_negative_figures(
 def test_an_account_rests_since_its_first_failure_however_often_it_is_tried(
     admin: Admin, collector: MetricsCollector
 ) -> None:
-    admin.running.figures = collector
     health = admin.world.accounts["a"].health
     began = admin.clock.seconds()
 
@@ -173,7 +160,6 @@ def test_an_account_rests_since_its_first_failure_however_often_it_is_tried(
 def test_an_account_behind_a_broken_proxy_rests_since_that_was_seen(
     admin: Admin, collector: MetricsCollector
 ) -> None:
-    admin.running.figures = collector
     way: Any = Way(UnavailableProxy("no way out", admin.clock.seconds() + 3000))
     admin.world.accounts["a"]._egress = way
     collector.step()
@@ -215,3 +201,66 @@ def test_registers_grow_with_what_they_tell_of(
     assert after["queued turns"] == before["queued turns"] + 2
     gauges = collector.gauges()
     assert (gauges["lanes"], gauges["turns_queued"]) == (3, 2)
+
+
+# --- the last 15 minutes -------------------------------------------------------------------
+
+
+def test_points_are_bounded_and_the_oldest_go() -> None:
+    history = History(TurnMetrics(), 0.0)
+    for step in range(1, STEPS + 11):
+        history.step(step * STEP_SECONDS, {"connections": step})
+    shown = history.shown()
+    assert shown["step_seconds"] == STEP_SECONDS
+    assert shown["start"] == 11 * STEP_SECONDS
+    assert {len(points) for points in shown["series"].values()} == {STEPS}
+    assert shown["series"]["connections"][-1] == STEPS + 10
+    assert history.newest()["values"]["connections"] == STEPS + 10
+    assert len(history) == STEPS
+
+
+def test_nothing_yet_is_nothing() -> None:
+    history = History(TurnMetrics(), 0.0)
+    assert history.shown() == {"step_seconds": STEP_SECONDS, "start": None, "series": {}}
+    assert history.newest() == {"at": None, "values": {}}
+    assert history.rates(1.0)["turns_per_minute"] == 0
+
+
+def test_a_step_tells_of_itself_alone() -> None:
+    turns = TurnMetrics()
+    history = History(turns, 0.0)
+    for _ in range(10):
+        turns.count(turn())
+    history.step(5.0, {})
+    turns.count(turn(status="failed", error_code="server_error", cached_tokens=0))
+    history.step(10.0, {})
+    series = history.shown()["series"]
+    assert series["turns_per_minute"] == [120, 12]
+    assert series["errors_per_minute"] == [0, 12]
+    assert series["tokens_per_minute"] == [10 * 1060 * 12, 1060 * 12]
+    assert series["cached_share"] == [0.8, 0.0]
+    assert [value is None for value in series["added_first_token_ms.p99"]] == [False, False]
+
+
+def test_a_quiet_step_has_no_percentiles() -> None:
+    history = History(TurnMetrics(), 0.0)
+    history.step(5.0, {})
+    assert history.newest()["values"]["upstream_first_token_ms.p50"] is None
+
+
+def test_rates_are_those_of_the_last_minute() -> None:
+    turns = TurnMetrics()
+    history = History(turns, 0.0)
+    for step in range(1, 31):
+        turns.count(turn())
+        history.step(step * 5.0, {})
+    assert history.rates(150.0)["turns_per_minute"] == 12
+    assert history.in_the_last_minute() == (11, 0)
+    assert history.rates(150.0)["upstream_first_token_ms"]["p50"] is not None
+
+
+def test_a_series_that_begins_late_is_as_long_as_the_others() -> None:
+    history = History(TurnMetrics(), 0.0)
+    history.step(5.0, {"connections": 1})
+    history.step(10.0, {"connections": 1, "lanes": 2})
+    assert history.shown()["series"]["lanes"] == [None, 2]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from gateway.admin.page.mounted import BrowserPages
-from gateway.admin.page.page import Page
-from gateway.admin.page.source import PageQuery, PageSource, Viewer
+from gateway.admin.page.page import Page, PageData, PageQuery, Viewer, login_page
 
-__all__ = ["BrowserPages", "Page", "PageQuery", "PageSource", "Viewer"]
+__all__ = ["Page", "PageData", "PageQuery", "Viewer", "login_page"]

@@ -17,7 +17,7 @@ def number(value: Any) -> str:
         return NONE
     if isinstance(value, int) or abs(value) >= 10 or value == int(value):
         return f"{math.floor(value + 0.5):,}"
-    return _tenths(value)
+    return f"{math.floor(value * 10 + 0.5) / 10:.1f}"
 
 
 def milliseconds(value: Any) -> str:
@@ -30,13 +30,8 @@ def milliseconds(value: Any) -> str:
 
 
 def share(value: Any) -> str:
-    """A part of one, in percent."""
-    return NONE if value is None else percent(value * 100)
-
-
-def percent(value: Any) -> str:
-    """62 %."""
-    return NONE if value is None else f"{math.floor(value + 0.5)}{_SPACE}%"
+    """A part of one in percent: 62 %."""
+    return NONE if value is None else f"{math.floor(value * 100 + 0.5)}{_SPACE}%"
 
 
 def size(value: Any) -> str:
@@ -66,22 +61,39 @@ def duration(seconds: Any) -> str:
     return " ".join(parts[:2])
 
 
-def ago(at: Any, now: float) -> str:
-    """A moment that is over; seconds matter in its first minute alone."""
+#: How figures are written, by the names that cells and the script use.
+FORMS = {
+    "number": number,
+    "ms": milliseconds,
+    "share": share,
+    "size": size,
+    "duration": duration,
+}
+
+
+def written(value: Any, form: str) -> str:
+    """A value in one of the :data:`FORMS`, or as ``text``."""
+    if form == "text":
+        return NONE if value is None else str(value)
+    return FORMS[form](value)
+
+
+def ago(at: float | None, now: float) -> str:
+    """A moment that is over; seconds matter only in its first minute."""
     if at is None:
         return NONE
     gone = duration(now - at)
     return (gone.partition(" ")[0] if now - at < 3600 else gone) + " ago"
 
 
-def ahead(at: Any, now: float) -> str:
+def ahead(at: float | None, now: float) -> str:
     """A moment to come."""
     if at is None:
         return NONE
     return "in " + duration(at - now) if at > now else "now"
 
 
-def shortened(text: str, length: int = 24) -> str:
+def shorten(text: str, length: int = 24) -> str:
     """The ends of a long name."""
     if len(text) <= length:
         return text
@@ -89,5 +101,36 @@ def shortened(text: str, length: int = 24) -> str:
     return f"{text[:half]}…{text[-half:]}"
 
 
-def _tenths(value: float) -> str:
-    return f"{math.floor(value * 10 + 0.5) / 10:.1f}"
+def counted(count: int, what: str) -> str:
+    """1 fork, 2 forks."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def fixed(value: float, digits: int) -> str:
+    """A number for the script, with so many digits after the point."""
+    return f"{value:.{digits}f}"
+
+
+def of_limit(used: float | None, limit: float | None) -> float | None:
+    """What part of a limit is used."""
+    return used / limit if used is not None and limit else None
+
+
+def filled(part: float) -> float:
+    """The width of a bar in percent."""
+    return round(max(0.0, min(part, 1.0)) * 100, 1)
+
+
+def continuity(value: dict[str, Any]) -> str:
+    """How an account continues conversations: the setting, and what was learned."""
+    learned = ", ".join(f"{name} {way}" for name, way in value["learned"].items())
+    return f"{value['setting']}: {learned}" if learned else str(value["setting"])
+
+
+def setting(value: object) -> str:
+    """A value of the configuration."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

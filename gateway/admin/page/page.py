@@ -1,142 +1,266 @@
-"""The page: its sections in order, and what is kept of them for a moment."""
+"""The status page: what it asks the views for, its parts, and what is kept of them for a moment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from itertools import groupby
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlencode
 
-from gateway.admin.page.accounts import accounts_table
-from gateway.admin.page.banner import banner
-from gateway.admin.page.configuration import controls, settings_tables
-from gateway.admin.page.conversations import conversations_table, explanation, search_form
-from gateway.admin.page.keys import keys_table
-from gateway.admin.page.layout import document, section
-from gateway.admin.page.memory import memory_table
-from gateway.admin.page.now import now_tiles
-from gateway.admin.page.rendering import Html, tag
-from gateway.admin.page.source import Json, PageQuery, PageSource, Viewer
-from gateway.admin.page.turns import turns_filters, turns_table
+from markupsafe import Markup
+from twisted.web.resource import Resource
+
+from gateway.admin.actions import LEVELS
+from gateway.admin.page.charts import ChainPicture, Json
+from gateway.admin.page.rendering import render
+from gateway.admin.page.static_files import StaticFiles
+from gateway.admin.running import Running
+from gateway.admin.views.conversations import conversations, turns, why
+from gateway.admin.views.overview import configuration, overview
 
 #: For so long, in seconds, everybody is shown the same: ten open pages cost as much as one.
 _KEPT_SECONDS = 1.0
 _MOST_KEPT = 32
-_SECTIONS = (
-    ("now", "Now"),
-    ("accounts", "Accounts"),
-    ("conversations", "Conversations"),
-    ("turns", "Turns"),
-    ("keys", "Keys"),
-    ("memory", "Memory"),
-    ("configuration", "Configuration"),
-)
 
-#: Their rows move when something happens.
-_MOVING = ("conversations", "turns")
+#: Turns on the page unless the browser asks for others, and the most it gets.
+_TURNS = 50
+_MOST_TURNS = 500
+
+#: Longest value of the page's query that is read.
+_LONGEST = 300
+
+#: Conversations on the page.
+_CONVERSATIONS = 50
+
+#: As many colours tell accounts apart.
+_COLOURS = 8
 
 T = TypeVar("T")
+
+
+class Viewer(NamedTuple):
+    """The rights of the person who looks.
+
+    :ivar why_not: why nothing can be done here; None where buttons are offered.
+    :ivar signed_in: whether there is a login to end.
+    :ivar can_sign_in: whether a token is configured to sign in with.
+    :ivar said: what came of an action just now, for browsers without scripts.
+    """
+
+    why_not: str | None = None
+    signed_in: bool = False
+    can_sign_in: bool = False
+    said: str | None = None
+
+    @property
+    def may_act(self) -> bool:
+        """Whether buttons are offered."""
+        return self.why_not is None
+
+
+class PageQuery(NamedTuple):
+    """The query of the page's address: searches, filters, and one response to explain."""
+
+    q: str = ""
+    why: str = ""
+    account: str = ""
+    key: str = ""
+    status: str = ""
+    limit: int = _TURNS
+
+    @classmethod
+    def of(cls, arguments: Mapping[bytes, Sequence[bytes]]) -> PageQuery:
+        """Read a request's ``args``; what makes no sense is left out."""
+
+        def first(name: bytes) -> str:
+            values = arguments.get(name) or [b""]
+            return values[0].decode("utf-8", "replace").strip()[:_LONGEST]
+
+        limit = first(b"limit")
+        number = int(limit) if limit.isascii() and limit.isdigit() and len(limit) < 5 else _TURNS
+        return cls(
+            first(b"q"),
+            first(b"why"),
+            first(b"account"),
+            first(b"key"),
+            first(b"status"),
+            min(max(number, 1), _MOST_TURNS),
+        )
+
+    def filters(self) -> dict[str, str]:
+        """Those of the turns, for an address."""
+        wanted = {"account": self.account, "key": self.key, "status": self.status}
+        chosen = {name: value for name, value in wanted.items() if value}
+        if self.limit != _TURNS:
+            chosen["limit"] = str(self.limit)
+        return chosen
+
+    def address(self, path: str, **more: str) -> str:
+        """``path`` with the filters and ``more``."""
+        query = urlencode({**self.filters(), **more}, errors="replace")
+        return f"{path}?{query}" if query else path
+
+
+class _Section(NamedTuple):
+    """A part of the page that one can go to.
+
+    :ivar part: the template and the ``?part=`` of its body.
+    :ivar moves: whether its rows move when something happens.
+    """
+
+    name: str
+    title: str
+    part: str
+    moves: bool = False
+
+
+_SECTIONS = (
+    _Section("now", "Now", "top"),
+    _Section("accounts", "Accounts", "accounts"),
+    _Section("conversations", "Conversations", "conversations", moves=True),
+    _Section("turns", "Turns", "turns", moves=True),
+    _Section("keys", "Keys", "keys"),
+    _Section("memory", "Memory", "memory"),
+    _Section("configuration", "Configuration", "configuration"),
+)
+
+#: The parts that the script asks for by ``?part=``, in their order.
+PARTS = tuple(section.part for section in _SECTIONS)
+
+
+class PageData:
+    """What the page shows, as the API answers it; each is asked for only where it is shown.
+
+    :param registers: makes the memory register.
+    """
+
+    def __init__(self, running: Running, registers: Callable[[], Json]) -> None:
+        self._running = running
+        self.memory = registers
+
+    def status(self) -> Json:
+        """``GET /status``, with accounts, keys and history."""
+        return overview(self._running)
+
+    def conversations(self, query: str, limit: int) -> Json:
+        """``GET /status/conversations``."""
+        return conversations(self._running, query, limit)
+
+    def why(self, name: str) -> Json | None:
+        """``GET /status/conversations/<name>/why``; None when nothing is known of ``name``."""
+        return why(self._running, name)
+
+    def turns(self, account: str, key: str, status: str, limit: int) -> Json:
+        """``GET /status/turns``, the newest last; empty strings ask for any."""
+        return turns(self._running, account or None, key or None, status or None, limit=limit)
+
+    def configuration(self) -> Json:
+        """``GET /status/config``."""
+        return configuration(self._running)
 
 
 class Page:
     """Makes the page, whole or in parts.
 
-    :param source: what it shows.
     :param now: unix seconds.
+    :ivar static: the files that pages load, mounted at ``/static``.
     """
 
-    def __init__(self, source: PageSource, now: Callable[[], float]) -> None:
-        self._source = source
+    def __init__(self, data: PageData, now: Callable[[], float]) -> None:
+        self.static: Resource = StaticFiles()
+        self._data = data
         self._now = now
         self._kept: dict[Any, Any] = {}
         self._kept_until = 0.0
-        self._settings: tuple[Any, Html] | None = None
+        self._settings: tuple[Any, Markup] | None = None
 
     def render(self, arguments: Mapping[bytes, Sequence[bytes]], viewer: Viewer) -> bytes:
         """The page, or the part that the query asks for.
 
         :param arguments: a request's ``args``.
         """
-        asked = PageQuery.of(arguments)
+        query = PageQuery.of(arguments)
         part = (arguments.get(b"part") or [b""])[0].decode("ascii", "replace")
-        if part in PARTS:
-            return self._shared(
-                (part, asked, viewer), lambda: _encoded(self._part(part, asked, viewer))
-            )
-        return self._shared(("", asked, viewer), lambda: self._whole(asked, viewer))
-
-    def _whole(self, asked: PageQuery, viewer: Viewer) -> bytes:
-        bodies: dict[str, Any] = {name: self._part(name, asked, viewer) for name in PARTS}
-        bodies["now"] = bodies.pop("top")
-        state = str(self._status().get("state", "ready"))
-        return document(
-            f"{state} · responses-gateway",
-            tag("a", "Skip to the status", href="#main", class_="skip"),
-            _head(viewer),
-            tag(
-                "main",
-                tag("p", viewer.said, id="said", role="status", class_="said"),
-                [
-                    section(name, title, bodies[name], aside=_aside(name))
-                    for name, title in _SECTIONS
-                ],
-                id="main",
-                tabindex="-1",
-                data_now=f"{self._now():.3f}",
-            ),
-            live=True,
+        if part not in PARTS:
+            part = ""
+        make = self._part if part else self._whole
+        return self._shared(
+            (part, query, viewer), lambda: make(part, query, viewer).encode("utf-8", "replace")
         )
 
-    def _part(self, name: str, asked: PageQuery, viewer: Viewer) -> Html:
-        return tag("div", PARTS[name](self, asked, viewer), data_part=name)
+    def forget(self) -> None:
+        """Show the state of this moment, because somebody acted."""
+        self._kept_until = 0.0
 
-    def _top(self, asked: PageQuery, viewer: Viewer) -> list[Html]:
+    def _whole(self, _: str, query: PageQuery, viewer: Viewer) -> Markup:
+        return render(
+            "page",
+            state=self._status()["state"],
+            sections=_SECTIONS,
+            bodies={each.name: self._part(each.part, query, viewer) for each in _SECTIONS},
+            viewer=viewer,
+            now=self._now(),
+        )
+
+    def _part(self, name: str, query: PageQuery, viewer: Viewer) -> Markup:
         status = self._status()
-        return [banner(status, self._now()), now_tiles(status)]
+        names = [account["name"] for account in status["accounts"]]
+        return render(
+            name,
+            query=query,
+            viewer=viewer,
+            now=self._now(),
+            status=status,
+            colours={each: f"c{number % _COLOURS}" for number, each in enumerate(names)},
+            **getattr(self, f"_{name}")(query, status),
+        )
 
-    def _accounts(self, asked: PageQuery, viewer: Viewer) -> Html:
-        return accounts_table(self._status().get("accounts") or [], viewer, self._now())
+    def _top(self, query: PageQuery, status: Json) -> Json:
+        return {}
 
-    def _conversations(self, asked: PageQuery, viewer: Viewer) -> list[Html | None]:
-        found = self._source.conversations(asked.q, 50).get("conversations") or []
-        why = self._source.why(asked.why) if asked.why else None
-        names, now = self._names(), self._now()
-        return [
-            search_form(asked),
-            conversations_table(found, names, asked, viewer, now),
-            explanation(asked, why, names, now),
-        ]
+    def _accounts(self, query: PageQuery, status: Json) -> Json:
+        return {"accounts": status["accounts"]}
 
-    def _turns(self, asked: PageQuery, viewer: Viewer) -> list[Html]:
-        status = self._status()
-        found = self._source.turns(asked.account, asked.key, asked.status, asked.limit)
-        keys = [str(each.get("name")) for each in status.get("keys") or ()]
-        return [
-            turns_filters(asked, self._names(), keys, list(status.get("turns") or ())),
-            turns_table(found.get("turns", [])[::-1], self._names(), asked, self._now()),
-        ]
+    def _conversations(self, query: PageQuery, status: Json) -> Json:
+        found = self._data.why(query.why) if query.why else None
+        return {
+            "conversations": self._data.conversations(query.q, _CONVERSATIONS)["conversations"],
+            "why": found,
+            "chain": None if found is None else ChainPicture(found["chain"]["nodes"]),
+        }
 
-    def _keys(self, asked: PageQuery, viewer: Viewer) -> Html:
-        return keys_table(self._status().get("keys") or [], self._now())
+    def _turns(self, query: PageQuery, status: Json) -> Json:
+        found = self._data.turns(query.account, query.key, query.status, query.limit)
+        return {
+            "turns": found["turns"][::-1],
+            "accounts": [account["name"] for account in status["accounts"]],
+            "keys": [key["name"] for key in status["keys"]],
+            "statuses": list(status["turns"]),
+        }
 
-    def _memory(self, asked: PageQuery, viewer: Viewer) -> Html:
-        return memory_table(self._source.memory().get("registers") or [])
+    def _keys(self, query: PageQuery, status: Json) -> Json:
+        return {"keys": status["keys"]}
 
-    def _configuration(self, asked: PageQuery, viewer: Viewer) -> list[Html]:
-        """Its values change with its generation alone; there are thousands."""
-        found = self._source.configuration()
-        generation = (found.get("generation"), found.get("source"))
+    def _memory(self, query: PageQuery, status: Json) -> Json:
+        return {"registers": self._data.memory()["registers"]}
+
+    def _configuration(self, query: PageQuery, status: Json) -> Json:
+        """The settings change with their generation alone; there are thousands."""
+        found = self._data.configuration()
+        generation = (found["generation"], found["source"])
         if self._settings is None or self._settings[0] != generation:
-            self._settings = (generation, settings_tables(found))
-        can_reload = found.get("can_reload", True)
-        return [
-            controls(self._status(), found.get("log_level"), can_reload, viewer),
-            self._settings[1],
-        ]
+            groups = [_setting_group(name, list(each)) for name, each in _by_section(found)]
+            tables = render("settings", source=found["source"], groups=groups)
+            self._settings = (generation, tables)
+        return {
+            "log_level": found["log_level"],
+            "levels": LEVELS,
+            "can_reload": found["can_reload"],
+            "settings": self._settings[1],
+        }
 
     def _status(self) -> Json:
-        return self._shared("status", self._source.status)
-
-    def _names(self) -> list[str]:
-        return [str(each["name"]) for each in self._status().get("accounts") or ()]
+        return self._shared("status", self._data.status)
 
     def _shared(self, what: Any, make: Callable[[], T]) -> T:
         """What was made in the last second, or made now."""
@@ -152,49 +276,25 @@ class Page:
         found: T = self._kept[what]
         return found
 
-    def forget(self) -> None:
-        """Show what is so now: somebody acted."""
-        self._kept_until = 0.0
+
+def login_page(wrong: str | None = None) -> bytes:
+    """The form that posts ``token`` to ``/login``.
+
+    :param wrong: why the last try failed.
+    """
+    return render("login", wrong=wrong).encode("utf-8", "replace")
 
 
-#: The parts that the script asks for by ``?part=``, in their order.
-PARTS: dict[str, Callable[[Page, PageQuery, Viewer], Any]] = {
-    "top": Page._top,
-    "accounts": Page._accounts,
-    "conversations": Page._conversations,
-    "turns": Page._turns,
-    "keys": Page._keys,
-    "memory": Page._memory,
-    "configuration": Page._configuration,
-}
+def _by_section(found: Json) -> Any:
+    """Accounts and keys one by one, other settings by section."""
+    return groupby(found["settings"], key=lambda setting: setting["path"].partition(".")[0])
 
 
-def _aside(name: str) -> Html | None:
-    """Where the script says that it leaves a table alone whose rows would move."""
-    return tag("span", data_held=name, class_="muted") if name in _MOVING else None
-
-
-def _head(viewer: Viewer) -> Html:
-    """The name, the way to each section, and who is signed in."""
-    links = [tag("li", tag("a", title, href=f"#{name}")) for name, title in _SECTIONS]
-    if viewer.signed_in:
-        door: Html | None = tag(
-            "form", tag("button", "Sign out"), method="post", action="/logout", class_="door"
-        )
-    elif viewer.can_sign_in:
-        door = tag("a", "Sign in to act", href="/login", class_="door")
-    else:
-        door = None
-    return tag(
-        "header",
-        tag("h1", "responses-gateway"),
-        tag("nav", tag("ul", links, role="list"), aria_label="Sections"),
-        tag("span", "", id="link", class_="link", role="status"),
-        tag("span", "", id="age", class_="age", aria_hidden="true"),
-        tag("button", "Theme: auto", id="theme", type="button", hidden=True),
-        door,
-    )
-
-
-def _encoded(part: Html) -> bytes:
-    return part.encode("utf-8", "replace")
+def _setting_group(name: str, settings: Sequence[Json]) -> Json:
+    named = (each["value"] for each in settings if each["path"] == f"{name}.name")
+    return {
+        "name": name,
+        "title": next(named, None),
+        "changed": sum(each["origin"] != "default" for each in settings),
+        "settings": settings,
+    }

@@ -1,1 +1,1 @@
-"""What the admin side shows: plain functions from the running gateway to JSON-ready values."""
+"""The data of the page and of ``/status``: plain functions from the running gateway to JSON."""

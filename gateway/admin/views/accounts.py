@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from gateway.admin.running import Running
@@ -19,36 +20,32 @@ _ACTIONS = {
     AccountState.DISABLED: ("resume",),
     AccountState.DRAINING: ("pause", "resume"),
 }
-_SERVING = ("pause", "drain")
+_ACTIONS_IN_SERVICE = ("pause", "drain")
+_ACTIONS_ALWAYS = ("clear", "probe")
 
-#: States in which accounts are tried again and again; each try forgets since when.
-_RESTS = frozenset(("cooling", "exhausted", "unauthorized", "unproven"))
-_ALWAYS = ("clear", "probe")
+#: States in which an account is tried again and again; each try resets the account's own time.
+_UNAVAILABLE = frozenset(("cooling", "exhausted", "unauthorized", "unproven"))
 
 
-def accounts(running: Running) -> dict[str, Any]:
+def accounts(running: Running) -> list[dict[str, Any]]:
     """All accounts, in the operator's order."""
     pool = running.services.pool
-    pinned = conversations_by_account(pool)
-    return {
-        "accounts": [
-            {**account(running, each), "pinned": pinned[each.name]} for each in pool.accounts
-        ]
-    }
+    pinned = _conversations_by_account(pool)
+    return [{**account(running, each), "pinned": pinned[each.name]} for each in pool.accounts]
 
 
-def conversations_by_account(pool: AccountPool) -> Counter[str]:
-    """How many of the conversations that were used last are at home at each account."""
+def _conversations_by_account(pool: AccountPool) -> Counter[str]:
+    """How many of the most recently used conversations are bound to each account."""
     return Counter(binding.account for _, binding in pool.bindings.items(_COUNTED))
 
 
 def account(running: Running, account: Account) -> dict[str, Any]:
     """One account, without what takes a look at all conversations."""
     settings = account.settings
-    health = {**account.health.snapshot(), **_besides_its_health(account)}
-    if health["state"] in _RESTS:
-        told = (health["since"], running.figures.unwell_since(account.name))
-        health["since"] = min((at for at in told if at is not None), default=None)
+    health = {**account.health.snapshot(), **_limits_besides_health(account)}
+    if health["state"] in _UNAVAILABLE:
+        known = (health["since"], running.metrics.unavailable_since(account.name))
+        health["since"] = min((at for at in known if at is not None), default=None)
     return {
         "name": account.name,
         **health,
@@ -56,29 +53,43 @@ def account(running: Running, account: Account) -> dict[str, Any]:
         "max_in_flight": settings.max_in_flight,
         "turns": account.turns,
         "failures": account.failures,
-        **running.figures.account(account.name),
+        **running.metrics.account(account.name),
         "continuity": {"setting": settings.continuity, "learned": account.learned.continuity()},
         "learned": account.learned.shown(),
         "base_url": without_credentials(settings.base_url),
         "serves": list(settings.models),
         "weight": settings.weight,
         "priority": settings.priority,
-        "actions": [*_ACTIONS.get(account.health.state, _SERVING), *_ALWAYS],
+        "actions": [
+            *_ACTIONS.get(account.health.state, _ACTIONS_IN_SERVICE),
+            *_ACTIONS_ALWAYS,
+        ],
     }
 
 
 def state(account: Account) -> AccountState:
-    """The state that is shown: a broken proxy makes every account behind it rest, too."""
+    """The state that is shown: a failed proxy makes every account behind it unavailable."""
     found = account.health.state
     if found is AccountState.READY and (barred := account.unready()) is not None:
         return barred.state
     return found
 
 
-def _besides_its_health(account: Account) -> dict[str, Any]:
-    """What keeps turns away from a healthy account for a while: its proxy, its rate.
+def used_share(window: Mapping[str, Any]) -> float | None:
+    """The used part of a quota window, from 0 to 1; None when it is not known.
 
-    Whether it is full changes all the time, and is to be seen beside.
+    Some upstreams report the share that is used, others what is left of the limit.
+    """
+    percent, left, limit = window["used_percent"], window["remaining"], window["limit"]
+    if percent is not None:
+        return float(percent) / 100
+    return None if left is None or not limit else float(limit - left) / float(limit)
+
+
+def _limits_besides_health(account: Account) -> dict[str, Any]:
+    """What keeps turns away from a healthy account for a while: its proxy, its request rate.
+
+    Whether it is full changes all the time and is shown by its turns in flight.
     """
     if account.health.state is not AccountState.READY:
         return {}

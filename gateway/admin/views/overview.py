@@ -1,22 +1,20 @@
-"""Everything at a glance: is it ready, what runs now, and is there anything to be done."""
+"""The whole gateway: whether it is ready, its load and alarms, its configuration and memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from gateway import __version__
 from gateway.admin.running import Running
-from gateway.admin.views.accounts import account, conversations_by_account
-from gateway.admin.views.alarms import alarms
-from gateway.admin.views.keys import keys
-from gateway.routing.wait_queue import WaitReason
+from gateway.admin.views.accounts import accounts
+from gateway.metrics.alarms import Alarm, all_alarms
 
 
 def ready(running: Running) -> str | None:
-    """Why no new work is welcome, or None when it is."""
+    """Why no new work is accepted, or None when it is."""
     if running.limiter.draining:
         return "draining"
     if all(each.unready() for each in running.services.pool.accounts):
@@ -26,57 +24,87 @@ def ready(running: Running) -> str | None:
 
 def overview(running: Running) -> dict[str, Any]:
     """What the page shows first, with the history of the last minutes."""
-    return {**current(running), "history": running.figures.history()}
+    return {**current(running), "history": running.metrics.history()}
 
 
 def current(running: Running) -> dict[str, Any]:
     """The overview as it is sent every second: without history, with its newest point."""
     services = running.services
-    configuration = running.configuration
-    pinned = conversations_by_account(services.pool)
-    accounts = [
-        {**account(running, each), "pinned": pinned[each.name]} for each in services.pool.accounts
-    ]
-    found = alarms(running, accounts)
-    rejected = configuration.last_rejected()
+    shown = accounts(running)
+    found = alarms(running, shown)
     return {
         "version": __version__,
         "uptime_seconds": round(running.now() - running.started_at, 1),
         "state": _state(running, found),
         "ready": ready(running) is None,
-        "generation": configuration.generation(),
-        "last_rejected_reload": None if rejected is None else rejected._asdict(),
+        "generation": running.configuration.generation(),
+        "last_rejected_reload": _last_rejected(running),
         "log_level": running.threshold.level,
-        **running.figures.process(),
+        **running.metrics.process(),
         "alarms": found,
-        "now": at_present(running),
-        "newest": running.figures.newest(),
+        "now": _now(running),
+        "newest": running.metrics.newest(),
         "turns": dict(services.turn_log.totals),
-        "accounts": accounts,
-        **keys(running),
+        "accounts": shown,
+        "keys": running.tenants.snapshot(),
         "ledger": msgspec.to_builtins(services.ledger.figures()),
         "bindings": len(services.pool.bindings),
         "seals": len(services.issuers),
     }
 
 
-def at_present(running: Running) -> dict[str, Any]:
-    """The counts of this moment and the rates of the last minute."""
-    sessions, waiting = running.door.sessions(), running.services.waiting
-    over_websockets = sum(session.turns_running for session in sessions)
+def alarms(running: Running, shown: Sequence[Mapping[str, Any]]) -> list[Alarm]:
+    """All alarms, the red ones first.
+
+    :param shown: the accounts as they are shown.
+    """
+    return all_alarms(
+        running.metrics.alarms(),
+        running.services.pool.accounts,
+        shown,
+        running.configuration.last_rejected(),
+        running.now(),
+    )
+
+
+def memory(running: Running, own: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """The memory register: every bounded structure, its size and its bound.
+
+    :param own: those of the admin side itself.
+    """
+    return {"registers": [*running.metrics.registers(), *own]}
+
+
+def configuration(running: Running) -> dict[str, Any]:
+    """The configuration in force, each value with its origin; secrets are masked."""
+    in_force = running.configuration
     return {
-        "connections": len(running.limiter),
-        "websockets": len(running.door.connections),
-        "lanes": sum(session.lanes for session in sessions),
-        "turns_in_flight": over_websockets + running.http_turns(),
-        "turns_queued": sum(session.turns_queued for session in sessions),
-        "turns_waiting": waiting.waiting_for(WaitReason.ACCOUNT),
-        "turns_limited": waiting.waiting_for(WaitReason.LIMIT),
-        **running.figures.rates(),
+        "generation": in_force.generation(),
+        "source": in_force.source,
+        "last_rejected_reload": _last_rejected(running),
+        "can_reload": in_force.reload is not None,
+        "log_level": running.threshold.level,
+        "settings": [setting._asdict() for setting in in_force.settings()],
     }
 
 
-def _state(running: Running, alarms: Sequence[Mapping[str, Any]]) -> str:
+def _now(running: Running) -> dict[str, Any]:
+    """The counts of this moment and the rates of the last minute."""
+    sessions = running.websockets.sessions()
+    over_websockets = sum(session.turns_running for session in sessions)
+    return {
+        **running.metrics.gauges(),
+        "turns_in_flight": over_websockets + running.http_turns(),
+        **running.metrics.rates(),
+    }
+
+
+def _last_rejected(running: Running) -> dict[str, Any] | None:
+    rejected = running.configuration.last_rejected()
+    return None if rejected is None else rejected._asdict()
+
+
+def _state(running: Running, alarms: Sequence[Alarm]) -> str:
     if running.limiter.draining:
         return "draining"
     if ready(running) is not None:

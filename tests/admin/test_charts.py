@@ -1,14 +1,20 @@
-"""The picture of a conversation: every line leads from a response to what continues it."""
+"""What the page draws: the chain of a conversation, lines of figures, phases of turns."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admin.page.chain import Row, rows, width
-from gateway.admin.page.chain_picture import chain_table
-from gateway.admin.page.phases import PHASES, phases
-from gateway.admin.page.source import Json
+from gateway.admin.page.charts import (
+    PHASES,
+    ChainPicture,
+    ChainRow,
+    Json,
+    Sparkline,
+    chain_rows,
+    column_count,
+    phases,
+)
 
 forests = st.integers(1, 30).flatmap(
     lambda size: st.tuples(*(st.none() | st.integers(0, max(0, at - 1)) for at in range(size)))
@@ -23,7 +29,7 @@ def nodes(parents: tuple[int | None, ...]) -> list[Json]:
 
 
 def columns(*parents: int | None) -> list[int]:
-    return [row.column for row in rows(nodes(parents))]
+    return [row.column for row in chain_rows(nodes(parents))]
 
 
 def test_a_chain_stays_in_one_column() -> None:
@@ -36,21 +42,21 @@ def test_a_fork_opens_a_column_and_a_leaf_frees_it() -> None:
 
 
 def test_a_parent_that_is_not_shown_is_none() -> None:
-    (row,) = rows([{"id": "late", "parent": "gone"}])
+    (row,) = chain_rows([{"id": "late", "parent": "gone"}])
     assert (row.column, row.above) == (0, False)
 
 
 def test_a_child_before_its_parent_harms_nobody() -> None:
-    laid = rows([{"id": "b", "parent": "a"}, {"id": "a", "parent": None}])
+    laid = chain_rows([{"id": "b", "parent": "a"}, {"id": "a", "parent": None}])
     assert [row.above for row in laid] == [False, False]
-    assert rows([{"id": "a", "parent": "a"}])[0].children == 0, "its own parent"
+    assert chain_rows([{"id": "a", "parent": "a"}])[0].children == 0, "its own parent"
 
 
 @given(forests)
 def test_each_line_leads_from_a_response_to_its_continuation(
     parents: tuple[int | None, ...],
 ) -> None:
-    laid = rows(nodes(parents))
+    laid = chain_rows(nodes(parents))
     at = {row.node["id"]: number for number, row in enumerate(laid)}
     drawn = 0
     for number, row in enumerate(laid):
@@ -63,24 +69,33 @@ def test_each_line_leads_from_a_response_to_its_continuation(
             for between in laid[number + 1 : end]:
                 assert between.passing.get(column) is child, "the line is interrupted"
     assert drawn == sum(node["parent"] is not None for node in nodes(parents))
-    assert width(laid) == 1 + max(max([row.column, *row.passing]) for row in laid)
+    assert column_count(laid) == 1 + max(max([row.column, *row.passing]) for row in laid)
 
 
 @given(forests)
 def test_it_is_no_wider_than_the_branches_that_are_open(parents: tuple[int | None, ...]) -> None:
-    laid = rows(nodes(parents))
+    laid = chain_rows(nodes(parents))
 
-    def open_at(row: Row) -> int:
+    def open_at(row: ChainRow) -> int:
         return max(1, len(row.passing) + 1, len(row.passing) + len(row.forks))
 
-    assert width(laid) <= max(map(open_at, laid))
+    assert column_count(laid) <= max(map(open_at, laid))
 
 
 def test_a_long_conversation_shows_its_newest_responses_and_says_so() -> None:
-    many = nodes((None, *range(400)))
-    drawn = chain_table(many, [], 0.0, "")
-    assert drawn.count("<circle") == 300
-    assert "101 older ones are not shown" in drawn
+    picture = ChainPicture(nodes((None, *range(400))))
+    assert len(picture.rows) == 300
+    assert picture.rows[-1].node["id"] == "r400"
+    assert picture.left_out == 101
+
+
+def test_a_line_breaks_where_nothing_was_measured() -> None:
+    line = Sparkline([1.0, None, 4.0, 2.0])
+    assert line.peak == 4.0
+    assert line.stroke == "M176 25.0M178 1.0L179 17.0"
+    assert line.area == "M0 0", "no ground under a line with gaps"
+    assert line.points == "1,,4,2"
+    assert Sparkline([]).stroke == Sparkline([None]).stroke == "M0 0"
 
 
 @given(
