@@ -232,7 +232,7 @@ class TurnMetrics:
             self._count_account(record, record.account, model)
 
     def account(self, name: str) -> dict[str, object]:
-        """See :meth:`AccountMetrics.shown`; also of an account that did nothing yet."""
+        """An account's figures of the last steps, for JSON; also of one without turns so far."""
         self.catch_up()
         found = self.accounts.get(name)
         if found is None:
