@@ -331,8 +331,10 @@ class TokenSource:
         return True
 
     def _candidate(self, tried: set[str]) -> str | None:
-        """The refresh token of the file; where that one is refused, the configuration's,
-        which the operator may have replaced since the file was made."""
+        """The refresh token of the file; if that is refused, the configuration's.
+
+        The operator may have replaced the latter since the file was made.
+        """
         held = self._tokens.refresh_token if self._tokens is not None else None
         for refresh_token in (held, self._settings.refresh_token):
             if refresh_token is not None and refresh_token not in tried:

@@ -386,8 +386,11 @@ def _kept_headers(headers: object) -> dict[str, str]:
 
 
 def _hints(fields: dict[str, Any], outer_headers: object) -> dict[str, str]:
-    """What all headers of an error say of limits: its answer's or event's own, and those
-    that services put into the error (``headers``; OpenRouter: ``metadata.headers``)."""
+    """The headers of an error about limits.
+
+    They come from its answer or event, and from the error itself (``headers``; OpenRouter:
+    ``metadata.headers``).
+    """
     metadata = fields.get("metadata")
     within = metadata.get("headers") if isinstance(metadata, dict) else None
     hints: dict[str, str] = {}

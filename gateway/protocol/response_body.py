@@ -204,8 +204,9 @@ _Events = Iterator[tuple[str, dict[str, Any]]]
 
 
 def read_response_object(body: bytes) -> list[Event] | None:
-    """The events that would have streamed a response object: clients put answers together of
-    events.  One event as the whole body is that event.
+    """The events that would have streamed a response object; clients build answers from events.
+
+    A body that is one event gives that event.
 
     :return: None for anything else, an error among it.
     """

@@ -1,5 +1,7 @@
-"""Where turns wait for an account, or for a limit of their key: bounded, fair between tenants,
-each with its deadline."""
+"""The queue of turns that wait for an account, or for a limit of their key.
+
+It is bounded, fair between tenants, and each turn has its deadline.
+"""
 
 from __future__ import annotations
 

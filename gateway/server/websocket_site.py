@@ -121,8 +121,10 @@ class ResponsesFactory(WebSocketServerFactory):
         )
 
     def reconfigure(self, settings: Settings) -> None:
-        """Take these settings for new connections; a key that is gone, or changed, takes its
-        connections along when their turns have ended."""
+        """Use these settings for new connections.
+
+        The connections of a key that was removed or changed are closed after their running turns.
+        """
         changed = set(self._settings.keys) - set(settings.keys)
         self._settings = settings
         self.stall_seconds = settings.timeouts.stall_seconds
