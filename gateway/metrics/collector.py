@@ -213,8 +213,10 @@ class MetricsCollector(Service):
         }
 
     def process(self) -> dict[str, Any]:
-        """``{memory: {rss_bytes, budget_bytes}, open_files: {used, limit},
-        loop_lag_ms: {p50, p99}}``."""
+        """Memory, open files and loop lag of the process.
+
+        ``{memory: {rss_bytes, budget_bytes}, open_files: {used, limit}, loop_lag_ms: {p50, p99}}``.
+        """
         figures = self.process_figures
         return {
             "memory": {"rss_bytes": figures.rss_bytes, "budget_bytes": self.memory_budget},
@@ -223,8 +225,11 @@ class MetricsCollector(Service):
         }
 
     def rates(self) -> dict[str, Any]:
-        """``{turns_per_minute, tokens_per_minute, errors_per_minute, refused_per_minute,
-        cached_share, added_first_token_ms: {p50, p99}, upstream_first_token_ms: {p50, p99}}``."""
+        """Rates and latencies of the last minute.
+
+        ``{turns_per_minute, tokens_per_minute, errors_per_minute, refused_per_minute,
+        cached_share, added_first_token_ms: {p50, p99}, upstream_first_token_ms: {p50, p99}}``.
+        """
         refused = (self._refused_so_far() - self._errors[0].refused).total()
         minutes = len(self._errors) * STEP_SECONDS / 60
         return {
