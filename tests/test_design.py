@@ -39,7 +39,6 @@ KNOWN_SEE = {
     "gateway/api_keys/",
     "gateway/server/",
     "gateway/turn/",
-    "gateway/upstream/",
 }
 
 

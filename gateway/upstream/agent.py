@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from weakref import WeakValueDictionary
 
 from hyperlink import EncodedURL
 from treq.client import HTTPClient
-from treq.cookies import IndexableCookieJar
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import (
@@ -24,7 +22,6 @@ from twisted.internet.interfaces import (
     IConsumer,
     IDelayedCall,
     IHandshakeListener,
-    IOpenSSLClientConnectionCreator,
     IProtocol,
     IProtocolFactory,
     IReactorTime,
@@ -41,16 +38,12 @@ from zope.interface import implementer
 
 from gateway.compat import is_reading_head
 from gateway.upstream.chunk_coalescer import MAX_HEAD, ChunkCoalescer, HeadTooLarge
-from gateway.upstream.interface import ForwardedRequest
 from gateway.upstream.proxy import Proxy, ProxyHealth, UnavailableProxy
 from gateway.upstream.proxy_endpoint import ProxyEndpoint
 from gateway.upstream.tls import AccountTLS
 
 #: How long an idle kept-alive connection is trusted: below what load balancers allow.
 _IDLE_CONNECTION_SECONDS = 45.0
-
-_ENCODING = b"accept-encoding"
-_IDENTITY = [b"identity"]
 
 
 # --- the client ----------------------------------------------------------------------------
@@ -84,57 +77,53 @@ def http_client(
 
 
 class UpstreamClient(HTTPClient):
-    """treq's client for one account.
+    """treq's client for one account, without what treq does for each request.
 
-    It asks for uncompressed answers: treq always offers gzip, which delays small events.  It
-    keeps no cookies: all clients of an account would share them, and tell the upstream what
-    they have in common.
+    It follows no redirects, and asks for uncompressed answers: treq always offers gzip, which
+    delays small events.  It keeps no cookies: all clients of an account would share them, and
+    tell the upstream what they have in common.
     """
 
     def __init__(self, agent: IAgent) -> None:
+        super().__init__(agent)
         self._direct = agent
-        self._no_cookies = IndexableCookieJar(DefaultCookiePolicy(allowed_domains=()))
-        super().__init__(IdentityEncodingAgent(agent), self._no_cookies, WholeBodyProducer)
 
     def send(
         self,
-        base_url: Callable[[], str],
-        request: ForwardedRequest,
-        authorization: Mapping[str, str],
-        connected: Callable[[], None],
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        connected: Callable[[], None] | None = None,
     ) -> Deferred[IResponse]:
-        """Send a request without what treq does for cookies, redirects, forms and URLs.
+        """Send a request; the body of its response waits for ``deliverBody``.
 
-        :param authorization: headers that win over those of ``request``.
+        :param headers: each character of a value stands for one byte.
         :param connected: called when the body is written to a connection.
         """
-        method, path, named, body = request
-        headers = Headers(
-            {name.encode(): [value.encode("latin-1")] for name, value in named.items()}
-        )
-        for name, value in authorization.items():
-            headers.setRawHeaders(name, [value])
-        headers.setRawHeaders(_ENCODING, _IDENTITY)
+        sent = {name.encode(): [value.encode("latin-1")] for name, value in headers.items()}
+        sent[b"accept-encoding"] = [b"identity"]
         producer = None if body is None else WholeBodyProducer(body, connected)
-        url = encoded_url(base_url() + path)
-        sent = self._direct.request(method.encode("ascii"), url, headers, producer)
-        return sent.addCallback(_uncompressed)
+        response = self._direct.request(
+            method.encode("ascii"), _encoded_url(url), Headers(sent), producer
+        )
+        return response.addCallback(_uncompressed)
 
-    def request(self, method: str, url: str, **options: Any) -> Deferred[Any]:  # type: ignore[override]
-        """Send a request in treq's way; it would make a cookie jar for each one."""
-        options.setdefault("cookies", self._no_cookies)
-        return super().request(method, _SentURL.from_text(encoded_url(url).decode()), **options)
-
-
-class _SentURL(EncodedURL):
-    """A URL in the form in which it is sent, which is not to be encoded again."""
-
-    def to_uri(self) -> EncodedURL:
-        return self
+    def request(  # type: ignore[override]
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        data: bytes | None = None,
+        **_: Any,
+    ) -> Deferred[Any]:
+        """Send a request by treq's interface; the response is never buffered."""
+        return self.send(method, url, headers, data)
 
 
 @lru_cache(256)
-def encoded_url(url: str) -> bytes:
+def _encoded_url(url: str) -> bytes:
     """A URL as it is sent, path and query encoded; remembered, since this takes 100 us.
 
     The host needs no encoding: the configuration takes no other.  hyperlink takes every host
@@ -143,26 +132,6 @@ def encoded_url(url: str) -> bytes:
     parsed = EncodedURL.from_text(url)
     encoded = parsed.replace(host="").to_uri().replace(host=parsed.host)
     return encoded.to_text().encode("ascii")
-
-
-@implementer(IAgent)
-class IdentityEncodingAgent:
-    """Asks for uncompressed answers where treq asks for gzip."""
-
-    def __init__(self, agent: IAgent) -> None:
-        self._agent = agent
-
-    def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
-    ) -> Deferred[IResponse]:
-        """Send a request with ``accept-encoding: identity``."""
-        headers = Headers() if headers is None else headers.copy()
-        headers.setRawHeaders(_ENCODING, _IDENTITY)
-        return self._agent.request(method, uri, headers, bodyProducer)
 
 
 def _uncompressed(response: IResponse) -> IResponse:
@@ -238,7 +207,7 @@ class EgressPath:
         health: ProxyHealth | None = None,
     ) -> None:
         assert (proxy is None) == (health is None), "a proxy and its health go together"
-        self._tls = tls or AccountTLS()
+        self.tls = tls or AccountTLS()
         self.proxy = proxy
         self.health = health
 
@@ -250,21 +219,6 @@ class EgressPath:
         """Reset the proxy's circuit breaker (operator action)."""
         if self.health is not None:
             self.health.clear()
-
-    def endpoint(
-        self, reactor: Any, host: str, port: int, connect_seconds: float
-    ) -> IStreamClientEndpoint:
-        """TCP to an upstream, or a proxy's connection to it.
-
-        :param connect_seconds: how long it may take, a proxy's handshake included.
-        """
-        if self.proxy is None or self.health is None:
-            return HostnameEndpoint(reactor, host, port, timeout=connect_seconds)
-        return ProxyEndpoint(reactor, self.proxy, self.health, host, port, connect_seconds)
-
-    def tls(self, host: bytes, port: int) -> IOpenSSLClientConnectionCreator:
-        """What goes over it for ``https``."""
-        return self._tls.creatorForNetloc(host, port)
 
 
 class EgressPaths:
@@ -318,7 +272,7 @@ class EgressPaths:
 class UpstreamEndpoints:
     """The endpoints of one account, with verified TLS for ``https``.
 
-    :param connect_seconds: how long a connection may take, and its TLS handshake after it.
+    :param connect_seconds: how long TCP and a proxy's handshake may take, and TLS after it.
     """
 
     def __init__(self, reactor: Any, connect_seconds: float, egress: EgressPath) -> None:
@@ -335,12 +289,17 @@ class UpstreamEndpoints:
         return self._endpoints[key]
 
     def _make(self, scheme: bytes, host: bytes, port: int) -> IStreamClientEndpoint:
-        endpoint = self._egress.endpoint(
-            self._reactor, host.decode("ascii"), port, self._connect_seconds
-        )
+        seconds, egress, name = self._connect_seconds, self._egress, host.decode("ascii")
+        endpoint: IStreamClientEndpoint
+        if egress.proxy is None or egress.health is None:
+            endpoint = HostnameEndpoint(self._reactor, name, port, timeout=seconds)
+        else:
+            endpoint = ProxyEndpoint(
+                self._reactor, egress.proxy, egress.health, name, port, seconds
+            )
         if scheme == b"https":
-            endpoint = wrapClientTLS(self._egress.tls(host, port), endpoint)
-        return CoalescingEndpoint(endpoint, self._reactor, self._connect_seconds)
+            endpoint = wrapClientTLS(egress.tls.creatorForNetloc(host, port), endpoint)
+        return CoalescingEndpoint(endpoint, self._reactor, seconds)
 
 
 @implementer(IStreamClientEndpoint)

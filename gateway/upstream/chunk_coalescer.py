@@ -1,9 +1,9 @@
-"""Coalesce the chunks of chunked HTTP/1.1 responses: one chunk out per read in (sans-IO).
+"""Coalesce the chunks of chunked HTTP/1.1 responses: one chunk for each read (sans-IO).
 
 An upstream that streams server-sent events writes one HTTP chunk per event, and a parser that
-calls its consumer once per chunk then costs more than the events are worth. A ``ChunkCoalescer``
-stands before such a parser: fed the raw bytes of a connection, it returns bytes that mean the
-same, in which all chunk data of one ``feed`` is a single chunk.
+calls its consumer once per chunk then costs more than the events themselves. A ``ChunkCoalescer``
+stands before such a parser: fed the raw bytes of a connection, it returns equivalent bytes, in
+which all chunk data of one ``feed`` is a single chunk.
 
 It follows the framing of each response (chunked, of known length, without a body) to know where
 the next one starts. Only framing is ever held back: data leaves in the ``feed`` it came in. What
@@ -53,7 +53,7 @@ class _State(enum.Enum):
 
 
 class ChunkCoalescer:
-    """The reading side of one connection; see the module's docstring."""
+    """The reading side of one connection."""
 
     def __init__(self) -> None:
         self._state = _State.HEAD
@@ -61,7 +61,7 @@ class ChunkCoalescer:
         self._missing = 0  # bytes still to come of this body or chunk
         self._trailer_bytes = 0
         self._interim = 0  # responses of 1xx since the last final one
-        self._head_bytes = 0  # theirs
+        self._head_bytes = 0  # of their heads
 
     @property
     def transparent(self) -> bool:
@@ -117,7 +117,7 @@ class ChunkCoalescer:
         if not seen:
             return data
         if state is _State.HEAD:
-            self._become_opaque()  # no body, and yet there is more
+            self._become_opaque()  # bytes after a response without a body
         return data[: len(data) - len(seen)] + self.feed(seen)
 
     def _length(self, data: bytes) -> bytes:
@@ -185,7 +185,7 @@ class ChunkCoalescer:
             self._pending = data[position:]
             self._trailer_bytes += position
             if self._trailer_bytes + len(self._pending) > MAX_TRAILERS:
-                self._become_opaque()  # for the parser behind to judge
+                self._become_opaque()  # the parser behind decides
                 return data
             return data[:position]
         self._pending = b""
@@ -254,7 +254,7 @@ def _framing(head: bytes) -> tuple[_State, int]:
         elif name.lower() == b"content-length":
             lengths.append(value.strip())
     if code[:1] == b"1":
-        return _State.INTERIM, 0  # 101 too: nobody asked for an upgrade
+        return _State.INTERIM, 0  # 101 too: no upgrade was asked for
     if code in (b"204", b"304"):
         return _State.HEAD, 0
     if encodings == [b"chunked"]:

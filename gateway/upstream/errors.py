@@ -1,4 +1,4 @@
-"""What went wrong with a connection to an upstream, in the API's terms."""
+"""Failures of connections to upstreams, as errors of the API."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def reasons_of(failure: Failure) -> list[Failure]:
 def connection_went_stale(failure: Failure) -> bool:
     """Whether a connection closed before any byte of the answer came.
 
-    That is how a kept-alive connection ends which the upstream closed as we wrote, if it
-    ends at once.
+    If it closes at once, it is a kept-alive connection that the upstream closed while the
+    request was written.
     """
     return bool(failure.check(ResponseNeverReceived, RequestTransmissionFailed)) and all(
         reason.type in (error.ConnectionDone, error.ConnectionLost)
@@ -81,10 +81,10 @@ def upstream_failure(failure: Failure) -> ApiError:
 def _proxy_failure(problem: ProxyError) -> ApiError:
     """The proxy's own failures are not the account's (design law 13).
 
-    Where the proxy is concerns the operator only.
+    Clients are not told the proxy's address.
     """
     _log.warn("{problem}", problem=str(problem))
-    if problem.blame is ProxyFault.PROXY:
+    if problem.fault is ProxyFault.PROXY:
         return ApiError.bad_gateway(
             "The proxy of the gateway's account failed; its operator can see why.", PROXY_ERROR
         )
@@ -104,5 +104,5 @@ def _tls_failure(problem: Exception) -> ApiError:
 
 
 def log_bug(failure: Failure) -> None:
-    """A failure that no upstream can cause: show where, for the developers."""
+    """Log a bug of the gateway with its traceback."""
     _log.failure("the gateway failed while it read an upstream", failure)

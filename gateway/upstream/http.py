@@ -15,7 +15,7 @@ import enum
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, fail, gatherResults, maybeDeferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
@@ -255,18 +255,19 @@ class HttpExchange(Protocol):
             self._send(headers)
 
     def _send(self, authorization: Mapping[str, str]) -> None:
-        """Send the request once.
-
-        :param authorization: headers that win over those of the request.
-        """
+        """Send the request once; the headers of ``authorization`` win over its own."""
         upstream, request = self._upstream, self._request
         assert request is not None, "a request is not sent after its answer"
         self._authorization = authorization
         self._sent_at = upstream.reactor.seconds()
-        connected = self._receiver.upstream_connected
-        sent = maybeDeferred(
-            upstream.client.send, upstream.base_url, request, authorization, connected
-        )
+        method, path, headers, body = request
+        try:
+            url = upstream.base_url() + path
+            headers = {**headers, **authorization}
+            connected = self._receiver.upstream_connected
+            sent = upstream.client.send(method, url, headers, body, connected)
+        except Exception:
+            sent = fail()
         self._wait(sent, self._answered, self._not_answered)
         if self._state is ExchangeState.OVER:  # the receiver cancelled it as it connected
             sent.cancel()

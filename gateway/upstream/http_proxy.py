@@ -7,14 +7,14 @@ import re
 
 from gateway.upstream.proxy import ProxyCredentials, ProxyFault, ProxyRefused, netloc
 
-#: How large the heads of the proxy's answers may be, in bytes.
+#: The largest head of an answer, in bytes.
 MAX_HEAD = 16_384
 
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-5][0-9][0-9])(?: [^\r\n]*)?\r?\n")
 
-#: Answers below 500 that say something of the proxy rather than of the upstream.
-_OF_THE_PROXY = {
+#: Statuses below 500 for which the proxy is at fault rather than the upstream.
+_FAULTS_OF_THE_PROXY = {
     402: "wants to be paid (status 402)",
     407: "wants credentials (status 407)",
     429: "has had too many requests (status 429)",
@@ -22,27 +22,27 @@ _OF_THE_PROXY = {
 
 
 class ConnectHandshake:
-    """One CONNECT and its answer; see :class:`~gateway.upstream.proxy.Handshake`.
+    """One CONNECT and its answer: a :class:`~gateway.upstream.proxy.ProxyHandshake`.
 
     :param host: the upstream's name, which the proxy resolves, or address.
     """
 
-    def __init__(self, host: str, port: int, login: ProxyCredentials | None) -> None:
+    def __init__(self, host: str, port: int, credentials: ProxyCredentials | None) -> None:
         self._target = netloc(host, port)
-        self._login = login
+        self._credentials = credentials
         self._received = b""
         self._open = False
 
     @property
-    def rest(self) -> bytes | None:
-        """None while it goes on; then what came after its end."""
+    def remaining(self) -> bytes | None:
+        """None during the handshake; then the bytes after it."""
         return self._received if self._open else None
 
     def begin(self) -> bytes:
         """The request."""
         lines = [f"CONNECT {self._target} HTTP/1.1", f"Host: {self._target}"]
-        if self._login is not None:
-            pair = f"{self._login.user}:{self._login.password}"
+        if self._credentials is not None:
+            pair = ":".join(self._credentials)
             lines.append(f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}")
         return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
@@ -53,7 +53,7 @@ class ConnectHandshake:
             status = self._status()
             self._received = self._received[end.end() :]
             if status >= 200:
-                self._judge(status)
+                self._check(status)
                 self._open = True
                 return b""
         if self._received[:7] != b"HTTP/1."[: len(self._received)]:
@@ -68,12 +68,12 @@ class ConnectHandshake:
             raise ProxyRefused("does not speak HTTP")
         return int(line[1])
 
-    def _judge(self, status: int) -> None:
+    def _check(self, status: int) -> None:
         if status < 300:
             return
-        if status == 407 and self._login is not None:
+        if status == 407 and self._credentials is not None:
             raise ProxyRefused("does not accept the credentials (status 407)")
-        if status in _OF_THE_PROXY:
-            raise ProxyRefused(_OF_THE_PROXY[status])
-        blame = ProxyFault.PROXY if status >= 500 else ProxyFault.UPSTREAM
-        raise ProxyRefused(f"does not connect to {self._target} (status {status})", blame)
+        if status in _FAULTS_OF_THE_PROXY:
+            raise ProxyRefused(_FAULTS_OF_THE_PROXY[status])
+        fault = ProxyFault.PROXY if status >= 500 else ProxyFault.UPSTREAM
+        raise ProxyRefused(f"does not connect to {self._target} (status {status})", fault)

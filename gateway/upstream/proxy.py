@@ -1,4 +1,4 @@
-"""A proxy between the gateway and its upstreams: where it is, and what can be wrong with it."""
+"""An egress proxy: its address, what can be wrong with it, and whether it can be used now."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from urllib.parse import unquote, urlsplit
 
 from gateway.circuit_breaker import BreakerAttempt, BreakerState, CircuitBreaker
 
-_WORDS = "expected http://[user:password@]host:port or socks5://[user:password@]host:port"
+_EXPECTED = "expected http://[user:password@]host:port or socks5://[user:password@]host:port"
 
 #: What RFC 1929 can carry, in bytes; Basic credentials have no such bound.
-_MAX_CREDENTIAL = 255
+_MAX_CREDENTIAL_BYTES = 255
 
-#: Failures in a row that make the proxy rest.
+#: Failures in a row that open the proxy's circuit breaker.
 _FAILURES = 3
 
-#: How long its first rest is, in seconds.
-_FIRST_REST = 1.0
+#: Its first cooldown, in seconds.
+_FIRST_COOLDOWN_SECONDS = 1.0
 
-#: How soon somebody who found it being probed may ask again, in seconds.
-_PROBE_TAKES = 1.0
+#: When to ask again while the proxy is being probed, in seconds.
+_PROBE_SECONDS = 1.0
 
 
 class ProxyCredentials(NamedTuple):
-    """What the proxy wants to know of us."""
+    """User name and password for a proxy."""
 
     user: str
     password: str
 
     def __repr__(self) -> str:
-        return "Login(<hidden>)"
+        return "ProxyCredentials(<hidden>)"
 
 
 class Proxy(NamedTuple):
@@ -44,42 +44,42 @@ class Proxy(NamedTuple):
     kind: Literal["http", "socks5"]
     host: str
     port: int
-    login: ProxyCredentials | None = None
+    credentials: ProxyCredentials | None = None
 
     @property
-    def place(self) -> str:
-        """Host and port, fit to be shown."""
+    def address(self) -> str:
+        """Host and port, without credentials."""
         return netloc(self.host, self.port)
 
     @classmethod
     def from_url(cls, url: str) -> Proxy:
-        """Read a proxy's URL; what it stands for is percent-decoded.
+        """Read a proxy's URL; its credentials are percent-decoded.
 
-        :raises ValueError: saying what was expected, without a word of the URL.
+        :raises ValueError: saying what was expected, without quoting the URL.
         """
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:  # a bad port or a broken IPv6 address
-            raise ValueError(_WORDS) from None
+            raise ValueError(_EXPECTED) from None
         kind = {"http": "http", "socks5": "socks5", "socks5h": "socks5"}.get(parts.scheme)
         beyond = parts.path.strip("/") or parts.query or parts.fragment
         if kind is None or not parts.hostname or not port or beyond:
-            raise ValueError(_WORDS)
-        login = None
+            raise ValueError(_EXPECTED)
+        credentials = None
         if parts.username is not None:
-            login = ProxyCredentials(unquote(parts.username), unquote(parts.password or ""))
-            _check(kind, login)
-        return cls(kind, parts.hostname, port, login)  # type: ignore[arg-type]
+            credentials = ProxyCredentials(unquote(parts.username), unquote(parts.password or ""))
+            _check(kind, credentials)
+        return cls(kind, parts.hostname, port, credentials)  # type: ignore[arg-type]
 
 
-def _check(kind: str, login: ProxyCredentials) -> None:
-    if kind == "http" and ":" in login.user:
+def _check(kind: str, credentials: ProxyCredentials) -> None:
+    if kind == "http" and ":" in credentials.user:
         raise ValueError("expected a user name without a colon for an http:// proxy (RFC 7617 §2)")
-    lengths = [len(text.encode()) for text in login]
-    if kind == "socks5" and not all(0 < length <= _MAX_CREDENTIAL for length in lengths):
+    lengths = [len(text.encode()) for text in credentials]
+    if kind == "socks5" and not all(0 < length <= _MAX_CREDENTIAL_BYTES for length in lengths):
         raise ValueError(
-            f"expected a user name and a password of 1 to {_MAX_CREDENTIAL} bytes "
+            f"expected a user name and a password of 1 to {_MAX_CREDENTIAL_BYTES} bytes "
             "for a socks5:// proxy (RFC 1929 §2)"
         )
 
@@ -90,51 +90,51 @@ def netloc(host: str, port: int) -> str:
 
 
 class ProxyFault(enum.Enum):
-    """Whose fault it is that a proxy gives no connection."""
+    """What is at fault when a proxy gives no connection."""
 
     PROXY = "proxy"
     UPSTREAM = "upstream"
 
 
 class ProxyRefused(Exception):
-    """A proxy's answer to a handshake is no connection.
+    """A proxy refused a handshake.
 
-    :param why: goes on after the proxy's name; never a secret.
+    :param why: continues a sentence that begins with the proxy; holds no secret.
     """
 
-    def __init__(self, why: str, blame: ProxyFault = ProxyFault.PROXY) -> None:
+    def __init__(self, why: str, fault: ProxyFault = ProxyFault.PROXY) -> None:
         super().__init__(why)
         self.why = why
-        self.blame = blame
+        self.fault = fault
 
 
 class ProxyError(Exception):
-    """There is no way through a proxy.
+    """A connection through a proxy failed.
 
     Its text is a sentence without its full stop; it names host and port, never credentials.
     """
 
-    def __init__(self, proxy: Proxy, why: str, blame: ProxyFault = ProxyFault.PROXY) -> None:
-        super().__init__(f"The proxy {proxy.place} {why}")
-        self.blame = blame
+    def __init__(self, proxy: Proxy, why: str, fault: ProxyFault = ProxyFault.PROXY) -> None:
+        super().__init__(f"The proxy {proxy.address} {why}")
+        self.fault = fault
 
 
-class Handshake(Protocol):
-    """What is said to a proxy before its connection is the upstream's; knows no transport."""
+class ProxyHandshake(Protocol):
+    """The exchange with a proxy before its connection is the upstream's; knows no transport."""
 
     def begin(self) -> bytes:
-        """What we send first."""
+        """The bytes that are sent first."""
 
     def receive(self, data: bytes) -> bytes:
         """Read what the proxy sent.
 
-        :return: what we send next, perhaps nothing.
-        :raises Refused: when it will not become a connection.
+        :return: what is sent next, perhaps nothing.
+        :raises ProxyRefused: when there will be no connection.
         """
 
     @property
-    def rest(self) -> bytes | None:
-        """None while it goes on; then what came after its end, from the upstream."""
+    def remaining(self) -> bytes | None:
+        """None during the handshake; after it, the bytes that the upstream sent already."""
 
 
 class UnavailableProxy(NamedTuple):
@@ -145,10 +145,10 @@ class UnavailableProxy(NamedTuple):
 
 
 class ProxyHealth:
-    """How one proxy has been of late; knows no Twisted.
+    """The circuit breaker of one proxy, shared by all accounts behind it.
 
     :param now: unix seconds.
-    :param cooldown_max_seconds: the longest that the proxy is left alone.
+    :param cooldown_max_seconds: the longest cooldown.
     :param jitter: from 0 to 1.
     """
 
@@ -159,19 +159,25 @@ class ProxyHealth:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._now = now
-        self._breaker = CircuitBreaker(now, _FAILURES, _FIRST_REST, cooldown_max_seconds, jitter)
+        self._breaker = CircuitBreaker(
+            now, _FAILURES, _FIRST_COOLDOWN_SECONDS, cooldown_max_seconds, jitter
+        )
         self._why = ""
 
     def unavailable(self) -> UnavailableProxy | None:
-        """Why it cannot be used now; None when it can, be it for a probe."""
+        """Why the proxy cannot be used now; None when it can, be it for a probe."""
         if self._breaker.usable:
             return None
         if self._breaker.state is BreakerState.PROBING:
-            return UnavailableProxy(f"{self._why}; it is being probed", self._now() + _PROBE_TAKES)
+            until = self._now() + _PROBE_SECONDS
+            return UnavailableProxy(f"{self._why}; it is being probed", until)
         return UnavailableProxy(self._why, self._breaker.until)
 
     def attempt(self) -> BreakerAttempt | None:
-        """A connection attempt begins; None when none may.  It ends in one of the following."""
+        """Begin a connection attempt; None when none is allowed.
+
+        Its end is reported to ``succeeded``, ``failed`` or ``dropped``.
+        """
         return self._breaker.attempt() if self._breaker.usable else None
 
     def succeeded(self, attempt: BreakerAttempt) -> None:
@@ -181,7 +187,7 @@ class ProxyHealth:
     def failed(self, attempt: BreakerAttempt, why: str) -> float | None:
         """The proxy is at fault.
 
-        :return: for how long it rests, in seconds, when this is what makes it rest.
+        :return: its cooldown, in seconds, if this failure opened the circuit breaker.
         """
         trips = self._breaker.trips
         self._why = why
@@ -189,13 +195,13 @@ class ProxyHealth:
         return None if self._breaker.trips == trips else self._breaker.until - self._now()
 
     def dropped(self, attempt: BreakerAttempt) -> None:
-        """Nobody wanted to know any more."""
+        """The attempt was cancelled and shows nothing."""
         self._breaker.dropped(attempt)
 
     def cap_cooldowns(self, cooldown_max_seconds: float) -> None:
-        """Another bound on how long the proxy is left alone."""
+        """Change the longest cooldown, in seconds."""
         self._breaker.max_seconds = cooldown_max_seconds
 
     def clear(self) -> None:
-        """By word of the operator nothing is held against it."""
+        """Reset the circuit breaker (operator action)."""
         self._breaker.close()

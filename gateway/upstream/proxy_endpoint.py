@@ -1,7 +1,7 @@
-"""Connections through a proxy, as a Twisted endpoint; what they carry does not notice.
+"""Connections through a proxy, as a Twisted endpoint.
 
-The handshake's protocol owns the transport first and then passes everything on to the wanted
-protocol: TLS, for an ``https`` upstream.
+The protocol of the handshake owns the transport first, and passes everything on to the wanted
+protocol afterwards: TLS, for an ``https`` upstream.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from zope.interface import implementer
 from gateway.deadline import Deadline
 from gateway.upstream.http_proxy import ConnectHandshake
 from gateway.upstream.proxy import (
-    Handshake,
     Proxy,
     ProxyError,
     ProxyFault,
+    ProxyHandshake,
     ProxyHealth,
     ProxyRefused,
 )
@@ -38,7 +38,7 @@ from gateway.upstream.socks_proxy import SocksHandshake
 
 _log = Logger(namespace="gateway.upstream")
 
-_HANDSHAKES: dict[str, Callable[..., Handshake]] = {
+_HANDSHAKES: dict[str, Callable[..., ProxyHandshake]] = {
     "http": ConnectHandshake,
     "socks5": SocksHandshake,
 }
@@ -48,7 +48,7 @@ _HANDSHAKES: dict[str, Callable[..., Handshake]] = {
 class ProxyEndpoint:
     """An upstream behind a proxy.
 
-    :param health: hears how the proxy is, and may bar it.
+    :param health: of the proxy; may forbid to connect.
     :param seconds: how long TCP to the proxy and its handshake may take together.
     """
 
@@ -69,12 +69,12 @@ class ProxyEndpoint:
         self._endpoint = HostnameEndpoint(reactor, proxy.host, proxy.port, timeout=seconds)
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        """See ``IStreamClientEndpoint``; fails with a :class:`ProxyError`."""
+        """Connect; fails with a :class:`ProxyError`."""
         health = self._health
         attempt = health.attempt()
         if attempt is None:
             return fail(ProxyError(self._proxy, "failed and is left alone for a while"))
-        handshake = _HANDSHAKES[self._proxy.kind](*self._target, self._proxy.login)
+        handshake = _HANDSHAKES[self._proxy.kind](*self._target, self._proxy.credentials)
         tunnel = _Tunnel(self._proxy, handshake, protocolFactory, self._reactor)
 
         def connected(protocol: IProtocol) -> IProtocol:
@@ -85,10 +85,12 @@ class ProxyEndpoint:
             problem = failure.value
             if not isinstance(problem, ProxyError):  # cancelled, or a bug
                 health.dropped(attempt)
-            elif problem.blame is ProxyFault.PROXY:
-                rest = health.failed(attempt, str(problem))
-                if rest is not None:
-                    _log.warn("{why}; left alone for {rest:.1f} s", why=str(problem), rest=rest)
+            elif problem.fault is ProxyFault.PROXY:
+                seconds = health.failed(attempt, str(problem))
+                if seconds is not None:
+                    _log.warn(
+                        "{why}; left alone for {seconds:.1f} s", why=str(problem), seconds=seconds
+                    )
             else:
                 health.succeeded(attempt)
             return failure
@@ -97,15 +99,19 @@ class ProxyEndpoint:
 
 
 class _Tunnel(Protocol):
-    """One connection to a proxy, and what passes through it later."""
+    """One connection to a proxy, and to the upstream behind it."""
 
     transport: Any = None
 
     def __init__(
-        self, proxy: Proxy, handshake: Handshake, factory: IProtocolFactory, clock: IReactorTime
+        self,
+        proxy: Proxy,
+        handshake: ProxyHandshake,
+        factory: IProtocolFactory,
+        clock: IReactorTime,
     ) -> None:
         self._proxy = proxy
-        self._handshake: Handshake | None = handshake
+        self._handshake: ProxyHandshake | None = handshake
         self._factory = factory
         self._deadline = Deadline(clock, self._timed_out)
         self._opened: Deferred[IProtocol] | None = Deferred(self._cancelled)
@@ -125,7 +131,7 @@ class _Tunnel(Protocol):
     # --- the transport's side --------------------------------------------------------
 
     def connectionMade(self) -> None:
-        """TCP is up: speak first."""
+        """TCP is up: begin the handshake."""
         if self._handshake is None:
             self.transport.abortConnection()  # given up while TCP came up
         else:
@@ -139,15 +145,15 @@ class _Tunnel(Protocol):
         try:
             to_send = handshake.receive(data)
         except ProxyRefused as refused:
-            self._fail(ProxyError(self._proxy, refused.why, refused.blame))
+            self._fail(ProxyError(self._proxy, refused.why, refused.fault))
             return
         if to_send:
             self.transport.write(to_send)
-        if handshake.rest is not None:
-            self._hand_over(handshake.rest)
+        if handshake.remaining is not None:
+            self._hand_over(handshake.remaining)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The proxy, or the upstream behind it, hung up."""
+        """The proxy, or the upstream behind it, closed the connection."""
         if self._inner is not None:
             self._inner.connectionLost(reason)
         else:
@@ -155,7 +161,7 @@ class _Tunnel(Protocol):
 
     # --- what comes of it ------------------------------------------------------------
 
-    def _hand_over(self, rest: bytes) -> None:
+    def _hand_over(self, remaining: bytes) -> None:
         inner = self._factory.buildProtocol(self.transport.getPeer())
         if inner is None:
             self._fail(error.NoProtocol())
@@ -165,9 +171,9 @@ class _Tunnel(Protocol):
         self.dataReceived = inner.dataReceived  # type: ignore[method-assign]
         inner.makeConnection(self.transport)
         if opened is not None:
-            opened.callback(inner)  # before the rest, for who has yet to ask something
-        if rest:
-            inner.dataReceived(rest)
+            opened.callback(inner)  # before the remaining bytes: the request is sent first
+        if remaining:
+            inner.dataReceived(remaining)
 
     def _not_connected(self, failure: Failure) -> None:
         if failure.check(error.DNSLookupError):
@@ -186,7 +192,7 @@ class _Tunnel(Protocol):
         self._fail(ProxyError(self._proxy, why))
 
     def _cancelled(self, _: Deferred[IProtocol]) -> None:
-        self._fail(error.ConnectingCancelledError(self._proxy.place))
+        self._fail(error.ConnectingCancelledError(self._proxy.address))
 
     def _fail(self, problem: Exception) -> None:
         opened = self._end_handshake()
@@ -198,7 +204,7 @@ class _Tunnel(Protocol):
             opened.errback(Failure(problem))
 
     def _end_handshake(self) -> Deferred[IProtocol] | None:
-        """Whoever ends it gets the Deferred; later calls get none."""
+        """Return the Deferred that waits for the handshake; None when it was ended before."""
         self._deadline.stop()
         self._handshake = None
         opened, self._opened = self._opened, None

@@ -1,4 +1,4 @@
-"""SOCKS 5 (RFC 1928) with user name and password (RFC 1929); names resolve at the proxy."""
+"""SOCKS 5 (RFC 1928) with user name and password (RFC 1929); the proxy resolves names."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _NONE_ACCEPTABLE = 0xFF
 _CONNECT = 1
 _IPV4, _NAME, _IPV6 = 1, 3, 4
 
-#: RFC 1928 §6, field REP; what is wrong with the upstream rather than with the proxy.
-_OF_THE_UPSTREAM = {
+#: Replies (RFC 1928 §6, field REP) for which the upstream is at fault, or the proxy.
+_FAULTS_OF_THE_UPSTREAM = {
     2: "connection not allowed by its rules",
     3: "network unreachable",
     4: "host unreachable",
     5: "connection refused",
     6: "TTL expired",
 }
-_OF_THE_PROXY = {
+_FAULTS_OF_THE_PROXY = {
     1: "general failure",
     7: "command not supported",
     8: "address type not supported",
@@ -31,36 +31,37 @@ _OF_THE_PROXY = {
 
 
 class _Awaits(enum.Enum):
-    """What the proxy says next."""
+    """The answer of the proxy that comes next."""
 
     METHOD = "method"
-    LOGIN = "login"
+    AUTHENTICATION = "authentication"
     REPLY = "reply"
     NOTHING = "nothing"
 
 
 class SocksHandshake:
-    """One CONNECT command and what goes before; see :class:`~gateway.upstream.proxy.Handshake`.
+    """One CONNECT command and what precedes it: a
+    :class:`~gateway.upstream.proxy.ProxyHandshake`.
 
     :param host: the upstream's name, at most 255 bytes of ASCII, or its address.
     """
 
-    def __init__(self, host: str, port: int, login: ProxyCredentials | None) -> None:
+    def __init__(self, host: str, port: int, credentials: ProxyCredentials | None) -> None:
         self._host = host
         self._port = port
-        self._login = login
+        self._credentials = credentials
         self._awaits = _Awaits.METHOD
         self._received = b""
 
     @property
-    def rest(self) -> bytes | None:
-        """None while it goes on; then what came after its end."""
+    def remaining(self) -> bytes | None:
+        """None during the handshake; then the bytes after it."""
         return self._received if self._awaits is _Awaits.NOTHING else None
 
     def begin(self) -> bytes:
-        """The methods that we offer (RFC 1928 §3)."""
+        """The methods that are offered (RFC 1928 §3)."""
         methods = [_NO_AUTHENTICATION]
-        if self._login is not None:
+        if self._credentials is not None:
             methods.append(_USER_AND_PASSWORD)
         return bytes([_VERSION, len(methods), *methods])
 
@@ -70,8 +71,8 @@ class SocksHandshake:
         to_send = b""
         if self._awaits is _Awaits.METHOD:
             to_send += self._method()
-        if self._awaits is _Awaits.LOGIN:
-            to_send += self._logged_in()
+        if self._awaits is _Awaits.AUTHENTICATION:
+            to_send += self._authenticated()
         if self._awaits is _Awaits.REPLY:
             self._reply()
         return to_send
@@ -86,15 +87,17 @@ class SocksHandshake:
         if method == _NO_AUTHENTICATION:
             self._awaits = _Awaits.REPLY
             return self._request()
-        if method == _USER_AND_PASSWORD and self._login is not None:
-            self._awaits = _Awaits.LOGIN
-            user, password = (text.encode() for text in self._login)
+        if method == _USER_AND_PASSWORD and self._credentials is not None:
+            self._awaits = _Awaits.AUTHENTICATION
+            user, password = (text.encode() for text in self._credentials)
             return b"\x01%c%b%c%b" % (len(user), user, len(password), password)
         if method in (_NONE_ACCEPTABLE, _USER_AND_PASSWORD):
-            raise ProxyRefused("wants credentials" if self._login is None else "wants no password")
+            raise ProxyRefused(
+                "wants credentials" if self._credentials is None else "wants no password"
+            )
         raise ProxyRefused("chose a method that was not offered")
 
-    def _logged_in(self) -> bytes:
+    def _authenticated(self) -> bytes:
         """RFC 1929 §2: its version is not looked at, since some proxies send another."""
         if len(self._received) < 2:
             return b""
@@ -115,7 +118,7 @@ class SocksHandshake:
         return bytes([_VERSION, _CONNECT, 0]) + where + struct.pack("!H", self._port)
 
     def _reply(self) -> None:
-        """RFC 1928 §6; the address in it says nothing to us, but has a length."""
+        """RFC 1928 §6; the address in it is of no use, but has a length."""
         received = self._received
         if received[:1] not in (b"", bytes([_VERSION])):
             raise ProxyRefused("does not speak SOCKS 5")
@@ -133,10 +136,10 @@ class SocksHandshake:
 
     def _refused(self, code: int) -> ProxyRefused:
         target = netloc(self._host, self._port)
-        if code in _OF_THE_UPSTREAM:
-            why = f"does not connect to {target} ({_OF_THE_UPSTREAM[code]})"
+        if code in _FAULTS_OF_THE_UPSTREAM:
+            why = f"does not connect to {target} ({_FAULTS_OF_THE_UPSTREAM[code]})"
             return ProxyRefused(why, ProxyFault.UPSTREAM)
-        words = _OF_THE_PROXY.get(code, f"SOCKS reply {code}")
+        words = _FAULTS_OF_THE_PROXY.get(code, f"SOCKS reply {code}")
         return ProxyRefused(f"does not connect to {target} ({words})")
 
     def _take(self, length: int) -> bytes:

@@ -1,4 +1,4 @@
-"""TLS to an account's upstream: whom it trusts, whom it takes the upstream for, who we are."""
+"""TLS to an account's upstream: trusted authorities, host names, client certificates."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-#: What OpenSSL finds wrong with a certificate (X509_V_ERR_…), for those who can mend it.
-_FINDINGS = {
+#: OpenSSL's verification errors (X509_V_ERR_…) in words for the operator.
+_VERIFY_ERRORS = {
     9: "is not valid yet",
     10: "has expired",
     18: "is not signed by an authority that this account trusts",
@@ -38,16 +38,16 @@ _FINDINGS = {
 
 
 class WrongCertificate(Exception):
-    """The upstream shows a certificate that this account does not accept.
+    """The upstream's certificate is not accepted.
 
-    Its text goes on after "its certificate".
+    The text continues a sentence that begins with "its certificate".
     """
 
 
 class TLSFileError(Exception):
     """A file of an account's TLS settings cannot be used.
 
-    :ivar setting: which one.
+    :ivar setting: the name of the setting.
     """
 
     def __init__(self, setting: str, path: str, why: str) -> None:
@@ -57,12 +57,12 @@ class TLSFileError(Exception):
 
 @implementer(IPolicyForHTTPS)
 class AccountTLS:
-    """The TLS settings of one account; its files are read here and now.
+    """The TLS settings of one account; its files are read when it is made.
 
     :param ca_file: trusted instead of what the platform trusts (PEM, one or more).
-    :param client_cert_file: our certificate, then those it hangs on (PEM).
-    :param client_key_file: its key (PEM, not encrypted); None when the certificate's file
-        has it, too.
+    :param client_cert_file: the client certificate, then its chain (PEM).
+    :param client_key_file: its key (PEM, not encrypted); None when it is in the certificate's
+        file.
     :raises TLSFileError: when a file cannot be used.
     """
 
@@ -95,7 +95,7 @@ class AccountTLS:
                 ) from None
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
-        """See ``IPolicyForHTTPS``."""
+        """What makes the TLS connections to a host."""
         name = hostname.decode("ascii")
         # Twisted drops certificates that come after the first.
         more = {"extraCertChain": self._chain} if self._certificate is not None else {}
@@ -107,10 +107,10 @@ class AccountTLS:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class StrictConnectionCreator:
-    """Takes nobody for the upstream whose certificate does not name it, and says why.
+    """Accepts only certificates that name the host, and says why others are refused.
 
-    Twisted's own check (seen in 26.10) lets a certificate that names nobody pass, and logs a
-    traceback.  This one replaces it.
+    It replaces Twisted's own check, which (seen in 26.10) accepts a certificate without any
+    name, and logs a traceback.
     """
 
     def __init__(self, creator: IOpenSSLClientConnectionCreator, hostname: str) -> None:
@@ -119,12 +119,12 @@ class StrictConnectionCreator:
         self._expected = [_service_id(hostname)]
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
-        """See ``IOpenSSLClientConnectionCreator``."""
+        """A TLS connection that verifies its peer."""
         connection: SSL.Connection = self._creator.clientConnectionForTLS(tlsProtocol)
 
         def verify(_: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
             if not ok:
-                problem = _FINDINGS.get(error, f"cannot be verified (OpenSSL's error {error})")
+                problem = _VERIFY_ERRORS.get(error, f"cannot be verified (OpenSSL's error {error})")
             elif depth == 0 and not self._names_the_host(certificate):
                 problem = f"is not for {self._hostname}"
             else:
@@ -138,7 +138,7 @@ class StrictConnectionCreator:
     def _names_the_host(self, certificate: X509) -> bool:
         try:
             verify_service_identity(extract_patterns(certificate), self._expected, [])
-        except Exception:  # a broken one may raise anything, and OpenSSL must not see it
+        except Exception:  # a broken certificate may raise anything; OpenSSL cannot handle it
             return False
         return True
 
@@ -170,7 +170,7 @@ def _key(setting: str, path: str) -> KeyPair:
     try:
         key: Any = load_pem_private_key(_read(setting, path), None)
         return KeyPair(PKey.from_cryptography_key(key))
-    except TypeError:  # what it raises for an encrypted one, or a kind unknown to TLS
+    except TypeError:  # raised for an encrypted key, or a kind unknown to TLS
         raise TLSFileError(setting, path, "expected a key without a passphrase") from None
     except ValueError:
         raise TLSFileError(setting, path, "expected a private key in PEM") from None

@@ -17,11 +17,17 @@ from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseDone, Res
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from gateway.upstream.agent import CoalescingEndpoint, EgressPath, EgressPaths, UpstreamEndpoints
+from gateway.upstream.agent import (
+    CoalescingEndpoint,
+    EgressPath,
+    EgressPaths,
+    UpstreamEndpoints,
+    http_client,
+)
 from gateway.upstream.proxy_endpoint import ProxyEndpoint
 from gateway.upstream.tls import TLSFileError
 from tests.upstream.body import Body
-from tests.upstream.wire import Reactor
+from tests.upstream.wire import Connection, Reactor
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -178,6 +184,31 @@ def test_endpoints_are_made_once_for_each_place(paths: EgressPaths) -> None:
 
 
 def test_connections_go_by_the_proxy_or_directly(paths: EgressPaths) -> None:
-    proxied = paths.egress("socks5://proxy.test:1080")
-    assert isinstance(proxied.endpoint(Reactor(), "a.test", 80, 10), ProxyEndpoint)
-    assert isinstance(EgressPath().endpoint(Reactor(), "a.test", 80, 10), HostnameEndpoint)
+    proxied, direct = paths.egress("socks5://proxy.test:1080"), EgressPath()
+    for egress, kind in [(proxied, ProxyEndpoint), (direct, HostnameEndpoint)]:
+        endpoints = UpstreamEndpoints(Reactor(), 10, egress)
+        made = endpoints.endpointForURI(URI.fromBytes(b"http://a.test"))
+        assert isinstance(made, CoalescingEndpoint)
+        assert isinstance(made._endpoint, kind)
+
+
+def test_what_treq_asks_for_goes_the_same_way() -> None:
+    """The token endpoint is asked by ``post``, as of any client of treq."""
+    reactor = Reactor()
+    client = http_client(reactor, HTTPConnectionPool(reactor), 10)
+    client.post(
+        "http://auth.test/token?a=ü",
+        headers={"content-type": "text/plain"},
+        data=b"grant",
+        allow_redirects=False,
+        unbuffered=True,
+        reactor=reactor,
+    )
+    connection = Connection(reactor.tcpClients[-1][2])
+    head, _, body = connection.request.lower().partition(b"\r\n\r\n")
+    assert head.startswith(b"post /token?a=%c3%bc http/1.1\r\n")
+    assert {b"content-type: text/plain", b"accept-encoding: identity", b"content-length: 5"} <= {
+        *head.split(b"\r\n")
+    }
+    assert b"cookie" not in head
+    assert body == b"grant"

@@ -172,7 +172,7 @@ def test_a_proxy_that_is_not_there(way: Way, reason: Exception, words: str) -> N
     way.connect()
     way.fail_to_connect(reason)
     assert words in str(way.problem)
-    assert way.problem.blame is ProxyFault.PROXY
+    assert way.problem.fault is ProxyFault.PROXY
     way.check_rest()
 
 
@@ -181,7 +181,7 @@ def test_a_proxy_that_hangs_up(way: Way) -> None:
     connection.sends(b"HTTP/1.1 200")
     connection.closes(ConnectionDone())
     assert "closed the connection during its handshake" in str(way.problem)
-    assert way.problem.blame is ProxyFault.PROXY
+    assert way.problem.fault is ProxyFault.PROXY
     way.check_rest()
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from gateway.upstream.http_proxy import MAX_HEAD, ConnectHandshake
 from gateway.upstream.proxy import (
-    Handshake,
     Proxy,
     ProxyCredentials,
     ProxyError,
     ProxyFault,
+    ProxyHandshake,
     ProxyRefused,
 )
 from gateway.upstream.socks_proxy import SocksHandshake
@@ -33,7 +33,9 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(at)]
 
 
-def converse(handshake: Handshake, *answers: bytes, cuts: list[int] | None = None) -> list[bytes]:
+def converse(
+    handshake: ProxyHandshake, *answers: bytes, cuts: list[int] | None = None
+) -> list[bytes]:
     """Begin, feed each answer, whole or cut; returns what was sent, one entry for each step."""
     sent = [handshake.begin()]
     for answer in answers:
@@ -42,7 +44,7 @@ def converse(handshake: Handshake, *answers: bytes, cuts: list[int] | None = Non
     return sent
 
 
-def refusal_of(handshake: Handshake, *answers: bytes) -> ProxyRefused:
+def refusal_of(handshake: ProxyHandshake, *answers: bytes) -> ProxyRefused:
     with pytest.raises(ProxyRefused) as caught:
         converse(handshake, *answers)
     return caught.value
@@ -101,7 +103,7 @@ def test_credentials_never_show() -> None:
         assert "s3cret" not in text
         assert "mole" not in text
     assert str(ProxyError(proxy, "failed")) == "The proxy p.test:3128 failed"
-    assert Proxy("socks5", "::1", 1).place == "[::1]:1"
+    assert Proxy("socks5", "::1", 1).address == "[::1]:1"
 
 
 # --- CONNECT -------------------------------------------------------------------------------
@@ -139,21 +141,21 @@ def test_any_2xx_opens_the_way_and_nothing_after_it_is_lost(
     opened = b""
     handshake.begin()
     for piece in pieces(head + rest, cuts):
-        if handshake.rest is None:
+        if handshake.remaining is None:
             assert handshake.receive(piece) == b""
         else:
             opened += piece  # what the tunnel passes on itself
-    assert handshake.rest is not None
-    assert handshake.rest + opened == rest
+    assert handshake.remaining is not None
+    assert handshake.remaining + opened == rest
 
 
 def test_an_answer_may_come_byte_by_byte() -> None:
     handshake = ConnectHandshake("api.test", 443, None)
     handshake.begin()
     for byte in GRANTED:
-        assert handshake.rest is None
+        assert handshake.remaining is None
         handshake.receive(bytes([byte]))
-    assert handshake.rest == b""
+    assert handshake.remaining == b""
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_every_other_status_is_somebodys_fault(
 ) -> None:
     answer = b"HTTP/1.1 %d Said\r\nContent-Length: 9\r\n\r\ns3cret" % status
     refused = refusal_of(ConnectHandshake("api.test", 443, login), answer)
-    assert refused.blame is blame
+    assert refused.fault is blame
     assert words in refused.why
     assert "s3cret" not in refused.why
 
@@ -195,7 +197,7 @@ def test_every_other_status_is_somebodys_fault(
 )
 def test_who_does_not_speak_http_is_no_proxy(answer: bytes) -> None:
     refused = refusal_of(ConnectHandshake("api.test", 443, None), answer)
-    assert refused.blame is ProxyFault.PROXY
+    assert refused.fault is ProxyFault.PROXY
     assert "does not speak HTTP" in refused.why
 
 
@@ -212,7 +214,7 @@ def test_a_long_head_is_judged_before_what_follows_it() -> None:
     handshake = ConnectHandshake("api.test", 443, None)
     head = b"HTTP/1.1 200 OK\r\nX: " + b"x" * (MAX_HEAD - 100) + b"\r\n\r\n"
     handshake.receive(head + b"r" * MAX_HEAD)
-    assert handshake.rest == b"r" * MAX_HEAD
+    assert handshake.remaining == b"r" * MAX_HEAD
 
 
 # --- SOCKS 5 -------------------------------------------------------------------------------
@@ -232,12 +234,12 @@ def test_socks_logs_in_and_asks_by_name(reply: bytes, rest: bytes, cuts: list[in
     assert sent == [b"\x05\x02\x00\x02", SUBNEGOTIATION, REQUEST]
     opened = b""
     for piece in pieces(reply + rest, cuts):
-        if handshake.rest is None:
+        if handshake.remaining is None:
             assert handshake.receive(piece) == b""
         else:
             opened += piece
-    assert handshake.rest is not None
-    assert handshake.rest + opened == rest
+    assert handshake.remaining is not None
+    assert handshake.remaining + opened == rest
 
 
 @pytest.mark.parametrize("login", [None, LOGIN])
@@ -245,14 +247,14 @@ def test_a_socks_proxy_may_want_no_login(login: ProxyCredentials | None) -> None
     handshake = SocksHandshake("api.test", 443, login)
     assert converse(handshake, b"\x05\x00")[-1] == REQUEST
     handshake.receive(SOCKS_GRANTED + b"rest")
-    assert handshake.rest == b"rest"
+    assert handshake.remaining == b"rest"
 
 
 def test_a_hasty_socks_proxy_may_say_all_at_once() -> None:
     handshake = SocksHandshake("api.test", 443, LOGIN)
     sent = converse(handshake, b"\x05\x02\x01\x00" + SOCKS_GRANTED + b"rest")
     assert sent[-1] == SUBNEGOTIATION + REQUEST
-    assert handshake.rest == b"rest"
+    assert handshake.remaining == b"rest"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ def test_every_socks_refusal_is_somebodys_fault(code: int) -> None:
     handshake = SocksHandshake("api.test", 443, None)
     refused = refusal_of(handshake, b"\x05\x00", bytes([5, code]))  # some send no more
     upstreams = code in (2, 3, 4, 5, 6)
-    assert refused.blame is (ProxyFault.UPSTREAM if upstreams else ProxyFault.PROXY)
+    assert refused.fault is (ProxyFault.UPSTREAM if upstreams else ProxyFault.PROXY)
     assert "does not connect to api.test:443" in refused.why
 
 
@@ -292,7 +294,7 @@ def test_what_is_wrong_with_a_socks_proxy_is_its_fault(
     login: ProxyCredentials | None, answers: list[bytes], words: str
 ) -> None:
     refused = refusal_of(SocksHandshake("api.test", 443, login), *answers)
-    assert refused.blame is ProxyFault.PROXY
+    assert refused.fault is ProxyFault.PROXY
     assert words in refused.why
 
 
@@ -305,12 +307,12 @@ def test_what_is_wrong_with_a_socks_proxy_is_its_fault(
     login=st.sampled_from([None, LOGIN]),
 )
 def test_rubbish_ends_in_a_refusal_or_is_waited_with(
-    make: Callable[..., Handshake], data: list[bytes], login: ProxyCredentials | None
+    make: Callable[..., ProxyHandshake], data: list[bytes], login: ProxyCredentials | None
 ) -> None:
     handshake = make("api.test", 443, login)
     handshake.begin()
     with suppress(ProxyRefused):
         for piece in data:
-            if handshake.rest is not None:
+            if handshake.remaining is not None:
                 break
             handshake.receive(piece)
