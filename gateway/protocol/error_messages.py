@@ -8,6 +8,7 @@ quotes further on may be the request's own words, which must not decide whose fa
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 #: How much of a message is read, in characters.
 _READ = 1_000
@@ -30,8 +31,14 @@ _MODEL = r"['\"`]?(?!(?:not|does|was|is)\b)([^\s'\"`,]+?)['\"`]?"
 _END = r"(?:\.?\s*$|\.\s)"
 
 
-def _opening(*wordings: str) -> re.Pattern[str]:
+def _pattern(*wordings: str) -> re.Pattern[str]:
     return re.compile(rf"\s*{_WRAPPED}(?:{'|'.join(wordings)})", re.IGNORECASE)
+
+
+def _opening(*wordings: str) -> Callable[[str], bool]:
+    """Whether a message opens with one of ``wordings``."""
+    match = _pattern(*wordings).match
+    return lambda message: match(message, 0, _READ) is not None
 
 
 #: The request is longer than what the model reads; said anywhere, as no request quotes it.
@@ -41,7 +48,7 @@ _TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 
-_ABOUT_THE_REQUEST = _opening(
+_names_its_request = _opening(
     r"(?:(?:the|this|your|no|no such) )?"
     rf"{_NAMED}\b(?: object)?(?: with(?: the)?)?(?: (?:id|name|named|url))?[ :]"
     rf".{{0,200}}?\b{_NOT_THERE}\b",
@@ -61,9 +68,10 @@ _ABOUT_THE_REQUEST = _opening(
 )
 
 #: A code that stands before the words: ``rate_limit_exceeded: Slow down``.
-_CODE = _opening(r"['\"`(\[]?([a-z]{1,40}(?:_[a-z]{1,40}){1,9})\b")
+_CODE = _pattern(r"['\"`(\[]?([a-z]{1,40}(?:_[a-z]{1,40}){1,9})\b")
 
-_OVERLOADED = _opening(
+#: The service is too busy.
+overloaded = _opening(
     r"overloaded\b",
     r"(?:(?:our|the|that|this|all|selected|upstream|backend) )*"
     r"(?:api|backend|capacity|engine|model|provider|servers?|service|system|upstream)s?\b"
@@ -72,7 +80,8 @@ _OVERLOADED = _opening(
     r" (?:high|heavy|unusually high)",
 )
 
-_SPENT = _opening(
+#: The account's quota, credit or budget is used up.
+spent = _opening(
     r"you(?:'ve| have)? (?:exceeded|reached|hit|used up) (?:your|the) (?:current |monthly |daily"
     r" |weekly |usage |spending |plan )*(?:quota|credits?|limit|budget|allowance)",
     r"(?:your |this )?(?:credit )?balance is (?:too low|insufficient|not enough|exhausted)",
@@ -86,13 +95,15 @@ _SPENT = _opening(
     r"this request requires more credits",
 )
 
-_RATE_LIMITED = _opening(
+#: The account asked too often.
+rate_limited = _opening(
     r"(?:you(?:'ve| have)? (?:exceeded|reached|hit) (?:your|the) )?(?:request |token )?rate limit",
     r"too many requests\b",
     r"no deployments available for selected model",
 )
 
-_BAD_CREDENTIALS = _opening(
+#: The account's key or token is refused, or the account itself.
+bad_credentials = _opening(
     r"(?:incorrect|invalid|expired|revoked|wrong|missing) (?:api|access|auth\w*|bearer) ?-?"
     r"(?:key|token)\b",
     r"(?:the |your )?(?:provided )?(?:api|access|bearer) ?-?(?:key|token)\b[^'\"`.:]{0,60}"
@@ -102,7 +113,8 @@ _BAD_CREDENTIALS = _opening(
     r"(?:country, region, or territory|your region is) not supported",
 )
 
-_NO_SUCH_MODEL = _opening(
+#: The account does not offer a model.
+_NO_SUCH_MODEL = _pattern(
     r"(?:the )?(?:requested |specified |provided )?model:?(?: with)?(?: (?:the )?(?:id|name))?"
     rf" {_MODEL} (?:(?:does|do|did|could|was|is|has|may)(?: not|n't)? )?"
     r"(?:not found|found|exist\b|be found|not available|available|not exist|accessible|served"
@@ -139,29 +151,7 @@ def too_long(message: str) -> bool:
 
 def about_the_request(message: str) -> bool:
     """Whether it speaks of what the request holds or names, not of the account or the model."""
-    return (
-        _ABOUT_THE_REQUEST.match(message, 0, _READ) is not None and not no_such_model(message)
-    ) or too_long(message)
-
-
-def overloaded(message: str) -> bool:
-    """Whether the service is too busy."""
-    return _OVERLOADED.match(message, 0, _READ) is not None
-
-
-def spent(message: str) -> bool:
-    """Whether the account's quota, credit or budget is used up."""
-    return _SPENT.match(message, 0, _READ) is not None
-
-
-def rate_limited(message: str) -> bool:
-    """Whether the account asked too often."""
-    return _RATE_LIMITED.match(message, 0, _READ) is not None
-
-
-def bad_credentials(message: str) -> bool:
-    """Whether the account's key or token is refused, or the account itself."""
-    return _BAD_CREDENTIALS.match(message, 0, _READ) is not None
+    return too_long(message) or (_names_its_request(message) and not no_such_model(message))
 
 
 def no_such_model(message: str) -> bool:

@@ -122,11 +122,6 @@ def with_issuers(items: tuple[Item, ...], issuer_of: IssuerOf) -> tuple[Item, ..
 
     :param issuer_of: finds the account by the item's JSON; None when it is unknown.
     """
-    for item in items:
-        if item.encrypted:
-            break
-    else:
-        return items
     return tuple(
         msgspec.structs.replace(item, issuer=issuer_of(item.raw)) if item.encrypted else item
         for item in items

@@ -58,7 +58,8 @@ _TYPES = {
     "background": bool,
     "generate": bool,
 }
-_TYPE_NAMES = {str: "a string", bool: "true or false", dict: "an object"}
+_TYPE_NAMES = {str: "a string", bool: "true or false"}
+_DECODERS = {name: msgspec.json.Decoder(kind | None).decode for name, kind in _TYPES.items()}
 
 
 class TurnRequest(msgspec.Struct, frozen=True):
@@ -100,8 +101,10 @@ class TurnRequest(msgspec.Struct, frozen=True):
 
         :param issuer_of: finds the account by an item's JSON; None when it is unknown.
         """
-        items = with_issuers(self.items, issuer_of)
-        return self if items is self.items else msgspec.structs.replace(self, items=items)
+        for item in self.items:
+            if item.encrypted:
+                return msgspec.structs.replace(self, items=with_issuers(self.items, issuer_of))
+        return self
 
     def fingerprint(self) -> bytes:
         """A digest that is the same when a client sends a request again.
@@ -181,11 +184,11 @@ def read_create(members: Members, size: int) -> TurnRequest:
             "background",
             "unsupported_parameter",
         )
-    prewarms = (
-        values["generate"] is False
-        or _read_object(members, "prompt_cache_options").get("prewarm") is True
-    )
-    return _read(members, size, values, prewarms, read_stream_id(members))
+    prewarms = values["generate"] is False
+    if "prompt_cache_options" in members:
+        prewarms |= _read_object(members["prompt_cache_options"]).get("prewarm") is True
+    stream_id = read_stream_id(members) if "stream_id" in members else None
+    return _read(members, size, values, prewarms, stream_id)
 
 
 def read_post(members: Members, size: int) -> TurnRequest:
@@ -267,16 +270,19 @@ def member(members: Members, name: str, kind: type) -> Any:
 
 
 def _read_small(members: Members) -> dict[str, Any]:
-    return {
-        name: member(members, name, kind) if name in members else None
-        for name, kind in _TYPES.items()
-    }
+    values = dict.fromkeys(_TYPES)
+    for name, decode in _DECODERS.items():
+        if name in members:
+            try:
+                values[name] = decode(members[name])
+            except UNREADABLE:
+                member(members, name, _TYPES[name])  # says what is wrong with it
+    return values
 
 
-def _read_object(members: Members, name: str) -> dict[str, Any]:
+def _read_object(raw: msgspec.Raw) -> dict[str, Any]:
     """A member that is an object; empty where it is none, too large or unreadable."""
-    raw = members.get(name)
-    if raw is None or memoryview(raw).nbytes > _MAX_METADATA_BYTES:
+    if memoryview(raw).nbytes > _MAX_METADATA_BYTES:
         return {}
     try:
         decoded = msgspec.json.decode(raw)
@@ -297,7 +303,11 @@ def _read(
         items = read_input(bytes(members.get("input", b"null")))
     except (ValueError, *UNREADABLE) as error:
         raise ApiError.invalid_request(f"'input' cannot be read: {error}.", "input") from None
-    metadata = _read_object(members, "client_metadata")
+    metadata = {}
+    if "client_metadata" in members:
+        for key, value in _read_object(members["client_metadata"]).items():
+            if isinstance(value, str):
+                metadata[key] = value
     return TurnRequest(
         members=members,
         items=items,
@@ -311,7 +321,7 @@ def _read(
         size=size,
         background=bool(values["background"]),
         stream=stream,
-        client_metadata={key: text for key, text in metadata.items() if isinstance(text, str)},
+        client_metadata=metadata,
     )
 
 
@@ -347,7 +357,7 @@ def split_object(payload: bytes) -> Members:
         if len(rest) > _MAX_COLONS and rest.count(b":") > _MAX_COLONS:
             raise _too_intricate("too many members")
     members = _decode_members(rest)
-    if any(bytes(members.get(name, b"")) != b"null" for name in cut):
+    if cut and any(bytes(members.get(name, b"")) != b"null" for name in cut):
         # What was cut out stood within another member.
         if payload.count(b":") > _MAX_COLONS:
             raise _too_intricate("too many members")

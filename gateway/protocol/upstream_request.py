@@ -122,9 +122,9 @@ def build_body(
     :param items: the whole ``input`` as raw items, or None to send the client's own.
     :param previous_response_id: the response to chain to, or None.
     """
-    kept: dict[str, bytes | msgspec.Raw] = {
-        name: raw for name, raw in request.members.items() if name not in _NOT_FORWARDED
-    }
+    kept: dict[str, bytes | msgspec.Raw] = dict(request.members)
+    for name in _NOT_FORWARDED.intersection(kept):
+        del kept[name]
     include = added_include(request, dialect)
     if include is not None:
         kept["include"] = include
@@ -144,7 +144,8 @@ def build_body(
     if request.background:
         body["background"] = b"true"
     body.update(kept)
-    return _write_with_input(body, request, items, dialect)
+    _add_input(body, request, items, dialect)
+    return _write(body)
 
 
 def build_input_body(
@@ -167,7 +168,8 @@ def build_input_body(
     body: dict[str, _Pieces] = {**kept}
     if previous_response_id is not None:
         body["previous_response_id"] = msgspec.json.encode(previous_response_id)
-    return _write_with_input(body, request, items, dialect)
+    _add_input(body, request, items, dialect)
+    return _write(body)
 
 
 def build_chat_body(
@@ -204,19 +206,15 @@ def _adapt(members: dict[str, bytes | msgspec.Raw], dialect: Dialect) -> None:
             del members[name]
 
 
-def _write_with_input(
-    body: dict[str, _Pieces],
-    request: TurnRequest,
-    items: Sequence[bytes] | None,
-    dialect: Dialect,
-) -> bytes:
+def _add_input(
+    body: dict[str, _Pieces], request: TurnRequest, items: Sequence[bytes] | None, dialect: Dialect
+) -> None:
     if items is None and (dialect.lists_input or not dialect.stores) and request.has_text_input:
         items = [item.raw for item in request.items]
     if items is not None:
         body["input"] = (b"[", b",".join(items), b"]")
     elif "input" in request.members:
         body["input"] = request.members["input"]
-    return _write(body)
 
 
 def _write(members: Mapping[str, _Pieces]) -> bytes:
