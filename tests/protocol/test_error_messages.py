@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol import error_messages as wording
+from gateway.protocol import error_messages
 
 OF_THE_REQUEST = [
     "Conversation with id 'conv_1' not found.",
@@ -107,24 +107,24 @@ OF_NOBODY = [
 ]
 
 READERS = [
-    wording.about_the_request,
-    wording.no_such_model,
-    wording.overloaded,
-    wording.spent,
-    wording.bad_credentials,
-    wording.rate_limited,
+    error_messages.about_the_request,
+    error_messages.no_such_model,
+    error_messages.overloaded,
+    error_messages.spent,
+    error_messages.bad_credentials,
+    error_messages.rate_limited,
 ]
 
 
 @pytest.mark.parametrize(
     ("messages", "reader"),
     [
-        (OF_THE_REQUEST, wording.about_the_request),
-        (list(OF_A_MODEL), wording.no_such_model),
-        (OF_THE_SERVICE, wording.overloaded),
-        (OF_MONEY, wording.spent),
-        (OF_CREDENTIALS, wording.bad_credentials),
-        (["Rate limit reached for requests", "Too many requests"], wording.rate_limited),
+        (OF_THE_REQUEST, error_messages.about_the_request),
+        (list(OF_A_MODEL), error_messages.no_such_model),
+        (OF_THE_SERVICE, error_messages.overloaded),
+        (OF_MONEY, error_messages.spent),
+        (OF_CREDENTIALS, error_messages.bad_credentials),
+        (["Rate limit reached for requests", "Too many requests"], error_messages.rate_limited),
         (OF_NOBODY, None),
     ],
     ids=["request", "model", "service", "money", "credentials", "rate", "nobody"],
@@ -137,7 +137,7 @@ def test_a_message_means_one_thing_or_nothing(messages: list[str], reader: objec
 
 @pytest.mark.parametrize(("message", "model"), OF_A_MODEL.items())
 def test_the_model_that_is_refused_is_named(message: str, model: str | None) -> None:
-    assert wording.named_model(message) == model
+    assert error_messages.named_model(message) == model
 
 
 @pytest.mark.parametrize("quoted", [*OF_A_MODEL, *OF_THE_SERVICE, *OF_MONEY, *OF_CREDENTIALS])

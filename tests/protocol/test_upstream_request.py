@@ -10,8 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.headers import forwardable
-from gateway.protocol.request import TurnRequest, read_create, read_members
-from gateway.protocol.upstream_request import Dialect, build_body, build_headers
+from gateway.protocol.request import TurnRequest, read_chat, read_create, read_members, read_post
+from gateway.protocol.response_body import read_compaction
+from gateway.protocol.upstream_request import (
+    PLAIN,
+    Dialect,
+    build_body,
+    build_chat_body,
+    build_headers,
+    build_input_body,
+    hoist_tools,
+)
+from gateway.protocol.usage import Usage, usage_in_tail
+from tests.support.events import Json, user
 
 STRIPPED = {"type", "generate", "stream_id", "background", "stream", "previous_response_id"}
 SEALED = "reasoning.encrypted_content"
@@ -210,3 +221,245 @@ def test_the_accounts_headers_win() -> None:
     )
     assert headers["authorization"] == "Bearer k"
     assert (headers["user-agent"], headers["accept"]) == ("g", "*/*")
+
+
+# --- dialect --------------------------------------------------------------------------
+
+
+def tool(name: str, **members: Any) -> Json:
+    return {"type": "function", "name": name, **members}
+
+
+def brings(*tools: Any) -> Json:
+    return {"type": "additional_tools", "tools": list(tools)}
+
+
+def hoisted(items: list[Any], tools: Any = None) -> tuple[list[Any], Any]:
+    kept, merged = hoist_tools([json.dumps(item).encode() for item in items], dump(tools))
+    return [json.loads(raw) for raw in kept], json.loads(merged)
+
+
+def dump(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def sent(dialect: Dialect, *items: Json, **members: Any) -> Json:
+    message = {"type": "response.create", "model": "gpt-5.5", "input": list(items), **members}
+    payload = dump(message)
+    request = read_create(read_members(payload), len(payload))
+    return dict(json.loads(build_body(request, None, None, dialect)))
+
+
+# --- tools ---------------------------------------------------------------------------
+
+
+def test_tools_that_items_bring_become_the_requests_own() -> None:
+    items, tools = hoisted([user("hi"), brings(tool("a")), user("go"), brings(tool("b"))])
+    assert items == [user("hi"), user("go")]
+    assert tools == [tool("a"), tool("b")]
+
+
+def test_the_last_definition_of_a_name_counts_at_the_place_of_the_first() -> None:
+    new = tool("a", description="new")
+    _, tools = hoisted([brings(new, tool("c"))], [tool("a"), tool("b")])
+    assert tools == [new, tool("b"), tool("c")]
+
+
+def test_tools_of_different_kinds_may_share_a_name() -> None:
+    custom = {"type": "custom", "name": "a"}
+    assert hoisted([brings(custom)], [tool("a")])[1] == [tool("a"), custom]
+
+
+def test_servers_are_told_apart_by_their_labels() -> None:
+    servers = [
+        {"type": "mcp", "server_label": label, "server_url": "http://x"} for label in ("one", "two")
+    ]
+    assert hoisted([brings(servers[1])], servers[:1])[1] == servers
+    search = {"type": "web_search"}
+    assert hoisted([brings(search)], [search, servers[0]])[1] == [search, servers[0]]
+
+
+@pytest.mark.parametrize("tools", [None, [], [tool("a")]])
+def test_without_such_items_nothing_is_touched(tools: Any) -> None:
+    said = [user("an item of type additional_tools"), {"type": "x", "y": '"additional_tools"'}]
+    raws = [dump(item) for item in said]
+    assert hoist_tools(raws, dump(tools)) == (raws, dump(tools))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"type": "additional_tools", "tools": None},
+        {"type": "additional_tools", "tools": "x"},
+        {"type": 5, "note": "additional_tools"},
+    ],
+)
+def test_items_of_another_shape_are_left_to_the_upstream(odd: Json) -> None:
+    assert hoisted([odd], [tool("a")]) == ([odd], [tool("a")])
+
+
+def test_tools_that_cannot_be_read_pass_as_they_are() -> None:
+    strange = [5, "x", {"type": 1}, {"type": "function", "name": ["a"]}]
+    assert hoisted([brings(*strange)], strange)[1] == [*strange, *strange]
+
+
+def test_an_item_that_brings_none_disappears_all_the_same() -> None:
+    items, tools = hoisted([brings(), user("hi")], [tool("a")])
+    assert items == [user("hi")]
+    assert tools == [tool("a")]
+
+
+TOOLS = st.builds(tool, st.sampled_from("abcd"), description=st.integers(0, 3))
+
+
+@given(st.lists(TOOLS, max_size=4), st.lists(st.lists(TOOLS, max_size=3), max_size=4))
+def test_every_name_is_offered_once_in_its_last_form(
+    own: list[Json], brought: list[list[Json]]
+) -> None:
+    items = [item for tools in brought for item in (user("x"), brings(*tools))]
+    kept, tools = hoisted(items, own or None)
+    everything = [*own, *(each for tools in brought for each in tools)]
+    assert kept == [user("x")] * len(brought), "of the input nothing else is lost"
+    if any(brought):
+        assert {each["name"]: each for each in tools} == {each["name"]: each for each in everything}
+        assert len(tools) == len({each["name"] for each in everything})
+
+
+# --- whole bodies --------------------------------------------------------------------
+
+
+def test_the_platforms_own_dialect_changes_nothing() -> None:
+    said = sent(PLAIN, user("hi"), brings(tool("a")), store=True, metadata={"a": "b"})
+    assert (said["model"], said["store"]) == ("gpt-5.5", True)
+    assert said["input"][1] == brings(tool("a"))
+    assert "tools" not in said
+    assert "prompt_cache_key" not in said
+
+
+def test_an_account_gets_its_own_name_of_the_model_and_no_members_that_it_refuses() -> None:
+    dialect = Dialect("gpt-5.5-2026", frozenset({"metadata", "truncation"}))
+    said = sent(dialect, user("hi"), metadata={"a": "b"}, truncation="auto", top_p=1)
+    assert said["model"] == "gpt-5.5-2026"
+    assert said["top_p"] == 1
+    assert not {"metadata", "truncation"} & set(said)
+
+
+@pytest.mark.parametrize("store", [True, False, None])
+def test_an_account_that_may_not_store_is_told_so(store: bool | None) -> None:
+    members = {} if store is None else {"store": store}
+    assert sent(Dialect(stores=False), user("hi"), **members)["store"] is False
+
+
+def test_a_cache_key_is_added_where_there_is_none() -> None:
+    dialect = Dialect(cache_key="derived")
+    assert sent(dialect, user("hi"))["prompt_cache_key"] == "derived"
+    assert sent(dialect, user("hi"), prompt_cache_key="own")["prompt_cache_key"] == "own"
+
+
+def test_hoisted_tools_stand_beside_the_rest() -> None:
+    said = sent(Dialect(hoists_tools=True), brings(tool("b")), user("hi"), tools=[tool("a")])
+    assert said["tools"] == [tool("a"), tool("b")]
+    assert said["input"] == [user("hi")]
+
+
+# --- compactions -----------------------------------------------------------------------
+
+
+def posted(body: bytes) -> TurnRequest:
+    return read_post(read_members(body), len(body))
+
+
+def test_members_keep_the_clients_bytes() -> None:
+    body = b'{"model":"m","input":[ {"role":"user","content":"\\u00e9"} ],"n": 1.0}'
+    built = build_input_body(posted(body), None, None, PLAIN)
+    assert json.loads(built) == json.loads(body)
+    assert b'[ {"role":"user","content":"\\u00e9"} ]' in built
+    assert b'"n":1.0' in built
+
+
+def test_the_clients_previous_response_never_goes_along_by_itself() -> None:
+    body = b'{"model":"m","previous_response_id":"resp_1"}'
+    assert json.loads(build_input_body(posted(body), None, None, PLAIN)) == {"model": "m"}
+    chained = json.loads(build_input_body(posted(body), None, "resp_1", PLAIN))
+    assert chained == {"model": "m", "previous_response_id": "resp_1"}
+    sent_along = json.loads(build_input_body(posted(body), [b"1", b"2"], None, PLAIN))
+    assert sent_along == {"model": "m", "input": [1, 2]}
+
+
+def test_an_account_gets_its_own_words() -> None:
+    dialect = Dialect("own", frozenset({"truncation"}), cache_key="k")
+    body = b'{"model":"m","truncation":"auto","input":"hi"}'
+    built = json.loads(build_input_body(posted(body), None, None, dialect))
+    assert built == {"model": "own", "input": "hi", "prompt_cache_key": "k"}
+    body = b'{"model":"m","prompt_cache_key":"mine"}'
+    assert (
+        json.loads(build_input_body(posted(body), None, None, dialect))["prompt_cache_key"]
+        == "mine"
+    )
+
+
+def test_a_compaction_is_read_without_touching_its_items() -> None:
+    raw = b'{"output":[ {"type":"compaction" ,"encrypted_content":"x"}],"usage":{"input_tokens":1}}'
+    compacted = read_compaction(raw)
+    assert compacted.items == (b'{"type":"compaction" ,"encrypted_content":"x"}',)
+    assert compacted.usage == Usage(1, 0, 0)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"output":5}', b'{"usage":5}', b"\xff"])
+def test_an_answer_of_another_shape_holds_nothing(body: bytes) -> None:
+    assert read_compaction(body) == ((), None)
+
+
+# --- chat -----------------------------------------------------------------------------
+
+
+ANSWER = b'{"id":"c-1","usage": {"prompt_tokens":4,"completion_tokens":2} ,"x":null}'
+READ = frozenset({"model", "stream", "store", "prompt_cache_key"})
+
+
+@given(
+    text=st.text(max_size=40),
+    usage=st.fixed_dictionaries({"prompt_tokens": st.integers(0, 99)}),
+)
+def test_what_a_model_says_is_never_taken_for_usage(text: str, usage: dict[str, Any]) -> None:
+    said = f'"usage": {{"prompt_tokens": 1}} {text}'
+    answer = json.dumps({"choices": [said], "usage": usage, "more": [said]}).encode()
+    assert usage_in_tail(answer) == Usage(usage["prompt_tokens"], 0, 0)
+    assert usage_in_tail(json.dumps({"choices": [said]}).encode()) is None
+
+
+@given(tail=st.binary(max_size=80), cut=st.integers(0, 60))
+def test_any_tail_can_be_searched(tail: bytes, cut: int) -> None:
+    usage_in_tail(tail)
+    usage_in_tail(b'{"usage":{"prompt_tokens":[[[' + tail)
+    usage_in_tail(ANSWER[cut:])
+    usage_in_tail(b'"usage":' + b'{"a":' * 20_000)
+
+
+@given(
+    members=st.dictionaries(
+        st.text(max_size=5).filter(lambda name: name.lower() != "model"),
+        st.integers() | st.text(max_size=5).filter(lambda text: text != "model"),
+        max_size=5,
+    )
+)
+def test_a_changed_body_keeps_every_other_member(members: dict[str, Any]) -> None:
+    members = {
+        "model": "m",
+        **{
+            k: v
+            for k, v in members.items()
+            if k not in ("model", "stream", "store", "prompt_cache_key")
+        },
+    }
+    request = read_chat(json.dumps(members).encode())
+    assert json.loads(build_chat_body(request, "other", True)) == {**members, "model": "other"}
+    assert build_chat_body(request, None, True) == request.body
+
+
+@pytest.mark.parametrize("second", [b'"model"', b'"mod\\u0065l"'])
+def test_a_model_that_is_named_twice_is_sent_once(second: bytes) -> None:
+    """The key's models were compared with the last one; some services read the first."""
+    chat = read_chat(b'{"model":"forbidden",%b:"allowed"}' % second)
+    assert chat.model == "allowed"
+    assert build_chat_body(chat, None, True) == b'{"model":"allowed"}'
