@@ -9,7 +9,7 @@ conversation or a response.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -383,38 +383,35 @@ def _accounts(accounts: Sequence[Account]) -> Iterator[Metric]:
             for each in AccountState
         ),
     )
-    yield _gauge(
-        "gateway_account_rests_until_timestamp_seconds",
+    for name, about, value in _ACCOUNT_GAUGES:
+        known = (((account.name,), value(account)) for account in accounts)
+        rows: list[Row] = [(names, number) for names, number in known if number is not None]
+        yield _gauge(f"gateway_account_{name}", about, ("account",), rows)
+
+
+def _blocked_until(account: Account) -> float | None:
+    until = account.health.blocked_until
+    return until if 0 < until < math.inf else None
+
+
+_ACCOUNT_GAUGES: tuple[tuple[str, str, Callable[[Account], float | None]], ...] = (
+    (
+        "rests_until_timestamp_seconds",
         "When the cooldown of an account ends; absent while nothing of it is known.",
-        ("account",),
-        (
-            ((account.name,), account.health.blocked_until)
-            for account in accounts
-            if 0 < account.health.blocked_until < math.inf
-        ),
-    )
-    yield _gauge(
-        "gateway_account_models_at_rest",
+        _blocked_until,
+    ),
+    (
+        "models_at_rest",
         "Models that the account limits or refuses for a while, whatever its state.",
-        ("account",),
-        (((account.name,), len(account.health.snapshot()["models"])) for account in accounts),
-    )
-    yield _gauge(
-        "gateway_account_turns_in_flight",
-        "Turns that run on the account.",
-        ("account",),
-        (((account.name,), account.in_flight) for account in accounts),
-    )
-    yield _gauge(
-        "gateway_account_max_turns_in_flight",
+        lambda account: len(account.health.snapshot()["models"]),
+    ),
+    ("turns_in_flight", "Turns that run on the account.", lambda account: account.in_flight),
+    (
+        "max_turns_in_flight",
         "Turns that may run on the account, where that is limited.",
-        ("account",),
-        (
-            ((account.name,), account.settings.max_in_flight)
-            for account in accounts
-            if account.settings.max_in_flight is not None
-        ),
-    )
+        lambda account: account.settings.max_in_flight,
+    ),
+)
 
 
 def _quotas(accounts: Sequence[Account]) -> Iterator[Metric]:

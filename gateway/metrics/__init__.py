@@ -1,1 +1,1 @@
-"""What the gateway measures of itself; reads everything, and the relay of events not at all."""
+"""The gateway's measurements: turns, process, bounded structures, alarms; no streamed event."""

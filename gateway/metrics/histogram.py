@@ -1,7 +1,7 @@
-"""Counts of values by size: what medians, 99th percentiles and Prometheus' histograms come from.
+"""Histograms: counts of values by size, for percentiles and for Prometheus.
 
-Buckets are fixed, some eleven in each power of ten, so that a percentile is right to a quarter
-of its value whatever comes, and a histogram takes 600 bytes for ever.
+Buckets are fixed, some eleven in each power of ten.  A percentile is right to a quarter of its
+value, and a histogram always takes 600 bytes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ TOKENS = tuple(4**exponent for exponent in range(14))
 
 
 class Histogram:
-    """How many values fell into each bucket, and their sum.
+    """The number of values in each bucket, and their sum.
 
-    :param bounds: upper ends of the buckets, rising; one more takes what is beyond.
+    :param bounds: upper ends of the buckets, rising; one more takes the values beyond.
     :ivar counts: by bucket.
     :ivar sum: of all values.
     """
@@ -44,7 +44,7 @@ class Histogram:
         self.sum += value
 
     def cumulative(self, bounds: Sequence[float]) -> list[int]:
-        """How many values were at most each of ``bounds``, and how many there are at all.
+        """The number of values up to each of ``bounds``, and of all values.
 
         :param bounds: some of the histogram's own.
         """
@@ -53,9 +53,9 @@ class Histogram:
 
 
 class Recent:
-    """What a histogram was given of late: since the oldest of some marks.
+    """The values that a histogram got since the oldest of its last marks.
 
-    :param marks: how many; :meth:`mark` is called at equal distances.
+    :param marks: how many are kept; :meth:`mark` is called at equal intervals.
     """
 
     __slots__ = ("_histogram", "_marks")
@@ -78,7 +78,7 @@ class Recent:
 
 
 def percentile(bounds: Sequence[float], counts: Sequence[int], share: float) -> float | None:
-    """The value that ``share`` of all are below, as far as buckets tell; None without any."""
+    """The value that ``share`` of all values are below, to a bucket; None without values."""
     total = sum(counts)
     if not total:
         return None
@@ -93,5 +93,5 @@ def percentile(bounds: Sequence[float], counts: Sequence[int], share: float) -> 
 
 
 def unmeasured() -> dict[str, Any]:
-    """What :meth:`Recent.percentiles` says of nothing."""
+    """The percentiles of no values."""
     return {"p50": None, "p99": None}

@@ -1,29 +1,29 @@
-"""Counts turns that ended: by key, model, account, status, route and error, with their times.
+"""Counts ended turns by key, model, account, status, route and error, with their times.
 
-All of it is plain integers, so that a turn costs a few microseconds and no event anything; turns
-are counted many at a time, while the processor has what that takes at hand.  Labels are bounded:
-clients choose the names of models, upstreams those of errors.
+The counts are plain integers: a turn costs a few microseconds and a streamed event nothing.  Turns
+are counted in batches, which keeps the code in the processor's cache.  Labels are bounded, because
+clients choose the names of models and upstreams those of errors.
 
 A turn's time to its first output has four parts, of which three are the gateway's side::
 
     accepted ─ queue ─▶ started ─ wait, and what the gateway adds ─▶ sent ─ upstream ─▶ output
 
-*Queue*: behind other turns of its lane.  *Wait*: no account was free.  *Added*: what else
-passes until the request that is answered goes out on a connection: choosing, making the
-request, connecting, and attempts on accounts that refused it.  *Upstream*: from there to the
-first output that is relayed.  What the gateway needs to pass on one event is in the last part;
-the event loop's lag is its measure.
+*Queue*: behind other turns of its lane.  *Wait*: no account was free.  *Added*: all other time
+until the answered request goes out on a connection: choosing, encoding, connecting, and attempts
+on accounts that refused it.  *Upstream*: from there to the first output that is relayed.  The
+gateway's time to pass on one event is in the last part; the event loop's lag measures it.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass, field
 
 from twisted.logger import Logger
 
 from gateway.conversations.context import ContextRoute
 from gateway.metrics.histogram import TOKENS, Histogram, Recent, unmeasured
-from gateway.turn.turn_log import AttemptRecord, TurnRecord
+from gateway.turn.turn_log import TurnRecord
 
 #: Bounds on labels.
 MAX_MODELS = 50
@@ -31,11 +31,11 @@ MAX_ERRORS = 100
 MAX_NAMES = 10_000
 _MAX_LABEL = 100
 
-#: What stands for the labels that are too many, and for a request without a model.
+#: The label of all names beyond the bound, and of a request without a model.
 OTHER = "other"
 NO_MODEL = "none"
 
-#: Turns whose answers stream, so that their first output means something.
+#: Routes of turns whose answers stream, so that the time to their first output is measured.
 _STREAMED = frozenset(
     {ContextRoute.ROOT.value, ContextRoute.CHAINED.value, ContextRoute.REPLAYED.value}
 )
@@ -51,14 +51,14 @@ ERRORS = frozenset({"error", "failed"})
 #: Marks of an account's recent figures.
 _MARKS = 3
 
-#: Turns that are put by before they are counted.
+#: Turns in a batch.
 _AT_ONCE = 100
 
 _log = Logger(namespace="gateway.metrics")
 
 
 class Labels:
-    """Names that are told apart, the first so many; all others are one.
+    """Names that get a label of their own, up to a bound; all others share one.
 
     :param most: bound.
     """
@@ -73,7 +73,7 @@ class Labels:
         return len(self._known)
 
     def label(self, name: str) -> str:
-        """What ``name`` is counted by."""
+        """The label that ``name`` is counted by."""
         known = self._known.get(name)
         if known is None:
             if len(self._known) >= self._most or len(name) > _MAX_LABEL:
@@ -82,17 +82,17 @@ class Labels:
         return known
 
     def known(self, name: str) -> str:
-        """The same for a name that is not to be remembered."""
+        """The same without giving a new name a label of its own."""
         return self._known.get(name, OTHER)
 
 
+@dataclass(slots=True)
 class TokenCounts:
     """Tokens of answers; ``cached`` are among ``input``."""
 
-    __slots__ = ("cached", "input", "output")
-
-    def __init__(self) -> None:
-        self.input = self.cached = self.output = 0
+    input: int = 0
+    cached: int = 0
+    output: int = 0
 
     def add(self, record: TurnRecord) -> None:
         """Count those of one turn."""
@@ -106,30 +106,26 @@ class TokenCounts:
         return self.input + self.output
 
 
+@dataclass(slots=True)
 class Use:
-    """What one key did with one model."""
+    """The turns of one key with one model."""
 
-    __slots__ = ("statuses", "tokens")
-
-    def __init__(self) -> None:
-        self.statuses: dict[str, int] = {}
-        self.tokens = TokenCounts()
+    statuses: Counter[str] = field(default_factory=Counter)
+    tokens: TokenCounts = field(default_factory=TokenCounts)
 
 
+@dataclass(slots=True)
 class ModelMetrics:
-    """What one model's answers took, whoever asked."""
+    """The tokens and times of one model's answers to all keys."""
 
-    __slots__ = ("duration", "first_token", "input", "output")
-
-    def __init__(self) -> None:
-        self.input = Histogram(TOKENS)
-        self.output = Histogram(TOKENS)
-        self.first_token = Histogram()
-        self.duration = Histogram()
+    input: Histogram = field(default_factory=lambda: Histogram(TOKENS))
+    output: Histogram = field(default_factory=lambda: Histogram(TOKENS))
+    first_token: Histogram = field(default_factory=Histogram)
+    duration: Histogram = field(default_factory=Histogram)
 
 
 class AccountMetrics:
-    """What became of the turns and attempts of one account.
+    """The turns and attempts of one account.
 
     :ivar statuses: of turns that ended on it.
     :ivar errors: of attempts, also of turns that went on elsewhere.
@@ -139,8 +135,8 @@ class AccountMetrics:
     __slots__ = ("_marks", "_recent", "errors", "first_token", "statuses", "tokens")
 
     def __init__(self) -> None:
-        self.statuses: dict[str, int] = {}
-        self.errors: dict[str, int] = {}
+        self.statuses: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
         self.tokens = TokenCounts()
         self.first_token = Histogram()
         self._recent = Recent(self.first_token, _MARKS)
@@ -164,7 +160,7 @@ class AccountMetrics:
 class TurnMetrics:
     """All counts since the start; a watcher of the :class:`~gateway.turn.turn_log.TurnLog`.
 
-    Who reads them calls :meth:`catch_up` first.
+    Readers call :meth:`catch_up` first.
 
     :ivar turns: that ended.
     :ivar failed: those of them that ended in an error.
@@ -178,9 +174,9 @@ class TurnMetrics:
         self.turns = 0
         self.failed = 0
         self.tokens = TokenCounts()
-        self.uses: dict[tuple[str, str], Use] = {}
-        self.models: dict[str, ModelMetrics] = {}
-        self.accounts: dict[str, AccountMetrics] = {}
+        self.uses: dict[tuple[str, str], Use] = defaultdict(Use)
+        self.models: dict[str, ModelMetrics] = defaultdict(ModelMetrics)
+        self.accounts: dict[str, AccountMetrics] = defaultdict(AccountMetrics)
         self.routes: Counter[tuple[str, str]] = Counter()
         self.errors: Counter[str] = Counter()
         self.duration = Histogram()
@@ -196,13 +192,13 @@ class TurnMetrics:
         self._errors = Labels(MAX_ERRORS)
 
     def count(self, record: TurnRecord) -> None:
-        """Count a turn that ended, soon."""
+        """Count a turn that ended, with the next batch."""
         self._ended.append(record)
         if len(self._ended) >= _AT_ONCE:
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Count what ended so far."""
+        """Count all turns that ended so far."""
         ended, self._ended = self._ended, []
         for record in ended:
             try:
@@ -223,8 +219,8 @@ class TurnMetrics:
             self.failed += 1
             self.errors[self._errors.label(record.error_code or "unknown")] += 1
         model = self._model_of(record)
-        use = self.uses.get((record.key, model)) or self._new_use(record.key, model)
-        use.statuses[status] = use.statuses.get(status, 0) + 1
+        use = self.uses[self._keys.label(record.key), model]
+        use.statuses[status] += 1
         if record.input_tokens or record.output_tokens:
             self.tokens.add(record)
             use.tokens.add(record)
@@ -246,36 +242,26 @@ class TurnMetrics:
             account.mark()
 
     def _model_of(self, record: TurnRecord) -> str:
-        """A name becomes a label once an upstream answered to it: clients may ask for anything."""
+        """A name gets a label when an upstream answered to it, because clients may send any."""
         if record.model is None:
             return NO_MODEL
         if record.status == "completed" and record.account is not None:
             return self._models.label(record.model)
         return self._models.known(record.model)
 
-    def _new_use(self, key: str, model: str) -> Use:
-        label = self._keys.label(key)
-        use = self.uses[label, model] = self.uses.get((label, model)) or Use()
-        return use
-
     def _count_account(self, record: TurnRecord, name: str, model: str) -> None:
-        account = self.accounts.get(name) or self._new_account(name)
-        account.statuses[record.status] = account.statuses.get(record.status, 0) + 1
+        account = self.accounts[self._accounts.label(name)]
+        account.statuses[record.status] += 1
         if record.input_tokens or record.output_tokens:
             account.tokens.add(record)
-            by_model = self._by_model(model)
-            by_model.input.add(record.input_tokens)
-            by_model.output.add(record.output_tokens)
+            self.models[model].input.add(record.input_tokens)
+            self.models[model].output.add(record.output_tokens)
         for attempt in record.attempts:
             if attempt.outcome not in _NO_ERRORS:
-                self._count_error(attempt)
+                refused = self.accounts[self._accounts.label(attempt.account)]
+                refused.errors[self._errors.label(attempt.outcome)] += 1
         if record.first_output_ms is not None and record.route in _STREAMED:
-            self._count_times(record, record.first_output_ms, account, self._by_model(model))
-
-    def _count_error(self, attempt: AttemptRecord) -> None:
-        account = self.accounts.get(attempt.account) or self._new_account(attempt.account)
-        label = self._errors.label(attempt.outcome)
-        account.errors[label] = account.errors.get(label, 0) + 1
+            self._count_times(record, record.first_output_ms, account, self.models[model])
 
     def _count_times(
         self, record: TurnRecord, first: float, account: AccountMetrics, model: ModelMetrics
@@ -285,7 +271,7 @@ class TurnMetrics:
         sent = attempt.connected_ms
         if sent is None:
             sent = attempt.chosen_ms or queued
-        # A clock that was set back must not leave negative times.
+        # A clock that was set back must not cause negative times.
         self.first_output.add(max(0.0, first - queued))
         waited = (record.waited_ms or 0.0) + (record.limited_ms or 0.0)
         self.added.add(max(0.0, sent - queued - waited))
@@ -294,17 +280,6 @@ class TurnMetrics:
         account.first_token.add(upstream)
         model.first_token.add(upstream)
         model.duration.add(max(0.0, (record.duration_ms or 0.0) - sent))
-
-    def _new_account(self, name: str) -> AccountMetrics:
-        label = self._accounts.label(name)
-        account = self.accounts[label] = self.accounts.get(label) or AccountMetrics()
-        return account
-
-    def _by_model(self, model: str) -> ModelMetrics:
-        found = self.models.get(model)
-        if found is None:
-            found = self.models[model] = ModelMetrics()
-        return found
 
 
 def share(part: int, whole: int) -> float | None:

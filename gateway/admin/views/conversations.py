@@ -20,6 +20,12 @@ _MAX_NODES = 1000
 #: Turns that are explained in words.
 _MAX_TURNS = 3
 
+#: What is shown of a binding, besides its id.
+_BINDING = (
+    *("rule", "tenant", "account", "stand_in", "stand_in_why", "leaves"),
+    *("why", "bound_at", "used_at"),
+)
+
 
 def conversations(running: Running, q: str = "", limit: int = 100) -> dict[str, Any]:
     """The most recently used conversations.
@@ -90,30 +96,17 @@ def response_ids_of(running: Running, identity: str) -> list[str]:
 
 
 def _binding(identity: str, binding: Binding) -> dict[str, Any]:
-    return {
-        "id": identity,
-        "rule": binding.rule,
-        "tenant": binding.tenant,
-        "account": binding.account,
-        "stand_in": binding.stand_in,
-        "stand_in_why": binding.stand_in_why,
-        "leaves": binding.leaves,
-        "why": binding.why,
-        "bound_at": binding.bound_at,
-        "used_at": binding.used_at,
-    }
+    return {"id": identity, **{name: getattr(binding, name) for name in _BINDING}}
 
 
 def _unbound(record: ResponseRecord) -> dict[str, Any]:
     """A response whose binding is not known any more."""
     return {
+        **dict.fromkeys(("id", *_BINDING)),
         "id": record.id,
         "rule": "response",
         "tenant": record.tenant,
         "account": record.account,
-        "stand_in": None,
-        "stand_in_why": None,
-        "leaves": None,
         "why": "made the response",
         "bound_at": record.created_at,
         "used_at": record.created_at,
