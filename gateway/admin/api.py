@@ -13,13 +13,13 @@ from twisted.web.server import NOT_DONE_YET
 
 from gateway import __version__
 from gateway.admin.actions import MAX_ACTIONS, Actions, Audit
-from gateway.admin.answers import HTML, AdminResponse, accepted, see_other, wants_html
-from gateway.admin.asked import AdminQuery
 from gateway.admin.auth import MAX_ADDRESSES, MAX_LOGINS, Access, cookie
 from gateway.admin.dry_run import dry_run
 from gateway.admin.errors import AdminError, bad_request, not_found
 from gateway.admin.live import MAX_LISTENERS, LiveFeed
 from gateway.admin.page import Page, PageData, Viewer, login_page
+from gateway.admin.requests import AdminQuery
+from gateway.admin.responses import HTML, AdminResponse, accepted, see_other, wants_html
 from gateway.admin.routes import AdminEntry, AdminRoute, RouteTable
 from gateway.admin.running import Running
 from gateway.admin.views.accounts import accounts

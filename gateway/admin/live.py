@@ -9,8 +9,8 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.web.http import Request
 from zope.interface import implementer
 
-from gateway.admin.answers import as_json
 from gateway.admin.errors import AdminError
+from gateway.admin.responses import as_json
 from gateway.admin.running import Running
 from gateway.admin.views.overview import current
 from gateway.turn.turn_log import TurnRecord

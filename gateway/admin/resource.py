@@ -11,11 +11,11 @@ from twisted.web.http import Request
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from gateway.admin.answers import AdminResponse, wants_html, write
 from gateway.admin.api import Api
-from gateway.admin.asked import AdminQuery, read_body, read_query, segments
 from gateway.admin.auth import check_origin
 from gateway.admin.errors import AdminError, not_found
+from gateway.admin.requests import AdminQuery, read_body, read_query, segments
+from gateway.admin.responses import AdminResponse, wants_html, write
 from gateway.admin.routes import AdminEntry, AdminRoute
 
 _log = Logger(namespace="gateway.admin")

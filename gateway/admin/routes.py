@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from gateway.admin.asked import AdminQuery
+from gateway.admin.requests import AdminQuery
 
 
 class AdminEntry(enum.Enum):

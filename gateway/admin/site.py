@@ -11,9 +11,9 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request as SiteRequest
 from twisted.web.server import Site
 
-from gateway.admin.answers import set_security_headers
 from gateway.admin.api import Api
 from gateway.admin.resource import AdminResource
+from gateway.admin.responses import set_security_headers
 from gateway.compat import ExtensibleHTTPChannel
 from gateway.deadline import Deadline
 from gateway.sockets import set_up
@@ -37,7 +37,7 @@ MAX_CONNECTIONS = 100
 #: many: a small part of what clients leave to them.
 _RESERVED_FILES = 16
 
-#: Bodies are read by :mod:`~gateway.admin.asked`; Twisted would read multipart ones, too.
+#: Bodies are read by :mod:`~gateway.admin.requests`; Twisted would read multipart ones, too.
 _FORMS: Any = {"parsePOSTFormSubmission": False}
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from twisted.web.http import Request
 from twisted.web.test.requesthelper import DummyChannel
 
-from gateway.admin.answers import as_json, wants_html
 from gateway.admin.auth import MAX_ADDRESSES, Throttle, check_origin
 from gateway.admin.errors import AdminError
+from gateway.admin.responses import as_json, wants_html
 from tests.admin.stage import BEARER, TOKEN, Admin
 
 #: One for all examples: none of them may change it.
