@@ -32,11 +32,9 @@ from gateway.routing.wait_queue import WaitQueue
 from gateway.server.chat import ChatCompletions
 from gateway.server.compact import Inputs
 from gateway.server.connections import ConnectionLimiter
-from gateway.server.http_site import HttpSite
+from gateway.server.http_site import ClientSite, endpoints
 from gateway.server.models import Models
 from gateway.server.responses import Responses
-from gateway.server.route_table import endpoints
-from gateway.server.routes import RouteTable
 from gateway.server.stored import StoredResponses
 from gateway.server.websocket_site import ResponsesFactory
 from gateway.turn.context import TurnServices
@@ -153,19 +151,19 @@ class GatewayService(MultiService):
         listener = ListenerService(reactor, admin.listen, AdminSite(api, reactor), "admin.listen")
         listener.setServiceParent(self)
 
-    def _client_site(self, reactor: Any) -> HttpSite:
+    def _client_site(self, reactor: Any) -> ClientSite:
         """One listener for WebSocket and HTTP clients."""
         services = self.turn_services
-        routes = RouteTable(
-            endpoints(
-                self._responses,
-                StoredResponses(services),
-                Inputs(services),
-                Models(services.pool, self._catalogues, self.tenants.may_use),
-                ChatCompletions(services),
-            )
+        table = endpoints(
+            self._responses,
+            StoredResponses(services),
+            Inputs(services),
+            Models(services.pool, self._catalogues, self.tenants.may_use),
+            ChatCompletions(services),
         )
-        self._site = HttpSite(reactor, routes, self.settings, self.tenants, self.limiter, self.door)
+        self._site = ClientSite(
+            reactor, table, self.settings, self.tenants, self.limiter, self.door
+        )
         return self._site
 
     def _forget_what_is_old(self) -> None:

@@ -18,7 +18,7 @@ import msgspec
 
 from gateway.config import Settings
 from gateway.protocol.errors import ApiError
-from gateway.server.route_table import endpoints
+from gateway.server.http_site import endpoints
 from gateway.tap import Options
 from gateway.turn.turn_log import AttemptRecord, TurnRecord
 

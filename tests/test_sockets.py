@@ -17,7 +17,7 @@ from twisted.internet.protocol import Factory, Protocol
 
 from gateway.config import Settings
 from gateway.server.connections import ConnectionLimiter
-from gateway.server.http_site import HttpSite
+from gateway.server.http_site import ClientSite
 from tests.admin.stage import Admin
 from tests.support.certificates import self_signed
 
@@ -25,7 +25,7 @@ from tests.support.certificates import self_signed
 def clients() -> Any:
     """The listener of both doors; nobody sends a head here."""
     nobody: Any = None
-    return HttpSite(reactor, nobody, Settings(), nobody, ConnectionLimiter(10), nobody)
+    return ClientSite(reactor, {}, Settings(), nobody, ConnectionLimiter(10), nobody)
 
 
 def admin() -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
+from urllib.parse import parse_qs
 
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
-from twisted.web.server import NOT_DONE_YET
 
 from gateway import __version__
 from gateway.admin.actions import MAX_ACTIONS, Actions, Audit
@@ -18,14 +18,14 @@ from gateway.admin.dry_run import dry_run
 from gateway.admin.errors import AdminError, bad_request, not_found
 from gateway.admin.live import MAX_LISTENERS, LiveFeed
 from gateway.admin.page import Page, PageData, Viewer, login_page
-from gateway.admin.requests import AdminQuery
 from gateway.admin.responses import HTML, AdminResponse, accepted, see_other, wants_html
-from gateway.admin.routes import AdminEntry, AdminRoute, RouteTable
+from gateway.admin.routes import ANSWERED_LATER, AdminEntry, AdminQuery, AdminRoute
 from gateway.admin.running import Running
 from gateway.admin.views.accounts import accounts
 from gateway.admin.views.conversations import conversations, turns, why
 from gateway.admin.views.overview import configuration, memory, overview, ready
 from gateway.metrics.registers import BoundedStructure
+from gateway.server.routes import RouteTable
 
 #: The description of the admin API, OpenAPI 3.1: the contract that tests hold the code to.
 DESCRIPTION: dict[str, Any] = msgspec.json.decode(
@@ -83,7 +83,11 @@ class Api:
             ("POST", "/admin/reload", operator, self._reload),
             ("POST", "/admin/route-dry-run", operator, lambda it: dry_run(running, it.body)),
         ]
-        self.table = RouteTable(AdminRoute(*route) for route in routes)
+        self.routes = tuple(AdminRoute(*route) for route in routes)
+        table: dict[str, dict[str, AdminRoute]] = {}
+        for route in self.routes:
+            table.setdefault(route.template, {})[route.method] = route
+        self.table = RouteTable(table)
 
     def memory(self) -> dict[str, Any]:
         """The memory register, with what the admin side itself keeps."""
@@ -110,14 +114,15 @@ class Api:
         return AdminResponse(503, {"status": why_not})
 
     def _status(self, asked: AdminQuery) -> AdminResponse:
-        asked.request.setHeader("vary", "accept, cookie")
+        vary = {"vary": "accept, cookie"}
         if not wants_html(asked.request):
-            return AdminResponse(200, overview(self.running))
-        arguments: Any = asked.request.args
+            return AdminResponse(200, overview(self.running), headers=vary)
+        query = asked.request.http.query_string.encode("latin-1")
+        arguments = parse_qs(query, keep_blank_values=True)
         login = asked.visitor.login
         said = None if login is None else login.said(self.running.now())
         viewer = Viewer(asked.visitor.why_not, login is not None, self.access.has_token, said)
-        return AdminResponse(200, self.pages.render(arguments, viewer), HTML)
+        return AdminResponse(200, self.pages.render(arguments, viewer), HTML, vary)
 
     def _conversations(self, asked: AdminQuery) -> Any:
         limit = asked.number("limit", 100, _MAX_LISTED)
@@ -140,10 +145,10 @@ class Api:
         )
 
     def _events(self, asked: AdminQuery) -> Any:
-        if asked.request.method == b"HEAD":
+        if asked.request.http.is_head:
             return AdminResponse(200, b"", "text/event-stream")
-        self.live.listen(asked.request, lambda: self.access.lasts(asked.visitor))
-        return NOT_DONE_YET
+        self.live.listen(asked.request.http, lambda: self.access.lasts(asked.visitor))
+        return ANSWERED_LATER
 
     def _scrape(self, asked: AdminQuery) -> AdminResponse:
         content_type, text = self._metrics(accepted(asked.request))
@@ -165,7 +170,7 @@ class Api:
                 return self.login_page(error.status, error.sentence)._replace(headers=error.headers)
             raise
         self.audit.note(login.name, address, "log in", None, True, "done")
-        headers = {"set-cookie": cookie(session_id, asked.request.isSecure())}
+        headers = {"set-cookie": cookie(session_id, asked.request.is_secure)}
         if asked.by_form:
             return see_other("/status", headers)
         return AdminResponse(200, {"result": "logged in", "login": login.name}, headers=headers)
@@ -175,7 +180,7 @@ class Api:
             name, address = asked.visitor.login.name, asked.visitor.address
             self.audit.note(name, address, "log out", None, True, "done")
         self.access.log_out(asked.request)
-        headers = {"set-cookie": cookie("", asked.request.isSecure())}
+        headers = {"set-cookie": cookie("", asked.request.is_secure)}
         if asked.by_form:
             return see_other("/login", headers)
         return AdminResponse(200, {"result": "logged out"}, headers=headers)

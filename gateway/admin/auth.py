@@ -19,14 +19,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from hashlib import sha256
 from hmac import compare_digest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.web.http import Request
-
 from gateway.admin.errors import AdminError, bad_request
-from gateway.admin.heads import header_values
+from gateway.admin.requests import AdminRequest
 
 COOKIE = "gateway_admin"
 
@@ -131,11 +128,11 @@ class Access:
         """Whether anybody can log in."""
         return self._token is not None
 
-    def check_host(self, request: Request) -> None:
+    def check_host(self, request: AdminRequest) -> None:
         """Refuse a request that is meant for another server."""
         check_host(request, self._hosts)
 
-    def visitor(self, request: Request) -> Visitor:
+    def visitor(self, request: AdminRequest) -> Visitor:
         """The sender of ``request``.
 
         :raises AdminError: 401 for a wrong token, 429 for one too many.
@@ -143,13 +140,13 @@ class Access:
         given = _bearer(request)
         if given is None or self._token is None:
             return self.by_cookie(request)
-        address = client_address(request)
+        address = request.peer
         self._check(given, address, self.bearers)
         return Visitor("token", address, None, True, None, True, self._tokens)
 
-    def by_cookie(self, request: Request) -> Visitor:
+    def by_cookie(self, request: AdminRequest) -> Visitor:
         """The sender of ``request`` by its cookie alone."""
-        address = client_address(request)
+        address = request.peer
         login = self._login(request)
         if login is not None:
             return Visitor(login.name, address, login, True, None, tokens=self._tokens)
@@ -171,7 +168,7 @@ class Access:
         if not visitor.may_read:
             raise _unauthorized(visitor.why_not or "")
 
-    def check_post(self, request: Request, visitor: Visitor) -> None:
+    def check_post(self, request: AdminRequest, visitor: Visitor) -> None:
         """Refuse a visitor that may not change anything.
 
         A cookie comes along with whatever page sends the request; so then the page's origin
@@ -187,7 +184,7 @@ class Access:
         if not visitor.by_bearer and not own_page:
             raise AdminError(403, "send an Origin header with a cookie, or the token as Bearer")
 
-    def log_in(self, request: Request, given: str) -> tuple[str, AdminSession]:
+    def log_in(self, request: AdminRequest, given: str) -> tuple[str, AdminSession]:
         """Begin a session with the token; a session that the client had ends.
 
         :raises AdminError: 401 for a wrong token, 429 for one too many, 403 without any.
@@ -195,11 +192,11 @@ class Access:
         check_origin(request)
         if self._token is None:
             raise AdminError(403, _NO_TOKEN)
-        self._check(given.encode(errors="surrogatepass"), client_address(request), self.forms)
+        self._check(given.encode(errors="surrogatepass"), request.peer, self.forms)
         self.log_out(request)
         return self.logins.begin()
 
-    def log_out(self, request: Request) -> None:
+    def log_out(self, request: AdminRequest) -> None:
         """End the session that the client has, if any."""
         session_id = _cookie(request)
         if session_id is not None:
@@ -210,7 +207,7 @@ class Access:
         goes_on = visitor.login is None or self.logins.lasts(visitor.login)
         return goes_on and visitor.tokens == self._tokens
 
-    def _login(self, request: Request) -> AdminSession | None:
+    def _login(self, request: AdminRequest) -> AdminSession | None:
         session_id = _cookie(request)
         return None if session_id is None else self.logins.find(session_id)
 
@@ -235,18 +232,19 @@ def cookie(session_id: str, secure: bool) -> str:
     )
 
 
-def _bearer(request: Request) -> bytes | None:
+def _bearer(request: AdminRequest) -> bytes | None:
     """The token in ``Authorization``; empty when there is something else."""
-    values = request.requestHeaders.getRawHeaders(b"authorization")
-    if not values:
+    value = request.http.headers.get("authorization")
+    if value is None:
         return None
-    scheme, _, token = values[0].partition(b" ")
-    return token.strip() if scheme.lower() == b"bearer" and len(values) == 1 else b""
+    scheme, _, token = value.partition(" ")
+    return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
 
 
-def _cookie(request: Request) -> str | None:
-    value = request.getCookie(COOKIE.encode())
-    return None if not value else value.decode("latin-1")
+def _cookie(request: AdminRequest) -> str | None:
+    pairs = (pair.partition("=") for pair in request.header("cookie").split(";"))
+    values = [value.strip() for name, _, value in pairs if name.strip() == COOKIE]
+    return values[-1] or None if values else None
 
 
 def _unauthorized(sentence: str) -> AdminError:
@@ -415,40 +413,36 @@ def _network(address: str) -> str:
 # --- hosts and origins ---------------------------------------------------------------------
 
 
-def check_host(request: Request, names: Collection[str]) -> None:
+def check_host(request: AdminRequest, names: Collection[str]) -> None:
     """Refuse a request that is meant for another server.
 
     :param names: host names by which the admin side may be called besides its addresses.
     :raises AdminError: 400 or 421 (RFC 9110 §15.5.20).
     """
-    values = header_values(request, b"host")
-    if len(values) != 1:
-        raise bad_request("send one Host header")
-    name, _ = _split(values[0])
+    name, _ = _split(request.header("host"))
     if name in names or name == "localhost" or name.endswith(".localhost"):
         return
     address = _address(name)
-    if address is not None and (address.is_loopback or address == _address(_local(request))):
+    if address is not None and (address.is_loopback or address == _address(request.local)):
         return
     raise AdminError(421, "this host is not served here; admin.hosts lists the names that are")
 
 
-def check_origin(request: Request) -> bool:
+def check_origin(request: AdminRequest) -> bool:
     """Refuse a request that a page of another site sends.
 
     :return: whether the request shows that it comes from a page of our own.
     :raises AdminError: 403.
     """
-    sites = header_values(request, b"sec-fetch-site")
-    origins = header_values(request, b"origin")
-    if any(site not in _FRIENDLY_SITES for site in sites):
+    site, origin = (request.http.headers.get(name) for name in ("sec-fetch-site", "origin"))
+    if site is not None and site not in _FRIENDLY_SITES:
         raise AdminError(403, "another site sent this; nothing was done")
-    if any(not _is_own(origin, request) for origin in origins):
+    if origin is not None and not _is_own(origin, request):
         raise AdminError(403, "a page of another origin sent this; nothing was done")
-    return bool(origins) or "same-origin" in sites
+    return origin is not None or site == "same-origin"
 
 
-def _is_own(origin: str, request: Request) -> bool:
+def _is_own(origin: str, request: AdminRequest) -> bool:
     """Whether an origin is the address that this request was sent to.
 
     A proxy in front of the admin side may speak TLS where the gateway does not.
@@ -458,9 +452,9 @@ def _is_own(origin: str, request: Request) -> bool:
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
     except ValueError:
         return False
-    if parts.scheme not in _DEFAULT_PORTS or (request.isSecure() and parts.scheme != "https"):
+    if parts.scheme not in _DEFAULT_PORTS or (request.is_secure and parts.scheme != "https"):
         return False
-    name, own_port = _split(header_values(request, b"host")[0])
+    name, own_port = _split(request.header("host"))
     own = own_port or _DEFAULT_PORTS[parts.scheme]
     return (parts.hostname or "").rstrip(".") == name and port == own
 
@@ -469,7 +463,7 @@ def _split(host: str) -> tuple[str, int | None]:
     """Name and port of a ``Host``, the name without brackets and in lower case."""
     found = _HOST.match(host)
     if found is None:
-        raise bad_request("the Host header cannot be read")
+        raise bad_request("send one Host header, with a name or an address")
     name = found[1].strip("[]").lower().rstrip(".")
     return name, int(found[2]) if found[2] else None
 
@@ -481,15 +475,3 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
     mapped = getattr(address, "ipv4_mapped", None)
     return address if mapped is None else mapped
-
-
-def _local(request: Request) -> str:
-    """The address that the client connected to."""
-    host: Any = request.getHost()
-    return host.host if isinstance(host, (IPv4Address, IPv6Address)) else ""
-
-
-def client_address(request: Request) -> str:
-    """Where a request comes from, for logs."""
-    peer: Any = request.getClientAddress()
-    return peer.host if isinstance(peer, (IPv4Address, IPv6Address)) else "local"

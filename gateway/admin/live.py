@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall, IPushProducer
-from twisted.web.http import Request
-from zope.interface import implementer
+from twisted.internet.interfaces import IDelayedCall
 
 from gateway.admin.errors import AdminError
 from gateway.admin.responses import as_json
 from gateway.admin.running import Running
 from gateway.admin.views.overview import current
+from gateway.server.http_request import ClientRequest
 from gateway.turn.turn_log import TurnRecord
 
 MAX_LISTENERS = 32
@@ -30,20 +29,19 @@ _SLOW_SECONDS = 10.0
 _RETRY = b"retry: 3000\n\n"
 
 
-@implementer(IPushProducer)
 class Listener:
     """One answer that does not end by itself.
 
     :ivar lasts: whether the listener still may see the events.
     """
 
-    def __init__(self, request: Request, now: Callable[[], float], lasts: Callable[[], bool]):
+    def __init__(self, request: ClientRequest, now: Callable[[], float], lasts: Callable[[], bool]):
         self._request = request
         self._now = now
         self.lasts = lasts
         self.gone = False
         self._slow_since: float | None = None
-        request.registerProducer(self, True)
+        request.when_slow(self._pause, self._resume)
 
     @property
     def too_slow(self) -> bool:
@@ -60,24 +58,18 @@ class Listener:
         if self.gone:
             return
         self.gone = True
-        self._request.unregisterProducer()
         if abort:
-            transport: Any = self._request.channel.transport
-            transport.abortConnection()
+            self._request.cut()
         else:
             self._request.finish()
 
-    def pauseProducing(self) -> None:
+    def _pause(self) -> None:
         """The connection is full."""
-        if self._slow_since is None:
-            self._slow_since = self._now()
+        self._slow_since = self._now()
 
-    def resumeProducing(self) -> None:
-        """It took everything."""
+    def _resume(self) -> None:
+        """The client took everything."""
         self._slow_since = None
-
-    def stopProducing(self) -> None:
-        """The connection is lost; ``notifyFinish`` fires."""
 
 
 class LiveFeed:
@@ -100,7 +92,7 @@ class LiveFeed:
     def __len__(self) -> int:
         return len(self._listeners)
 
-    def listen(self, request: Request, lasts: Callable[[], bool]) -> None:
+    def listen(self, request: ClientRequest, lasts: Callable[[], bool]) -> None:
         """Answer ``request`` with events from now on.
 
         :param lasts: whether the visitor may still see them; asked each second.
@@ -108,10 +100,9 @@ class LiveFeed:
         """
         if len(self._listeners) >= MAX_LISTENERS:
             raise AdminError(503, "too many pages are open", {"retry-after": "30"})
-        request.setHeader("content-type", "text/event-stream")
-        request.setHeader("x-accel-buffering", "no")
         listener = Listener(request, self._clock.seconds, lasts)
-        request.notifyFinish().addBoth(lambda _: self._left(listener))
+        request.when_gone(lambda: self._left(listener))
+        request.start(200, {"content-type": "text/event-stream", "x-accel-buffering": "no"})
         self._listeners.add(listener)
         listener.send(_RETRY + self._status())
         if self._step is None:

@@ -1,18 +1,15 @@
-"""A request to the admin side, read: its path, its query, its body."""
+"""A request to the admin side: the connection it came by, its path, its query, its body."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
-from twisted.web.http import Request
 
-from gateway.admin.auth import Visitor
 from gateway.admin.errors import AdminError, bad_request
-from gateway.admin.heads import header_values
 from gateway.protocol.errors import UNREADABLE
+from gateway.server.http_request import ClientRequest
 
 #: A form sends what a page's own buttons send; everything else is JSON.
 FORM = "application/x-www-form-urlencoded"
@@ -21,49 +18,34 @@ _MAX_FIELDS = 50
 _LONGEST_SEGMENT = 500
 
 
-class AdminQuery(NamedTuple):
-    """What a handler gets.
+class AdminRequest(NamedTuple):
+    """A request, and the connection that it came by.
 
-    :ivar names: the parts of the path that its template leaves open.
-    :ivar by_form: whether a form was posted, by a browser that shows the answer.
+    :ivar http: the request itself, to be answered.
+    :ivar local: the IP address that the client connected to; empty for a UNIX socket.
+    :ivar peer: where it comes from, for logs.
+    :ivar is_secure: whether the connection is TLS.
     """
 
-    request: Request
-    visitor: Visitor
-    names: Mapping[str, str]
-    query: Mapping[str, str]
-    body: Mapping[str, Any]
-    by_form: bool = False
+    http: ClientRequest
+    local: str
+    peer: str
+    is_secure: bool
 
-    def text(self, name: str) -> str | None:
-        """A value of the query; None when it is missing or empty."""
-        return self.query.get(name) or None
-
-    def number(self, name: str, default: int, most: int) -> int:
-        """A number of the query.
-
-        :raises AdminError: 400 when it is none.
-        """
-        value = self.query.get(name)
-        if not value:
-            return default
-        if not (value.isascii() and value.isdigit() and len(value) < 8 and int(value) > 0):
-            raise bad_request(f"{name}: expected a number above 0")
-        return min(int(value), most)
+    def header(self, name: str) -> str:
+        """A header; several of that name are joined by commas, and none is empty."""
+        return self.http.headers.get(name, "")
 
 
-def segments(request: Request) -> list[str] | None:
-    """The decoded parts of the path between its slashes; None when there can be no such place.
+def segments(path: str) -> list[str] | None:
+    """The decoded parts of a path between its slashes; None when there can be no such place.
 
     They are decoded once, after they were split, and are never put together again.
     """
-    path = bytes(request.path)
-    if not path.startswith(b"/"):
-        return None
     found = []
-    for raw in path[1:].split(b"/"):
+    for raw in path[1:].split("/"):
         try:
-            segment = unquote_to_bytes(raw).decode()
+            segment = unquote_to_bytes(raw.encode("latin-1")).decode()
         except UnicodeDecodeError:
             return None
         if len(segment) > _LONGEST_SEGMENT or not segment.isprintable() or segment in (".", ".."):
@@ -72,20 +54,19 @@ def segments(request: Request) -> list[str] | None:
     return found
 
 
-def read_query(request: Request) -> dict[str, str]:
+def read_query(request: AdminRequest) -> dict[str, str]:
     """The query, the last value of each name."""
-    return _pairs(request.uri.partition(b"?")[2])
+    return _pairs(request.http.query_string.encode("latin-1"))
 
 
-def read_body(request: Request, own_page: bool) -> tuple[dict[str, Any], bool]:
+def read_body(request: AdminRequest, own_page: bool) -> tuple[dict[str, Any], bool]:
     """The body of a POST, and whether it is a form.
 
     :param own_page: whether a page of our own sent it.
     :raises AdminError: 400, 403 or 415.
     """
-    content: Any = request.content
-    raw = content.read()
-    kind = "".join(header_values(request, b"content-type")[:1]).partition(";")[0].strip().lower()
+    raw = request.http.body
+    kind = request.header("content-type").partition(";")[0].strip().lower()
     if kind == FORM:
         if not own_page:
             raise AdminError(403, "forms are taken from our own pages only; send JSON")

@@ -1,4 +1,4 @@
-"""Answers of the admin side: JSON or HTML, always with the headers that keep browsers strict."""
+"""Responses of the admin side: JSON or HTML, and the headers that keep browsers strict."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
-from twisted.web.http import Request
 
-from gateway.admin.heads import header_values
+from gateway.admin.requests import AdminRequest
 
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"
@@ -26,8 +25,9 @@ _CONTENT_SECURITY = "; ".join(
     ]
 )
 
-#: With ``no-referrer`` browsers would send ``Origin: null`` with our own forms (Fetch §3.2).
-_SECURITY_HEADERS = {
+#: Go with every answer, unless it brings its own.  With ``no-referrer`` browsers would send
+#: ``Origin: null`` with our own forms (Fetch §3.2).
+SECURITY_HEADERS = {
     "content-security-policy": _CONTENT_SECURITY,
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
@@ -39,7 +39,7 @@ _SECURITY_HEADERS = {
 
 
 class AdminResponse(NamedTuple):
-    """An answer.
+    """A response.
 
     :ivar body: bytes as they are, or anything else to become JSON.
     """
@@ -55,26 +55,16 @@ def see_other(place: str, headers: Mapping[str, str] | None = None) -> AdminResp
     return AdminResponse(303, b"", HTML, {"location": place, **(headers or {})})
 
 
-def set_security_headers(request: Request) -> None:
-    """To be called before anything else; an answer may replace them."""
-    for name, value in _SECURITY_HEADERS.items():
-        request.setHeader(name, value)
-
-
-def write(request: Request, reply: AdminResponse) -> None:
-    """Answer, and be done."""
-    body = reply.body if isinstance(reply.body, bytes) else as_json(reply.body)
-    request.setResponseCode(reply.status)
-    request.setHeader("content-type", reply.content_type)
-    for name, value in reply.headers.items():
-        request.setHeader(name, value)
-    if request.code == 304:
-        body = b""
+def write(request: AdminRequest, reply: AdminResponse) -> None:
+    """Answer, and be done; a client that has gone gets nothing."""
+    http = request.http
+    headers = {"content-type": reply.content_type, **reply.headers}
+    if reply.status == 304:
+        http.start(304, headers)
+        http.finish()
     else:
-        request.setHeader("content-length", str(len(body)))
-    if request.method != b"HEAD":
-        request.write(body)
-    request.finish()
+        body = reply.body if isinstance(reply.body, bytes) else as_json(reply.body)
+        http.answer(reply.status, body, headers)
 
 
 def as_json(value: Any) -> bytes:
@@ -88,15 +78,15 @@ def as_json(value: Any) -> bytes:
     return encoded
 
 
-def wants_html(request: Request) -> bool:
+def wants_html(request: AdminRequest) -> bool:
     """Whether the client likes HTML better than JSON (RFC 9110 §12.5.1)."""
     said = accepted(request)
     return _quality(said, "text/html") > _quality(said, JSON)
 
 
-def accepted(request: Request) -> str:
+def accepted(request: AdminRequest) -> str:
     """What the client says that it accepts, bounded; its bytes may be any."""
-    return ",".join(header_values(request, b"accept"))[:1000]
+    return request.header("accept")[:1000]
 
 
 def _quality(accepted: str, wanted: str) -> float:

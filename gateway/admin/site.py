@@ -1,209 +1,157 @@
-"""The admin side's connections: few, and each request bounded in size and time."""
+"""The operator's listener: the clients' HTTP server with tighter bounds, and the admin routes.
+
+Each request is checked, led to its route, and answered.  Connections are few, so one that waits
+for a request makes way for a new one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from twisted.internet.protocol import connectionDone
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import Request
-from twisted.web.resource import Resource
-from twisted.web.server import Request as SiteRequest
-from twisted.web.server import Site
 
 from gateway.admin.api import Api
-from gateway.admin.resource import AdminResource
-from gateway.admin.responses import set_security_headers
-from gateway.compat import ExtensibleHTTPChannel
-from gateway.deadline import Deadline
-from gateway.sockets import set_up
+from gateway.admin.auth import check_origin
+from gateway.admin.errors import AdminError, not_found
+from gateway.admin.page.static_files import static_file
+from gateway.admin.requests import AdminRequest, read_body, read_query, segments
+from gateway.admin.responses import SECURITY_HEADERS, AdminResponse, wants_html, write
+from gateway.admin.routes import ANSWERED_LATER, AdminEntry, AdminQuery, AdminRoute
+from gateway.server.connections import ConnectionLimiter
+from gateway.server.http_channel import HttpSite
+from gateway.server.http_request import ClientRequest, WireRequest
+from gateway.server.routes import NoRoute
 
 #: Bounds on what a request may bring, in bytes.
 MAX_HEAD_BYTES = 16 * 1024
 MAX_BODY_BYTES = 64 * 1024
-_MAX_HEADERS = 100
 
-#: How long a request may take to arrive, and a connection may be idle, in seconds.
+#: How long a head may take, and a body besides the time that its size is worth, in seconds.
 REQUEST_SECONDS = 10.0
-_IDLE_SECONDS = 60.0
 
-#: How long the last bytes may take to a client that was refused, in seconds.
-_LEAVE_SECONDS = 2.0
+#: How long a client may take for what it is sent, in seconds; live events have less.
+_STALL_SECONDS = 30.0
 
-#: Connections at the same time; each open page takes one or two.
+#: Connections at the same time, each open page takes one or two; and how many of them may not
+#: have sent a head yet.
 MAX_CONNECTIONS = 100
+_MAX_SILENT = 20
 
-#: The part of the files that may be open which connections of the admin side leave, as one in so
-#: many: a small part of what clients leave to them.
+#: The part of the open files that the admin side leaves, as one in so many: a small part of what
+#: clients leave to it.
 _RESERVED_FILES = 16
 
-#: Bodies are read by :mod:`~gateway.admin.requests`; Twisted would read multipart ones, too.
-_FORMS: Any = {"parsePOSTFormSubmission": False}
+_log = Logger(namespace="gateway.admin")
 
 
-class AdminRequest(SiteRequest):
-    """A request whose body is bounded, and whose answers make browsers strict."""
+class AdminSite(HttpSite):
+    """The factory of operators' connections."""
 
-    channel: Any
-    _received = 0
-
-    def gotLength(self, length: int | None) -> None:
-        """Refuse what announces too much."""
-        super().gotLength(None if length is None else min(length, MAX_BODY_BYTES))
-        if length is not None and length > MAX_BODY_BYTES:
-            self.channel.refuse(413)
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Refuse what turns out to be too much."""
-        self._received += len(data)
-        if self._received > MAX_BODY_BYTES:
-            self.channel.refuse(413)
-        else:
-            super().handleContentChunk(data)
-
-    def process(self) -> None:
-        """Answer, unless the connection was given up meanwhile."""
-        if self.channel is None or self.channel.refused:
-            return
-        set_security_headers(self)
-        super().process()
-
-    def render(self, resrc: Resource) -> None:
-        """The server's name is nobody's business."""
-        self.responseHeaders.removeHeader(b"server")
-        super().render(resrc)
-
-
-class AdminChannel(ExtensibleHTTPChannel):
-    """One connection.
-
-    :ivar refused: whether it was given up.
-    """
-
-    totalHeadersSize = MAX_HEAD_BYTES
-    maxHeaders = _MAX_HEADERS
-    requestFactory: Any = AdminRequest
-    refused = False
-    site: AdminSite
-    transport: Any
-    _arrival: Deadline
-    _leaving: Deadline
-    _arriving = False
-
-    def connectionMade(self) -> None:
-        """Count it, and see that its first request comes soon.
-
-        Where there are too many, one goes that waits for a request: those who say nothing must
-        not keep out who asks, probes and metrics first of all.
-        """
-        super().connectionMade()
-        set_up(self.transport)
-        self._arrival = Deadline(self.site.reactor, self._too_slow)
-        self._leaving = Deadline(self.site.reactor, self._abort)
-        if not self.site.makes_room(self.transport):
-            self.refuse(503)
-            return
-        self.site.connections[self] = None
-        self._expect()
-
-    def dataReceived(self, data: bytes) -> None:
-        """The first byte of a request starts its time."""
-        if self.refused:
-            return
-        if not self.is_handling_request and not self._arriving:
-            self._expect()
-        super().dataReceived(data)
-
-    def _expect(self) -> None:
-        self._arriving = True
-        self._arrival.start(REQUEST_SECONDS)
-
-    def headerReceived(self, line: bytes) -> bool:
-        """A header is complete; ``int`` reads no more than a few thousand digits."""
-        try:
-            return bool(super().headerReceived(line))
-        except ValueError:
-            self.refuse(400)
-            return False
-
-    def allContentReceived(self) -> None:
-        """It arrived in time."""
-        self._arriving = False
-        self._arrival.stop()
-        if not self.refused:
-            super().allContentReceived()
-
-    def refuse(self, status: int) -> None:
-        """Answer with a bare status and let go."""
-        if self.refused:
-            return
-        self.refused = True
-        self._arrival.stop()
-        self.transport.write(
-            b"HTTP/1.1 %d Refused\r\nconnection: close\r\ncontent-length: 0\r\n\r\n" % status
-        )
-        self.loseConnection()
-        self._leaving.start(_LEAVE_SECONDS)
-
-    def timeoutConnection(self) -> None:
-        """Idle for too long; that is nothing to log."""
-        self.setTimeout(None)
-        self.transport.abortConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """It is gone."""
-        self._arrival.stop()
-        self._leaving.stop()
-        self.site.connections.pop(self, None)
-        super().connectionLost(reason)
-
-    def _too_slow(self) -> None:
-        self.refuse(408)
-
-    def make_way(self) -> None:
-        """Leave at once, for another connection."""
-        self.site.connections.pop(self, None)
-        self._abort()
-
-    def _abort(self) -> None:
-        """It does not take the last bytes either."""
-        self.transport.abortConnection()
-
-
-class AdminSite(Site):
-    """Serves the admin side; no access log.
-
-    :ivar connections: the open ones, the oldest first.
-    """
-
-    noisy = False
-    protocol: Any = AdminChannel
-    requestFactory: Any = AdminRequest
+    max_head_bytes = MAX_HEAD_BYTES
+    max_headers = 100
+    idle_seconds = 60.0
+    headers: Mapping[str, str] = SECURITY_HEADERS
 
     def __init__(self, api: Api, reactor: Any) -> None:
-        super().__init__(AdminResource(api), reactor=reactor, timeout=_IDLE_SECONDS, **_FORMS)
+        limiter = ConnectionLimiter(
+            MAX_CONNECTIONS - _MAX_SILENT,
+            max_silent=_MAX_SILENT,
+            files=api.running.limiter.files,
+            reserved_files=_RESERVED_FILES,
+        )
+        super().__init__(reactor, limiter, REQUEST_SECONDS, _STALL_SECONDS, MAX_BODY_BYTES)
         self.api = api
-        self.connections: dict[AdminChannel, None] = {}
-        self.displayTracebacks = False
 
-    def makes_room(self, transport: Any) -> bool:
-        """Whether there is room for one more, now; the oldest that waits for a request goes.
+    @property
+    def body_seconds(self) -> float:
+        """As long as a head."""
+        return REQUEST_SECONDS
 
-        The last files are for those who do ask.
-        """
-        files = self.api.running.limiter.files
-        if len(self.connections) < MAX_CONNECTIONS and files.suffice(transport, _RESERVED_FILES):
-            return True
-        for connection in self.connections:
-            if not connection.is_handling_request:
-                connection.make_way()
-                return True
-        return False
-
-    def log(self, request: Request) -> None:
-        """Say nothing."""
+    def accept(self, request: WireRequest) -> Callable[[ClientRequest], None]:
+        """Admit the connection; who asks, and for what, is looked at with the whole request."""
+        request.channel.enter()
+        transport = request.channel.transport
+        local, peer = _host(transport.getHost()), _host(transport.getPeer()) or "local"
+        is_secure = request.isSecure()
+        has_path = request.uri.startswith(b"/")
+        return lambda face: self._serve(AdminRequest(face, local, peer, is_secure), has_path)
 
     def stopFactory(self) -> None:
-        """Nobody listens any more."""
+        """The port is closed."""
         self.api.live.close()
         super().stopFactory()
+
+    def _serve(self, request: AdminRequest, has_path: bool) -> None:
+        try:
+            answer = self._answer(request, segments(request.http.path) if has_path else None)
+        except AdminError as error:
+            self._refuse(request, error)
+        except Exception:
+            self._failed(request, Failure())
+        else:
+            if isinstance(answer, Deferred):
+                answer.addCallback(lambda found: _write(request, found))
+                answer.addErrback(lambda why: self._late(request, why))
+            elif answer is not ANSWERED_LATER:
+                _write(request, answer)
+
+    def _answer(self, request: AdminRequest, path: list[str] | None) -> Any:
+        if path is not None and path[0] == "static":
+            return static_file(request, path[1:])
+        self.api.access.check_host(request)
+        if path is None:
+            raise not_found()
+        method = "HEAD" if request.http.is_head else request.http.method
+        try:
+            route, names = self.api.table.find(method, path)
+        except NoRoute as error:
+            if not error.allowed:
+                raise not_found() from None
+            allowed = ", ".join(error.allowed)
+            raise AdminError(405, f"expected {allowed}", {"allow": allowed}) from None
+        return route.handle(self._query(request, route, names))
+
+    def _query(self, request: AdminRequest, route: AdminRoute, names: dict[str, str]) -> AdminQuery:
+        access = self.api.access
+        open_to_all = route.entry is AdminEntry.ANYBODY
+        visitor = access.by_cookie(request) if open_to_all else access.visitor(request)
+        if route.entry is AdminEntry.READER:
+            access.check_read(visitor)
+        if route.method != "POST":
+            return AdminQuery(request, visitor, names, read_query(request), {})
+        own_page = check_origin(request)
+        if route.entry is AdminEntry.OPERATOR:
+            access.check_post(request, visitor)
+        body, by_form = read_body(request, own_page)
+        return AdminQuery(request, visitor, names, read_query(request), body, by_form)
+
+    def _refuse(self, request: AdminRequest, error: AdminError) -> None:
+        if error.status == 401 and wants_html(request):
+            write(request, self.api.login_page(401, None)._replace(headers=error.headers))
+        else:
+            body = {"error": error.sentence}
+            write(request, AdminResponse(error.status, body, headers=error.headers))
+
+    def _late(self, request: AdminRequest, failure: Failure) -> None:
+        if isinstance(failure.value, AdminError):
+            self._refuse(request, failure.value)
+        else:
+            self._failed(request, failure)
+
+    def _failed(self, request: AdminRequest, failure: Failure) -> None:
+        _log.failure("the admin side failed", failure)
+        if not request.http.started:
+            write(request, AdminResponse(500, {"error": "the gateway failed; the log says why"}))
+
+
+def _write(request: AdminRequest, answer: Any) -> None:
+    write(request, answer if isinstance(answer, AdminResponse) else AdminResponse(200, answer))
+
+
+def _host(address: Any) -> str:
+    """The IP address of one end of a connection; empty for a UNIX socket."""
+    return address.host if isinstance(address, (IPv4Address, IPv6Address)) else ""

@@ -1,58 +1,162 @@
-"""Who is in: one count, one limit and one stop for the clients of every door."""
+"""What the connections of a listener share: limits, bytes on their way in, slow and silent clients.
+
+:class:`ConnectionLimiter` bounds the connections, :class:`IngressBuffer` what they have sent of
+requests that are not whole, :class:`WriteStallTimer` how long one may take for what it is sent,
+and :class:`HalfClosedSocket` finds out whether a client that sends no more still reads.
+"""
 
 from __future__ import annotations
 
+import resource
+import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
-from gateway.protocol.errors import ApiError
-from gateway.server.ingress import IngressBuffer
-from gateway.sockets import OpenFiles
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 
-#: Connections whose first head is not whole; beyond that the oldest of them goes.
+from gateway.deadline import Deadline
+from gateway.protocol.errors import ApiError
+
+#: Connections whose first head is not whole; beyond that the oldest of them is aborted.
 MAX_SILENT = 1000
+
+#: The part of the open files that clients leave to upstreams, operators and the log, as one in
+#: so many.
+_RESERVED_FILES = 4
+
+#: How long a shortage of files is reported after its last sign, in seconds.
+_SHORTAGE_SECONDS = 60.0
+
+#: A client that sends or reads slower than this for ``timeouts.stall_seconds`` is dropped.
+MIN_BYTES_PER_SECOND = 10_000
+
+#: How often a half-closed socket is asked for a reset, in seconds.
+_RESET_CHECK_SECONDS = 0.2
+
+#: When a probe is sent to a half-closed client, in seconds after it ended its side.  There are
+#: at most eight: HTTP has no more bytes than that to send ahead of a response's head.
+_PROBES = (0.0, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 _Kind = TypeVar("_Kind")
 
+_log = Logger(namespace="gateway.sockets")
+
+
+# --- accepted sockets ----------------------------------------------------------------------
+
+
+def set_up(transport: Any) -> None:
+    """Send what is written at once, and have the kernel notice a peer that is gone.
+
+    Without TCP_NODELAY the kernel holds back a small segment until the one before it was
+    acknowledged, which clients delay by up to 40 ms: the first delta of a steady stream would
+    come that late.
+
+    :param transport: of the socket, or what TLS or the PROXY protocol wraps around it.
+    """
+    with suppress(AttributeError, OSError):  # a UNIX socket has neither
+        transport.setTcpNoDelay(True)
+        transport.setTcpKeepAlive(1)
+
+
+class OpenFiles:
+    """Whether this process may open enough files for one more client.
+
+    The kernel gives each new one the lowest free number: a high number says that all below it
+    are in use, and costs nothing to look at.
+
+    :param now: in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._short_at: float | None = None
+
+    @property
+    def are_short(self) -> bool:
+        """Whether they were short a moment ago."""
+        return self._short_at is not None and self._now() - self._short_at < _SHORTAGE_SECONDS
+
+    def suffice(self, transport: Any, reserved: int = _RESERVED_FILES) -> bool:
+        """Whether the client behind ``transport`` leaves enough to everything else.
+
+        :param reserved: the part that is enough, as one in so many.
+        """
+        try:
+            number: int = transport.fileno()
+        except AttributeError:
+            return True
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit == resource.RLIM_INFINITY or number < limit - limit // reserved:
+            return True
+        self.ran_short(limit)
+        return False
+
+    def ran_short(self, limit: int) -> None:
+        """There are too few: log it once for as long as it lasts."""
+        if not self.are_short:
+            _log.error(
+                "clients are turned away: nearly all of the {limit} files that this process may"
+                " open are open; raise LimitNOFILE (ulimit -n)",
+                limit=limit,
+            )
+        self._short_at = self._now()
+
+
+# --- how many ------------------------------------------------------------------------------
+
 
 class Drainable(Protocol):
-    """A connection, or work that goes on without one."""
+    """A connection, or a turn that goes on without one."""
 
     def drain(self) -> None:
-        """The gateway stops: finish what runs, begin nothing more, and leave."""
+        """The gateway stops: finish what runs, begin nothing more, and close."""
 
     def abandon(self) -> None:
-        """The gateway can wait no longer: end what runs, and leave."""
+        """The gateway can wait no longer: end what runs, and close."""
 
 
 class ConnectionLimiter:
-    """Lets guests in until there are too many, of all keys or of one, or the gateway stops.
+    """Admits connections until there are too many, of all keys or of one, or the gateway stops.
 
-    Where there are too many, the one that has rested longest between two requests goes first.
+    Where there are too many, the one that is idle for the longest is closed first.
 
-    :param max_connections: how many may be in at the same time.
-    :param max_incoming_bytes: how much of what they send is kept before it is whole.
-    :ivar silent: connections that owe us their first head, the oldest first; no guests yet.
-    :ivar files: whether the process may open enough of them.
+    :param max_connections: how many may be open at the same time, besides the silent ones.
+    :param max_incoming_bytes: how much of unfinished requests is kept.
+    :param max_silent: how many connections may be open whose first head is not whole.
+    :param files: whether the process may open enough of them; counted over all listeners.
+    :param reserved_files: the part of them to leave, as one in so many.
+    :ivar silent: connections whose first head is not whole, the oldest first.
     """
 
-    def __init__(self, max_connections: int, max_incoming_bytes: int = sys.maxsize) -> None:
+    def __init__(
+        self,
+        max_connections: int,
+        max_incoming_bytes: int = sys.maxsize,
+        max_silent: int = MAX_SILENT,
+        files: OpenFiles | None = None,
+        reserved_files: int = _RESERVED_FILES,
+    ) -> None:
         self.max_connections = max_connections
+        self.max_silent = max_silent
         self.incoming = IngressBuffer(max_incoming_bytes)
-        self.files = OpenFiles(time.monotonic)
+        self.files = files or OpenFiles(time.monotonic)
         self.silent: dict[Any, None] = {}
-        self._guests: set[Drainable] = set()
+        self._reserved_files = reserved_files
+        self._connections: set[Drainable] = set()
         self._key_of: dict[Drainable, str] = {}
         self._of_key: Counter[str] = Counter()
-        self._resting: dict[Drainable, None] = {}
+        self._idle: dict[Drainable, None] = {}
         self._draining = False
         self._when_empty: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
-        return len(self._guests)
+        return len(self._connections)
 
     @property
     def draining(self) -> bool:
@@ -60,107 +164,166 @@ class ConnectionLimiter:
         return self._draining
 
     def of_kind(self, kind: type[_Kind]) -> list[_Kind]:
-        """The guests of one kind; nobody else needs to keep a list of them."""
-        return [guest for guest in self._guests if isinstance(guest, kind)]
+        """The connections of one kind."""
+        return [each for each in self._connections if isinstance(each, kind)]
 
     def connected(self, connection: Any) -> bool:
         """Count a new connection, whose first head is awaited.
 
-        Where there are too many of these, the one is aborted that is awaited for the longest.
-        If files are short, that one goes, or else one that rests between two requests.
+        Where there are too many of these, the oldest is aborted.  If files are short, that one
+        goes as well, or else one that is idle.
 
         :return: whether there are files enough for what the connection will ask for.
         """
-        few_files = not self.files.suffice(connection.transport)
+        few_files = not self.files.suffice(connection.transport, self._reserved_files)
         oldest = next(iter(self.silent), None)
-        if oldest is not None and (few_files or len(self.silent) >= MAX_SILENT):
+        if oldest is not None and (few_files or len(self.silent) >= self.max_silent):
             oldest.abort()
             few_files = False
         self.silent[connection] = None
-        return not few_files or self.make_room()
+        return not few_files or self.close_idle()
 
-    def enter(self, guest: Drainable) -> None:
-        """Let a client in, or let one that is in do something more.
+    def enter(self, connection: Drainable) -> None:
+        """Admit a connection, or a further request of one that is admitted.
 
         :raises ApiError: 503, with the time after which another try may help.
         """
         if self._draining:
             raise _unavailable("The gateway is stopping.", 5)
-        full = guest not in self._guests and len(self._guests) >= self.max_connections
-        if full and not self.make_room():
+        full = (
+            connection not in self._connections and len(self._connections) >= self.max_connections
+        )
+        if full and not self.close_idle():
             raise _unavailable("The gateway has as many connections as it may.", 30)
-        self._guests.add(guest)
+        self._connections.add(connection)
 
-    def claim(self, guest: Drainable, key: str, most: int) -> None:
-        """Count a guest that is in among those of a key; one that is too much is out again.
+    def claim(self, connection: Drainable, key: str, most: int) -> None:
+        """Count an admitted connection among those of a key; one too many is out again.
 
         :param most: how many the key may have.
         :raises ApiError: 429, with the time after which another try may help.
         """
-        if self._key_of.get(guest) == key:
+        if self._key_of.get(connection) == key:
             return
-        if self._of_key[key] >= most and not self.make_room(key):
-            self.leave(guest)
+        if self._of_key[key] >= most and not self.close_idle(key):
+            self.leave(connection)
             raise _too_many(key, most)
-        self._disclaim(guest)
-        self._key_of[guest] = key
+        self._disclaim(connection)
+        self._key_of[connection] = key
         self._of_key[key] += 1
 
-    def rests(self, guest: Drainable) -> None:
-        """A guest waits for its client's next request; it may be asked to leave meanwhile."""
-        self._resting[guest] = None
+    def mark_idle(self, connection: Drainable) -> None:
+        """A connection waits for its next request; it may be closed meanwhile."""
+        self._idle[connection] = None
 
-    def wakes(self, guest: Drainable) -> None:
+    def mark_busy(self, connection: Drainable) -> None:
         """Its next request begins."""
-        self._resting.pop(guest, None)
+        self._idle.pop(connection, None)
 
-    def make_room(self, key: str | None = None) -> bool:
-        """Whether a guest could go that rests, of this key or of any: the longest first."""
-        for guest in self._resting:
-            if key is None or self._key_of.get(guest) == key:
-                guest.drain()
-                self.leave(guest)
+    def close_idle(self, key: str | None = None) -> bool:
+        """Close the connection that is idle for the longest, of this key or of any.
+
+        :return: whether there was one.
+        """
+        for connection in self._idle:
+            if key is None or self._key_of.get(connection) == key:
+                connection.drain()
+                self.leave(connection)
                 return True
         return False
 
-    def keep(self, guest: Drainable) -> None:
-        """Count what a client that is in left behind; it may exceed the limit."""
-        self._guests.add(guest)
+    def keep(self, turn: Drainable) -> None:
+        """Count a turn that may outlast its connection; it may exceed the limit."""
+        self._connections.add(turn)
 
-    def leave(self, guest: Drainable) -> None:
-        """A guest is gone.  May be called again."""
-        self._guests.discard(guest)
-        self._resting.pop(guest, None)
-        self._disclaim(guest)
-        if not self._guests:
+    def leave(self, connection: Drainable) -> None:
+        """A connection is gone.  May be called again."""
+        self._connections.discard(connection)
+        self._idle.pop(connection, None)
+        self._disclaim(connection)
+        if not self._connections:
             waiting, self._when_empty = self._when_empty, []
             for call in waiting:
                 call()
 
-    def _disclaim(self, guest: Drainable) -> None:
-        key = self._key_of.pop(guest, None)
+    def _disclaim(self, connection: Drainable) -> None:
+        key = self._key_of.pop(connection, None)
         if key is not None:
             self._of_key[key] -= 1
             if not self._of_key[key]:
                 del self._of_key[key]
 
     def drain(self, when_empty: Callable[[], None]) -> None:
-        """Let nobody in any more, and everybody out who can go.
+        """Admit no more, and let each connection close when its work is done.
 
-        :param when_empty: called once, when the last guest is gone.
+        :param when_empty: called once, when the last one is gone.
         """
         self._draining = True
-        for guest in list(self._guests):
-            guest.drain()
-        if self._guests:
+        for connection in list(self._connections):
+            connection.drain()
+        if self._connections:
             self._when_empty.append(when_empty)
         else:
             when_empty()
 
     def abandon(self) -> None:
-        """Put everybody out now."""
-        for guest in list(self._guests):
-            guest.abandon()
+        """End whatever still runs, and close all."""
+        for connection in list(self._connections):
+            connection.abandon()
+
+
+# --- how much is on its way in -------------------------------------------------------------
+
+
+class IngressSource(Protocol):
+    """A connection that is sending something."""
+
+    @property
+    def tenant(self) -> str:
+        """The name of its client key; empty while that is unknown."""
+
+    def give_up(self, error: ApiError) -> None:
+        """Keep nothing of what it sends, and answer with ``error``."""
+
+
+class IngressBuffer:
+    """Counts the heads, bodies and messages of which a part has come, over all connections.
+
+    Each has its own bound, but thousands of large ones that trickle in together would still
+    fill the memory.  Where they are too much together, the largest of the key that sends most is
+    given up: no key can keep the others out by sending much and slowly.
+
+    :param max_bytes: how much is kept at the same time.
+    :ivar bytes: how much is kept now.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._kept: dict[IngressSource, int] = {}
+
+    def keep(self, source: IngressSource, size: int) -> None:
+        """Count so many more bytes; ``source`` may be given up before this returns."""
+        self._kept[source] = self._kept.get(source, 0) + size
+        self.bytes += size
+        while self.bytes > self.max_bytes:
+            self._give_up_one()
+
+    def leave(self, source: IngressSource) -> None:
+        """What it sent is whole, or not wanted.  May be called again."""
+        self.bytes -= self._kept.pop(source, 0)
+
+    def _give_up_one(self) -> None:
+        of_key: Counter[str] = Counter()
+        for source, size in self._kept.items():
+            of_key[source.tenant] += size
+        ((most, _),) = of_key.most_common(1)
+        candidates = (source for source in self._kept if source.tenant == most)
+        largest = max(candidates, key=self._kept.__getitem__)
+        self.leave(largest)
+        largest.give_up(
+            _unavailable("The gateway is receiving as much as it may; please try again.", 5)
+        )
 
 
 def _too_many(key: str, most: int) -> ApiError:
@@ -182,3 +345,99 @@ def _unavailable(message: str, retry_after: int) -> ApiError:
     return ApiError(
         503, "server_error", message, "unavailable", headers={"retry-after": str(retry_after)}
     )
+
+
+# --- clients that are slow, or gone --------------------------------------------------------
+
+
+def time_for(size: int, stall_seconds: float) -> float:
+    """How many seconds ``size`` bytes may take over the network, either way."""
+    return stall_seconds + size / MIN_BYTES_PER_SECOND
+
+
+class WriteStallTimer:
+    """Waits for a client whose buffers are full, for a bounded time.
+
+    The write under way fills them, and a large one takes longer.
+
+    :ivar last_write: bytes of the last write.
+    :ivar is_stalled: whether the buffers are full.
+    """
+
+    __slots__ = ("_clock", "_deadline", "is_stalled", "last_write")
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self.last_write = 0
+        self.is_stalled = False
+        self._clock = clock
+        self._deadline: Deadline | None = None  # few clients of ten thousand ever need one
+
+    def begin(self, stall_seconds: float, lost: Callable[[], None]) -> None:
+        """The buffers are full: ``lost`` is called unless the client takes them in time."""
+        self.is_stalled = True
+        self._deadline = Deadline(self._clock, lost)
+        self._deadline.start(time_for(self.last_write, stall_seconds))
+
+    def end(self) -> None:
+        """The client took everything."""
+        self.is_stalled = False
+        self.stop()
+
+    def stop(self) -> None:
+        """Wait no longer: the connection ends."""
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None:
+            deadline.stop()
+
+
+class HalfClosedSocket:
+    """Watches a connection whose client sends no more, until it is stopped.
+
+    The client may wait for its response (RFC 9293 §3.6), or be gone.  TCP tells one from the
+    other only where something is sent: a client that is gone answers with a reset.  So a probe
+    is sent now and then that means nothing to a client that reads, and the socket is asked for a
+    reset, which Twisted does not see while it neither reads nor writes.
+
+    :param transport: of a socket.
+    :param probe: sends something that means nothing.
+    :param gone: called once, when the client has gone.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        transport: Any,
+        probe: Callable[[], None],
+        gone: Callable[[], None],
+    ) -> None:
+        self._clock = clock
+        self._transport = transport
+        self._probe = probe
+        self._gone = gone
+        self._began = clock.seconds()
+        self._probes = iter(_PROBES)
+        self._next_probe: float | None = next(self._probes)
+        self._check: IDelayedCall | None = None
+        self._look()
+
+    def stop(self) -> None:
+        """The connection ends."""
+        check, self._check = self._check, None
+        if check is not None and check.active():
+            check.cancel()
+
+    def _look(self) -> None:
+        if self._was_reset():
+            self._check = None
+            self._gone()
+            return
+        self._check = self._clock.callLater(_RESET_CHECK_SECONDS, self._look)
+        due = self._next_probe
+        if due is not None and self._clock.seconds() - self._began >= due:
+            self._next_probe = next(self._probes, None)
+            self._probe()
+
+    def _was_reset(self) -> bool:
+        with suppress(OSError):
+            return bool(self._transport.getHandle().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        return True

@@ -1,20 +1,22 @@
-"""twisted.web's HTTP/1.1 protocol, with the deadlines and bounds of a door to the world.
+"""The HTTP/1.1 server: twisted.web's, with the deadlines and bounds of a server in the open.
 
-What twisted.web leaves open and this closes: a head or a body that never ends, a body that is
-kept before anybody asked who sends it, a client that reads nothing and goes on asking, errors
-without a body.
+Clients and operators are served by it alike; an :class:`HttpSite` has what differs.  What
+twisted.web leaves open is bounded here: a head or a body that never ends, a body that is kept
+before its sender is known, a client that reads nothing and goes on asking, errors without a body.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+import itertools
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol
-from twisted.internet.protocol import connectionDone
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from twisted.web.http import Request
 from twisted.web.http_headers import Headers
@@ -23,27 +25,83 @@ from zope.interface import implementer
 from gateway.compat import ExtensibleHTTPChannel
 from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
-from gateway.server.connections import no_room_for_files
-from gateway.server.half_closed import HalfClosedSocket
-from gateway.server.handover import hand_over
-from gateway.server.http_wire import WireRequest
-from gateway.server.refusal import headers_too_long, refusal
-from gateway.server.write_stall import WriteStallTimer, time_for
-from gateway.sockets import set_up
-
-if TYPE_CHECKING:
-    from gateway.server.http_site import HttpSite
+from gateway.server.connections import (
+    ConnectionLimiter,
+    HalfClosedSocket,
+    WriteStallTimer,
+    no_room_for_files,
+    set_up,
+    time_for,
+)
+from gateway.server.http_request import ClientRequest, WireRequest, refusal
 
 #: Bound on a request's line and headers together, also where they ask for a WebSocket.
 MAX_HEAD_BYTES = 256 * 1024
 
-#: How long the rest of a refused body is read, so that its client comes to read the answer.
+#: How long the rest of a refused request is read, so that its client comes to read the answer.
 _LINGER_SECONDS = 2.0
 
 #: How long a connection may wait for its next request.
 IDLE_SECONDS = 75.0
 
 _log = Logger(namespace="gateway.http")
+
+
+class HttpSite(Factory):
+    """What the connections of one listener share: its limits, its times, and its routes.
+
+    :param limiter: counts the connections.
+    :param head_seconds: how long a head may take.
+    :param stall_seconds: how long a client may take for what is on its way, either way, besides
+        the time that its size is worth.
+    :param max_body_bytes: bound on a body, before and after it is decoded.
+    :ivar headers: go with every answer; names in lower case.
+    :ivar websockets: the factory of what a connection becomes that asks for an upgrade.
+    """
+
+    noisy = False
+    max_head_bytes = MAX_HEAD_BYTES
+    max_headers = 500
+    idle_seconds = IDLE_SECONDS
+    headers: Mapping[str, str] = {}
+    websockets: Factory | None = None
+
+    def __init__(
+        self,
+        reactor: Any,
+        limiter: ConnectionLimiter,
+        head_seconds: float,
+        stall_seconds: float,
+        max_body_bytes: int,
+    ) -> None:
+        self.reactor = reactor
+        self.limiter = limiter
+        self.head_seconds = head_seconds
+        self.stall_seconds = stall_seconds
+        self.max_body_bytes = max_body_bytes
+        self._numbers = itertools.count(1)
+        self._start = secrets.token_hex(3)
+
+    @property
+    def body_seconds(self) -> float:
+        """How long a body may take, besides the time that its size is worth."""
+        return self.stall_seconds
+
+    def accept(self, request: WireRequest) -> Callable[[ClientRequest], None]:
+        """Decide on a request when its head is complete.
+
+        :return: what serves it when its body is complete; it may raise an ``ApiError``, too.
+        :raises ApiError: the refusal; with 429 and 503 the connection is closed after it.
+        """
+        raise NotImplementedError
+
+    def next_connection(self) -> str:
+        """What logs call the next request: each is a connection of its own."""
+        return f"http-{self._start}-{next(self._numbers)}"
+
+    def buildProtocol(self, addr: Any) -> HttpChannel:
+        """A protocol for a client at ``addr``."""
+        return HttpChannel(self)
 
 
 class ChannelPhase(enum.Enum):
@@ -67,24 +125,27 @@ TRANSITIONS = {
 
 
 @implementer(IHalfCloseableProtocol)
-class ClientChannel(ExtensibleHTTPChannel):
-    """One connection that speaks HTTP; a :class:`~gateway.server.connections.Drainable`."""
+class HttpChannel(ExtensibleHTTPChannel):
+    """One connection that speaks HTTP, or begins with it; an ``IngressSource`` and ``Drainable``.
+
+    :ivar is_last: whether the request under way is the connection's last one.
+    """
 
     requestFactory: Any = WireRequest
-    totalHeadersSize = MAX_HEAD_BYTES
-    MAX_LENGTH = MAX_HEAD_BYTES
     transport: Any
     requests: list[WireRequest]
 
     def __init__(self, site: HttpSite) -> None:
         super().__init__()
+        self.totalHeadersSize = self.MAX_LENGTH = site.max_head_bytes
+        self.maxHeaders = site.max_headers
         self.site = site
-        self.patience = WriteStallTimer(site.reactor)
-        self._phase = ChannelPhase.HEAD
-        self._awaits_first_head = True
-        self._head_bytes = 0
-        self._has_room = True
+        self.stall = WriteStallTimer(site.reactor)
         self.is_last = False
+        self._phase = ChannelPhase.HEAD
+        self._is_first = True
+        self._has_room = True
+        self._head_bytes = 0
         self._body_began = 0.0
         self._deadline = Deadline(site.reactor, self._too_slow)
         self._abort: IDelayedCall | None = None
@@ -129,7 +190,7 @@ class ClientChannel(ExtensibleHTTPChannel):
         client does not read its answer.
         """
         super().rawDataReceived(data)
-        if self.patience.is_tried and self.has_read_enough_ahead:
+        if self.stall.is_stalled and self.has_read_enough_ahead:
             self.stop_reading()
 
     def _may_begin(self) -> None:
@@ -150,13 +211,12 @@ class ClientChannel(ExtensibleHTTPChannel):
         request = self.requests[-1]
         method, target, version = self.request_line
         self.persistent = self.checkPersistence(request, version)
-        self._head_is_over()
         if self.length != 0:
             self._enter(ChannelPhase.BODY)
             self._body_began = self.site.reactor.seconds()
-            self._deadline.start(self.site.stall_seconds)
+            self._deadline.start(self.site.body_seconds)
         request.begin(method, target, version, self.length)
-        if self.length != 0 and request.is_welcome and request.waits_for_a_word:
+        if self.length != 0 and request.expects_continue:
             self.send_continue()
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:
@@ -174,30 +234,43 @@ class ClientChannel(ExtensibleHTTPChannel):
     def requestDone(self, request: Request) -> None:
         """An answer is complete; the next one must wait until it was read."""
         if self.persistent and not self.is_last and self._phase is not ChannelPhase.CLOSING:
-            if self.patience.is_tried:
+            if self.stall.is_stalled:
                 self._unread = self.requests[0]
                 return
             self._enter(ChannelPhase.IDLE)
-            self._deadline.start(IDLE_SECONDS)
+            self._deadline.start(self.site.idle_seconds)
         else:
             self.persistent = False
         super().requestDone(request)
 
+    @property
+    def may_upgrade(self) -> bool:
+        """Whether the connection may become a WebSocket, if it asks for it."""
+        return self._has_room and self.site.websockets is not None
+
     def upgrade(self, head: bytes) -> None:
-        """Become a WebSocket."""
+        """Become a WebSocket.
+
+        TLS and the PROXY protocol sit between socket and protocol as a ``ProtocolWrapper``,
+        which then is the transport.
+
+        :param head: of the request that asks for it.
+        """
         transport, data = self.transport, head + self.clearLineBuffer()
         self.release_transport()
         self._leave()
         self.requests.clear()
         self.transport = None
-        hand_over(transport, self.site.websockets.buildProtocol(transport.getPeer()), data)
+        assert self.site.websockets is not None
+        protocol: Any = self.site.websockets.buildProtocol(transport.getPeer())
+        if isinstance(transport, ProtocolWrapper):
+            transport.wrappedProtocol = protocol
+        else:
+            transport.protocol = protocol
+        protocol.makeConnection(transport)
+        protocol.dataReceived(data)
 
-    # --- what is wrong with them -----------------------------------------------------
-
-    @property
-    def has_room(self) -> bool:
-        """Whether there are files enough for what the connection asks for."""
-        return self._has_room
+    # --- requests that are refused ---------------------------------------------------
 
     @property
     def tenant(self) -> str:
@@ -212,7 +285,7 @@ class ClientChannel(ExtensibleHTTPChannel):
             self.requests[-1].answer_early(error)
 
     def linger(self) -> None:
-        """This request was refused before it was read: close, but not into its face."""
+        """This request was refused before it was read: close after reading on for a moment."""
         self.is_last = True
         self.persistent = False
         if self._phase is ChannelPhase.BODY:
@@ -220,12 +293,12 @@ class ClientChannel(ExtensibleHTTPChannel):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """A line of the head is too long."""
-        self._refuse_connection(headers_too_long())
+        self._refuse_connection(_headers_too_long())
 
     def refuse_malformed(self) -> None:
         """twisted.web found no HTTP in what came."""
         if self.head_exceeds_bounds:
-            self._refuse_connection(headers_too_long())
+            self._refuse_connection(_headers_too_long())
         else:
             self._refuse_connection(
                 ApiError.invalid_request("This is not a well-formed HTTP request.")
@@ -233,8 +306,8 @@ class ClientChannel(ExtensibleHTTPChannel):
 
     def _refuse_connection(self, error: ApiError) -> None:
         if not any(request.is_answered for request in self.requests):
-            self.transport.write(refusal(error))
-        if self._awaits_first_head:
+            self.transport.write(refusal(error, self.site.headers))
+        if self._is_first:
             self._close(_LINGER_SECONDS)
         else:
             self.loseConnection()
@@ -243,13 +316,11 @@ class ClientChannel(ExtensibleHTTPChannel):
         """Whatever this connection waits for did not come."""
         if self._phase is ChannelPhase.BODY:
             self._look_at_body(self.requests[-1])
-        elif self._phase is ChannelPhase.IDLE and self.patience.is_tried:
-            self._deadline.start(IDLE_SECONDS)  # it reads the last answer, and slowly
+        elif self._phase is ChannelPhase.IDLE and self.stall.is_stalled:
+            self._deadline.start(self.site.idle_seconds)  # it reads the last answer, and slowly
         elif self._phase is ChannelPhase.HEAD and self._head_bytes:
-            self._refuse_connection(
-                ApiError(408, "invalid_request_error", "The head came too slowly.", "timeout")
-            )
-        elif self._awaits_first_head:
+            self._refuse_connection(_timeout("The head came too slowly."))
+        elif self._is_first:
             self.abort()  # nothing was sent that a reset could destroy
         else:
             self.loseConnection()
@@ -259,37 +330,35 @@ class ClientChannel(ExtensibleHTTPChannel):
             self.loseConnection()
             return
         taken = self.site.reactor.seconds() - self._body_began
-        left = time_for(request.received, self.site.stall_seconds) - taken
+        left = time_for(request.received, self.site.body_seconds) - taken
         if left > 0:
             self._deadline.start(left)
         else:
-            request.answer_early(
-                ApiError(408, "invalid_request_error", "The body came too slowly.", "timeout")
-            )
+            request.answer_early(_timeout("The body came too slowly."))
 
     # --- answers out -----------------------------------------------------------------
 
     def pauseProducing(self) -> None:
         """The client's buffers are full.  Comes again with every write until they are not."""
-        if not self.patience.is_tried:
-            self.patience.begin(self.site.stall_seconds, self._reads_nothing)
+        if not self.stall.is_stalled:
+            self.stall.begin(self.site.stall_seconds, self._stalled)
         super().pauseProducing()
         self._hold_back()
 
     def resumeProducing(self) -> None:
         """The client took everything."""
-        self.patience.end()
+        self.stall.end()
         super().resumeProducing()
         self._hold_back()
-        read, self._unread = self._unread, None
-        if read is not None:
-            self.requestDone(read)
+        unread, self._unread = self._unread, None
+        if unread is not None:
+            self.requestDone(unread)
 
     def _hold_back(self) -> None:
         if self.requests and self.requests[0].face is not None:
-            self.requests[0].face.hold_back(self.patience.is_tried)
+            self.requests[0].face.hold_back(self.stall.is_stalled)
 
-    def _reads_nothing(self) -> None:
+    def _stalled(self) -> None:
         _log.warn("{peer} reads too slowly and is dropped", peer=self.transport.getPeer())
         self.abort()
 
@@ -308,7 +377,7 @@ class ClientChannel(ExtensibleHTTPChannel):
             )
 
     def writeConnectionLost(self) -> None:
-        """We never end our side alone."""
+        """The gateway never ends its side alone."""
 
     def _probe(self) -> None:
         """Send a piece of the answer ahead that it must have, whatever it will be.
@@ -335,42 +404,22 @@ class ClientChannel(ExtensibleHTTPChannel):
     # --- the end ---------------------------------------------------------------------
 
     def enter(self) -> None:
-        """A request wants to be served.
+        """Admit the connection for a request.
 
         :raises ApiError: 503.
         """
-        with self._last_if_refused():
-            if not self._has_room:
-                raise no_room_for_files()
-            self.site.limiter.enter(self)
-
-    def claim(self, tenant: str) -> None:
-        """The request is this tenant's.
-
-        :raises ApiError: 429.
-        """
-        limiter = self.site.limiter
-        most = self.site.tenants.max_connections(tenant, limiter.max_connections)
-        with self._last_if_refused():
-            limiter.claim(self, tenant, most)
-
-    @contextmanager
-    def _last_if_refused(self) -> Iterator[None]:
-        try:
-            yield
-        except ApiError:
-            self.is_last = True
-            self.persistent = False
-            raise
+        if not self._has_room:
+            raise no_room_for_files()
+        self.site.limiter.enter(self)
 
     def drain(self) -> None:
-        """See ``Guest``; a request whose head is on its way gets an answer yet."""
+        """Close when idle; a request whose head is on its way still gets an answer."""
         self.is_last = True
         if self._phase is ChannelPhase.IDLE:
             self.loseConnection()
 
     def abandon(self) -> None:
-        """See ``Guest``."""
+        """Refuse the requests that still run, and close."""
         error = ApiError(
             503,
             "server_error",
@@ -387,13 +436,13 @@ class ClientChannel(ExtensibleHTTPChannel):
 
     def loseConnection(self) -> None:
         """Close after what was written; a client that does not take it is not waited for."""
-        self._close(time_for(self.patience.last_write, self.site.stall_seconds))
+        self._close(time_for(self.stall.last_write, self.site.stall_seconds))
 
     def _close(self, seconds: float) -> None:
         """Close after what was written, which may take so many seconds."""
         self._enter(ChannelPhase.CLOSING)
         self._deadline.stop()
-        self.patience.stop()
+        self.stall.stop()
         super().loseConnection()
         if self._abort is None:
             self._abort = self.site.reactor.callLater(seconds, self.transport.abortConnection)
@@ -412,7 +461,7 @@ class ClientChannel(ExtensibleHTTPChannel):
 
     def _leave(self) -> None:
         self._deadline.stop()
-        self.patience.stop()
+        self.stall.stop()
         half_closed, self._half_closed = self._half_closed, None
         if half_closed is not None:
             half_closed.stop()
@@ -424,20 +473,26 @@ class ClientChannel(ExtensibleHTTPChannel):
     def _enter(self, phase: ChannelPhase) -> None:
         if phase not in TRANSITIONS[self._phase]:
             raise AssertionError(f"a connection cannot go from {self._phase} to {phase}")
-        if self._phase is ChannelPhase.HEAD:
-            self._head_is_over()
-        elif self._phase is ChannelPhase.BODY:
-            self.site.limiter.incoming.leave(self)
+        limiter = self.site.limiter
+        if self._phase in (ChannelPhase.HEAD, ChannelPhase.BODY):
+            limiter.incoming.leave(self)
+            self._head_bytes = 0
+        if self._is_first:
+            self._is_first = False
+            limiter.silent.pop(self, None)
         if phase is ChannelPhase.IDLE:
-            self.site.limiter.rests(self)
+            limiter.mark_idle(self)
         elif self._phase is ChannelPhase.IDLE:
-            self.site.limiter.wakes(self)
+            limiter.mark_busy(self)
         self._phase = phase
 
-    def _head_is_over(self) -> None:
-        """A head is whole, or not waited for any more.  May be called again."""
-        self._head_bytes = 0
-        self.site.limiter.incoming.leave(self)
-        if self._awaits_first_head:
-            self._awaits_first_head = False
-            self.site.limiter.silent.pop(self, None)
+
+def _headers_too_long() -> ApiError:
+    """431 (RFC 6585 §5)."""
+    return ApiError(
+        431, "invalid_request_error", "The request's headers are too long.", "headers_too_long"
+    )
+
+
+def _timeout(message: str) -> ApiError:
+    return ApiError(408, "invalid_request_error", message, "timeout")

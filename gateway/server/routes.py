@@ -1,53 +1,62 @@
-"""Which handler serves a path and a method; the same under both of the API's prefixes."""
+"""Which handler serves a path and a method, and where clients find the API (protocol.md §2.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
-from urllib.parse import unquote
+from collections.abc import Mapping, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 from gateway.protocol.errors import ApiError
-from gateway.server.http_request import ClientRequest
-from gateway.server.paths import PREFIXES, nothing_served, parts_of
 
-#: Serves one request of a tenant: answers it now or later, or raises an ``ApiError``.
-Handler = Callable[[ClientRequest, str], None]
+#: Where platform clients, and Codex with a ChatGPT login, look for the API.
+PREFIXES = ("/v1", "/backend-api/codex")
 
-#: The handlers of each path template, by method.  ``/responses/{response_id}``: a name in
-#: braces stands for one part of the path and becomes a parameter; where several templates fit,
-#: the first one that has the method serves the request.  HEAD is served as GET.
-Table = Mapping[str, Mapping[str, Handler]]
+H = TypeVar("H")
 
-_Parts = tuple[str, ...]
+_Parts = Sequence[str]
 
 
-class Route(NamedTuple):
-    """What a request's path and method lead to."""
+class NoRoute(Exception):
+    """Nothing serves a request.
 
-    handler: Handler
+    :ivar allowed: the methods that its path has, sorted; empty for an unknown path.
+    """
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        super().__init__(*allowed)
+        self.allowed = allowed
+
+
+class Route(NamedTuple, Generic[H]):
+    """What a request's path and method lead to.
+
+    :ivar parameters: what stands in the path for each name in braces.
+    """
+
+    handler: H
     parameters: dict[str, str]
 
 
-class RouteTable:
+class RouteTable(Generic[H]):
     """Finds handlers.
 
-    :param table: without prefixes.
+    :param table: the handlers of each path template, by method.  ``/responses/{response_id}``:
+        a name in braces stands for one part of the path that is not empty; where several
+        templates fit, the first one that has the method serves the request.  HEAD is served as
+        GET.
     """
 
-    def __init__(self, table: Table) -> None:
-        self._by_length: dict[int, list[tuple[_Parts, Mapping[str, Handler]]]] = {}
+    def __init__(self, table: Mapping[str, Mapping[str, H]]) -> None:
+        self._by_length: dict[int, list[tuple[_Parts, Mapping[str, H]]]] = {}
         for template, methods in table.items():
-            for prefix in PREFIXES:
-                parts = parts_of(prefix + template)
-                self._by_length.setdefault(len(parts), []).append((parts, methods))
+            parts = template[1:].split("/")
+            self._by_length.setdefault(len(parts), []).append((parts, methods))
 
-    def find(self, method: str, path: str) -> Route:
+    def find(self, method: str, parts: _Parts) -> Route[H]:
         """The route of a request.
 
-        :param path: as it was sent, without the query.
-        :raises ApiError: 404 for an unknown path, 405 with ``allow`` for a wrong method.
+        :param parts: what stands between the slashes of its path.
+        :raises NoRoute: for an unknown path, or a method that it does not have.
         """
-        parts = parts_of(path)
         wanted = "GET" if method == "HEAD" else method
         allowed: set[str] = set()
         for template, methods in self._by_length.get(len(parts), ()):
@@ -58,24 +67,45 @@ class RouteTable:
             if handler is not None:
                 return Route(handler, parameters)
             allowed.update(methods)
-        if not allowed:
-            raise nothing_served(path)
         if "GET" in allowed:
             allowed.add("HEAD")
-        raise _wrong_method(method, path, sorted(allowed))
+        raise NoRoute(sorted(allowed))
 
 
 def _match(template: _Parts, parts: _Parts) -> dict[str, str] | None:
     parameters: dict[str, str] = {}
     for wanted, part in zip(template, parts, strict=True):
-        if wanted.startswith("{"):
-            parameters[wanted[1:-1]] = unquote(part)
+        if wanted.startswith("{") and part:
+            parameters[wanted[1:-1]] = part
         elif wanted != part:
             return None
     return parameters
 
 
-def _wrong_method(method: str, path: str, allowed: Sequence[str]) -> ApiError:
+# --- the clients' API ----------------------------------------------------------------------
+
+
+def parts_of(path: str) -> tuple[str, ...]:
+    """What stands between the slashes.
+
+    Clients that join a base URL and a path write a slash twice, or one at the end; no part of
+    the API has an empty name.
+    """
+    return tuple(part for part in path.split("/") if part)
+
+
+def nothing_served(path: str) -> ApiError:
+    """404 for an unknown path."""
+    return ApiError(
+        404,
+        "invalid_request_error",
+        f"Nothing is served at {path[:200]}; the API is under {' and '.join(PREFIXES)}.",
+        "unknown_url",
+    )
+
+
+def wrong_method(method: str, path: str, allowed: Sequence[str]) -> ApiError:
+    """405, with ``allow``."""
     names = ", ".join(allowed)
     return ApiError(
         405,

@@ -20,13 +20,11 @@ from zope.interface import implementer
 
 from gateway.compat import websocket_data_received
 from gateway.protocol.errors import ApiError
+from gateway.server.connections import HalfClosedSocket, WriteStallTimer
 from gateway.server.deflate import is_readable
-from gateway.server.half_closed import HalfClosedSocket
-from gateway.server.handover import headers_of
-from gateway.server.refusal import refusal
+from gateway.server.http_request import headers_of, refusal
 from gateway.server.session import ResponsesSession
 from gateway.server.websocket_frames import text_frames
-from gateway.server.write_stall import WriteStallTimer
 
 if TYPE_CHECKING:
     from gateway.server.websocket_site import ResponsesFactory
@@ -51,7 +49,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
     factory: ResponsesFactory
     transport: Any
     session: ResponsesSession | None = None
-    _patience: WriteStallTimer
+    _stall: WriteStallTimer
     _headers: dict[str, str]
     _refusal: ApiError | None = None
     _unwanted: ApiError | None = None
@@ -66,7 +64,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
     def connectionMade(self) -> None:
         """A client that says nothing may stay (§10.9)."""
         super().connectionMade()
-        self._patience = WriteStallTimer(self.factory.reactor)
+        self._stall = WriteStallTimer(self.factory.reactor)
 
     def processHandshake(self) -> None:
         """Read the headers from the bytes, and show Autobahn nothing but ASCII.
@@ -191,7 +189,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
     def onPing(self, payload: bytes) -> None:
         """Answer; to a client that reads nothing only the last one, later (RFC 6455 §5.5.3)."""
-        if self._patience.is_tried:
+        if self._stall.is_stalled:
             self._last_ping = payload
         else:
             super().onPing(payload)
@@ -206,7 +204,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         """
         if self.state == self.STATE_OPEN:
             frames = text_frames(payloads)
-            self._patience.last_write = len(frames)
+            self._stall.last_write = len(frames)
             self.transport.write(frames)
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
@@ -228,14 +226,14 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
     def pauseProducing(self) -> None:
         """The client's buffers are full.  Comes again with every write until they are not."""
-        if not self._patience.is_tried and self.session is not None:
-            self._patience.begin(self.factory.stall_seconds, self._client_stalled)
+        if not self._stall.is_stalled and self.session is not None:
+            self._stall.begin(self.factory.stall_seconds, self._client_stalled)
             self.session.pause()
 
     def resumeProducing(self) -> None:
         """The client took everything."""
-        if self._patience.is_tried:
-            self._patience.end()
+        if self._stall.is_stalled:
+            self._stall.end()
             ping, self._last_ping = self._last_ping, None
             if ping is not None:
                 super().onPing(ping)
@@ -303,7 +301,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         The transport would not close with a producer.
         """
         self.factory.incoming.leave(self)
-        self._patience.stop()
+        self._stall.stop()
         if self._half_closed is not None:
             self._half_closed.stop()
         session, self.session = self.session, None

@@ -20,7 +20,7 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.headers import forwardable
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.deflate import accept_deflate
-from gateway.server.paths import PREFIXES, nothing_served, parts_of
+from gateway.server.routes import PREFIXES, nothing_served, parts_of
 from gateway.server.session import ClientIdentity, ResponsesSession
 from gateway.server.websocket import CLOSE_SECONDS, ResponsesProtocol
 from gateway.turn.context import Told, TurnServices
@@ -90,7 +90,7 @@ class ResponsesFactory(WebSocketServerFactory):
         """Decide on an upgrade.
 
         :param headers: the request's as bytes; see
-            :func:`~gateway.server.handover.header_texts`.
+            :func:`~gateway.server.http_request.header_texts`.
         :raises ApiError: with the status and headers of the refusal (§2.4).
         """
         if parts_of(request.path) not in _PARTS:

@@ -53,6 +53,11 @@ class Transport(StringTransport):
         self.aborted = True
         super().abortConnection()
 
+    def unregisterProducer(self) -> None:
+        """As forgiving as a socket's transport."""
+        if self.producer is not None:
+            super().unregisterProducer()
+
 
 class Client:
     """One connection."""
@@ -85,7 +90,8 @@ class Client:
 
     @property
     def closed(self) -> bool:
-        return bool(self.transport.disconnecting)
+        """By the gateway, at once or after what was written."""
+        return bool(self.transport.disconnecting or self.transport.disconnected)
 
 
 class Way:

@@ -8,12 +8,12 @@ from urllib.parse import quote_from_bytes
 
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.web.http import Request
-from twisted.web.test.requesthelper import DummyChannel
 
 from gateway.admin.auth import MAX_ADDRESSES, Throttle, check_origin
 from gateway.admin.errors import AdminError
+from gateway.admin.requests import AdminRequest
 from gateway.admin.responses import as_json, wants_html
+from gateway.server.http_request import ClientRequest
 from tests.admin.stage import BEARER, TOKEN, Admin
 
 #: One for all examples: none of them may change it.
@@ -92,11 +92,10 @@ def _finite(value: Any) -> Any:
     return {k: _finite(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def request(**headers: str) -> Request:
-    made = Request(DummyChannel())
-    for name, value in {"host": "localhost:8081", **headers}.items():
-        made.requestHeaders.setRawHeaders(name.replace("_", "-"), [value])
-    return made
+def request(**headers: str) -> AdminRequest:
+    wire: Any = None
+    named = {"host": "localhost:8081", **headers}
+    return AdminRequest(ClientRequest(wire, "GET", "/", "", named, "r-1"), "", "local", False)
 
 
 @given(st.sampled_from(["http", "https", "ftp", "", "null"]), _line)

@@ -68,7 +68,7 @@ def test_the_description_is_a_valid_one() -> None:
 
 
 def test_it_describes_the_routes_and_nothing_else() -> None:
-    routes = {(route.method, route.template) for route in Admin().api.table.routes}
+    routes = {(route.method, route.template) for route in Admin().api.routes}
     described = {
         (method.upper(), path)
         for path, operations in DESCRIPTION["paths"].items()
@@ -78,7 +78,7 @@ def test_it_describes_the_routes_and_nothing_else() -> None:
 
 
 def test_it_says_of_each_route_who_may_enter() -> None:
-    for route in Admin().api.table.routes:
+    for route in Admin().api.routes:
         security = DESCRIPTION["paths"][route.template][route.method.lower()]["security"]
         expected = {"anybody": [], "operator": [{"bearer": []}, {"login": []}]}
         wanted = expected.get(route.entry.value, [{"bearer": []}, {"login": []}, {}])

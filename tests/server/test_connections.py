@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings, LimitSettings
 from gateway.protocol.errors import ApiError
-from gateway.server import connections
-from gateway.server.connections import ConnectionLimiter
+from gateway.server.connections import ConnectionLimiter, OpenFiles
 from gateway.server.http_request import ClientRequest
 from gateway.server.websocket import ResponsesProtocol
-from gateway.sockets import OpenFiles
 from tests.server.http.stage import Client, House
 
 LAPTOP, DESK = "sk-client", "sk-desk"
@@ -179,8 +177,8 @@ def test_at_its_own_bound_a_key_makes_room_for_itself(build: Callable[..., Hotel
 def test_connections_that_send_no_head_keep_nobody_out(
     build: Callable[..., Hotel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_SILENT", 10)
     hotel = build(most=4)
+    hotel.limiter.max_silent = 10
     silent = [hotel.client() for _ in range(15)]
     assert [client.is_closed for client in silent] == [True] * 5 + [False] * 10
     silent[10].gives(b"GET /v1/h")
@@ -221,7 +219,9 @@ def test_for_want_of_files_the_silent_go_then_the_resting(
 def test_a_shortage_is_said_once_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     said: list[str] = []
-    monkeypatch.setattr("gateway.sockets._log.error", lambda text, **_: said.append(text))
+    monkeypatch.setattr(
+        "gateway.server.connections._log.error", lambda text, **_: said.append(text)
+    )
     files = OpenFiles(lambda: now[0])
     for _ in range(300):
         files.ran_short(100)
@@ -244,7 +244,7 @@ class Numbered:
 
 def test_a_quarter_of_the_files_is_kept_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("gateway.sockets.resource.getrlimit", lambda _: (100, 100))
+    monkeypatch.setattr("gateway.server.connections.resource.getrlimit", lambda _: (100, 100))
     files = OpenFiles(lambda: now[0])
     assert files.suffice(object()), "a transport without a file takes none"
     assert files.suffice(Numbered(74))
@@ -295,13 +295,13 @@ def test_whatever_guests_do_they_are_counted_as_what_they_are(steps: list[tuple[
             elif what == "claim" and is_in:
                 limiter.claim(guest, key, 2)
             elif what == "rest" and is_in:
-                limiter.rests(guest)
+                limiter.mark_idle(guest)
             elif what == "wake":
-                limiter.wakes(guest)
+                limiter.mark_busy(guest)
             elif what == "leave":
                 limiter.leave(guest)
         of_key = limiter._of_key
         assert len(limiter) <= 4
         assert all(0 < count <= 2 for count in of_key.values())
         assert of_key.total() == len(limiter._key_of) <= len(limiter)
-        assert {*limiter._key_of, *limiter._resting} <= set(inside(Guest))
+        assert {*limiter._key_of, *limiter._idle} <= set(inside(Guest))

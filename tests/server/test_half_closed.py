@@ -6,7 +6,7 @@ import socket
 
 from twisted.internet.task import Clock
 
-from gateway.server.half_closed import HalfClosedSocket
+from gateway.server.connections import HalfClosedSocket
 
 
 class FakeSocket:

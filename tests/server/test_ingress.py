@@ -13,7 +13,7 @@ from wsproto.events import TextMessage
 
 from gateway.config import KeySettings, LimitSettings
 from gateway.protocol.errors import ApiError
-from gateway.server.ingress import IngressBuffer
+from gateway.server.connections import IngressBuffer
 from tests.server.http.stage import Client, House
 from tests.server.websocket.client import Door
 

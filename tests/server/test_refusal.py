@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.server.refusal import phrase_of
+from gateway.server.http_request import phrase_of
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, Ping, Pong, Request
 
 from gateway.config import SessionSettings, TimeoutSettings
-from gateway.server.http_channel import ClientChannel
+from gateway.server.http_channel import HttpChannel
 from gateway.server.websocket import ResponsesProtocol
 from tests.server.http.stage import KEYS, House
 from tests.support.events import text_item, turn_events
@@ -62,7 +62,7 @@ def test_an_upgrade_becomes_a_websocket(house: House) -> None:
 def test_anything_else_becomes_http(house: House) -> None:
     client = house.client()
     assert client.asks("GET", "/v1/nothing").status == 404
-    assert isinstance(client.protocol, ClientChannel)
+    assert isinstance(client.protocol, HttpChannel)
 
 
 @pytest.mark.parametrize("what", ["websocket", "http"])
@@ -90,9 +90,9 @@ def test_what_follows_the_head_in_one_read_is_not_lost(house: House) -> None:
         ("Upgrade: websocket", ResponsesProtocol),
         ("UPGRADE:   WebSocket  ", ResponsesProtocol),
         ("upgrade: foo, websocket", ResponsesProtocol),
-        ("Upgrade: h2c", ClientChannel),
-        ("X-Upgrade: websocket", ClientChannel),
-        ("X: Upgrade: websocket", ClientChannel),
+        ("Upgrade: h2c", HttpChannel),
+        ("X-Upgrade: websocket", HttpChannel),
+        ("X: Upgrade: websocket", HttpChannel),
     ],
 )
 def test_the_upgrade_header_decides(house: House, header: str, protocol: type) -> None:
@@ -104,14 +104,14 @@ def test_the_upgrade_header_decides(house: House, header: str, protocol: type) -
 def test_only_get_can_upgrade(house: House) -> None:
     client = house.client()
     client.gives(client.request(body=b"{}", headers={"Upgrade": "websocket"}))
-    assert isinstance(client.protocol, ClientChannel)
+    assert isinstance(client.protocol, HttpChannel)
 
 
 def test_the_http_channel_is_gone_after_an_upgrade(house: House) -> None:
     """Ten thousand idle WebSockets must not keep ten thousand channels."""
     client = house.client()
     channel = weakref.ref(client.protocol)
-    assert isinstance(channel(), ClientChannel)
+    assert isinstance(channel(), HttpChannel)
     client.gives(upgrade())
     gc.collect()
     assert isinstance(client.protocol, ResponsesProtocol)
@@ -125,7 +125,7 @@ class Wrapper(ProtocolWrapper):
 def test_a_wrapped_connection_is_handed_over_within_its_wrapper(house: House) -> None:
     for data, protocol in (
         (upgrade(), ResponsesProtocol),
-        (b"GET / HTTP/1.1\r\n\r\n", ClientChannel),
+        (b"GET / HTTP/1.1\r\n\r\n", HttpChannel),
     ):
         client = house.client()
         client.transport.unregisterProducer()

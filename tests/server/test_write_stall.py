@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from gateway.server.write_stall import SLOWEST_BYTES_PER_SECOND, WriteStallTimer, time_for
+from gateway.server.connections import MIN_BYTES_PER_SECOND, WriteStallTimer, time_for
 
 
 class Slow:
@@ -22,7 +22,7 @@ class Slow:
 
 def test_a_client_that_was_never_slow_costs_no_timer() -> None:
     slow = Slow()
-    assert not slow.patience.is_tried
+    assert not slow.patience.is_stalled
     slow.patience.end()
     slow.patience.stop()
     assert slow.clock.getDelayedCalls() == []
@@ -31,7 +31,7 @@ def test_a_client_that_was_never_slow_costs_no_timer() -> None:
 def test_one_that_takes_nothing_is_lost_once() -> None:
     slow = Slow()
     slow.fills(10)
-    assert slow.patience.is_tried
+    assert slow.patience.is_stalled
     slow.clock.advance(9.9)
     assert slow.lost == []
     slow.clock.advance(0.1)
@@ -40,12 +40,12 @@ def test_one_that_takes_nothing_is_lost_once() -> None:
 
 
 def test_a_large_write_may_take_its_time() -> None:
-    slow = Slow(last_write=5 * SLOWEST_BYTES_PER_SECOND)
+    slow = Slow(last_write=5 * MIN_BYTES_PER_SECOND)
     slow.fills(10)
     slow.clock.advance(14.9)
     assert slow.lost == []
     slow.clock.advance(0.1)
-    assert slow.lost == [15] == [time_for(5 * SLOWEST_BYTES_PER_SECOND, 10)]
+    assert slow.lost == [15] == [time_for(5 * MIN_BYTES_PER_SECOND, 10)]
 
 
 def test_one_that_takes_everything_is_kept_and_may_be_slow_again() -> None:
@@ -53,7 +53,7 @@ def test_one_that_takes_everything_is_kept_and_may_be_slow_again() -> None:
     slow.fills()
     slow.clock.advance(9)
     slow.patience.end()
-    assert not slow.patience.is_tried
+    assert not slow.patience.is_stalled
     assert slow.clock.getDelayedCalls() == []
     slow.clock.advance(9)
     slow.fills()
@@ -67,5 +67,5 @@ def test_after_the_end_of_the_connection_nobody_is_lost_but_the_buffers_stay_ful
     slow = Slow()
     slow.fills()
     slow.patience.stop()
-    assert slow.patience.is_tried
+    assert slow.patience.is_stalled
     assert slow.clock.getDelayedCalls() == []

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 from markupsafe import Markup
-from twisted.web.resource import Resource
 
 from gateway.admin.actions import LEVELS
 from gateway.admin.page.charts import ChainPicture, Json
 from gateway.admin.page.rendering import render
-from gateway.admin.page.static_files import StaticFiles
 from gateway.admin.running import Running
 from gateway.admin.views.conversations import conversations, turns, why
 from gateway.admin.views.overview import configuration, overview
@@ -163,11 +161,9 @@ class Page:
     """Makes the page, whole or in parts.
 
     :param now: unix seconds.
-    :ivar static: the files that pages load, mounted at ``/static``.
     """
 
     def __init__(self, data: PageData, now: Callable[[], float]) -> None:
-        self.static: Resource = StaticFiles()
         self._data = data
         self._now = now
         self._kept: dict[Any, Any] = {}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from importlib.resources import files
 
-from twisted.web.http import CACHED, Request
-from twisted.web.resource import Resource
+from gateway.admin.requests import AdminRequest
+from gateway.admin.responses import AdminResponse
 
 _TYPES = {
     "page.css": "text/css; charset=utf-8",
@@ -14,6 +15,7 @@ _TYPES = {
     "theme.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
+_TEXT = "text/plain; charset=utf-8"
 _folder = files(__package__) / "static"
 _FILES = {name: (_folder / name).read_bytes() for name in _TYPES}
 _DIGESTS = {name: hashlib.sha256(body).hexdigest()[:16] for name, body in _FILES.items()}
@@ -24,53 +26,22 @@ def address(name: str) -> str:
     return f"/static/{name}?{_DIGESTS[name]}"
 
 
-class StaticFiles(Resource):
-    """Serves the files of the page under ``/static``."""
+def static_file(request: AdminRequest, parts: Sequence[str]) -> AdminResponse:
+    """A file of the page, for a browser that may have it already.
 
-    def __init__(self) -> None:
-        super().__init__()
-        for name in _FILES:
-            self.putChild(name.encode(), _File(name))
-
-    def render(self, request: Request) -> bytes:
-        """There is no list of them."""
-        return _refuse(request, 404, b"nothing is here\n")
-
-    def getChild(self, path: bytes, request: Request) -> Resource:
-        """What was not put here is not here."""
-        return _Nothing()
-
-
-class _Nothing(Resource):
-    isLeaf = True
-
-    def render(self, request: Request) -> bytes:
-        return _refuse(request, 404, b"nothing is here\n")
-
-
-class _File(Resource):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self._name = name
-
-    def getChild(self, path: bytes, request: Request) -> Resource:
-        return _Nothing()
-
-    def render(self, request: Request) -> bytes:
-        if request.method not in (b"GET", b"HEAD"):
-            request.setHeader("allow", "GET, HEAD")
-            return _refuse(request, 405, b"this can only be read\n")
-        name = self._name
-        lasting = request.uri.partition(b"?")[2] == _DIGESTS[name].encode()
-        request.setHeader("content-type", _TYPES[name])
-        request.setHeader("x-content-type-options", "nosniff")
-        request.setHeader("cache-control", "max-age=31536000, immutable" if lasting else "no-cache")
-        if request.setETag(f'"{_DIGESTS[name]}"'.encode()) is CACHED:
-            return b""
-        return _FILES[name]
-
-
-def _refuse(request: Request, status: int, why: bytes) -> bytes:
-    request.setResponseCode(status)
-    request.setHeader("content-type", "text/plain; charset=utf-8")
-    return why
+    :param parts: of the path below ``/static``.
+    """
+    name = parts[0] if len(parts) == 1 else ""
+    if name not in _FILES:
+        return AdminResponse(404, b"nothing is here\n", _TEXT)
+    if request.http.method != "GET":
+        return AdminResponse(405, b"this can only be read\n", _TEXT, {"allow": "GET, HEAD"})
+    tag = f'"{_DIGESTS[name]}"'
+    lasting = request.http.query_string == _DIGESTS[name]
+    headers = {
+        "cache-control": "max-age=31536000, immutable" if lasting else "no-cache",
+        "etag": tag,
+    }
+    known = {each.strip() for each in request.header("if-none-match").split(",")}
+    status = 304 if known & {tag, "*"} else 200
+    return AdminResponse(status, _FILES[name], _TYPES[name], headers)

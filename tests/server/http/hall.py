@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.api_keys.keys import KeyRing
-from gateway.config import KeySettings
+from gateway.config import KeySettings, Settings
 from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.protocol.errors import ApiError
 from gateway.protocol.items import read_item
@@ -16,10 +16,9 @@ from gateway.server.chat import ChatCompletions
 from gateway.server.compact import Inputs
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.http_request import ClientRequest
+from gateway.server.http_site import ClientSite, endpoints
 from gateway.server.models import Models
 from gateway.server.responses import Responses
-from gateway.server.route_table import endpoints
-from gateway.server.routes import RouteTable
 from gateway.server.stored import StoredResponses
 from tests.support.events import Json
 from tests.turn.calls import CallWorld, FakeCall
@@ -47,7 +46,7 @@ class FakeWire:
         assert not self.is_over, "sent after the end"
         self.body += data
 
-    def complete(self) -> None:
+    def finish(self) -> None:
         assert not self.is_over, "ended twice"
         self.completed = True
 
@@ -95,14 +94,21 @@ class Hall:
         object.__setattr__(services, "limits", self.tenants)
         self.services = services
         self.catalogues = ModelCatalog(self.world.clock)
-        self.routes = RouteTable(
+        limiter = ConnectionLimiter(10)
+        nobody: Any = None
+        self.site = ClientSite(
+            self.world.clock,
             endpoints(
-                Responses(services, ConnectionLimiter(10)),
+                Responses(services, limiter),
                 StoredResponses(services),
                 Inputs(services),
                 Models(services.pool, self.catalogues, self.tenants.may_use),
                 ChatCompletions(services),
-            )
+            ),
+            Settings(),
+            self.tenants,
+            limiter,
+            nobody,
         )
         self._numbers = 0
 
@@ -116,18 +122,18 @@ class Hall:
     ) -> Asked:
         """Send a request; ``body`` is JSON, or bytes as they are."""
         path, _, query = path.partition("?")
-        wire = FakeWire()
+        wire: Any = FakeWire()
         self._numbers += 1
-        route = self.routes.find(method, f"/v1{path}")
+        route = self.site.find(method, f"/v1{path}")
         request = ClientRequest(
             wire,
             method,
             f"/v1{path}",
             query,
-            route.parameters,
             {name.replace("_", "-"): value for name, value in headers.items()},
             f"http-{self._numbers}",
         )
+        request.parameters = route.parameters
         if body is not None:
             request.body = body if isinstance(body, bytes) else json.dumps(body).encode()
         try:

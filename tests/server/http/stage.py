@@ -14,9 +14,8 @@ from twisted.python.failure import Failure
 from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings, Settings
 from gateway.server.connections import ConnectionLimiter
-from gateway.server.http_site import HttpSite
+from gateway.server.http_site import ClientSite, Handler
 from gateway.server.responses import Responses
-from gateway.server.routes import Handler, RouteTable
 from gateway.server.websocket_site import ResponsesFactory
 from tests.server.websocket.client import Transport
 from tests.support.events import Json
@@ -43,10 +42,9 @@ class House:
             self.reactor, self.world.services, self.settings, self.tenants, self.limiter
         )
         self.responses = Responses(self.world.services, self.limiter)
-        self.routes = RouteTable({"/responses": {"POST": self.responses.create}, **(more or {})})
-        self.site = HttpSite(
+        self.site = ClientSite(
             self.reactor,
-            self.routes,
+            {"/responses": {"POST": self.responses.create}, **(more or {})},
             self.settings,
             self.tenants,
             self.limiter,

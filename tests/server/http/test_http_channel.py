@@ -170,7 +170,7 @@ def test_what_a_handler_raises_is_answered(
 
     reported: list[str] = []
     monkeypatch.setattr(
-        "gateway.server.http_wire._log.failure", lambda text, **_: reported.append(text)
+        "gateway.server.http_request._log.failure", lambda text, **_: reported.append(text)
     )
     client = build({"/fails": {"GET": fails}}).client()
     answer = client.asks("GET", "/v1/fails")

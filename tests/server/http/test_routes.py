@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from gateway.config import Settings
 from gateway.protocol.errors import ApiError
+from gateway.server.connections import ConnectionLimiter
 from gateway.server.http_request import ClientRequest
-from gateway.server.routes import RouteTable
+from gateway.server.http_site import ClientSite
 
 
 def one(request: ClientRequest, tenant: str) -> None:
@@ -17,14 +21,20 @@ def two(request: ClientRequest, tenant: str) -> None:
     """Another one."""
 
 
-ROUTES = RouteTable(
+NOBODY: Any = None
+ROUTES = ClientSite(
+    None,
     {
         "/things": {"GET": one, "POST": two},
         "/things/count": {"POST": two},
         "/turns": {"POST": two},
         "/things/{thing_id}": {"GET": one},
         "/things/{thing_id}/parts/{part}": {"GET": two},
-    }
+    },
+    Settings(),
+    NOBODY,
+    ConnectionLimiter(1),
+    NOBODY,
 )
 
 
