@@ -30,9 +30,11 @@ class Deadline:
 
     def start(self, seconds: float) -> None:
         """Start, or start anew, with a length in seconds."""
-        self.stop()
+        if self._call is not None:
+            self.stop()
         self._seconds = seconds
-        self.touch()
+        self._alive = now = self._clock.seconds()
+        self._latest = now + SIGN_OF_LIFE_FACTOR * seconds
         self._call = self._clock.callLater(seconds, self._look)
 
     def touch(self) -> None:

@@ -40,6 +40,8 @@ class ResponseRecord(msgspec.Struct, frozen=True):
     :ivar input: the items the client sent with it, without a history that it sent again.
     :ivar output: the finished items the client saw, in ``output_index`` order.
     :ivar account: the account that made it; None for one the gateway made.
+    :ivar holder: where responses live on one connection, the token of that (``Upstream.holds``);
+        None where the account knows them on any.
     :ivar store: whether the upstream was allowed to keep it.
     :ivar held_upstream: whether its account can know it under this id; false for prewarms
         and interrupted responses.
@@ -62,6 +64,7 @@ class ResponseRecord(msgspec.Struct, frozen=True):
     created_at: float
     pinned_to: str | None = None
     foreign: bool = False
+    holder: str | None = None
     key: str = msgspec.field(default_factory=_new_key)
 
     def items(self) -> tuple[Item, ...]:

@@ -86,7 +86,9 @@ class ChatSpec:
         return may_move(error) or error.status == 405
 
     def _dialect_of(self, account: Account) -> Dialect:
-        return self._concessions.dialect(account, self._context.affinity)
+        return self._concessions.dialect(
+            account, self._concessions.to(account), self._context.affinity
+        )
 
 
 class ChatAnswer(ProxiedResponse):

@@ -128,7 +128,9 @@ class InputSpec:
         return self._continuity.may_move(error) or is_not_served(error)
 
     def _dialect_of(self, account: Account) -> Dialect:
-        dialect = self._continuity.concessions.dialect(account, self._context.affinity)
+        concessions = self._continuity.concessions
+        given = concessions.to(account)
+        dialect = concessions.dialect(account, given, self._context.affinity)
         return dialect if self.generates else dialect._replace(cache_key=None)
 
     def _planned(self, account: Account) -> ContextPlan:
@@ -137,14 +139,15 @@ class InputSpec:
         The answer does not show whether a previous response was taken up, so it is named
         only where that is sure: an account that ignored it would compact half of it.
         """
-        plan = self._continuity.plan(account)
+        concessions = self._continuity.concessions.to(account)
+        plan = self._continuity.plan(account, concessions)
         parent = self._parent
         if plan.route is not ContextRoute.CHAINED or parent is None or parent.record.foreign:
             return plan
         if account.settings.continuity == "chain" or account.learned.trusts(parent.record.store):
             return plan
         reason = "it is not known that the account continues responses"
-        return self._continuity.replay(account, reason)
+        return self._continuity.replay(account, concessions, reason)
 
 
 class InputAnswer(ProxiedResponse):

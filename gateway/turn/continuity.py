@@ -81,21 +81,34 @@ class RequestConcessions:
 
     def to(self, account: Account) -> frozenset[Concession]:
         """What ``account`` is not sent."""
-        learned = account.learned.concessions(self._asked_of(account))
+        asked = self._asked_of(account) if account.settings.aliases else self._asked
+        learned = account.learned.concessions(asked)
         return learned.union(self._given.get(account.name, ())) if self._given else learned
 
     def dialect(
-        self, account: Account, affinity: Sequence[AffinityKey], in_one_piece: bool = False
+        self,
+        account: Account,
+        concessions: frozenset[Concession],
+        affinity: Sequence[AffinityKey],
+        in_one_piece: bool = False,
     ) -> Dialect:
         """How ``account`` wants the request: by its settings, and by what it refused.
 
+        :param concessions: from :meth:`to`.
         :param affinity: the request's keys.
         :param in_one_piece: whether the answer is asked for as one object, where the account
             has it.
         """
         settings = account.settings
-        concessions = self.to(account)
-        gives = {each.kind for each in concessions} if concessions else concessions
+        if not concessions and not in_one_piece:  # the usual case
+            return Dialect(
+                settings.aliases.get(self._asked.model or ""),
+                frozenset(settings.strip),
+                settings.store != "never",
+                settings.tools == "hoisted",
+                derived_cache_key(affinity) if settings.derive_cache_key else None,
+            )
+        gives = {each.kind for each in concessions}
         return Dialect(
             settings.aliases.get(self._asked.model or ""),
             frozenset(settings.strip),
@@ -144,8 +157,7 @@ class RequestConcessions:
 
     def _asked_of(self, account: Account) -> CapabilityScope:
         model = self._asked.model
-        alias = account.settings.aliases.get(model or "", model)
-        return self._asked if alias == model else self._asked._replace(model=alias)
+        return self._asked._replace(model=account.settings.aliases.get(model or "", model))
 
     def _scope_of(
         self, account: Account, concession: Concession, error: ApiError, sent: SentRequest
@@ -240,18 +252,25 @@ class TurnContinuity:
 
     # --- what is sent ----------------------------------------------------------------
 
-    def plan(self, account: Account) -> ContextPlan:
-        """What to send to ``account`` now."""
+    def plan(self, account: Account, concessions: frozenset[Concession]) -> ContextPlan:
+        """What to send to ``account`` now.
+
+        :param concessions: what the request gives up there.
+        """
         reason = self._why_not_chain(account)
         point = self._point
         if point is not None and (reason is None or not self.can_replay):
             new = self._request.items
-            return chain_plan(point, self._after_point, new, self._reader(account))
-        return self.replay(account, reason)
+            reader = self._reader(account, concessions)
+            return chain_plan(point, self._after_point, new, reader)
+        return self.replay(account, concessions, reason)
 
-    def replay(self, account: Account, reason: str | None) -> ContextPlan:
+    def replay(
+        self, account: Account, concessions: frozenset[Concession], reason: str | None
+    ) -> ContextPlan:
         """What to send to ``account`` when it is to be asked for no previous response."""
-        return whole_plan(self._parent, self._request.items, self._reader(account), reason)
+        reader = self._reader(account, concessions)
+        return whole_plan(self._parent, self._request.items, reader, reason)
 
     def sent(self, plan: ContextPlan, dialect: Dialect) -> SentRequest:
         """What of a request that was sent so could be given up."""
@@ -372,15 +391,12 @@ class TurnContinuity:
         self._ledger.add(transcript)
         return transcript
 
-    def _reader(self, account: Account) -> Reader:
+    def _reader(self, account: Account, concessions: frozenset[Concession]) -> Reader:
         name = account.name
         self._first = self._first or name
-        given = self.concessions.to(account)
-        keeps = (
-            account.settings.store != "never"
-            and _STORAGE not in given
-            and _STORED_ITEMS not in given
-        )
+        keeps = account.settings.store != "never"
+        if concessions:
+            keeps = keeps and concessions.isdisjoint((_STORAGE, _STORED_ITEMS))
         return Reader(
             name, keeps, self._request.store, self._unsealed, self._find, name == self._first
         )
@@ -390,7 +406,7 @@ class TurnContinuity:
         if response is None or response.foreign:
             return None
         name = account.name
-        if response.account != name:
+        if not account.upstream.holds(response.holder or response.account or ""):
             return f"the previous response belongs to {response.account}"
         if name in self._not_continued:
             return self._not_continued[name]

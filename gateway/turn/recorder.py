@@ -73,7 +73,8 @@ class TurnRecorder:
 
     def waits(self, lack: WaitReason) -> None:
         """This is not free; another wait, the next attempt or the end ends it."""
-        self._waited()
+        if self._waits is not None:
+            self._waited()
         self._waits = lack, self._elapsed_ms()
 
     def tries(
@@ -92,7 +93,8 @@ class TurnRecorder:
         :param plan: how it continues the conversation; None for what continues none.
         :param choice: how the account was chosen; None where it was not.
         """
-        self._waited()
+        if self._waits is not None:
+            self._waited()
         record = self.record
         record.account, record.route = account, route
         record.upstream_bytes += request_bytes
@@ -140,7 +142,8 @@ class TurnRecorder:
 
     def closed(self, status: str, error_code: str | None) -> None:
         """It is over: the turn log has it."""
-        self._waited()
+        if self._waits is not None:
+            self._waited()
         record = self.record
         if record.attempts and record.attempts[-1].outcome == _RUNNING:
             record.attempts[-1].outcome = error_code or status
@@ -152,8 +155,7 @@ class TurnRecorder:
         self._turn_log.ended(record)
 
     def _waited(self) -> None:
-        if self._waits is None:
-            return
+        assert self._waits is not None
         (lack, since), self._waits = self._waits, None
         record, waited = self.record, self._elapsed_ms() - since
         if lack is WaitReason.ACCOUNT:

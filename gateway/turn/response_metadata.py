@@ -79,6 +79,8 @@ class ResponseMetadata:
 
         The parameters are those of :meth:`headers`.
         """
+        if not self._told:
+            return None
         told: dict[str, str] = {}
         if Told.TURN_STATE in self._told and not sent_state:
             told.update(self._turn_state(record, answer_headers))

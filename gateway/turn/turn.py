@@ -209,10 +209,13 @@ class Turn(RoutedRequest[TurnAttempt]):
     def _attempt_at(self, account: Account) -> TurnAttempt:
         continuity, context, request = self._continuity, self._context, self.request
         assert continuity is not None
-        plan = continuity.plan(account)
+        concessions = continuity.concessions.to(account)
+        plan = continuity.plan(account, concessions)
         # Discounts for the background are for requests without a stream (protocol.md §7).
         in_one_piece = request.background and not request.stream
-        dialect = continuity.concessions.dialect(account, context.affinity, in_one_piece)
+        dialect = continuity.concessions.dialect(
+            account, concessions, context.affinity, in_one_piece
+        )
         sent = UpstreamTurn(
             request,
             plan.items,

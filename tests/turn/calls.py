@@ -86,12 +86,16 @@ class FakeCall:
 class CallingUpstream:
     """Keeps every call."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "a") -> None:
+        self.name = name
         self.calls: list[FakeCall] = []
 
     def forward(self, call: ForwardedRequest, receiver: BodyReceiver) -> FakeCall:
         self.calls.append(FakeCall(call, receiver))
         return self.calls[-1]
+
+    def holds(self, holder: str) -> bool:
+        return holder == self.name
 
     def without_secrets(self, said: bytes) -> bytes:
         return said.replace(b"sk-secret", b"*")
@@ -114,7 +118,7 @@ class CallWorld(World):
         **more: Any,
     ) -> None:
         super().__init__(accounts, routing=routing, **more)
-        self.callees = {name: CallingUpstream() for name in self.accounts}
+        self.callees = {name: CallingUpstream(name) for name in self.accounts}
         for name, account in self.accounts.items():
             account.upstream = self.callees[name]  # type: ignore[assignment]
             for setting, value in ((settings or {}).get(name) or {}).items():

@@ -88,7 +88,8 @@ class FakeExchange:
 class FakeUpstream:
     """Keeps every exchange; ``answer`` plays the upstream from within ``start``."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "a") -> None:
+        self.name = name
         self.exchanges: list[FakeExchange] = []
         self.answer: Any = None
 
@@ -97,6 +98,9 @@ class FakeUpstream:
         exchange.answer = self.answer
         self.exchanges.append(exchange)
         return exchange
+
+    def holds(self, holder: str) -> bool:
+        return holder == self.name
 
     def without_secrets(self, said: bytes) -> bytes:
         return said.replace(b"sk-secret", b"*")
@@ -163,7 +167,7 @@ class World:
         self.clock.advance(1_800_000_000)
         now = self.clock.seconds
         rules = routing or RoutingSettings(queue_seconds=0.0)
-        self.upstreams = {name: FakeUpstream() for name in "abcdefgh"[:accounts]}
+        self.upstreams = {name: FakeUpstream(name) for name in "abcdefgh"[:accounts]}
         self.accounts = {
             name: Account(
                 AccountSettings(

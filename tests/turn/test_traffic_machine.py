@@ -64,9 +64,9 @@ LENGTHS = [0.0, 0.3, 2.0, 6.0, 70.0]
 class BothUpstream(FakeUpstream, CallingUpstream):
     """Takes turns and calls."""
 
-    def __init__(self) -> None:
-        FakeUpstream.__init__(self)
-        CallingUpstream.__init__(self)
+    def __init__(self, name: str) -> None:
+        FakeUpstream.__init__(self, name)
+        CallingUpstream.__init__(self, name)
 
 
 class TrafficMachine(RuleBasedStateMachine):
@@ -89,7 +89,7 @@ class TrafficMachine(RuleBasedStateMachine):
         self.tenants.freed = self.waiting.wake
         object.__setattr__(self.services, "limits", self.tenants)
         self.accounts: list[Account] = []
-        self.upstream = BothUpstream()
+        self.upstream = BothUpstream("all of them")
         self.turns: list[tuple[Turn, FakeDoor]] = []
         self.proxied_requests: list[tuple[ProxiedRequest, FakeResponseSink]] = []
         self.parents: list[Transcript | None] = [None]
@@ -101,7 +101,9 @@ class TrafficMachine(RuleBasedStateMachine):
         described = AccountSettings(
             name=name, base_url="http://upstream", key=f"sk-{name}", **{"max_in_flight": 1, **about}
         )
-        self.accounts.append(Account(described, self.upstream, self.world.clock.seconds, 30.0))
+        upstream = BothUpstream(name)
+        upstream.exchanges, upstream.calls = self.upstream.exchanges, self.upstream.calls
+        self.accounts.append(Account(described, upstream, self.world.clock.seconds, 30.0))
         return self.accounts[-1]
 
     def reconfigure(self, accounts: list[Account]) -> None:
