@@ -113,15 +113,17 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
         decoded = msgspec.json.decode(body.lstrip(b"\xef\xbb\xbf"))
     except UNREADABLE:
         decoded = None
-        if status not in _CLEAR_STATUSES and _is_no_json(body):
+        text = body.lstrip(b"\xef\xbb\xbf \t\r\n")
+        was_json = not text or text.startswith(_JSON_BEGINS)  # and was cut off
+        if status not in _CLEAR_STATUSES and not was_json:
             return _not_the_api(status, headers, body)
     fields = _error_object(decoded)
     if status in _STATUS_RANGE:
-        return _build(_settled(status, fields), fields, headers, headers)
-    settled = _settled(None, fields)
+        return _build(_effective_status(status, fields), fields, headers, headers)
+    within = _effective_status(None, fields)
     what = ", but with neither events nor a response" if status < 300 else ""
     fields.setdefault("message", f"The upstream answered with the status {status}{what}.")
-    return _build(502 if settled == 500 else settled, fields, headers, headers)
+    return _build(502 if within == 500 else within, fields, headers, headers)
 
 
 def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> ApiError | None:
@@ -149,7 +151,8 @@ def from_event(data: bytes) -> ApiError | None:
         return None
     outer = decoded if isinstance(decoded, dict) else {}
     headers = outer.get("headers")
-    status = _settled(_number(outer.get("status")) or _number(outer.get("status_code")), fields)
+    given = _number(outer.get("status")) or _number(outer.get("status_code"))
+    status = _effective_status(given, fields)
     return _build(status, fields, headers or fields.get("headers"), headers)
 
 
@@ -178,7 +181,7 @@ def from_failed_response(error: object) -> ApiError:
     """Read ``response.error`` of a ``response.failed`` event."""
     fields = _error_object({"error": error})
     fields.setdefault("message", "The upstream failed the response.")
-    return _build(_settled(None, fields), fields, fields.get("headers"), None)
+    return _build(_effective_status(None, fields), fields, fields.get("headers"), None)
 
 
 def names_a_member(param: str | None) -> bool:
@@ -186,7 +189,7 @@ def names_a_member(param: str | None) -> bool:
     return param not in (None, "model", "previous_response_id")
 
 
-def _settled(status: int | None, fields: Mapping[str, Any]) -> int:
+def _effective_status(status: int | None, fields: Mapping[str, Any]) -> int:
     """The status by which an error is judged.
 
     Wrappers answer 500 or 502 for all that went wrong behind them, and 400 for the limits of
@@ -198,14 +201,14 @@ def _settled(status: int | None, fields: Mapping[str, Any]) -> int:
         return status
     if status is not None and fields.get("type") == _ANY_TYPE:
         fields = {**fields, "type": None}
-    meant = _meant(fields)
+    within = _status_within(fields)
     if status == 400:
-        speaks_of_the_account = meant is not None and (meant in (401, 402, 429) or meant >= 500)
-        return meant if meant is not None and speaks_of_the_account else 400
-    return meant or status or 500
+        is_of_account = within is not None and (within in (401, 402, 429) or within >= 500)
+        return within if within is not None and is_of_account else 400
+    return within or status or 500
 
 
-def _meant(fields: Mapping[str, Any]) -> int | None:
+def _status_within(fields: Mapping[str, Any]) -> int | None:
     numbers = [_number(fields.get(name)) for name in _STATUS_MEMBERS]
     said = next((number for number in numbers if number is not None), None)
     if said is not None and said < 500:
@@ -226,7 +229,7 @@ def _meant(fields: Mapping[str, Any]) -> int | None:
 
 
 def _code(fields: Mapping[str, Any]) -> str | None:
-    """The code of an error: a member of its own, or a known one before what it says."""
+    """The code of an error: its member, or a known code before its message."""
     code = fields.get("code")
     if code is not None and _number(code) is None:
         return str(code)
@@ -246,12 +249,6 @@ def _number(value: object) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool) and value in _STATUS_RANGE:
         return value
     return None
-
-
-def _is_no_json(body: bytes) -> bool:
-    """Whether an answer was never meant as JSON; one that was cut off was."""
-    text = body.lstrip(b"\xef\xbb\xbf \t\r\n")
-    return bool(text) and not text.startswith(_JSON_BEGINS)
 
 
 def _not_the_api(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
@@ -334,7 +331,7 @@ def _message(value: object, depth: int = 0) -> str:
 
 
 def _validated(inner: object) -> Iterator[dict[str, Any]]:
-    """What a validator found: each has the place (``loc``) where it did."""
+    """A validator's errors: each has the place (``loc``) of what it refuses."""
     for each in inner if isinstance(inner, list) else (inner,):
         if isinstance(each, dict) and isinstance(each.get("loc"), list):
             yield each
@@ -345,10 +342,10 @@ def _place(found: Mapping[str, Any]) -> str:
 
 
 def _place_and_message(found: Mapping[str, Any], said: str) -> str:
-    """What a validator says, after the place: ``input.0: Not a text (string_type)``."""
+    """A validator's message after the place: ``input.0: Not a text (string_type)``."""
     place, kind = _place(found), found.get("type")
-    told = f"{said} ({kind})" if isinstance(kind, str) else said
-    return f"{place}: {told}" if told and place else told or place
+    text = f"{said} ({kind})" if isinstance(kind, str) else said
+    return f"{place}: {text}" if text and place else text or place
 
 
 def _build(
@@ -373,7 +370,7 @@ def _build(
 
 
 def _kept_headers(headers: object) -> dict[str, str]:
-    """What of an upstream's headers concerns the client; the rest may be about the account."""
+    """The upstream's headers for the client; the others may be about the account."""
     if not isinstance(headers, Mapping):
         return {}
     return {
@@ -386,26 +383,20 @@ def _kept_headers(headers: object) -> dict[str, str]:
 
 
 def _hints(fields: dict[str, Any], outer_headers: object) -> dict[str, str]:
-    """The headers of an error about limits.
+    """The headers about limits: of the answer or event, and those within the error.
 
-    They come from its answer or event, and from the error itself (``headers``; OpenRouter:
-    ``metadata.headers``).
+    Services put them into its ``headers``; OpenRouter into ``metadata.headers``.
     """
     metadata = fields.get("metadata")
     within = metadata.get("headers") if isinstance(metadata, dict) else None
     hints: dict[str, str] = {}
     for headers in (outer_headers, fields.get("headers"), within):
-        if isinstance(headers, Mapping):
-            for name, value in _limit_headers(headers):
-                if len(hints) < _MAX_HINTS:
-                    hints.setdefault(name, value)
+        for name, value in headers.items() if isinstance(headers, Mapping) else ():
+            first = value[0] if isinstance(value, list) and value else value
+            if not isinstance(name, str) or not isinstance(first, (str, int, float)):
+                continue
+            name, text = name.lower(), str(first)
+            is_hint = len(text) <= _MAX_HINT_LENGTH and _HINTS.fullmatch(name)
+            if is_hint and len(hints) < _MAX_HINTS:
+                hints.setdefault(name, text)
     return hints
-
-
-def _limit_headers(headers: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
-    for name, value in headers.items():
-        first = value[0] if isinstance(value, list) and value else value
-        if isinstance(name, str) and isinstance(first, (str, int, float)):
-            text = str(first)
-            if len(text) <= _MAX_HINT_LENGTH and _HINTS.fullmatch(name.lower()):
-                yield name.lower(), text

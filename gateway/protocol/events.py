@@ -84,21 +84,17 @@ class ResponseHead(msgspec.Struct):
     usage: Any = None
 
 
-class _Details(msgspec.Struct):
-    reason: str | None = None
-
-
-class _UsualHead(msgspec.Struct):
-    id: str = ""
-    previous_response_id: str | None = None
-    status: str | None = None
+class _RawHead(msgspec.Struct):
+    id: Any = None
+    previous_response_id: Any = None
+    status: Any = None
     error: Any = None
-    incomplete_details: _Details | None = None
+    incomplete_details: Any = None
     usage: Any = None
 
 
 class _LifecycleEvent(msgspec.Struct):
-    response: _UsualHead
+    response: _RawHead
 
 
 class _TypedEvent(msgspec.Struct):
@@ -233,37 +229,22 @@ def read_response(data: bytes) -> ResponseHead | None:
     :raises MalformedEvent: when the event is no JSON object.
     """
     try:
-        usual = _decode_lifecycle(data).response
-    except UNREADABLE:
-        return _read_odd_response(data)
-    details = usual.incomplete_details
-    return ResponseHead(
-        usual.id,
-        usual.previous_response_id,
-        False,
-        usual.status,
-        usual.error,
-        None if details is None else details.reason,
-        usual.usage,
-    )
-
-
-def _read_odd_response(data: bytes) -> ResponseHead | None:
-    """The same member by member: an odd one counts as absent, and no other suffers for it."""
-    response = _response_in(_members_of(data))
-    if response is None:
-        return None
-    previous = value_of(response.get("previous_response_id"))
-    details = value_of(response.get("incomplete_details"))
+        head = _decode_lifecycle(data).response
+    except UNREADABLE:  # member by member: for one that is unreadable no other suffers
+        response = _response_in(_members_of(data))
+        if response is None:
+            return None
+        head = _RawHead(*(value_of(response.get(name)) for name in _RawHead.__struct_fields__))
+    previous, details = head.previous_response_id, head.incomplete_details
     reason = details.get("reason") if isinstance(details, dict) else None
     return ResponseHead(
-        text_of(response.get("id")) or "",
+        head.id if isinstance(head.id, str) else "",
         previous if isinstance(previous, str) else None,
         not isinstance(previous, (str, type(None))),
-        text_of(response.get("status")),
-        value_of(response.get("error")),
+        head.status if isinstance(head.status, str) else None,
+        head.error,
         reason if isinstance(reason, str) else None,
-        value_of(response.get("usage")),
+        head.usage,
     )
 
 

@@ -33,7 +33,7 @@ from gateway.protocol.sse import Event, EventStreamParser, EventTooLarge, covers
 from gateway.protocol.synthetic_events import opening
 from gateway.protocol.usage import Usage, read_usage
 
-#: What may come before the first byte that tells, in bytes.
+#: How many blank bytes may come before the first that decides.
 _MAX_BLANK = 1024
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 

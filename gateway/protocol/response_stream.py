@@ -214,7 +214,7 @@ class ResponseStream:
         An attempt that has ended stays as it ended.
         """
         if self.outcome is None:
-            error = self._concerning(error)
+            error = self._for_client(error)
             self._end(BrokenResponse(error) if self.released else RefusedResponse(error))
 
     def last_number(self) -> int:
@@ -267,13 +267,13 @@ class ResponseStream:
             return  # one response has one beginning
         head = read_response(data)
         if head is None:
-            data = with_response(data, self._known())
+            data = with_response(data, self._response_so_far())
             head = ResponseHead()
         if not self.created:
             if self._chained_to is not None and head.previous_response_id != self._chained_to:
                 self._end(UnchainedResponse(head.previous_response_id))
                 return
-            self._name(head)
+            self._choose_id(head)
             if name != b"response.created":
                 self._begin(response_members(data), data, payloads)
             if self.phase is StreamPhase.SENT:
@@ -298,11 +298,11 @@ class ResponseStream:
         else:
             self._held.insert(0, self.created)
 
-    def _known(self) -> Members:
+    def _response_so_far(self) -> Members:
         """The response as far as the client knows it."""
         return response_members(self.created) if self.created else self._new_response("")
 
-    def _name(self, head: ResponseHead) -> None:
+    def _choose_id(self, head: ResponseHead) -> None:
         """Clients continue a response by its id, so it must have one."""
         self.id_is_ours = not head.id or self._is_taken(head.id)
         self.response_id = new_response_id() if self.id_is_ours else head.id
@@ -332,7 +332,7 @@ class ResponseStream:
                 self._end(UnchainedResponse(None))
                 return
             if not self.created:
-                self._name(ResponseHead())
+                self._choose_id(ResponseHead())
                 self._begin(self._new_response(self.response_id), data, payloads)
             self._enter(StreamPhase.OUTPUT)
             payloads += self.release()
@@ -349,20 +349,20 @@ class ResponseStream:
         if head is None:
             if self.phase is not StreamPhase.OUTPUT:
                 raise MalformedEvent(f"{name.decode()} without a response object")
-            data = with_response(data, self._known())
+            data = with_response(data, self._response_so_far())
             head = read_response(data) or ResponseHead()
         not_echoed = self._chained_to not in (None, head.previous_response_id)
         if not_echoed and self.phase is StreamPhase.SENT and status == "completed":
             self._end(UnchainedResponse(head.previous_response_id))
             return
         if not self.created:
-            self._name(head)
+            self._choose_id(head)
             self._begin(response_members(data), data, payloads)
         shown = self._shown_in_place_of(head)
         error = None
         if status == "failed":
             beside = None if head.error else from_event(data)
-            error = self._concerning(beside or from_failed_response(head.error))
+            error = self._for_client(beside or from_failed_response(head.error))
         if error is not None and isinstance(head.error, dict) and "headers" in head.error:
             shown["error"] = raw_value({**head.error, "headers": error.headers})
         ending = finish_terminal(data, name, shown, self._items)
@@ -385,7 +385,7 @@ class ResponseStream:
             self.fail(error)
         # An empty error event announces a detailed response.failed: wait for it.
 
-    def _concerning(self, error: ApiError) -> ApiError:
+    def _for_client(self, error: ApiError) -> ApiError:
         """Leave an account's limits out, where the client may not see them."""
         if not self._pass_rate_limits:
             error.headers = without_limits(error.headers)

@@ -126,27 +126,23 @@ def interrupt_accepted(response_id: str, number: int) -> bytes:
 
 def interrupt_failed(response_id: str) -> bytes:
     """``response.interrupt.failed``: that response is not running (any more)."""
+    message = f"No response '{response_id}' is running on this connection."
     return msgspec.json.encode(
         {
             "type": "response.interrupt.failed",
             "response_id": response_id,
-            "error": {
-                "code": "response_not_active",
-                "message": f"No response '{response_id}' is running on this connection.",
-            },
+            "error": {"code": "response_not_active", "message": message},
         }
     )
 
 
 def steer_failed(previous_response_id: str | None) -> bytes:
     """``response.steer.failed``: HTTP upstreams cannot be steered."""
+    message = "This gateway's upstreams cannot be steered while they answer."
     return msgspec.json.encode(
         {
             "type": "response.steer.failed",
-            "error": {
-                "code": "steering_not_supported",
-                "message": "This gateway's upstreams cannot be steered while they answer.",
-            },
+            "error": {"code": "steering_not_supported", "message": message},
             "steer": {"previous_response_id": previous_response_id},
         }
     )
