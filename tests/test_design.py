@@ -31,7 +31,6 @@ KNOWN_SHORT = {
     "gateway/server/starting.py",
 }
 KNOWN_SEE = {
-    "gateway/api_keys/",
     "gateway/server/",
     "gateway/turn/",
 }

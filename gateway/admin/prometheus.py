@@ -249,7 +249,7 @@ def _keys(running: Running) -> Iterator[Metric]:
         "gateway_clients_turned_away",
         "Clients without a key that is known here, by the error that they got.",
         ("code",),
-        (((code,), n) for code, n in running.tenants.strangers.refusals.items()),
+        (((code,), n) for code, n in running.tenants.unknown_keys.refusals.items()),
     )
 
 

@@ -1,1 +1,1 @@
-"""Tenants: who a client key is, and how much it may use."""
+"""Client keys: whose a request is, and how much it may use."""

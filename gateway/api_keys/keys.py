@@ -1,64 +1,82 @@
-"""All client keys: who a client is, and what it may use."""
+"""The client keys: which one a client presents, what it allows, and who comes without one.
+
+A client's key is compared in constant time (protocol.md §2.4).  Its name is the *tenant* of
+everything that the client does; without configured keys everybody is one tenant.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import hmac
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gateway.api_keys.authenticator import EVERYBODY, Authenticator
-from gateway.api_keys.interface import Busy
-from gateway.api_keys.limits import Tenant, TenantVisit
-from gateway.api_keys.strangers import UnknownKeyThrottle
+from twisted.logger import Logger
+
+from gateway.api_keys.limits import KeyLimits, LimitLease, LimitReached
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
 
+#: The tenant of every client while no keys are configured.
+EVERYBODY = "everybody"
+
+#: Headers for the key of clients whose service has no ``Authorization``: Azure's and Anthropic's.
+KEY_HEADERS = ("api-key", "x-api-key")
+
+#: One line of the log for each address in so many seconds.
+_QUIET_SECONDS = 60.0
+
+#: Addresses that are remembered; of further ones nothing is logged.
+MAX_ADDRESSES = 1_000
+
+_log = Logger(namespace="gateway.api_keys")
+
 
 class KeyRing:
-    """The client keys; see :class:`~gateway.api_keys.interface.TenantLimits`.
+    """All client keys.
 
     :param keys: the configured ones; without any, everybody is one tenant without limits.
     :param now: unix seconds.
-    :ivar strangers: those who come without one.
-    :ivar freed: called when a turn of any of them ended.
+    :ivar unknown_keys: counts clients that come without one of the keys.
+    :ivar freed: called when a request of any of them ended.
     """
 
     def __init__(self, keys: Sequence[KeySettings], now: Callable[[], float]) -> None:
         self._now = now
-        self.strangers = UnknownKeyThrottle(now)
-        self.freed: Callable[[], None] = _nobody_waits
-        self._tenants: dict[str, Tenant] = {}
+        self.unknown_keys = UnknownKeyThrottle(now)
+        self.freed: Callable[[], None] = _nothing
+        self._limits: dict[str, KeyLimits] = {}
         self.reconfigure(keys)
 
     def reconfigure(self, keys: Sequence[KeySettings]) -> None:
         """Take these keys from now on; a key that stays keeps what it has used."""
         self._authenticator = Authenticator(keys)
-        allowed = keys or [KeySettings(name=EVERYBODY, key="")]
-        tenants: dict[str, Tenant] = {}
-        for settings in allowed:
-            tenant = self._tenants.get(settings.name)
-            if tenant is None:
-                tenant = Tenant(settings, self._now, self._free)
-            tenant.allow(settings)
-            tenants[settings.name] = tenant
-        self._tenants = tenants
+        limits: dict[str, KeyLimits] = {}
+        for settings in keys or [KeySettings(name=EVERYBODY, key="")]:
+            of_key = self._limits.get(settings.name)
+            if of_key is None:
+                of_key = KeyLimits(settings, self._now, self._free)
+            of_key.reconfigure(settings)
+            limits[settings.name] = of_key
+        self._limits = limits
 
-    @property
-    def one_tenant(self) -> bool:
-        """See ``TenantLimits``."""
-        return len(self._tenants) == 1
+    # --- clients -----------------------------------------------------------------------
 
     def tenant_of(self, headers: Mapping[str, str], address: str) -> str:
-        """The name of a client's key; see :meth:`Authenticator.tenant`.
+        """The name of a client's key.
 
-        :param address: the client's, for the operator; who has no key is a stranger.
+        :param headers: names in lower case.
+        :param address: the client's, for the log.
+        :raises ApiError: see :meth:`Authenticator.tenant`.
         """
         try:
             return self._authenticator.tenant(headers)
         except ApiError as error:
-            self.strangers.refused(address, error.label)
+            self.unknown_keys.refused(address, error.label)
             raise
 
-    def is_stranger(self, headers: Mapping[str, str]) -> bool:
+    def is_unknown(self, headers: Mapping[str, str]) -> bool:
         """Whether a client comes without one of the keys."""
         try:
             self._authenticator.tenant(headers)
@@ -66,67 +84,191 @@ class KeyRing:
             return True
         return False
 
-    def admits(self, key: KeySettings) -> bool:
-        """Whether clients with this very key are still let in."""
+    def accepts(self, key: KeySettings) -> bool:
+        """Whether clients with this very key are still served, as the same tenant."""
         return self._authenticator.knows(key)
 
     def knows(self, tenant: str) -> bool:
-        """Whether the key is still configured."""
-        return tenant in self._tenants
+        """Whether a key of that name is still configured."""
+        return tenant in self._limits
 
-    def speaks_websocket(self, tenant: str) -> bool:
-        """Whether the operator lets the key in by WebSocket (§10.7)."""
-        found = self._tenants.get(tenant)
+    # --- what a key allows -------------------------------------------------------------
+
+    @property
+    def one_tenant(self) -> bool:
+        """Whether there is but one, so that no other's responses can be named."""
+        return len(self._limits) == 1
+
+    def allows_websocket(self, tenant: str) -> bool:
+        """Whether the key may connect by WebSocket."""
+        found = self._limits.get(tenant)
         return found is not None and found.settings.websocket
 
     def max_connections(self, tenant: str, all_keys: int) -> int:
         """How many connections it may have at the same time.
 
         :param all_keys: how many there may be; of several keys none takes more than half of
-            them, unless the operator says so.
+            them, unless the configuration says so.
         """
-        found = self._tenants.get(tenant)
+        found = self._limits.get(tenant)
         wanted = None if found is None else found.settings.max_connections
         if wanted is not None:
             return wanted
         return all_keys if self.one_tenant else max(1, all_keys // 2)
 
     def may_use(self, tenant: str, model: str) -> bool:
-        """Whether the operator allows the key this model."""
-        found = self._tenants.get(tenant)
+        """Whether the key may use this model."""
+        found = self._limits.get(tenant)
         return found is not None and found.may_use(model)
 
     def sees_quotas(self, tenant: str) -> bool:
-        """See ``TenantLimits``; unless the operator says, who is alone owns the accounts."""
-        found = self._tenants.get(tenant)
+        """Whether it is told what accounts say of their limits.
+
+        Unless the configuration says so, only a key that is alone is: the accounts are its own.
+        """
+        found = self._limits.get(tenant)
         if found is None:
             return False
         wanted = found.settings.sees_quotas
         return self.one_tenant if wanted is None else wanted
 
-    def enter(self, tenant: str, model: str | None) -> TenantVisit | Busy:
-        """See ``TenantLimits``.
+    def acquire(self, tenant: str, model: str | None) -> LimitLease | LimitReached:
+        """Count a request within its key's limits, or say which limit is reached.
 
         A key that was removed may finish what it began: its connections end by themselves.
+
+        :raises ApiError: when the key may never do this.
         """
-        found = self._tenants.get(tenant)
+        found = self._limits.get(tenant)
         if found is None:
-            return TenantVisit(Tenant(KeySettings(name=tenant, key=""), self._now, self._free))
-        return found.enter(model)
+            settings = KeySettings(name=tenant, key="")
+            return LimitLease(KeyLimits(settings, self._now, self._free))
+        return found.acquire(model)
 
     def refused(self, tenant: str, limit: str) -> None:
-        """See ``TenantLimits``."""
-        found = self._tenants.get(tenant)
+        """Count a request that was refused for ``limit``, after all waiting."""
+        found = self._limits.get(tenant)
         if found is not None:
             found.refused(limit)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """For the admin side, ready for JSON."""
-        return [tenant.snapshot() for tenant in self._tenants.values()]
+        return [limits.snapshot() for limits in self._limits.values()]
 
     def _free(self) -> None:
         self.freed()
 
 
-def _nobody_waits() -> None:
-    """Nobody waits for a limit to end."""
+class Authenticator:
+    """Turns the key that a client's headers present into a tenant.
+
+    :param keys: the configured client keys; without any, everybody is one tenant.
+    """
+
+    def __init__(self, keys: Sequence[KeySettings]) -> None:
+        self._keys = [(key.name, _digest(key)) for key in keys]
+
+    def knows(self, key: KeySettings) -> bool:
+        """Whether ``key`` is one of them, under the same name."""
+        return (key.name, _digest(key)) in self._keys
+
+    def tenant(self, headers: Mapping[str, str]) -> str:
+        """The name of the client's key.
+
+        Of several keys the first that is one of ours counts: some clients cannot leave the
+        header out that they do not use.
+
+        :param headers: names in lower case.
+        :raises ApiError: 401 for a missing or wrong key; 403 for a web page that tries to
+            use a gateway which asks for none.
+        """
+        if not self._keys:
+            if "origin" in headers:
+                raise ApiError(
+                    403,
+                    "permission_error",
+                    "This gateway has no client keys, so it serves no web pages.",
+                    "origin_not_allowed",
+                )
+            return EVERYBODY
+        for given in _presented(headers):
+            digest = hashlib.sha256(given.encode("latin-1", "replace")).digest()
+            matches = [name for name, key in self._keys if hmac.compare_digest(key, digest)]
+            if matches:
+                return matches[0]
+        raise ApiError(
+            401,
+            "authentication_error",
+            "Incorrect API key provided: send 'Authorization: Bearer <key>' with a key"
+            " of this gateway.",
+            "invalid_api_key",
+        )
+
+
+class UnknownKeyThrottle:
+    """Counts clients without a key, and keeps them from filling the log.
+
+    :param now: in seconds.
+    :ivar refusals: how often it happened, by the error's code.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._logged_at: dict[str, float] = {}
+        self._not_logged: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._logged_at)
+
+    def refused(self, address: str, code: str) -> None:
+        """Count a client that was turned away.
+
+        :param address: of its end of the connection.
+        :param code: of the error that it got.
+        """
+        self.refusals[code] += 1
+        now = self._now()
+        logged_at = self._logged_at.get(address)
+        if logged_at is not None and 0 <= now - logged_at < _QUIET_SECONDS:
+            self._not_logged[address] += 1
+            return
+        if logged_at is None and len(self._logged_at) >= MAX_ADDRESSES and not self._forget(now):
+            return
+        self._logged_at[address] = now
+        more = self._not_logged.pop(address, 0)
+        _log.warn(
+            "a client at {address} was turned away: {code}{more}",
+            address=address,
+            code=code,
+            more=f", and {more} times before since the last line" if more else "",
+        )
+
+    def _forget(self, now: float) -> bool:
+        """Make room; whether there is some."""
+        quiet = [each for each, at in self._logged_at.items() if not 0 <= now - at < _QUIET_SECONDS]
+        for address in quiet:
+            del self._logged_at[address]
+            self._not_logged.pop(address, None)
+        return bool(quiet)
+
+
+def _presented(headers: Mapping[str, str]) -> Iterator[str]:
+    """The keys that a client presents, in the order in which they are tried."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        yield token.strip()
+    for name in KEY_HEADERS:
+        if name in headers:
+            yield headers[name].strip()
+
+
+def _digest(key: KeySettings) -> bytes:
+    """What is compared: the SHA-256 of the key, which may be all that the configuration has."""
+    if key.key_sha256 is not None:
+        return bytes.fromhex(key.key_sha256)
+    return hashlib.sha256((key.key or "").encode()).digest()
+
+
+def _nothing() -> None:
+    """No request waits for a limit to end."""

@@ -1,15 +1,17 @@
-"""One client key at run time: what it may do, what it does, and what it was refused."""
+"""The limits of a client key: models, requests and tokens in a time, requests at once.
+
+A request takes a :class:`LimitLease` of its key's :class:`KeyLimits`, or hears which limit is
+reached (protocol.md §5.2).  A :class:`RateWindow` counts what was used in a minute or a day.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
-from gateway.api_keys.interface import Busy
-from gateway.api_keys.window import RateWindow
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
 from gateway.protocol.usage import Usage
@@ -17,14 +19,50 @@ from gateway.protocol.usage import Usage
 _MINUTE = 60.0
 _DAY = 86_400.0
 
+#: Counters a window is made of.  Use is forgotten a counter at a time, never too early.
+_COUNTERS = 60
 
-class Tenant:
-    """A client key.
 
-    :param settings: what the operator allows it.
+class LimitReached(NamedTuple):
+    """A limit is reached for now.
+
+    :ivar limit: its name in the configuration.
+    :ivar error: what the client is told if waiting does not help.
+    :ivar free_at: when the limit ends, unix seconds; None for any moment.
+    """
+
+    limit: str
+    error: ApiError
+    free_at: float | None
+
+
+class LimitLease:
+    """A request within its key's limits, until it is released."""
+
+    __slots__ = ("_limits",)
+
+    def __init__(self, limits: KeyLimits) -> None:
+        self._limits: KeyLimits | None = limits
+
+    def used(self, usage: Usage) -> None:
+        """Count the tokens of its answer."""
+        if self._limits is not None:
+            self._limits.used(usage)
+
+    def release(self) -> None:
+        """The request is over; later calls are ignored."""
+        limits, self._limits = self._limits, None
+        if limits is not None:
+            limits.released()
+
+
+class KeyLimits:
+    """What one client key may do, what it does, and what it was refused.
+
+    :param settings: its limits.
     :param now: unix seconds.
-    :param freed: called when a turn of it ended.
-    :ivar turns_running: its turns, over all its connections.
+    :param freed: called when a request of it ended.
+    :ivar turns_running: its requests under way, over all its connections.
     """
 
     def __init__(
@@ -38,9 +76,9 @@ class Tenant:
         self._tokens = 0
         self._used_at: float | None = None
         self._refusals: Counter[str] = Counter()
-        self.allow(settings)
+        self.reconfigure(settings)
 
-    def allow(self, settings: KeySettings) -> None:
+    def reconfigure(self, settings: KeySettings) -> None:
         """Take these limits from now on; what was used stays used."""
         self.settings = settings
         limits = {
@@ -56,8 +94,11 @@ class Tenant:
                 windows[name].limit = limit
         self._windows = windows
 
-    def enter(self, model: str | None) -> TenantVisit | Busy:
-        """See :class:`~gateway.api_keys.interface.TenantLimits`."""
+    def acquire(self, model: str | None) -> LimitLease | LimitReached:
+        """Count a request, or say which limit is reached.
+
+        :raises ApiError: 400 for a model that the key may not use.
+        """
         if not self.may_use(model):
             self._refusals["model"] += 1
             raise ApiError.invalid_request(
@@ -67,19 +108,19 @@ class Tenant:
                 "model",
                 "model_not_found",
             )
-        busy = self._full() or self._used_up()
-        if busy is not None:
-            return busy
+        reached = self._full() or self._used_up()
+        if reached is not None:
+            return reached
         self.turns_running += 1
         self._turns += 1
         self._used_at = self._now()
         for name, window in self._windows.items():
             if name.startswith("requests"):
                 window.take(1)
-        return TenantVisit(self)
+        return LimitLease(self)
 
     def may_use(self, model: str | None) -> bool:
-        """Whether the operator allows the key this model.
+        """Whether the key may use this model.
 
         A request that names none gets one from its upstream, whichever that is.
         """
@@ -93,13 +134,13 @@ class Tenant:
             if name.startswith("tokens"):
                 window.take(tokens)
 
-    def left(self) -> None:
-        """A turn of it is over."""
+    def released(self) -> None:
+        """A request of it is over."""
         self.turns_running -= 1
         self._freed()
 
     def refused(self, limit: str) -> None:
-        """A turn was refused for a limit, after all waiting."""
+        """Count a request that was refused for a limit, after all waiting."""
         self._refusals[limit] += 1
 
     def snapshot(self) -> dict[str, Any]:
@@ -112,23 +153,25 @@ class Tenant:
             "turns": self._turns,
             "tokens": self._tokens,
             "last_used_at": self._used_at,
-            "limits": {name: self._shown(window) for name, window in self._windows.items()},
+            "limits": {
+                name: self._window_snapshot(window) for name, window in self._windows.items()
+            },
             "refusals": dict(self._refusals),
         }
 
-    def _shown(self, window: RateWindow) -> dict[str, Any]:
+    def _window_snapshot(self, window: RateWindow) -> dict[str, Any]:
         wait = window.wait_seconds()
         free_at = round(self._now() + wait, 3) if wait > 0 else None
         return {"used": window.used, "limit": window.limit, "free_at": free_at}
 
-    def _full(self) -> Busy | None:
+    def _full(self) -> LimitReached | None:
         limit = self.settings.max_concurrent_turns
         if limit is None or self.turns_running < limit:
             return None
         name = "max_concurrent_turns"
-        return Busy(name, self._limited(name, limit, 1), None)
+        return LimitReached(name, self._limited(name, limit, 1), None)
 
-    def _used_up(self) -> Busy | None:
+    def _used_up(self) -> LimitReached | None:
         """The limit that lasts longest, if any is reached."""
         waits = {name: window.wait_seconds() for name, window in self._windows.items()}
         name = max(waits, key=lambda each: waits[each], default=None)
@@ -137,7 +180,7 @@ class Tenant:
         wait, window = waits[name], self._windows[name]
         daily = window.seconds == _DAY
         error = (self._spent if daily else self._limited)(name, window.limit, math.ceil(wait))
-        return Busy(name, error, self._now() + wait)
+        return LimitReached(name, error, self._now() + wait)
 
     def _limited(self, name: str, limit: int, wait: int) -> ApiError:
         return ApiError(
@@ -150,7 +193,7 @@ class Tenant:
         )
 
     def _spent(self, name: str, limit: int, wait: int) -> ApiError:
-        """Clients tell their users when a limit of days ends, and do not wait for it (§5.2)."""
+        """Clients tell their users when a limit of days ends, and do not wait for it."""
         return ApiError(
             429,
             "usage_limit_reached",
@@ -160,21 +203,58 @@ class Tenant:
         )
 
 
-class TenantVisit:
-    """A turn of a tenant; see :class:`~gateway.api_keys.interface.Visit`."""
+class RateWindow:
+    """Counts what was used in the last ``seconds``.
 
-    __slots__ = ("_tenant",)
+    :param limit: what may be used in any such time.
+    :param now: a clock, in seconds.
+    """
 
-    def __init__(self, tenant: Tenant) -> None:
-        self._tenant: Tenant | None = tenant
+    def __init__(self, limit: int, seconds: float, now: Callable[[], float]) -> None:
+        self.limit = limit
+        self.seconds = seconds
+        self._now = now
+        self._counter_seconds = seconds / _COUNTERS
+        self._counters: deque[tuple[float, int]] = deque()
+        self._total = 0
 
-    def used(self, usage: Usage) -> None:
-        """See ``Visit``."""
-        if self._tenant is not None:
-            self._tenant.used(usage)
+    @property
+    def used(self) -> int:
+        """What was used in the last ``seconds``."""
+        self._forget()
+        return self._total
 
-    def leave(self) -> None:
-        """See ``Visit``."""
-        tenant, self._tenant = self._tenant, None
-        if tenant is not None:
-            tenant.left()
+    def take(self, amount: int) -> None:
+        """Count ``amount``."""
+        self._forget()
+        now = self._now()
+        if self._counters and now < self._counters[-1][0] + self._counter_seconds:
+            began, count = self._counters[-1]
+            self._counters[-1] = (began, count + amount)
+        else:
+            self._counters.append((now, amount))
+        self._total += amount
+
+    def wait_seconds(self) -> float:
+        """How long until something may be used again; 0 for now."""
+        self._forget()
+        over = self._total - self.limit
+        if over < 0:
+            return 0.0
+        now = self._now()
+        for began, count in self._counters:
+            over -= count
+            if over < 0:
+                return max(0.0, self._gone_at(began) - now)
+        return self.seconds  # a limit of nothing
+
+    def _gone_at(self, began: float) -> float:
+        return began + self._counter_seconds + self.seconds
+
+    def _forget(self) -> None:
+        now = self._now()
+        if self._counters and self._counters[-1][0] > now + self._counter_seconds:
+            self._counters.clear()  # the clock was set back; better free than locked for long
+            self._total = 0
+        while self._counters and self._gone_at(self._counters[0][0]) <= now:
+            self._total -= self._counters.popleft()[1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from gateway.api_keys.keys import MAX_ADDRESSES as MAX_STRANGERS
 from gateway.api_keys.keys import KeyRing
-from gateway.api_keys.strangers import MAX_ADDRESSES as MAX_STRANGERS
 from gateway.metrics.turns import MAX_MODELS, MAX_NAMES, TurnMetrics
 from gateway.routing.health import MAX_MODELS as MAX_RESTING_MODELS
 from gateway.routing.model_catalog import MAX_CATALOGUES, ModelCatalog
@@ -90,7 +90,7 @@ class BoundedStructures:
         most = sum(session.lanes for session in sessions) * self._websockets.max_queued_turns
         yield BoundedStructure("queued turns", queued, most, "turns")
         yield BoundedStructure("waiting room", len(waiting), waiting.max_waiting, "turns")
-        strangers = self._tenants.strangers
+        strangers = self._tenants.unknown_keys
         yield BoundedStructure("strangers", len(strangers), MAX_STRANGERS, "addresses")
         windows = sum(len(key["limits"]) for key in self._tenants.snapshot())
         yield BoundedStructure("key limits", windows, None, "windows")

@@ -125,7 +125,7 @@ class ClientSite(HttpSite):
             most = self._keys.max_connections(tenant, self.limiter.max_connections)
             self.limiter.claim(channel, tenant, most)
         except ApiError:
-            if not request.tenant and self._keys.is_stranger(request.headers):
+            if not request.tenant and self._keys.is_unknown(request.headers):
                 channel.is_last = True
             raise
 

@@ -96,7 +96,7 @@ class ResponsesFactory(WebSocketServerFactory):
         if parts_of(request.path) not in _PARTS:
             raise nothing_served(request.path)
         tenant = self._tenants.tenant_of(headers, _host(request.peer))
-        if not self._settings.session.websocket or not self._tenants.speaks_websocket(tenant):
+        if not self._settings.session.websocket or not self._tenants.allows_websocket(tenant):
             raise ApiError(
                 426,  # what sends Codex to HTTP (§10.7)
                 "invalid_request_error",
@@ -128,7 +128,7 @@ class ResponsesFactory(WebSocketServerFactory):
         changed = set(self._settings.keys) - set(settings.keys)
         self._settings = settings
         self.stall_seconds = settings.timeouts.stall_seconds
-        gone = {key.name for key in changed if not self._tenants.admits(key)}
+        gone = {key.name for key in changed if not self._tenants.accepts(key)}
         for session in self.sessions():
             tenant = session.client.tenant
             if tenant in gone or not self._tenants.knows(tenant):

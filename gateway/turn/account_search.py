@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from gateway.api_keys.interface import Busy, Visit
+from gateway.api_keys.limits import LimitLease, LimitReached
 from gateway.protocol.error_classification import (
     FaultKind,
     costs_nothing,
@@ -99,7 +99,7 @@ class AccountSearch:
     :param continuity: binds it to accounts; asked before each attempt, as attempts may change
         it.  None for a request that continues nothing.
     :param waits: hears that nothing is free, and what is lacking; it may hear so again.
-    :ivar visit: what the tenant's limits hold for the request, once it was let in.
+    :ivar limit_lease: the request within its key's limits, once it is counted there.
     """
 
     def __init__(
@@ -122,10 +122,10 @@ class AccountSearch:
         self._tries = Tries()
         #: Whether the account that was found last was in doubt then.
         self._in_doubt = False
-        self._lack: NoAccount | Busy | None = None
+        self._lack: NoAccount | LimitReached | None = None
         self._ticket: WaitTicket | None = None
         self._gives_up_at: float | None = None
-        self.visit: Visit | None = None
+        self.limit_lease: LimitLease | None = None
 
     def next(self) -> None:
         """Find the next account; the owner hears of it at once or later."""
@@ -163,25 +163,25 @@ class AccountSearch:
         ticket, self._ticket = self._ticket, None
         if ticket is not None:
             ticket.leave()
-        visit, self.visit = self.visit, None
-        if visit is not None:
-            visit.leave()
+        lease, self.limit_lease = self.limit_lease, None
+        if lease is not None:
+            lease.release()
 
     def _enter_limits(self) -> bool:
         """Whether the tenant's limits let the request in.
 
         :raises ApiError: when they never will.
         """
-        entered = self._services.limits.enter(self._tenant, self._wanted.model)
-        if isinstance(entered, Busy):
+        entered = self._services.limits.acquire(self._tenant, self._wanted.model)
+        if isinstance(entered, LimitReached):
             self._lack = entered
             return False
-        self.visit = entered
+        self.limit_lease = entered
         return True
 
     def _try(self) -> bool:
         """Whether there was an account; the owner has it then."""
-        if self.visit is None and not self._enter_limits():
+        if self.limit_lease is None and not self._enter_limits():
             return False
         choice = self._choose()
         if isinstance(choice, NoAccount):
@@ -255,7 +255,7 @@ class AccountSearch:
         self._failed(self._error())
 
     def _lacks(self) -> WaitReason:
-        return WaitReason.LIMIT if isinstance(self._lack, Busy) else WaitReason.ACCOUNT
+        return WaitReason.LIMIT if isinstance(self._lack, LimitReached) else WaitReason.ACCOUNT
 
     def _wants(self) -> tuple[object, ...]:
         """What the search waits for; others that wait for the same fail with it."""
@@ -268,7 +268,7 @@ class AccountSearch:
     def _may_come_free(self, before: float) -> bool:
         """Whether waiting can help: something ends in time, or at any moment."""
         lack = self._lack
-        if isinstance(lack, Busy):
+        if isinstance(lack, LimitReached):
             return lack.free_at is None or lack.free_at <= before
         assert lack is not None
         if lack.refuse_the_model:
@@ -292,7 +292,7 @@ class AccountSearch:
 
     def _error(self) -> ApiError:
         lack = self._lack
-        if isinstance(lack, Busy):
+        if isinstance(lack, LimitReached):
             self._services.limits.refused(self._tenant, lack.limit)
             return lack.error
         assert lack is not None
@@ -317,7 +317,7 @@ class KnownAccounts:
     :param unknown: what is answered when there are none, or none of them knows it.
     """
 
-    visit: Visit | None = None
+    limit_lease: LimitLease | None = None
 
     def __init__(
         self, accounts: Sequence[KnownAccount], unknown: ApiError, found: Found, failed: Failed

@@ -11,7 +11,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from gateway.api_keys.interface import TenantLimits
+from gateway.api_keys.keys import KeyRing
 from gateway.conversations.owners import ContentIssuers, ResponseOwners
 from gateway.conversations.store import ConversationStore, Transcript
 from gateway.protocol.errors import ApiError
@@ -40,7 +40,7 @@ class TurnServices:
     owners: ResponseOwners
     pool: AccountPool
     waiting: WaitQueue
-    limits: TenantLimits
+    limits: KeyRing
     turn_states: TurnStates
     turn_log: TurnLog
     hold_seconds: float

@@ -322,8 +322,8 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
 
     def _count(self, usage: Usage) -> None:
         """Charge ``usage`` to the limits of the client's key."""
-        if self._search is not None and self._search.visit is not None:
-            self._search.visit.used(usage)
+        if self._search is not None and self._search.limit_lease is not None:
+            self._search.limit_lease.used(usage)
 
     def _release(self) -> None:
         """Give the place on the account back; others may wait for it."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.api_keys.interface import Busy
 from gateway.api_keys.keys import KeyRing
+from gateway.api_keys.limits import LimitReached
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
 from tests.server.http.hall import DESK, Hall
@@ -66,8 +66,8 @@ def test_a_key_with_models_of_its_own_must_name_one() -> None:
     """Prompts of the platform bring a model along, which may be any."""
     tenants = KeyRing((KeySettings(name="laptop", key="k", models=("gpt-4*",)), DESK), lambda: 0.0)
     with pytest.raises(ApiError, match="must name its model"):
-        tenants.enter("laptop", None)
-    assert not isinstance(tenants.enter("desk", None), Busy)
+        tenants.acquire("laptop", None)
+    assert not isinstance(tenants.acquire("desk", None), LimitReached)
 
 
 @pytest.mark.parametrize("how", ["response.interrupt", "close"])

@@ -8,7 +8,6 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from gateway.api_keys.interface import NoLimits
 from gateway.config import AccountSettings, RoutingSettings
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore, Transcript
@@ -17,6 +16,7 @@ from gateway.protocol.headers import TurnStates
 from gateway.protocol.request import TurnRequest, read_create
 from gateway.protocol.request import read_members as read_members
 from gateway.protocol.upstream_request import UpstreamTurn, build_body, build_headers
+from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey, MemoryBindings
 from gateway.routing.router import AccountPool
@@ -150,6 +150,28 @@ def resolver(parent: Transcript | None = None) -> Resolver:
     return lambda request: Resolution(request, parent, continuation)
 
 
+class NoLimits:
+    """Client keys without limits; it is the lease of every turn, too."""
+
+    def __init__(self, one_tenant: bool = True) -> None:
+        self.one_tenant = one_tenant
+
+    def sees_quotas(self, tenant: str) -> bool:
+        return True
+
+    def acquire(self, tenant: str, model: str | None) -> NoLimits:
+        return self
+
+    def used(self, usage: Usage) -> None:
+        """Nothing is counted."""
+
+    def release(self) -> None:
+        """Nothing waits."""
+
+    def refused(self, tenant: str, limit: str) -> None:
+        """Nothing is refused."""
+
+
 class World:
     """Accounts ``a``, ``b``, … and what turns share.
 
@@ -192,6 +214,7 @@ class World:
         waiting = WaitQueue(self.clock, rules.max_waiting)
         pool = AccountPool(list(self.accounts.values()), MemoryBindings(100, 3600, now), rules)
         pool.released = waiting.wake
+        limits: Any = NoLimits(one_tenant=False)
         self.services = TurnServices(
             clock=self.clock,
             ledger=self.ledger,
@@ -199,7 +222,7 @@ class World:
             owners=MemoryOwners(now),
             pool=pool,
             waiting=waiting,
-            limits=NoLimits(one_tenant=False),
+            limits=limits,
             turn_states=TurnStates(b"secret"),
             turn_log=self.turn_log,
             **about,

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from gateway.api_keys.interface import Busy, Visit
+from gateway.api_keys.limits import LimitLease, LimitReached
 from gateway.config import RoutingSettings
 from gateway.config.settings import Strategy
 from gateway.protocol.error_classification import Fault, FaultKind
@@ -258,7 +258,7 @@ def test_a_turn_bound_to_its_account_fails_at_once_where_the_operator_says_so() 
 
 
 class OneAtATime:
-    """A tenant's limit of one turn; it is the visit of that turn, too."""
+    """A tenant's limit of one turn; it is the lease of that turn, too."""
 
     one_tenant = False
 
@@ -270,18 +270,18 @@ class OneAtATime:
         self.free_at: float | None = None
         self.never: ApiError | None = None
 
-    def enter(self, tenant: str, model: str | None) -> Visit | Busy:
+    def acquire(self, tenant: str, model: str | None) -> LimitLease | LimitReached:
         if self.never is not None:
             raise self.never
         if self.inside:
-            return Busy("max_concurrent_turns", limited(7), self.free_at)
+            return LimitReached("max_concurrent_turns", limited(7), self.free_at)
         self.inside += 1
         return self
 
     def used(self, usage: Usage) -> None:
         self.usage.append(usage)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         self.inside -= 1
         self.place.services.waiting.wake()
 

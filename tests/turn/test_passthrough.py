@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.api_keys.interface import Busy, Visit
+from gateway.api_keys.limits import LimitLease, LimitReached
 from gateway.config import RoutingSettings
 from gateway.protocol.errors import ApiError
 from gateway.protocol.usage import Usage
@@ -309,15 +309,15 @@ def test_usage_is_counted_once_within_the_tenants_limits() -> None:
         def __init__(self) -> None:
             self.said: list[Any] = []
 
-        def enter(self, tenant: str, model: str | None) -> Visit | Busy:
+        def acquire(self, tenant: str, model: str | None) -> LimitLease | LimitReached:
             self.said.append(("enter", tenant, model))
             return self
 
         def used(self, usage: Usage) -> None:
             self.said.append(usage)
 
-        def leave(self) -> None:
-            self.said.append("leave")
+        def release(self) -> None:
+            self.said.append("release")
 
     limits = Limits()
     world = CallWorld()
@@ -326,14 +326,14 @@ def test_usage_is_counted_once_within_the_tenants_limits() -> None:
     journey.door.usage = Usage(3, 2, 1)
     journey.starts()
     world.calls()[0].answers({})
-    assert limits.said == [("enter", "laptop", "gpt-5.5"), Usage(3, 2, 1), "leave"]
+    assert limits.said == [("enter", "laptop", "gpt-5.5"), Usage(3, 2, 1), "release"]
     record = journey.proxied.record
     assert (record.input_tokens, record.cached_tokens, record.output_tokens) == (3, 2, 1)
 
 
 def test_a_tenant_that_may_not_is_told() -> None:
     class Forbids:
-        def enter(self, tenant: str, model: str | None) -> Visit | Busy:
+        def acquire(self, tenant: str, model: str | None) -> LimitLease | LimitReached:
             raise ApiError(403, "permission_error", "not this model", "model_not_allowed")
 
     world = CallWorld()

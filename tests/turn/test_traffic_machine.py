@@ -14,8 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.api_keys.interface import Busy
 from gateway.api_keys.keys import KeyRing
+from gateway.api_keys.limits import LimitReached
 from gateway.circuit_breaker import BreakerState
 from gateway.config import AccountSettings, KeySettings, RoutingSettings
 from gateway.conversations.store import Transcript
@@ -310,7 +310,7 @@ class TrafficMachine(RuleBasedStateMachine):
         assert in_flight == places == len(self.exchanges) + len(self.calls), "places"
         waiting = [each for each in self.searches if each._ticket is not None]
         assert len(self.waiting) == len(waiting) <= 4, "who waits"
-        visits = sum(each.visit is not None for each in self.searches)
+        visits = sum(each.limit_lease is not None for each in self.searches)
         shown = {each["name"]: each["turns_running"] for each in self.tenants.snapshot()}
         assert sum(shown.values()) == visits, f"visits: {shown}"
         assert shown["laptop"] <= 3, "max_concurrent_turns of the key"
@@ -339,7 +339,7 @@ class TrafficMachine(RuleBasedStateMachine):
     def check_nobody_waits_for_what_is_free(self) -> None:
         for search in self.searches:
             lack = search._lack
-            if search._ticket is None or lack is None or isinstance(lack, Busy):
+            if search._ticket is None or lack is None or isinstance(lack, LimitReached):
                 continue
             able = [self.pool.named(lack.waits_for)] if lack.waits_for else self.pool.accounts
             model = search._wanted.model

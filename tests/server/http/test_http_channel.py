@@ -215,7 +215,9 @@ def test_a_wrong_key_is_refused_before_the_body(
     assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.headers["connection"] == "close"
-    assert wired.tenants.strangers.refusals == {"invalid_api_key": 1}, "the operator sees it once"
+    assert wired.tenants.unknown_keys.refusals == {"invalid_api_key": 1}, (
+        "the operator sees it once"
+    )
     assert not client.is_closed, "the rest is read for a moment, or a reset eats the answer"
     client.gives(b"x" * 1_000_000)
     assert client.is_closed

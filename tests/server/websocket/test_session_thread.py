@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from gateway.api_keys.interface import NoLimits
 from gateway.protocol.errors import ApiError
 from tests.server.websocket.stage import FakeChannel, Stage
 from tests.support.events import Json, call_item, call_output, text_item, user
+from tests.turn.fakes import NoLimits
 
 WRONG = ApiError.invalid_request("No tool call found for function call output with call_id c.")
 
@@ -113,7 +115,7 @@ def test_an_unknown_id_is_not_found_and_the_connection_goes_on() -> None:
 def test_an_unknown_id_is_no_upstreams_once_it_may_be_another_tenants() -> None:
     """A reload that adds a key holds for the connections that are open."""
     stage = Stage()
-    tenants = stage.world.services.limits
+    tenants: Any = stage.world.services.limits
     assert isinstance(tenants, NoLimits)
     tenants.one_tenant = True
     stage.session = stage.connect(stage.channel)
