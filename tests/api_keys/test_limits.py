@@ -8,8 +8,8 @@ from gateway.api_keys.keys import KeyRing
 from gateway.api_keys.limits import LimitReached
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
-from tests.server.http.hall import DESK, Hall
-from tests.server.websocket.stage import Stage
+from tests.server.handlers import DESK, Hall
+from tests.server.session_stage import Stage
 from tests.support.events import text_item, turn_events
 
 DELTA = (

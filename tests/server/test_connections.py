@@ -17,7 +17,7 @@ from gateway.protocol.errors import ApiError
 from gateway.server.connections import ConnectionLimiter, OpenFiles
 from gateway.server.http_request import ClientRequest
 from gateway.server.websocket import ResponsesProtocol
-from tests.server.http.stage import Client, House
+from tests.server.listener import Client, House
 
 LAPTOP, DESK = "sk-client", "sk-desk"
 UPGRADE = {

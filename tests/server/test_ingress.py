@@ -14,8 +14,8 @@ from wsproto.events import TextMessage
 from gateway.config import KeySettings, LimitSettings
 from gateway.protocol.errors import ApiError
 from gateway.server.connections import IngressBuffer
-from tests.server.http.stage import Client, House
-from tests.server.websocket.client import Door
+from tests.server.listener import Client, House
+from tests.server.websocket_client import Door
 
 KEYS = (KeySettings(name="laptop", key="sk-client"), KeySettings(name="desk", key="sk-desk"))
 SMALL = LimitSettings(max_incoming_bytes=4096)

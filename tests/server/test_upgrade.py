@@ -17,7 +17,7 @@ from wsproto.events import AcceptConnection, Ping, Pong, Request
 from gateway.config import SessionSettings, TimeoutSettings
 from gateway.server.http_channel import HttpChannel
 from gateway.server.websocket import ResponsesProtocol
-from tests.server.http.stage import KEYS, House
+from tests.server.listener import KEYS, House
 from tests.support.events import text_item, turn_events
 
 KEY = [("authorization", "Bearer sk-client")]

@@ -23,7 +23,7 @@ from wsproto.events import (
 from wsproto.extensions import PerMessageDeflate
 
 from gateway.config import LimitSettings, SessionSettings, TimeoutSettings
-from tests.server.websocket.client import KEY, Client, Door, Transport
+from tests.server.websocket_client import KEY, Client, Door, Transport
 from tests.support.events import text_item, turn_events
 
 

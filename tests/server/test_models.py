@@ -16,7 +16,7 @@ from gateway.routing.model_catalog import (
     RETRY_SECONDS,
     SILENCE_SECONDS,
 )
-from tests.server.http.hall import DESK, Hall
+from tests.server.handlers import DESK, Hall
 from tests.support.events import Json
 from tests.turn.calls import FakeCall
 

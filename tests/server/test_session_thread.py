@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.protocol.errors import ApiError
-from tests.server.websocket.stage import FakeChannel, Stage
+from tests.server.session_stage import FakeChannel, Stage
 from tests.support.events import Json, call_item, call_output, text_item, user
 from tests.turn.fakes import NoLimits
 

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.conversations.store import foreign_response
 from gateway.protocol.errors import ApiError
-from tests.server.http.hall import DESK, LAPTOP, Hall
+from tests.server.handlers import DESK, LAPTOP, Hall
 
 STORED = {"id": "resp_1", "object": "response"}
 VERBS = [

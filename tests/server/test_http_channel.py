@@ -18,7 +18,7 @@ from gateway.config import LimitSettings, SessionSettings, Settings, TimeoutSett
 from gateway.protocol.errors import ApiError
 from gateway.server.http_channel import IDLE_SECONDS
 from gateway.server.http_request import ClientRequest
-from tests.server.http.stage import Client, House
+from tests.server.listener import Client, House
 from tests.support.events import text_item, turn_events
 
 BODY = json.dumps({"model": "gpt-5.5", "input": "hi"}).encode()

@@ -10,7 +10,7 @@ import pytest
 from gateway.config import RoutingSettings
 from gateway.protocol.errors import ApiError
 from gateway.protocol.response_body import read_compaction
-from tests.server.http.hall import DESK, LAPTOP, Hall
+from tests.server.handlers import DESK, LAPTOP, Hall
 from tests.support.events import Json, text_item, user
 
 COMPACT = "/responses/compact"

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from gateway.protocol.errors import ApiError
-from tests.server.http.stage import House
+from tests.server.listener import House
 from tests.support.events import Json, call_output, text_item, turn_events, user
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import txaio
 
-from tests.server.http.stage import House
+from tests.server.listener import House
 
 
 @pytest.fixture

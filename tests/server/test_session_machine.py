@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gateway.protocol.errors import ApiError
 from gateway.server.lanes import MAX_RUNNING
-from tests.server.websocket.stage import Stage
+from tests.server.session_stage import Stage
 from tests.support.events import call_item, call_output, turn_events
 
 LANES = [None, *(f"lane-{number}" for number in range(MAX_RUNNING + 2))]

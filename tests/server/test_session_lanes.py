@@ -10,7 +10,7 @@ import pytest
 from gateway.protocol.request import TurnRequest
 from gateway.server import session as session_module
 from gateway.server.lanes import MAX_NAMED_LANES, MAX_RUNNING
-from tests.server.websocket.stage import Stage
+from tests.server.session_stage import Stage
 from tests.support.events import Json, turn_events
 from tests.turn import fakes as fakes_module
 

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
-from tests.server.http.hall import DESK, Hall
+from tests.server.handlers import DESK, Hall
 
 PATH = "/chat/completions"
 BODY = b'{ "model": "gpt-4o",\n "messages": [{"role":"user","content":"1.0 \\u00e9"}], "n":1.0}'
