@@ -52,6 +52,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     :ivar encrypted: it carries ``encrypted_content``, which only the account that issued it
         can read.
     :ivar issuer: that account; None when it is unknown.
+    :ivar unfinished: it says that more of it is to come.
     """
 
     raw: bytes
@@ -61,6 +62,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     role: str | None = None
     encrypted: bool = False
     issuer: str | None = None
+    unfinished: bool = False
 
     @property
     def needs_issuer(self) -> bool:
@@ -89,14 +91,10 @@ class _ItemHead(msgspec.Struct):
     call_id: str | int | None = None
     role: str | None = None
     approval_request_id: str | int | None = None
-
-
-class _ItemStatus(msgspec.Struct):
-    status: str | None = None
+    status: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _decode_head = msgspec.json.Decoder(_ItemHead).decode
-_decode_status = msgspec.json.Decoder(_ItemStatus).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
@@ -114,7 +112,8 @@ def read_item(raw: bytes) -> Item:
     if isinstance(call_id, int):
         call_id = str(call_id)
     encrypted = _CONTENT_NAME in raw and _CONTENT.search(raw) is not None
-    return Item(raw, kind, id_, call_id, head.role, encrypted)
+    unfinished = bytes(head.status) == b'"in_progress"'
+    return Item(raw, kind, id_, call_id, head.role, encrypted, None, unfinished)
 
 
 def with_issuers(items: tuple[Item, ...], issuer_of: IssuerOf) -> tuple[Item, ...]:
@@ -183,14 +182,6 @@ def missing_calls(items: Iterable[Item]) -> set[str]:
 def brings_history(items: Iterable[Item]) -> bool:
     """Whether an input holds what only a model makes: it is a conversation of its own."""
     return any(item.is_model_made for item in items)
-
-
-def is_unfinished(raw: bytes) -> bool:
-    """Whether an item says of itself that more of it is to come."""
-    try:
-        return _decode_status(raw).status == "in_progress"
-    except UNREADABLE:
-        return False
 
 
 def item_content(raw: bytes) -> bytes:

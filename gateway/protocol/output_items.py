@@ -23,7 +23,7 @@ from gateway.protocol.events import (
     text_of,
     value_of,
 )
-from gateway.protocol.items import Item, call_ids, is_unfinished, item_content, read_item
+from gateway.protocol.items import Item, call_ids, item_content, read_item
 from gateway.protocol.request import Members
 from gateway.protocol.usage import mend_usage
 
@@ -164,7 +164,8 @@ def _name(item: Item) -> Hashable:
 def _keys(item: Item) -> list[Hashable]:
     """By what an item may be found that another one repeats; see :func:`_repeats`."""
     name = _name(item)
-    return [name, (name, item.raw), *([(name, _UNFINISHED)] if is_unfinished(item.raw) else [])]
+    keys: list[Hashable] = [name, (name, item.raw)]
+    return [*keys, (name, _UNFINISHED)] if item.unfinished else keys
 
 
 def _replaces(older: Item, newer: Item) -> bool:
@@ -185,7 +186,7 @@ def _repeats(older: Item, newer: Item, has_index: bool) -> bool:
         return False
     if older.raw == newer.raw or not has_index:
         return True
-    return (older.id is not None and older.call_id is not None) or is_unfinished(older.raw)
+    return (older.id is not None and older.call_id is not None) or older.unfinished
 
 
 #: How shown and listed items are recognised as the same, the surest way first: by their place

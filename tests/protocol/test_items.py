@@ -14,7 +14,6 @@ from gateway.protocol.items import (
     Item,
     brings_history,
     encrypted_content,
-    is_unfinished,
     item_content,
     missing_calls,
     read_input,
@@ -261,10 +260,10 @@ def test_what_says_something_else_is_told_apart(one: Any, other: Any) -> None:
 @pytest.mark.parametrize("raw", [b"nonsense", b"7", b"[]", b'{"a":1e999}', b"[" * 99_999])
 def test_what_cannot_be_read_says_its_own_bytes(raw: bytes) -> None:
     assert item_content(raw) == raw
-    assert not is_unfinished(raw)
+    assert not read_item(raw).unfinished
 
 
 def test_an_item_says_whether_more_is_to_come() -> None:
-    assert is_unfinished(b'{"type":"function_call","status":"in_progress"}')
-    assert not is_unfinished(b'{"type":"function_call","status":"completed"}')
-    assert not is_unfinished(b'{"type":"function_call"}')
+    assert read_item(b'{"type":"function_call","status":"in_progress"}').unfinished
+    assert not read_item(b'{"type":"function_call","status":"completed"}').unfinished
+    assert not read_item(b'{"type":"function_call"}').unfinished
