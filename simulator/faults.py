@@ -279,12 +279,6 @@ def flat_error(code: str | None, message: str | None = None) -> Event:
     return {"type": "error", "code": code, "message": message, "param": None}
 
 
-def nested_error(status: int | None, code: str | None, message: str | None = None) -> Event:
-    """An error event with an ``error`` object, with or without a status."""
-    error = {"type": "invalid_request_error", "code": code, "message": message, "param": None}
-    return {"type": "error", **({} if status is None else {"status": status}), "error": error}
-
-
 EMPTY_ERROR: Event = {"type": "error", "error": {}}
 
 
