@@ -28,11 +28,9 @@ KNOWN_SHORT = {
     "gateway/admin/errors.py",
     "gateway/server/deflate.py",
     "gateway/server/http_events.py",
-    "gateway/server/starting.py",
 }
 KNOWN_SEE = {
     "gateway/server/",
-    "gateway/turn/",
 }
 
 

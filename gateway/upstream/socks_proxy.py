@@ -40,8 +40,7 @@ class _Awaits(enum.Enum):
 
 
 class SocksHandshake:
-    """One CONNECT command and what precedes it: a
-    :class:`~gateway.upstream.proxy.ProxyHandshake`.
+    """The handshake of one CONNECT command, a :class:`~gateway.upstream.proxy.ProxyHandshake`.
 
     :param host: the upstream's name, at most 255 bytes of ASCII, or its address.
     """
