@@ -1,4 +1,4 @@
-# Each target does its own set-up: all it needs is Python 3.10 or later and the network.
+# Each target sets up what it needs; it requires Python 3.10 or later and network access.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed-for-development
@@ -10,7 +10,7 @@ CLIENTS := .e2e/.installed
 run: $(STAMP) ## start the gateway on the simulator and drive one tool conversation through it
 	$(VENV)/bin/python -m gateway.demo $(ARGS)
 
-test: $(STAMP) ## every test; those of clients that are not installed say why they are skipped
+test: $(STAMP) ## every test; tests of clients that are not installed are skipped
 	$(VENV)/bin/python -m pytest
 
 fast: $(STAMP) ## the tests that start no process
@@ -27,7 +27,7 @@ bench: $(STAMP) ## tables of measurements: the relay, and the admin side
 
 clients: $(CLIENTS) ## the real clients that `make test` drives: 900 MB from npm and PyPI
 
-clean: ## what the other targets made
+clean: ## remove the files of the other targets
 	rm -rf $(VENV) .e2e
 
 # Rebuilt when the dependencies may have changed; `twistd --help` writes Twisted's plugin cache.
@@ -38,7 +38,7 @@ $(STAMP): setup.cfg pyproject.toml
 	$(VENV)/bin/twistd --help >/dev/null
 	touch $@
 
-# Beside the gateway's environment: what clients want installed is no concern of its dependencies.
+# A separate environment: the clients' dependencies must not mix with the gateway's.
 $(CLIENTS): $(PINS)/package.json $(PINS)/requirements.txt
 	mkdir -p .e2e/node
 	cp $(PINS)/package.json .e2e/node/
