@@ -49,12 +49,10 @@ def chain_point(parent: Transcript | None) -> tuple[Transcript | None, list[Tran
         the new turn, oldest first.
     """
     after: list[Transcript] = []
-    if parent is not None:
-        for each in parent.path():
-            if each.record.held_upstream:
-                return each, after[::-1]
-            after.append(each)
-    return None, after[::-1]
+    while parent is not None and not parent.record.held_upstream:
+        after.append(parent)
+        parent = parent.parent
+    return parent, after[::-1]
 
 
 class Reader(NamedTuple):
@@ -126,11 +124,12 @@ def carry(items: Iterable[Item], to: Reader, unknown: bool) -> list[bytes]:
     :param unknown: whether it goes along by an id that is not remembered: its account may
         know it.
     """
-    sent = (
-        _as_sent(item, to, unknown) if item.type in _BOUND else item.raw  # the usual case
-        for item in items
-    )
-    return [raw for raw in sent if raw is not None]
+    sent: list[bytes] = []
+    for item in items:
+        raw = _as_sent(item, to, unknown) if item.type in _BOUND else item.raw
+        if raw is not None:
+            sent.append(raw)
+    return sent
 
 
 def pin_of(
@@ -182,4 +181,4 @@ def _opens(item: Item, to: Reader) -> bool:
 
 def _is_verbatim(own: Sequence[bytes], new: Sequence[Item]) -> bool:
     """Whether what is sent of an input is all of it, as the client wrote it."""
-    return len(own) == len(new) and all(raw is item.raw for raw, item in zip(own, new, strict=True))
+    return own == [item.raw for item in new]

@@ -51,7 +51,8 @@ class Account:
         self.in_flight = 0
         self.turns = 0
         self.failures = 0
-        self._egress = egress
+        #: Only where it may be unavailable: connections without a proxy always may be tried.
+        self._egress = None if egress is None or egress.proxy is None else egress
         per_minute = settings.requests_per_minute
         self._rate = None if per_minute is None else RequestRate(per_minute, now)
         self._now = now

@@ -65,19 +65,19 @@ def affinity_keys(
         then have no key at all (see :func:`http_affinity_keys`).
     """
     thread = metadata.get("thread_id") or headers.get("thread-id")
+    if thread:
+        return [_key("thread", tenant, thread)]
     session = (
         metadata.get("session_id")
         or headers.get("session-id")
         or headers.get("session_id")
         or headers.get("conversation_id")
     )
-    lasting = (
-        ("thread", thread),
-        ("session", session),
-        ("prompt_cache_key", prompt_cache_key),
-        ("connection", connection),
-    )
-    return list(islice((_key(rule, tenant, value) for rule, value in lasting if value), 1))
+    if session:
+        return [_key("session", tenant, session)]
+    if prompt_cache_key:
+        return [_key("prompt_cache_key", tenant, prompt_cache_key)]
+    return [_key("connection", tenant, connection)] if connection else []
 
 
 def http_affinity_keys(

@@ -54,6 +54,13 @@ class _Lesson(NamedTuple):
 _NOTHING: frozenset[Concession] = frozenset()
 
 
+#: What is learned where responses of a ``store`` flag are not continued.
+_REPLAY = {
+    store: (CapabilityScope(), Concession(ConcessionKind.CHAIN, name))
+    for store, name in ((True, "with store"), (False, "without store"))
+}
+
+
 class LearnedCapabilities:
     """One account's lessons.
 
@@ -101,7 +108,7 @@ class LearnedCapabilities:
 
     def reason_to_replay(self, store: bool) -> str | None:
         """Why responses of this ``store`` flag are not chained here, or None."""
-        lesson = self._lessons.get((CapabilityScope(), _replay(store)))
+        lesson = self._lessons.get(_REPLAY[store])
         return lesson.why if lesson is not None and self._now() < lesson.until else None
 
     def trusts(self, store: bool) -> bool:
@@ -112,7 +119,7 @@ class LearnedCapabilities:
         """The account took up a response it was asked to continue."""
         self._trust[store] = _DOUBTS
         self._did.add(store)
-        self._lessons.pop((CapabilityScope(), _replay(store)), None)
+        self._lessons.pop(_REPLAY[store], None)
         if store and self._lessons:
             self._keeps_items()
 
@@ -127,7 +134,7 @@ class LearnedCapabilities:
         self._trust[parent.store] = trust
         if trust < 0:
             lasts = _DID_ONCE_SECONDS if parent.store in self._did else _LASTS_SECONDS
-            self._note(CapabilityScope(), _replay(parent.store), why, lasts)
+            self._note(*_REPLAY[parent.store], why, lasts)
 
     # --- for the admin side ----------------------------------------------------------
 
@@ -171,10 +178,6 @@ class LearnedCapabilities:
         self._lessons[scope, concession] = _Lesson(why, self._now() + seconds)
         if len(self._lessons) > MAX_LESSONS:
             del self._lessons[next(iter(self._lessons))]
-
-
-def _replay(store: bool) -> Concession:
-    return Concession(ConcessionKind.CHAIN, "with store" if store else "without store")
 
 
 def _covers(scope: CapabilityScope, asked: CapabilityScope) -> bool:

@@ -154,7 +154,13 @@ class AccountHealth:
         :return: to be given to exactly one of the following three; ``refused`` may also
             follow ``acknowledged``, for an answer that broke off.
         """
-        attempts = [(each, each.breaker.attempt()) for each in self._cooldowns.values()]
+        attempts = []
+        if self._calm and model not in self._models:  # the usual case: there is nothing to probe
+            for each in self._cooldowns.values():
+                attempts.append((each, BreakerAttempt(each.breaker.trips)))
+            return attempts
+        for each in self._cooldowns.values():
+            attempts.append((each, each.breaker.attempt()))
         of_model = self._models.get(model)
         if of_model is not None:
             attempts.append((of_model, of_model.breaker.attempt()))

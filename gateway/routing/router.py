@@ -299,11 +299,13 @@ class _Choice:
                     binding = None  # it was only expected there
             bound.append((key.rule, binding))
         self._binding = bound[-1][1]
-        return self._moved(pick) or self._stuck(bound) or self._fresh(pick)
+        moved = None
+        if self._binding is not None and self._binding.leaves is not None:
+            moved = self._moved(pick, self._binding.leaves)
+        return moved or self._stuck(bound) or self._fresh(pick)
 
     def others(self, chosen: Account | None, most: int) -> dict[str, str]:
         """Why not the accounts that were named before, and some of the rest."""
-        model, resting = self._wanted.model, self._candidates.resting
         whys = self._lost.copy()
         for name in self._tried:
             account = self._pool.by_name.get(name)
@@ -311,10 +313,10 @@ class _Choice:
             whys.setdefault(name, _TRIED if blocked is None else _words(blocked))
         for each in self._candidates.all[: most + 1]:
             if each is not chosen and each.name not in whys:
-                blocked = resting.get(each) or each.unavailable(model)
+                blocked = self._candidates.why_not(each)
                 if blocked is not None:
                     whys[each.name] = _words(blocked)
-                elif self._wanted.undoubted and each.health.in_doubt(model):
+                elif self._wanted.undoubted and self._is_left_out(each):
                     whys[each.name] = _IN_DOUBT
                 else:
                     whys[each.name] = _NOT_NEEDED
@@ -345,15 +347,12 @@ class _Choice:
             return account, rule, BindingEffect.NONE, ""
         return self._no_account((account,), name, rule)
 
-    def _moved(self, pick: Pick) -> _Decision | None:
+    def _moved(self, pick: Pick, leaves: str) -> _Decision | None:
         """Any account but the one the operator wants the conversation to leave."""
-        binding = self._binding
-        if binding is None or binding.leaves is None:
-            return None
-        account = self._pick(pick, (binding.leaves, *self._tried))
+        account = self._pick(pick, (leaves, *self._tried))
         if account is None:
             return None
-        rule = f"moved away from {binding.leaves} by the operator ({self._pool.strategy.name})"
+        rule = f"moved away from {leaves} by the operator ({self._pool.strategy.name})"
         return account, rule, BindingEffect.BIND, rule
 
     def _stuck(self, bound: Sequence[tuple[str, Binding | None]]) -> _Decision | NoAccount | None:
@@ -364,7 +363,10 @@ class _Choice:
             if account is None:
                 continue
             why = self._why_not(account)
-            if why is None and not (moves and self._awaits_reset(account)):
+            if why is None and not (
+                # It refused a turn until its quota resets, and another can serve.
+                moves and account.health.awaits_reset and self._candidates.spares(account)
+            ):
                 return self._decided(account, rule)
             if account in self._candidates.members and not moves:
                 return self._no_account((account,), name, rule)
@@ -479,11 +481,7 @@ class _Choice:
             return _words(blocked)
         if account.name in self._tried:
             return _TRIED
-        return _IN_DOUBT if self._is_left_out(account) else None
-
-    def _awaits_reset(self, account: Account) -> bool:
-        """Whether ``account`` refused a turn until its quota resets, and another can serve."""
-        return account.health.awaits_reset and self._candidates.spares(account)
+        return _IN_DOUBT if self._wanted.undoubted and self._is_left_out(account) else None
 
     def _is_left_out(self, account: Account) -> bool:
         wanted = self._wanted
