@@ -76,7 +76,7 @@ class AccountRegistry:
     ) -> Account:
         """Make an account.
 
-        :param base_url: tells its base URL.
+        :param base_url: called for its base URL.
         """
         egress = self._paths.egress(
             settings.proxy, settings.ca_file, settings.client_cert_file, settings.client_key_file

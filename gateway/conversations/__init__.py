@@ -1,1 +1,1 @@
-"""Responses remembered: what each held, what it continued, and who made it."""
+"""Responses that are remembered, and what of a conversation an account is sent."""

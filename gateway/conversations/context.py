@@ -14,7 +14,7 @@ from gateway.conversations.store import FoundItem, ResponseRecord, Transcript
 from gateway.protocol.items import Item
 
 #: Items that not every account can read.
-_BOUND = frozenset({"item_reference", "reasoning"})
+_NOT_FOR_ALL = frozenset({"item_reference", "reasoning"})
 
 #: Finds the item of an id in a tenant's conversations.
 FindItem = Callable[[str], FoundItem | None]
@@ -56,20 +56,20 @@ def chain_point(parent: Transcript | None) -> tuple[Transcript | None, list[Tran
 
 
 class Reader(NamedTuple):
-    """Who will read a plan, and what it can.
+    """The account that will read a plan, and what it can read.
 
     :ivar account: its name.
-    :ivar keeps: it keeps what it is asked to, so that it knows items that it made by their ids.
+    :ivar keeps: it keeps what it is asked to, so so that it knows items that it made by their ids.
     :ivar store: the turn itself is stored there.
-    :ivar unsealed: it opened no seal: all sealed reasoning stays behind, whoever issued it.
+    :ivar drops_encrypted: it refused encrypted reasoning, so none is sent, whatever its issuer.
     :ivar find: finds what the tenant's conversations hold of an id.
-    :ivar first: it is the first that the turn comes to: what is not remembered may be there.
+    :ivar first: it is the first that the turn is tried on; what is not remembered may be there.
     """
 
     account: str
     keeps: bool = True
     store: bool = True
-    unsealed: bool = False
+    drops_encrypted: bool = False
     find: FindItem = lambda _: None
     first: bool = True
 
@@ -88,8 +88,9 @@ def chain_plan(
         held nowhere.
     """
     carried: list[bytes] = []
+    chained = to._replace(store=previous.record.store, drops_encrypted=False)
     for each in after:
-        carried += _carried(each.record, to._replace(store=previous.record.store, unsealed=False))
+        carried += _carried(each.record, chained)
     own = carry(without_resent_history(after[-1], new) if after else new, to, to.may_know)
     verbatim = not after and _is_verbatim(own, new)
     items = None if verbatim else carried + own
@@ -115,18 +116,17 @@ def whole_plan(
 
 
 def carry(items: Iterable[Item], to: Reader, unknown: bool) -> list[bytes]:
-    """The items as they may go to an account.
+    """The items as they may go to an account (protocol.md §8.3).
 
-    What stands by its id goes as it is where that account keeps it.  Elsewhere it is filled in
-    from what is remembered, and left out where that is nothing, or nothing that the account
-    can read: no id of one account goes to another (§8.3.3, §8.3.4).
+    No id of one account goes to another.  An item that is only an id goes as it is to the
+    account that keeps it.  For other accounts it is filled in from what is remembered, or left
+    out where that is nothing they can read.
 
-    :param unknown: whether it goes along by an id that is not remembered: its account may
-        know it.
+    :param unknown: whether an id that is not remembered goes along: its account may know it.
     """
     sent: list[bytes] = []
     for item in items:
-        raw = _as_sent(item, to, unknown) if item.type in _BOUND else item.raw
+        raw = _as_sent(item, to, unknown) if item.type in _NOT_FOR_ALL else item.raw
         if raw is not None:
             sent.append(raw)
     return sent
@@ -135,7 +135,7 @@ def carry(items: Iterable[Item], to: Reader, unknown: bool) -> list[bytes]:
 def pin_of(
     parent: Transcript | None, items: Iterable[Item], find: FindItem = lambda _: None
 ) -> str | None:
-    """The one account that can read ``items`` after ``parent``, when a seal binds them."""
+    """The one account that can read ``items`` after ``parent``; None where any account can."""
     pin = parent.record.pinned_to if parent is not None else None
     for item in items:
         if item.type == "item_reference" and item.id is not None:
@@ -149,7 +149,7 @@ def pin_of(
 def _carried(record: ResponseRecord, to: Reader) -> list[bytes]:
     """What of a remembered response may go to an account.
 
-    Unsealed reasoning is found by its id: only where it was stored (§8.3.3, §8.3.9).
+    Reasoning without encrypted content is found by its id: only where it was stored.
     """
     known = to.keeps and record.account in (None, to.account)
     stored = known and record.store and record.held_upstream
@@ -175,8 +175,8 @@ def _as_sent(item: Item, to: Reader, unknown: bool) -> bytes | None:
 
 
 def _opens(item: Item, to: Reader) -> bool:
-    """Whether the account can read sealed reasoning."""
-    return not to.unsealed and item.issuer in (None, to.account)
+    """Whether the account can read encrypted reasoning."""
+    return not to.drops_encrypted and item.issuer in (None, to.account)
 
 
 def _is_verbatim(own: Sequence[bytes], new: Sequence[Item]) -> bool:

@@ -1,8 +1,8 @@
-"""A history that a client sends again: told by its place in the conversation (§8.3.4-5).
+"""A history that a client sends again, found by its place in the conversation.
 
 A client that continues a response sends what is new.  Some send everything once more, or the
-last answer with it.  Ids do not tell the two apart: there are services that number their
-calls anew in every round, and clients whose messages all have one id.
+last answer with it (protocol.md §8.3.4, §8.3.5).  Ids do not tell the two apart: some services
+number their calls anew in every round, and some clients give all messages one id.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def without_resent_history(parent: Transcript | None, new: Sequence[Item]) -> Se
     """
     if parent is None or not new:
         return new
-    referred = {item.id for item in new if _refers(item)}
+    referred = {item.id for item in new if item.type == "item_reference"}
     if not referred:
         return new[_history_length(parent, new) :]
     known: dict[str | None, Item] = {}
     for item in _backwards(parent):
         if item.id in referred:
             known.setdefault(item.id, item)
-    full = [known.get(item.id, item) if _refers(item) else item for item in new]
+    full = [known.get(item.id, item) if item.type == "item_reference" else item for item in new]
     cut = _history_length(parent, full)
-    return [item for item in new[cut:] if not (_refers(item) and item.id in known)]
+    return [item for item in new[cut:] if not (item.type == "item_reference" and item.id in known)]
 
 
 def _history_length(parent: Transcript, new: Sequence[Item]) -> int:
@@ -78,10 +78,6 @@ def _counts(item: Item) -> bool:
 
 def _is_model_made(item: Item) -> bool:
     return item.is_model_made or (item.type == "message" and item.role is None)
-
-
-def _refers(item: Item) -> bool:
-    return item.type == "item_reference"
 
 
 def _looks_like(one: Item, other: Item) -> bool:

@@ -54,14 +54,14 @@ class ResponseRecord(msgspec.Struct, frozen=True):
 
     tenant: str
     id: str
-    parent: str | None
-    input: tuple[Item, ...]
-    output: tuple[Item, ...]
-    account: str | None
-    store: bool
-    held_upstream: bool
-    model: str | None
-    created_at: float
+    parent: str | None = None
+    input: tuple[Item, ...] = ()
+    output: tuple[Item, ...] = ()
+    account: str | None = None
+    store: bool = True
+    held_upstream: bool = True
+    model: str | None = None
+    created_at: float = 0.0
     pinned_to: str | None = None
     foreign: bool = False
     holder: str | None = None
@@ -128,20 +128,7 @@ def foreign_response(tenant: str, response_id: str, owner: str | None) -> Transc
     :param owner: the account that keeps it; None where any account may.
     """
     return Transcript(
-        ResponseRecord(
-            tenant=tenant,
-            id=response_id,
-            parent=None,
-            input=(),
-            output=(),
-            account=owner,
-            store=True,
-            held_upstream=True,
-            model=None,
-            created_at=0.0,
-            pinned_to=owner,
-            foreign=True,
-        )
+        ResponseRecord(tenant, response_id, account=owner, pinned_to=owner, foreign=True)
     )
 
 

@@ -91,7 +91,7 @@ def http_affinity_keys(
 def derived_key(tenant: str, request: TurnRequest) -> AffinityKey:
     """The key of a client that sends its whole conversation each time, and no name for it.
 
-    It is told by what its requests have in common: the model, the instructions, the tools
+    It is made of what its requests have in common: the model, the instructions, the tools
     and the first thing the user said, as the client wrote them.
     """
     said = (item.raw for item in request.items if item.role == "user")

@@ -1,12 +1,12 @@
-"""What an account has taught: what it takes only otherwise than clients send it.
+"""What was learned of an account: how requests must differ from what clients send.
 
-Each lesson is a :class:`~gateway.protocol.concessions.Concession` that was made once, unseen,
-and that the account accepted.  From then on requests are sent that way at once: to the account,
-or only for the model, the endpoint or the tenant that it was learned of.  Services change, and
-have bad hours: a lesson is doubted after a day, and all are forgotten on a reload.
+A request that was refused passed with a concession, unseen by its client.  From then on
+requests are sent that way at once: to the account, or only for the model, the endpoint or the
+tenant that it was learned for.  Services change, and have bad hours: what was learned lasts a
+day, and is forgotten on a reload.
 
 Of previous responses (``continuity: auto``) only the refusal of a response that this very
-account issued minutes ago teaches anything: an old id may simply have expired.
+account issued minutes ago counts: an old id may simply have expired.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from gateway.conversations.store import ResponseRecord
 from gateway.protocol.concessions import Concession, ConcessionKind
 
-#: A refused response must be younger than this, in seconds, to teach.
-TEACHES_FOR_SECONDS = 600.0
+#: The refusal of a response counts while it is younger than this, in seconds.
+FRESH_RESPONSE_SECONDS = 600.0
 
-#: How long a lesson lasts, in seconds, and that an account continues no responses once it has
-#: shown that it can.
+#: How long something learned lasts, in seconds; shorter for an account that does not continue
+#: responses though it has shown that it can.
 _LASTS_SECONDS = 86_400.0
 _DID_ONCE_SECONDS = 3_600.0
 
@@ -29,14 +29,14 @@ _DID_ONCE_SECONDS = 3_600.0
 _DOUBTS = 2
 
 #: Bounds on what is remembered of one account; models are named by clients.
-MAX_LESSONS = 200
+MAX_LEARNED = 200
 _MAX_NAME = 200
 
 RESPONSES = "/responses"
 
 
 class CapabilityScope(NamedTuple):
-    """Whom a lesson is for; None stands for all of them.
+    """Whom a learned is for; None stands for all of them.
 
     :ivar path: the endpoint.
     """
@@ -46,7 +46,7 @@ class CapabilityScope(NamedTuple):
     tenant: str | None = None
 
 
-class _Lesson(NamedTuple):
+class _Learned(NamedTuple):
     why: str
     until: float
 
@@ -62,20 +62,20 @@ _REPLAY = {
 
 
 class LearnedCapabilities:
-    """One account's lessons.
+    """What was learned of one account.
 
     :param now: unix seconds.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._lessons: dict[tuple[CapabilityScope, Concession], _Lesson] = {}
+        self._learned: dict[tuple[CapabilityScope, Concession], _Learned] = {}
         self._trust: dict[bool, int] = {}
         self._did: set[bool] = set()
 
     def forget(self) -> None:
-        """Everything is tried again."""
-        self._lessons.clear()
+        """Forget everything, so that it is tried again."""
+        self._learned.clear()
         self._trust.clear()
         self._did.clear()
 
@@ -86,13 +86,13 @@ class LearnedCapabilities:
 
         :param asked: its endpoint, model and tenant.
         """
-        if not self._lessons:
+        if not self._learned:
             return _NOTHING
         now = self._now()
         return frozenset(
             concession
-            for (scope, concession), lesson in self._lessons.items()
-            if now < lesson.until and _covers(scope, asked)
+            for (scope, concession), learned in self._learned.items()
+            if now < learned.until and _covers(scope, asked)
         )
 
     def learn(self, scope: CapabilityScope, concession: Concession, why: str) -> None:
@@ -104,12 +104,12 @@ class LearnedCapabilities:
 
     def is_fresh(self, record: ResponseRecord) -> bool:
         """Whether a response is so young that it cannot have expired at its account."""
-        return self._now() < record.created_at + TEACHES_FOR_SECONDS
+        return self._now() < record.created_at + FRESH_RESPONSE_SECONDS
 
     def reason_to_replay(self, store: bool) -> str | None:
         """Why responses of this ``store`` flag are not chained here, or None."""
-        lesson = self._lessons.get(_REPLAY[store])
-        return lesson.why if lesson is not None and self._now() < lesson.until else None
+        learned = self._learned.get(_REPLAY[store])
+        return learned.why if learned is not None and self._now() < learned.until else None
 
     def trusts(self, store: bool) -> bool:
         """Whether the account has shown that it continues responses of this ``store`` flag."""
@@ -119,9 +119,9 @@ class LearnedCapabilities:
         """The account took up a response it was asked to continue."""
         self._trust[store] = _DOUBTS
         self._did.add(store)
-        self._lessons.pop(_REPLAY[store], None)
-        if store and self._lessons:
-            self._keeps_items()
+        self._learned.pop(_REPLAY[store], None)
+        if store and self._learned:
+            self._forget_refused_items()
 
     def refused(self, parent: ResponseRecord, why: str) -> None:
         """The account did not continue ``parent``, and a replay of the turn was accepted.
@@ -146,7 +146,7 @@ class LearnedCapabilities:
         }
 
     def shown(self) -> list[dict[str, Any]]:
-        """All lessons that hold, the oldest first."""
+        """All that holds now, the oldest first."""
         now = self._now()
         return [
             {
@@ -154,34 +154,34 @@ class LearnedCapabilities:
                 "path": scope.path,
                 "model": scope.model,
                 "key": scope.tenant,
-                "why": lesson.why,
-                "until": lesson.until,
+                "why": learned.why,
+                "until": learned.until,
             }
-            for (scope, concession), lesson in self._lessons.items()
-            if now < lesson.until
+            for (scope, concession), learned in self._learned.items()
+            if now < learned.until
         ]
 
-    def _keeps_items(self) -> None:
-        """It keeps responses: what single tenants were refused was not for it to keep."""
+    def _forget_refused_items(self) -> None:
+        """It keeps responses: the items that single tenants were refused were never kept there."""
         unproven = [
             (scope, concession)
-            for scope, concession in self._lessons
+            for scope, concession in self._learned
             if concession.kind is ConcessionKind.STORED_ITEMS and scope.tenant is not None
         ]
         for each in unproven:
-            del self._lessons[each]
+            del self._learned[each]
 
     def _note(
         self, scope: CapabilityScope, concession: Concession, why: str, seconds: float
     ) -> None:
-        self._lessons.pop((scope, concession), None)
-        self._lessons[scope, concession] = _Lesson(why, self._now() + seconds)
-        if len(self._lessons) > MAX_LESSONS:
-            del self._lessons[next(iter(self._lessons))]
+        self._learned.pop((scope, concession), None)
+        self._learned[scope, concession] = _Learned(why, self._now() + seconds)
+        if len(self._learned) > MAX_LEARNED:
+            del self._learned[next(iter(self._learned))]
 
 
 def _covers(scope: CapabilityScope, asked: CapabilityScope) -> bool:
-    """Whether a lesson concerns a request; what turns taught holds for what stands beside them."""
+    """Whether something learned concerns a request, also one for an endpoint below its own."""
     return (
         (asked.path == scope.path or asked.path.startswith(scope.path + "/"))
         and scope.model in (None, asked.model)

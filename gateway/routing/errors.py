@@ -15,7 +15,7 @@ from gateway.protocol.errors import ApiError
 from gateway.routing.health import AccountState, Unavailable
 from gateway.routing.selection import KEPT, NoAccount
 
-#: Accounts that are out of the pool until somebody acts, as far as clients are concerned.
+#: States that last until somebody acts, as far as clients are concerned.
 _OUT = frozenset({AccountState.DISABLED, AccountState.DRAINING, AccountState.UNAUTHORIZED})
 
 #: How much of a model's name is repeated, in characters.
@@ -40,12 +40,13 @@ def pool_error(lack: NoAccount, refusals: Sequence[ApiError], now: float) -> Api
     unknown = [error for error in refusals if error.code == "previous_response_not_found"]
     if unknown and len(unknown) == len(refusals) and not working:
         return unknown[-1]
-    untold = len(lack.candidates) - len(lack.reasons)  # they refused, and do not cool down
-    if working and not untold and {each.state for each in working} == {AccountState.EXHAUSTED}:
+    # Those without a reason refused the turn, and do not cool down.
+    all_explained = len(lack.reasons) == len(lack.candidates)
+    if all_explained and working and all(each.state is AccountState.EXHAUSTED for each in working):
         return _exhausted(working, refusals, now)
     if refusals and most_hopeful(refusals).status >= 500:
         return for_the_client(most_hopeful(refusals))
-    if not working and not untold:
+    if not working and all_explained:
         unauthorized = any(each.state is AccountState.UNAUTHORIZED for each in lack.reasons)
         refused = ApiError(401, "authentication_error", "")
         return for_the_client(refused) if unauthorized else _unavailable(lack)
@@ -129,7 +130,7 @@ def _not_offered(lack: NoAccount) -> ApiError:
 def _exhausted(
     reasons: Sequence[Unavailable], refusals: Sequence[ApiError], now: float
 ) -> ApiError:
-    """The pool's usage limit, with the earliest reset of all its accounts."""
+    """The usage limit of all accounts, with the earliest reset among them."""
     resets = [reason.resets_at for reason in reasons if reason.resets_at is not None]
     if not resets:
         return ApiError(

@@ -81,10 +81,10 @@ class AccountHealth:
     :param now: unix seconds; may jump.
     :param cooldown_max_seconds: bound on every cooldown.
     :param jitter: from 0 to 1.
-    :param log: told of what begins and ends to cool down.
+    :param log: writes down what begins and ends to cool down.
     :ivar blocked_until: surely unavailable for every model before this unix time; infinite
         while the operator wants it so.
-    :ivar quotas: what its answers told of them.
+    :ivar quotas: what its answers reported of them.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class AccountHealth:
             self._changed()
 
     def observe(self, windows: Iterable[QuotaWindow]) -> None:
-        """Remember what an answer told of the account's quotas."""
+        """Remember what an answer reported of the account's quotas."""
         self.quotas.observe(windows)
 
     # --- the operator and the configuration ------------------------------------------

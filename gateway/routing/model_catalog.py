@@ -89,14 +89,14 @@ class ModelCatalog:
         client_version: str | None,
         callback: Callable[[AccountModels | None], None],
     ) -> None:
-        """Tell what the service of ``accounts`` offers; at once where that is known.
+        """Find what the service of ``accounts`` offers; at once where that is known.
 
         :param accounts: of one service, at least one.
         :param client_version: ask in Codex's shape, for this version of it; None for the
             platform's.
         :param callback: called once, with None when nothing could be learned.
         """
-        key = self._known(accounts[0].settings.base_url, client_version)
+        key = self._key_for(accounts[0].settings.base_url, client_version)
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = _Entry()
@@ -117,22 +117,22 @@ class ModelCatalog:
                 entry.asking.cancel()
                 self._answered(entry, None)
 
-    def _known(self, service: str, version: str | None) -> tuple[str, str | None]:
+    def _key_for(self, service: str, version: str | None) -> tuple[str, str | None]:
         """The entry for ``version``; where there are many, a recent one of another version.
 
         Versions are the clients' to choose: they must not make the gateway ask all the time.
         """
         key = (service, version)
-        told = [each for each in self._entries if each[0] == service and each[1] is not None]
-        if version is None or key in self._entries or len(told) < _MAX_VERSIONS:
+        known = [each for each in self._entries if each[0] == service and each[1] is not None]
+        if version is None or key in self._entries or len(known) < _MAX_VERSIONS:
             return key
         now = self._clock.seconds()
-        for each in told:
+        for each in known:
             entry = self._entries[each]
             if entry.asking is None and now - entry.asked_at >= FRESH_SECONDS:
                 del self._entries[each]
                 return key
-        return told[-1]
+        return known[-1]
 
     def _ask(self, entry: _Entry, accounts: Sequence[Account], client_version: str | None) -> None:
         """The account that answered last is asked first; those that are not ready come last."""

@@ -1,4 +1,4 @@
-"""What is left of an account: quotas that its answers told, and requests per minute."""
+"""What is left of an account: the quotas that its answers reported, and requests per minute."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SLICE_SECONDS = 0.125
 
 
 class AccountQuotas:
-    """What one account's answers told: shown, and a reason to prefer another account.
+    """What one account's answers reported: shown, and a reason to prefer another account.
 
     :param now: unix seconds; may jump.
-    :ivar believed_seconds: how long a quota is taken for used up without being told anew: the
+    :ivar believed_seconds: how long a quota is taken for used up without being reported anew: the
         account may have been given more meanwhile.
     """
 
@@ -41,11 +41,11 @@ class AccountQuotas:
         return until != 0.0 and 0.0 < until - self._now() <= self.believed_seconds
 
     def observe(self, windows: Iterable[QuotaWindow]) -> None:
-        """Remember what an answer told."""
-        told = {window.name: window for window in windows}
-        if not told:
+        """Remember what an answer reported."""
+        reported = {window.name: window for window in windows}
+        if not reported:
             return
-        self._windows.update(told)
+        self._windows.update(reported)
         for name in list(self._windows)[:-_MAX_WINDOWS]:
             del self._windows[name]
         resets = [each.resets_at or 0.0 for each in self._windows.values() if _keeps_turns(each)]
@@ -53,11 +53,11 @@ class AccountQuotas:
         self._spent_until = min(max(resets, default=0.0), believed_until)
 
     def doubt(self) -> None:
-        """Take nothing for used up until it is told again."""
+        """Take nothing for used up until it is reported again."""
         self._spent_until = 0.0
 
     def used_up_until(self) -> float | None:
-        """When those reset that were told to be used up, unix seconds; None when unknown.
+        """When those reset that were reported as used up, unix seconds; None when unknown.
 
         Rate limits, which count what remains, are none of them.
         """
@@ -78,7 +78,7 @@ def _keeps_turns(window: QuotaWindow) -> bool:
 
 
 def _current(window: QuotaWindow, now: float) -> QuotaWindow:
-    """A window past its reset has begun anew, though no answer has told so."""
+    """A window past its reset has begun anew, though no answer has said so."""
     if window.resets_at is None or now <= window.resets_at:
         return window
     used = None if window.used_percent is None else 0.0

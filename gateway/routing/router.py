@@ -16,7 +16,7 @@ from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey, Binding, BindingEffect, Bindings, BindingUpdate
 from gateway.routing.health import AccountState, Unavailable
 from gateway.routing.selection import DryRun, NoAccount, RouteRequest, Selection
-from gateway.routing.strategies import Pick, Resting, Usable, strategy
+from gateway.routing.strategies import Pick, Skipped, Usable, strategy
 
 #: Accounts whose part in a choice is explained one by one, in a turn and in a dry run.
 _EXPLAINED = 12
@@ -124,9 +124,9 @@ class AccountPool:
         among: list[Account] = []
 
         def foretell(
-            eligible: Sequence[Account], usable: Usable, resting: Resting
+            eligible: Sequence[Account], usable: Usable, skipped: Skipped
         ) -> Account | None:
-            among[:] = self.strategy.may_pick(eligible, usable, resting)
+            among[:] = self.strategy.may_pick(eligible, usable, skipped)
             return next(iter(among), None)
 
         candidates = self._candidates_for(wanted.model, wanted.background, wanted.chat)
@@ -175,7 +175,7 @@ class _Candidates:
 
     :ivar all: in the operator's order.
     :ivar members: the same accounts, for a quick look.
-    :ivar resting: those that were unavailable of late, and why; and those that are spared.
+    :ivar known: those that were unavailable of late, and why; and those that are spared.
     """
 
     __slots__ = (
@@ -183,9 +183,9 @@ class _Candidates:
         "_now",
         "_others_have_room",
         "all",
+        "known",
         "members",
         "model",
-        "resting",
     )
 
     def __init__(
@@ -194,7 +194,7 @@ class _Candidates:
         self.all = accounts
         self.members = frozenset(accounts)
         self.model = model
-        self.resting: dict[Account, Unavailable] = {}
+        self.known: dict[Account, Unavailable] = {}
         self._others_have_room: bool | None = None
         self._believed_until = 0.0
         self._now = now
@@ -203,16 +203,16 @@ class _Candidates:
         """Ask ``account`` why it cannot serve, and remember the answer."""
         blocked = account.unavailable(self.model)
         if blocked is not None:
-            self.resting[account] = blocked
+            self.known[account] = blocked
             if blocked.until is None and blocked.state is AccountState.READY:
                 account.call_when_free(self._free)  # it is only busy
-        elif account in self.resting:
-            del self.resting[account]
+        elif account in self.known:
+            del self.known[account]
         return blocked
 
     def why_not(self, account: Account) -> Unavailable | None:
         """Why ``account`` cannot serve, as known without asking again."""
-        return self.resting.get(account) or self.unavailable(account)
+        return self.known.get(account) or self.unavailable(account)
 
     def spares(self, account: Account) -> bool:
         """Whether ``account``, which could serve, is known to be used up, and another is not."""
@@ -222,7 +222,7 @@ class _Candidates:
             fresh = (each for each in self.all if not each.health.spent)
             self._others_have_room = any(self.unavailable(each) is None for each in fresh)
         if self._others_have_room:
-            self.resting[account] = _SPARED
+            self.known[account] = _SPARED
         return self._others_have_room
 
     def shorten_cooldowns(self) -> bool:
@@ -248,13 +248,13 @@ class _Candidates:
 
     def forget(self) -> bool:
         """Believe nothing; False when nothing was believed anyway."""
-        known = bool(self.resting)
-        self.resting.clear()
+        believed = bool(self.known)
+        self.known.clear()
         self._others_have_room = None
-        return known
+        return believed
 
     def _free(self, account: Account) -> None:
-        self.resting.pop(account, None)
+        self.known.pop(account, None)
 
 
 class _Choice:
@@ -467,7 +467,7 @@ class _Choice:
             return usable(account) and not candidates.spares(account)
 
         candidates.doubt()
-        account = pick(candidates.all, has_room, candidates.resting)
+        account = pick(candidates.all, has_room, candidates.known)
         if account is None and candidates.forget():
             account = pick(candidates.all, usable, ())
         return account
@@ -490,8 +490,8 @@ class _Choice:
     def _no_account(self, able: Sequence[Account], waits_for: str | None, rule: str) -> NoAccount:
         """:param able: those of the candidates that would do."""
         reasons = (self._candidates.why_not(each) for each in able if not self._is_left_out(each))
-        told = tuple(reason for reason in reasons if reason is not None)
-        return NoAccount(self._wanted, able, waits_for, told, rule)
+        known = tuple(reason for reason in reasons if reason is not None)
+        return NoAccount(self._wanted, able, waits_for, known, rule)
 
 
 def _words(blocked: Unavailable) -> str:

@@ -11,7 +11,7 @@ from gateway.routing.affinity import AffinityKey
 from gateway.routing.health import Unavailable
 
 #: Why only one account can take a turn.
-SEALED = "sealed items"
+ENCRYPTED = "sealed items"
 KEPT = "keeps the previous response"
 
 
@@ -38,7 +38,7 @@ class RouteRequest(NamedTuple):
     background: bool = False
     chat: bool = False
     undoubted: bool = False
-    pin_rule: str = SEALED
+    pin_rule: str = ENCRYPTED
 
 
 class Selection(NamedTuple):

@@ -18,9 +18,9 @@ from gateway.routing.account import Account
 Usable = Callable[[Account], bool]
 
 #: Accounts that are known to be unavailable.
-Resting = Container[Account]
+Skipped = Container[Account]
 
-Pick = Callable[[Sequence[Account], Usable, Resting], Account | None]
+Pick = Callable[[Sequence[Account], Usable, Skipped], Account | None]
 
 #: Sets of accounts a strategy keeps its place in, and tuples it knows them by.
 _MAX_SETS = 32
@@ -42,65 +42,61 @@ class Strategy(Protocol):
     name: str
 
     def pick(
-        self, eligible: Sequence[Account], usable: Usable, resting: Resting = ()
+        self, eligible: Sequence[Account], usable: Usable, skipped: Skipped = ()
     ) -> Account | None:
         """Choose an account, or None when none is usable.
 
         :param eligible: those that serve the model, in the operator's order; the same tuple
             each time for the same model.
         :param usable: whether an account can take a turn now.
-        :param resting: those that need not be asked; passing over one costs next to nothing.
+        :param skipped: those that need not be asked; passing over one costs next to nothing.
         """
 
     def may_pick(
-        self, eligible: Sequence[Account], usable: Usable, resting: Resting = ()
+        self, eligible: Sequence[Account], usable: Usable, skipped: Skipped = ()
     ) -> Sequence[Account]:
         """Those of which :meth:`pick` would choose one now; no account has had its turn by that."""
 
 
-class Order(Protocol):
+class _Order(Protocol):
     """A strategy's place in one set of accounts."""
 
-    def pick(self, usable: Usable, resting: Resting) -> Account | None:
+    def pick(self, usable: Usable, skipped: Skipped) -> Account | None:
         """Choose one of the usable accounts, or None when there is none."""
 
-    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
+    def may_pick(self, usable: Usable, skipped: Skipped) -> Sequence[Account]:
         """Those of which one would be chosen."""
 
 
-class RoundRobin:
+class _RoundRobin:
     """One account after the other."""
 
     def __init__(self, accounts: Sequence[Account]) -> None:
         self._accounts = accounts
         self._turns = cycle(accounts)
 
-    def pick(self, usable: Usable, resting: Resting) -> Account | None:
-        """The next usable account."""
+    def pick(self, usable: Usable, skipped: Skipped) -> Account | None:
         in_turn = islice(self._turns, len(self._accounts))
-        return next(_fit(in_turn, usable, resting), None)
+        return next(_fit(in_turn, usable, skipped), None)
 
-    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
-        """All usable accounts."""
-        return [*_fit(self._accounts, usable, resting)]
+    def may_pick(self, usable: Usable, skipped: Skipped) -> Sequence[Account]:
+        return [*_fit(self._accounts, usable, skipped)]
 
 
-class FillFirst:
+class _FillFirst:
     """The first account in the operator's order for as long as it takes turns."""
 
     def __init__(self, accounts: Sequence[Account]) -> None:
         self._accounts = accounts
 
-    def pick(self, usable: Usable, resting: Resting) -> Account | None:
-        """The first usable account."""
-        return next(_fit(self._accounts, usable, resting), None)
+    def pick(self, usable: Usable, skipped: Skipped) -> Account | None:
+        return next(_fit(self._accounts, usable, skipped), None)
 
-    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
-        """The first usable account alone."""
-        return [*islice(_fit(self._accounts, usable, resting), 1)]
+    def may_pick(self, usable: Usable, skipped: Skipped) -> Sequence[Account]:
+        return [*islice(_fit(self._accounts, usable, skipped), 1)]
 
 
-class Priority:
+class _Priority:
     """The lowest ``priority`` that has a usable account; within it, one after the other.
 
     The lowest is asked first each time: conversations fail back as soon as they can.
@@ -110,20 +106,18 @@ class Priority:
         tiers: dict[int, list[Account]] = {}
         for account in accounts:
             tiers.setdefault(account.settings.priority, []).append(account)
-        self._tiers = [RoundRobin(tiers[priority]) for priority in sorted(tiers)]
+        self._tiers = [_RoundRobin(tiers[priority]) for priority in sorted(tiers)]
 
-    def pick(self, usable: Usable, resting: Resting) -> Account | None:
-        """The next usable account of the best tier that has one."""
-        found = (tier.pick(usable, resting) for tier in self._tiers)
+    def pick(self, usable: Usable, skipped: Skipped) -> Account | None:
+        found = (tier.pick(usable, skipped) for tier in self._tiers)
         return next((account for account in found if account is not None), None)
 
-    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
-        """The usable accounts of the best tier that has one."""
-        found = (tier.may_pick(usable, resting) for tier in self._tiers)
+    def may_pick(self, usable: Usable, skipped: Skipped) -> Sequence[Account]:
+        found = (tier.may_pick(usable, skipped) for tier in self._tiers)
         return next(filter(None, found), [])
 
 
-class LeastInFlight:
+class _LeastInFlight:
     """The fewest running turns for the ``weight``; those that are equal in turn.
 
     So that a choice stays cheap, a large pool's next usable accounts stand for all of it.
@@ -135,11 +129,10 @@ class LeastInFlight:
         self._index = {account: index for index, account in enumerate(accounts)}
         self._next = 0
 
-    def pick(self, usable: Usable, resting: Resting) -> Account | None:
-        """The least loaded of the next usable accounts."""
+    def pick(self, usable: Usable, skipped: Skipped) -> Account | None:
         best: Account | None = None
         least = 0.0
-        for account in self._compared(usable, resting):
+        for account in self._compared(usable, skipped):
             load = _load(account)
             if best is None or load < least:
                 best, least = account, load
@@ -149,18 +142,17 @@ class LeastInFlight:
             self._next = (self._index[best] + 1) % self._count
         return best
 
-    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
-        """Of those that are compared, all that are loaded least."""
-        compared = [*self._compared(usable, resting)]
+    def may_pick(self, usable: Usable, skipped: Skipped) -> Sequence[Account]:
+        compared = [*self._compared(usable, skipped)]
         least = min(map(_load, compared), default=0.0)
         return [account for account in compared if _load(account) == least]
 
-    def _compared(self, usable: Usable, resting: Resting) -> Iterator[Account]:
+    def _compared(self, usable: Usable, skipped: Skipped) -> Iterator[Account]:
         in_turn = self._twice[self._next : self._next + self._count]
-        return islice(_fit(in_turn, usable, resting), _COMPARED)
+        return islice(_fit(in_turn, usable, skipped), _COMPARED)
 
 
-class Weighted:
+class _Weighted:
     """Each account as often as its ``weight`` says, and evenly spread.
 
     In one unit of time an account of weight ``w`` is due ``w`` times, at equal distances, and
@@ -180,8 +172,7 @@ class Weighted:
         heapify(self._heap)
         self._now = 0.0
 
-    def pick(self, usable: Usable, resting: Resting) -> Account | None:
-        """The usable account that is due first."""
+    def pick(self, usable: Usable, skipped: Skipped) -> Account | None:
         heap = self._heap
         for _ in range(_ASKED_IN_ORDER):
             due, index = heap[0]
@@ -190,19 +181,18 @@ class Weighted:
             if up_to_date:
                 self._take_turn(account)
             heapreplace(heap, (self._due[account], index))
-            if up_to_date and account not in resting and usable(account):
+            if up_to_date and account not in skipped and usable(account):
                 return account
-        awake = list(_awake(self._accounts, resting))
-        found = min(awake, key=self._due.__getitem__, default=None)
+        left = list(_not_skipped(self._accounts, skipped))
+        found = min(left, key=self._due.__getitem__, default=None)
         if found is not None and not usable(found):
-            found = min(filter(usable, awake), key=self._due.__getitem__, default=None)
+            found = min(filter(usable, left), key=self._due.__getitem__, default=None)
         if found is not None:
             self._take_turn(found)
         return found
 
-    def may_pick(self, usable: Usable, resting: Resting) -> Sequence[Account]:
-        """All usable accounts."""
-        return [*_fit(self._accounts, usable, resting)]
+    def may_pick(self, usable: Usable, skipped: Skipped) -> Sequence[Account]:
+        return [*_fit(self._accounts, usable, skipped)]
 
     def _take_turn(self, account: Account) -> None:
         """One that was passed over for a while takes one turn; it does not catch up."""
@@ -220,12 +210,12 @@ class Weighted:
         return (self._turns[index] + self._phases[index]) / self._weights[index]
 
 
-def _awake(accounts: Iterable[Account], resting: Resting) -> Iterator[Account]:
-    return filterfalse(resting.__contains__, accounts)
+def _not_skipped(accounts: Iterable[Account], skipped: Skipped) -> Iterator[Account]:
+    return filterfalse(skipped.__contains__, accounts)
 
 
-def _fit(accounts: Iterable[Account], usable: Usable, resting: Resting) -> Iterator[Account]:
-    return filter(usable, _awake(accounts, resting))
+def _fit(accounts: Iterable[Account], usable: Usable, skipped: Skipped) -> Iterator[Account]:
+    return filter(usable, _not_skipped(accounts, skipped))
 
 
 def _load(account: Account) -> float:
@@ -247,32 +237,32 @@ class _ByAccounts:
     Sets are told apart by value, found by identity; both are bounded.
     """
 
-    def __init__(self, name: str, begin: Callable[[Sequence[Account]], Order]) -> None:
+    def __init__(self, name: str, begin: Callable[[Sequence[Account]], _Order]) -> None:
         self.name = name
         self._begin = begin
-        self._orders: dict[tuple[Account, ...], Order] = {}
+        self._orders: dict[tuple[Account, ...], _Order] = {}
         #: Holds the tuples too, so that no other object gets their ids.
-        self._known: dict[int, tuple[Sequence[Account], Order]] = {}
+        self._known: dict[int, tuple[Sequence[Account], _Order]] = {}
 
     def pick(
-        self, eligible: Sequence[Account], usable: Usable, resting: Resting = ()
+        self, eligible: Sequence[Account], usable: Usable, skipped: Skipped = ()
     ) -> Account | None:
         """Choose by the order of these accounts."""
         if not eligible:
             return None
         known = self._known.get(id(eligible))
         order = self._order_of(eligible) if known is None else known[1]
-        return order.pick(usable, resting)
+        return order.pick(usable, skipped)
 
     def may_pick(
-        self, eligible: Sequence[Account], usable: Usable, resting: Resting = ()
+        self, eligible: Sequence[Account], usable: Usable, skipped: Skipped = ()
     ) -> Sequence[Account]:
         """By the order of these accounts; one that has not begun is not kept."""
         accounts = tuple(eligible)
         order = self._orders.get(accounts) or self._begin(accounts)
-        return order.may_pick(usable, resting)
+        return order.may_pick(usable, skipped)
 
-    def _order_of(self, eligible: Sequence[Account]) -> Order:
+    def _order_of(self, eligible: Sequence[Account]) -> _Order:
         accounts = tuple(eligible)
         order = self._orders.pop(accounts, None) or self._begin(accounts)
         self._orders[accounts] = order
@@ -286,12 +276,12 @@ class _ByAccounts:
         return order
 
 
-_ORDERS: dict[str, Callable[[Sequence[Account]], Order]] = {
-    "round-robin": RoundRobin,
-    "weighted": Weighted,
-    "least-in-flight": LeastInFlight,
-    "fill-first": FillFirst,
-    "priority": Priority,
+_ORDERS: dict[str, Callable[[Sequence[Account]], _Order]] = {
+    "round-robin": _RoundRobin,
+    "weighted": _Weighted,
+    "least-in-flight": _LeastInFlight,
+    "fill-first": _FillFirst,
+    "priority": _Priority,
 }
 
 

@@ -14,14 +14,14 @@ from twisted.logger import Logger
 
 _log = Logger(namespace="gateway.routing")
 
-#: Seconds between tries while somebody waits: cooldowns end without telling.
-_TRY_EVERY = 0.25
+#: Seconds between tries while turns wait: the end of a cooldown wakes no queue.
+_RETRY_SECONDS = 0.25
 
-#: Turns that are offered an account before others of the gateway get their time.
+#: Turns that are offered an account before the reactor goes on with other work.
 _OFFERS_AT_ONCE = 32
 
-#: Pause, in seconds, after so many offers that nobody took.
-_BREATH = 0.02
+#: Pause, in seconds, after so many offers in vain.
+_PAUSE_SECONDS = 0.02
 
 
 class WaitReason(enum.Enum):
@@ -32,24 +32,24 @@ class WaitReason(enum.Enum):
 
 
 class WaitTicket:
-    """A turn's place in the room.
+    """A turn's place in the queue.
 
-    :ivar wants: what its tries depend on; a try that finds another thing lacking changes it.
-    :ivar lacks: which kind of thing that is.
+    :ivar wants: what its tries depend on; a try may find out that it is something else.
+    :ivar lacks: the kind of it.
     """
 
-    __slots__ = ("_room", "deadline", "gave_up", "lacks", "retry", "tenant", "wants")
+    __slots__ = ("_queue", "deadline", "gave_up", "lacks", "retry", "tenant", "wants")
 
     def __init__(
         self,
-        room: WaitQueue,
+        queue: WaitQueue,
         tenant: str,
         wants: Hashable,
         retry: Callable[[], bool],
         gave_up: Callable[[], None],
         lacks: WaitReason,
     ) -> None:
-        self._room = room
+        self._queue = queue
         self.tenant = tenant
         self.lacks = lacks
         self.wants: Hashable = object() if wants is None else wants
@@ -58,18 +58,18 @@ class WaitTicket:
         self.deadline: IDelayedCall | None = None
 
     def leave(self) -> None:
-        """Wait no longer; nothing is called any more.  Harmless once it is over."""
-        self._room.remove(self)
+        """Wait no longer; nothing is called any more.  It may be called again."""
+        self._queue.remove(self)
 
 
 class WaitQueue:
     """Turns that found no account, or no room within the limits of their key.
 
-    When something became free it is offered to the tenants in turn, and within a tenant to
-    who waits longest.  Who cannot use it does not stand in the way of others.  In a full room
-    a tenant makes room for one that has fewer turns waiting.
+    When something became free it is offered to the tenants in turn, and within a tenant to the
+    turn that waits longest.  A turn that cannot use it does not block the others.  In a full
+    queue a tenant makes room for one that has fewer turns waiting.
 
-    :param clock: for deadlines and tries; no timer runs while nobody waits.
+    :param clock: for deadlines and tries; no timer runs while no turn waits.
     :param max_waiting: bound on the turns that wait.
     """
 
@@ -77,7 +77,7 @@ class WaitQueue:
         self._clock = clock
         self.max_waiting = max_waiting
         self._count = 0
-        #: Whose turn it is first.
+        #: The next one to be offered something comes first.
         self._tenants: OrderedDict[str, OrderedDict[WaitTicket, None]] = OrderedDict()
         #: What could not be had since this round of offers began.
         self._refused: set[Hashable] = set()
@@ -90,7 +90,7 @@ class WaitQueue:
         return self._count
 
     def waiting_for(self, what: WaitReason) -> int:
-        """How many of the turns wait for this."""
+        """How many turns wait for this."""
         return sum(ticket.lacks is what for queue in self._tenants.values() for ticket in queue)
 
     def wait(
@@ -102,18 +102,18 @@ class WaitQueue:
         wants: Hashable = None,
         lacks: WaitReason = WaitReason.ACCOUNT,
     ) -> WaitTicket | None:
-        """Take a place.
+        """Wait.
 
         :param seconds: how long at most.
-        :param retry: try to get an account; True when that worked and the place is given up.
+        :param retry: tries to get an account; True when that worked and the wait is over.
         :param gave_up: called once when time is up, or the place is lost.
         :param wants: what ``retry`` depends on: the model, the accounts that are ruled out.
-            One that is refused speaks for all that want the same.  None: like nobody else.
+            After a failed try, others that want the same are not tried.  None: like no other.
         :param lacks: the kind of it.
-        :return: None when the room is full.
+        :return: None when the queue is full.
         """
         full = self._count >= self.max_waiting
-        leaves = self._who_makes_room(tenant) if full else None
+        leaves = self._to_be_replaced(tenant) if full else None
         if self._stopped or (full and leaves is None):
             return None
         ticket = WaitTicket(self, tenant, wants, retry, gave_up, lacks)
@@ -121,13 +121,13 @@ class WaitQueue:
         self._tenants.setdefault(tenant, OrderedDict())[ticket] = None
         self._count += 1
         if self._timer is None and not self._offering:
-            self._try_in(_TRY_EVERY)
+            self._try_in(_RETRY_SECONDS)
         if leaves is not None:
-            self._give_up(leaves)  # not before: what follows it would take the place at once
+            self._give_up(leaves)  # not before: what it calls might take the place at once
         return ticket
 
     def wake(self) -> None:
-        """Something may have become free: offer it."""
+        """Offer what may have become free."""
         if self._offering or self._refused:
             self._again = True
         elif self._count:
@@ -146,18 +146,18 @@ class WaitQueue:
             del self._tenants[ticket.tenant]
         self._count -= 1
         if not self._count:
-            self._rest()
+            self._idle()
         return True
 
     def stop(self) -> None:
-        """Let everybody give up, and nobody in."""
+        """Let all turns give up, and no more wait."""
         self._stopped = True
         while self._tenants:
             queue = next(iter(self._tenants.values()))
             self._give_up(next(iter(queue)))
 
-    def _who_makes_room(self, tenant: str) -> WaitTicket | None:
-        """The latest of whoever holds most; nobody while one of them is being served."""
+    def _to_be_replaced(self, tenant: str) -> WaitTicket | None:
+        """The latest turn of the tenant with the most; None in the middle of an offer."""
         if self._offering or not self._tenants:
             return None
         most = max(self._tenants.values(), key=len)
@@ -198,14 +198,14 @@ class WaitQueue:
                 self._refused.add(ticket.wants)
         self._offering = False
         if not self._count:
-            self._rest()
+            self._idle()
         elif left == 0:
-            self._try_in(0.0 if served else _BREATH)
+            self._try_in(0.0 if served else _PAUSE_SECONDS)
         elif self._timer is None:
-            self._try_in(_TRY_EVERY)
+            self._try_in(_RETRY_SECONDS)
 
     def _next(self) -> WaitTicket | None:
-        """Who is offered an account next."""
+        """The turn that is offered an account next."""
         refused = self._refused
         for queue in self._tenants.values():
             for ticket in queue:
@@ -214,7 +214,7 @@ class WaitQueue:
         return None
 
     def _serve(self, ticket: WaitTicket) -> bool:
-        """Offer an account to ``ticket``; False when there is none for it."""
+        """Let ``ticket`` try to get an account; False when there is none for it."""
         try:
             served = ticket.retry()
         except Exception:
@@ -231,8 +231,8 @@ class WaitQueue:
         self._cancel_timer()
         self._timer = self._clock.callLater(seconds, self._try)
 
-    def _rest(self) -> None:
-        """Nobody waits."""
+    def _idle(self) -> None:
+        """No turn waits."""
         self._refused.clear()
         self._again = False
         self._cancel_timer()

@@ -51,7 +51,7 @@ from gateway.protocol.upstream_request import Dialect, added_include
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey, derived_cache_key
 from gateway.routing.capabilities import RESPONSES, CapabilityScope
-from gateway.routing.selection import KEPT, SEALED
+from gateway.routing.selection import ENCRYPTED, KEPT
 from gateway.turn.context import Resolution
 
 _log = Logger(namespace="gateway.routing")
@@ -248,7 +248,7 @@ class TurnContinuity:
     @property
     def pin_rule(self) -> str:
         """Why only that can."""
-        return SEALED if self.can_replay else KEPT
+        return ENCRYPTED if self.can_replay else KEPT
 
     # --- what is sent ----------------------------------------------------------------
 

@@ -151,7 +151,10 @@ def test_a_new_conversation_leaves_foreign_seals_behind() -> None:
 def test_refused_seals_are_all_left_out() -> None:
     parent = record("resp_1", output=(sealed("rs_1", "a"), CALL))
     plan = whole_plan(
-        parent, [sealed("rs_2", None), OUTPUT], Reader("a", store=False, unsealed=True), "why"
+        parent,
+        [sealed("rs_2", None), OUTPUT],
+        Reader("a", store=False, drops_encrypted=True),
+        "why",
     )
     assert plan.items == raws(CALL, OUTPUT)
 
@@ -268,7 +271,7 @@ def test_reasoning_gets_its_seal_back_for_its_issuer_alone(by_id: Item) -> None:
     asked = [by_id, user("b")]
     assert own(asked, reader("a", SEALED, keeps=False)) == raws(SEALED, user("b"))
     assert own(asked, reader("b", SEALED)) == raws(user("b"))
-    assert own(asked, reader("a", SEALED, keeps=False, unsealed=True)) == raws(user("b"))
+    assert own(asked, reader("a", SEALED, keeps=False, drops_encrypted=True)) == raws(user("b"))
 
 
 def test_an_id_that_nobody_knows_goes_where_items_are_kept() -> None:

@@ -114,7 +114,7 @@ def test_replayed_the_account_gets_the_transcript_minus_what_may_not_travel(
 ) -> None:
     parent, new = conversation
     path = path_of(parent)
-    plan = whole_plan(parent, new, Reader(account, store=store, unsealed=unsealed), "why")
+    plan = whole_plan(parent, new, Reader(account, store=store, drops_encrypted=unsealed), "why")
     assert plan.previous_response_id is None, "never both chained and replayed"
     held = any(record.held_upstream for record in path)
     assert plan.route is (ContextRoute.REPLAYED if held else ContextRoute.ROOT)

@@ -7,8 +7,8 @@ import pytest
 from gateway.conversations.store import ResponseRecord
 from gateway.protocol.concessions import Concession, ConcessionKind
 from gateway.routing.capabilities import (
-    MAX_LESSONS,
-    TEACHES_FOR_SECONDS,
+    FRESH_RESPONSE_SECONDS,
+    MAX_LEARNED,
     CapabilityScope,
     LearnedCapabilities,
 )
@@ -16,7 +16,7 @@ from tests.support.now import Now
 
 NOW = 100_000.0
 HOUR = 3600.0
-FRESH, OLD = NOW - 60, NOW - TEACHES_FOR_SECONDS
+FRESH, OLD = NOW - 60, NOW - FRESH_RESPONSE_SECONDS
 
 
 def parent(store: bool, created_at: float = FRESH) -> ResponseRecord:
@@ -176,11 +176,11 @@ def test_lessons_are_shown_with_their_reason_and_forgotten(
 
 
 def test_clients_cannot_make_it_remember_without_bounds(learned: LearnedCapabilities) -> None:
-    for number in range(3 * MAX_LESSONS):
+    for number in range(3 * MAX_LEARNED):
         learned.learn(CapabilityScope(model=f"m{number}"), USER, "why")
     learned.learn(CapabilityScope(model="m" * 201), USER, "why")
-    assert len(learned.shown()) == MAX_LESSONS
-    assert learned.concessions(CapabilityScope(model=f"m{3 * MAX_LESSONS - 1}")) == {USER}
+    assert len(learned.shown()) == MAX_LEARNED
+    assert learned.concessions(CapabilityScope(model=f"m{3 * MAX_LEARNED - 1}")) == {USER}
     assert learned.concessions(CapabilityScope(model="m0")) == frozenset()
 
 
