@@ -106,6 +106,8 @@ def json_line(event: LogEvent) -> str | None:
     }
     if event.get("log_namespace", "").startswith("gateway"):
         line.update((name, value) for name, value in event.items() if not name.startswith("log_"))
+        if "log_fields" in event:  # made only where they are shown
+            line.update(event["log_fields"]())
     failure = event.get("log_failure")
     if failure is not None:
         line["traceback"] = failure.getTraceback()

@@ -24,7 +24,6 @@ from gateway.routing.selection import RouteRequest
 from gateway.turn.account_search import AccountSearch, KnownAccount, KnownAccounts
 from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.recorder import TurnRecorder
 from gateway.turn.routed_request import Attempt, RequestPhase, RoutedRequest
 from gateway.upstream.interface import ForwardedRequest
 
@@ -131,8 +130,7 @@ class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
         spec: RequestSpec,
         sink: ProxiedResponseSink,
     ) -> None:
-        recorder = TurnRecorder(services, context, spec.model, None, spec.size, route=spec.what)
-        super().__init__(services, context, spec.model, recorder)
+        super().__init__(services, context, spec.model, None, spec.size, route=spec.what)
         self._spec = spec
         self._sink = sink
         self.account: Account | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import itertools
 from collections.abc import Hashable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -26,11 +27,16 @@ from gateway.routing.selection import Selection
 from gateway.routing.wait_queue import WaitReason
 from gateway.turn.account_search import AccountSearch, KnownAccounts
 from gateway.turn.context import TurnContext, TurnServices
-from gateway.turn.recorder import SAME_ACCOUNT, TurnRecorder
+from gateway.turn.turn_log import SHOWN, TurnRecord, TurnRecorder
 from gateway.upstream.interface import UpstreamExchange
 
 #: How long a store may take to look up what a request continues, in seconds.
 RESOLVE_SECONDS = 10.0
+
+#: The rule that names the account of an attempt that is made in another way.
+SAME_ACCOUNT = "the same account, another way"
+
+_numbers = itertools.count(1)
 
 _log = Logger(namespace="gateway.turn")
 
@@ -87,6 +93,8 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
 
     :param context: the client it came from.
     :param model: as the client calls it, or None.
+    :param request_bytes: of what the client sent.
+    :param route: what the request is, for one that is no turn.
     :ivar record: its entry in the turn log.
     """
 
@@ -95,12 +103,14 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
         services: TurnServices,
         context: TurnContext,
         model: str | None,
-        recorder: TurnRecorder,
+        previous_response_id: str | None,
+        request_bytes: int,
+        lane: str | None = None,
+        route: str | None = None,
     ) -> None:
         self._services = services
         self._context = context
         self._model = model
-        self._log = recorder
         self._phase = RequestPhase.QUEUED
         self._resolving: Deferred[Any] | None = None
         self._search: AccountSearch | KnownAccounts | None = None
@@ -110,7 +120,20 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
         #: Refusals that do not say whose fault they are; an account that serves the request
         #: shows it.
         self._unclear: list[tuple[Account, Fault]] = []
-        self.record = recorder.record
+        self.record = TurnRecord(
+            turn=f"{context.connection}.{next(_numbers)}",
+            connection=context.connection,
+            key=context.tenant,
+            lane=lane,
+            model=model and model[:SHOWN],
+            previous_response_id=previous_response_id and previous_response_id[:SHOWN],
+            continuation=None,
+            request_bytes=request_bytes,
+            route=route,
+        )
+        self._log = TurnRecorder(
+            services.turn_log, services.clock, context.accepted_at, context.affinity, self.record
+        )
 
     # --- the client's side -----------------------------------------------------------
 

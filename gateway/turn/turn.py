@@ -44,9 +44,8 @@ from gateway.turn.account_search import AccountSearch
 from gateway.turn.attempt import TurnAttempt
 from gateway.turn.context import EventSink, Resolution, Resolver, TurnContext, TurnServices
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.recorder import SAME_ACCOUNT, TurnRecorder
 from gateway.turn.response_metadata import ResponseMetadata
-from gateway.turn.routed_request import RequestPhase, RoutedRequest
+from gateway.turn.routed_request import SAME_ACCOUNT, RequestPhase, RoutedRequest
 
 #: How responses end that may be continued (protocol.md §8.2).
 _CONTINUABLE = frozenset({"completed", "incomplete"})
@@ -69,7 +68,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         sink: EventSink,
         resolve: Resolver,
     ) -> None:
-        recorder = TurnRecorder(
+        super().__init__(
             services,
             context,
             request.model,
@@ -77,7 +76,6 @@ class Turn(RoutedRequest[TurnAttempt]):
             request.size,
             lane=request.stream_id,
         )
-        super().__init__(services, context, request.model, recorder)
         self._sink = sink
         self._resolver = resolve
         self._parent: Transcript | None = None

@@ -1,16 +1,32 @@
-"""What became of each turn: one record, one log line, and a bounded ring to look into."""
+"""What became of each turn: one record, one log line, and a bounded ring to look into.
+
+Requests that are passed through have records too.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+
+from gateway.conversations.context import ContextPlan
+from gateway.protocol.usage import Usage, estimated_usage
+from gateway.routing.affinity import AffinityKey, opaque_id
+from gateway.routing.selection import Selection
+from gateway.routing.wait_queue import WaitReason
 
 #: Turns that are kept to look into.
 RING = 500
+
+#: How much of a client's words is kept, in characters.
+SHOWN = 200
+
+#: The status of a turn, and the outcome of an attempt, that goes on.
+RUNNING = "running"
 
 
 @dataclass
@@ -26,7 +42,7 @@ class AttemptRecord:
     route: str
     candidates: int = 0
     others: dict[str, str] = field(default_factory=dict)
-    outcome: str = "running"
+    outcome: str = RUNNING
     chosen_ms: float | None = None
     connected_ms: float | None = None
     first_byte_ms: float | None = None
@@ -55,7 +71,7 @@ class TurnRecord:
     reason: str | None = None
     account: str | None = None
     attempts: list[AttemptRecord] = field(default_factory=list)
-    status: str = "running"
+    status: str = RUNNING
     error_code: str | None = None
     input_tokens: int = 0
     cached_tokens: int = 0
@@ -75,7 +91,7 @@ class TurnRecord:
         """For JSON.  ``dataclasses.asdict`` would copy every string, once a turn."""
         return {**vars(self), "attempts": [vars(each) for each in self.attempts]}
 
-    def as_text(self) -> str:
+    def __str__(self) -> str:
         """For a line of text.  Twisted's formatter would take 70 us for as many fields."""
         return (
             f"turn {self.turn} {self.status} key={self.key} model={self.model}"
@@ -110,7 +126,8 @@ class TurnLog:
         """Keep and log ``record``."""
         self._ring.append(record)
         self.totals[record.status] += 1
-        self._log.info("{log_text}", log_text=record.as_text(), **record.as_dict())
+        # Text and fields are made only where the log shows them.
+        self._log.info("{log_text}", log_text=record, log_fields=record.as_dict)
         for watch in self.watchers:
             try:
                 watch(record)
@@ -120,3 +137,134 @@ class TurnLog:
     def latest(self) -> list[TurnRecord]:
         """The last turns, oldest first."""
         return list(self._ring)
+
+
+class TurnRecorder:
+    """Writes down what happens to one request, and when.
+
+    :param accepted_at: when the request was read, unix seconds.
+    :param affinity: the keys it is routed by.
+    :param record: what is known of it from the start.
+    """
+
+    def __init__(
+        self,
+        turn_log: TurnLog,
+        clock: IReactorTime,
+        accepted_at: float,
+        affinity: Sequence[AffinityKey],
+        record: TurnRecord,
+    ) -> None:
+        self._clock = clock
+        self._turn_log = turn_log
+        self._affinity = affinity
+        self._accepted_at = accepted_at
+        #: What it waits for, and since when.
+        self._waits: tuple[WaitReason, float] | None = None
+        self.record = record
+
+    # --- on the way --------------------------------------------------------------------
+
+    def queued(self) -> None:
+        """Its lane is free, and it starts."""
+        self.record.queued_ms = self._elapsed_ms()
+
+    def continues(self, response_id: str, continuation: str) -> None:
+        """This is the response that it continues."""
+        self.record.previous_response_id = response_id[:SHOWN]
+        self.record.continuation = continuation
+
+    def waits(self, lack: WaitReason) -> None:
+        """This is not free; another wait, the next attempt or the end ends it."""
+        if self._waits is not None:
+            self._waited()
+        self._waits = lack, self._elapsed_ms()
+
+    def tries(
+        self,
+        account: str,
+        rule: str,
+        route: str,
+        request_bytes: int,
+        plan: ContextPlan | None,
+        choice: Selection | None,
+    ) -> None:
+        """An attempt begins.
+
+        :param route: how it is sent along, or what it is.
+        :param request_bytes: of what the account is sent.
+        :param plan: how it continues the conversation; None for what continues none.
+        :param choice: how the account was chosen; None where it was not.
+        """
+        if self._waits is not None:
+            self._waited()
+        record = self.record
+        record.account, record.route = account, route
+        record.upstream_bytes += request_bytes
+        if plan is not None:
+            record.chained_to, record.reason = plan.previous_response_id, plan.reason
+        attempt = AttemptRecord(account, rule, route, outcome=RUNNING)
+        attempt.chosen_ms = self._elapsed_ms()
+        if choice is not None:
+            attempt.candidates, attempt.others = choice.candidates, dict(choice.others)
+        record.attempts.append(attempt)
+
+    def connected(self) -> None:
+        """The request goes out."""
+        self.record.attempts[-1].connected_ms = self._elapsed_ms()
+
+    def answered(self) -> None:
+        """The upstream's answer begins."""
+        self.record.attempts[-1].first_byte_ms = self._elapsed_ms()
+
+    def first_event(self) -> None:
+        """The client sees the first of it."""
+        self.record.first_event_ms = self._elapsed_ms()
+
+    def first_output(self) -> None:
+        """The client sees the first of what the model says."""
+        self.record.first_output_ms = self._elapsed_ms()
+
+    def outcome(self, words: str) -> None:
+        """What became of the attempt."""
+        self.record.attempts[-1].outcome = words
+
+    # --- what it took ------------------------------------------------------------------
+
+    def counts(self, usage: Usage) -> None:
+        """The upstream says what it took, in tokens."""
+        record = self.record
+        record.input_tokens, record.cached_tokens, record.output_tokens = usage
+
+    def estimated(self) -> Usage:
+        """What the last attempt may have taken, by its bytes."""
+        record = self.record
+        return estimated_usage(record.upstream_bytes // len(record.attempts), record.relayed_bytes)
+
+    # --- the end -----------------------------------------------------------------------
+
+    def closed(self, status: str, error_code: str | None) -> None:
+        """It is over: hand the record to the turn log."""
+        if self._waits is not None:
+            self._waited()
+        record = self.record
+        if record.attempts and record.attempts[-1].outcome == RUNNING:
+            record.attempts[-1].outcome = error_code or status
+        if self._affinity:
+            record.conversation = opaque_id(self._affinity[-1])
+        record.status, record.error_code = status, error_code
+        record.duration_ms = self._elapsed_ms()
+        record.ended_at = round(self._clock.seconds(), 3)
+        self._turn_log.ended(record)
+
+    def _waited(self) -> None:
+        assert self._waits is not None
+        (lack, since), self._waits = self._waits, None
+        record, waited = self.record, self._elapsed_ms() - since
+        if lack is WaitReason.ACCOUNT:
+            record.waited_ms = round((record.waited_ms or 0.0) + waited, 1)
+        else:
+            record.limited_ms = round((record.limited_ms or 0.0) + waited, 1)
+
+    def _elapsed_ms(self) -> float:
+        return round((self._clock.seconds() - self._accepted_at) * 1000, 1)
