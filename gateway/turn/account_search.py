@@ -183,28 +183,21 @@ class AccountSearch:
         """Whether there was an account; the owner has it then."""
         if self.limit_lease is None and not self._enter_limits():
             return False
-        choice = self._choose()
+        pool, tries = self._services.pool, self._tries
+        asked = self._asked()
+        choice = pool.choose(asked, tries.ruled_out)
         if isinstance(choice, NoAccount):
-            self._lack = choice
-            return False
+            # Of accounts in doubt one is enough, as long as there are others.
+            if asked.undoubted and tries.may_doubt(pool.routing.max_attempts):
+                choice = pool.choose(asked._replace(undoubted=False), tries.ruled_out)
+            if isinstance(choice, NoAccount):
+                self._lack = choice
+                return False
         self._ticket = None
         account = choice.lease.account
         self._in_doubt = account.health.in_doubt(self._wanted.model)
         self._found(account, choice.rule, choice)
         return True
-
-    def _choose(self) -> Selection | NoAccount:
-        """Of accounts in doubt one is enough, as long as there are others."""
-        pool, tries = self._services.pool, self._tries
-        asked = self._asked()
-        choice = pool.choose(asked, tries.ruled_out)
-        if (
-            isinstance(choice, NoAccount)
-            and asked.undoubted
-            and tries.may_doubt(pool.routing.max_attempts)
-        ):
-            choice = pool.choose(asked._replace(undoubted=False), tries.ruled_out)
-        return choice
 
     def _asked(self) -> RouteRequest:
         """What is wanted now; attempts may have changed it."""
