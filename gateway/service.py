@@ -36,7 +36,7 @@ from gateway.server.http_site import ClientSite, endpoints
 from gateway.server.models import Models
 from gateway.server.responses import Responses
 from gateway.server.stored import StoredResponses
-from gateway.server.websocket_site import ResponsesFactory
+from gateway.server.websocket import ResponsesFactory
 from gateway.turn.context import TurnServices
 from gateway.turn.turn_log import TurnLog
 from simulator import SimulatedAccount, Simulator, SimulatorService

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.config import Settings, load_settings
 from gateway.protocol.errors import ApiError
-from gateway.server.websocket_site import PATHS
+from gateway.server.websocket import PATHS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -11,7 +11,7 @@ from gateway.log import LogThreshold
 from gateway.metrics.collector import MetricsCollector
 from gateway.reload import RejectedReload
 from gateway.server.connections import ConnectionLimiter
-from gateway.server.websocket_site import ResponsesFactory
+from gateway.server.websocket import ResponsesFactory
 from gateway.turn.context import TurnServices
 
 

@@ -24,7 +24,7 @@ from gateway.routing.health import AccountState
 from gateway.routing.model_catalog import ModelCatalog
 from gateway.routing.wait_queue import WaitReason
 from gateway.server.connections import ConnectionLimiter
-from gateway.server.websocket_site import ResponsesFactory
+from gateway.server.websocket import ResponsesFactory
 from gateway.turn.context import TurnServices
 
 STEP_SECONDS = 5

@@ -12,7 +12,7 @@ from gateway.routing.health import MAX_MODELS as MAX_RESTING_MODELS
 from gateway.routing.model_catalog import MAX_CATALOGUES, ModelCatalog
 from gateway.routing.router import MAX_MODELS as MAX_POOL_MODELS
 from gateway.server.connections import MAX_SILENT, ConnectionLimiter
-from gateway.server.websocket_site import ResponsesFactory
+from gateway.server.websocket import ResponsesFactory
 from gateway.turn.context import TurnServices
 from gateway.turn.turn_log import RING
 from gateway.upstream.http import HttpUpstream

@@ -1,16 +1,24 @@
-"""Autobahn's protocol: one client connection, and what is sent and read on it.
+"""Clients' WebSocket connections, by Autobahn (protocol.md §2 to §4).
 
-Refusals of the upgrade are HTTP answers in the API's error shape (protocol.md §2).  Each text
-message is one JSON object; each event goes out as one text message (§3, §4).
+``GET /v1/responses`` or ``/backend-api/codex/responses`` with an upgrade opens one.  Refusals of
+the upgrade are HTTP answers in the API's error shape.  Each text message of a client is one JSON
+object; each event goes out as one text message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import secrets
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from autobahn.twisted.websocket import WebSocketServerProtocol
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.compress import (
+    PERMESSAGE_COMPRESSION_EXTENSION,
+    PerMessageDeflateOffer,
+    PerMessageDeflateOfferAccept,
+)
 from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import connectionDone
@@ -18,23 +26,37 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from gateway.api_keys.keys import KeyRing
 from gateway.compat import websocket_data_received
+from gateway.config import Settings
 from gateway.protocol.errors import ApiError
-from gateway.server.connections import HalfClosedSocket, WriteStallTimer
-from gateway.server.deflate import is_readable
+from gateway.protocol.headers import forwardable
+from gateway.server.connections import ConnectionLimiter, HalfClosedSocket, WriteStallTimer
 from gateway.server.http_request import headers_of, refusal
-from gateway.server.session import ResponsesSession
+from gateway.server.routes import PREFIXES, nothing_served, parts_of
+from gateway.server.session import ClientIdentity, ResponsesSession
 from gateway.server.websocket_frames import text_frames
+from gateway.turn.context import Told, TurnServices
 
-if TYPE_CHECKING:
-    from gateway.server.websocket_site import ResponsesFactory
+PATHS = tuple(f"{prefix}/responses" for prefix in PREFIXES)
+
+_PARTS = frozenset(map(parts_of, PATHS))
+
+#: A client that sends this header is told the account and the route of each turn.
+EXPLAIN = "x-gateway-explain"
+
+#: Sent by every Codex that echoes turn states.
+_CODEX = "x-codex-turn-metadata"
+
+#: Pings keep network devices awake; no client is dropped for not answering them.
+_PING_SECONDS = 30
 
 #: How long the last bytes may take to reach a client whose connection is closed.
-CLOSE_SECONDS = 2.0
+_CLOSE_SECONDS = 2.0
 
 _PONG = 10
 
-#: What of a head Autobahn is shown; see :meth:`ResponsesProtocol.processHandshake`.
+#: The bytes of a head as Autobahn is shown them; see :meth:`ResponsesProtocol.processHandshake`.
 _ASCII = bytes(
     code if code < 0x80 and code not in b"\v\f\x1c\x1d\x1e" else 0x3F for code in range(256)
 )
@@ -44,7 +66,7 @@ _log = Logger(namespace="gateway.websocket")
 
 @implementer(IPushProducer, IHalfCloseableProtocol)
 class ResponsesProtocol(WebSocketServerProtocol):
-    """One client connection; the ``Channel`` of its session."""
+    """One client connection; a ``Channel``, an ``IngressSource`` and a ``Drainable``."""
 
     factory: ResponsesFactory
     transport: Any
@@ -62,15 +84,15 @@ class ResponsesProtocol(WebSocketServerProtocol):
     # --- handshake -------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        """A client that says nothing may stay (§10.9)."""
+        """The handshake is on its way; a client that then says nothing may stay."""
         super().connectionMade()
         self._stall = WriteStallTimer(self.factory.reactor)
 
     def processHandshake(self) -> None:
         """Read the headers from the bytes, and show Autobahn nothing but ASCII.
 
-        It decodes them, and takes letters for ends of lines or spaces of which UTF-8 has a
-        byte 0x85 or 0xA0.
+        Autobahn decodes them, and takes letters that have a byte 0x85 or 0xA0 in UTF-8 for ends
+        of lines or spaces.
         """
         end = self.data.find(b"\r\n\r\n")
         if end >= 0:
@@ -80,13 +102,13 @@ class ResponsesProtocol(WebSocketServerProtocol):
         super().processHandshake()
 
     def onConnect(self, request: ConnectionRequest) -> None:
-        """Let the client in, or answer with an error.
+        """Admit the client, or answer with an error.
 
         Offers of extensions that cannot be used are declined, never a reason to refuse.
         """
         if not self.factory.compresses:
             self.websocket_extensions = []
-        self.websocket_extensions = [e for e in self.websocket_extensions if is_readable(*e)]
+        self.websocket_extensions = [e for e in self.websocket_extensions if _is_readable(*e)]
         try:
             self.session = self.factory.admit(self, request, self._headers)
         except ApiError as error:
@@ -104,11 +126,11 @@ class ResponsesProtocol(WebSocketServerProtocol):
         if error.status == HTTPStatus.UPGRADE_REQUIRED:
             headers = {"upgrade": "websocket", "sec-websocket-version": "13"}
         self.sendData(refusal(error, headers))
-        self.wasClean = True  # or Autobahn warns of every stranger, without saying why
+        self.wasClean = True  # or Autobahn logs a warning for each, without the reason
         self.dropConnection(abort=False)
 
     def onOpen(self) -> None:
-        """The handshake's strings are not needed any more; ten thousand of them are."""
+        """Drop the handshake's strings, which ten thousand connections would keep."""
         self.http_request_data = b""
         self.http_response_data = ""
         self.http_headers = self._headers = {}
@@ -148,17 +170,17 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
     @property
     def tenant(self) -> str:
-        """See ``Sender``."""
+        """The name of the client's key."""
         return "" if self.session is None else self.session.client.tenant
 
     def give_up(self, error: ApiError) -> None:
-        """See ``Sender``; the message is answered when it ends."""
+        """Keep nothing of the message; it is answered when it ends."""
         self._unwanted = error
         self.frame_data, self.message_data = [], []
         self.factory.incoming.leave(self)
 
     def onMessageEnd(self) -> None:
-        """A whole message: text goes to the session, anything else is answered (§10.13)."""
+        """A whole message: text goes to the session, anything else is answered."""
         pieces, self.message_data = self.message_data, []
         unwanted, self._unwanted = self._unwanted, None
         self._kept_bytes = 0
@@ -180,7 +202,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
             session.refuse(ApiError.gateway_failed())
 
     def processControlFrame(self) -> bool:
-        """Pass over pongs that nobody asked for (RFC 6455 §5.5.3); Autobahn logs each of them."""
+        """Skip unsolicited pongs (RFC 6455 §5.5.3), of which Autobahn logs each."""
         payload = b"".join(self.control_frame_data)
         if self.current_frame.opcode == _PONG and payload != self.autoPingPending:
             self.control_frame_data = []
@@ -261,17 +283,17 @@ class ResponsesProtocol(WebSocketServerProtocol):
             self.session.hears_no_more()
 
     def writeConnectionLost(self) -> None:
-        """We never end our side alone."""
+        """The gateway never ends its side alone."""
 
     # --- the end ---------------------------------------------------------------------
 
     def drain(self) -> None:
-        """See ``Guest``."""
+        """Close when no turn runs any more."""
         if self.session is not None:
             self.session.drain()
 
     def abandon(self) -> None:
-        """See ``Guest``."""
+        """End the turns that still run, and close."""
         if self.session is not None:
             self.session.abandon()
 
@@ -281,7 +303,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         super().dropConnection(abort)
         if self._abort is None:
             self._abort = self.factory.reactor.callLater(
-                CLOSE_SECONDS, self.transport.abortConnection
+                _CLOSE_SECONDS, self.transport.abortConnection
             )
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -292,11 +314,11 @@ class ResponsesProtocol(WebSocketServerProtocol):
         super().connectionLost(reason)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        """The connection is over, however it ended (§10.15)."""
+        """The connection is over, however it ended."""
         self._leave()
 
     def _leave(self) -> None:
-        """The session ends here: nothing of it may run on behind a closing socket.
+        """End the session: nothing of it may run on behind a closing socket.
 
         The transport would not close with a producer.
         """
@@ -310,3 +332,147 @@ class ResponsesProtocol(WebSocketServerProtocol):
                 self.unregisterProducer()
             session.closed()
             self.factory.left(self)
+
+
+class ResponsesFactory(WebSocketServerFactory):
+    """Admits clients, and knows their sessions.
+
+    :param services: what their turns work with.
+    :param tenants: the client keys.
+    :param limiter: counts the connections of both kinds of clients.
+    """
+
+    protocol: Any = ResponsesProtocol
+
+    def __init__(
+        self,
+        reactor: Any,
+        services: TurnServices,
+        settings: Settings,
+        tenants: KeyRing,
+        limiter: ConnectionLimiter,
+    ) -> None:
+        super().__init__(reactor=reactor, server="responses-gateway")
+        self.reactor = reactor
+        self.max_message_bytes = settings.session.max_message_bytes
+        self.compresses = settings.session.compression
+        self.stall_seconds = settings.timeouts.stall_seconds
+        self._services = services
+        self._settings = settings
+        self._tenants = tenants
+        self._numbers = itertools.count(1)
+        self._start = secrets.token_hex(3)
+        self._limiter = limiter
+        self.incoming = limiter.incoming
+        self.setProtocolOptions(
+            versions=[13],
+            allowNullOrigin=True,
+            webStatus=False,
+            utf8validateIncoming=False,
+            maxMessagePayloadSize=settings.session.max_message_bytes,
+            autoFragmentSize=0,
+            failByDrop=False,
+            openHandshakeTimeout=settings.timeouts.handshake_seconds,
+            closeHandshakeTimeout=_CLOSE_SECONDS,
+            autoPingInterval=_PING_SECONDS,
+            autoPingTimeout=0,
+            perMessageCompressionAccept=_accept_deflate,
+        )
+
+    def admit(
+        self, protocol: ResponsesProtocol, request: ConnectionRequest, headers: Mapping[str, str]
+    ) -> ResponsesSession:
+        """Decide on an upgrade.
+
+        :param headers: see :func:`~gateway.server.http_request.header_texts`.
+        :raises ApiError: with the status and headers of the refusal.
+        """
+        if parts_of(request.path) not in _PARTS:
+            raise nothing_served(request.path)
+        tenant = self._tenants.tenant_of(headers, _host(request.peer))
+        if not self._settings.session.websocket or not self._tenants.allows_websocket(tenant):
+            raise ApiError(
+                426,  # which makes Codex go on over HTTP
+                "invalid_request_error",
+                "WebSocket is switched off here; send POST requests to the same URL.",
+                "websocket_disabled",
+            )
+        limiter = self._limiter
+        limiter.enter(protocol)
+        most = self._tenants.max_connections(tenant, limiter.max_connections)
+        limiter.claim(protocol, tenant, most)
+        return ResponsesSession(
+            self._services,
+            self._settings.session,
+            self._settings.limits,
+            protocol,
+            ClientIdentity(
+                tenant,
+                f"{self._start}-{next(self._numbers)}",
+                forwardable(headers),
+                _told(headers),
+            ),
+        )
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Use these settings for new connections.
+
+        The connections of a key that was removed or changed are closed after their running turns.
+        """
+        changed = set(self._settings.keys) - set(settings.keys)
+        self._settings = settings
+        self.stall_seconds = settings.timeouts.stall_seconds
+        gone = {key.name for key in changed if not self._tenants.accepts(key)}
+        for session in self.sessions():
+            tenant = session.client.tenant
+            if tenant in gone or not self._tenants.knows(tenant):
+                session.drain()
+
+    @property
+    def max_queued_turns(self) -> int:
+        """Turns that may wait on one lane."""
+        return self._settings.limits.max_queued_turns
+
+    def left(self, protocol: ResponsesProtocol) -> None:
+        """A connection ended."""
+        self._limiter.leave(protocol)
+
+    @property
+    def connections(self) -> list[ResponsesProtocol]:
+        """The open ones."""
+        return self._limiter.of_kind(ResponsesProtocol)
+
+    def sessions(self) -> list[ResponsesSession]:
+        """The sessions of all connections."""
+        return [c.session for c in self.connections if c.session is not None]
+
+
+def _host(peer: str) -> str:
+    """The address in Autobahn's ``tcp4:192.0.2.7:40022``."""
+    return peer.partition(":")[2].rpartition(":")[0] or peer
+
+
+def _told(headers: Mapping[str, str]) -> Told:
+    """What a client is told: turn states, if it is Codex; the route, if it asks for it."""
+    told = Told.TURN_STATE if _CODEX in headers else Told.NOTHING
+    return told | Told.ROUTE if EXPLAIN in headers else told
+
+
+def _accept_deflate(offers: list[Any]) -> Any:
+    """The offer of permessage-deflate (RFC 7692) that is taken, or None."""
+    for offer in offers:
+        if isinstance(offer, PerMessageDeflateOffer):
+            return PerMessageDeflateOfferAccept(offer)
+    return None
+
+
+def _is_readable(extension: str, parameters: dict[str, Any]) -> bool:
+    """Whether an extension offer can be understood (RFC 7692 §5: decline it otherwise)."""
+    if extension not in PERMESSAGE_COMPRESSION_EXTENSION:
+        return False
+    try:
+        offer: Any = PERMESSAGE_COMPRESSION_EXTENSION[extension]["Offer"]
+        offer.parse(parameters)
+    except Exception:
+        return False
+    return True

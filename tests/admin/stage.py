@@ -20,7 +20,7 @@ from gateway.log import LogThreshold
 from gateway.metrics.collector import MetricsCollector
 from gateway.routing.model_catalog import ModelCatalog
 from gateway.server.connections import ConnectionLimiter
-from gateway.server.websocket_site import ResponsesFactory
+from gateway.server.websocket import ResponsesFactory
 from gateway.upstream.proxy import UnavailableProxy
 from tests.turn.fakes import World
 

@@ -16,7 +16,7 @@ from gateway.config import KeySettings, Settings
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.http_site import ClientSite, Handler
 from gateway.server.responses import Responses
-from gateway.server.websocket_site import ResponsesFactory
+from gateway.server.websocket import ResponsesFactory
 from tests.server.websocket_client import Transport
 from tests.support.events import Json
 from tests.support.httpclient import Answer, read_events

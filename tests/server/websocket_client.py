@@ -23,7 +23,7 @@ from wsproto.events import (
 from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings, Settings
 from gateway.server.connections import ConnectionLimiter
-from gateway.server.websocket_site import ResponsesFactory
+from gateway.server.websocket import ResponsesFactory
 from tests.support.events import Json
 from tests.turn.fakes import World
 
