@@ -108,9 +108,6 @@ class UpstreamTurn(NamedTuple):
     affinity: Hashable = None
 
 
-_Pieces = bytes | msgspec.Raw | tuple[bytes, ...]
-
-
 def build_body(
     request: TurnRequest,
     items: Sequence[bytes] | None,
@@ -138,14 +135,13 @@ def build_body(
         if len(others) < len(whole):
             items, kept["tools"] = others, tools
     _adapt(kept, dialect)
-    body: dict[str, _Pieces] = {"stream": b"true" if dialect.streams else b"false"}
+    body: dict[str, bytes | msgspec.Raw] = {"stream": b"true" if dialect.streams else b"false"}
     if previous_response_id is not None:
         body["previous_response_id"] = msgspec.json.encode(previous_response_id)
     if request.background:
         body["background"] = b"true"
     body.update(kept)
-    _add_input(body, request, items, dialect)
-    return _write(body)
+    return _write(body, request, items, dialect)
 
 
 def build_input_body(
@@ -165,11 +161,9 @@ def build_input_body(
     if "store" in kept and not dialect.stores:
         kept["store"] = b"false"
     _adapt(kept, dialect)
-    body: dict[str, _Pieces] = {**kept}
     if previous_response_id is not None:
-        body["previous_response_id"] = msgspec.json.encode(previous_response_id)
-    _add_input(body, request, items, dialect)
-    return _write(body)
+        kept["previous_response_id"] = msgspec.json.encode(previous_response_id)
+    return _write(kept, request, items, dialect)
 
 
 def build_chat_body(
@@ -206,25 +200,24 @@ def _adapt(members: dict[str, bytes | msgspec.Raw], dialect: Dialect) -> None:
             del members[name]
 
 
-def _add_input(
-    body: dict[str, _Pieces], request: TurnRequest, items: Sequence[bytes] | None, dialect: Dialect
-) -> None:
-    if items is None and (dialect.lists_input or not dialect.stores) and request.has_text_input:
-        items = [item.raw for item in request.items]
-    if items is not None:
-        body["input"] = (b"[", b",".join(items), b"]")
-    elif "input" in request.members:
-        body["input"] = request.members["input"]
-
-
-def _write(members: Mapping[str, _Pieces]) -> bytes:
-    """An object of raw members; a large one is copied once."""
+def _write(
+    members: Mapping[str, bytes | msgspec.Raw],
+    request: TurnRequest | None = None,
+    items: Sequence[bytes] | None = None,
+    dialect: Dialect = PLAIN,
+) -> bytes:
+    """An object of raw members, and the input of ``request``; a large one is copied once."""
     parts: list[bytes | msgspec.Raw] = [b"{"]
     for name, raw in members.items():
-        parts += msgspec.json.encode(name), b":"
-        parts += raw if isinstance(raw, tuple) else (raw,)
-        parts.append(b",")
-    parts[-1 if members else 1 :] = [b"}"]
+        parts += msgspec.json.encode(name), b":", raw, b","
+    if request is not None:
+        if items is None and request.has_text_input and dialect.takes_only_lists:
+            items = [item.raw for item in request.items]
+        if items is not None:
+            parts += b'"input":[', b",".join(items), b"]", b","
+        elif "input" in request.members:
+            parts += b'"input":', request.members["input"], b","
+    parts[1 if len(parts) == 1 else -1 :] = [b"}"]
     return b"".join(parts)
 
 
