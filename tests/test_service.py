@@ -115,7 +115,7 @@ def test_an_account_described_otherwise_is_still_the_same(
     assert health.state is AccountState.DRAINING, "the operator wished so"
     health.resume()
     assert health.state is AccountState.EXHAUSTED
-    binding = pool.bindings.look(key)
+    binding = pool.bindings.peek(key)
     assert binding is not None, "its prompt cache is there"
     assert binding.account == ACCOUNT.name
 
@@ -146,7 +146,7 @@ def test_conversations_of_an_account_that_is_gone_have_no_home(
     key = AffinityKey("thread", "laptop", "t-1")
     bindings.bind(key, ACCOUNT.name, "round-robin")
     arranged(gateway, accounts=(replace(ACCOUNT, name="another"),))
-    assert bindings.look(key) is None
+    assert bindings.peek(key) is None
 
 
 def test_a_reload_leaves_simulated_accounts_in_service(reactor: MemoryReactorClock) -> None:

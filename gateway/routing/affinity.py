@@ -179,7 +179,7 @@ class Bindings(Protocol):
     def find(self, key: AffinityKey) -> Binding | None:
         """The binding of ``key``, which a turn uses now, or None."""
 
-    def look(self, key: AffinityKey) -> Binding | None:
+    def peek(self, key: AffinityKey) -> Binding | None:
         """The binding of ``key`` without using it, or None."""
 
     def bind(self, key: AffinityKey, account: str, why: str = "") -> None:
@@ -275,7 +275,7 @@ class MemoryBindings:
         bound[digest] = binding
         return binding
 
-    def look(self, key: AffinityKey) -> Binding | None:
+    def peek(self, key: AffinityKey) -> Binding | None:
         """The binding of ``key`` without using it, or None."""
         return self._alive(self._bound.get(key.tenant, {}).get(_digest(key)), self.now())
 

@@ -126,7 +126,7 @@ class Cooldown:
         return False
 
     @property
-    def due(self) -> bool:
+    def probe_due(self) -> bool:
         """Whether it waits for a probe."""
         return self.breaker.state is BreakerState.HALF_OPEN
 
@@ -136,7 +136,7 @@ class Cooldown:
         used_up = self.state is AccountState.EXHAUSTED and not self.breaker.closed
         return used_up and named is not None and named > now
 
-    def standing(self, now: float) -> AccountState:
+    def account_state(self, now: float) -> AccountState:
         """The state of an account because of it."""
         if self.breaker.closed:
             return AccountState.READY
@@ -150,7 +150,7 @@ class Cooldown:
         """
         fault, is_open = self.fault, self.breaker.state is BreakerState.OPEN
         return Unavailable(
-            self.standing(now),
+            self.account_state(now),
             fault.why if fault is not None else "",
             self.breaker.until if is_open else None,
             self.breaker.named if self.awaits_reset(now) or is_open else None,

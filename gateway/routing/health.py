@@ -290,7 +290,7 @@ class AccountHealth:
         if self._admin_state is AdminState.DRAIN:
             return AccountState.DRAINING
         worst = self._worst()
-        return AccountState.READY if worst is None else worst.standing(self._now())
+        return AccountState.READY if worst is None else worst.account_state(self._now())
 
     def snapshot(self) -> dict[str, Any]:
         """For the admin side, ready for JSON."""
@@ -355,7 +355,7 @@ class AccountHealth:
         """What is held against it: what cools down, before what only waits for a probe."""
         held = [each for each in self._cooldowns.values() if not each.breaker.closed]
         now = self._now()
-        cooling = (each for each in held if each.standing(now) is not AccountState.UNPROVEN)
+        cooling = (each for each in held if each.account_state(now) is not AccountState.UNPROVEN)
         return next(cooling, held[0] if held else None)
 
     def _announce(self, cooldown: Cooldown, model: str | None) -> None:
@@ -405,7 +405,7 @@ class AccountHealth:
             self._models = {
                 model: each
                 for model, each in self._models.items()
-                if not (each.breaker.closed or (each.due and each.breaker.until < long_ago))
+                if not (each.breaker.closed or (each.probe_due and each.breaker.until < long_ago))
             }
         cooling = any(not each.breaker.closed for each in self._cooldowns.values())
         if self._logged:

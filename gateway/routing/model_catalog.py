@@ -57,6 +57,10 @@ class AccountModels(NamedTuple):
     account: str
 
 
+#: Gets the answer, or None when none came in time.
+Callback = Callable[[AccountModels | None], None]
+
+
 class _Entry:
     """What is known of one service."""
 
@@ -67,11 +71,11 @@ class _Entry:
         self.asked_at = float("-inf")
         self.failed = False
         self.asking: ModelListRequest | None = None
-        self.waiting: list[Callable[[AccountModels | None], None]] = []
+        self.waiting: list[Callback] = []
 
 
 class ModelCatalog:
-    """Asks upstreams for their models.
+    """The models of each service.
 
     :param clock: for deadlines and ages.
     """
@@ -83,11 +87,8 @@ class ModelCatalog:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def of(
-        self,
-        accounts: Sequence[Account],
-        client_version: str | None,
-        callback: Callable[[AccountModels | None], None],
+    def list_models(
+        self, accounts: Sequence[Account], client_version: str | None, callback: Callback
     ) -> None:
         """Find what the service of ``accounts`` offers; at once where that is known.
 
@@ -184,7 +185,7 @@ class ModelListRequest:
         clock: IReactorTime,
         accounts: Sequence[Account],
         client_version: str | None,
-        callback: Callable[[AccountModels | None], None],
+        callback: Callback,
     ) -> None:
         self._left = list(accounts[:MOST_ASKED])
         self._version = client_version

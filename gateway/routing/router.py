@@ -132,7 +132,7 @@ class AccountPool:
         candidates = self._candidates_for(wanted.model, wanted.background, wanted.chat)
         candidates.forget()  # so that this, and the next choice, go by what is so now
         choice = _Choice(self, candidates, wanted, ())
-        found = choice.decide(self.bindings.look, foretell)
+        found = choice.decide(self.bindings.peek, foretell)
         account = None if isinstance(found, NoAccount) else found[0]
         rule = found.rule if isinstance(found, NoAccount) else found[1]
         names = tuple(each.name for each in among)
@@ -284,7 +284,7 @@ class _Choice:
     def decide(self, find: _FindBinding, pick: Pick) -> _Decision | NoAccount:
         """The account, the rule that named it, what becomes of the binding and why.
 
-        :param find: ``Bindings.find``, or ``look`` for a dry run.
+        :param find: ``Bindings.find``, or ``peek`` for a dry run.
         :param pick: the strategy's, asked where a conversation sticks to no account.
         """
         wanted = self._wanted

@@ -143,7 +143,7 @@ class Models:
             if version is None and not any(_has_patterns(account) for account in accounts):
                 told(at, None)
             else:
-                self._catalogues.of(accounts, version, lambda c, at=at: told(at, c))  # type: ignore[misc]
+                self._catalogues.list_models(accounts, version, lambda c, at=at: told(at, c))  # type: ignore[misc]
 
 
 def _names_of(account: Account, offered: Iterable[str]) -> Iterable[str]:

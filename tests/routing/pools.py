@@ -111,7 +111,7 @@ class Basin:
 
     def home(self, key: AffinityKey) -> str | None:
         """Where a conversation is at home."""
-        binding = self.bindings.look(key)
+        binding = self.bindings.peek(key)
         return None if binding is None else binding.account
 
     def goes(

@@ -51,7 +51,7 @@ def test_a_binding_explains_itself(bindings: MemoryBindings, clock: Now) -> None
     bindings.bind(key(), "a", "round-robin")
     clock.now += 5
     bindings.bind(key(), "a", "thread")
-    binding = found(bindings.look(key()))
+    binding = found(bindings.peek(key()))
     assert (binding.account, binding.why) == ("a", "round-robin"), "why it came, not that it stayed"
     assert (binding.bound_at, binding.used_at) == (1000.0, 1005.0)
     assert (binding.rule, binding.tenant) == ("thread", "laptop")
@@ -130,9 +130,9 @@ def test_an_unused_binding_ends(bindings: MemoryBindings, clock: Now) -> None:
     clock.now += 59
     assert found(bindings.find(key())).account == "a", "this is a use"
     clock.now += 59
-    assert found(bindings.look(key())).account == "a", "this is none"
+    assert found(bindings.peek(key())).account == "a", "this is none"
     clock.now += 1
-    assert bindings.look(key()) is None
+    assert bindings.peek(key()) is None
     assert bindings.find(key()) is None
     assert len(bindings) == 0, "what has ended takes no room"
 
@@ -168,7 +168,7 @@ def test_the_least_recently_used_makes_room(clock: Now) -> None:
     bindings.find(key("t1"))
     bindings.bind(key("t3"), "a")
     assert len(bindings) == 2
-    assert [value for value in ("t1", "t2", "t3") if bindings.look(key(value))] == ["t1", "t3"]
+    assert [value for value in ("t1", "t2", "t3") if bindings.peek(key(value))] == ["t1", "t3"]
 
 
 def test_a_large_number_makes_room_for_several_at_once(clock: Now) -> None:
@@ -176,8 +176,8 @@ def test_a_large_number_makes_room_for_several_at_once(clock: Now) -> None:
     for number in range(1001):
         bindings.bind(key(str(number)), "a")
     assert 990 <= len(bindings) <= 1000
-    assert bindings.look(key("0")) is None
-    assert all(bindings.look(key(str(number))) for number in range(10, 1001))
+    assert bindings.peek(key("0")) is None
+    assert all(bindings.peek(key(str(number))) for number in range(10, 1001))
 
 
 @given(
@@ -221,7 +221,7 @@ def test_bindings_never_outgrow_their_bound_nor_their_age(
     alive_now = [each for each in reversed(model.values()) if each[2] + 60 > clock.now]
     assert shown == [home for home, _, _ in alive_now], "the last used first"
     for value in range(7):
-        binding = bindings.look(key(str(value)))
+        binding = bindings.peek(key(str(value)))
         expected = model.get(value)
         if expected is None or expected[2] + 60 <= clock.now:
             assert binding is None
@@ -239,8 +239,8 @@ def test_a_flood_of_conversations_pushes_out_nobody_elses(clock: Now) -> None:
         bindings.bind(key(str(number), "quiet"), "a")
     for number in range(5000):
         bindings.bind(key(str(number), "loud"), "b")
-    assert all(bindings.look(key(str(number), "quiet")) for number in range(100))
-    assert bindings.look(key("4999", "loud")), "the newest one has its place"
+    assert all(bindings.peek(key(str(number), "quiet")) for number in range(100))
+    assert bindings.peek(key("4999", "loud")), "the newest one has its place"
     assert 980 <= len(bindings) <= 1000
 
 
@@ -280,7 +280,7 @@ def test_a_smaller_bound_holds_at_once(clock: Now, bindings: MemoryBindings) -> 
     for number in range(10):
         bindings.bind(key(str(number)), "a")
     bindings.reconfigure(3, 60.0)
-    assert [value for value in range(10) if bindings.look(key(str(value)))] == [7, 8, 9]
+    assert [value for value in range(10) if bindings.peek(key(str(value)))] == [7, 8, 9]
 
 
 # --- the operator --------------------------------------------------------------------
@@ -316,12 +316,12 @@ def test_a_conversation_leaves_who_serves_it_until_it_is_bound_again(
 ) -> None:
     bindings.bind(key(), "a")
     name = opaque_id(key())
-    assert bindings.with_id(name) is bindings.look(key())
+    assert bindings.with_id(name) is bindings.peek(key())
     assert found(bindings.move(name)).leaves == "a"
     bindings.stand_in(key(), "b")
     assert found(bindings.move(name)).leaves == "b", "it should leave its stand-in, not its home"
     bindings.bind(key(), "a")
-    assert found(bindings.look(key())).leaves is None
+    assert found(bindings.peek(key())).leaves is None
     clock.now += 60
     assert bindings.move(name) is None
 
@@ -349,10 +349,10 @@ def test_who_is_only_expected_somewhere_is_at_home_nowhere(bindings: MemoryBindi
 def test_the_first_that_answers_is_the_home(bindings: MemoryBindings) -> None:
     bindings.expect(key(), "a", "round-robin")
     bindings.expect(key(), "b", "round-robin")
-    assert found(bindings.look(key())).account == "a"
+    assert found(bindings.peek(key())).account == "a"
     bindings.settle(key(), "b", "round-robin")
     bindings.settle(key(), "a", "round-robin")
-    assert found(bindings.look(key())).account == "b"
+    assert found(bindings.peek(key())).account == "b"
     assert len(bindings) == 1
 
 
@@ -361,9 +361,9 @@ def test_who_did_not_answer_is_not_expected_to_any_more(bindings: MemoryBindings
     bindings.withdraw(key(), "b")
     assert len(bindings) == 1, "that is another's"
     bindings.withdraw(key(), "a")
-    assert (bindings.look(key()), len(bindings)) == (None, 0)
+    assert (bindings.peek(key()), len(bindings)) == (None, 0)
     bindings.withdraw(key(), "a")
     bindings.bind(key(), "a")
     bindings.expect(key(), "b")
     bindings.withdraw(key(), "a")
-    assert found(bindings.look(key())).account == "a", "it has answered before"
+    assert found(bindings.peek(key())).account == "a", "it has answered before"

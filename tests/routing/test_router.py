@@ -178,7 +178,7 @@ def test_a_stand_in_serves_until_the_home_can_again(basin: Basin) -> None:
     basin.clock.advance(40)
     assert basin.goes("t1", holder="b") == ("a", "returns to its account")
     assert basin.goes("t1", holder="a") == ("a", "holds the previous response")
-    binding = basin.bindings.look(thread("t1"))
+    binding = basin.bindings.peek(thread("t1"))
     assert binding is not None
     assert (binding.account, binding.stand_in) == ("a", None)
 
@@ -197,7 +197,7 @@ def test_the_binding_says_what_ails_the_home(basin: Basin) -> None:
     basin.goes("t1")
     basin.fails("a", why="429 slow down")
     basin.goes("t1")
-    binding = basin.bindings.look(thread("t1"))
+    binding = basin.bindings.peek(thread("t1"))
     assert binding is not None
     assert (binding.account, binding.stand_in) == ("a", "b")
     assert binding.stand_in_why == "429 slow down"
@@ -489,7 +489,7 @@ def test_a_home_that_is_used_up_is_stood_in_for_until_its_quota_resets(loss: str
         assert basin.goes("t1") == ("a", "thread"), "it may have been given more meanwhile"
         return
     assert basin.goes("t1") == ("b", "stands in for a (round-robin)")
-    binding = basin.bindings.look(thread("t1"))
+    binding = basin.bindings.peek(thread("t1"))
     assert binding is not None
     assert (binding.account, binding.stand_in) == ("a", "b")
     assert binding.stand_in_why == "its quota is used up"

@@ -137,7 +137,7 @@ def _exactly(running: Running, q: str) -> Iterator[dict[str, Any]]:
         yield from (_unbound(record) for record in records if record.id == q)
     for tenant in running.tenants.snapshot():
         for key in named_keys(tenant["name"], q):
-            binding = bindings.look(key)
+            binding = bindings.peek(key)
             if binding is not None:
                 yield _binding(opaque_id(key), binding)
 
