@@ -36,7 +36,7 @@ RESPONSES = "/responses"
 
 
 class CapabilityScope(NamedTuple):
-    """Whom a learned is for; None stands for all of them.
+    """What something learned holds for; None stands for all models or tenants.
 
     :ivar path: the endpoint.
     """

@@ -35,10 +35,10 @@ class WaitTicket:
     """A turn's place in the queue.
 
     :ivar wants: what its tries depend on; a try may find out that it is something else.
-    :ivar lacks: the kind of it.
+    :ivar reason: the kind of it.
     """
 
-    __slots__ = ("_queue", "deadline", "gave_up", "lacks", "retry", "tenant", "wants")
+    __slots__ = ("_queue", "deadline", "gave_up", "reason", "retry", "tenant", "wants")
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class WaitTicket:
         wants: Hashable,
         retry: Callable[[], bool],
         gave_up: Callable[[], None],
-        lacks: WaitReason,
+        reason: WaitReason,
     ) -> None:
         self._queue = queue
         self.tenant = tenant
-        self.lacks = lacks
+        self.reason = reason
         self.wants: Hashable = object() if wants is None else wants
         self.retry = retry
         self.gave_up = gave_up
@@ -89,9 +89,9 @@ class WaitQueue:
     def __len__(self) -> int:
         return self._count
 
-    def waiting_for(self, what: WaitReason) -> int:
+    def waiting_for(self, reason: WaitReason) -> int:
         """How many turns wait for this."""
-        return sum(ticket.lacks is what for queue in self._tenants.values() for ticket in queue)
+        return sum(ticket.reason is reason for queue in self._tenants.values() for ticket in queue)
 
     def wait(
         self,
@@ -100,7 +100,7 @@ class WaitQueue:
         retry: Callable[[], bool],
         gave_up: Callable[[], None],
         wants: Hashable = None,
-        lacks: WaitReason = WaitReason.ACCOUNT,
+        reason: WaitReason = WaitReason.ACCOUNT,
     ) -> WaitTicket | None:
         """Wait.
 
@@ -109,14 +109,14 @@ class WaitQueue:
         :param gave_up: called once when time is up, or the place is lost.
         :param wants: what ``retry`` depends on: the model, the accounts that are ruled out.
             After a failed try, others that want the same are not tried.  None: like no other.
-        :param lacks: the kind of it.
+        :param reason: the kind of it.
         :return: None when the queue is full.
         """
         full = self._count >= self.max_waiting
         leaves = self._to_be_replaced(tenant) if full else None
         if self._stopped or (full and leaves is None):
             return None
-        ticket = WaitTicket(self, tenant, wants, retry, gave_up, lacks)
+        ticket = WaitTicket(self, tenant, wants, retry, gave_up, reason)
         ticket.deadline = self._clock.callLater(max(0.0, seconds), self._give_up, ticket)
         self._tenants.setdefault(tenant, OrderedDict())[ticket] = None
         self._count += 1

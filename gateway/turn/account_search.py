@@ -226,7 +226,7 @@ class AccountSearch:
         if self._ticket is None:
             self._failed(self._error())
         else:
-            self._waits(self._ticket.lacks)
+            self._waits(self._ticket.reason)
 
     def _retry(self) -> bool:
         try:
@@ -237,10 +237,10 @@ class AccountSearch:
             return True
         ticket = self._ticket
         if not found and ticket is not None:
-            before, ticket.lacks = ticket.lacks, self._lacks()
+            before, ticket.reason = ticket.reason, self._lacks()
             ticket.wants = self._wants()
-            if ticket.lacks is not before:  # it is let in by now, and lacks an account
-                self._waits(ticket.lacks)
+            if ticket.reason is not before:  # it is let in by now, and lacks an account
+                self._waits(ticket.reason)
         return found
 
     def _gave_up(self) -> None:

@@ -85,7 +85,7 @@ def test_waiting_for_a_keys_limit_is_no_waiting_for_an_account() -> None:
     admin = Admin()
     waiting = admin.world.services.waiting
     for lacks in (WaitReason.LIMIT, WaitReason.LIMIT, WaitReason.ACCOUNT):
-        waiting.wait("laptop", 5.0, lambda: False, lambda: None, lacks=lacks)
+        waiting.wait("laptop", 5.0, lambda: False, lambda: None, reason=lacks)
     now = admin.json("/status")["now"]
     assert (now["turns_waiting"], now["turns_limited"]) == (1, 2)
 
