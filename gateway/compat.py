@@ -2,7 +2,7 @@
 
 No other module touches a private name of these libraries or of treq.  Each part stands here with
 the reason why the public interface is not enough.  All were seen in Twisted 26.10.0 and Autobahn
-26.10.2; ``tests/test_compat.py`` says which one another release has moved, and who relies on it.
+26.10.2; ``tests/test_compat.py`` says which one another release moved, and which modules need it.
 The upper bounds in ``setup.cfg`` are raised only when that test passes with the new release.
 """
 

@@ -94,7 +94,7 @@ def _proxy_failure(problem: ProxyError) -> ApiError:
 def _tls_failure(problem: Exception) -> ApiError:
     if isinstance(problem, WrongCertificate):
         why = f"its certificate {problem}"
-    elif isinstance(problem, VerificationError):  # seen by Twisted before us
+    elif isinstance(problem, VerificationError):  # Twisted checks it first
         why = "its certificate is for another host"
     else:
         queue = problem.args[0] if problem.args else None

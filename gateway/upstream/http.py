@@ -6,7 +6,7 @@ byte (design law 1).  Both are an :class:`HttpExchange`: it asks for credentials
 request, waits for the head of the answer and reads its body, with a deadline for each step.
 
 A request is sent a second time in two cases, each once: its kept-alive connection had gone stale,
-or a 401 made the account's credentials change.  In neither the upstream can have acted on it.
+or a 401 made the account's credentials change.  In neither case can the upstream have acted on it.
 """
 
 from __future__ import annotations
@@ -143,13 +143,13 @@ class HttpUpstream:
 
 
 class ExchangeState(enum.Enum):
-    """What an exchange waits for."""
+    """The states of an exchange, named by what it waits for."""
 
     IDLE = "to be started"
     SENT = "the head of the answer, and all that comes before it"
     STREAMING = "the body of an answer of 2xx"
     REFUSED = "the body of any other answer"
-    DRAINING = "the rest of an answer that nobody reads"
+    DRAINING = "the rest of an answer that is ignored"
     OVER = "nothing"
 
 
