@@ -148,29 +148,28 @@ class Cooldown:
 
         The answer stays the same while the account fails, whether it cools down or is probed.
         """
-        fault, is_open = self.fault, self.breaker.state is BreakerState.OPEN
-        return Unavailable(
-            self.account_state(now),
-            fault.why if fault is not None else "",
-            self.breaker.until if is_open else None,
-            self.breaker.named if self.awaits_reset(now) or is_open else None,
-            fault.kind if fault is not None else None,
-        )
+        is_open = self.breaker.state is BreakerState.OPEN
+        until = self.breaker.until if is_open else None
+        resets_at = self.breaker.named if self.awaits_reset(now) or is_open else None
+        return self._unavailable(self.account_state(now), "", until, resets_at)
 
     def unavailable(self, now: float) -> Unavailable | None:
         """Why it cannot be used, or None when it can, be it for a probe."""
         if self.breaker.usable:
             return None
-        probing = self.breaker.state is BreakerState.PROBING
+        if self.breaker.state is BreakerState.PROBING:
+            prefix, until = "a probe is on its way after: ", now + _PROBE_SECONDS
+        else:
+            prefix, until = "", self.breaker.until
+        return self._unavailable(self.state, prefix, until, self.breaker.named)
+
+    def _unavailable(
+        self, state: AccountState, prefix: str, until: float | None, resets_at: float | None
+    ) -> Unavailable:
         fault = self.fault
-        why = fault.why if fault is not None else ""
-        return Unavailable(
-            self.state,
-            f"a probe is on its way after: {why}" if probing else why,
-            now + _PROBE_SECONDS if probing else self.breaker.until,
-            self.breaker.named,
-            fault.kind if fault is not None else None,
-        )
+        if fault is None:
+            return Unavailable(state, prefix, until, resets_at)
+        return Unavailable(state, prefix + fault.why, until, resets_at, fault.kind)
 
     def shown(self) -> dict[str, Any]:
         """For JSON."""

@@ -52,6 +52,15 @@ def test_a_transcript_is_read_from_the_root_on() -> None:
     assert [item.raw for item in root.record.items()] == [b"i" * 10, b"o" * 10]
 
 
+def test_a_record_is_a_value_that_can_be_written_down_and_read_back() -> None:
+    root = record("resp_1")
+    child = record("resp_2", root).record
+    written = msgspec.msgpack.encode(child)
+    assert msgspec.msgpack.decode(written, type=ResponseRecord) == child
+    assert child.parent == root.record.key
+    assert record("resp_1").record != root.record, "an upstream may give an id twice"
+
+
 def test_what_was_added_is_found_by_its_tenant_alone(ledger: MemoryStore) -> None:
     mine, theirs = record("resp_1"), record("resp_1", tenant="desktop")
     remember(ledger, mine, theirs)
