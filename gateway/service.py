@@ -30,12 +30,11 @@ from gateway.routing.model_catalog import ModelCatalog
 from gateway.routing.router import AccountPool
 from gateway.routing.wait_queue import WaitQueue
 from gateway.server.chat import ChatCompletions
-from gateway.server.compact import Inputs
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.http_site import ClientSite, endpoints
 from gateway.server.models import Models
+from gateway.server.passthrough import InputEndpoints, StoredResponses
 from gateway.server.responses import Responses
-from gateway.server.stored import StoredResponses
 from gateway.server.websocket import ResponsesFactory
 from gateway.turn.context import TurnServices
 from gateway.turn.turn_log import TurnLog
@@ -157,7 +156,7 @@ class GatewayService(MultiService):
         table = endpoints(
             self._responses,
             StoredResponses(services),
-            Inputs(services),
+            InputEndpoints(services),
             Models(services.pool, self._catalogues, self.tenants.may_use),
             ChatCompletions(services),
         )

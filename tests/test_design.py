@@ -24,11 +24,8 @@ KNOWN_CIRCLES: set[frozenset[str]] = set()
 KNOWN_TWICE: set[str] = set()
 KNOWN_SHORT = {
     "gateway/admin/errors.py",
-    "gateway/server/http_events.py",
 }
-KNOWN_SEE = {
-    "gateway/server/",
-}
+KNOWN_SEE: set[str] = set()
 
 
 @cache

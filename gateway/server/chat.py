@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gateway.conversations.context import ContextPlan
 from gateway.conversations.store import ConversationStore
 from gateway.protocol.concessions import SentRequest
 from gateway.protocol.error_classification import may_move
@@ -18,13 +17,14 @@ from gateway.server.http_request import ClientRequest
 from gateway.server.passthrough import (
     EVENT_STREAM,
     JSON,
+    ForwardedSpec,
     ProxiedResponse,
     call_headers,
     context_of,
 )
 from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.continuity import RequestConcessions
-from gateway.turn.passthrough import PoolRoute, ProxiedRequest
+from gateway.turn.passthrough import PoolRoute
 from gateway.upstream.interface import ForwardedRequest
 
 _PATH = "/chat/completions"
@@ -33,13 +33,11 @@ _PATH = "/chat/completions"
 _LAST_CHUNK = b"data: [DONE]"
 
 
-class ChatSpec:
+class ChatSpec(ForwardedSpec):
     """One chat completion."""
 
     what = "chat completion"
     generates = True
-    plan: ContextPlan | None = None
-    held_bytes = 0
 
     def __init__(
         self, context: TurnContext, request: ChatRequest, ledger: ConversationStore
@@ -76,10 +74,6 @@ class ChatSpec:
     def accepted(self, account: Account) -> None:
         """Learn what was given up for ``account``."""
         self._concessions.accepted(account)
-
-    def translated(self, error: ApiError) -> ApiError:
-        """The error as it is."""
-        return error
 
     def may_move(self, error: ApiError) -> bool:
         """Whether another account may serve it, or has the endpoint."""
@@ -146,8 +140,4 @@ class ChatCompletions:
         passing = connection_key(tenant, request.connection)
         context = context_of(services, request, tenant, keys)
         answer = ChatAnswer(services, request, passing if passing in keys else None)
-        proxied = ProxiedRequest(
-            services, context, ChatSpec(context, chat, services.ledger), answer
-        )
-        answer.opens(proxied)
-        proxied.start()
+        answer.forward(context, ChatSpec(context, chat, services.ledger))

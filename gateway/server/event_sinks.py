@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gateway.protocol.error_classification import for_the_client
 from gateway.protocol.errors import UNREADABLE, ApiError
@@ -14,11 +14,17 @@ from gateway.protocol.synthetic_events import (
     new_response_id,
     synthetic_response,
 )
-from gateway.server.http_events import COMMENT, KEEP_ALIVE, STREAM_HEADERS, event_stream
-from gateway.server.http_request import ClientRequest
+from gateway.server.http_request import UNBUFFERED, ClientRequest
 from gateway.turn.turn import Turn
 
 _JSON = {"content-type": "application/json"}
+_STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", **UNBUFFERED}
+
+#: As the platform sends it; of no known type, so that it needs no ``sequence_number``.
+_KEEP_ALIVE = b'event: keepalive\ndata: {"type":"keepalive"}\n\n'
+
+#: For typed clients, which expect ``response.created`` before any other event.
+_COMMENT = b": keepalive\n\n"
 
 #: The events that carry the response object.
 _WITH_RESPONSE = {
@@ -31,6 +37,20 @@ _WITH_RESPONSE = {
 #: What an error that comes too late for a status becomes in ``response.failed``, where its
 #: own code says nothing: clients give up on the first two, and retry the last.
 _CODE_OF_STATUS = {400: "invalid_prompt", 422: "invalid_prompt", 429: "rate_limit_exceeded"}
+
+
+def event_stream(payloads: Iterable[bytes]) -> bytes:
+    """The server-sent events of ``payloads``, one JSON text each, joined for one write.
+
+    Each payload goes out as the bytes that it came in.
+    """
+    parts: list[bytes] = []
+    for payload in payloads:
+        parts += b"event: ", event_type(payload), b"\ndata: "
+        if b"\n" in payload:  # in JSON between values only: each line has a field of its own
+            payload = payload.replace(b"\n", b"\ndata: ")
+        parts += payload, b"\n\n"
+    return b"".join(parts)
 
 
 class HttpEventSink(abc.ABC):
@@ -121,7 +141,7 @@ class StreamSink(HttpEventSink):
 
     def keep_alive(self) -> None:
         """Write a comment, or an event that means nothing."""
-        self._write(KEEP_ALIVE if self._last else COMMENT)
+        self._write(_KEEP_ALIVE if self._last else _COMMENT)
 
     def turn_ended(self) -> None:
         """End the stream."""
@@ -130,7 +150,7 @@ class StreamSink(HttpEventSink):
 
     def _write(self, data: bytes) -> None:
         if not self._request.started:
-            self._request.start(200, {**STREAM_HEADERS, **self.headers()})
+            self._request.start(200, {**_STREAM_HEADERS, **self.headers()})
         self._request.write(data)
 
 

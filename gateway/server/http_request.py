@@ -22,6 +22,9 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.request import json_text
 from gateway.server.bodies import body_too_long, check_encoding, decode_body
 
+#: Headers of every event stream; proxies must neither keep nor buffer it.
+UNBUFFERED = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+
 _log = Logger(namespace="gateway.http")
 
 

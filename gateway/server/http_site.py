@@ -12,11 +12,11 @@ from gateway.api_keys.keys import KeyRing
 from gateway.config import Settings
 from gateway.protocol.errors import ApiError
 from gateway.server.chat import ChatCompletions
-from gateway.server.compact import Inputs
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.http_channel import HttpSite
 from gateway.server.http_request import ClientRequest, WireRequest
 from gateway.server.models import Models
+from gateway.server.passthrough import InputEndpoints, StoredResponses
 from gateway.server.responses import Responses
 from gateway.server.routes import (
     PREFIXES,
@@ -27,7 +27,6 @@ from gateway.server.routes import (
     parts_of,
     wrong_method,
 )
-from gateway.server.stored import StoredResponses
 
 #: Serves one request of a tenant: answers it now or later, or raises an ``ApiError``.
 Handler = Callable[[ClientRequest, str], None]
@@ -39,7 +38,7 @@ Endpoints = Mapping[str, Mapping[str, Handler]]
 def endpoints(
     responses: Responses,
     stored: StoredResponses,
-    inputs: Inputs,
+    inputs: InputEndpoints,
     models: Models,
     chat: ChatCompletions,
 ) -> Endpoints:

@@ -13,13 +13,12 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.items import read_item
 from gateway.routing.model_catalog import ModelCatalog
 from gateway.server.chat import ChatCompletions
-from gateway.server.compact import Inputs
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.http_request import ClientRequest
 from gateway.server.http_site import ClientSite, endpoints
 from gateway.server.models import Models
+from gateway.server.passthrough import InputEndpoints, StoredResponses
 from gateway.server.responses import Responses
-from gateway.server.stored import StoredResponses
 from tests.support.events import Json
 from tests.turn.calls import CallWorld, FakeCall
 
@@ -101,7 +100,7 @@ class Hall:
             endpoints(
                 Responses(services, limiter),
                 StoredResponses(services),
-                Inputs(services),
+                InputEndpoints(services),
                 Models(services.pool, self.catalogues, self.tenants.may_use),
                 ChatCompletions(services),
             ),
