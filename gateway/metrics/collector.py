@@ -44,7 +44,7 @@ _LIMITS = {
 }
 
 #: States of accounts that are unavailable against the operator's will.
-_UNAVAILABLE = frozenset(
+UNAVAILABLE = frozenset(
     (
         AccountState.COOLING,
         AccountState.EXHAUSTED,
@@ -268,11 +268,11 @@ class MetricsCollector(Service):
 
 def _unavailable_since(account: Account, now: float) -> float | None:
     """Since when it is unavailable by its own account; None when it is not."""
-    if account.health.state in _UNAVAILABLE:
+    if account.health.state in UNAVAILABLE:
         since: float = account.health.snapshot()["since"]
         return since
     barred = account.unready()
-    return now if barred is not None and barred.state in _UNAVAILABLE else None
+    return now if barred is not None and barred.state in UNAVAILABLE else None
 
 
 # --- the last 15 minutes -------------------------------------------------------------------

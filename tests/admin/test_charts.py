@@ -86,7 +86,7 @@ def test_a_long_conversation_shows_its_newest_responses_and_says_so() -> None:
     picture = ChainPicture(nodes((None, *range(400))))
     assert len(picture.rows) == 300
     assert picture.rows[-1].node["id"] == "r400"
-    assert picture.left_out == 101
+    assert picture.counts() == "300 responses, 1 root, 0 forks; 101 older ones are not shown"
 
 
 def test_a_line_breaks_where_nothing_was_measured() -> None:

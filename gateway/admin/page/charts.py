@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from gateway.admin.page.formatting import counted
+
 Json = dict[str, Any]
 
 # --- a figure over the last 15 minutes -----------------------------------------------------
@@ -168,6 +170,12 @@ class ChainPicture:
         self.roots = sum(1 for row in self.rows if not row.above)
         self.forks = sum(max(0, row.children - 1) for row in self.rows)
         self.width = min(column_count(self.rows), _MOST_COLUMNS) * _COLUMN_WIDTH + 4
+
+    def counts(self) -> str:
+        """What is in the picture, in words."""
+        shown = (("response", len(self.rows)), ("root", self.roots), ("fork", self.forks))
+        said = ", ".join(counted(count, what) for what, count in shown)
+        return said + (f"; {self.left_out} older ones are not shown" if self.left_out else "")
 
 
 def chain_rows(nodes: Sequence[Json]) -> list[ChainRow]:

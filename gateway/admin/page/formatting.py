@@ -101,9 +101,9 @@ def shorten(text: str, length: int = 24) -> str:
     return f"{text[:half]}…{text[-half:]}"
 
 
-def counted(count: int, what: str) -> str:
+def counted(count: int, one: str, several: str | None = None) -> str:
     """1 fork, 2 forks."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+    return f"{count} {one if count == 1 else several or one + 's'}"
 
 
 def fixed(value: float, digits: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.admin.running import Running
 from gateway.config.settings import without_credentials
+from gateway.metrics.collector import UNAVAILABLE
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
 from gateway.routing.router import AccountPool
@@ -22,9 +23,6 @@ _ACTIONS = {
 }
 _ACTIONS_IN_SERVICE = ("pause", "drain")
 _ACTIONS_ALWAYS = ("clear", "probe")
-
-#: States in which an account is tried again and again; each try resets the account's own time.
-_UNAVAILABLE = frozenset(("cooling", "exhausted", "unauthorized", "unproven"))
 
 
 def accounts(running: Running) -> list[dict[str, Any]]:
@@ -43,7 +41,7 @@ def account(running: Running, account: Account) -> dict[str, Any]:
     """One account, without what takes a look at all conversations."""
     settings = account.settings
     health = {**account.health.snapshot(), **_limits_besides_health(account)}
-    if health["state"] in _UNAVAILABLE:
+    if AccountState(health["state"]) in UNAVAILABLE:  # each try resets the account's own time
         known = (health["since"], running.metrics.unavailable_since(account.name))
         health["since"] = min((at for at in known if at is not None), default=None)
     return {
