@@ -55,8 +55,8 @@ class GatewayService(MultiService):
     :param reactor: clock, network and threads.
     :ivar turn_services: what turns work with.
     :ivar tenants: the client keys.
-    :ivar limiter: counts the clients of all doors.
-    :ivar door: the factory of WebSocket connections.
+    :ivar limiter: counts the connections of clients.
+    :ivar websockets: the factory of WebSocket connections.
     :ivar whole: all of it, as the admin side sees it.
     :ivar threshold: of the log.
     """
@@ -73,7 +73,7 @@ class GatewayService(MultiService):
         self.turn_services = self._services(reactor)
         limits = settings.limits
         self.limiter = ConnectionLimiter(limits.max_connections, limits.max_incoming_bytes)
-        self.door = ResponsesFactory(
+        self.websockets = ResponsesFactory(
             reactor, self.turn_services, settings, self.tenants, self.limiter
         )
         self._responses = Responses(self.turn_services, self.limiter)
@@ -83,18 +83,18 @@ class GatewayService(MultiService):
         expiry = TimerService(_EXPIRY_SECONDS, self._forget_what_is_old)
         expiry.clock = reactor
         expiry.setServiceParent(self)
-        self._door_service = ClientListener(
+        self._client_listener = ClientListener(
             reactor,
             settings.listen,
             self._client_site(reactor),
             self.limiter,
             settings.timeouts.shutdown_seconds,
         )
-        self._door_service.setServiceParent(self)
+        self._client_listener.setServiceParent(self)
 
     def stopService(self) -> Deferred[Any]:
         """Let clients finish first; only then take away what serves them."""
-        stopped: Deferred[Any] = self._door_service.finish_turns()
+        stopped: Deferred[Any] = self._client_listener.finish_turns()
         stopped.addCallback(lambda _: self.turn_services.waiting.stop())
         stopped.addCallback(lambda _: self._catalogues.close())
         stopped.addCallback(lambda _: MultiService.stopService(self))
@@ -129,14 +129,19 @@ class GatewayService(MultiService):
         """What is counted, and who may see it and act."""
         admin = self.settings.admin
         metrics = MetricsCollector(
-            reactor, self.turn_services, self.tenants, self.limiter, self.door, self._catalogues
+            reactor,
+            self.turn_services,
+            self.tenants,
+            self.limiter,
+            self.websockets,
+            self._catalogues,
         )
         metrics.setServiceParent(self)
         self.whole = Running(
             self.turn_services,
             self.tenants,
             self.limiter,
-            self.door,
+            self.websockets,
             self.threshold,
             metrics,
             lambda: self._responses.turns_running,
@@ -161,7 +166,7 @@ class GatewayService(MultiService):
             ChatCompletions(services),
         )
         self._site = ClientSite(
-            reactor, table, self.settings, self.tenants, self.limiter, self.door
+            reactor, table, self.settings, self.tenants, self.limiter, self.websockets
         )
         return self._site
 
@@ -190,10 +195,10 @@ class GatewayService(MultiService):
         )
         services.waiting.max_waiting = settings.routing.max_waiting
         self.tenants.reconfigure(settings.keys)
-        self._door_service.shutdown_seconds = settings.timeouts.shutdown_seconds
+        self._client_listener.shutdown_seconds = settings.timeouts.shutdown_seconds
         self.limiter.max_connections = settings.limits.max_connections
         self.limiter.incoming.max_bytes = settings.limits.max_incoming_bytes
-        self.door.reconfigure(settings)
+        self.websockets.reconfigure(settings)
         self._site.reconfigure(settings)
         self._access.reconfigure(settings.admin.token, settings.admin.hosts)
         self._arrange_log(settings.log.level, before.log.level)

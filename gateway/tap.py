@@ -204,7 +204,7 @@ class TwistdService(GatewayService):
             "stopping, connections: {connections}; turns that run have {seconds:g} seconds,"
             " or until a second signal",
             connections=len(self.limiter),
-            seconds=self._door_service.shutdown_seconds,
+            seconds=self._client_listener.shutdown_seconds,
         )
 
     def _end_all_turns(self) -> None:

@@ -78,7 +78,9 @@ class AdminSite(HttpSite):
         local, peer = _host(transport.getHost()), _host(transport.getPeer()) or "local"
         is_secure = request.isSecure()
         has_path = request.uri.startswith(b"/")
-        return lambda face: self._serve(AdminRequest(face, local, peer, is_secure), has_path)
+        return lambda client_request: self._serve(
+            AdminRequest(client_request, local, peer, is_secure), has_path
+        )
 
     def stopFactory(self) -> None:
         """The port is closed."""

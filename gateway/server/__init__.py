@@ -1,1 +1,1 @@
-"""The HTTP door: twisted.web's protocol, a table of routes, and what serves each of them."""
+"""The clients' side: the HTTP server, its handlers, WebSocket connections and their sessions."""

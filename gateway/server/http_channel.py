@@ -355,8 +355,8 @@ class HttpChannel(ExtensibleHTTPChannel):
             self.requestDone(unread)
 
     def _hold_back(self) -> None:
-        if self.requests and self.requests[0].face is not None:
-            self.requests[0].face.hold_back(self.stall.is_stalled)
+        if self.requests and self.requests[0].client_request is not None:
+            self.requests[0].client_request.hold_back(self.stall.is_stalled)
 
     def _stalled(self) -> None:
         _log.warn("{peer} reads too slowly and is dropped", peer=self.transport.getPeer())
@@ -429,8 +429,8 @@ class HttpChannel(ExtensibleHTTPChannel):
         )
         self.drain()
         for request in list(self.requests):
-            if request.face is not None:
-                request.face.abandon(error)
+            if request.client_request is not None:
+                request.client_request.abandon(error)
         if self._phase is not ChannelPhase.CLOSING:
             self.loseConnection()
 

@@ -189,7 +189,7 @@ class WireRequest(Request):
 
     :ivar headers: see :func:`header_texts`.
     :ivar tenant: the name of its client key; empty while that is unknown.
-    :ivar face: what its handler sees; None before the request is complete.
+    :ivar client_request: what its handler sees; None before the request is complete.
     :ivar is_answered: whether it was answered before its body was read.
     :ivar received: bytes of its body so far, as sent.
     """
@@ -201,7 +201,7 @@ class WireRequest(Request):
         self._site = channel.site
         self.headers: dict[str, str] = {}
         self.tenant = ""
-        self.face: ClientRequest | None = None
+        self.client_request: ClientRequest | None = None
         self.is_answered = False
         self.received = 0
         self._handler: Callable[[ClientRequest], None] | None = None
@@ -291,7 +291,7 @@ class WireRequest(Request):
 
     def process(self) -> None:
         """Hand it to its handler; twisted.web leaves the body of an answer to HEAD out."""
-        face = self.face = ClientRequest(
+        client_request = self.client_request = ClientRequest(
             self,
             self.method.decode("latin-1"),
             self.path.decode("latin-1"),
@@ -299,21 +299,21 @@ class WireRequest(Request):
             self.headers,
             self._site.next_connection(),
         )
-        face.hold_back(self.channel.stall.is_stalled)
+        client_request.hold_back(self.channel.stall.is_stalled)
         try:
             if self._refusal is not None:
                 raise self._refusal
             assert self._handler is not None
             body, self._body = self._body.getvalue(), BytesIO()
             encoding = self.headers.get("content-encoding", "")
-            face.body = json_text(decode_body(body, encoding, self._site.max_body_bytes))
+            client_request.body = json_text(decode_body(body, encoding, self._site.max_body_bytes))
             del body
-            self._handler(face)
+            self._handler(client_request)
         except ApiError as error:
-            face.refuse(error)
+            client_request.refuse(error)
         except Exception:
-            _log.failure("a request for {path} broke its handler", path=face.path[:200])
-            face.refuse(ApiError.gateway_failed())
+            _log.failure("a request for {path} broke its handler", path=client_request.path[:200])
+            client_request.refuse(ApiError.gateway_failed())
 
     def parseCookies(self) -> None:
         """The few that matter are read where they do."""
@@ -350,8 +350,8 @@ class WireRequest(Request):
     def connectionLost(self, reason: Failure) -> None:
         """The client left."""
         super().connectionLost(reason)
-        if self.face is not None:
-            self.face.client_gone()
+        if self.client_request is not None:
+            self.client_request.client_gone()
 
 
 def _path_of(target: bytes) -> bytes:

@@ -128,8 +128,8 @@ class ClientSite(HttpSite):
                 channel.is_last = True
             raise
 
-        def serve(face: ClientRequest) -> None:
-            face.parameters = parameters
-            handler(face, tenant)
+        def serve(client_request: ClientRequest) -> None:
+            client_request.parameters = parameters
+            handler(client_request, tenant)
 
         return serve

@@ -28,7 +28,7 @@ _MAX_VERSION = 50
 
 
 class _Model(msgspec.Struct):
-    """A model that no upstream describes."""
+    """A model that no upstream describes, in the platform's shape."""
 
     id: str
     object: str = "model"
@@ -74,7 +74,7 @@ class Models:
     def _listed(self, tenant: str, done: Callable[[Mapping[str, msgspec.Raw]], None]) -> None:
         services = self._services()
 
-        def told(catalogues: Sequence[AccountModels | None]) -> None:
+        def merge(catalogues: Sequence[AccountModels | None]) -> None:
             models: dict[str, msgspec.Raw] = {}
             for accounts, catalogue in zip(services, catalogues, strict=True):
                 offered = catalogue.models if catalogue is not None else {}
@@ -82,11 +82,11 @@ class Models:
                     for name in _names_of(account, offered):
                         listed = offered.get(name)
                         entry = None if listed is None else listed.platform
-                        models.setdefault(name, entry or _made(name))
+                        models.setdefault(name, entry or _undescribed(name))
             may_use = self._may_use
             done({name: raw for name, raw in models.items() if may_use(tenant, name)})
 
-        self._gather(services, None, told)
+        self._gather(services, None, merge)
 
     def _catalogue(
         self,
@@ -96,7 +96,7 @@ class Models:
     ) -> None:
         services = self._services()
 
-        def told(catalogues: Sequence[AccountModels | None]) -> None:
+        def merge(catalogues: Sequence[AccountModels | None]) -> None:
             models: dict[str, msgspec.Raw] = {}
             etags: list[str | None] = []
             for accounts, catalogue in zip(services, catalogues, strict=True):
@@ -110,7 +110,7 @@ class Models:
                         models.setdefault(name, raw)
             done(models, etags[0] if len(etags) == 1 else None)
 
-        self._gather(services, version, told)
+        self._gather(services, version, merge)
 
     def _services(self) -> Sequence[Sequence[Account]]:
         """The accounts in service, by their upstream."""
@@ -126,11 +126,11 @@ class Models:
         version: str | None,
         done: Callable[[Sequence[AccountModels | None]], None],
     ) -> None:
-        """Ask all services at once; one that is not needed is not asked."""
+        """Ask all services at once, but none of which all model names are configured."""
         found: list[AccountModels | None] = [None] * len(services)
         missing = len(services)
 
-        def told(at: int, catalogue: AccountModels | None) -> None:
+        def found_at(at: int, catalogue: AccountModels | None) -> None:
             nonlocal missing
             found[at] = catalogue
             missing -= 1
@@ -141,9 +141,9 @@ class Models:
             done(found)
         for at, accounts in enumerate(services):
             if version is None and not any(_has_patterns(account) for account in accounts):
-                told(at, None)
+                found_at(at, None)
             else:
-                self._catalogues.list_models(accounts, version, lambda c, at=at: told(at, c))  # type: ignore[misc]
+                self._catalogues.list_models(accounts, version, lambda c, at=at: found_at(at, c))  # type: ignore[misc]
 
 
 def _names_of(account: Account, offered: Iterable[str]) -> Iterable[str]:
@@ -159,11 +159,14 @@ def _has_patterns(account: Account) -> bool:
 
 
 def _in_codex_shape(catalogue: AccountModels) -> dict[str, msgspec.Raw]:
-    """Codex gives up a list of which it cannot read one entry: none is made up for it."""
+    """The models that an upstream described in Codex's shape.
+
+    Codex rejects a whole list for one entry that it cannot read, so none is invented.
+    """
     return {name: each.codex for name, each in catalogue.models.items() if each.codex is not None}
 
 
-def _made(name: str) -> msgspec.Raw:
+def _undescribed(name: str) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(_Model(name)))
 
 
@@ -172,7 +175,7 @@ def _platform_list(models: Mapping[str, msgspec.Raw]) -> dict[str, object]:
 
 
 def _answer(request: ClientRequest, body: object, etag: str | None) -> None:
-    """Answer with JSON, or with nothing to who has it already (RFC 9110 §13.1.2)."""
+    """Answer with JSON, or with 304 a client that has it already (RFC 9110 §13.1.2)."""
     encoded = msgspec.json.encode(body)
     tag = etag or f'"{blake2b(encoded, digest_size=12).hexdigest()}"'
     if _has(request.headers.get("if-none-match", ""), tag):

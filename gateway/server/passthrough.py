@@ -135,13 +135,13 @@ class ProxiedResponse:
     def head(self, headers: Mapping[str, str]) -> dict[str, str]:
         """The headers of the answer: those of the upstream's that concern the client."""
         kind = headers.get("content-type", "")
-        told = {"content-type": kind if may_pass("content-type", kind) else JSON}
-        told.update(passed_headers(headers, self._limits))
-        if told["content-type"].startswith(EVENT_STREAM):
-            told.update(UNBUFFERED)
+        passed = {"content-type": kind if may_pass("content-type", kind) else JSON}
+        passed.update(passed_headers(headers, self._limits))
+        if passed["content-type"].startswith(EVENT_STREAM):
+            passed.update(UNBUFFERED)
         if self.proxied is not None:
-            told.update(route_headers(self.proxied.record))
-        return told
+            passed.update(route_headers(self.proxied.record))
+        return passed
 
 
 def context_of(

@@ -126,7 +126,7 @@ class Admin:
         self.limiter = ConnectionLimiter(100)
         self.clock = self.world.clock
         self.tenants = KeyRing([KeySettings(name="laptop", key="sk-gw-1")], self.clock.seconds)
-        self.door = ResponsesFactory(
+        self.websockets = ResponsesFactory(
             self.reactor, self.world.services, Settings(), self.tenants, self.limiter
         )
         self.threshold = LogThreshold("info")
@@ -135,14 +135,14 @@ class Admin:
             self.world.services,
             self.tenants,
             self.limiter,
-            self.door,
+            self.websockets,
             ModelCatalog(self.clock),
         )
         self.running = Running(
             self.world.services,
             self.tenants,
             self.limiter,
-            self.door,
+            self.websockets,
             self.threshold,
             self.collector,
             lambda: 0,

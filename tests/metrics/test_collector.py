@@ -194,7 +194,7 @@ def test_registers_grow_with_what_they_tell_of(
     admin.world.services.turn_log.ended(turn())
     admin.world.services.owners.note("laptop", "resp_1", "one")
     session: Any = SimpleNamespace(lanes=3, turns_queued=2, turns_running=1)
-    monkeypatch.setattr(admin.door, "sessions", lambda: [session])
+    monkeypatch.setattr(admin.websockets, "sessions", lambda: [session])
     after = sizes()
     assert after["journal"] == before["journal"] + 1
     assert after["owners"] == before["owners"] + 1

@@ -1,7 +1,8 @@
-"""Who is let in where there are too many, and who goes first."""
+"""Which connections are admitted and closed first; clients that are slow, half-closed or gone."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -10,11 +11,19 @@ import pytest
 import txaio
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
 
 from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings, LimitSettings
 from gateway.protocol.errors import ApiError
-from gateway.server.connections import ConnectionLimiter, OpenFiles
+from gateway.server.connections import (
+    MIN_BYTES_PER_SECOND,
+    ConnectionLimiter,
+    HalfClosedSocket,
+    OpenFiles,
+    WriteStallTimer,
+    time_for,
+)
 from gateway.server.http_request import ClientRequest
 from gateway.server.websocket import ResponsesProtocol
 from tests.server.listener import Client, House
@@ -260,7 +269,7 @@ def test_a_quarter_of_the_files_is_kept_for_others(monkeypatch: pytest.MonkeyPat
 # --- the count -----------------------------------------------------------------------------
 
 
-class Guest:
+class FakeConnection:
     def __init__(self, limiter: ConnectionLimiter) -> None:
         self._limiter = limiter
 
@@ -281,27 +290,170 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_whatever_guests_do_they_are_counted_as_what_they_are(steps: list[tuple[str, int]]) -> None:
+def test_whatever_connections_do_they_are_counted_as_what_they_are(
+    steps: list[tuple[str, int]],
+) -> None:
     limiter = ConnectionLimiter(4)
-    guests = [Guest(limiter) for _ in range(6)]
+    connections = [FakeConnection(limiter) for _ in range(6)]
     inside = limiter.of_kind
     for step, number in steps:
-        guest = guests[number]
+        connection = connections[number]
         what, _, key = step.partition(" ")
-        is_in = guest in inside(Guest)
+        is_in = connection in inside(FakeConnection)
         with suppress(ApiError):
             if what == "enter":
-                limiter.enter(guest)
+                limiter.enter(connection)
             elif what == "claim" and is_in:
-                limiter.claim(guest, key, 2)
+                limiter.claim(connection, key, 2)
             elif what == "rest" and is_in:
-                limiter.mark_idle(guest)
+                limiter.mark_idle(connection)
             elif what == "wake":
-                limiter.mark_busy(guest)
+                limiter.mark_busy(connection)
             elif what == "leave":
-                limiter.leave(guest)
+                limiter.leave(connection)
         of_key = limiter._of_key
         assert len(limiter) <= 4
         assert all(0 < count <= 2 for count in of_key.values())
         assert of_key.total() == len(limiter._key_of) <= len(limiter)
-        assert {*limiter._key_of, *limiter._idle} <= set(inside(Guest))
+        assert {*limiter._key_of, *limiter._idle} <= set(inside(FakeConnection))
+
+
+# --- clients that take nothing -------------------------------------------------------------
+
+
+class Slow:
+    """A client, and when it was lost."""
+
+    def __init__(self, last_write: int = 0) -> None:
+        self.clock = Clock()
+        self.lost: list[float] = []
+        self.stall = WriteStallTimer(self.clock)
+        self.stall.last_write = last_write
+
+    def fills(self, stall_seconds: float = 10) -> None:
+        self.stall.begin(stall_seconds, lambda: self.lost.append(self.clock.seconds()))
+
+
+def test_a_client_that_was_never_slow_costs_no_timer() -> None:
+    slow = Slow()
+    assert not slow.stall.is_stalled
+    slow.stall.end()
+    slow.stall.stop()
+    assert slow.clock.getDelayedCalls() == []
+
+
+def test_one_that_takes_nothing_is_lost_once() -> None:
+    slow = Slow()
+    slow.fills(10)
+    assert slow.stall.is_stalled
+    slow.clock.advance(9.9)
+    assert slow.lost == []
+    slow.clock.advance(0.1)
+    slow.clock.advance(100)
+    assert slow.lost == [10]
+
+
+def test_a_large_write_may_take_its_time() -> None:
+    slow = Slow(last_write=5 * MIN_BYTES_PER_SECOND)
+    slow.fills(10)
+    slow.clock.advance(14.9)
+    assert slow.lost == []
+    slow.clock.advance(0.1)
+    assert slow.lost == [15] == [time_for(5 * MIN_BYTES_PER_SECOND, 10)]
+
+
+def test_one_that_takes_everything_is_kept_and_may_be_slow_again() -> None:
+    slow = Slow()
+    slow.fills()
+    slow.clock.advance(9)
+    slow.stall.end()
+    assert not slow.stall.is_stalled
+    assert slow.clock.getDelayedCalls() == []
+    slow.clock.advance(9)
+    slow.fills()
+    slow.clock.advance(9)
+    assert slow.lost == []
+    slow.clock.advance(1)
+    assert slow.lost == [28]
+
+
+def test_after_the_end_of_the_connection_nobody_is_lost_but_the_buffers_stay_full() -> None:
+    slow = Slow()
+    slow.fills()
+    slow.stall.stop()
+    assert slow.stall.is_stalled
+    assert slow.clock.getDelayedCalls() == []
+
+
+# --- clients that send no more -------------------------------------------------------------
+
+
+class FakeSocket:
+    """A socket, and the transport over it."""
+
+    def __init__(self) -> None:
+        self.error: int | OSError = 0
+
+    def getHandle(self) -> FakeSocket:
+        return self
+
+    def getsockopt(self, level: int, option: int) -> int:
+        assert (level, option) == (socket.SOL_SOCKET, socket.SO_ERROR)
+        if isinstance(self.error, OSError):
+            raise self.error
+        return self.error
+
+
+class Watched:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.socket = FakeSocket()
+        self.probes: list[float] = []
+        self.gone = 0
+        self.watch = HalfClosedSocket(self.clock, self.socket, self._probe, self._is_gone)
+
+    def _probe(self) -> None:
+        self.probes.append(round(self.clock.seconds()))
+
+    def _is_gone(self) -> None:
+        self.gone += 1
+
+    def waits(self, seconds: float) -> None:
+        self.clock.pump([0.1] * round(10 * seconds))
+
+
+def test_a_client_that_stays_is_sent_few_probes_ever_more_apart() -> None:
+    watched = Watched()
+    assert watched.probes == [0], "expected the first look at once"
+    watched.waits(1000)
+    assert watched.probes == [0, 1, 3, 10, 30, 60, 120, 300]
+    assert len(watched.probes) <= len(b"HTTP/1.1"), "a head has no more to be sent ahead"
+    watched.watch.stop()
+    assert not watched.clock.getDelayedCalls()
+
+
+def test_a_reset_is_seen_soon_and_told_once() -> None:
+    watched = Watched()
+    watched.waits(50)
+    watched.socket.error = 32
+    watched.waits(0.3)
+    assert watched.gone == 1
+    watched.waits(10)
+    assert watched.gone == 1
+    assert not watched.clock.getDelayedCalls()
+
+
+def test_a_socket_that_is_closed_already_has_nobody_at_its_end() -> None:
+    watched = Watched()
+    watched.socket.error = OSError(9, "Bad file descriptor")
+    watched.waits(0.3)
+    assert watched.gone == 1
+
+
+def test_nothing_is_heard_after_the_end() -> None:
+    watched = Watched()
+    watched.watch.stop()
+    watched.watch.stop()
+    watched.socket.error = 32
+    watched.waits(10)
+    assert (watched.gone, watched.probes) == (0, [0])

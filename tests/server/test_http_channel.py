@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gateway.config import LimitSettings, SessionSettings, Settings, TimeoutSettings
 from gateway.protocol.errors import ApiError
 from gateway.server.http_channel import IDLE_SECONDS
-from gateway.server.http_request import ClientRequest
+from gateway.server.http_request import ClientRequest, phrase_of
 from tests.server.listener import Client, House
 from tests.support.events import text_item, turn_events
 
@@ -695,3 +695,13 @@ def test_a_turn_by_http_outlives_the_drain(house: House) -> None:
     house.sent().sends(*turn_events([text_item()], "resp_1"))
     assert client.answer().json["id"] == "resp_1"
     assert client.is_closed
+
+
+# --- errors --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "phrase"), [(429, "Too Many Requests"), (426, "Upgrade Required"), (599, "Refused")]
+)
+def test_every_status_has_a_phrase(status: int, phrase: str) -> None:
+    assert phrase_of(status) == phrase
