@@ -19,7 +19,7 @@ from gateway.protocol.errors import GATEWAY_FAILED, NOT_THE_API, PROXY_ERROR, UN
 #: The code, and the type, of failures that every client retries.
 SERVER_ERROR = "server_error"
 
-#: Statuses of a path that a service does not have.
+#: Statuses of a path that a service does not have at all; another account's may.
 NOT_SERVED = frozenset({404, 405, 501})
 
 
@@ -192,11 +192,6 @@ def is_overload(error: ApiError) -> bool:
 def is_rate_limit(error: ApiError) -> bool:
     """Whether the account is asked too often, or for too much at a time."""
     return error.status == 429 or error.code in _LIMITED or error.type in _LIMITED
-
-
-def is_not_served(error: ApiError) -> bool:
-    """Whether the service does not have the path at all; another account's may."""
-    return error.status in NOT_SERVED
 
 
 # --- the request -------------------------------------------------------------------------

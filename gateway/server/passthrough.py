@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred
 
 from gateway.conversations.context import ContextPlan, ContextRoute
 from gateway.conversations.store import ResponseRecord, Transcript
-from gateway.protocol.error_classification import is_not_served, may_move
+from gateway.protocol.error_classification import NOT_SERVED, may_move
 from gateway.protocol.errors import ApiError
 from gateway.protocol.headers import TURN_STATE, forwardable, may_pass, without_limits
 from gateway.protocol.request import TurnRequest, read_members, read_post
@@ -268,7 +268,7 @@ class InputSpec(ForwardedSpec):
 
     def may_move(self, error: ApiError) -> bool:
         """Whether another account may serve it, or has the endpoint."""
-        return self._continuity.may_move(error) or is_not_served(error)
+        return self._continuity.may_move(error) or error.status in NOT_SERVED
 
     def _dialect_of(self, account: Account) -> Dialect:
         concessions = self._continuity.concessions
