@@ -23,7 +23,6 @@ SHORTEST, LONGEST = 40, 550
 KNOWN_CIRCLES: set[frozenset[str]] = set()
 KNOWN_TWICE: set[str] = set()
 KNOWN_SHORT = {
-    "gateway/admin/errors.py",
 }
 KNOWN_SEE: set[str] = set()
 

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from gateway.admin.errors import AdminError, bad_request, not_found
+from gateway.admin.requests import AdminError, bad_request, not_found
 from gateway.admin.running import Running
 from gateway.admin.views.conversations import binding_id_of, response_ids_of, responses_of
 from gateway.config import ConfigError
@@ -40,7 +40,7 @@ Done = dict[str, Any]
 class Actions:
     """Acts on the running gateway; each action answers with a ``result`` in words.
 
-    Their errors are :class:`~gateway.admin.errors.AdminError`.
+    Their errors are :class:`~gateway.admin.requests.AdminError`.
     """
 
     def __init__(self, running: Running) -> None:

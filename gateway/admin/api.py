@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import enum
+from collections.abc import Callable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
@@ -13,13 +14,12 @@ from twisted.python.failure import Failure
 
 from gateway import __version__
 from gateway.admin.actions import MAX_ACTIONS, Actions, Audit
-from gateway.admin.auth import MAX_ADDRESSES, MAX_LOGINS, Access, cookie
+from gateway.admin.auth import MAX_ADDRESSES, MAX_LOGINS, Access, Visitor, cookie
 from gateway.admin.dry_run import dry_run
-from gateway.admin.errors import AdminError, bad_request, not_found
 from gateway.admin.live import MAX_LISTENERS, LiveFeed
 from gateway.admin.page import Page, PageData, Viewer, login_page
+from gateway.admin.requests import AdminError, AdminRequest, bad_request, not_found
 from gateway.admin.responses import HTML, AdminResponse, accepted, see_other, wants_html
-from gateway.admin.routes import ANSWERED_LATER, AdminEntry, AdminQuery, AdminRoute
 from gateway.admin.running import Running
 from gateway.admin.views.accounts import accounts
 from gateway.admin.views.conversations import conversations, turns, why
@@ -34,6 +34,62 @@ DESCRIPTION: dict[str, Any] = msgspec.json.decode(
 DESCRIPTION["info"]["version"] = __version__
 
 _MAX_LISTED = 1000
+
+#: What a handler returns that answers later by itself.
+ANSWERED_LATER: Final = object()
+
+
+class AdminEntry(enum.Enum):
+    """Who may use a route."""
+
+    ANYBODY = "anybody"
+    READER = "reader"
+    OPERATOR = "operator"
+
+
+class AdminQuery(NamedTuple):
+    """What a handler gets.
+
+    :ivar names: the parts of the path that its template leaves open.
+    :ivar by_form: whether a form was posted, by a browser that shows the answer.
+    """
+
+    request: AdminRequest
+    visitor: Visitor
+    names: Mapping[str, str]
+    query: Mapping[str, str]
+    body: Mapping[str, Any]
+    by_form: bool = False
+
+    def text(self, name: str) -> str | None:
+        """A value of the query; None when it is missing or empty."""
+        return self.query.get(name) or None
+
+    def number(self, name: str, default: int, most: int) -> int:
+        """A number of the query.
+
+        :raises AdminError: 400 when it is none.
+        """
+        value = self.query.get(name)
+        if not value:
+            return default
+        if not (value.isascii() and value.isdigit() and len(value) < 8 and int(value) > 0):
+            raise bad_request(f"{name}: expected a number above 0")
+        return min(int(value), most)
+
+
+class AdminRoute(NamedTuple):
+    """One method of one path.
+
+    :ivar template: a path whose parts in braces are open.
+    :ivar handle: answers with an ``AdminResponse``, with what becomes JSON, with
+        :data:`ANSWERED_LATER`, or with a ``Deferred`` of one of the first two.
+    """
+
+    method: str
+    template: str
+    entry: AdminEntry
+    handle: Callable[[AdminQuery], Any]
 
 
 class Api:
@@ -107,110 +163,110 @@ class Api:
 
     # --- reading -----------------------------------------------------------------------
 
-    def _readyz(self, asked: AdminQuery) -> AdminResponse:
+    def _readyz(self, query: AdminQuery) -> AdminResponse:
         why_not = ready(self.running)
         if why_not is None:
             return AdminResponse(200, {"status": "ready"})
         return AdminResponse(503, {"status": why_not})
 
-    def _status(self, asked: AdminQuery) -> AdminResponse:
+    def _status(self, query: AdminQuery) -> AdminResponse:
         vary = {"vary": "accept, cookie"}
-        if not wants_html(asked.request):
+        if not wants_html(query.request):
             return AdminResponse(200, overview(self.running), headers=vary)
-        query = asked.request.http.query_string.encode("latin-1")
-        arguments = parse_qs(query, keep_blank_values=True)
-        login = asked.visitor.login
+        raw = query.request.http.query_string.encode("latin-1")
+        arguments = parse_qs(raw, keep_blank_values=True)
+        login = query.visitor.login
         said = None if login is None else login.said(self.running.now())
-        viewer = Viewer(asked.visitor.why_not, login is not None, self.access.has_token, said)
+        viewer = Viewer(query.visitor.why_not, login is not None, self.access.has_token, said)
         return AdminResponse(200, self.pages.render(arguments, viewer), HTML, vary)
 
-    def _conversations(self, asked: AdminQuery) -> Any:
-        limit = asked.number("limit", 100, _MAX_LISTED)
-        return conversations(self.running, (asked.text("q") or "").strip()[:300], limit)
+    def _conversations(self, query: AdminQuery) -> Any:
+        limit = query.number("limit", 100, _MAX_LISTED)
+        return conversations(self.running, (query.text("q") or "").strip()[:300], limit)
 
-    def _why(self, asked: AdminQuery) -> Any:
-        found = why(self.running, asked.names["id"])
+    def _why(self, query: AdminQuery) -> Any:
+        found = why(self.running, query.names["id"])
         if found is None:
             raise not_found("nothing is known of this conversation")
         return found
 
-    def _turns(self, asked: AdminQuery) -> Any:
+    def _turns(self, query: AdminQuery) -> Any:
         return turns(
             self.running,
-            asked.text("account"),
-            asked.text("key"),
-            asked.text("status"),
-            asked.text("conversation"),
-            asked.number("limit", _MAX_LISTED, _MAX_LISTED),
+            query.text("account"),
+            query.text("key"),
+            query.text("status"),
+            query.text("conversation"),
+            query.number("limit", _MAX_LISTED, _MAX_LISTED),
         )
 
-    def _events(self, asked: AdminQuery) -> Any:
-        if asked.request.http.is_head:
+    def _events(self, query: AdminQuery) -> Any:
+        if query.request.http.is_head:
             return AdminResponse(200, b"", "text/event-stream")
-        self.live.listen(asked.request.http, lambda: self.access.lasts(asked.visitor))
+        self.live.listen(query.request.http, lambda: self.access.lasts(query.visitor))
         return ANSWERED_LATER
 
-    def _scrape(self, asked: AdminQuery) -> AdminResponse:
-        content_type, text = self._metrics(accepted(asked.request))
+    def _scrape(self, query: AdminQuery) -> AdminResponse:
+        content_type, text = self._metrics(accepted(query.request))
         return AdminResponse(200, text, content_type)
 
     # --- logging in and out --------------------------------------------------------------
 
-    def _log_in(self, asked: AdminQuery) -> AdminResponse:
-        token = asked.body.get("token")
+    def _log_in(self, query: AdminQuery) -> AdminResponse:
+        token = query.body.get("token")
         if not isinstance(token, str):
             raise bad_request("token: expected the admin token")
-        address = asked.visitor.address
+        address = query.visitor.address
         try:
-            session_id, login = self.access.log_in(asked.request, token)
+            session_id, login = self.access.log_in(query.request, token)
         except AdminError as error:
             if error.status == 401:
                 self.audit.note("nobody known", address, "log in", None, False, error.sentence)
-            if asked.by_form:
+            if query.by_form:
                 return self.login_page(error.status, error.sentence)._replace(headers=error.headers)
             raise
         self.audit.note(login.name, address, "log in", None, True, "done")
-        headers = {"set-cookie": cookie(session_id, asked.request.is_secure)}
-        if asked.by_form:
+        headers = {"set-cookie": cookie(session_id, query.request.is_secure)}
+        if query.by_form:
             return see_other("/status", headers)
         return AdminResponse(200, {"result": "logged in", "login": login.name}, headers=headers)
 
-    def _log_out(self, asked: AdminQuery) -> AdminResponse:
-        if asked.visitor.login is not None:
-            name, address = asked.visitor.login.name, asked.visitor.address
+    def _log_out(self, query: AdminQuery) -> AdminResponse:
+        if query.visitor.login is not None:
+            name, address = query.visitor.login.name, query.visitor.address
             self.audit.note(name, address, "log out", None, True, "done")
-        self.access.log_out(asked.request)
-        headers = {"set-cookie": cookie("", asked.request.is_secure)}
-        if asked.by_form:
+        self.access.log_out(query.request)
+        headers = {"set-cookie": cookie("", query.request.is_secure)}
+        if query.by_form:
             return see_other("/login", headers)
         return AdminResponse(200, {"result": "logged out"}, headers=headers)
 
     # --- acting --------------------------------------------------------------------------
 
-    def _account(self, asked: AdminQuery) -> Any:
-        name, action = asked.names["name"], asked.names["action"]
+    def _account(self, query: AdminQuery) -> Any:
+        name, action = query.names["name"], query.names["action"]
         act = lambda: self.actions.account(name, action)  # noqa: E731
-        return self._act(asked, action, name, "accounts", act)
+        return self._act(query, action, name, "accounts", act)
 
-    def _conversation(self, asked: AdminQuery) -> Any:
-        identity, action = asked.names["id"], asked.names["action"]
+    def _conversation(self, query: AdminQuery) -> Any:
+        identity, action = query.names["id"], query.names["action"]
         act = lambda: self.actions.conversation(identity, action)  # noqa: E731
-        return self._act(asked, action, identity, "conversations", act)
+        return self._act(query, action, identity, "conversations", act)
 
-    def _log_level(self, asked: AdminQuery) -> Any:
-        level = asked.body.get("level")
+    def _log_level(self, query: AdminQuery) -> Any:
+        level = query.body.get("level")
         act = lambda: self.actions.log_level(level)  # noqa: E731
-        return self._act(asked, "set the log level", str(level), "configuration", act)
+        return self._act(query, "set the log level", str(level), "configuration", act)
 
-    def _drain(self, asked: AdminQuery) -> Any:
-        return self._act(asked, "drain", None, "configuration", self.actions.drain)
+    def _drain(self, query: AdminQuery) -> Any:
+        return self._act(query, "drain", None, "configuration", self.actions.drain)
 
-    def _reload(self, asked: AdminQuery) -> Any:
-        return self._act(asked, "reload", None, "configuration", self.actions.reload)
+    def _reload(self, query: AdminQuery) -> Any:
+        return self._act(query, "reload", None, "configuration", self.actions.reload)
 
     def _act(
         self,
-        asked: AdminQuery,
+        query: AdminQuery,
         action: str,
         target: str | None,
         section: str,
@@ -221,8 +277,8 @@ class Api:
         A browser that sent a form is redirected to the section of its button, and the page shows
         the result there.
         """
-        visitor = asked.visitor
-        browser = visitor.login if asked.by_form else None
+        visitor = query.visitor
+        browser = visitor.login if query.by_form else None
         name = visitor.name or "nobody known"
 
         def note(done: bool, result: str) -> None:

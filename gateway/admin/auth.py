@@ -22,8 +22,7 @@ from hmac import compare_digest
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from gateway.admin.errors import AdminError, bad_request
-from gateway.admin.requests import AdminRequest
+from gateway.admin.requests import AdminError, AdminRequest, bad_request
 
 COOKIE = "gateway_admin"
 

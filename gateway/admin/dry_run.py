@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.admin.errors import bad_request
+from gateway.admin.requests import bad_request
 from gateway.admin.running import Running
 from gateway.conversations.context import chain_point
 from gateway.conversations.store import Transcript

@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 
-from gateway.admin.errors import AdminError
+from gateway.admin.requests import AdminError
 from gateway.admin.responses import as_json
 from gateway.admin.running import Running
 from gateway.admin.views.overview import current

@@ -1,13 +1,13 @@
-"""A request to the admin side: the connection it came by, its path, its query, its body."""
+"""A request to the admin side: its connection, path, query and body; and its errors."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
-from gateway.admin.errors import AdminError, bad_request
 from gateway.protocol.errors import UNREADABLE
 from gateway.server.http_request import ClientRequest
 
@@ -16,6 +16,31 @@ FORM = "application/x-www-form-urlencoded"
 
 _MAX_FIELDS = 50
 _LONGEST_SEGMENT = 500
+
+
+class AdminError(Exception):
+    """An HTTP status, and a sentence for the operator.
+
+    :param headers: that the answer carries besides.
+    """
+
+    def __init__(
+        self, status: int, sentence: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+        self.headers = dict(headers or {})
+
+
+def not_found(what: str = "nothing is here; see /status") -> AdminError:
+    """404 with a sentence."""
+    return AdminError(404, what)
+
+
+def bad_request(sentence: str) -> AdminError:
+    """400 with a sentence."""
+    return AdminError(400, sentence)
 
 
 class AdminRequest(NamedTuple):

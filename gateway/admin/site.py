@@ -14,13 +14,18 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gateway.admin.api import Api
+from gateway.admin.api import ANSWERED_LATER, AdminEntry, AdminQuery, AdminRoute, Api
 from gateway.admin.auth import check_origin
-from gateway.admin.errors import AdminError, not_found
 from gateway.admin.page.static_files import static_file
-from gateway.admin.requests import AdminRequest, read_body, read_query, segments
+from gateway.admin.requests import (
+    AdminError,
+    AdminRequest,
+    not_found,
+    read_body,
+    read_query,
+    segments,
+)
 from gateway.admin.responses import SECURITY_HEADERS, AdminResponse, wants_html, write
-from gateway.admin.routes import ANSWERED_LATER, AdminEntry, AdminQuery, AdminRoute
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.http_channel import HttpSite
 from gateway.server.http_request import ClientRequest, WireRequest

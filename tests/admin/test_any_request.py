@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.admin.auth import MAX_ADDRESSES, Throttle, check_origin
-from gateway.admin.errors import AdminError
-from gateway.admin.requests import AdminRequest
+from gateway.admin.requests import AdminError, AdminRequest
 from gateway.admin.responses import as_json, wants_html
 from gateway.server.http_request import ClientRequest
 from tests.admin.stage import BEARER, TOKEN, Admin
