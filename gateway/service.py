@@ -113,7 +113,7 @@ class GatewayService(MultiService):
         ttl = settings.ledger.ttl_minutes * 60
         return TurnServices(
             clock=reactor,
-            ledger=MemoryStore(settings.ledger.max_bytes, ttl, reactor.seconds),
+            conversations=MemoryStore(settings.ledger.max_bytes, ttl, reactor.seconds),
             issuers=MemoryIssuers(),
             owners=MemoryOwners(reactor.seconds),
             pool=pool,
@@ -174,7 +174,7 @@ class GatewayService(MultiService):
         """Whatever one of them fails of, the others go on, and all do next time."""
         services = self.turn_services
         for forget in (
-            services.ledger.expire,
+            services.conversations.expire,
             services.pool.bindings.expire,
             self._registry.release_idle,
         ):

@@ -69,7 +69,7 @@ def test_without_accounts_the_simulator_serves_two(reactor: MemoryReactorClock) 
 def test_old_conversations_are_forgotten_as_time_goes_by(reactor: MemoryReactorClock) -> None:
     gateway = GatewayService(settings(), reactor)
     gateway.startService()
-    ledger = gateway.turn_services.ledger
+    ledger = gateway.turn_services.conversations
     record = ResponseRecord(
         "laptop", "resp_1", None, (), (), "a", True, True, None, reactor.seconds()
     )

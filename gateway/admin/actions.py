@@ -159,7 +159,7 @@ class Actions:
         for response_id in dict.fromkeys(responses):
             found = responses_of(self._running, response_id)
             if found:
-                forgotten += services.ledger.forget(found[0].record.tenant, response_id)
+                forgotten += services.conversations.forget(found[0].record.tenant, response_id)
         unbound = binding_id is not None and services.pool.bindings.forget(binding_id)
         if not forgotten and not unbound:
             raise not_found("nothing is known of this conversation")

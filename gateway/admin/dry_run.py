@@ -66,7 +66,7 @@ def dry_run(running: Running, body: Mapping[str, Any]) -> dict[str, Any]:
 def _parent(running: Running, key: str, response_id: str | None) -> Transcript | None:
     if response_id is None:
         return None
-    responses = running.services.ledger.conversation(key, response_id)
+    responses = running.services.conversations.conversation(key, response_id)
     parent = next((each for each in responses if each.record.id == response_id), None)
     if parent is None:
         raise bad_request("previous_response_id: this key has no such response")

@@ -272,12 +272,12 @@ def _registers(running: Running) -> Iterator[Metric]:
             if each["bound"] is not None
         ),
     )
-    ledger = running.services.ledger.figures()
+    figures = running.services.conversations.figures()
     yield _counter(
         "gateway_ledger_evicted_conversations",
         "Conversations that were forgotten for want of room.",
         (),
-        [((), ledger.evicted_conversations)],
+        [((), figures.evicted_conversations)],
     )
 
 

@@ -163,9 +163,9 @@ class MetricsCollector(Service):
                 self._unavailable_since[account.name] = earliest
 
     def _measurements(self) -> Measurements:
-        ledger = self._services.ledger.figures()
-        evicted = ledger.evicted_conversations - self._evicted[0]
-        self._evicted.append(ledger.evicted_conversations)
+        figures = self._services.conversations.figures()
+        evicted = figures.evicted_conversations - self._evicted[0]
+        self._evicted.append(figures.evicted_conversations)
         turns, failed = self._history.in_the_last_minute()
         before = self._errors[0]
         errors = _ErrorCounts(self.turns.errors.copy(), self._refused_so_far())
@@ -179,7 +179,7 @@ class MetricsCollector(Service):
             self.process_figures.open_files,
             self.process_figures.open_files_limit,
             evicted,
-            ledger.longest_unused,
+            figures.longest_unused,
             max(0, turns - refused.total()),
             max(0, failed - refused.total()),
             max(others, key=lambda error: others[error], default=None),

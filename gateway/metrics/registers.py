@@ -66,10 +66,10 @@ class BoundedStructures:
 
     def _remembered(self) -> Iterator[BoundedStructure]:
         services = self._services
-        ledger = services.ledger.figures()
-        yield BoundedStructure("ledger", ledger.bytes, ledger.max_bytes, "bytes", ledger.bytes)
-        yield BoundedStructure("ledger conversations", ledger.conversations, None, "conversations")
-        yield BoundedStructure("ledger responses", ledger.responses, None, "responses")
+        figures = services.conversations.figures()
+        yield BoundedStructure("ledger", figures.bytes, figures.max_bytes, "bytes", figures.bytes)
+        yield BoundedStructure("ledger conversations", figures.conversations, None, "conversations")
+        yield BoundedStructure("ledger responses", figures.responses, None, "responses")
         issuers, owners = services.issuers, services.owners
         yield _counted("seals", len(issuers), issuers.max_entries, "seals", _SEAL_BYTES)
         yield _counted("owners", len(owners), owners.max_responses, "responses", _OWNER_BYTES)

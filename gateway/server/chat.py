@@ -40,14 +40,14 @@ class ChatSpec(ForwardedSpec):
     generates = True
 
     def __init__(
-        self, context: TurnContext, request: ChatRequest, ledger: ConversationStore
+        self, context: TurnContext, request: ChatRequest, conversations: ConversationStore
     ) -> None:
         self.model: str | None = request.model
         self.size = len(request.body)
         self._context = context
         self._request = request
         self._concessions = RequestConcessions(
-            CapabilityScope(_PATH, request.model, context.tenant), ledger
+            CapabilityScope(_PATH, request.model, context.tenant), conversations
         )
 
     def resolve(self) -> PoolRoute:
@@ -140,4 +140,4 @@ class ChatCompletions:
         passing = connection_key(tenant, request.connection)
         context = context_of(services, request, tenant, keys)
         answer = ChatAnswer(services, request, passing if passing in keys else None)
-        answer.forward(context, ChatSpec(context, chat, services.ledger))
+        answer.forward(context, ChatSpec(context, chat, services.conversations))

@@ -31,7 +31,7 @@ class ConnectionHistory:
 
     def __init__(self, services: TurnServices, tenant: str, always: bool) -> None:
         self._services = services
-        self._ledger = services.ledger
+        self._conversations = services.conversations
         self._tenant = tenant
         self._always = always
         self._evicted: dict[str, bool] = {}
@@ -85,10 +85,10 @@ class ConnectionHistory:
         """
         if response_id is None:
             return
-        found = self._ledger.get(self._tenant, response_id)
+        found = self._conversations.get(self._tenant, response_id)
         if found is None or found.record.store or self._issued.get(response_id, "") != lane:
             return
-        self._ledger.evict(found)
+        self._conversations.evict(found)
         del self._issued[response_id]
         _put(self._evicted, response_id, True)
 
@@ -99,9 +99,9 @@ class ConnectionHistory:
     def close(self) -> None:
         """Forget what was not to be stored: it lives as long as its connection."""
         for response_id in self._issued:
-            found = self._ledger.get(self._tenant, response_id)
+            found = self._conversations.get(self._tenant, response_id)
             if found is not None and not found.record.store:
-                self._ledger.evict(found)
+                self._conversations.evict(found)
 
     def _caller_of(self, calls: set[str]) -> str | None:
         """The latest response that made one of ``calls``."""
@@ -111,7 +111,7 @@ class ConnectionHistory:
         return next((response_id for call, response_id in newest_first if call in calls), None)
 
     def _recall(self, response_id: str) -> Transcript:
-        found = self._ledger.get(self._tenant, response_id)
+        found = self._conversations.get(self._tenant, response_id)
         if found is not None:
             return found
         owner = self._owner_of(response_id)
@@ -125,7 +125,7 @@ class ConnectionHistory:
         raise ApiError.previous_response_not_found(response_id)
 
     def _owner_of(self, response_id: str) -> str | None:
-        """The account that keeps a response of this tenant which the ledger forgot."""
+        """The account that keeps a response of this tenant which the gateway forgot."""
         if response_id in self._evicted:
             return None
         owner = self._services.owners.owner_of(self._tenant, response_id)

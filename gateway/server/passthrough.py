@@ -230,7 +230,7 @@ class InputSpec(ForwardedSpec):
     def _route(self, found: Resolution) -> PoolRoute | KnownRoute:
         self._request, self._parent = found.request, found.parent
         self._continuity = TurnContinuity(
-            self._context.tenant, found, self._services.ledger, self._path
+            self._context.tenant, found, self._services.conversations, self._path
         )
         state = None if self._state is None else self._state.account
         wanted = RouteRequest(self.model, self._context.affinity, turn_state=state)
@@ -443,7 +443,7 @@ class StoredResponses:
     ) -> None:
         services = self._services
         response_id = request.parameters["response_id"]
-        found = services.ledger.get(tenant, response_id)
+        found = services.conversations.get(tenant, response_id)
         keys = affinity_keys(tenant, request.headers, {}, None, request.connection)
         context = context_of(services, request, tenant, keys)
         path = f"/responses/{quote(response_id, safe='')}{suffix}"
@@ -491,7 +491,7 @@ class StoredAnswer(ProxiedResponse):
         if error is None and self.request.method == "DELETE":
             owners.forget(self._tenant, self._response_id)
             if self._remembered is not None:
-                self.services.ledger.evict(self._remembered)
+                self.services.conversations.evict(self._remembered)
         elif error is None and proxied is not None and proxied.account is not None:
             owners.note(self._tenant, self._response_id, proxied.account.name)
         super().response_ended(error)

@@ -69,6 +69,6 @@ class Responses:
         """Forget what was not to be stored: it cannot be continued after its request."""
         self._running.discard(sink)
         if turn.recorded is not None and not turn.recorded.record.store:
-            self._services.ledger.evict(turn.recorded)
+            self._services.conversations.evict(turn.recorded)
         if isinstance(sink, (BackgroundSink, BackgroundStreamSink)):
             self._limiter.leave(sink)

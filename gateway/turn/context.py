@@ -35,7 +35,7 @@ class TurnServices:
     """
 
     clock: IReactorTime
-    ledger: ConversationStore
+    conversations: ConversationStore
     issuers: ContentIssuers
     owners: ResponseOwners
     pool: AccountPool

@@ -71,9 +71,9 @@ class RequestConcessions:
     :param asked: its endpoint, its model as the client calls it, and the tenant.
     """
 
-    def __init__(self, asked: CapabilityScope, ledger: ConversationStore) -> None:
+    def __init__(self, asked: CapabilityScope, conversations: ConversationStore) -> None:
         self._asked = asked
-        self._ledger = ledger
+        self._conversations = conversations
         #: Per account what was given up for it, with the scope that it would be learned for
         #: (None: it teaches nothing) and why.
         self._given: dict[str, dict[Concession, tuple[CapabilityScope | None, str]]] = {}
@@ -183,7 +183,7 @@ class RequestConcessions:
         """
         asked, learned = self._asked, account.learned
         for item_id in lost:
-            found = self._ledger.find_item(asked.tenant or "", item_id)
+            found = self._conversations.find_item(asked.tenant or "", item_id)
             kept = found is not None and found.is_kept_by(account.name)
             if kept and found is not None and learned.is_fresh(found.record):
                 return CapabilityScope(asked.path)
@@ -203,15 +203,15 @@ class TurnContinuity:
         self,
         tenant: str,
         resolution: Resolution,
-        ledger: ConversationStore,
+        conversations: ConversationStore,
         path: str = RESPONSES,
     ) -> None:
         request, self._parent = resolution.request, resolution.parent
         self._tenant = tenant
         self._request = request
         self._given_here = resolution.given_here
-        self._ledger = ledger
-        self._find = partial(ledger.find_item, tenant)
+        self._conversations = conversations
+        self._find = partial(conversations.find_item, tenant)
         self._point, self._after_point = chain_point(self._parent)
         self._chained_to = None if self._point is None else self._point.record
         self._not_continued: dict[str, str] = {}
@@ -219,7 +219,9 @@ class TurnContinuity:
         #: The account that the turn came to first; ids that are not remembered go to no other.
         self._first: str | None = None
         self.holder = None if self._chained_to is None else self._chained_to.account
-        self.concessions = RequestConcessions(CapabilityScope(path, request.model, tenant), ledger)
+        self.concessions = RequestConcessions(
+            CapabilityScope(path, request.model, tenant), conversations
+        )
 
     @property
     def can_replay(self) -> bool:
@@ -388,7 +390,7 @@ class TurnContinuity:
             pinned_to=pinned_to,
         )
         transcript = Transcript(record, parent)
-        self._ledger.add(transcript)
+        self._conversations.add(transcript)
         return transcript
 
     def _reader(self, account: Account, concessions: frozenset[Concession]) -> Reader:

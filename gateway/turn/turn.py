@@ -182,7 +182,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         self.request = request = found.request
         self._parent = found.parent
         self.record.continuation = found.continuation
-        self._continuity = TurnContinuity(context.tenant, found, services.ledger)
+        self._continuity = TurnContinuity(context.tenant, found, services.conversations)
         wanted = RouteRequest(
             request.model,
             context.affinity,
@@ -241,7 +241,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         return TurnAttempt(self, account, plan, sent, response, hold_seconds, clock)
 
     def _is_taken(self, response_id: str) -> bool:
-        return self._services.ledger.get(self._context.tenant, response_id) is not None
+        return self._services.conversations.get(self._context.tenant, response_id) is not None
 
     # --- what attempts report --------------------------------------------------------
 

@@ -186,7 +186,7 @@ def test_an_unpinned_conversation_chooses_anew(name: str) -> None:
 
 def test_a_moved_conversation_goes_to_another_account_and_stays_there() -> None:
     admin = talked()
-    first = admin.world.ledger.get("laptop", "resp_2")
+    first = admin.world.conversations.get("laptop", "resp_2")
     assert first is not None
     assert first.record.account == "a"
     answer = admin.post("/admin/conversations/resp_2/move", None, BEARER)
@@ -210,7 +210,7 @@ def test_a_moved_conversation_goes_to_another_account_and_stays_there() -> None:
 def test_a_conversation_that_nobody_else_can_take_stays() -> None:
     admin = talked(accounts=1)
     admin.post(f"/admin/conversations/{CONVERSATION}/move", None, BEARER)
-    parent = admin.world.ledger.get("laptop", "resp_2")
+    parent = admin.world.conversations.get("laptop", "resp_2")
     events = turn_events([text_item("msg_3")], "resp_3", previous_response_id="resp_2")
     assert admin.world.completed([user("x")], events, parent=parent).record.account == "a"
 
@@ -220,8 +220,8 @@ def test_a_dropped_conversation_is_forgotten_with_its_responses(name: str) -> No
     admin = talked()
     answer = admin.post(f"/admin/conversations/{name}/drop", None, BEARER)
     assert (answer.status, answer.json["responses"]) == (200, 2)
-    assert admin.world.ledger.get("laptop", "resp_1") is None
-    assert admin.world.ledger.figures().bytes == 0
+    assert admin.world.conversations.get("laptop", "resp_1") is None
+    assert admin.world.conversations.figures().bytes == 0
     assert len(admin.world.services.pool.bindings) == 0
     assert admin.post("/admin/conversations/resp_1/drop", None, BEARER).status == 404
 

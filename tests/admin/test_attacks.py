@@ -658,4 +658,6 @@ def test_reading_everything_changes_nothing() -> None:
     identity_after, after = next(bindings.items(1))
     assert (identity_after, after.used_at) == (identity, used_at), "a look used the binding"
     admin.clock.advance(3600 - 30)
-    assert admin.world.ledger.get("laptop", "resp_1") is None, "a look kept the response alive"
+    assert admin.world.conversations.get("laptop", "resp_1") is None, (
+        "a look kept the response alive"
+    )

@@ -38,7 +38,7 @@ def test_a_prewarm_is_a_request() -> None:
         assert stage.channel.last["type"] == "response.completed"
     stage.create(generate=False)
     assert stage.channel.last["error"]["code"] == "rate_limit_exceeded"
-    assert stage.world.ledger.figures().responses == 2, "the flood costs no memory"
+    assert stage.world.conversations.figures().responses == 2, "the flood costs no memory"
     assert tenants.snapshot()[0]["turns_running"] == 0
     assert tenants.snapshot()[0]["refusals"] == {"requests_per_minute": 1}
 

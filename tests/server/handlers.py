@@ -170,7 +170,7 @@ class Hall:
             created_at=self.world.clock.seconds(),
         )
         response = Transcript(record, parent)
-        self.services.ledger.add(response)
+        self.services.conversations.add(response)
         return response
 
     def check_rest(self) -> None:

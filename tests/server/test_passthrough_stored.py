@@ -77,7 +77,7 @@ def test_another_tenants_response_does_not_exist(method: str, suffix: str) -> No
     assert asked.wire.status == 404
     not_found(asked.wire.error)
     assert not hall.world.all_calls, "expected no upstream to hear of it"
-    assert hall.services.ledger.get("laptop", "resp_1") is not None
+    assert hall.services.conversations.get("laptop", "resp_1") is not None
     hall.check_rest()
 
 
@@ -164,10 +164,10 @@ def test_a_deleted_response_cannot_be_continued_or_found() -> None:
     hall.remembers()
     hall.services.owners.note("laptop", "resp_1", "a")
     asked = hall.asks("DELETE", "/responses/resp_1")
-    assert hall.services.ledger.get("laptop", "resp_1") is not None
+    assert hall.services.conversations.get("laptop", "resp_1") is not None
     hall.calls()[0].answers({"id": "resp_1", "object": "response", "deleted": True})
     assert asked.wire.status == 200
-    assert hall.services.ledger.get("laptop", "resp_1") is None
+    assert hall.services.conversations.get("laptop", "resp_1") is None
     not_found(hall.asks("GET", "/responses/resp_1").wire.error)
     hall.check_rest()
 
@@ -178,7 +178,7 @@ def test_a_response_that_was_not_deleted_lives_on() -> None:
     asked = hall.asks("DELETE", "/responses/resp_1")
     hall.calls()[0].refuses(500)
     assert asked.wire.status == 500
-    assert hall.services.ledger.get("laptop", "resp_1") is not None
+    assert hall.services.conversations.get("laptop", "resp_1") is not None
     hall.check_rest()
 
 

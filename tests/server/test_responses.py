@@ -387,7 +387,7 @@ def test_background_is_answered_with_the_first_event_and_runs_on(patient: House)
     client.is_lost()
     assert patient.sent().state == "running", "the turn needs its client no more"
     patient.sent().sends(*rest)
-    record = patient.world.ledger.get("laptop", "resp_1")
+    record = patient.world.conversations.get("laptop", "resp_1")
     assert record is not None
     assert len(record.record.output) == 1, "its output can be continued"
 
@@ -417,7 +417,7 @@ def test_a_large_first_answer_does_not_stop_what_goes_on_behind_it(patient: Hous
     client.transport.write = send
     client.transport.producer.resumeProducing()
     patient.sent().sends(*rest)
-    assert patient.world.ledger.get("laptop", "resp_1") is not None
+    assert patient.world.conversations.get("laptop", "resp_1") is not None
 
 
 def test_a_background_refusal_is_a_status(patient: House) -> None:
@@ -445,7 +445,7 @@ def test_a_background_stream_does_not_need_its_client(patient: House) -> None:
     client.is_lost()
     assert (patient.sent().state, patient.sent().paused) == ("running", False)
     patient.sent().sends(*events[5:])
-    assert patient.world.ledger.get("laptop", "resp_1") is not None
+    assert patient.world.conversations.get("laptop", "resp_1") is not None
 
 
 def test_the_stop_waits_for_what_runs_in_the_background(patient: House) -> None:

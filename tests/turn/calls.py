@@ -231,7 +231,7 @@ class Journey:
 
     def starts(self, parent: Transcript | None = None) -> Journey:
         found = Resolution(self.world.request("hi"), parent)
-        continuity = TurnContinuity(self.context.tenant, found, self.world.ledger)
+        continuity = TurnContinuity(self.context.tenant, found, self.world.conversations)
         wanted = RouteRequest(self.spec.model, self.context.affinity)
         self.spec.route = PoolRoute(wanted, continuity, parent)
         self.proxied.start()

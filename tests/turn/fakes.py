@@ -204,7 +204,7 @@ class World:
             )
             for name, upstream in self.upstreams.items()
         }
-        self.ledger = MemoryStore(2**24, 3600, now)
+        self.conversations = MemoryStore(2**24, 3600, now)
         self.turn_log = TurnLog()
         about: dict[str, Any] = {
             "hold_seconds": 5.0,
@@ -217,7 +217,7 @@ class World:
         limits: Any = NoLimits(one_tenant=False)
         self.services = TurnServices(
             clock=self.clock,
-            ledger=self.ledger,
+            conversations=self.conversations,
             issuers=MemoryIssuers(),
             owners=MemoryOwners(now),
             pool=pool,

@@ -166,7 +166,7 @@ class TrafficMachine(RuleBasedStateMachine):
         found = Resolution(self.world.request("hi"))
         spec.route = PoolRoute(
             RouteRequest(model, context.affinity),
-            TurnContinuity(tenant, found, self.world.ledger),
+            TurnContinuity(tenant, found, self.world.conversations),
         )
         proxied.start()
 

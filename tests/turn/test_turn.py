@@ -55,8 +55,8 @@ def test_a_root_goes_out_with_the_clients_own_input() -> None:
         "expected every event verbatim"
     )
     assert (sent.state, turn.record.status, turn.record.route) == ("finished", "completed", "root")
-    assert world.ledger.get("laptop", "resp_1") is turn.recorded
-    assert world.ledger.get("somebody else", "resp_1") is None
+    assert world.conversations.get("laptop", "resp_1") is turn.recorded
+    assert world.conversations.get("somebody else", "resp_1") is None
     world.check_rest()
 
 
@@ -309,7 +309,7 @@ def test_a_break_after_output_keeps_the_finished_items_and_goes_on_counting() ->
     assert failed["sequence_number"] == events[upto]["sequence_number"] + 1
     assert failed["response"]["output"] == [done]
     assert failed["response"]["status"] == "failed"
-    assert world.ledger.get("laptop", "resp_1") is None, "a failed response is not chainable"
+    assert world.conversations.get("laptop", "resp_1") is None, "a failed response is not chainable"
     assert world.accounts["a"].failures == 1
     world.check_rest()
 

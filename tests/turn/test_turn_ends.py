@@ -38,7 +38,7 @@ def test_an_interrupt_before_any_answer_makes_a_response_to_go_on_from() -> None
     assert world.exchanges()[0].state == "cancelled"
     assert turn.record.attempts[0].outcome == "interrupted"
     assert turn.recorded is not None
-    assert turn.recorded is world.ledger.get("laptop", ids.pop())
+    assert turn.recorded is world.conversations.get("laptop", ids.pop())
     world.check_rest()
 
 

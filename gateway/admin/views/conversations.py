@@ -67,9 +67,9 @@ def turns(
 
 def responses_of(running: Running, response_id: str) -> list[Transcript]:
     """The conversation that holds a response of whichever key, or nothing."""
-    ledger = running.services.ledger
+    store = running.services.conversations
     for key in running.tenants.snapshot():
-        responses = ledger.conversation(key["name"], response_id)
+        responses = store.conversation(key["name"], response_id)
         if responses:
             return responses
     return []
@@ -248,7 +248,7 @@ def _nodes(running: Running, responses: list[Transcript]) -> list[dict[str, Any]
 
 def _node(running: Running, response: Transcript, turn: TurnRecord | None) -> dict[str, Any]:
     record, parent = response.record, response.parent
-    evicted = running.services.ledger.is_evicted(response)
+    evicted = running.services.conversations.is_evicted(response)
     items = record.items()
     return {
         "id": record.id,

@@ -47,7 +47,7 @@ def current(running: Running) -> dict[str, Any]:
         "turns": dict(services.turn_log.totals),
         "accounts": shown,
         "keys": running.tenants.snapshot(),
-        "ledger": msgspec.to_builtins(services.ledger.figures()),
+        "ledger": msgspec.to_builtins(services.conversations.figures()),
         "bindings": len(services.pool.bindings),
         "seals": len(services.issuers),
     }
