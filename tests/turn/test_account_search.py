@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.api_keys.limits import LimitLease, LimitReached
-from gateway.config import RoutingSettings
+from gateway.config import AccountSettings, RoutingSettings
 from gateway.config.settings import Strategy
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.errors import UNREACHABLE, ApiError, error_event
 from gateway.protocol.usage import Usage
+from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.selection import RouteRequest, Selection
+from gateway.turn.account_search import MOST_REFUSALS, Tries
 from gateway.turn.turn import Turn
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
@@ -525,3 +529,77 @@ def test_turns_side_by_side_of_a_new_conversation_go_to_one_account() -> None:
     finish(place, "b")
     at_home = [binding.account for _, binding in place.services.pool.bindings.items(9)]
     assert at_home == ["a"], "it answered first"
+
+
+def test_who_comes_just_as_a_minute_is_over_does_not_overtake_who_waits() -> None:
+    world = World(routing=RoutingSettings(queue_seconds=100.0))
+    about = AccountSettings(name="a", base_url="http://up", key="sk-a", requests_per_minute=1)
+    account = Account(about, world.upstreams["a"], world.clock.seconds)
+    world.services.pool.reconfigure([account], world.services.pool.routing)
+    turns = [world.turn([user(text)]) for text in ("first", "waits", "later")]
+    turns[0].start()
+    turns[1].start()
+    world.clock.rightNow += 60.2  # between two looks at the clock
+    turns[2].start()
+    said = [each.body["input"] for each in world.exchanges()]
+    assert said == [[user("first")], [user("waits")]]
+    for each in turns:
+        each.cancel()
+    world.check_rest()
+
+
+# --- how many accounts may be tried ------------------------------------------------------------
+
+BROKEN = ApiError(500, "server_error", "boom")
+WRONG_KEY = ApiError(401, "invalid_request_error", "Incorrect API key.", "invalid_api_key")
+FREE = [
+    WRONG_KEY,
+    ApiError(403, "invalid_request_error", "Deactivated.", "account_deactivated"),
+    ApiError(429, "insufficient_quota", "You exceeded it.", "insufficient_quota"),
+    ApiError.bad_gateway("The upstream refused the connection.", UNREACHABLE),
+    ApiError.previous_response_not_found("resp_1"),
+]
+
+
+@pytest.mark.parametrize("error", FREE, ids=lambda error: error.label)
+def test_what_cost_nothing_does_not_count_once_for_each_account(error: ApiError) -> None:
+    tries = Tries()
+    for account in "abcdef":
+        tries.refused(account, error, in_doubt=False)
+    assert not tries.exhausted(1)
+    tries.refused("a", error, in_doubt=False)
+    assert tries.exhausted(1)
+
+
+def test_what_may_have_cost_something_counts() -> None:
+    tries = Tries()
+    for account in "ab":
+        tries.refused(account, BROKEN, in_doubt=False)
+    assert (tries.exhausted(3), tries.exhausted(2)) == (False, True)
+
+
+def test_who_was_in_doubt_keeps_no_turn_from_those_that_are_not() -> None:
+    tries = Tries()
+    tries.refused("a", BROKEN, in_doubt=True)
+    assert not tries.exhausted(1)
+    assert (tries.may_doubt(1), tries.may_doubt(2)) == (False, True)
+
+
+def test_nobody_needs_to_be_doubted_before_one_was() -> None:
+    tries = Tries()
+    assert tries.may_doubt(1)
+    tries.refused("a", BROKEN, in_doubt=False)
+    assert tries.may_doubt(1)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([*FREE, BROKEN]), st.booleans())),
+    st.integers(1, 30),
+)
+def test_every_turn_ends(refusals: list[tuple[str, ApiError, bool]], most: int) -> None:
+    tries = Tries()
+    for account, error, in_doubt in refusals:
+        if tries.exhausted(most):
+            break
+        tries.refused(account, error, in_doubt)
+    assert len(tries.refusals) <= max(most, MOST_REFUSALS)
