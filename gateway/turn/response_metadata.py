@@ -58,18 +58,17 @@ class ResponseMetadata:
         )
 
     def headers(
-        self, record: TurnRecord, answer_headers: Mapping[str, str] | None, sent_state: bool
+        self, record: TurnRecord, answer_headers: Mapping[str, str], sent_state: bool
     ) -> dict[str, str]:
         """For an HTTP client, once the answer has begun.
 
-        :param answer_headers: those of the upstream; None without one.
+        :param answer_headers: those of the upstream.
         :param sent_state: whether an event of the upstream has carried a turn state already.
         """
         told = route_headers(record)
-        if answer_headers is not None:
-            told.update(passed_headers(answer_headers, self.shows_limits))
-            if not sent_state:
-                told.update(self._turn_state(record, answer_headers))
+        told.update(passed_headers(answer_headers, self.shows_limits))
+        if not sent_state:
+            told.update(self._turn_state(record, answer_headers))
         return told
 
     def event(

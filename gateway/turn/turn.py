@@ -44,7 +44,7 @@ from gateway.turn.account_search import AccountSearch
 from gateway.turn.attempt import TurnAttempt
 from gateway.turn.context import EventSink, Resolution, Resolver, TurnContext, TurnServices
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.response_metadata import ResponseMetadata
+from gateway.turn.response_metadata import ResponseMetadata, route_headers
 from gateway.turn.routed_request import SAME_ACCOUNT, RequestPhase, RoutedRequest
 
 #: How responses end that may be continued (protocol.md §8.2).
@@ -59,6 +59,9 @@ class Turn(RoutedRequest[TurnAttempt]):
     :ivar error: what ended it, when it did not.
     :ivar broken_off: it ended in the middle of its answer, in words of the gateway's own.
     """
+
+    #: Set as soon as the conversation was looked up.
+    _continuity: TurnContinuity
 
     def __init__(
         self,
@@ -79,8 +82,6 @@ class Turn(RoutedRequest[TurnAttempt]):
         self._sink = sink
         self._resolver = resolve
         self._parent: Transcript | None = None
-        #: None until the conversation was looked up.
-        self._continuity: TurnContinuity | None = None
         #: The latest attempt that an account refused.
         self._last_refused: TurnAttempt | None = None
         self._metadata = ResponseMetadata(services, context)
@@ -107,7 +108,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         """What an HTTP client is told beside the answer, once it has begun (protocol.md §7)."""
         attempt = self._attempt
         if attempt is None:
-            return self._metadata.headers(self.record, None, False)
+            return route_headers(self.record)
         sent_state = attempt.response.turn_state is not None
         return self._metadata.headers(self.record, attempt.answer_headers, sent_state)
 
@@ -206,7 +207,6 @@ class Turn(RoutedRequest[TurnAttempt]):
 
     def _attempt_at(self, account: Account) -> TurnAttempt:
         continuity, context, request = self._continuity, self._context, self.request
-        assert continuity is not None
         concessions = continuity.concessions.to(account)
         plan = continuity.plan(account, concessions)
         # Discounts for the background are for requests without a stream (protocol.md §7).
@@ -286,7 +286,6 @@ class Turn(RoutedRequest[TurnAttempt]):
         """The account took the turn up: learn from that, and tell the client where it is."""
         attempt, continuity = self._attempt, self._continuity
         assert attempt is not None
-        assert continuity is not None
         self._log.first_event()
         continuity.concessions.accepted(attempt.account)
         response, account = attempt.response, attempt.account
@@ -313,7 +312,6 @@ class Turn(RoutedRequest[TurnAttempt]):
 
     def _finished(self, attempt: TurnAttempt, outcome: FinishedResponse) -> None:
         continuity, response, account = self._continuity, attempt.response, attempt.account
-        assert continuity is not None
         self._log.outcome(outcome.status)
         continuity.learn(account, attempt.chosen)
         if outcome.status in _CONTINUABLE:
@@ -344,7 +342,6 @@ class Turn(RoutedRequest[TurnAttempt]):
 
     def _not_continued(self, attempt: TurnAttempt) -> None:
         """The upstream answers without the history that it was asked to go on from."""
-        assert self._continuity is not None
         if not self._continuity.can_replay:
             self._move(attempt, self._continuity.unknown_parent())
             return
@@ -354,17 +351,14 @@ class Turn(RoutedRequest[TurnAttempt]):
     # --- refusals --------------------------------------------------------------------
 
     def _translated(self, error: ApiError) -> ApiError:
-        assert self._continuity is not None
         return self._continuity.translated(error)
 
     def _mended(self, attempt: TurnAttempt, error: ApiError) -> bool:
-        assert self._continuity is not None
         plan = attempt.chosen
         sent = self._continuity.sent(plan, attempt.sent.dialect)
         return self._continuity.mended(attempt.account, plan, sent, error)
 
     def _may_move(self, error: ApiError) -> bool:
-        assert self._continuity is not None
         return self._continuity.may_move(error)
 
     def _charge(self, account: Account, error: ApiError) -> None:
@@ -434,8 +428,8 @@ class Turn(RoutedRequest[TurnAttempt]):
         self, response_id: str, raw_items: list[bytes], account: str | None, held_upstream: bool
     ) -> None:
         self.record.response_id = response_id
-        if self._continuity is None:
-            return
+        if self._search is None:
+            return  # it is not known what the turn continues
         output = with_issuers(tuple(map(read_item, raw_items)), lambda _: account)
         if account is not None:
             for item in output:
