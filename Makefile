@@ -4,6 +4,8 @@ VENV := .venv
 STAMP := $(VENV)/.installed-for-development
 PINS := tests/e2e/clients
 CLIENTS := .e2e/.installed
+# Processes that share the tests, a file at a time.
+JOBS ?= 2
 
 .PHONY: run test fast lint bench clients clean
 
@@ -11,10 +13,10 @@ run: $(STAMP) ## start the gateway on the simulator and drive one tool conversat
 	$(VENV)/bin/python -m gateway.demo $(ARGS)
 
 test: $(STAMP) ## every test; tests of clients that are not installed are skipped
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 fast: $(STAMP) ## the tests that start no process
-	$(VENV)/bin/python -m pytest -m "not e2e"
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not e2e"
 
 lint: $(STAMP) ## format, rules, types
 	$(VENV)/bin/ruff format --check .
