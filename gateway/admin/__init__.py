@@ -1,1 +1,1 @@
-"""The operator's view: what goes on, read over HTTP on a listener of its own."""
+"""The operator's side: status page, API and ``/metrics``, on a listener of its own."""

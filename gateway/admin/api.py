@@ -40,7 +40,7 @@ ANSWERED_LATER: Final = object()
 
 
 class AdminEntry(enum.Enum):
-    """Who may use a route."""
+    """The right that a route asks for."""
 
     ANYBODY = "anybody"
     READER = "reader"
@@ -48,7 +48,7 @@ class AdminEntry(enum.Enum):
 
 
 class AdminQuery(NamedTuple):
-    """What a handler gets.
+    """A request as its handler gets it.
 
     :ivar names: the parts of the path that its template leaves open.
     :ivar by_form: whether a form was posted, by a browser that shows the answer.

@@ -61,7 +61,7 @@ _FRIENDLY_SITES = frozenset({"same-origin", "none"})
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-#: How to let somebody act, where nobody can.
+#: The advice where no token is configured.
 _NO_TOKEN = (
     "no admin token is configured, so nobody may act here: set admin.token in the configuration"
     " (token: ${ADMIN_TOKEN} takes it from the environment) and reload or restart"

@@ -1,4 +1,4 @@
-"""Where a turn would go: the choice explained, no place taken, nothing remembered."""
+"""Where a turn would go: explains the choice without a lease and remembers nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEMBERS = (
     "chat",
 )
 
-#: Stands for the connection, which the turn does not have.
+#: In place of a connection, which the turn does not have.
 _NO_CONNECTION = "dry-run"
 
 

@@ -63,9 +63,9 @@ class AdminRequest(NamedTuple):
 
 
 def segments(path: str) -> list[str] | None:
-    """The decoded parts of a path between its slashes; None when there can be no such place.
+    """The decoded parts of a path between its slashes; None when no route can match.
 
-    They are decoded once, after they were split, and are never put together again.
+    They are decoded once, after they were split, and are never joined again.
     """
     found = []
     for raw in path[1:].split("/"):
@@ -87,7 +87,7 @@ def read_query(request: AdminRequest) -> dict[str, str]:
 def read_body(request: AdminRequest, own_page: bool) -> tuple[dict[str, Any], bool]:
     """The body of a POST, and whether it is a form.
 
-    :param own_page: whether a page of our own sent it.
+    :param own_page: whether a page of the gateway sent it.
     :raises AdminError: 400, 403 or 415.
     """
     raw = request.http.body

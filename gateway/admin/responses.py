@@ -51,12 +51,12 @@ class AdminResponse(NamedTuple):
 
 
 def see_other(place: str, headers: Mapping[str, str] | None = None) -> AdminResponse:
-    """303: what a form led to is found there."""
+    """303: the browser goes to ``place`` after a form."""
     return AdminResponse(303, b"", HTML, {"location": place, **(headers or {})})
 
 
 def write(request: AdminRequest, reply: AdminResponse) -> None:
-    """Answer, and be done; a client that has gone gets nothing."""
+    """Send the response; a client that has gone gets nothing."""
     http = request.http
     headers = {"content-type": reply.content_type, **reply.headers}
     if reply.status == 304:
@@ -68,7 +68,7 @@ def write(request: AdminRequest, reply: AdminResponse) -> None:
 
 
 def as_json(value: Any) -> bytes:
-    """JSON that is inert in HTML, too: no ``<``, ``>`` or ``&`` stands in its strings.
+    """JSON that is harmless in HTML, too: its strings contain no ``<``, ``>`` or ``&``.
 
     Infinite and undefined numbers become null.
     """
@@ -79,18 +79,18 @@ def as_json(value: Any) -> bytes:
 
 
 def wants_html(request: AdminRequest) -> bool:
-    """Whether the client likes HTML better than JSON (RFC 9110 §12.5.1)."""
+    """Whether the client prefers HTML to JSON (RFC 9110 §12.5.1)."""
     said = accepted(request)
     return _quality(said, "text/html") > _quality(said, JSON)
 
 
 def accepted(request: AdminRequest) -> str:
-    """What the client says that it accepts, bounded; its bytes may be any."""
+    """The ``Accept`` header, bounded in length."""
     return request.header("accept")[:1000]
 
 
 def _quality(accepted: str, wanted: str) -> float:
-    """How much a media type is wanted; the most specific range counts."""
+    """The quality of a media type; the most specific range counts."""
     best, quality = -1, 0.0
     for each in accepted.lower().split(","):
         media, *parameters = (part.strip() for part in each.split(";"))

@@ -1,4 +1,4 @@
-"""The status page: what it asks the views for, its parts, and what is kept of them for a moment."""
+"""The status page: its query, its parts, and the data that each part shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.admin.running import Running
 from gateway.admin.views.conversations import conversations, turns, why
 from gateway.admin.views.overview import configuration, overview
 
-#: For so long, in seconds, everybody is shown the same: ten open pages cost as much as one.
+#: Seconds for which what was rendered is shared, so that ten open pages cost as much as one.
 _KEPT_SECONDS = 1.0
 _MOST_KEPT = 32
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Viewer(NamedTuple):
-    """The rights of the person who looks.
+    """The rights of the person at the browser.
 
     :ivar why_not: why nothing can be done here; None where buttons are offered.
     :ivar signed_in: whether there is a login to end.
@@ -127,7 +127,7 @@ PARTS = tuple(section.part for section in _SECTIONS)
 
 
 class PageData:
-    """What the page shows, as the API answers it; each is asked for only where it is shown.
+    """The data of the page, as the API answers it; each is read only where it is shown.
 
     :param registers: makes the memory register.
     """
@@ -241,7 +241,7 @@ class Page:
         return {"registers": self._data.memory()["registers"]}
 
     def _configuration(self, query: PageQuery, status: Json) -> Json:
-        """The settings change with their generation alone; there are thousands."""
+        """The settings change only with their generation; there are thousands, so they are kept."""
         found = self._data.configuration()
         generation = (found["generation"], found["source"])
         if self._settings is None or self._settings[0] != generation:
@@ -259,16 +259,16 @@ class Page:
         return self._shared("status", self._data.status)
 
     def _shared(self, what: Any, make: Callable[[], T]) -> T:
-        """What was made in the last second, or made now."""
+        """The value of the last second, or a new one."""
         now = self._now()
         if now >= self._kept_until or now < self._kept_until - _KEPT_SECONDS:
             self._kept.clear()
             self._kept_until = now + _KEPT_SECONDS
         if what not in self._kept:
-            made = make()
+            new = make()
             if len(self._kept) >= _MOST_KEPT:
-                return made
-            self._kept[what] = made
+                return new
+            self._kept[what] = new
         found: T = self._kept[what]
         return found
 

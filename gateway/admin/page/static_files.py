@@ -1,4 +1,4 @@
-"""The page's style and scripts, read once; no path of a request ever reaches the disk."""
+"""The page's style and scripts, read once: a request's path never reaches the disk."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _DIGESTS = {name: hashlib.sha256(body).hexdigest()[:16] for name, body in _FILES
 
 
 def address(name: str) -> str:
-    """Where a browser finds a file; another address for each content, so that it may keep it."""
+    """The address of a file, which changes with its content, so that browsers may keep it."""
     return f"/static/{name}?{_DIGESTS[name]}"
 
 
 def static_file(request: AdminRequest, parts: Sequence[str]) -> AdminResponse:
-    """A file of the page, for a browser that may have it already.
+    """A file of the page; 304 when the browser has it already.
 
     :param parts: of the path below ``/static``.
     """
