@@ -1,4 +1,4 @@
-"""Request bodies, decoded of ``Content-Encoding``, never larger than they may be (§10.84)."""
+"""Request bodies, decoded of ``Content-Encoding`` within a bound (protocol.md §10.84)."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ DecodeOne = Callable[[bytes, int], tuple[bytes, bytes]]
 
 
 class _Broken(Exception):
-    """The bytes are not what the header says."""
+    """The bytes are not in the encoding that the header names."""
 
 
 class _TooLong(Exception):
-    """The body unfolds to more than it may."""
+    """The decoded body exceeds its bound."""
 
 
 def check_encoding(encoding: str) -> None:
@@ -46,10 +46,10 @@ def check_encoding(encoding: str) -> None:
 
 
 def decode_body(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """The body as its client meant it.
+    """The body without its encoding.
 
     :raises ApiError: 415 for an unknown encoding, 400 for broken bytes, 413 for a body
-        that unfolds to more than ``max_bytes``.
+        that is longer than ``max_bytes`` when decoded.
     """
     decode = _decoder(encoding)
     if decode is None:
@@ -99,7 +99,7 @@ def _gzip_member(body: bytes, max_bytes: int) -> tuple[bytes, bytes]:
 
 
 def _zstd_frame(body: bytes, max_bytes: int) -> tuple[bytes, bytes]:
-    """The decoder gives out whatever its input stands for, so it gets little at a time."""
+    """Decode a frame in small steps: the decoder returns all that a step of input stands for."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
     frame = decompressor.decompressobj(read_across_frames=False)
     view = memoryview(body)

@@ -1,4 +1,4 @@
-"""``POST /v1/chat/completions``: stateless, so any account that takes them will do (§7)."""
+"""``POST /v1/chat/completions``: stateless, so any account will do (protocol.md §7)."""
 
 from __future__ import annotations
 

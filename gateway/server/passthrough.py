@@ -2,7 +2,7 @@
 
 :class:`InputEndpoints` serves ``/responses/compact`` and ``/responses/input_tokens``.  They take
 the input of a turn: what it continues is named to the account that holds it, or sent along.  A
-compaction starts a new chain, which only the account that encrypted it can read (§6.5).
+compaction starts a new chain, which only the account that encrypted it can read (protocol.md §6.5).
 
 :class:`StoredResponses` serves what is stored: responses are read, deleted, cancelled, and their
 input is listed, where they are kept.  Only the account that made a response keeps it.  Which one

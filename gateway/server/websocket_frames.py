@@ -1,4 +1,4 @@
-"""Text frames from server to client (RFC 6455 §5.2), joined for one write."""
+"""Text frames from server to client (RFC 6455 §5.2), joined for one write (protocol.md §2.5)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SHORT = [_FIN_TEXT + bytes([length]) for length in range(126)]
 _PREFIX_16 = Struct("!BBH").pack
 _PREFIX_64 = Struct("!BBQ").pack
 
-#: Codex's WebSocket library refuses larger frames (protocol.md §2.5, §10.12).
+#: Codex's WebSocket library refuses larger frames.
 MAX_FRAME_BYTES = 15 * 1024 * 1024
 
 
