@@ -17,14 +17,13 @@ from gateway.server.http_request import ClientRequest
 from gateway.server.passthrough import (
     EVENT_STREAM,
     JSON,
-    ForwardedSpec,
     ProxiedResponse,
     call_headers,
     context_of,
 )
 from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.continuity import RequestConcessions
-from gateway.turn.passthrough import PoolRoute
+from gateway.turn.passthrough import PoolRoute, RequestSpec
 from gateway.upstream.interface import ForwardedRequest
 
 _PATH = "/chat/completions"
@@ -33,7 +32,7 @@ _PATH = "/chat/completions"
 _LAST_CHUNK = b"data: [DONE]"
 
 
-class ChatSpec(ForwardedSpec):
+class ChatSpec(RequestSpec):
     """One chat completion."""
 
     what = "chat completion"

@@ -56,27 +56,6 @@ _DOTS = frozenset({".", ".."})
 _QUERY = "%/?:@!$&'()*+,;=-._~[]"
 
 
-class ForwardedSpec:
-    """What the kinds of forwarded requests have in common, unless they say otherwise."""
-
-    model: str | None = None
-    size = 0
-    generates = False
-    plan: ContextPlan | None = None
-    held_bytes = 0
-
-    def mended(self, account: Account, error: ApiError) -> bool:
-        """There is no other way to ask."""
-        return False
-
-    def accepted(self, account: Account) -> None:
-        """Nothing is learned."""
-
-    def translated(self, error: ApiError) -> ApiError:
-        """The error as it is."""
-        return error
-
-
 class ProxiedResponse:
     """Writes an upstream's answer as it comes: a sink of proxied responses.
 
@@ -193,7 +172,7 @@ _COMPACTION = InputOperation("compaction", "/responses/compact", True, 64 * 1024
 _COUNT = InputOperation("token count", "/responses/input_tokens", False, 1024 * 1024)
 
 
-class InputSpec(ForwardedSpec):
+class InputSpec(RequestSpec):
     """One request with the input of a turn."""
 
     def __init__(
@@ -338,7 +317,7 @@ class InputEndpoints:
 # --- stored responses ----------------------------------------------------------------------
 
 
-class StoredSpec(ForwardedSpec):
+class StoredSpec(RequestSpec):
     """One request about a stored response.
 
     :param record: what is remembered of the response, or None.

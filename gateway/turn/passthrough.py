@@ -7,6 +7,7 @@ and the answer is relayed byte for byte.  Nothing moves any more once the client
 
 from __future__ import annotations
 
+import abc
 import enum
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -53,49 +54,59 @@ class KnownRoute(NamedTuple):
     unknown: ApiError
 
 
-class RequestSpec(Protocol):
-    """What is passed: one request, and what is known of its kind."""
+class RequestSpec(abc.ABC):
+    """What is passed: one request, and what is known of its kind.
 
-    #: Its name in logs.
+    :ivar what: its name in logs.
+    :ivar model: the model that the account must offer, or None for any.
+    :ivar size: bytes of the client's body.
+    :ivar generates: whether answering it takes what a turn takes: then success shows that the
+        account is well.
+    :ivar plan: how the conversation it is about was sent along, once it was sent.
+    :ivar held_bytes: bound on an answer that is held until it is whole, so that the request may
+        move for longer; 0 for one that is relayed as it comes.
+    """
+
     what: str
-    #: The model that the account must offer, or None for any.
-    model: str | None
-    #: Bytes of the client's body.
-    size: int
-    #: Whether answering it takes what a turn takes: then success shows that the account is well.
-    generates: bool
-    #: How the conversation it is about was sent along, once it was sent; None without any.
-    plan: ContextPlan | None
-    #: Bound on an answer that is held until it is whole, so that the request may move for
-    #: longer; 0 for one that is relayed as it comes.
-    held_bytes: int
+    model: str | None = None
+    size = 0
+    generates = False
+    plan: ContextPlan | None = None
+    held_bytes = 0
 
+    @abc.abstractmethod
     def resolve(self) -> PoolRoute | KnownRoute | Deferred[PoolRoute | KnownRoute]:
         """Look up where it may go.
 
         :raises ApiError: when what it is about cannot be found.
         """
 
+    @abc.abstractmethod
     def fingerprint(self) -> Hashable:
         """The same for a request that is sent again."""
 
+    @abc.abstractmethod
     def call_for(self, account: Account) -> ForwardedRequest:
         """The request as ``account`` should get it."""
 
-    def mended(self, account: Account, error: ApiError) -> bool:
-        """Whether the same account should get it again, in another way than it refused."""
-
-    def accepted(self, account: Account) -> None:
-        """``account`` took it as it was sent."""
-
-    def translated(self, error: ApiError) -> ApiError:
-        """A refusal as it concerns what is asked for."""
-
+    @abc.abstractmethod
     def may_move(self, error: ApiError) -> bool:
         """Whether another account should get it after this refusal or failure.
 
         :param error: as :meth:`translated` gave it.
         """
+
+    def mended(self, account: Account, error: ApiError) -> bool:
+        """Whether the same account should get it again, in another way than it refused."""
+        return False
+
+    def accepted(self, account: Account) -> None:
+        """Learn from it that ``account`` took the request as it was sent."""
+        return
+
+    def translated(self, error: ApiError) -> ApiError:
+        """A refusal as it concerns what is asked for."""
+        return error
 
 
 class ProxiedResponseSink(Protocol):

@@ -20,7 +20,7 @@ from gateway.routing.selection import RouteRequest
 from gateway.turn.account_search import KnownAccount
 from gateway.turn.context import Resolution, TurnContext
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.passthrough import KnownRoute, PoolRoute, ProxiedRequest
+from gateway.turn.passthrough import KnownRoute, PoolRoute, ProxiedRequest, RequestSpec
 from gateway.upstream.interface import BodyReceiver, ForwardedRequest
 from tests.turn.fakes import World
 
@@ -143,7 +143,7 @@ def _set(account: Account, setting: str, value: Any) -> None:
     account.settings = msgspec.structs.replace(account.settings, **{setting: value})
 
 
-class FakeSpec:
+class FakeSpec(RequestSpec):
     """The same request for every account."""
 
     what = "request"
