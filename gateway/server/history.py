@@ -1,6 +1,6 @@
 """The responses that one connection gave out, and the one that a turn continues (law 7).
 
-A client names the response, or its session finds it.
+A client names the response, or its session finds it (protocol.md §6.2, §10.59, §10.76).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Value = TypeVar("_Value")
 class ConnectionHistory:
     """What one connection may continue.
 
-    :param tenant: whose responses.
+    :param tenant: the client key that owns the responses.
     :param always: continue the lane's last response even without a sign of it
         (``chaining: always``).
     """
@@ -79,9 +79,8 @@ class ConnectionHistory:
     def evict(self, response_id: str | None, lane: str | None) -> None:
         """Forget a response that a turn on ``lane`` named, as the turn was wrong in itself.
 
-        That costs a lane its parent (protocol.md §6.2, §10.59): only one that it made
-        itself, and that the upstream would not have kept either.  A turn that fails for
-        its account's sake leaves the thread whole.
+        Only a response that the lane made itself is forgotten, and that the upstream would not
+        have kept either.  A turn that fails through its account's fault costs nothing.
         """
         if response_id is None:
             return

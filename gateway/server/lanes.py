@@ -44,7 +44,7 @@ class Lane:
 
     :param name: the ``stream_id``, or None for the default lane.
     :param send: sends events to the client.
-    :param ended: hears of every turn that ended.
+    :param ended: called with every turn that ended.
     :ivar queue: its turns that have not started, and when each was accepted, unix seconds.
     :ivar running: the turn in progress, or None.
     :ivar latest: id of the last response that can be continued, or None.
@@ -89,7 +89,7 @@ class Lanes:
     :param max_queued_bytes: how long all of them together may be.
     :param send: sends events to the client.
     :param start: runs a turn on a lane; it may end before this returns.
-    :param ended: hears of every turn that ended; :meth:`go_on` is due then.
+    :param ended: called with every turn that ended; it calls :meth:`go_on`.
     :ivar running: turns in progress.
     :ivar is_paused: the client does not keep up, and nothing starts.
     :ivar is_ending: nothing starts any more.

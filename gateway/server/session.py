@@ -144,7 +144,7 @@ class ResponsesSession:
         self._answer(event)
 
     def pause(self) -> None:
-        """The client does not keep up: stop its upstreams, nobody else's."""
+        """The client does not keep up: stop its upstreams, and no others."""
         self._lanes.pause()
 
     def resume(self) -> None:

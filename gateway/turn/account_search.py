@@ -31,10 +31,10 @@ from gateway.turn.continuity import TurnContinuity
 #: allowed.
 MOST_REFUSALS = 16
 
-#: Hears of the next account, the rule that named it, and the choice with its lease; the choice
+#: Called with the next account, the rule that named it, and the choice with its lease; the choice
 #: is None where no place is taken.
 Found = Callable[[Account, str, "Selection | None"], None]
-#: Hears why no account will serve the request.
+#: Called with the reason why no account will serve the request.
 Failed = Callable[[ApiError], None]
 
 
@@ -98,7 +98,7 @@ class AccountSearch:
     :param wanted: what is asked of the pool, but for what binds the request to accounts.
     :param continuity: binds it to accounts; asked before each attempt, as attempts may change
         it.  None for a request that continues nothing.
-    :param waits: hears that nothing is free, and what is lacking; it may hear so again.
+    :param waits: called with what is lacking while nothing is free, again when that changes.
     :ivar limit_lease: the request within its key's limits, once it is counted there.
     """
 
@@ -128,14 +128,14 @@ class AccountSearch:
         self.limit_lease: LimitLease | None = None
 
     def next(self) -> None:
-        """Find the next account; the owner hears of it at once or later."""
+        """Find the next account; one of the callbacks follows, at once or later."""
         tries = self._tries
         if tries.refusals:
             if tries.exhausted(self._services.pool.routing.max_attempts):
                 self._failed(self._tried_enough())
                 return
         else:
-            self._services.waiting.wake()  # who waits is offered first what is free now
+            self._services.waiting.wake()  # requests that wait come first
         try:
             found = self._try()
         except ApiError as error:  # the tenant may never have what it asks for
@@ -180,7 +180,7 @@ class AccountSearch:
         return True
 
     def _try(self) -> bool:
-        """Whether there was an account; the owner has it then."""
+        """Whether there was an account; it was given to the owner then."""
         if self.limit_lease is None and not self._enter_limits():
             return False
         pool, tries = self._services.pool, self._tries

@@ -48,7 +48,7 @@ class TurnServices:
 
 
 class Told(enum.Flag):
-    """What a WebSocket client is told in a ``response.metadata`` event (protocol.md §4.6)."""
+    """What a WebSocket client is told in a ``response.metadata`` event."""
 
     NOTHING = 0
     TURN_STATE = enum.auto()

@@ -177,9 +177,9 @@ class RequestConcessions:
     def _scope_of_items(self, account: Account, lost: set[str]) -> CapabilityScope | None:
         """An account that lost what it was to keep a moment ago keeps nothing, for anybody.
 
-        That it does not know items of elsewhere says nothing of one that has kept responses.
-        Of any other it is learned for the tenant that brings such items: they may be at home
-        at an account where others rely on theirs.
+        An account that has kept responses need not know items of other accounts: nothing is
+        learned then.  Of any other account it is learned for the tenant that brings such items,
+        because other tenants may rely on items that the account does keep.
         """
         asked, learned = self._asked, account.learned
         for item_id in lost:
@@ -332,7 +332,7 @@ class TurnContinuity:
         """``error`` as it concerns the conversation.
 
         Where it goes on from a response that only an upstream may know, an account that does not
-        says so in one way, which is nobody's fault.
+        says so in one way, and no account is charged for it.
         """
         response = self._chained_to
         if response is None or self.can_replay or not does_not_know(error, response.id):
@@ -365,7 +365,7 @@ class TurnContinuity:
         held_upstream: bool,
         now: float,
     ) -> Transcript:
-        """Remember a response for later turns, once it ended well (design law 3).
+        """Remember a response for later turns, once it ended well.
 
         :param output: the finished items as the client saw them, in ``output_index`` order.
         :param account: the account that made it, or None for the gateway itself.

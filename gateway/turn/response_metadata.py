@@ -1,7 +1,7 @@
 """What a client is told beside the response: its turn state, and where the turn went.
 
 Over HTTP these are response headers; over WebSocket a ``response.metadata`` event carries
-them to clients that asked (protocol.md §4.6, §7).
+them to clients that asked (protocol.md §4.6, §7, §10.49).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gateway.protocol.headers import TURN_STATE, TurnState, counts_limits, may_p
 from gateway.turn.context import Told, TurnContext, TurnServices
 from gateway.turn.turn_log import TurnRecord
 
-#: Response headers of an upstream that concern the client (protocol.md §7).
+#: Response headers of an upstream that concern the client.
 _PASSED = frozenset(
     {
         "cf-ray",
@@ -95,14 +95,13 @@ class ResponseMetadata:
 def shows_limits(services: TurnServices, tenant: str) -> bool:
     """Whether ``tenant`` is told what accounts say of their limits.
 
-    Those of one account of a pool would tell nothing (protocol.md §10.49); and they are the
-    owner's business.
+    The limits of one account say nothing of a pool, and only the owner should see them.
     """
     return len(services.pool.accounts) == 1 and services.limits.sees_quotas(tenant)
 
 
 def passed_headers(headers: Mapping[str, str], limits: bool) -> dict[str, str]:
-    """The response headers of an upstream that concern the client (protocol.md §7).
+    """The response headers of an upstream that concern the client.
 
     :param limits: whether the account's limits do.
     """

@@ -2,7 +2,8 @@
 
 ``QUEUED -> RESOLVING -> (WAITING <-> RUNNING) -> ENDED``.  RESOLVING looks up what the request
 continues.  While WAITING no account is free.  While RUNNING one attempt after the other may be
-made, as long as the client saw nothing of the one before (design law 4).
+made, as long as the client saw nothing of the one before (design law 4).  A refusal is charged to
+whoever is at fault: the account, the model, the service, the proxy, or nobody (design law 13).
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
     # --- the client's side -----------------------------------------------------------
 
     def start(self) -> None:
-        """Run it.  Whatever goes wrong at once, the client hears of it exactly once."""
+        """Run it.  Whatever goes wrong, the client is told exactly once."""
         self._log.queued()
         self._enter(RequestPhase.RESOLVING)
         try:
@@ -223,7 +224,7 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
         self._send(account, rule, choice)
 
     def _waits(self, lack: WaitReason) -> None:
-        """No account can be asked now; it may be told again while it waits."""
+        """No account can be asked now; the reason may change while it waits."""
         self._enter(RequestPhase.WAITING)
         self._log.waits(lack)
 
@@ -306,7 +307,7 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
 
     @abc.abstractmethod
     def _charge(self, account: Account, error: ApiError) -> None:
-        """Charge the refusal to whoever is at fault (design law 13)."""
+        """Charge the refusal to whoever is at fault."""
 
     @abc.abstractmethod
     def _fingerprint(self) -> Hashable:

@@ -2,7 +2,7 @@
 
 Its phases are those of :mod:`gateway.turn.routed_request`.  Whatever ends a turn, the client
 gets one terminal event (design law 5).  A refused attempt is repeated or moved as long as the
-client saw nothing of it (design law 4).
+client saw nothing of it (design law 4; protocol.md §3.5, §8.2, §8.4).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from gateway.turn.continuity import TurnContinuity
 from gateway.turn.response_metadata import ResponseMetadata, route_headers
 from gateway.turn.routed_request import SAME_ACCOUNT, RequestPhase, RoutedRequest
 
-#: How responses end that may be continued (protocol.md §8.2).
+#: How responses end that may be continued.
 _CONTINUABLE = frozenset({"completed", "incomplete"})
 
 
@@ -57,7 +57,7 @@ class Turn(RoutedRequest[TurnAttempt]):
     :param resolve: looks up the response that the turn continues.
     :ivar recorded: what was remembered of it, once it ended well.
     :ivar error: what ended it, when it did not.
-    :ivar broken_off: it ended in the middle of its answer, in words of the gateway's own.
+    :ivar broken_off: it ended in the middle of its answer, by an event that the gateway made.
     """
 
     #: Set as soon as the conversation was looked up.
@@ -105,7 +105,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         super().start()
 
     def answer_headers(self) -> dict[str, str]:
-        """What an HTTP client is told beside the answer, once it has begun (protocol.md §7)."""
+        """What an HTTP client is told beside the answer, once it has begun."""
         attempt = self._attempt
         if attempt is None:
             return route_headers(self.record)
@@ -122,8 +122,7 @@ class Turn(RoutedRequest[TurnAttempt]):
     def interrupt(self, accepted: Callable[[str, int], bytes] | None) -> None:
         """End it now with the items that are finished, as a response to go on from.
 
-        A turn whose conversation is not looked up yet leaves nothing to go on from
-        (protocol.md §3.5).
+        A turn whose conversation is not looked up yet leaves nothing to go on from.
 
         :param accepted: makes the event to send before the terminal one, of the response's
             id and the event's ``sequence_number``; or None.
@@ -209,7 +208,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         continuity, context, request = self._continuity, self._context, self.request
         concessions = continuity.concessions.to(account)
         plan = continuity.plan(account, concessions)
-        # Discounts for the background are for requests without a stream (protocol.md §7).
+        # Discounts for the background are for requests without a stream.
         in_one_piece = request.background and not request.stream
         dialect = continuity.concessions.dialect(
             account, concessions, context.affinity, in_one_piece
@@ -333,7 +332,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         self._close(outcome.status, outcome.error.label if outcome.error else outcome.reason)
 
     def _goes_on(self, attempt: TurnAttempt) -> None:
-        """The upstream answers later, to who asks it for the response; this turn is done."""
+        """The upstream goes on, and keeps the response to be asked for; this turn is done."""
         self._log.outcome("goes on in the background")
         self.record.response_id = attempt.response.response_id
         self._estimate()
@@ -371,7 +370,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         return self.request.fingerprint()
 
     def _break_off(self, attempt: TurnAttempt, error: ApiError) -> None:
-        """The client must start anew: what it saw cannot be taken back (protocol.md §8.4)."""
+        """The client must start anew: what it saw cannot be taken back."""
         response = attempt.response
         if not (response.released and response.response_id):
             self._fail(for_the_client(error))
