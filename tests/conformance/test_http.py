@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import os
+import select
 import socket
 import ssl
 import threading
@@ -330,10 +331,13 @@ def test_a_slow_head_is_cut_off(stage: Stage) -> None:
             if warm:
                 assert client.create().status == 200
             began = time.monotonic()
-            with contextlib.suppress(OSError):
-                for byte in client.head():
-                    client.sock.sendall(bytes([byte]))
-                    time.sleep(0.1)
+            for byte in client.head():
+                client.sock.sendall(bytes([byte]))
+                if select.select([client.sock], [], [], 0.1)[0]:
+                    break
+            answer = client.answer()
+            assert answer.status == 408, "the client is told why before the connection closes"
+            assert set(answer.error) == ERROR_MEMBERS
             assert client.is_closed()
             assert time.monotonic() - began < 10
 
