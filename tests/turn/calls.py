@@ -219,7 +219,7 @@ class Journey:
     def __init__(self, world: CallWorld, spec: FakeSpec | None = None) -> None:
         self.world = world
         self.spec = spec or FakeSpec()
-        self.door = FakeResponseSink()
+        self.sink = FakeResponseSink()
         self.context = TurnContext(
             tenant="laptop",
             connection="http-1",
@@ -227,7 +227,7 @@ class Journey:
             affinity=[AffinityKey("session", "laptop", "s-1")],
             accepted_at=world.clock.seconds(),
         )
-        self.proxied = ProxiedRequest(world.services, self.context, self.spec, self.door)
+        self.proxied = ProxiedRequest(world.services, self.context, self.spec, self.sink)
 
     def starts(self, parent: Transcript | None = None) -> Journey:
         found = Resolution(self.world.request("hi"), parent)

@@ -1,4 +1,4 @@
-"""A turn's surroundings without a network: scripted upstreams, a door that writes down."""
+"""A turn's surroundings without a network: scripted upstreams, a sink that writes down."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class FakeUpstream:
         """Nothing to close."""
 
 
-class FakeDoor:
+class FakeSink:
     """Everything a client would have seen, in order."""
 
     def __init__(self) -> None:
@@ -227,7 +227,7 @@ class World:
             turn_log=self.turn_log,
             **about,
         )
-        self.door = FakeDoor()
+        self.sink = FakeSink()
 
     def request(self, items: list[Json] | str | None = None, **members: Any) -> TurnRequest:
         message = {"type": "response.create", "model": "gpt-5.5", "input": items or [], **members}
@@ -243,10 +243,10 @@ class World:
         connection: str = "c-1",
         **members: Any,
     ) -> Turn:
-        """A turn with a door of its own, not started yet."""
+        """A turn with a sink of its own, not started yet."""
         if parent is not None:
             members.setdefault("previous_response_id", parent.record.id)
-        self.door = FakeDoor()
+        self.sink = FakeSink()
         context = TurnContext(
             tenant="laptop",
             connection=connection,
@@ -255,7 +255,7 @@ class World:
             accepted_at=self.clock.seconds(),
         )
         request = self.request(items, **members)
-        return Turn(self.services, context, request, self.door, resolver(parent))
+        return Turn(self.services, context, request, self.sink, resolver(parent))
 
     def exchanges(self, name: str = "a") -> list[FakeExchange]:
         return self.upstreams[name].exchanges
@@ -266,7 +266,7 @@ class World:
         turn.start()
         assert turn.record.account is not None
         self.exchanges(turn.record.account)[-1].sends(*events)
-        assert turn.recorded is not None, f"expected a completed turn, got {self.door.types}"
+        assert turn.recorded is not None, f"expected a completed turn, got {self.sink.types}"
         return turn.recorded
 
     def check_rest(self) -> None:

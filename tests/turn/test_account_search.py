@@ -59,9 +59,9 @@ def _key(value: str) -> AffinityKey:
 
 def started(place: World, **members: Any) -> tuple[Turn, Any]:
     turn = place.turn(HELLO, **members)
-    door = place.door
+    sink = place.sink
     turn.start()
-    return turn, door
+    return turn, sink
 
 
 def finish(place: World, name: str) -> None:
@@ -73,10 +73,10 @@ def finish(place: World, name: str) -> None:
 
 def test_a_refused_turn_goes_to_another_account_unseen() -> None:
     place = world()
-    turn, door = started(place)
+    turn, sink = started(place)
     place.exchanges("a")[0].ends(limited())
     finish(place, "b")
-    assert door.types[-1] == "response.completed"
+    assert sink.types[-1] == "response.completed"
     first, second = turn.record.attempts
     assert (first.account, second.account) == ("a", "b")
     assert first.outcome == "rate_limit_exceeded"
@@ -86,35 +86,35 @@ def test_a_refused_turn_goes_to_another_account_unseen() -> None:
 
 def test_a_turn_is_tried_on_so_many_accounts_and_no_more() -> None:
     place = world(accounts=5, max_attempts=3)
-    turn, door = started(place)
+    turn, sink = started(place)
     for name in "abc":
         place.exchanges(name)[0].ends(limited())
     assert len(turn.record.attempts) == 3
     assert not place.exchanges("d"), "three were enough"
-    assert door.last["status"] == 502, "§10.62: others could have served, the client may ask again"
-    assert door.last["error"]["code"] == "upstream_refused"
+    assert sink.last["status"] == 502, "§10.62: others could have served, the client may ask again"
+    assert sink.last["error"]["code"] == "upstream_refused"
     place.check_rest()
 
 
 def test_where_nobody_is_left_after_so_many_attempts_the_pools_limit_is_told() -> None:
     place = world(accounts=3, max_attempts=3)
-    _, door = started(place)
+    _, sink = started(place)
     for name, hours in (("a", 5), ("b", 2), ("c", 7)):
         now = place.clock.seconds()
         details = {"resets_at": int(now) + hours * 3600}
         error = ApiError(429, "usage_limit_reached", "The limit", details=details)
         place.exchanges(name)[0].ends(error)
-    assert door.last["error"]["type"] == "usage_limit_reached"
-    assert door.last["error"]["resets_at"] == int(place.clock.seconds()) + 2 * 3600
+    assert sink.last["error"]["type"] == "usage_limit_reached"
+    assert sink.last["error"]["resets_at"] == int(place.clock.seconds()) + 2 * 3600
     place.check_rest()
 
 
 def test_one_attempt_leaves_the_refusal_as_it_is() -> None:
     place = world(accounts=1, max_attempts=1)
-    _, door = started(place)
+    _, sink = started(place)
     place.exchanges("a")[0].ends(limited())
-    assert door.last["error"]["code"] == "rate_limit_exceeded"
-    assert door.last["error"]["message"] == "Rate limit reached."
+    assert sink.last["error"]["code"] == "rate_limit_exceeded"
+    assert sink.last["error"]["message"] == "Rate limit reached."
     place.check_rest()
 
 
@@ -124,14 +124,14 @@ def test_one_attempt_leaves_the_refusal_as_it_is() -> None:
 def test_a_turn_that_waits_is_served_by_a_release() -> None:
     place = world()
     held = occupied(place, "a", "b")
-    turn, door = started(place)
+    turn, sink = started(place)
     assert len(place.services.waiting) == 1
-    assert door.raw == []
+    assert sink.raw == []
     place.clock.advance(3)
     held[1].release()
     assert len(place.services.waiting) == 0
     finish(place, "b")
-    assert door.types[-1] == "response.completed"
+    assert sink.types[-1] == "response.completed"
     assert turn.record.waited_ms == pytest.approx(3000, abs=1)
     assert turn.record.attempts[0].chosen_ms == pytest.approx(3000, abs=1)
     held[0].release()
@@ -159,35 +159,35 @@ def test_a_turn_does_not_wait_on_for_an_account_that_refuses_it_after_each_rest(
     place = world(1 + len(paused))
     for name in paused:
         place.accounts[name].health.disable()
-    _, door = started(place)
+    _, sink = started(place)
     soon = ApiError(429, "requests", "Slow down.", "rate_limit_exceeded")
     for number in range(3):
         assert len(place.exchanges("a")) == number + 1
         place.exchanges("a")[number].ends(soon)
         assert len(place.services.waiting) == (number < 2)
         place.clock.pump([0.25] * 20)
-    assert door.last["status"] == 429
+    assert sink.last["status"] == 429
     place.check_rest()
 
 
 def test_a_cooldown_that_outlasts_the_queue_is_not_waited_for() -> None:
     place = world(accounts=1, queue_seconds=15.0)
-    _, door = started(place)
+    _, sink = started(place)
     place.exchanges("a")[0].ends(limited(60))
     assert len(place.services.waiting) == 0
-    assert door.last["status"] == 429
+    assert sink.last["status"] == 429
     place.check_rest()
 
 
 def test_a_turn_gives_up_after_so_many_seconds() -> None:
     place = world(accounts=1, queue_seconds=15.0)
     held = occupied(place, "a")
-    turn, door = started(place)
+    turn, sink = started(place)
     place.clock.pump([0.5] * 29)
-    assert door.raw == []
+    assert sink.raw == []
     place.clock.advance(1)
-    assert door.last["status"] == 429
-    assert door.last["headers"] == {"retry-after": "1"}
+    assert sink.last["status"] == 429
+    assert sink.last["headers"] == {"retry-after": "1"}
     assert turn.record.error_code == "rate_limit_exceeded"
     assert turn.record.waited_ms == pytest.approx(15_000, abs=600)
     held[0].release()
@@ -196,11 +196,11 @@ def test_a_turn_gives_up_after_so_many_seconds() -> None:
 
 def test_the_patience_of_a_turn_does_not_begin_anew_with_each_wait() -> None:
     place = world(accounts=1, queue_seconds=10.0, max_attempts=9)
-    _, door = started(place)
+    _, sink = started(place)
     for _ in range(4):
         place.exchanges("a")[-1].ends(limited(3))
         place.clock.pump([0.1] * 45)
-    assert door.types == ["error"], "10 seconds are over"
+    assert sink.types == ["error"], "10 seconds are over"
     place.check_rest()
 
 
@@ -208,8 +208,8 @@ def test_a_full_room_refuses_at_once() -> None:
     place = world(accounts=1, max_waiting=1)
     held = occupied(place, "a")
     first, _ = started(place)
-    _, door = started(place)
-    assert door.last["status"] == 429
+    _, sink = started(place)
+    assert sink.last["status"] == 429
     first.cancel()
     held[0].release()
     place.check_rest()
@@ -218,8 +218,8 @@ def test_a_full_room_refuses_at_once() -> None:
 def test_nobody_waits_where_the_operator_allows_no_time() -> None:
     place = world(accounts=1, queue_seconds=0.0)
     held = occupied(place, "a")
-    _, door = started(place)
-    assert door.last["status"] == 429
+    _, sink = started(place)
+    assert sink.last["status"] == 429
     held[0].release()
     place.check_rest()
 
@@ -228,10 +228,10 @@ def test_nobody_waits_where_the_operator_allows_no_time() -> None:
 def test_a_turn_that_ends_while_it_waits_leaves_nothing(end: str) -> None:
     place = world(accounts=1)
     held = occupied(place, "a")
-    turn, door = started(place)
+    turn, sink = started(place)
     argument = {"interrupt": [None], "abandon": [ApiError.bad_gateway("bye")]}.get(end, [])
     getattr(turn, end)(*argument)
-    assert door.ended == 1
+    assert sink.ended == 1
     held[0].release()
     assert not place.exchanges("a"), "nobody is served who left"
     place.check_rest()
@@ -252,9 +252,9 @@ def test_a_turn_bound_to_its_account_fails_at_once_where_the_operator_says_so() 
         place = world(on_account_loss=loss)
         place.completed(HELLO, ANSWER)
         occupied(place, "a")
-        turn, door = started(place)
+        turn, sink = started(place)
         assert len(place.services.waiting) == waiting, f"on_account_loss: {loss}"
-        assert bool(door.raw) is (loss == "fail")
+        assert bool(sink.raw) is (loss == "fail")
         turn.cancel()
 
 
@@ -304,13 +304,13 @@ def busy() -> OneAtATime:
 def test_a_tenants_next_turn_waits_for_the_one_before(busy: OneAtATime) -> None:
     place = busy.place
     started(place)
-    second, door = started(place)
+    second, sink = started(place)
     assert not place.exchanges("b"), "the tenant may run one"
     place.clock.advance(2)
     finish(place, "a")
     assert second.record.attempts[0].account == "a", "its conversation is at home there"
     finish(place, "a")
-    assert door.types[-1] == "response.completed"
+    assert sink.types[-1] == "response.completed"
     assert len(busy.usage) == 2
     assert (busy.inside, busy.refusals) == (0, [])
     place.check_rest()
@@ -320,8 +320,8 @@ def test_a_tenants_limit_that_lasts_is_told_and_counted(busy: OneAtATime) -> Non
     place = busy.place
     first, _ = started(place)
     busy.free_at = place.clock.seconds() + 100
-    second, door = started(place)
-    assert door.raw == [error_event(limited(7))]
+    second, sink = started(place)
+    assert sink.raw == [error_event(limited(7))]
     assert busy.refusals == [("laptop", "max_concurrent_turns")]
     first.cancel()
     assert busy.inside == 0
@@ -332,9 +332,9 @@ def test_a_tenants_limit_that_lasts_is_told_and_counted(busy: OneAtATime) -> Non
 def test_a_tenants_limit_counts_once_all_patience_is_spent(busy: OneAtATime) -> None:
     place = busy.place
     first, _ = started(place)
-    _, door = started(place)
+    _, sink = started(place)
     place.clock.pump([0.5] * 31)
-    assert door.last["status"] == 429
+    assert sink.last["status"] == 429
     assert busy.refusals == [("laptop", "max_concurrent_turns")]
     first.cancel()
     place.check_rest()
@@ -342,8 +342,8 @@ def test_a_tenants_limit_counts_once_all_patience_is_spent(busy: OneAtATime) -> 
 
 def test_what_a_tenant_may_never_have_is_refused_at_once(busy: OneAtATime) -> None:
     busy.never = ApiError.invalid_request("Not this model.", "model", "model_not_found")
-    _, door = started(busy.place)
-    assert door.last["error"]["code"] == "model_not_found"
+    _, sink = started(busy.place)
+    assert sink.last["error"]["code"] == "model_not_found"
     busy.place.check_rest()
 
 
@@ -351,22 +351,22 @@ def test_what_a_tenant_may_not_have_any_more_ends_its_wait(busy: OneAtATime) -> 
     """The operator takes the model away while the turn waits."""
     place = busy.place
     first, _ = started(place)
-    _, door = started(place)
+    _, sink = started(place)
     busy.never = ApiError.invalid_request("Not this model.", "model", "model_not_found")
     first.cancel()
     place.clock.advance(1)
-    assert door.last["error"]["code"] == "model_not_found"
+    assert sink.last["error"]["code"] == "model_not_found"
     assert len(place.services.waiting) == 0
     place.check_rest()
 
 
 def test_a_visit_lasts_over_all_attempts_of_a_turn(busy: OneAtATime) -> None:
     place = busy.place
-    _, door = started(place)
+    _, sink = started(place)
     place.exchanges("a")[0].ends(limited())
     assert busy.inside == 1
     finish(place, "b")
-    assert door.types[-1] == "response.completed"
+    assert sink.types[-1] == "response.completed"
     assert busy.inside == 0
     place.check_rest()
 
@@ -448,8 +448,8 @@ def test_broken_accounts_keep_no_turn_from_the_others(
     place = world(5, strategy=strategy, max_attempts=3, cooldown_max_seconds=1.0)
     plays(place, dict(zip("abc", broken, strict=True)))
     for number in range(8):
-        turn, door = started(place, connection=f"c-{number}")
-        assert door.types[-1] == "response.completed", f"turn {number} asked {asked(turn)}"
+        turn, sink = started(place, connection=f"c-{number}")
+        assert sink.types[-1] == "response.completed", f"turn {number} asked {asked(turn)}"
         if number:
             assert len(asked(turn)) <= 2, "of those in doubt one is enough"
         place.clock.advance(2.0 if number % 2 else 0.1)
@@ -468,7 +468,7 @@ def test_where_all_are_in_doubt_max_attempts_counts() -> None:
     plays(place, dict.fromkeys("abcde", BROKEN))
     lengths = [len(asked(started(place)[0])) for _ in range(3)]
     assert lengths == [3, 3, 3]
-    assert place.door.last["status"] == 500
+    assert place.sink.last["status"] == 500
     place.check_rest()
 
 

@@ -96,9 +96,9 @@ def ends(world: World, items: Any, **members: Any) -> Json:
     """Run one turn; its last event."""
     turn = world.turn(items, **members)
     turn.start()
-    assert world.door.ended == 1
+    assert world.sink.ended == 1
     world.check_rest()
-    return world.door.last
+    return world.sink.last
 
 
 def sent(world: World, name: str = "a") -> list[Json]:
@@ -131,7 +131,7 @@ def test_a_lesson_costs_one_unseen_request(rule: Refuses, members: Json, lesson:
     for _ in range(3):
         about = {"items": [user("hi")], **members}
         assert ends(world, **about)["type"] == "response.completed"
-        assert world.door.types.count("response.created") == 1, "the trial is not seen"
+        assert world.sink.types.count("response.created") == 1, "the trial is not seen"
     bodies = sent(world)
     assert [rule(body) is None for body in bodies] == [False, True, True, True]
     account = world.accounts["a"]
@@ -398,8 +398,8 @@ def test_a_plain_account_works_with_every_service_that_a_preset_describes(preset
     members = {**dict.fromkeys(spares(preset), "x"), "temperature": 1, "truncation": None}
     turn = world.turn([TOOLS, user("a")], **members)
     turn.start()
-    assert turn.recorded is not None, world.door.last
-    assert world.door.types.count("response.created") == 1
+    assert turn.recorded is not None, world.sink.last
+    assert world.sink.types.count("response.created") == 1
     first = turn.recorded
     for _ in range(2):
         before = len(sent(world))

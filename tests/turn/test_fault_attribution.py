@@ -52,7 +52,7 @@ def ask(place: World, text: str, **members: Any) -> Json:
     turn = place.turn([user(text)], **members)
     turn.start()
     place.services.pool.bindings.release(AffinityKey("connection", "laptop", "c-1"))
-    return place.door.last
+    return place.sink.last
 
 
 def requests(place: World) -> list[int]:
@@ -84,7 +84,7 @@ def test_what_has_nothing_to_do_with_the_thread_does_not_replay_it(error: ApiErr
     place.turn([user("and?")], parent).start()
     place.exchanges()[-1].ends(error)
     assert len(place.exchanges()) == 2
-    assert place.door.last["error"]["message"] == error.message
+    assert place.sink.last["error"]["message"] == error.message
     assert place.accounts["a"].learned.reason_to_replay(True) is None
     place.check_rest()
 
@@ -95,9 +95,9 @@ def test_a_failed_response_whose_code_would_make_clients_repeat_it_is_told_as_th
     error = {"code": "server_error", "message": "The prompt is too long for this model."}
     response = response_object("resp_1", status="failed", error=error)
     place.exchanges()[0].sends({"type": "response.failed", "response": response})
-    assert place.door.last["type"] == "error"
-    assert place.door.last["status"] == 400
-    assert place.door.last["error"]["code"] == "context_length_exceeded"
+    assert place.sink.last["type"] == "error"
+    assert place.sink.last["status"] == 400
+    assert place.sink.last["error"]["code"] == "context_length_exceeded"
     place.check_rest()
 
 
@@ -109,8 +109,8 @@ def test_a_bare_error_after_output_is_a_failure_that_says_why() -> None:
     exchange.sends(*events[:5])
     bare = b'{"error":{"message":"max context is 9","code":400}}'
     exchange.receiver.upstream_events([ServerSentEvent(b"error", bare)])
-    assert place.door.last["type"] == "response.failed"
-    assert place.door.last["response"]["error"] == {
+    assert place.sink.last["type"] == "response.failed"
+    assert place.sink.last["response"]["error"] == {
         "code": "context_length_exceeded",
         "message": "max context is 9",
     }
@@ -236,8 +236,8 @@ def test_what_a_passed_request_names_is_its_own_affair(status: int) -> None:
     place = CallWorld(2)
     journey = Journey(place).starts()
     place.calls("a")[0].refuses(status, None, "Vector store with id 'vs_1' not found.")
-    assert journey.door.error.status == (status if status < 500 else 400)
-    assert journey.door.error.message == "Vector store with id 'vs_1' not found."
+    assert journey.sink.error.status == (status if status < 500 else 400)
+    assert journey.sink.error.message == "Vector store with id 'vs_1' not found."
     assert not place.calls("b")
     assert place.accounts["a"].failures == 0
     place.check_rest()
@@ -265,7 +265,7 @@ def test_an_error_in_the_place_of_a_passed_answer_is_told_as_one(pieces: list[by
     for piece in pieces:
         call.sends(piece)
     call.ends()
-    assert (journey.door.error.status, journey.door.error.message) == (400, "bad tool schema")
+    assert (journey.sink.error.status, journey.sink.error.message) == (400, "bad tool schema")
     assert not place.calls("b")
     assert resting(place) == []
     place.check_rest()
@@ -278,7 +278,7 @@ def test_a_limit_in_the_place_of_a_passed_answer_moves_it() -> None:
     place.calls("a")[0].sends(b'{"error":{"message":"slow","code":429}}')
     place.calls("a")[0].ends()
     place.calls("b")[0].answers({})
-    assert journey.door.endings == [None]
+    assert journey.sink.endings == [None]
     assert resting(place) == ["a"]
     place.check_rest()
 
@@ -315,8 +315,8 @@ def test_any_other_answer_is_passed_as_it_is(answer: bytes) -> None:
     place.calls("a")[0].begins(200)
     place.calls("a")[0].sends(answer)
     place.calls("a")[0].ends()
-    assert journey.door.endings == [None]
-    assert journey.door.body == answer
+    assert journey.sink.endings == [None]
+    assert journey.sink.body == answer
     place.check_rest()
 
 
@@ -325,12 +325,12 @@ def test_an_error_within_an_answer_quotes_no_secret() -> None:
     place.turn([user("hi")]).start()
     said = b'{"error":{"message":"Bad tool schema for sk-secret","code":400}}'
     place.exchanges()[0].receiver.upstream_events([ServerSentEvent(b"error", said)])
-    assert place.door.last["error"]["message"] == "Bad tool schema for *"
+    assert place.sink.last["error"]["message"] == "Bad tool schema for *"
     passing = CallWorld(1)
     journey = Journey(passing).starts()
     passing.calls("a")[0].begins(200)
     passing.calls("a")[0].sends(said)
     passing.calls("a")[0].ends()
-    assert journey.door.error.message == "Bad tool schema for *"
+    assert journey.sink.error.message == "Bad tool schema for *"
     place.check_rest()
     passing.check_rest()

@@ -25,13 +25,13 @@ def test_an_answer_is_relayed_as_it_comes() -> None:
     assert call.body == {"to": "a"}
     call.begins(201, {"x-request-id": "req_1"})
     call.sends(b"on")
-    assert journey.door.status == 201
-    assert journey.door.headers["x-request-id"] == "req_1"
-    assert journey.door.body == b"on"
+    assert journey.sink.status == 201
+    assert journey.sink.headers["x-request-id"] == "req_1"
+    assert journey.sink.body == b"on"
     call.sends(b"e")
     call.ends()
-    assert journey.door.body == b"one"
-    assert journey.door.endings == [None]
+    assert journey.sink.body == b"one"
+    assert journey.sink.endings == [None]
     record = journey.proxied.record
     assert (record.status, record.account, record.route) == ("completed", "a", "request")
     assert record.relayed_bytes == 3
@@ -46,8 +46,8 @@ def test_a_refusal_that_another_account_may_not_share_moves_it(status: int) -> N
     journey = Journey(world).starts()
     world.calls("a")[0].refuses(status)
     world.calls("b")[0].answers({"fine": True})
-    assert journey.door.body == b'{"fine": true}'
-    assert journey.door.endings == [None]
+    assert journey.sink.body == b'{"fine": true}'
+    assert journey.sink.endings == [None]
     assert [each.account for each in journey.proxied.record.attempts] == ["a", "b"]
     assert world.accounts["a"].failures == (status != 403), "a 403 may be the path's alone"
     world.check_rest()
@@ -58,7 +58,7 @@ def test_a_lost_connection_moves_it() -> None:
     journey = Journey(world).starts()
     world.calls("a")[0].ends(ApiError.bad_gateway("reset"))
     world.calls("b")[0].answers({})
-    assert journey.door.endings == [None]
+    assert journey.sink.endings == [None]
     world.check_rest()
 
 
@@ -66,8 +66,8 @@ def test_a_wrong_request_does_not_move() -> None:
     world = CallWorld(2)
     journey = Journey(world).starts()
     world.calls("a")[0].refuses(400, "invalid_type", "'n' must be a number")
-    assert journey.door.error.status == 400
-    assert journey.door.error.message == "'n' must be a number"
+    assert journey.sink.error.status == 400
+    assert journey.sink.error.message == "'n' must be a number"
     assert not world.calls("b")
     assert world.accounts["a"].failures == 0
     assert world.accounts["a"].unavailable("gpt-5.5") is None
@@ -81,7 +81,7 @@ def test_nothing_moves_once_the_client_has_seen_the_head() -> None:
     call.begins()
     call.sends(b"x")
     call.ends(ApiError.bad_gateway("reset"))
-    assert journey.door.error.message == "reset"
+    assert journey.sink.error.message == "reset"
     assert not world.calls("b")
     assert journey.proxied.record.attempts[0].outcome == "upstream_error"
     world.check_rest()
@@ -95,11 +95,11 @@ def test_an_answer_that_is_held_moves_until_it_is_whole() -> None:
     first = world.calls("a")[0]
     first.begins()
     first.sends(b"half")
-    assert not journey.door.status, "expected the answer to be held"
+    assert not journey.sink.status, "expected the answer to be held"
     first.ends(ApiError.bad_gateway("reset"))
     world.calls("b")[0].answers(b"whole")
-    assert journey.door.body == b"whole"
-    assert journey.door.endings == [None]
+    assert journey.sink.body == b"whole"
+    assert journey.sink.endings == [None]
     world.check_rest()
 
 
@@ -111,7 +111,7 @@ def test_an_answer_that_is_too_long_to_be_held_ends_it() -> None:
     call = world.calls("a")[0]
     call.begins()
     call.sends(b"x" * 11)
-    assert journey.door.error.status == 502
+    assert journey.sink.error.status == 502
     assert call.state == "cancelled"
     assert not world.calls("b")
     world.check_rest()
@@ -122,7 +122,7 @@ def test_attempts_are_bounded() -> None:
     journey = Journey(world).starts()
     for call in ("a", "b", "c"):
         world.calls(call)[0].refuses(503)
-    assert journey.door.error.status == 503
+    assert journey.sink.error.status == 503
     assert len(world.all_calls) == 3
     world.check_rest()
 
@@ -134,7 +134,7 @@ def test_the_same_account_gets_it_again_in_another_way() -> None:
     journey = Journey(world, spec).starts()
     world.calls("a")[0].refuses(404)
     world.calls("a")[1].answers({})
-    assert journey.door.endings == [None]
+    assert journey.sink.endings == [None]
     assert world.accounts["a"].failures == 0
     world.check_rest()
 
@@ -169,7 +169,7 @@ def test_a_bug_costs_one_request() -> None:
 
     world = CallWorld()
     journey = Journey(world, Broken()).starts()
-    assert journey.door.error.code == "gateway_failed"
+    assert journey.sink.error.code == "gateway_failed"
     world.check_rest()
 
 
@@ -219,7 +219,7 @@ def test_a_client_that_leaves_cancels_its_call() -> None:
         journey.proxied.cancel()
         journey.proxied.cancel()
         assert call.state == "cancelled"
-        assert journey.door.endings == []
+        assert journey.sink.endings == []
         assert journey.proxied.record.status == "cancelled"
         assert world.accounts["a"].failures == 0
         world.check_rest()
@@ -229,7 +229,7 @@ def test_a_gateway_that_stops_says_so() -> None:
     world = CallWorld()
     journey = Journey(world).starts()
     journey.proxied.abandon(ApiError.bad_gateway("restarting", "gateway_restart"))
-    assert journey.door.error.code == "gateway_restart"
+    assert journey.sink.error.code == "gateway_restart"
     assert world.calls()[0].state == "cancelled"
     world.check_rest()
 
@@ -255,10 +255,10 @@ def test_it_waits_for_a_free_account() -> None:
     second = Journey(world).starts()
     assert len(world.calls()) == 1, "expected the second to wait"
     world.calls()[0].answers({})
-    assert first.door.endings == [None]
+    assert first.sink.endings == [None]
     world.clock.advance(0.3)
     world.calls()[1].answers({})
-    assert second.door.endings == [None]
+    assert second.sink.endings == [None]
     world.check_rest()
 
 
@@ -288,7 +288,7 @@ def test_it_waits_only_so_long() -> None:
     world.accounts["a"]._max_in_flight = 1
     first, second = Journey(world).starts(), Journey(world).starts()
     world.clock.advance(11)
-    assert second.door.error.status == 429
+    assert second.sink.error.status == 429
     first.proxied.cancel()
     world.check_rest()
 
@@ -323,7 +323,7 @@ def test_usage_is_counted_once_within_the_tenants_limits() -> None:
     world = CallWorld()
     object.__setattr__(world.services, "limits", limits)
     journey = Journey(world)
-    journey.door.usage = Usage(3, 2, 1)
+    journey.sink.usage = Usage(3, 2, 1)
     journey.starts()
     world.calls()[0].answers({})
     assert limits.said == [("enter", "laptop", "gpt-5.5"), Usage(3, 2, 1), "release"]
@@ -339,7 +339,7 @@ def test_a_tenant_that_may_not_is_told() -> None:
     world = CallWorld()
     object.__setattr__(world.services, "limits", Forbids())
     journey = Journey(world).starts()
-    assert journey.door.error.code == "model_not_allowed"
+    assert journey.sink.error.code == "model_not_allowed"
     assert not world.calls()
     world.check_rest()
 
@@ -350,7 +350,7 @@ def test_accounts_that_may_know_are_asked_in_turn() -> None:
     world.calls("c")[0].refuses(404)
     world.calls("a")[0].refuses(500)
     world.calls("b")[0].answers({"id": "resp_1"})
-    assert journey.door.endings == [None]
+    assert journey.sink.endings == [None]
     assert journey.proxied.account is world.accounts["b"]
     assert all(account.in_flight == 0 for account in world.accounts.values())
     world.check_rest()
@@ -361,8 +361,8 @@ def test_what_no_account_knows_is_unknown() -> None:
     journey = Journey(world).asks("ab")
     world.calls("a")[0].refuses(404, None, "not by this account")
     world.calls("b")[0].refuses(404)
-    assert journey.door.error.message == "unknown"
-    assert Journey(world).asks("").door.error.message == "unknown"
+    assert journey.sink.error.message == "unknown"
+    assert Journey(world).asks("").sink.error.message == "unknown"
     world.check_rest()
 
 
@@ -371,7 +371,7 @@ def test_what_an_account_could_not_say_may_still_exist() -> None:
     journey = Journey(world).asks("ab")
     world.calls("a")[0].refuses(503)
     world.calls("b")[0].refuses(404)
-    assert journey.door.error.status == 503
+    assert journey.sink.error.status == 503
     world.check_rest()
 
 
@@ -411,7 +411,7 @@ def test_it_ends_once_whatever_happens(steps: list[str], held: int) -> None:
             call.ends(ApiError.bad_gateway("reset"))
         elif step == "refuses" and id(call) not in begun:
             call.refuses(500)
-        assert len(journey.door.endings) <= 1, "expected one ending"
+        assert len(journey.sink.endings) <= 1, "expected one ending"
     journey.proxied.cancel()
     assert len(world.turn_log.latest()) == 1
     world.check_rest()

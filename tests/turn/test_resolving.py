@@ -43,7 +43,7 @@ class Later:
         self.found.callback(Resolution(self.turn.request, self.parent, "previous_response_id"))
 
     def check_ended(self, status: str) -> None:
-        assert self.world.door.ended == 1
+        assert self.world.sink.ended == 1
         assert self.turn.record.status == status
         assert len(self.world.exchanges()) == self.before, "nothing may be sent any more"
         self.world.check_rest()
@@ -76,7 +76,7 @@ def test_a_deferred_that_has_fired_already_is_as_good() -> None:
 def test_a_conversation_that_cannot_be_continued_is_refused() -> None:
     later = Later()
     later.found.errback(UNKNOWN)
-    assert later.world.door.last["error"]["code"] == "previous_response_not_found"
+    assert later.world.sink.last["error"]["code"] == "previous_response_not_found"
     later.check_ended("error")
 
 
@@ -88,8 +88,8 @@ def test_a_lookup_that_fails_is_the_gateways_fault() -> None:
         later.found.errback(OSError("the disk is gone"))
     finally:
         globalLogPublisher.removeObserver(events.append)
-    assert later.world.door.last["status"] == 500
-    assert "disk" not in later.world.door.raw[-1].decode()
+    assert later.world.sink.last["status"] == 500
+    assert "disk" not in later.world.sink.raw[-1].decode()
     assert [each for each in events if "log_failure" in each], "expected it in the log"
     later.check_ended("error")
 
@@ -102,7 +102,7 @@ def test_a_bug_after_a_late_lookup_ends_the_turn() -> None:
         later.found.callback(None)  # type: ignore[arg-type]
     finally:
         globalLogPublisher.removeObserver(events.append)
-    assert later.world.door.last["status"] == 500
+    assert later.world.sink.last["status"] == 500
     assert [each for each in events if "log_failure" in each], "expected it in the log"
     later.check_ended("error")
 
@@ -110,10 +110,10 @@ def test_a_bug_after_a_late_lookup_ends_the_turn() -> None:
 def test_a_store_that_never_answers_is_not_waited_for_without_end() -> None:
     later = Later(keepalive_seconds=4.0)
     for _ in range(int(RESOLVE_SECONDS)):
-        assert not later.world.door.ended
+        assert not later.world.sink.ended
         later.world.clock.advance(1)
-    assert later.world.door.keep_alives == 2, "the client hears that it is not forgotten"
-    assert later.world.door.last["status"] == 503
+    assert later.world.sink.keep_alives == 2, "the client hears that it is not forgotten"
+    assert later.world.sink.last["status"] == 503
     assert later.cancelled, "the store may stop to look"
     later.check_ended("error")
 
@@ -141,8 +141,8 @@ def test_a_turn_may_end_before_its_conversation_is_found(
     if answers:
         later.arrives()
     assert later.turn.recorded is None
-    assert later.world.door.types in ([], ["error"], ["response.created", "response.incomplete"])
-    assert later.world.door.ended == 1
+    assert later.world.sink.types in ([], ["error"], ["response.created", "response.incomplete"])
+    assert later.world.sink.ended == 1
     assert later.turn.record.status == status
     assert len(later.world.exchanges()) == later.before
 
@@ -160,7 +160,7 @@ def test_a_client_may_be_slow_while_its_conversation_is_looked_up() -> None:
 
 def test_a_prewarm_waits_for_its_conversation_too() -> None:
     later = Later(generate=False)
-    assert later.world.door.raw == []
+    assert later.world.sink.raw == []
     later.arrives()
     assert later.turn.recorded is not None
     assert later.turn.recorded.parent is later.parent

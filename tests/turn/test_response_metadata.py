@@ -15,7 +15,7 @@ from gateway.turn.context import Told, TurnContext
 from gateway.turn.response_metadata import passed_headers
 from gateway.turn.turn import Turn
 from tests.support.events import Json, text_item, turn_events, user
-from tests.turn.fakes import FakeDoor, World, resolver
+from tests.turn.fakes import FakeSink, World, resolver
 
 ANSWER = turn_events([text_item("hello")], "resp_1")
 BOTH = Told.TURN_STATE | Told.ROUTE
@@ -24,7 +24,7 @@ BOTH = Told.TURN_STATE | Told.ROUTE
 def turn_of(
     world: World, told: Told = Told.NOTHING, turn_state: str | None = None, thread: str = "t"
 ) -> Turn:
-    world.door = FakeDoor()
+    world.sink = FakeSink()
     context = TurnContext(
         tenant="laptop",
         connection="c-1",
@@ -34,7 +34,7 @@ def turn_of(
         turn_state=turn_state,
         told=told,
     )
-    return Turn(world.services, context, world.request([user("hi")]), world.door, resolver())
+    return Turn(world.services, context, world.request([user("hi")]), world.sink, resolver())
 
 
 def answered(
@@ -46,7 +46,7 @@ def answered(
     exchange.receiver.upstream_connected()
     exchange.receiver.upstream_answered(headers or {})
     exchange.sends(*ANSWER)
-    return world.door.events
+    return world.sink.events
 
 
 def metadata(events: list[Json]) -> Any:
@@ -66,7 +66,7 @@ def wrapped(world: World, account: str, upstream: str | None = None) -> str:
 def test_a_client_that_did_not_ask_gets_the_upstreams_events_alone() -> None:
     world = World()
     answered(world, turn_of(world), {TURN_STATE: "theirs"})
-    assert world.door.raw == [json.dumps(event).encode() for event in ANSWER]
+    assert world.sink.raw == [json.dumps(event).encode() for event in ANSWER]
 
 
 def test_a_client_that_asked_is_told_right_after_created() -> None:
@@ -111,7 +111,7 @@ def test_the_client_hears_of_the_account_that_answered_not_of_those_that_refused
     turn.start()
     world.exchanges("a")[0].ends(ApiError(429, "requests", "Slow down", "rate_limit_exceeded"))
     world.exchanges("b")[0].sends(*ANSWER)
-    told = metadata(world.door.events)
+    told = metadata(world.sink.events)
     assert told["x-gateway-account"] == "b"
     assert told[TURN_STATE] == wrapped(world, "b")
 
@@ -137,7 +137,7 @@ def test_another_account_never_sees_an_upstreams_turn_state() -> None:
     (sent,) = world.exchanges("b")
     assert TURN_STATE not in sent.headers
     sent.sends(*ANSWER)
-    assert metadata(world.door.events)[TURN_STATE] == wrapped(world, "b")
+    assert metadata(world.sink.events)[TURN_STATE] == wrapped(world, "b")
 
 
 def test_the_upstreams_value_lasts_though_later_answers_do_not_repeat_it() -> None:

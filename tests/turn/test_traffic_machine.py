@@ -40,7 +40,7 @@ from tests.support.events import (
     user,
 )
 from tests.turn.calls import CallingUpstream, FakeCall, FakeResponseSink, FakeSpec
-from tests.turn.fakes import FakeDoor, FakeExchange, FakeUpstream, World, resolver
+from tests.turn.fakes import FakeExchange, FakeSink, FakeUpstream, World, resolver
 
 MODELS = ["m", "n"]
 KEYS = (
@@ -90,7 +90,7 @@ class TrafficMachine(RuleBasedStateMachine):
         object.__setattr__(self.services, "limits", self.tenants)
         self.accounts: list[Account] = []
         self.upstream = BothUpstream("all of them")
-        self.turns: list[tuple[Turn, FakeDoor]] = []
+        self.turns: list[tuple[Turn, FakeSink]] = []
         self.proxied_requests: list[tuple[ProxiedRequest, FakeResponseSink]] = []
         self.parents: list[Transcript | None] = [None]
         self.begun: list[FakeCall] = []
@@ -141,13 +141,13 @@ class TrafficMachine(RuleBasedStateMachine):
         known = [each for each in self.parents if each is None or each.record.tenant == tenant]
         parent = data.draw(st.sampled_from(known))
         members: dict[str, Any] = {"generate": False} if not prewarm else {}
-        door = FakeDoor()
+        sink = FakeSink()
         context = self.context(tenant, thread)
         request = self.world.request([user("hi")], **{"model": model, **members})
-        turn = Turn(self.services, context, request, door, resolver(parent))
+        turn = Turn(self.services, context, request, sink, resolver(parent))
         if paused:
             turn.pause()
-        self.turns.append((turn, door))
+        self.turns.append((turn, sink))
         turn.start()
 
     @rule(
@@ -158,11 +158,11 @@ class TrafficMachine(RuleBasedStateMachine):
         mends=st.integers(0, 1),
     )
     def proxied(self, tenant: str, thread: str, model: str, held: bool, mends: int) -> None:
-        spec, door = FakeSpec(), FakeResponseSink()
+        spec, sink = FakeSpec(), FakeResponseSink()
         spec.model, spec.held_bytes, spec.mends = model, 50 if held else 0, mends
         context = self.context(tenant, thread)
-        proxied = ProxiedRequest(self.services, context, spec, door)
-        self.proxied_requests.append((proxied, door))
+        proxied = ProxiedRequest(self.services, context, spec, sink)
+        self.proxied_requests.append((proxied, sink))
         found = Resolution(self.world.request("hi"))
         spec.route = PoolRoute(
             RouteRequest(model, context.affinity),
@@ -323,11 +323,11 @@ class TrafficMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_turn_has_one_end(self) -> None:
-        for turn, door in [*self.turns]:
+        for turn, sink in [*self.turns]:
             over = turn._phase is RequestPhase.ENDED
-            assert door.ended == over
+            assert sink.ended == over
             if over:
-                self.turns.remove((turn, door))
+                self.turns.remove((turn, sink))
                 assert all(attempt.outcome != "running" for attempt in turn.record.attempts)
                 if turn.recorded is not None:
                     self.parents = [*self.parents[-5:], turn.recorded, None]

@@ -51,7 +51,7 @@ def test_a_root_goes_out_with_the_clients_own_input() -> None:
     assert world.accounts["a"].in_flight == 1
     events = turn_events([text_item("hello")], "resp_1")
     sent.sends(*events)
-    assert world.door.raw == [json.dumps(event).encode() for event in events], (
+    assert world.sink.raw == [json.dumps(event).encode() for event in events], (
         "expected every event verbatim"
     )
     assert (sent.state, turn.record.status, turn.record.route) == ("finished", "completed", "root")
@@ -81,7 +81,7 @@ def test_a_refused_chain_is_replayed_unseen_and_remembered(refusal: ApiError) ->
     turn = world.turn([call_output("call_1")], parent)
     turn.start()
     world.exchanges()[-1].ends(refusal)
-    assert world.door.raw == [], "the client must not hear of the refused attempt"
+    assert world.sink.raw == [], "the client must not hear of the refused attempt"
     replay = world.exchanges()[-1]
     assert "previous_response_id" not in replay.body
     assert [item["type"] for item in replay.body["input"]] == [
@@ -93,7 +93,7 @@ def test_a_refused_chain_is_replayed_unseen_and_remembered(refusal: ApiError) ->
         "nothing is learned before the replay was accepted"
     )
     replay.sends(*turn_events([text_item()], "resp_2"))
-    assert world.door.last["type"] == "response.completed"
+    assert world.sink.last["type"] == "response.completed"
     assert turn.record.route == "replayed"
     assert [each.route for each in turn.record.attempts] == ["chained", "replayed"]
     assert world.accounts["a"].learned.reason_to_replay(True)
@@ -113,7 +113,7 @@ def test_an_answer_that_does_not_echo_the_id_is_dropped_and_replayed(echo: str |
     turn.start()
     first = world.exchanges()[-1]
     first.sends(*turn_events([text_item("who are you?")], "resp_x", previous_response_id=echo))
-    assert (first.state, world.door.raw) == ("cancelled", [])
+    assert (first.state, world.sink.raw) == ("cancelled", [])
     world.exchanges()[-1].sends(*turn_events([text_item()], "resp_2"))
     assert turn.recorded is not None
     assert turn.recorded.record.id == "resp_2"
@@ -128,7 +128,7 @@ def test_an_orphan_of_the_client_is_the_clients_error_and_no_reason_to_replay() 
     turn.start()
     world.exchanges()[-1].ends(ORPHAN)
     assert len(world.exchanges()) == 2, "a replay cannot help: the call is nowhere"
-    assert world.door.last["error"]["message"] == ORPHAN.message
+    assert world.sink.last["error"]["message"] == ORPHAN.message
     assert turn.error is ORPHAN
     assert turn.recorded is None
     world.check_rest()
@@ -159,7 +159,7 @@ def test_a_refusal_moves_the_turn_to_another_account_by_replay() -> None:
         *opening(response_object("resp_2", previous_response_id="resp_1"))
     )
     world.exchanges("a")[-1].ends(LIMIT)
-    assert world.door.raw == [], "a held preamble is taken back"
+    assert world.sink.raw == [], "a held preamble is taken back"
     (moved,) = world.exchanges("b")
     assert "previous_response_id" not in moved.body
     assert [item["type"] for item in moved.body["input"]] == [
@@ -169,7 +169,7 @@ def test_a_refusal_moves_the_turn_to_another_account_by_replay() -> None:
     ], "sealed reasoning must not follow to another account"
     assert "reasoning.encrypted_content" in moved.body["include"]
     moved.sends(*turn_events([text_item()], "resp_3"))
-    assert world.door.types.count("response.created") == 1
+    assert world.sink.types.count("response.created") == 1
     assert (world.accounts["a"].failures, world.accounts["b"].failures) == (1, 0)
     assert [each.rule for each in turn.record.attempts] == [
         "holds the previous response",
@@ -185,7 +185,7 @@ def test_max_attempts_bounds_the_accounts_that_are_tried() -> None:
     for name in "abc":
         world.exchanges(name)[-1].ends(LIMIT if name == "b" else DOWN)
     assert world.exchanges("d") == []
-    assert (world.door.types, world.door.last["status"]) == (["error"], 502)
+    assert (world.sink.types, world.sink.last["status"]) == (["error"], 502)
     assert turn.record.status == "error"
     world.check_rest()
 
@@ -199,7 +199,7 @@ def test_upstreams_that_answer_at_once_do_not_confuse_the_turn() -> None:
         *turn_events([text_item()], "resp_1")
     )
     world.turn([user("hi")]).start()
-    assert world.door.last["type"] == "response.completed"
+    assert world.sink.last["type"] == "response.completed"
     world.check_rest()
 
 
@@ -207,8 +207,8 @@ def test_a_credential_of_the_pool_is_never_blamed_on_the_client() -> None:
     world = World()
     world.turn([user("hi")]).start()
     world.exchanges()[-1].ends(ApiError(401, "authentication_error", "Incorrect API key: sk-a"))
-    assert world.door.last["status"] == 502
-    assert "sk-a" not in world.door.raw[-1].decode()
+    assert world.sink.last["status"] == 502
+    assert "sk-a" not in world.sink.raw[-1].decode()
     world.check_rest()
 
 
@@ -216,7 +216,7 @@ def test_a_model_nobody_offers_is_refused_without_an_attempt() -> None:
     world = World(accounts=0)
     turn = world.turn([user("hi")])
     turn.start()
-    assert world.door.last["error"]["code"] == "model_not_found"
+    assert world.sink.last["error"]["code"] == "model_not_found"
     assert turn.record.attempts == []
     world.check_rest()
 
@@ -252,7 +252,7 @@ def test_refused_seals_are_left_out_once_only() -> None:
     world.exchanges()[-1].ends(refusal)
     world.exchanges()[-1].ends(refusal)
     assert len(world.exchanges()) == 2
-    assert world.door.last["error"]["code"] == "invalid_encrypted_content"
+    assert world.sink.last["error"]["code"] == "invalid_encrypted_content"
     world.check_rest()
 
 
@@ -270,12 +270,12 @@ def test_the_preamble_is_held_for_a_while_and_then_released() -> None:
     upstream = world.exchanges()[-1]
     upstream.sends(*preamble())
     world.clock.advance(4.9)
-    assert world.door.raw == [], "the preamble was let go before hold_seconds"
+    assert world.sink.raw == [], "the preamble was let go before hold_seconds"
     assert turn.response_id == "resp_1"
     world.clock.advance(0.2)
-    assert world.door.types == ["response.created", "response.in_progress"]
+    assert world.sink.types == ["response.created", "response.in_progress"]
     upstream.sends(*turn_events([text_item()], "resp_1")[2:])
-    assert world.door.types.count("response.created") == 1
+    assert world.sink.types.count("response.created") == 1
     world.check_rest()
 
 
@@ -287,7 +287,7 @@ def test_what_was_released_cannot_be_taken_back() -> None:
     world.clock.advance(1)
     world.exchanges()[-1].ends(LIMIT)
     assert world.exchanges("b") == [], "moving after something was seen would splice answers"
-    failed = world.door.last
+    failed = world.sink.last
     assert (failed["type"], failed["sequence_number"]) == ("response.failed", 2)
     assert failed["response"]["id"] == "resp_1"
     assert failed["response"]["error"]["code"] == "server_error"
@@ -304,7 +304,7 @@ def test_a_break_after_output_keeps_the_finished_items_and_goes_on_counting() ->
     upto = next(i for i, e in enumerate(events) if e.get("item_id") == half["id"])
     world.exchanges()[-1].sends(*events[: upto + 1])
     world.exchanges()[-1].ends(None)
-    failed = world.door.last
+    failed = world.sink.last
     assert failed["type"] == "response.failed"
     assert failed["sequence_number"] == events[upto]["sequence_number"] + 1
     assert failed["response"]["output"] == [done]
@@ -320,8 +320,8 @@ def test_numbers_go_on_after_events_that_have_none() -> None:
     events = turn_events([text_item()], "resp_1")
     world.exchanges()[-1].sends(*events[:4], {"type": "codex.rate_limits", "rate_limits": {}})
     world.exchanges()[-1].ends(None)
-    assert world.door.types[-2:] == ["codex.rate_limits", "response.failed"]
-    assert world.door.last["sequence_number"] == 4
+    assert world.sink.types[-2:] == ["codex.rate_limits", "response.failed"]
+    assert world.sink.last["sequence_number"] == 4
     world.check_rest()
 
 
@@ -330,7 +330,7 @@ def test_an_error_about_the_request_keeps_its_code_after_output() -> None:
     world.turn([user("hi")]).start()
     world.exchanges()[-1].sends(*turn_events([text_item()], "resp_1")[:4])
     world.exchanges()[-1].ends(ApiError(400, "x", "Too long.", "context_length_exceeded"))
-    assert world.door.last["response"]["error"]["code"] == "context_length_exceeded"
+    assert world.sink.last["response"]["error"]["code"] == "context_length_exceeded"
     world.check_rest()
 
 
@@ -339,7 +339,7 @@ def test_output_before_any_created_event_gets_one_and_fails_under_its_id() -> No
     world.turn([user("hi")]).start()
     world.exchanges()[-1].sends(turn_events([text_item()], "resp_1")[3])
     world.exchanges()[-1].ends(None)
-    first, last = world.door.events[0], world.door.last
+    first, last = world.sink.events[0], world.sink.last
     assert (first["type"], last["type"]) == ("response.created", "response.failed")
     assert first["response"]["id"] == last["response"]["id"]
     world.check_rest()
@@ -352,8 +352,8 @@ def test_the_upstreams_own_failure_is_relayed_when_no_account_is_left() -> None:
     turn = world.turn([user("hi")])
     turn.start()
     world.exchanges()[-1].sends(*events)
-    assert world.door.types == ["response.created", "response.in_progress", "response.failed"]
-    assert world.door.last["response"]["error"] == error
+    assert world.sink.types == ["response.created", "response.in_progress", "response.failed"]
+    assert world.sink.last["response"]["error"] == error
     assert (turn.record.status, turn.record.error_code) == ("failed", "server_error")
     world.check_rest()
 
@@ -363,7 +363,7 @@ def test_an_empty_output_is_filled_with_what_the_client_saw() -> None:
     item = text_item()
     world.turn([user("hi")]).start()
     world.exchanges()[-1].sends(*turn_events([item], "resp_1", empty_output=True))
-    assert world.door.last["response"]["output"] == [item]
+    assert world.sink.last["response"]["output"] == [item]
 
 
 @pytest.mark.parametrize("reason", ["max_output_tokens", "content_filter", "a new one", None])

@@ -27,8 +27,8 @@ def test_an_interrupt_before_any_answer_makes_a_response_to_go_on_from() -> None
     turn = world.turn([user("hi")])
     turn.start()
     turn.interrupt(interrupt_accepted)
-    created, accepted, ended = world.door.events
-    assert [event["sequence_number"] for event in world.door.events] == [0, 1, 2]
+    created, accepted, ended = world.sink.events
+    assert [event["sequence_number"] for event in world.sink.events] == [0, 1, 2]
     assert created["type"] == "response.created"
     assert accepted["type"] == "response.interrupt.accepted"
     assert ended["type"] == "response.incomplete"
@@ -48,13 +48,13 @@ def test_an_interrupt_releases_the_preamble_it_ends() -> None:
     turn.start()
     world.exchanges()[0].sends(*turn_events([], "resp_1")[:2])
     turn.interrupt(None)
-    assert world.door.types == [
+    assert world.sink.types == [
         "response.created",
         "response.in_progress",
         "response.incomplete",
     ]
-    assert [event["sequence_number"] for event in world.door.events] == [0, 1, 2]
-    assert world.door.last["response"]["id"] == "resp_1"
+    assert [event["sequence_number"] for event in world.sink.events] == [0, 1, 2]
+    assert world.sink.last["response"]["id"] == "resp_1"
     world.check_rest()
 
 
@@ -66,7 +66,7 @@ def test_an_interrupt_keeps_only_finished_items_and_the_next_turn_brings_them_al
     turn.start()
     world.exchanges()[0].sends(*events[:-2])
     turn.interrupt(interrupt_accepted)
-    assert world.door.last["response"]["output"] == [done]
+    assert world.sink.last["response"]["output"] == [done]
     assert turn.recorded is not None
     assert (turn.record.status, turn.record.error_code) == ("incomplete", "interrupted")
     following = world.turn([call_output("call_1")], turn.recorded)
@@ -99,14 +99,14 @@ def test_a_cancelled_turn_says_nothing_more(events_seen: int) -> None:
     turn = world.turn([user("hi")])
     turn.start()
     world.exchanges()[0].sends(*turn_events([text_item()], "resp_1")[:events_seen])
-    seen = list(world.door.raw)
+    seen = list(world.sink.raw)
     turn.cancel()
     turn.cancel()
-    assert world.door.raw == seen
+    assert world.sink.raw == seen
     assert (turn.record.status, world.exchanges()[0].state) == ("cancelled", "cancelled")
     assert (turn.recorded, turn.error) == (None, None)
     assert world.accounts["a"].failures == 0, "a client that leaves is no fault of the account"
-    assert world.door.ended == 1
+    assert world.sink.ended == 1
     world.check_rest()
 
 
@@ -115,7 +115,7 @@ def test_a_turn_can_be_cancelled_before_it_starts() -> None:
     turn = world.turn([user("hi")])
     turn.cancel()
     assert world.exchanges() == []
-    assert world.door.ended == 1
+    assert world.sink.ended == 1
     world.check_rest()
 
 
@@ -128,12 +128,12 @@ def test_an_abandoned_turn_tells_the_client_to_come_again(events_seen: int, term
     turn.start()
     world.exchanges()[0].sends(*turn_events([text_item()], "resp_1")[:events_seen])
     turn.abandon(RESTART)
-    assert world.door.last["type"] == terminal
+    assert world.sink.last["type"] == terminal
     if terminal == "error":
-        assert world.door.types == ["error"], "a held preamble is not let go for an error"
-        assert world.door.last["status"] == 502
+        assert world.sink.types == ["error"], "a held preamble is not let go for an error"
+        assert world.sink.last["status"] == 502
     else:
-        assert world.door.last["response"]["error"]["code"] == "server_error"
+        assert world.sink.last["response"]["error"]["code"] == "server_error"
     assert world.exchanges()[0].state == "cancelled"
     assert world.accounts["a"].failures == 0
     world.check_rest()
@@ -143,7 +143,7 @@ def test_a_turn_that_waits_is_abandoned_with_an_error() -> None:
     world = World()
     turn = world.turn([user("hi")])
     turn.abandon(RESTART)
-    assert world.door.last["error"]["code"] == "gateway_restart"
+    assert world.sink.last["error"]["code"] == "gateway_restart"
     world.check_rest()
 
 
@@ -152,7 +152,7 @@ def test_a_prewarm_is_answered_here_and_its_input_is_part_of_the_thread() -> Non
     turn = world.turn([user("base prompt")], generate=False, store=False)
     turn.start()
     assert world.exchanges() == []
-    created, completed = world.door.events
+    created, completed = world.sink.events
     assert (created["type"], completed["type"]) == ("response.created", "response.completed")
     assert completed["response"]["id"] == created["response"]["id"] != ""
     assert completed["response"]["output"] == []
@@ -174,16 +174,16 @@ def test_silence_is_broken_by_signs_of_life() -> None:
     turn = world.turn([user("hi")])
     turn.start()
     world.clock.advance(19)
-    assert world.door.keep_alives == 0
+    assert world.sink.keep_alives == 0
     world.clock.advance(1)
-    assert world.door.keep_alives == 1
+    assert world.sink.keep_alives == 1
     world.clock.pump([10] * 4)
-    assert world.door.keep_alives == 3
+    assert world.sink.keep_alives == 3
     world.exchanges()[0].sends(*turn_events([text_item()], "resp_1")[:4])
     world.clock.advance(19)
-    assert world.door.keep_alives == 3, "an event is a sign of life too"
+    assert world.sink.keep_alives == 3, "an event is a sign of life too"
     world.clock.advance(1)
-    assert world.door.keep_alives == 4
+    assert world.sink.keep_alives == 4
     turn.cancel()
     world.check_rest()
 
@@ -195,7 +195,7 @@ def test_a_held_preamble_is_silence_to_the_client() -> None:
     world.clock.advance(1.5)
     world.exchanges()[0].sends(*opening(response_object("resp_1")))
     world.clock.advance(0.5)
-    assert world.door.keep_alives == 1
+    assert world.sink.keep_alives == 1
     turn.cancel()
 
 
@@ -206,7 +206,7 @@ def test_keep_alives_can_be_switched_off() -> None:
     turn.pause()
     turn.resume()
     world.clock.pump([60] * 10)
-    assert world.door.keep_alives == 0
+    assert world.sink.keep_alives == 0
     turn.cancel()
     world.check_rest()
 
@@ -218,11 +218,11 @@ def test_a_client_that_does_not_read_gets_no_signs_of_life() -> None:
     turn.pause()
     assert world.exchanges()[0].paused
     world.clock.pump([15] * 6)
-    assert world.door.keep_alives == 0
+    assert world.sink.keep_alives == 0
     turn.resume()
     assert not world.exchanges()[0].paused
     world.clock.pump([15, 15])
-    assert world.door.keep_alives == 1
+    assert world.sink.keep_alives == 1
     turn.cancel()
     world.check_rest()
 
@@ -236,7 +236,7 @@ def test_a_turn_that_starts_paused_stays_paused_over_its_attempts() -> None:
     world.exchanges("a")[0].ends(ApiError.bad_gateway("Gone."))
     assert world.exchanges("b")[0].paused
     world.clock.pump([15] * 4)
-    assert world.door.keep_alives == 0, "the client's buffers are full"
+    assert world.sink.keep_alives == 0, "the client's buffers are full"
     turn.resume()
     assert not world.exchanges("b")[0].paused
     turn.cancel()
@@ -274,5 +274,5 @@ def test_a_watcher_that_fails_stops_no_turn() -> None:
     turn = world.turn([user("hi")])
     turn.start()
     world.exchanges()[0].sends(*turn_events([text_item()], "resp_1"))
-    assert world.door.ended == 1
+    assert world.sink.ended == 1
     world.check_rest()

@@ -30,7 +30,7 @@ from tests.support.events import (
     text_item,
     user,
 )
-from tests.turn.fakes import TERMINALS, FakeDoor, FakeExchange, World
+from tests.turn.fakes import TERMINALS, FakeExchange, FakeSink, World
 
 ERRORS = [
     ApiError.previous_response_not_found("resp_x"),
@@ -67,7 +67,7 @@ class TurnMachine(RuleBasedStateMachine):
             routing=RoutingSettings(max_attempts=2, queue_seconds=0.0),
         )
         self.turn: Turn | None = None
-        self.door = FakeDoor()
+        self.sink = FakeSink()
         self.parents: list[Transcript | None] = [None]
         self.cancelled = False
         self.acknowledged: list[FakeExchange] = []
@@ -83,7 +83,7 @@ class TurnMachine(RuleBasedStateMachine):
         items = [user("hi"), reasoning_item("sealed elsewhere"), call_output("call_1")]
         members = {"generate": False} if prewarm else {}
         self.turn = self.world.turn(items, parent, store=store, **members)
-        self.door = self.world.door
+        self.sink = self.world.sink
         self.cancelled = False
         if early_pause:
             self.turn.pause()
@@ -164,7 +164,7 @@ class TurnMachine(RuleBasedStateMachine):
 
     @property
     def running(self) -> bool:
-        return self.turn is not None and not self.door.ended
+        return self.turn is not None and not self.sink.ended
 
     @property
     def live(self) -> list[FakeExchange]:
@@ -198,7 +198,7 @@ class TurnMachine(RuleBasedStateMachine):
         assert in_flight == expected, f"the accounts count {in_flight} turns in flight"
 
     def check_what_the_client_saw(self) -> None:
-        events, kinds = self.door.events, self.door.types
+        events, kinds = self.sink.events, self.sink.types
         ids = {event["response"]["id"] for event in events if "response" in event}
         assert len(ids) <= 1, f"answers of several responses were spliced: {ids}"
         assert kinds.count("response.created") <= 1
@@ -211,18 +211,18 @@ class TurnMachine(RuleBasedStateMachine):
             assert terminals == [], f"terminal events before the end of the turn: {terminals}"
 
     def check_the_end(self, turn: Turn) -> None:
-        kinds = self.door.types
+        kinds = self.sink.types
         terminals = [kind for kind in kinds if kind in TERMINALS]
         assert terminals == ([] if self.cancelled else kinds[-1:]), f"one, at the end: {kinds}"
         if kinds and kinds[-1].startswith("response.") and "response.created" not in kinds:
             exchange = self.world.exchanges(turn.record.attempts[-1].account)[-1]
             assert exchange not in self.acknowledged, "the client never heard response.created"
         self.world.check_rest()
-        assert self.door.ended == 1
+        assert self.sink.ended == 1
         assert turn.record.status != "running"
         assert all(attempt.outcome != "running" for attempt in turn.record.attempts)
         if turn.recorded is not None:
-            assert turn.recorded.record.id == self.door.last["response"]["id"]
+            assert turn.recorded.record.id == self.sink.last["response"]["id"]
             self.parents.append(turn.recorded)
 
     def teardown(self) -> None:

@@ -62,8 +62,8 @@ def test_accounts_are_asked_in_turn_until_one_knows_it(owner: str, refusal: ApiE
     world = World(5)
     keeps(world, owner, refusal=refusal)
     world.turn([call_output("call_1")], parent()).start()
-    assert world.door.last["type"] == "response.completed"
-    assert world.door.last["response"]["id"] == f"resp_of_{owner}"
+    assert world.sink.last["type"] == "response.completed"
+    assert world.sink.last["response"]["id"] == f"resp_of_{owner}"
     assert asked(world) == list("abcde"[: "abcde".index(owner) + 1])
     sent = world.exchanges(owner)[0].body
     assert (sent["previous_response_id"], sent["input"]) == (FAR, [call_output("call_1")])
@@ -79,9 +79,9 @@ def test_where_nobody_knows_it_the_client_is_told_so(refusal: ApiError) -> None:
     turn = world.turn([user("go on")], parent())
     turn.start()
     assert asked(world) == list("abcd")
-    assert world.door.types == ["error"]
-    error: Json = world.door.last["error"]
-    assert (world.door.last["status"], error["code"]) == (400, "previous_response_not_found")
+    assert world.sink.types == ["error"]
+    error: Json = world.sink.last["error"]
+    assert (world.sink.last["status"], error["code"]) == (400, "previous_response_not_found")
     assert (error["param"], FAR in error["message"]) == ("previous_response_id", True)
     assert world.services.owners.owner_of("laptop", FAR) is None
     nothing_rests(world)
@@ -95,7 +95,7 @@ def test_who_ignores_the_id_does_not_know_it() -> None:
     ignores = turn_events([text_item()], "resp_x", previous_response_id=None)
     world.upstreams["a"].answer = lambda exchange: exchange.sends(*ignores)
     world.turn([user("go on")], parent()).start()
-    assert world.door.last["response"]["id"] == "resp_of_c"
+    assert world.sink.last["response"]["id"] == "resp_of_c"
     assert asked(world) == list("abc")
     nothing_rests(world)
 
@@ -107,7 +107,7 @@ def test_an_account_that_cannot_say_leaves_hope() -> None:
     world.upstreams["b"].answer = lambda exchange: exchange.ends(limit)
     world.turn([user("go on")], parent()).start()
     assert asked(world) == list("abc")
-    assert world.door.last["status"] == 429, "the response may be there"
+    assert world.sink.last["status"] == 429, "the response may be there"
 
 
 @pytest.mark.parametrize("state", ["disable", "drain"])
@@ -116,7 +116,7 @@ def test_accounts_out_of_service_leave_none(state: str) -> None:
     keeps(world)
     getattr(world.accounts["b"].health, state)()
     world.turn([user("go on")], parent()).start()
-    assert world.door.last["error"]["code"] == "previous_response_not_found"
+    assert world.sink.last["error"]["code"] == "previous_response_not_found"
 
 
 def test_who_does_not_know_it_is_not_asked_again_after_a_wait() -> None:
@@ -127,7 +127,7 @@ def test_who_does_not_know_it_is_not_asked_again_after_a_wait() -> None:
     world.clock.advance(3)
     world.accounts["b"]._max_in_flight = None
     world.clock.advance(3)
-    assert world.door.last["response"]["id"] == "resp_of_b"
+    assert world.sink.last["response"]["id"] == "resp_of_b"
     assert len(world.exchanges("a")) == 1
 
 
@@ -136,7 +136,7 @@ def test_other_refusals_mean_what_they_say() -> None:
     wrong = ApiError(404, "invalid_request_error", "The model 'x' does not exist")
     keeps(world, refusal=wrong)
     world.turn([user("go on")], parent()).start()
-    assert world.door.last["error"]["message"] == wrong.message
+    assert world.sink.last["error"]["message"] == wrong.message
 
 
 def test_a_known_owner_is_the_only_one_that_is_asked() -> None:
@@ -144,12 +144,12 @@ def test_a_known_owner_is_the_only_one_that_is_asked() -> None:
     keeps(world, "c")
     turn = world.turn([user("go on")], parent("c"))
     turn.start()
-    assert world.door.last["response"]["id"] == "resp_of_c"
+    assert world.sink.last["response"]["id"] == "resp_of_c"
     assert asked(world) == ["c"]
     assert turn.record.attempts[0].rule == "keeps the previous response"
     keeps(world)
     world.turn([user("go on")], parent("c")).start()
-    assert world.door.last["error"]["code"] == "previous_response_not_found"
+    assert world.sink.last["error"]["code"] == "previous_response_not_found"
     assert asked(world) == ["c"]
 
 
@@ -163,5 +163,5 @@ def test_what_goes_on_from_there_stays_there_and_is_never_replayed_in_part() -> 
     world.upstreams["b"].answer = lambda exchange: exchange.ends(lost)
     world.turn([user("and on")], first.recorded).start()
     assert world.exchanges("b")[-1].body["previous_response_id"] == "resp_of_b"
-    assert world.door.last["error"]["code"] == "previous_response_not_found"
+    assert world.sink.last["error"]["code"] == "previous_response_not_found"
     assert len(world.exchanges("b")) == 2, "nobody has what came before, to send it again"
