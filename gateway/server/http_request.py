@@ -368,13 +368,15 @@ def _path_of(target: bytes) -> bytes:
 def header_texts(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Headers by name in lower case; values of the same name joined by commas.
 
-    Each character stands for one byte (ISO 8859-1, RFC 9110 §5.5), so that a value in any
-    encoding is passed on as it came.
+    Cookies are joined by semicolons (RFC 9113 §8.2.3).  Each character stands for one byte
+    (ISO 8859-1, RFC 9110 §5.5), so that a value in any encoding is passed on as it came.
     """
     texts: dict[str, str] = {}
     for raw_name, raw_value in headers:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        texts[name] = f"{texts[name]}, {value}" if name in texts else value
+        if name in texts:
+            value = f"{texts[name]}{'; ' if name == 'cookie' else ', '}{value}"
+        texts[name] = value
     return texts
 
 

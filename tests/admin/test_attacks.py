@@ -272,6 +272,13 @@ def test_a_logout_ends_the_session_here_and_not_only_in_the_browser() -> None:
     assert admin.form("/logout", "", OWN, cookie).status == 303, "twice does no harm"
 
 
+def test_a_cookie_is_found_beside_others_in_whatever_lines() -> None:
+    """Proxies that speak HTTP/2 split them (RFC 9113 §8.2.3)."""
+    admin = Admin(TOKEN)
+    cookie = admin.log_in().cookie
+    assert admin.ask("/status", "cookie: theme=dark", cookie, "cookie: a=b").status == 200
+
+
 def test_another_site_cannot_log_the_operator_out() -> None:
     admin = Admin(TOKEN)
     cookie = admin.log_in().cookie
