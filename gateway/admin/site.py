@@ -1,7 +1,7 @@
 """The operator's listener: the clients' HTTP server with tighter bounds, and the admin routes.
 
-Each request is checked, led to its route, and answered.  Connections are few, so one that waits
-for a request makes way for a new one.
+Each request is checked, led to its route, and answered.  Connections are few, so one whose request
+is not complete makes way for a new one: slow clients keep out no probes and no metrics.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class AdminSite(HttpSite):
     max_headers = 100
     idle_seconds = 60.0
     headers: Mapping[str, str] = SECURITY_HEADERS
+    unfinished_make_way = True
 
     def __init__(self, api: Api, reactor: Any) -> None:
         limiter = ConnectionLimiter(

@@ -213,11 +213,11 @@ class ConnectionLimiter:
         self._of_key[key] += 1
 
     def mark_idle(self, connection: Drainable) -> None:
-        """A connection waits for its next request; it may be closed meanwhile."""
+        """A connection waits for a request; it may be closed meanwhile."""
         self._idle[connection] = None
 
     def mark_busy(self, connection: Drainable) -> None:
-        """Its next request begins."""
+        """A request of it is under way, or it is closed."""
         self._idle.pop(connection, None)
 
     def close_idle(self, key: str | None = None) -> bool:

@@ -56,6 +56,8 @@ class HttpSite(Factory):
         the time that its size is worth.
     :param max_body_bytes: bound on a body, before and after it is decoded.
     :ivar headers: go with every answer; names in lower case.
+    :ivar unfinished_make_way: whether a connection may be closed to make room for another one
+        until its request is complete, and not only between two requests.
     :ivar websockets: the factory of what a connection becomes that asks for an upgrade.
     """
 
@@ -64,6 +66,7 @@ class HttpSite(Factory):
     max_headers = 500
     idle_seconds = IDLE_SECONDS
     headers: Mapping[str, str] = {}
+    unfinished_make_way = False
     websockets: Factory | None = None
 
     def __init__(
@@ -411,12 +414,22 @@ class HttpChannel(ExtensibleHTTPChannel):
         if not self._has_room:
             raise no_room_for_files()
         self.site.limiter.enter(self)
+        if self._makes_way:
+            self.site.limiter.mark_idle(self)
+
+    @property
+    def _makes_way(self) -> bool:
+        """Whether the connection may be closed to make room for another one."""
+        waits = self._phase in (ChannelPhase.HEAD, ChannelPhase.BODY)
+        return self._phase is ChannelPhase.IDLE or (waits and self.site.unfinished_make_way)
 
     def drain(self) -> None:
-        """Close when idle; a request whose head is on its way still gets an answer."""
+        """Close when idle; a client's request whose head is on its way still gets an answer."""
         self.is_last = True
         if self._phase is ChannelPhase.IDLE:
             self.loseConnection()
+        elif self._makes_way:
+            self.abort()
 
     def abandon(self) -> None:
         """Refuse the requests that still run, and close."""
@@ -480,11 +493,11 @@ class HttpChannel(ExtensibleHTTPChannel):
         if self._is_first:
             self._is_first = False
             limiter.silent.pop(self, None)
+        self._phase = phase
         if phase is ChannelPhase.IDLE:
             limiter.mark_idle(self)
-        elif self._phase is ChannelPhase.IDLE:
+        elif not self._makes_way:
             limiter.mark_busy(self)
-        self._phase = phase
 
 
 def _headers_too_long() -> ApiError:

@@ -516,7 +516,14 @@ def test_only_so_many_connections_are_answered_and_closed_ones_make_room() -> No
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"GET /sta", b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"]
+    "said",
+    [
+        b"",
+        b"GET /sta",
+        b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\nGET /sta",
+        b"POST /login HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\ntoken=",
+    ],
 )
 def test_connections_that_say_nothing_keep_nobody_out(said: bytes) -> None:
     """Those that wait for a request go, the oldest first; who is answered stays."""
