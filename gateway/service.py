@@ -24,7 +24,7 @@ from gateway.conversations.store import MemoryStore
 from gateway.listening import ClientListener, ListenerService
 from gateway.log import LogThreshold
 from gateway.metrics.collector import MetricsCollector
-from gateway.protocol.headers import TurnStates
+from gateway.protocol.turn_state import TurnStateSigner
 from gateway.routing.affinity import MemoryBindings
 from gateway.routing.model_catalog import ModelCatalog
 from gateway.routing.router import AccountPool
@@ -119,7 +119,7 @@ class GatewayService(MultiService):
             pool=pool,
             waiting=waiting,
             limits=self.tenants,
-            turn_states=TurnStates(secrets.token_bytes(32)),
+            turn_states=TurnStateSigner(secrets.token_bytes(32)),
             turn_log=TurnLog(),
             hold_seconds=settings.session.hold_seconds,
             keepalive_seconds=settings.session.keepalive_seconds,

@@ -29,7 +29,7 @@ _SLOW_SECONDS = 10.0
 _RETRY = b"retry: 3000\n\n"
 
 
-class Listener:
+class LiveSubscriber:
     """One answer that does not end by itself.
 
     :ivar lasts: whether the listener still may see the events.
@@ -81,7 +81,7 @@ class LiveFeed:
     def __init__(self, running: Running) -> None:
         self._running = running
         self._clock = running.services.clock
-        self._listeners: set[Listener] = set()
+        self._listeners: set[LiveSubscriber] = set()
         self._step: IDelayedCall | None = None
         self._turns = 0
         self._omitted = 0
@@ -100,7 +100,7 @@ class LiveFeed:
         """
         if len(self._listeners) >= MAX_LISTENERS:
             raise AdminError(503, "too many pages are open", {"retry-after": "30"})
-        listener = Listener(request, self._clock.seconds, lasts)
+        listener = LiveSubscriber(request, self._clock.seconds, lasts)
         request.when_gone(lambda: self._left(listener))
         request.start(200, {"content-type": "text/event-stream", "x-accel-buffering": "no"})
         self._listeners.add(listener)
@@ -148,7 +148,7 @@ class LiveFeed:
         for listener in list(self._listeners):
             listener.send(event)
 
-    def _left(self, listener: Listener, close: bool = False, abort: bool = False) -> None:
+    def _left(self, listener: LiveSubscriber, close: bool = False, abort: bool = False) -> None:
         self._listeners.discard(listener)
         if close:
             listener.close(abort)

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from gateway.protocol.errors import UNREADABLE
-from gateway.protocol.headers import TURN_STATE, counts_limits
+from gateway.protocol.headers import counts_limits
 from gateway.protocol.request import Members
+from gateway.protocol.turn_state import TURN_STATE
 from gateway.protocol.usage import whole_number
 
 #: The events of a streamed answer that only the client reads: the hot path.

@@ -16,8 +16,9 @@ import msgspec
 from gateway.protocol.concessions import may_be_left_out
 from gateway.protocol.errors import UNREADABLE
 from gateway.protocol.events import value_of
-from gateway.protocol.headers import TURN_STATE, may_pass
+from gateway.protocol.headers import may_pass
 from gateway.protocol.request import ChatRequest, TurnRequest
+from gateway.protocol.turn_state import TURN_STATE
 
 #: Members that exist only between client and gateway, or that the gateway sets itself.
 _NOT_FORWARDED = frozenset(

@@ -22,9 +22,10 @@ from gateway.conversations.context import ContextPlan, ContextRoute
 from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.protocol.error_classification import NOT_SERVED, may_move
 from gateway.protocol.errors import ApiError
-from gateway.protocol.headers import TURN_STATE, forwardable, may_pass, without_limits
+from gateway.protocol.headers import forwardable, may_pass, without_limits
 from gateway.protocol.request import TurnRequest, read_members, read_post
 from gateway.protocol.response_body import read_compaction
+from gateway.protocol.turn_state import TURN_STATE
 from gateway.protocol.upstream_request import Dialect, build_input_body
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account

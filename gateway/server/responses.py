@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gateway.protocol.headers import TURN_STATE, forwardable
+from gateway.protocol.headers import forwardable
 from gateway.protocol.request import TurnRequest, read_members, read_post
+from gateway.protocol.turn_state import TURN_STATE
 from gateway.routing.affinity import http_affinity_keys
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.event_sinks import (

@@ -16,7 +16,6 @@ from gateway.config import LimitSettings, SessionSettings
 from gateway.protocol.error_classification import is_clients_fault
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.events import with_stream_id
-from gateway.protocol.headers import TURN_STATE
 from gateway.protocol.request import (
     Members,
     TurnRequest,
@@ -28,6 +27,7 @@ from gateway.protocol.request import (
     read_type,
 )
 from gateway.protocol.synthetic_events import interrupt_accepted, interrupt_failed, steer_failed
+from gateway.protocol.turn_state import TURN_STATE
 from gateway.routing.affinity import affinity_keys, connection_key
 from gateway.server.history import ConnectionHistory
 from gateway.server.lanes import Lane, Lanes, connection_ends

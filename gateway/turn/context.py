@@ -15,8 +15,8 @@ from gateway.api_keys.keys import KeyRing
 from gateway.conversations.owners import ContentIssuers, ResponseOwners
 from gateway.conversations.store import ConversationStore, Transcript
 from gateway.protocol.errors import ApiError
-from gateway.protocol.headers import TurnStates
 from gateway.protocol.request import TurnRequest
+from gateway.protocol.turn_state import TurnStateSigner
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.router import AccountPool
 from gateway.routing.wait_queue import WaitQueue
@@ -41,7 +41,7 @@ class TurnServices:
     pool: AccountPool
     waiting: WaitQueue
     limits: KeyRing
-    turn_states: TurnStates
+    turn_states: TurnStateSigner
     turn_log: TurnLog
     hold_seconds: float
     keepalive_seconds: float

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.protocol.events import metadata_event
-from gateway.protocol.headers import TURN_STATE, TurnState, counts_limits, may_pass
+from gateway.protocol.headers import counts_limits, may_pass
+from gateway.protocol.turn_state import TURN_STATE, TurnState
 from gateway.turn.context import Told, TurnContext, TurnServices
 from gateway.turn.turn_log import TurnRecord
 

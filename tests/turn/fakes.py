@@ -12,9 +12,9 @@ from gateway.config import AccountSettings, RoutingSettings
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore, Transcript
 from gateway.protocol.errors import ApiError, error_event
-from gateway.protocol.headers import TurnStates
 from gateway.protocol.request import TurnRequest, read_create
 from gateway.protocol.request import read_members as read_members
+from gateway.protocol.turn_state import TurnStateSigner
 from gateway.protocol.upstream_request import UpstreamTurn, build_body, build_headers
 from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
@@ -223,7 +223,7 @@ class World:
             pool=pool,
             waiting=waiting,
             limits=limits,
-            turn_states=TurnStates(b"secret"),
+            turn_states=TurnStateSigner(b"secret"),
             turn_log=self.turn_log,
             **about,
         )

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.config import RoutingSettings
 from gateway.protocol.errors import ApiError
-from gateway.protocol.headers import TURN_STATE, TurnState
+from gateway.protocol.turn_state import TURN_STATE, TurnState
 from gateway.routing.affinity import AffinityKey
 from gateway.turn.context import Told, TurnContext
 from gateway.turn.response_metadata import passed_headers
