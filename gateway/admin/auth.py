@@ -232,12 +232,13 @@ def cookie(session_id: str, secure: bool) -> str:
 
 
 def _bearer(request: AdminRequest) -> bytes | None:
-    """The token in ``Authorization``; empty when there is something else."""
+    """The token in ``Authorization``; empty when there is something else, or more than one."""
     value = request.http.headers.get("authorization")
     if value is None:
         return None
     scheme, _, token = value.partition(" ")
-    return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+    token = token.strip()  # no token has a space in it
+    return token.encode("latin-1") if scheme.lower() == "bearer" and " " not in token else b""
 
 
 def _cookie(request: AdminRequest) -> str | None:

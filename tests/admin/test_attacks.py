@@ -183,7 +183,10 @@ def test_a_token_in_the_address_is_none() -> None:
 
 
 def test_two_tokens_are_none() -> None:
-    assert Admin(TOKEN).ask("/status", BEARER, "authorization: Bearer wrong").status == 401
+    admin = Admin(TOKEN)
+    for second in ("authorization: Bearer wrong", BEARER):
+        assert admin.ask("/status", BEARER, second).status == 401
+    assert not len(admin.access.bearers), "nobody guessed"
 
 
 def test_guessing_gets_slower_with_each_try() -> None:
