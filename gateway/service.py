@@ -14,7 +14,7 @@ from gateway.account_registry import AccountRegistry
 from gateway.admin.api import Api
 from gateway.admin.auth import Access
 from gateway.admin.prometheus import Metrics
-from gateway.admin.running import Running
+from gateway.admin.running_gateway import Running
 from gateway.admin.site import AdminSite
 from gateway.api_keys.keys import KeyRing
 from gateway.config import AccountSettings, Settings, SimulatorSettings

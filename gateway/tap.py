@@ -18,7 +18,7 @@ from twisted.python.components import Componentized
 from twisted.python.logfile import LogFile
 
 from gateway import __version__
-from gateway.admin.running import Configuration
+from gateway.admin.running_gateway import Configuration
 from gateway.config import (
     ConfigError,
     Setting,

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from gateway.admin.requests import AdminError, bad_request, not_found
-from gateway.admin.running import Running
+from gateway.admin.running_gateway import Running
 from gateway.admin.views.conversations import binding_id_of, response_ids_of, responses_of
 from gateway.config import ConfigError
 from gateway.deadline import Deadline

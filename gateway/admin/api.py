@@ -20,11 +20,11 @@ from gateway.admin.live import MAX_LISTENERS, LiveFeed
 from gateway.admin.page import Page, PageData, Viewer, login_page
 from gateway.admin.requests import AdminError, AdminRequest, bad_request, not_found
 from gateway.admin.responses import HTML, AdminResponse, accepted, see_other, wants_html
-from gateway.admin.running import Running
+from gateway.admin.running_gateway import Running
 from gateway.admin.views.accounts import accounts
 from gateway.admin.views.conversations import conversations, turns, why
 from gateway.admin.views.overview import configuration, memory, overview, ready
-from gateway.metrics.registers import BoundedStructure
+from gateway.metrics.bounded_structures import BoundedStructure
 from gateway.server.routes import RouteTable
 
 #: The description of the admin API, OpenAPI 3.1: the contract that tests hold the code to.

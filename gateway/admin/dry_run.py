@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.admin.requests import bad_request
-from gateway.admin.running import Running
+from gateway.admin.running_gateway import Running
 from gateway.conversations.context import chain_point
 from gateway.conversations.store import Transcript
 from gateway.routing.affinity import affinity_keys

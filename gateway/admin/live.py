@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from gateway.admin.requests import AdminError
 from gateway.admin.responses import as_json
-from gateway.admin.running import Running
+from gateway.admin.running_gateway import Running
 from gateway.admin.views.overview import current
 from gateway.server.http_request import ClientRequest
 from gateway.turn.turn_log import TurnRecord

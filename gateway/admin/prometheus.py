@@ -26,7 +26,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from gateway import __version__
-from gateway.admin.running import Running
+from gateway.admin.running_gateway import Running
 from gateway.admin.views.accounts import account, state, used_share
 from gateway.admin.views.overview import alarms, ready
 from gateway.metrics.collector import MetricsCollector
@@ -254,7 +254,7 @@ def _keys(running: Running) -> Iterator[Metric]:
 
 
 def _registers(running: Running) -> Iterator[Metric]:
-    registers = running.metrics.registers()
+    registers = running.metrics.bounded_structures()
     labels = ("register", "unit")
     yield _gauge(
         "gateway_register_size",

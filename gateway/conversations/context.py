@@ -9,7 +9,7 @@ import enum
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from gateway.conversations.resent_history import without_resent_history
+from gateway.conversations.deduplication import without_resent_history
 from gateway.conversations.store import FoundItem, ResponseRecord, Transcript
 from gateway.protocol.items import Item
 

@@ -15,9 +15,9 @@ from twisted.logger import Logger
 
 from gateway.api_keys.keys import KeyRing
 from gateway.metrics.alarms import Alarm, MeasuredAlarms, Measurements, conditions
+from gateway.metrics.bounded_structures import BoundedStructure, BoundedStructures
 from gateway.metrics.histogram import Histogram, Recent
 from gateway.metrics.process import GarbagePauses, LoopLag, memory_budget, read_process
-from gateway.metrics.registers import BoundedStructure, BoundedStructures
 from gateway.metrics.turns import TurnMetrics, share
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState

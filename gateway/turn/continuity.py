@@ -25,7 +25,7 @@ from gateway.conversations.context import (
     pin_of,
     whole_plan,
 )
-from gateway.conversations.resent_history import without_resent_history
+from gateway.conversations.deduplication import without_resent_history
 from gateway.conversations.store import ConversationStore, ResponseRecord, Transcript
 from gateway.protocol.concessions import (
     Concession,

@@ -12,7 +12,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 
 from gateway.admin.api import Api
 from gateway.admin.auth import Access
-from gateway.admin.running import Running
+from gateway.admin.running_gateway import Running
 from gateway.admin.site import AdminSite
 from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings, Settings

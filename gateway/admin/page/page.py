@@ -12,7 +12,7 @@ from markupsafe import Markup
 from gateway.admin.actions import LEVELS
 from gateway.admin.page.charts import ChainPicture, Json
 from gateway.admin.page.rendering import render
-from gateway.admin.running import Running
+from gateway.admin.running_gateway import Running
 from gateway.admin.views.conversations import conversations, turns, why
 from gateway.admin.views.overview import configuration, overview
 

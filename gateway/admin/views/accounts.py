@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.admin.running import Running
+from gateway.admin.running_gateway import Running
 from gateway.config.settings import without_credentials
 from gateway.metrics.collector import UNAVAILABLE
 from gateway.routing.account import Account

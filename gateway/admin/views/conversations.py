@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from gateway.admin.running import Running
+from gateway.admin.running_gateway import Running
 from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.routing.affinity import Binding, named_keys, opaque_id
 from gateway.turn.turn_log import TurnRecord

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from gateway import __version__
-from gateway.admin.running import Running
+from gateway.admin.running_gateway import Running
 from gateway.admin.views.accounts import accounts
 from gateway.metrics.alarms import Alarm, all_alarms
 
@@ -72,7 +72,7 @@ def memory(running: Running, own: Iterable[Mapping[str, Any]] = ()) -> dict[str,
 
     :param own: those of the admin side itself.
     """
-    return {"registers": [*running.metrics.registers(), *own]}
+    return {"registers": [*running.metrics.bounded_structures(), *own]}
 
 
 def configuration(running: Running) -> dict[str, Any]:

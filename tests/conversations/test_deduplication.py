@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.conversations.resent_history import without_resent_history
+from gateway.conversations.deduplication import without_resent_history
 from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.protocol.items import Item, read_item
 from tests.support.steps import steps_of
