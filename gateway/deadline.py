@@ -35,7 +35,7 @@ class Deadline:
         self._seconds = seconds
         self._alive = now = self._clock.seconds()
         self._latest = now + SIGN_OF_LIFE_FACTOR * seconds
-        self._call = self._clock.callLater(seconds, self._look)
+        self._call = self._clock.callLater(seconds, self._check)
 
     def touch(self) -> None:
         """Progress: the whole time runs anew."""
@@ -52,10 +52,10 @@ class Deadline:
         if call is not None and call.active():
             call.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         left = min(self._alive + self._seconds, self._latest) - self._clock.seconds()
         if left > 0:
-            self._call = self._clock.callLater(left, self._look)
+            self._call = self._clock.callLater(left, self._check)
         else:
             self._call = None
             self._expired()

@@ -12,9 +12,9 @@ from twisted.logger import Logger
 
 from gateway.account_registry import AccountRegistry
 from gateway.admin.api import Api
-from gateway.admin.auth import Access
+from gateway.admin.auth import AccessControl
 from gateway.admin.prometheus import Metrics
-from gateway.admin.running_gateway import Running
+from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.site import AdminSite
 from gateway.api_keys.keys import KeyRing
 from gateway.config import AccountSettings, Settings, SimulatorSettings
@@ -54,10 +54,10 @@ class GatewayService(MultiService):
     :param settings: the configuration.
     :param reactor: clock, network and threads.
     :ivar turn_services: what turns work with.
-    :ivar tenants: the client keys.
+    :ivar api_keys: the client keys.
     :ivar limiter: counts the connections of clients.
     :ivar websockets: the factory of WebSocket connections.
-    :ivar whole: all of it, as the admin side sees it.
+    :ivar running_gateway: its parts, for the admin side.
     :ivar threshold: of the log.
     """
 
@@ -69,18 +69,18 @@ class GatewayService(MultiService):
             self._registry.reconfigure(settings)
         else:
             self._simulate(reactor)
-        self.tenants = KeyRing(settings.keys, reactor.seconds)
+        self.api_keys = KeyRing(settings.keys, reactor.seconds)
         self.turn_services = self._services(reactor)
         limits = settings.limits
         self.limiter = ConnectionLimiter(limits.max_connections, limits.max_incoming_bytes)
         self.websockets = ResponsesFactory(
-            reactor, self.turn_services, settings, self.tenants, self.limiter
+            reactor, self.turn_services, settings, self.api_keys, self.limiter
         )
         self._responses = Responses(self.turn_services, self.limiter)
         self._catalogues = ModelCatalog(reactor)
         self.threshold = LogThreshold(settings.log.level)
-        self._open_admin_side(reactor)
-        expiry = TimerService(_EXPIRY_SECONDS, self._forget_what_is_old)
+        self._start_admin(reactor)
+        expiry = TimerService(_EXPIRY_SECONDS, self._expire)
         expiry.clock = reactor
         expiry.setServiceParent(self)
         self._client_listener = ClientListener(
@@ -109,7 +109,7 @@ class GatewayService(MultiService):
         )
         waiting = WaitQueue(reactor, routing.max_waiting)
         pool = AccountPool(self._registry.accounts, bindings, routing)
-        pool.released = self.tenants.freed = waiting.wake
+        pool.released = self.api_keys.freed = waiting.wake
         ttl = settings.ledger.ttl_minutes * 60
         return TurnServices(
             clock=reactor,
@@ -118,40 +118,40 @@ class GatewayService(MultiService):
             owners=MemoryOwners(reactor.seconds),
             pool=pool,
             waiting=waiting,
-            limits=self.tenants,
+            limits=self.api_keys,
             turn_states=TurnStateSigner(secrets.token_bytes(32)),
             turn_log=TurnLog(),
             hold_seconds=settings.session.hold_seconds,
             keepalive_seconds=settings.session.keepalive_seconds,
         )
 
-    def _open_admin_side(self, reactor: Any) -> None:
+    def _start_admin(self, reactor: Any) -> None:
         """What is counted, and who may see it and act."""
         admin = self.settings.admin
         metrics = MetricsCollector(
             reactor,
             self.turn_services,
-            self.tenants,
+            self.api_keys,
             self.limiter,
             self.websockets,
             self._catalogues,
         )
         metrics.setServiceParent(self)
-        self.whole = Running(
+        self.running_gateway = RunningGateway(
             self.turn_services,
-            self.tenants,
+            self.api_keys,
             self.limiter,
             self.websockets,
             self.threshold,
             metrics,
             lambda: self._responses.turns_running,
         )
-        self._access = Access(
+        self._access = AccessControl(
             admin.token, is_loopback(admin.listen or ""), admin.hosts, reactor.seconds
         )
         if admin.listen is None:
             return
-        api = Api(self.whole, self._access, Metrics(self.whole).render)
+        api = Api(self.running_gateway, self._access, Metrics(self.running_gateway).render)
         listener = ListenerService(reactor, admin.listen, AdminSite(api, reactor), "admin.listen")
         listener.setServiceParent(self)
 
@@ -162,15 +162,15 @@ class GatewayService(MultiService):
             self._responses,
             StoredResponses(services),
             InputEndpoints(services),
-            Models(services.pool, self._catalogues, self.tenants.may_use),
+            Models(services.pool, self._catalogues, self.api_keys.may_use),
             ChatCompletions(services),
         )
         self._site = ClientSite(
-            reactor, table, self.settings, self.tenants, self.limiter, self.websockets
+            reactor, table, self.settings, self.api_keys, self.limiter, self.websockets
         )
         return self._site
 
-    def _forget_what_is_old(self) -> None:
+    def _expire(self) -> None:
         """Whatever one of them fails of, the others go on, and all do next time."""
         services = self.turn_services
         for forget in (
@@ -194,17 +194,17 @@ class GatewayService(MultiService):
             settings.routing.max_bindings, settings.routing.affinity_minutes * 60
         )
         services.waiting.max_waiting = settings.routing.max_waiting
-        self.tenants.reconfigure(settings.keys)
+        self.api_keys.reconfigure(settings.keys)
         self._client_listener.shutdown_seconds = settings.timeouts.shutdown_seconds
         self.limiter.max_connections = settings.limits.max_connections
         self.limiter.incoming.max_bytes = settings.limits.max_incoming_bytes
         self.websockets.reconfigure(settings)
         self._site.reconfigure(settings)
         self._access.reconfigure(settings.admin.token, settings.admin.hosts)
-        self._arrange_log(settings.log.level, before.log.level)
+        self._set_log_level(settings.log.level, before.log.level)
         services.waiting.wake()
 
-    def _arrange_log(self, level: str, before: str) -> None:
+    def _set_log_level(self, level: str, before: str) -> None:
         """Take a changed level; one that was set on the admin side outlasts other changes."""
         if level != before:
             self.threshold.level = level

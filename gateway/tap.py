@@ -154,7 +154,7 @@ class TwistdService(GatewayService):
         )
         self._options = options
         self._described = self._started = options.described()
-        self.whole.configuration = Configuration(
+        self.running_gateway.configuration = Configuration(
             options.source,
             lambda: self._described,
             lambda: self.reloads.generation,

@@ -208,7 +208,7 @@ def test_a_reload_reaches_every_part(reactor: MemoryReactorClock) -> None:
         admin=AdminSettings(token="token-of-the-operator"),
     )
     found = {
-        "keys": gateway.tenants.knows("desk"),
+        "keys": gateway.api_keys.knows("desk"),
         "routing.max_attempts": pool.routing.max_attempts,
         "routing.max_waiting": services.waiting.max_waiting,
         "routing.max_bindings": pool.bindings.max_bindings,

@@ -119,8 +119,8 @@ def test_the_configuration_in_force_is_not_that_which_waits_for_a_restart(
     gateway = TwistdService(made, reactor)
     file.write_text(text % ("warn", "json"))
     assert gateway.reloads.reload().endswith("a restart is needed for log.format")
-    assert gateway.whole.configuration is not None
-    shown = {each.path: each.value for each in gateway.whole.configuration.settings()}
+    assert gateway.running_gateway.configuration is not None
+    shown = {each.path: each.value for each in gateway.running_gateway.configuration.settings()}
     assert (shown["log.level"], shown["log.format"]) == ("warn", "text")
 
 

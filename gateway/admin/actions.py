@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from gateway.admin.requests import AdminError, bad_request, not_found
-from gateway.admin.running_gateway import Running
+from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.views.conversations import binding_id_of, response_ids_of, responses_of
 from gateway.config import ConfigError
 from gateway.deadline import Deadline
@@ -43,7 +43,7 @@ class Actions:
     Their errors are :class:`~gateway.admin.requests.AdminError`.
     """
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: RunningGateway) -> None:
         self._running = running
         self._of_account: dict[str, Callable[[Account], Done | Deferred[Done]]] = {
             "pause": self._pause,

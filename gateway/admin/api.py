@@ -14,13 +14,13 @@ from twisted.python.failure import Failure
 
 from gateway import __version__
 from gateway.admin.actions import MAX_ACTIONS, Actions, Audit
-from gateway.admin.auth import MAX_ADDRESSES, MAX_LOGINS, Access, Visitor, cookie
+from gateway.admin.auth import MAX_ADDRESSES, MAX_LOGINS, AccessControl, Caller, cookie
 from gateway.admin.dry_run import dry_run
 from gateway.admin.live import MAX_LISTENERS, LiveFeed
 from gateway.admin.page import Page, PageData, Viewer, login_page
 from gateway.admin.requests import AdminError, AdminRequest, bad_request, not_found
 from gateway.admin.responses import HTML, AdminResponse, accepted, see_other, wants_html
-from gateway.admin.running_gateway import Running
+from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.views.accounts import accounts
 from gateway.admin.views.conversations import conversations, turns, why
 from gateway.admin.views.overview import configuration, memory, overview, ready
@@ -39,7 +39,7 @@ _MAX_LISTED = 1000
 ANSWERED_LATER: Final = object()
 
 
-class AdminEntry(enum.Enum):
+class RequiredRole(enum.Enum):
     """The right that a route asks for."""
 
     ANYBODY = "anybody"
@@ -55,7 +55,7 @@ class AdminQuery(NamedTuple):
     """
 
     request: AdminRequest
-    visitor: Visitor
+    caller: Caller
     names: Mapping[str, str]
     query: Mapping[str, str]
     body: Mapping[str, Any]
@@ -88,7 +88,7 @@ class AdminRoute(NamedTuple):
 
     method: str
     template: str
-    entry: AdminEntry
+    role: RequiredRole
     handle: Callable[[AdminQuery], Any]
 
 
@@ -101,8 +101,8 @@ class Api:
 
     def __init__(
         self,
-        running: Running,
-        access: Access,
+        running: RunningGateway,
+        access: AccessControl,
         metrics: Callable[[str], tuple[str, bytes]],
     ) -> None:
         self.running = running
@@ -112,8 +112,8 @@ class Api:
         self.actions = Actions(running)
         self.pages = Page(PageData(running, self.memory), running.now)
         self._metrics = metrics
-        anybody, reader, operator = AdminEntry.ANYBODY, AdminEntry.READER, AdminEntry.OPERATOR
-        routes: list[tuple[str, str, AdminEntry, Callable[[AdminQuery], Any]]] = [
+        anybody, reader, operator = RequiredRole.ANYBODY, RequiredRole.READER, RequiredRole.OPERATOR
+        routes: list[tuple[str, str, RequiredRole, Callable[[AdminQuery], Any]]] = [
             ("GET", "/", anybody, lambda _: see_other("/status")),
             ("GET", "/livez", anybody, lambda _: {"status": "alive"}),
             ("GET", "/readyz", anybody, self._readyz),
@@ -126,7 +126,7 @@ class Api:
             ("GET", "/status/conversations", reader, self._conversations),
             ("GET", "/status/conversations/{id}/why", reader, self._why),
             ("GET", "/status/turns", reader, self._turns),
-            ("GET", "/status/keys", reader, lambda _: {"keys": running.tenants.snapshot()}),
+            ("GET", "/status/keys", reader, lambda _: {"keys": running.api_keys.snapshot()}),
             ("GET", "/status/memory", reader, lambda _: self.memory()),
             ("GET", "/status/config", reader, lambda _: configuration(running)),
             ("GET", "/status/audit", reader, lambda _: self.audit.shown()),
@@ -175,9 +175,9 @@ class Api:
             return AdminResponse(200, overview(self.running), headers=vary)
         raw = query.request.http.query_string.encode("latin-1")
         arguments = parse_qs(raw, keep_blank_values=True)
-        login = query.visitor.login
+        login = query.caller.login
         said = None if login is None else login.said(self.running.now())
-        viewer = Viewer(query.visitor.why_not, login is not None, self.access.has_token, said)
+        viewer = Viewer(query.caller.why_not, login is not None, self.access.has_token, said)
         return AdminResponse(200, self.pages.render(arguments, viewer), HTML, vary)
 
     def _conversations(self, query: AdminQuery) -> Any:
@@ -203,7 +203,7 @@ class Api:
     def _events(self, query: AdminQuery) -> Any:
         if query.request.http.is_head:
             return AdminResponse(200, b"", "text/event-stream")
-        self.live.listen(query.request.http, lambda: self.access.lasts(query.visitor))
+        self.live.listen(query.request.http, lambda: self.access.lasts(query.caller))
         return ANSWERED_LATER
 
     def _scrape(self, query: AdminQuery) -> AdminResponse:
@@ -216,7 +216,7 @@ class Api:
         token = query.body.get("token")
         if not isinstance(token, str):
             raise bad_request("token: expected the admin token")
-        address = query.visitor.address
+        address = query.caller.address
         try:
             session_id, login = self.access.log_in(query.request, token)
         except AdminError as error:
@@ -232,8 +232,8 @@ class Api:
         return AdminResponse(200, {"result": "logged in", "login": login.name}, headers=headers)
 
     def _log_out(self, query: AdminQuery) -> AdminResponse:
-        if query.visitor.login is not None:
-            name, address = query.visitor.login.name, query.visitor.address
+        if query.caller.login is not None:
+            name, address = query.caller.login.name, query.caller.address
             self.audit.note(name, address, "log out", None, True, "done")
         self.access.log_out(query.request)
         headers = {"set-cookie": cookie("", query.request.is_secure)}
@@ -277,12 +277,12 @@ class Api:
         A browser that sent a form is redirected to the section of its button, and the page shows
         the result there.
         """
-        visitor = query.visitor
-        browser = visitor.login if query.by_form else None
-        name = visitor.name or "nobody known"
+        caller = query.caller
+        browser = caller.login if query.by_form else None
+        name = caller.name or "nobody known"
 
         def note(done: bool, result: str) -> None:
-            self.audit.note(name, visitor.address, action, target, done, result)
+            self.audit.note(name, caller.address, action, target, done, result)
 
         def answer(result: str, value: Any) -> Any:
             if browser is None:

@@ -68,7 +68,7 @@ _NO_TOKEN = (
 )
 
 
-class Visitor(NamedTuple):
+class Caller(NamedTuple):
     """The sender of a request, and its rights.
 
     :ivar name: for the audit log: ``token``, a login's name, or None when it is not known.
@@ -89,7 +89,7 @@ class Visitor(NamedTuple):
     tokens: int = 0
 
 
-class Access:
+class AccessControl:
     """The rules of entry.
 
     :param token: the admin token, or None.
@@ -131,7 +131,7 @@ class Access:
         """Refuse a request that is meant for another server."""
         check_host(request, self._hosts)
 
-    def visitor(self, request: AdminRequest) -> Visitor:
+    def caller(self, request: AdminRequest) -> Caller:
         """The sender of ``request``.
 
         :raises AdminError: 401 for a wrong token, 429 for one too many.
@@ -141,16 +141,16 @@ class Access:
             return self.by_cookie(request)
         address = request.peer
         self._check(given, address, self.bearers)
-        return Visitor("token", address, None, True, None, True, self._tokens)
+        return Caller("token", address, None, True, None, True, self._tokens)
 
-    def by_cookie(self, request: AdminRequest) -> Visitor:
+    def by_cookie(self, request: AdminRequest) -> Caller:
         """The sender of ``request`` by its cookie alone."""
         address = request.peer
         login = self._login(request)
         if login is not None:
-            return Visitor(login.name, address, login, True, None, tokens=self._tokens)
+            return Caller(login.name, address, login, True, None, tokens=self._tokens)
         open_to_all = self._token is None and self._loopback
-        return Visitor(
+        return Caller(
             None,
             address,
             None,
@@ -159,16 +159,16 @@ class Access:
             tokens=self._tokens,
         )
 
-    def check_read(self, visitor: Visitor) -> None:
-        """Refuse a visitor that may not read.
+    def check_read(self, caller: Caller) -> None:
+        """Refuse a caller that may not read.
 
         :raises AdminError: 401.
         """
-        if not visitor.may_read:
-            raise _unauthorized(visitor.why_not or "")
+        if not caller.may_read:
+            raise _unauthorized(caller.why_not or "")
 
-    def check_post(self, request: AdminRequest, visitor: Visitor) -> None:
-        """Refuse a visitor that may not change anything.
+    def check_post(self, request: AdminRequest, caller: Caller) -> None:
+        """Refuse a caller that may not change anything.
 
         A cookie comes along with whatever page sends the request; so then the page's origin
         must be known and be our own.
@@ -178,9 +178,9 @@ class Access:
         own_page = check_origin(request)
         if self._token is None:
             raise AdminError(403, _NO_TOKEN)
-        if visitor.why_not is not None:
-            raise _unauthorized(visitor.why_not)
-        if not visitor.by_bearer and not own_page:
+        if caller.why_not is not None:
+            raise _unauthorized(caller.why_not)
+        if not caller.by_bearer and not own_page:
             raise AdminError(403, "send an Origin header with a cookie, or the token as Bearer")
 
     def log_in(self, request: AdminRequest, given: str) -> tuple[str, AdminSession]:
@@ -201,10 +201,10 @@ class Access:
         if session_id is not None:
             self.logins.end(session_id)
 
-    def lasts(self, visitor: Visitor) -> bool:
-        """Whether a visitor that listens to events may go on."""
-        goes_on = visitor.login is None or self.logins.lasts(visitor.login)
-        return goes_on and visitor.tokens == self._tokens
+    def lasts(self, caller: Caller) -> bool:
+        """Whether a caller that listens to events may go on."""
+        goes_on = caller.login is None or self.logins.lasts(caller.login)
+        return goes_on and caller.tokens == self._tokens
 
     def _login(self, request: AdminRequest) -> AdminSession | None:
         session_id = _cookie(request)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.admin.requests import bad_request
-from gateway.admin.running_gateway import Running
+from gateway.admin.running_gateway import RunningGateway
 from gateway.conversations.context import chain_point
 from gateway.conversations.store import Transcript
 from gateway.routing.affinity import affinity_keys
@@ -26,14 +26,14 @@ _MEMBERS = (
 _NO_CONNECTION = "dry-run"
 
 
-def dry_run(running: Running, body: Mapping[str, Any]) -> dict[str, Any]:
+def dry_run(running: RunningGateway, body: Mapping[str, Any]) -> dict[str, Any]:
     """Explain the choice for a turn as the client of ``key`` would send it.
 
     :raises AdminError: 400 when the description of the turn is wrong.
     """
     _check(body)
-    key = body.get("key") or running.tenants.snapshot()[0]["name"]
-    if not running.tenants.knows(key):
+    key = body.get("key") or running.api_keys.snapshot()[0]["name"]
+    if not running.api_keys.knows(key):
         raise bad_request("key: expected the name of a configured client key")
     model = body.get("model")
     headers = {name.lower(): value for name, value in (body.get("headers") or {}).items()}
@@ -58,12 +58,12 @@ def dry_run(running: Running, body: Mapping[str, Any]) -> dict[str, Any]:
         "rejected": [{"account": name, "why": why} for name, why in found.rejected.items()],
         "waits_for": found.waits_for,
         "key": key,
-        "key_may_use_model": model is None or running.tenants.may_use(key, model),
+        "key_may_use_model": model is None or running.api_keys.may_use(key, model),
         "affinity": [each.rule for each in keys],
     }
 
 
-def _parent(running: Running, key: str, response_id: str | None) -> Transcript | None:
+def _parent(running: RunningGateway, key: str, response_id: str | None) -> Transcript | None:
     if response_id is None:
         return None
     responses = running.services.conversations.conversation(key, response_id)

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from gateway.admin.requests import AdminError
 from gateway.admin.responses import as_json
-from gateway.admin.running_gateway import Running
+from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.views.overview import current
 from gateway.server.http_request import ClientRequest
 from gateway.turn.turn_log import TurnRecord
@@ -78,7 +78,7 @@ class LiveFeed:
     :ivar dropped: listeners that were too slow.
     """
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: RunningGateway) -> None:
         self._running = running
         self._clock = running.services.clock
         self._listeners: set[LiveSubscriber] = set()
@@ -95,7 +95,7 @@ class LiveFeed:
     def listen(self, request: ClientRequest, lasts: Callable[[], bool]) -> None:
         """Answer ``request`` with events from now on.
 
-        :param lasts: whether the visitor may still see them; asked each second.
+        :param lasts: whether the caller may still see them; asked each second.
         :raises AdminError: 503 when too many listen.
         """
         if len(self._listeners) >= MAX_LISTENERS:

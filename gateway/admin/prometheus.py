@@ -26,7 +26,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from gateway import __version__
-from gateway.admin.running_gateway import Running
+from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.views.accounts import account, state, used_share
 from gateway.admin.views.overview import alarms, ready
 from gateway.metrics.collector import MetricsCollector
@@ -82,7 +82,7 @@ _QUOTAS = (
 class Metrics(Collector):
     """Reads the running gateway when it is scraped."""
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: RunningGateway) -> None:
         self._running = running
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -171,7 +171,7 @@ def _ends(bounds: tuple[float, ...], unit: float) -> list[str]:
 # --- the gateway as a whole ----------------------------------------------------------------
 
 
-def _gateway(running: Running) -> Iterator[Metric]:
+def _gateway(running: RunningGateway) -> Iterator[Metric]:
     collector, configuration = running.metrics, running.configuration
     yield InfoMetricFamily("gateway_build", "The gateway's version.", {"version": __version__})
     yield _number("gateway_start_time_seconds", "When the gateway started.", collector.started_at)
@@ -227,8 +227,8 @@ def _process(collector: MetricsCollector) -> Iterator[Metric]:
     )
 
 
-def _keys(running: Running) -> Iterator[Metric]:
-    keys = running.tenants.snapshot()
+def _keys(running: RunningGateway) -> Iterator[Metric]:
+    keys = running.api_keys.snapshot()
     yield _gauge(
         "gateway_key_turns_in_flight",
         "Turns of a client key that run.",
@@ -249,11 +249,11 @@ def _keys(running: Running) -> Iterator[Metric]:
         "gateway_clients_turned_away",
         "Clients without a key that is known here, by the error that they got.",
         ("code",),
-        (((code,), n) for code, n in running.tenants.unknown_keys.refusals.items()),
+        (((code,), n) for code, n in running.api_keys.unknown_keys.refusals.items()),
     )
 
 
-def _registers(running: Running) -> Iterator[Metric]:
+def _registers(running: RunningGateway) -> Iterator[Metric]:
     registers = running.metrics.bounded_structures()
     labels = ("register", "unit")
     yield _gauge(

@@ -35,7 +35,7 @@ class Configuration:
 
 
 @dataclass
-class Running:
+class RunningGateway:
     """All parts of the running gateway.
 
     :ivar websockets: the factory of WebSocket connections.
@@ -45,7 +45,7 @@ class Running:
     """
 
     services: TurnServices
-    tenants: KeyRing
+    api_keys: KeyRing
     limiter: ConnectionLimiter
     websockets: ResponsesFactory
     threshold: LogThreshold

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gateway.admin.api import ANSWERED_LATER, AdminEntry, AdminQuery, AdminRoute, Api
+from gateway.admin.api import ANSWERED_LATER, AdminQuery, AdminRoute, Api, RequiredRole
 from gateway.admin.auth import check_origin
 from gateway.admin.page.static_files import static_file
 from gateway.admin.requests import (
@@ -125,17 +125,17 @@ class AdminSite(HttpSite):
 
     def _query(self, request: AdminRequest, route: AdminRoute, names: dict[str, str]) -> AdminQuery:
         access = self.api.access
-        open_to_all = route.entry is AdminEntry.ANYBODY
-        visitor = access.by_cookie(request) if open_to_all else access.visitor(request)
-        if route.entry is AdminEntry.READER:
-            access.check_read(visitor)
+        open_to_all = route.role is RequiredRole.ANYBODY
+        caller = access.by_cookie(request) if open_to_all else access.caller(request)
+        if route.role is RequiredRole.READER:
+            access.check_read(caller)
         if route.method != "POST":
-            return AdminQuery(request, visitor, names, read_query(request), {})
+            return AdminQuery(request, caller, names, read_query(request), {})
         own_page = check_origin(request)
-        if route.entry is AdminEntry.OPERATOR:
-            access.check_post(request, visitor)
+        if route.role is RequiredRole.OPERATOR:
+            access.check_post(request, caller)
         body, by_form = read_body(request, own_page)
-        return AdminQuery(request, visitor, names, read_query(request), body, by_form)
+        return AdminQuery(request, caller, names, read_query(request), body, by_form)
 
     def _refuse(self, request: AdminRequest, error: AdminError) -> None:
         if error.status == 401 and wants_html(request):

@@ -55,7 +55,7 @@ def chain_point(parent: Transcript | None) -> tuple[Transcript | None, list[Tran
     return parent, after[::-1]
 
 
-class Reader(NamedTuple):
+class TargetAccount(NamedTuple):
     """The account that will read a plan, and what it can read.
 
     :ivar account: its name.
@@ -80,7 +80,7 @@ class Reader(NamedTuple):
 
 
 def chain_plan(
-    previous: Transcript, after: Sequence[Transcript], new: Sequence[Item], to: Reader
+    previous: Transcript, after: Sequence[Transcript], new: Sequence[Item], to: TargetAccount
 ) -> ContextPlan:
     """Name a previous response and send only what its account does not know.
 
@@ -91,14 +91,14 @@ def chain_plan(
     chained = to._replace(store=previous.record.store, drops_encrypted=False)
     for each in after:
         carried += _carried(each.record, chained)
-    own = carry(without_resent_history(after[-1], new) if after else new, to, to.may_know)
+    own = sendable_items(without_resent_history(after[-1], new) if after else new, to, to.may_know)
     verbatim = not after and _is_verbatim(own, new)
     items = None if verbatim else carried + own
     return ContextPlan(ContextRoute.CHAINED, previous.record.id, items, None)
 
 
-def whole_plan(
-    parent: Transcript | None, new: Sequence[Item], to: Reader, reason: str | None
+def replay_plan(
+    parent: Transcript | None, new: Sequence[Item], to: TargetAccount, reason: str | None
 ) -> ContextPlan:
     """Send everything from the root on, without a previous response.
 
@@ -108,14 +108,14 @@ def whole_plan(
     carried: list[bytes] = []
     for record in path:
         carried += _carried(record, to)
-    own = carry(without_resent_history(parent, new), to, to.may_know)
+    own = sendable_items(without_resent_history(parent, new), to, to.may_know)
     if not any(record.held_upstream for record in path):
         verbatim = not path and _is_verbatim(own, new)
         return ContextPlan(ContextRoute.ROOT, None, None if verbatim else carried + own, None)
     return ContextPlan(ContextRoute.REPLAYED, None, carried + own, reason)
 
 
-def carry(items: Iterable[Item], to: Reader, unknown: bool) -> list[bytes]:
+def sendable_items(items: Iterable[Item], to: TargetAccount, unknown: bool) -> list[bytes]:
     """The items as they may go to an account (protocol.md §8.3).
 
     No id of one account goes to another.  An item that is only an id goes as it is to the
@@ -146,7 +146,7 @@ def pin_of(
     return pin
 
 
-def _carried(record: ResponseRecord, to: Reader) -> list[bytes]:
+def _carried(record: ResponseRecord, to: TargetAccount) -> list[bytes]:
     """What of a remembered response may go to an account.
 
     Reasoning without encrypted content is found by its id: only where it was stored.
@@ -154,10 +154,10 @@ def _carried(record: ResponseRecord, to: Reader) -> list[bytes]:
     known = to.keeps and record.account in (None, to.account)
     stored = known and record.store and record.held_upstream
     made = to._replace(find=lambda _: None)  # what the response made is what is remembered
-    return carry(record.input, to, known) + carry(record.output, made, stored)
+    return sendable_items(record.input, to, known) + sendable_items(record.output, made, stored)
 
 
-def _as_sent(item: Item, to: Reader, unknown: bool) -> bytes | None:
+def _as_sent(item: Item, to: TargetAccount, unknown: bool) -> bytes | None:
     """Reasoning, or a reference, as it goes to the account, or None."""
     if item.encrypted:
         return item.raw if _opens(item, to) else None
@@ -174,7 +174,7 @@ def _as_sent(item: Item, to: Reader, unknown: bool) -> bytes | None:
     return whole.raw
 
 
-def _opens(item: Item, to: Reader) -> bool:
+def _opens(item: Item, to: TargetAccount) -> bool:
     """Whether the account can read encrypted reasoning."""
     return not to.drops_encrypted and item.issuer in (None, to.account)
 

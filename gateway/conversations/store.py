@@ -103,21 +103,23 @@ class Transcript:
 class FoundItem(NamedTuple):
     """An item that is remembered, and the response that brought it.
 
-    :ivar made: it is of the response's output; otherwise the client sent it.
+    :ivar is_output: whether the response put it out; otherwise the client sent it.
     """
 
     item: Item
     record: ResponseRecord
-    made: bool
+    is_output: bool
 
     def is_kept_by(self, account: str) -> bool:
         """Whether ``account`` made it and was asked to keep it."""
         record = self.record
-        return self.made and record.account == account and record.store and record.held_upstream
+        return (
+            self.is_output and record.account == account and record.store and record.held_upstream
+        )
 
     def is_known_to(self, account: str) -> bool:
         """Whether ``account`` may know it by its id: it keeps it, or accepted that id before."""
-        if self.made or not self.item.is_reference:
+        if self.is_output or not self.item.is_reference:
             return self.is_kept_by(account)
         return self.record.store and self.record.account in (None, account)
 
@@ -211,32 +213,32 @@ class _Tree:
 class _Share:
     """What one tenant holds: its conversations, the least recently used first.
 
-    :ivar made: what models made, by id: of each id the newest.
-    :ivar sent: what clients sent under an id, likewise; it may be a copy with less in it.  Of
+    :ivar outputs: output items by id; of each id the newest.
+    :ivar inputs: input items by id, likewise; one may be a shorter copy of an output item.  Of
         an item that is only an id the oldest: its account was the first to know it.
     """
 
-    __slots__ = ("bytes", "made", "sent", "tenant", "trees")
+    __slots__ = ("bytes", "inputs", "outputs", "tenant", "trees")
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         self.bytes = 0
         self.trees: OrderedDict[_Tree, None] = OrderedDict()
-        self.made: dict[str, FoundItem] = {}
-        self.sent: dict[str, FoundItem] = {}
+        self.outputs: dict[str, FoundItem] = {}
+        self.inputs: dict[str, FoundItem] = {}
 
     def index(self, record: ResponseRecord) -> None:
         """Let the items of ``record`` be found."""
         for item in record.output:
             if item.id is not None:
-                self.made[item.id] = FoundItem(item, record, True)
+                self.outputs[item.id] = FoundItem(item, record, True)
         for item in record.input:
-            if item.id is not None and not (item.is_reference and item.id in self.sent):
-                self.sent[item.id] = FoundItem(item, record, False)
+            if item.id is not None and not (item.is_reference and item.id in self.inputs):
+                self.inputs[item.id] = FoundItem(item, record, False)
 
     def unindex(self, record: ResponseRecord) -> None:
         """Forget the items of ``record``, but not newer ones with the same ids."""
-        for items, found in ((record.output, self.made), (record.input, self.sent)):
+        for items, found in ((record.output, self.outputs), (record.input, self.inputs)):
             for item in items:
                 if item.id in found and found[item.id].record.key == record.key:
                     del found[item.id]
@@ -276,7 +278,7 @@ class MemoryStore:
     def find_item(self, tenant: str, item_id: str) -> FoundItem | None:
         """The newest item of this id, or None; what a model made comes before a copy of it."""
         share = self._shares.get(tenant)
-        found = None if share is None else share.made.get(item_id) or share.sent.get(item_id)
+        found = None if share is None else share.outputs.get(item_id) or share.inputs.get(item_id)
         transcript = None if found is None else self.get(tenant, found.record.id)
         if found is None or transcript is None or transcript.record.key != found.record.key:
             return None

@@ -143,9 +143,9 @@ def _read(status: int, body: bytes) -> Grant:
     if not isinstance(members, dict):
         members = {}
     code = _code_of(members.get("error"))
-    passing = status in _PASSING_STATUSES or code in _PASSING_CODES
-    told = code is not None and (status == 200 or 400 <= status < 500)
-    if not passing and (told or status in _REFUSALS):
+    temporary = status in _PASSING_STATUSES or code in _PASSING_CODES
+    has_code = code is not None and (status == 200 or 400 <= status < 500)
+    if not temporary and (has_code or status in _REFUSALS):
         raise GrantRefused(code or f"status {status}")
     if status != 200:
         raise EndpointUnavailable(f"answered with the status {status}")

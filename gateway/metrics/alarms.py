@@ -292,7 +292,7 @@ def _lost(accounts: Sequence[Shown]) -> Iterator[Alarm]:
 def _because_of(account: Shown) -> Iterator[str]:
     """Its state; where it is unproven, the state before that."""
     if account["state"] == AccountState.UNPROVEN.value:
-        yield from islice((rest["state"] for rest in account["resting"].values()), 1)
+        yield from islice((cooldown["state"] for cooldown in account["resting"].values()), 1)
     else:
         yield account["state"]
 

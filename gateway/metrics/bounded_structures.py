@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gateway.api_keys.keys import MAX_ADDRESSES as MAX_STRANGERS
+from gateway.api_keys.keys import MAX_ADDRESSES as MAX_UNKNOWN_CLIENTS
 from gateway.api_keys.keys import KeyRing
 from gateway.metrics.turns import MAX_MODELS, MAX_NAMES, TurnMetrics
-from gateway.routing.health import MAX_MODELS as MAX_RESTING_MODELS
+from gateway.routing.health import MAX_MODELS as MAX_LIMITED_MODELS
 from gateway.routing.model_catalog import MAX_CATALOGUES, ModelCatalog
 from gateway.routing.router import MAX_MODELS as MAX_POOL_MODELS
 from gateway.server.connections import MAX_SILENT, ConnectionLimiter
@@ -20,7 +20,7 @@ from gateway.upstream.http import HttpUpstream
 #: The memory of one entry in bytes, as measured where each structure is defined.
 _BINDING_BYTES = 290
 _OWNER_BYTES = 130
-_SEAL_BYTES = 150
+_ISSUER_BYTES = 150
 
 
 class BoundedStructure(NamedTuple):
@@ -47,14 +47,14 @@ class BoundedStructures:
     def __init__(
         self,
         services: TurnServices,
-        tenants: KeyRing,
+        keys: KeyRing,
         limiter: ConnectionLimiter,
         websockets: ResponsesFactory,
         catalogues: ModelCatalog,
         turns: TurnMetrics,
     ) -> None:
         self._services = services
-        self._tenants = tenants
+        self._keys = keys
         self._limiter = limiter
         self._websockets = websockets
         self._catalogues = catalogues
@@ -71,7 +71,7 @@ class BoundedStructures:
         yield BoundedStructure("ledger conversations", figures.conversations, None, "conversations")
         yield BoundedStructure("ledger responses", figures.responses, None, "responses")
         issuers, owners = services.issuers, services.owners
-        yield _counted("seals", len(issuers), issuers.max_entries, "seals", _SEAL_BYTES)
+        yield _counted("seals", len(issuers), issuers.max_entries, "seals", _ISSUER_BYTES)
         yield _counted("owners", len(owners), owners.max_responses, "responses", _OWNER_BYTES)
         bindings = services.pool.bindings
         yield _counted(
@@ -90,16 +90,16 @@ class BoundedStructures:
         most = sum(session.lanes for session in sessions) * self._websockets.max_queued_turns
         yield BoundedStructure("queued turns", queued, most, "turns")
         yield BoundedStructure("waiting room", len(waiting), waiting.max_waiting, "turns")
-        strangers = self._tenants.unknown_keys
-        yield BoundedStructure("strangers", len(strangers), MAX_STRANGERS, "addresses")
-        windows = sum(len(key["limits"]) for key in self._tenants.snapshot())
+        unknown = self._keys.unknown_keys
+        yield BoundedStructure("strangers", len(unknown), MAX_UNKNOWN_CLIENTS, "addresses")
+        windows = sum(len(key["limits"]) for key in self._keys.snapshot())
         yield BoundedStructure("key limits", windows, None, "windows")
 
     def _accounts(self) -> Iterator[BoundedStructure]:
         pool = self._services.pool
         accounts = pool.accounts
         limited = sum(len(account.health.snapshot()["models"]) for account in accounts)
-        most = MAX_RESTING_MODELS * len(accounts)
+        most = MAX_LIMITED_MODELS * len(accounts)
         yield BoundedStructure("models at rest", limited, most, "models of accounts")
         upstreams = [
             account.upstream for account in accounts if isinstance(account.upstream, HttpUpstream)

@@ -78,14 +78,14 @@ class MetricsCollector(Service):
         self,
         reactor: Any,
         services: TurnServices,
-        tenants: KeyRing,
+        keys: KeyRing,
         limiter: ConnectionLimiter,
         websockets: ResponsesFactory,
         catalogues: ModelCatalog,
     ) -> None:
         self._reactor = reactor
         self._services = services
-        self._tenants = tenants
+        self._keys = keys
         self._limiter = limiter
         self._websockets = websockets
         self.started_at = reactor.seconds()
@@ -96,7 +96,7 @@ class MetricsCollector(Service):
         self.process_figures = read_process()
         self._history = History(self.turns, self.started_at)
         self._structures = BoundedStructures(
-            services, tenants, limiter, websockets, catalogues, self.turns
+            services, keys, limiter, websockets, catalogues, self.turns
         )
         self._alarms = MeasuredAlarms()
         self._evicted: deque[int] = deque([0], maxlen=MINUTE)
@@ -144,7 +144,7 @@ class MetricsCollector(Service):
         self.process_figures = read_process()
         used, limit = self.process_figures.open_files, self.process_figures.open_files_limit
         if used is not None and limit is not None and used >= limit:
-            self._limiter.files.ran_short(limit)
+            self._limiter.files.report_shortage(limit)
         self._alarms.update(conditions(self._measurements()), now)
         self._history.step(now, self.gauges())
         self.loop_lag.recent.mark()
@@ -188,7 +188,7 @@ class MetricsCollector(Service):
 
     def _refused_so_far(self) -> Counter[str]:
         refused: Counter[str] = Counter()
-        for key in self._tenants.snapshot():
+        for key in self._keys.snapshot():
             for limit, count in key["refusals"].items():
                 refused[_LIMITS.get(limit, "rate_limit_exceeded")] += count
         return refused
@@ -256,7 +256,7 @@ class MetricsCollector(Service):
         """Since when an account is unavailable, in unix seconds; tries between do not end that."""
         return self._unavailable_since.get(name)
 
-    def registers(self) -> list[dict[str, Any]]:
+    def bounded_structures(self) -> list[dict[str, Any]]:
         """``[{name, size, bound, unit, bytes}]`` of every bounded structure."""
         history = BoundedStructure("history", len(self._history), STEPS, "points")
         return [each._asdict() for each in (*self._structures.read(), history)]

@@ -125,7 +125,7 @@ class MalformedEvent(Exception):
 # --- JSON --------------------------------------------------------------------------------
 
 
-def mended(data: bytes) -> bytes:
+def strict_json(data: bytes) -> bytes:
     """The same JSON without what strict parsers refuse.
 
     ``NaN`` and the like become null, lone surrogates U+FFFD; every other byte stays.
@@ -150,7 +150,7 @@ def mended(data: bytes) -> bytes:
 def is_whole(data: bytes) -> bool:
     """Whether this is one JSON text from its beginning to its end."""
     try:
-        _decode_raw(mended(data))
+        _decode_raw(strict_json(data))
     except UNREADABLE:
         return False
     return True
@@ -189,7 +189,7 @@ def event_type(data: bytes) -> bytes:
     if first is not None:
         return first[1]
     try:
-        kind = _decode_typed(mended(data)).type
+        kind = _decode_typed(strict_json(data)).type
     except UNREADABLE:
         return b""
     return kind.encode() if isinstance(kind, str) else b""

@@ -25,7 +25,7 @@ from gateway.protocol.events import (
 )
 from gateway.protocol.items import Item, call_ids, item_content, read_item
 from gateway.protocol.request import Members
-from gateway.protocol.usage import mend_usage
+from gateway.protocol.usage import complete_usage
 
 #: Marks the key of an item that says that more of it is to come.
 _UNFINISHED = "unfinished"
@@ -258,7 +258,7 @@ def finish_terminal(
         response = decode_members(event["response"])
     except (KeyError, *UNREADABLE) as error:
         raise MalformedEvent(f"{kind.decode()} without a response object: {error}") from None
-    changes = {**shown, **_mended_members(response, kind)}
+    changes = {**shown, **_repaired_members(response, kind)}
     listed, is_sound = _items_in(bytes(response.get("output", b"null")))
     compared = items.compare(listed)
     if compared.is_short or not is_sound:
@@ -285,10 +285,10 @@ def finish_terminal(
     return TerminalEvent([*announced, msgspec.json.encode(event)], compared.items)
 
 
-def _mended_members(response: Members, kind: bytes) -> Members:
+def _repaired_members(response: Members, kind: bytes) -> Members:
     """Members that would harm a client, as they should be."""
     changes: Members = {}
-    usage = mend_usage(bytes(response.get("usage", b"null")))
+    usage = complete_usage(bytes(response.get("usage", b"null")))
     if usage is not None:
         changes["usage"] = msgspec.Raw(usage)
     if kind == b"response.cancelled":

@@ -23,7 +23,7 @@ from gateway.protocol.events import (
     decode_members,
     event_type,
     is_whole,
-    mended,
+    strict_json,
     text_of,
     value_of,
     with_type,
@@ -170,13 +170,13 @@ def with_one_type(event: Event) -> Event | None:
     if kind and (kind in _UNDERSTOOD or name not in _UNDERSTOOD):
         return kind, data
     if name in _NO_NAMES:
-        return (b"error", data) if from_untyped(mended(data)) is not None else None
+        return (b"error", data) if from_untyped(strict_json(data)) is not None else None
     if data == b"[DONE]":
         return None
     if name in ERRORS:
         return event
     try:
-        return name, with_type(mended(data), name)
+        return name, with_type(strict_json(data), name)
     except UNREADABLE:
         return event if name in _READ else None
 
@@ -210,7 +210,7 @@ def read_response_object(body: bytes) -> list[Event] | None:
 
     :return: None for anything else, an error among it.
     """
-    body = mended(body)
+    body = strict_json(body)
     try:
         members = decode_members(body)
     except UNREADABLE:

@@ -23,13 +23,13 @@ from gateway.protocol.events import (
     TERMINALS,
     MalformedEvent,
     ResponseHead,
-    mended,
     raw_value,
     read_item_done,
     read_response,
     read_turn_state,
     response_members,
     sequence_number,
+    strict_json,
     with_response,
     with_response_members,
     with_turn_state,
@@ -140,7 +140,7 @@ class ResponseStream:
         client_parent: str | None = None,
         wrap_turn_state: Callable[[str], str] = str,
         new_response: Callable[[str], Members] = lambda _: {},
-        may_go_on: bool = False,
+        is_background: bool = False,
         without_secrets: Callable[[bytes], bytes] = bytes,
     ) -> None:
         self._without_secrets = without_secrets
@@ -151,7 +151,7 @@ class ResponseStream:
         self._new_response = new_response
         self._chained_to = chained_to
         self._pass_rate_limits = pass_rate_limits
-        self._may_go_on = may_go_on
+        self._may_go_on = is_background
         self._held: list[bytes] = []
         self._items = OutputItems()
         self.phase = StreamPhase.SENT
@@ -233,17 +233,17 @@ class ResponseStream:
             if name in PASSED_UNREAD:
                 self._output(data, payloads)
             elif name == b"response.metadata":
-                self._metadata(mended(data), payloads)
+                self._metadata(strict_json(data), payloads)
             elif name in PREAMBLE:
-                self._preamble(name, mended(data), payloads)
+                self._preamble(name, strict_json(data), payloads)
             elif name == b"response.output_item.done":
-                self._item_done(mended(data), payloads)
+                self._item_done(strict_json(data), payloads)
             elif name in TERMINALS:
-                self._terminal(name, mended(data), payloads)
+                self._terminal(name, strict_json(data), payloads)
             elif name in ERRORS:
-                self._error(mended(data))
+                self._error(strict_json(data))
             elif name == b"codex.rate_limits":
-                self.rate_limits = mended(data)
+                self.rate_limits = strict_json(data)
                 if self._pass_rate_limits:
                     self._hold_or_pass(self.rate_limits, payloads)
             elif name.startswith(b"response."):

@@ -83,7 +83,7 @@ def usage_in_tail(tail: bytes) -> Usage | None:
     return read_usage(usage)
 
 
-def mend_usage(raw: bytes) -> bytes | None:
+def complete_usage(raw: bytes) -> bytes | None:
     """Complete a ``usage`` object that would make clients repeat the turn.
 
     :return: the completed JSON, or None when nothing is wrong with it.

@@ -1,4 +1,4 @@
-"""One upstream credential at run time: its settings, its upstream, its health, and leases on it."""
+"""An account at run time: its settings, its upstream, its health, and leases on it."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from gateway.upstream.interface import Upstream
 
 _FULL = Unavailable(AccountState.READY, "max_in_flight is reached", None)
 
-#: What makes an account another one at its upstream.
+#: The settings that identify an account at its upstream.
 _IDENTITY = ("base_url", "key", "key_file", "oauth", "auth_header")
 
 
 class Account:
     """An account of the pool.
 
-    :param settings: what the operator said of it.
-    :param upstream: how requests get to it.
+    :param settings: its configuration.
+    :param upstream: the transport to it.
     :param now: unix seconds.
-    :param cooldown_max_seconds: the longest it may be left alone before it is tried again.
+    :param cooldown_max_seconds: the longest cooldown.
     :param egress: how its connections leave the machine; None for directly.
     :ivar name: the operator's name for it.
-    :ivar in_flight: turns running on it.
+    :ivar in_flight: turns that run on it.
     :ivar turns: turns that ended on it.
-    :ivar failures: attempts that it refused or broke, client errors not counted.
+    :ivar failures: attempts that it refused or broke off, without client errors.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Account:
         self.in_flight = 0
         self.turns = 0
         self.failures = 0
-        #: Only where it may be unavailable: connections without a proxy always may be tried.
+        #: Only with a proxy, because direct connections are always tried.
         self._egress = None if egress is None or egress.proxy is None else egress
         per_minute = settings.requests_per_minute
         self._rate = None if per_minute is None else RequestRate(per_minute, now)
         self._now = now
         self._max_in_flight = settings.max_in_flight
         self._when_free: set[Callable[[Account], None]] = set()
-        #: Those that it inherited from, with turns that may still run.
+        #: Its predecessors from before reloads, whose turns may still run.
         self._former: tuple[Account, ...] = ()
         if not settings.enabled:
             self.health.disable()
@@ -69,11 +69,10 @@ class Account:
         return list(self.settings.headers.items())
 
     def inherit(self, former: Account) -> None:
-        """Take the place of ``former``, whose settings have changed.
+        """Replace ``former``, because its settings have changed.
 
-        Limits and cooldowns belong to the credential and the service: they go on where both
-        are the same, and so does what the operator wanted of it.  Requests of the last minute
-        still count, and so do turns that still run there.
+        If credential and service are the same, health, cooldowns and the operator's actions are
+        kept.  Requests of the last minute and turns that still run there count as well.
         """
         mine, its = self.settings, former.settings
         if any(getattr(mine, each) != getattr(its, each) for each in _IDENTITY):
@@ -89,7 +88,7 @@ class Account:
             self.health.disable()
 
     def serves(self, model: str | None) -> bool:
-        """Whether the operator offers ``model`` on this account."""
+        """Whether the configuration offers ``model`` on this account."""
         return (
             model is None
             or model in self.settings.aliases
@@ -97,7 +96,7 @@ class Account:
         )
 
     def unavailable(self, model: str | None) -> Unavailable | None:
-        """Why a turn with ``model`` cannot go here now, or None when it can."""
+        """Why a turn with ``model`` cannot be sent here now, or None if it can."""
         blocked = self.health.unavailable(model)
         if blocked is not None:
             return blocked
@@ -111,16 +110,16 @@ class Account:
         return None if self._egress is None else self._egress_unavailable()
 
     def unready(self) -> Unavailable | None:
-        """Why it should not be counted on, whatever the model and be it full or not."""
+        """Why it is not ready, whatever the model and its load; None if it is."""
         return self.health.unready() or self._egress_unavailable()
 
     def _egress_unavailable(self) -> Unavailable | None:
-        """Why its egress cannot be used, or None when it can."""
+        """Why its proxy cannot be used, or None if it can."""
         why = None if self._egress is None else self._egress.unavailable()
         return None if why is None else Unavailable(AccountState.COOLING, *why)
 
     def clear(self) -> None:
-        """The operator says that nothing is wrong with it, or with its egress, any more."""
+        """Clear all cooldowns, also that of its proxy (operator action)."""
         self.health.clear()
         if self._egress is not None:
             self._egress.clear()
@@ -131,10 +130,10 @@ class Account:
         released: Callable[[], None],
         binding: BindingUpdate | None = None,
     ) -> Lease:
-        """Take a place for one attempt; the caller has seen that the account is available.
+        """Take a lease for one attempt; the caller has checked that the account is available.
 
-        :param released: called when the place is free again.
-        :param binding: what becomes of the conversation's binding, or None.
+        :param released: called when the lease is released.
+        :param binding: the update of the conversation's binding, or None.
         """
         if self._rate is not None:
             self._rate.take()
@@ -142,7 +141,7 @@ class Account:
         return Lease(self, model, released, binding)
 
     def leave(self) -> None:
-        """An attempt is over, its place is free."""
+        """An attempt is over."""
         self.in_flight -= 1
         if self._when_free:
             called, self._when_free = self._when_free, set()
@@ -150,11 +149,11 @@ class Account:
                 call(self)
 
     def call_when_free(self, call: Callable[[Account], None]) -> None:
-        """Call once, when the next place becomes free; asking twice changes nothing."""
+        """Call once, when the next attempt is over; a second registration changes nothing."""
         self._when_free.add(call)
 
     def _places_taken(self) -> int:
-        """Turns that began before a reload take places, too."""
+        """Running turns, also those that began before a reload."""
         if not self._former:
             return self.in_flight
         before = sum(each.in_flight for each in self._former)
@@ -164,13 +163,13 @@ class Account:
 
 
 class Lease:
-    """An attempt's place on an account, from the choice until the attempt is over.
+    """The use of an account by one attempt, from the choice until the attempt is over.
 
-    The account's health and the conversation's binding learn from it how the attempt went.
+    It reports to the account's health and to the conversation's binding how the attempt went.
 
-    :ivar account: where the place is.
-    :param released: called when the place is free again.
-    :param binding: what becomes of the conversation's binding, or None.
+    :ivar account: the account.
+    :param released: called when the lease is released.
+    :param binding: the update of the conversation's binding, or None.
     """
 
     __slots__ = (
@@ -179,7 +178,7 @@ class Lease:
         "_held",
         "_model",
         "_released",
-        "_told",
+        "_reported",
         "_works",
         "account",
     )
@@ -197,38 +196,38 @@ class Lease:
         self._released = released
         self._binding = binding
         self._held = True
-        #: Whether the account's health has heard of the attempt.
-        self._told = False
+        #: Whether a result was reported to the account's health.
+        self._reported = False
         self._works = False
 
     def answered(self) -> None:
-        """The account answered, whatever that says of its limits: the conversation stays there."""
+        """The account answered: the conversation is bound to it."""
         binding, self._binding = self._binding, None
         if binding is not None:
             binding.answered()
 
     def acknowledged(self) -> None:
-        """The upstream took the turn up: whatever kept others away from it is over."""
-        if self._held and not self._told:
-            self._told = self._works = True
+        """The upstream accepted the turn: its cooldowns are over."""
+        if self._held and not self._reported:
+            self._reported = self._works = True
             self.account.health.acknowledged(self._model, self._attempts)
             self.answered()
 
     def refused(self, fault: Fault) -> None:
-        """The attempt failed with this fault, be it after the upstream took the turn up."""
+        """The attempt failed with this fault, before or after the upstream accepted the turn."""
         if self._held:
-            self._told, self._works = True, False
+            self._reported, self._works = True, False
             self.account.health.refused(self._model, fault, self._attempts)
 
     def release(self) -> None:
-        """The attempt is over.  One that was only cancelled says nothing of the account."""
+        """The attempt is over.  A cancelled one says nothing about the account."""
         if not self._held:
             return
         self._held = False
         self.account.leave()
         if self._works:
             self.account.health.ended_well()
-        elif not self._told:
+        elif not self._reported:
             self.account.health.dropped(self._attempts)
         if self._binding is not None:
             self._binding.unanswered()

@@ -1,7 +1,7 @@
 """Session affinity: what identifies a conversation, and the account it is bound to (design law 8).
 
 Clients choose how many conversations they begin.  When there are too many bindings, the tenant
-that has the most loses its least recently used ones, so that none can push out those of another.
+with the most loses its least recently used ones, so that no tenant can evict those of another.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _LASTING_MEMBERS = ("model", "instructions", "tools")
 
 _MAX_VALUE = 100
 
-#: With these bytes no two conversations meet, and a digest takes 48 of memory.
+#: Bytes of a digest.  Collisions are practically impossible, and it takes 48 bytes of memory.
 _DIGEST_SIZE = 15
 
-#: Digests of keys that were used last; a turn needs its own several times.
+#: Digests that are cached; a turn needs that of its key several times.
 _DIGESTS = 256
 
-#: Names and reasons that bindings share.
+#: Texts (names and reasons) that bindings share in memory.
 _MAX_TEXTS = 4096
 
-#: Finding the oldest costs more the more a tenant has: this share of them goes at once.
+#: One in so many bindings of a tenant is evicted at once, because finding the oldest is costly.
 _EVICTED_SHARE = 128
 
 #: Bindings that :meth:`Bindings.expire` forgets at once.
@@ -40,7 +40,7 @@ _EXPIRED_AT_ONCE = 10_000
 
 
 class AffinityKey(NamedTuple):
-    """What identifies a conversation: the rule it comes from, the tenant, and the value."""
+    """The identity of a conversation: the rule, the tenant, and the value."""
 
     rule: str
     tenant: str
@@ -83,16 +83,16 @@ def affinity_keys(
 def http_affinity_keys(
     tenant: str, headers: Mapping[str, str], request: TurnRequest
 ) -> list[AffinityKey]:
-    """As :func:`affinity_keys`, and never empty, even where the client sends none at all."""
+    """As :func:`affinity_keys`, but never empty: without a key from the client one is derived."""
     keys = affinity_keys(tenant, headers, request.client_metadata, request.prompt_cache_key, None)
     return keys or [derived_key(tenant, request)]
 
 
 def derived_key(tenant: str, request: TurnRequest) -> AffinityKey:
-    """The key of a client that sends its whole conversation each time, and no name for it.
+    """A key for clients that send the whole conversation each time, without an id for it.
 
-    It is made of what its requests have in common: the model, the instructions, the tools
-    and the first thing the user said, as the client wrote them.
+    It is derived from the parts that all requests of a conversation share: the model, the
+    instructions, the tools and the first user message, as the client wrote them.
     """
     said = (item.raw for item in request.items if item.role == "user")
     first = next(said, request.items[0].raw if request.items else b"")
@@ -104,10 +104,10 @@ def derived_key(tenant: str, request: TurnRequest) -> AffinityKey:
 
 
 def derived_cache_key(keys: Sequence[AffinityKey]) -> str:
-    """A ``prompt_cache_key`` for accounts that want one where the client sends none.
+    """A ``prompt_cache_key`` for accounts that need one, if the client sends none.
 
-    The same conversation gets the same one at any time and from any gateway, and tenants do
-    not share any.  It tells the upstream nothing of the client's ids.
+    It is the same for a conversation at any time and from any gateway, and differs between
+    tenants.  It reveals nothing of the client's ids.
 
     :param keys: the turn's.
     """
@@ -115,18 +115,18 @@ def derived_cache_key(keys: Sequence[AffinityKey]) -> str:
 
 
 def connection_key(tenant: str, connection: str) -> AffinityKey:
-    """The key of a connection without any better one."""
+    """The key of a connection, the weakest one."""
     return _key("connection", tenant, connection)
 
 
 def named_keys(tenant: str, value: str) -> list[AffinityKey]:
-    """Every key that ``value`` may be of, for a search."""
+    """The keys of all rules with ``value``, for a search."""
     rules = ("thread", "session", "prompt_cache_key", "connection")
     return [_key(rule, tenant, value) for rule in rules]
 
 
 def _key(rule: str, tenant: str, value: str) -> AffinityKey:
-    """Clients choose the values: a long one must not cost more memory than another."""
+    """A key; a long value is hashed, so that clients cannot use up memory."""
     if len(value) > _MAX_VALUE:
         value = _hashed(value)
     return AffinityKey(rule, tenant, value)
@@ -137,19 +137,19 @@ def _hashed(text: str) -> str:
 
 
 class Binding(Struct, gc=False):
-    """Where a conversation is at home, and why.
+    """The account that a conversation is bound to, and why.
 
-    :ivar account: its home.
-    :ivar why: how it came there.
-    :ivar bound_at: since when it is there, in unix seconds.
-    :ivar stand_in: the account that serves it while its home cannot, or None.
-    :ivar stand_in_why: why its home cannot, or None.
+    :ivar account: its own account.
+    :ivar why: the rule that chose it.
+    :ivar bound_at: when it was bound, in unix seconds.
+    :ivar stand_in: the account that serves it while its own account cannot, or None.
+    :ivar stand_in_why: why its own account cannot, or None.
     :ivar used_at: when it was last used, in unix seconds.
-    :ivar rule: what identifies it: a thread, a session, ...
+    :ivar rule: the rule of its affinity key: thread, session, ...
     :ivar tenant: name of the client key.
-    :ivar leaves: the account that the operator wants it to leave at its next turn, or None.
-    :ivar answered: whether its account ever answered it; until then it is only expected there,
-        and is not shown.
+    :ivar leaves: the account that it should leave at its next turn (operator action), or None.
+    :ivar answered: whether the account has answered it; until then the binding is tentative and
+        is not shown.
     """
 
     account: str
@@ -165,7 +165,7 @@ class Binding(Struct, gc=False):
 
 
 class Bindings(Protocol):
-    """Remembers the account of each conversation, and of its key only a digest.
+    """Remembers the account of each conversation; keys are stored as digests.
 
     :ivar max_bindings: bound on the count, of all tenants together.
     :ivar now: its clock, unix seconds.
@@ -183,56 +183,56 @@ class Bindings(Protocol):
         """The binding of ``key`` without using it, or None."""
 
     def bind(self, key: AffinityKey, account: str, why: str = "") -> None:
-        """Make ``account`` the home of ``key``, and end the time of a stand-in.
+        """Bind ``key`` to ``account``, and end the use of a stand-in.
 
-        :param why: kept as long as the home is the same.
+        :param why: kept as long as the account is the same.
         """
 
     def expect(self, key: AffinityKey, account: str, why: str = "") -> None:
-        """A turn of ``key`` goes to ``account``, and no account has answered it yet.
+        """Bind ``key`` to ``account`` tentatively, until an account has answered.
 
-        Other turns follow it there; nothing else comes of it until :meth:`settle`.
+        Parallel turns follow it there; :meth:`settle` makes the binding final.
         """
 
     def settle(self, key: AffinityKey, account: str, why: str = "") -> None:
-        """``account`` answered ``key``: it is its home, unless another answered before."""
+        """``account`` answered ``key``: bind it there, unless another account answered before."""
 
     def withdraw(self, key: AffinityKey, account: str) -> None:
-        """``account`` did not answer ``key``, and is not expected to any more."""
+        """Remove a tentative binding of ``key`` to ``account``, which did not answer."""
 
     def stand_in(self, key: AffinityKey, account: str, why: str = "") -> None:
-        """Let ``account`` serve ``key`` until it is bound again; without a home it is the home.
+        """Let ``account`` serve ``key`` until it is bound again; bind it there if it has no account.
 
-        :param why: why the home cannot serve.
+        :param why: why its own account cannot serve.
         """
 
     def release(self, key: AffinityKey) -> None:
-        """Forget ``key``; a connection's own key ends with the connection."""
+        """Forget ``key``, for example when its connection ends."""
 
     def items(self, limit: int) -> Iterator[tuple[str, Binding]]:
-        """The ``limit`` most recently used, the last one first; each with its opaque id."""
+        """The ``limit`` most recently used bindings, the latest first, each with its opaque id."""
 
     def with_id(self, opaque_id: str) -> Binding | None:
-        """The binding that :meth:`items` gives this id, or None, also when it is no such id."""
+        """The binding with this opaque id, or None."""
 
     def move(self, opaque_id: str) -> Binding | None:
-        """Let the conversation go to another account at its next turn, where there is one.
+        """Let the conversation move to another account at its next turn, if one is available.
 
-        :return: its binding, or None when it is gone.
+        :return: its binding, or None when there is none.
         """
 
     def forget(self, opaque_id: str) -> bool:
-        """Forget the binding that :meth:`items` gave this id; False when it is gone.
+        """Forget the binding with this opaque id; False when there is none.
 
-        :raises ValueError: when it is no such id.
+        :raises ValueError: when the id is malformed.
         """
 
     def forget_account(self, account: str) -> int:
-        """Let no conversation be at home at ``account``, nor served by it for another.
+        """Remove ``account`` from all bindings, as account and as stand-in.
 
-        A conversation that has a stand-in stays there.
+        A conversation with a stand-in is bound to that.
 
-        :return: how many conversations lost their home.
+        :return: how many conversations were bound to ``account``.
         """
 
     def reconfigure(self, max_bindings: int, ttl_seconds: float) -> None:
@@ -280,7 +280,7 @@ class MemoryBindings:
         return self._alive(self._bound.get(key.tenant, {}).get(_digest(key)), self.now())
 
     def bind(self, key: AffinityKey, account: str, why: str = "") -> None:
-        """Make ``account`` the home of ``key``, and end the time of a stand-in."""
+        """Bind ``key`` to ``account``, and end the use of a stand-in."""
         binding = self.find(key)
         if binding is None or binding.account != account:
             binding = self._put(key, account, why)
@@ -289,13 +289,13 @@ class MemoryBindings:
         self._shrink()
 
     def expect(self, key: AffinityKey, account: str, why: str = "") -> None:
-        """A turn of ``key`` goes to ``account``, and no account has answered it yet."""
+        """Bind ``key`` to ``account`` tentatively, until an account has answered."""
         if self.find(key) is None:
             self._put(key, account, why).answered = False
             self._shrink()
 
     def settle(self, key: AffinityKey, account: str, why: str = "") -> None:
-        """``account`` answered ``key``: it is its home, unless another answered before."""
+        """``account`` answered ``key``: bind it there, unless another account answered before."""
         binding = self.find(key)
         if binding is None or (not binding.answered and binding.account != account):
             binding = self._put(key, account, why)
@@ -303,7 +303,7 @@ class MemoryBindings:
         self._shrink()
 
     def withdraw(self, key: AffinityKey, account: str) -> None:
-        """``account`` did not answer ``key``, and is not expected to any more."""
+        """Remove a tentative binding of ``key`` to ``account``, which did not answer."""
         digest = _digest(key)
         found = self._bound.get(key.tenant, {}).get(digest)
         if found is not None and not found.answered and found.account == account:
@@ -322,13 +322,13 @@ class MemoryBindings:
         self._pop(key.tenant, _digest(key))
 
     def items(self, limit: int) -> Iterator[tuple[str, Binding]]:
-        """The ``limit`` most recently used, the last one first; each with its opaque id."""
+        """The ``limit`` most recently used bindings, the latest first, each with its opaque id."""
         now = self.now()
         by_tenant = [reversed(bound.items()) for bound in self._bound.values()]
         latest = merge(*by_tenant, key=lambda item: -item[1].used_at)
         alive = takewhile(lambda item: self._alive(item[1], now), latest)
-        at_home = (item for item in alive if item[1].answered)
-        return ((digest.hex(), binding) for digest, binding in islice(at_home, limit))
+        final = (item for item in alive if item[1].answered)
+        return ((digest.hex(), binding) for digest, binding in islice(final, limit))
 
     def with_id(self, opaque_id: str) -> Binding | None:
         """The binding of this id, or None."""
@@ -353,7 +353,7 @@ class MemoryBindings:
         return any(self._pop(tenant, digest) is not None for tenant in self._bound)
 
     def forget_account(self, account: str) -> int:
-        """Let no conversation be at home at ``account``, nor served by it for another."""
+        """Remove ``account`` from all bindings, as account and as stand-in."""
         moved = 0
         for tenant, bound in self._bound.items():
             for digest, binding in list(bound.items()):
@@ -385,7 +385,7 @@ class MemoryBindings:
                 del self._bound[tenant]
 
     def _put(self, key: AffinityKey, account: str, why: str) -> Binding:
-        """Make a new binding, instead of one that there may be."""
+        """Add a binding, replacing an existing one."""
         digest, now = _digest(key), self.now()
         self._pop(key.tenant, digest)
         account, why = self._shared(account), self._shared(why)
@@ -406,7 +406,7 @@ class MemoryBindings:
         return binding
 
     def _shrink(self) -> None:
-        """Tenants are few: the one that has the most is found by a look at each."""
+        """Evict until the bound holds; tenants are few, so each is checked."""
         while self._count > self.max_bindings:
             tenant, bound = max(self._bound.items(), key=lambda item: len(item[1]))
             self._drop(tenant, islice(bound.items(), max(1, len(bound) // _EVICTED_SHARE)))
@@ -425,21 +425,21 @@ class MemoryBindings:
 
 
 class BindingEffect(enum.Enum):
-    """What a choice makes of the conversation's binding."""
+    """The effect of a choice on the conversation's binding."""
 
     NONE = "nothing"
-    BEGIN = "the account is its home, if it is the first that answers"
-    BIND = "the account is its home, and no stand-in serves it any longer"
-    STAND_IN = "the account stands in for its home"
+    BEGIN = "bind it to the account, if that is the first to answer"
+    BIND = "bind it to the account, without a stand-in"
+    STAND_IN = "the account stands in for its own account"
 
 
 class BindingUpdate:
-    """What one attempt makes of its conversation's binding.
+    """The update of a conversation's binding by one attempt.
 
-    Turns of a new conversation that run side by side go to one account: it is expected there
-    from its first choice on.  Its home is the account that answers it.
+    Parallel turns of a new conversation go to one account, because it is bound there tentatively
+    from the first choice on.  The account that answers makes the binding final.
 
-    :param why: the rule that named the account; for a stand-in, why the home cannot serve.
+    :param why: the rule that chose the account; for a stand-in, why the own account cannot serve.
     """
 
     __slots__ = ("_account", "_bindings", "_effect", "_key", "_why")
@@ -458,25 +458,25 @@ class BindingUpdate:
             bindings.stand_in(key, account, why)
 
     def answered(self) -> None:
-        """The account took the turn up."""
+        """The account answered the attempt."""
         if self._effect is BindingEffect.BEGIN:
             self._bindings.settle(self._key, self._account, self._why)
         elif self._effect is BindingEffect.BIND:
             self._bindings.bind(self._key, self._account, self._why)
 
     def unanswered(self) -> None:
-        """It did not, and the attempt is over."""
+        """The attempt is over without an answer."""
         if self._effect is BindingEffect.BEGIN:
             self._bindings.withdraw(self._key, self._account)
 
 
 def opaque_id(key: AffinityKey) -> str:
-    """The id that :meth:`Bindings.items` gives the binding of ``key``."""
+    """The opaque id of the binding of ``key``."""
     return _digest(key).hex()
 
 
 @lru_cache(_DIGESTS)
 def _digest(key: AffinityKey) -> bytes:
-    """Lengths keep ``("ab", "c")`` apart from ``("a", "bc")``."""
+    """Lengths are included so that ``("ab", "c")`` differs from ``("a", "bc")``."""
     text = f"{len(key.rule)} {len(key.tenant)} {key.rule}{key.tenant}{key.value}"
     return blake2b(text.encode(errors="surrogatepass"), digest_size=_DIGEST_SIZE).digest()

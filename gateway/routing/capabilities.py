@@ -1,12 +1,11 @@
-"""What was learned of an account: how requests must differ from what clients send.
+"""What was learned of an account: how its requests must differ from those of clients.
 
-A request that was refused passed with a concession, unseen by its client.  From then on
-requests are sent that way at once: to the account, or only for the model, the endpoint or the
-tenant that it was learned for.  Services change, and have bad hours: what was learned lasts a
-day, and is forgotten on a reload.
+If a refused request is accepted with a concession, later requests are sent with it from the start:
+to the account, or only for the model, the endpoint or the tenant that it was learned for.  Services
+change and fail temporarily, so what was learned lasts a day, and is forgotten on a reload.
 
-Of previous responses (``continuity: auto``) only the refusal of a response that this very
-account issued minutes ago counts: an old id may simply have expired.
+For previous responses (``continuity: auto``) a refusal counts only if this account issued the
+response minutes ago: an older id may have expired.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from gateway.protocol.concessions import Concession, ConcessionKind
 #: The refusal of a response counts while it is younger than this, in seconds.
 FRESH_RESPONSE_SECONDS = 600.0
 
-#: How long something learned lasts, in seconds; shorter for an account that does not continue
-#: responses though it has shown that it can.
+#: How long something learned lasts, in seconds; shorter if the account stops continuing
+#: responses after it did so.
 _LASTS_SECONDS = 86_400.0
 _DID_ONCE_SECONDS = 3_600.0
 
-#: Refusals in a row that an account which once continued a response is forgiven.
+#: Refusals in a row that are tolerated from an account that has continued a response.
 _DOUBTS = 2
 
 #: Bounds on what is remembered of one account; models are named by clients.
@@ -54,7 +53,7 @@ class _Learned(NamedTuple):
 _NOTHING: frozenset[Concession] = frozenset()
 
 
-#: What is learned where responses of a ``store`` flag are not continued.
+#: What is learned if responses with a ``store`` flag are not continued.
 _REPLAY = {
     store: (CapabilityScope(), Concession(ConcessionKind.CHAIN, name))
     for store, name in ((True, "with store"), (False, "without store"))
@@ -79,7 +78,7 @@ class LearnedCapabilities:
         self._trust.clear()
         self._did.clear()
 
-    # --- what requests give up -------------------------------------------------------
+    # --- concessions -----------------------------------------------------------------
 
     def concessions(self, asked: CapabilityScope) -> frozenset[Concession]:
         """What a request gives up from the start.
@@ -96,11 +95,11 @@ class LearnedCapabilities:
         )
 
     def learn(self, scope: CapabilityScope, concession: Concession, why: str) -> None:
-        """A request that was refused passed with this concession."""
+        """A refused request was accepted with this concession."""
         if len(scope.model or "") <= _MAX_NAME:
             self._note(scope, concession, why, _LASTS_SECONDS)
 
-    # --- what it continues -----------------------------------------------------------
+    # --- continuing responses --------------------------------------------------------
 
     def is_fresh(self, record: ResponseRecord) -> bool:
         """Whether a response is so young that it cannot have expired at its account."""
@@ -116,7 +115,7 @@ class LearnedCapabilities:
         return self.reason_to_replay(store) is None and self._trust.get(store, -1) >= 0
 
     def continued(self, store: bool) -> None:
-        """The account took up a response it was asked to continue."""
+        """The account continued a response."""
         self._trust[store] = _DOUBTS
         self._did.add(store)
         self._learned.pop(_REPLAY[store], None)
@@ -126,7 +125,7 @@ class LearnedCapabilities:
     def refused(self, parent: ResponseRecord, why: str) -> None:
         """The account did not continue ``parent``, and a replay of the turn was accepted.
 
-        One that has shown that it can is doubted only after several refusals in a row.
+        If it has continued one before, only several refusals in a row count.
         """
         if not self.is_fresh(parent):
             return
@@ -162,7 +161,7 @@ class LearnedCapabilities:
         ]
 
     def _forget_refused_items(self) -> None:
-        """It keeps responses: the items that single tenants were refused were never kept there."""
+        """Forget what was learned of items for single tenants: the account does keep responses."""
         unproven = [
             (scope, concession)
             for scope, concession in self._learned
@@ -181,7 +180,7 @@ class LearnedCapabilities:
 
 
 def _covers(scope: CapabilityScope, asked: CapabilityScope) -> bool:
-    """Whether something learned concerns a request, also one for an endpoint below its own."""
+    """Whether a scope includes a request, also one for a sub-path of its endpoint."""
     return (
         (asked.path == scope.path or asked.path.startswith(scope.path + "/"))
         and scope.model in (None, asked.model)

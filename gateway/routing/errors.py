@@ -22,35 +22,35 @@ _OUT = frozenset({AccountState.DISABLED, AccountState.DRAINING, AccountState.UNA
 _SHOWN = 200
 
 
-def pool_error(lack: NoAccount, refusals: Sequence[ApiError], now: float) -> ApiError:
+def pool_error(found: NoAccount, refusals: Sequence[ApiError], now: float) -> ApiError:
     """One error for the whole pool.
 
-    :param lack: why no account can serve.
+    :param found: why no account can serve; the router's answer.
     :param refusals: what accounts answered to this very turn, the latest last.
     :param now: unix seconds.
     """
-    if not lack.candidates:
-        return _not_offered(lack)
-    unclear = all(reason.kind is FaultKind.UNCLEAR for reason in lack.reasons)
-    if refusals and (len(lack.candidates) == 1 or unclear):
+    if not found.candidates:
+        return _not_offered(found)
+    unclear = all(reason.kind is FaultKind.UNCLEAR for reason in found.reasons)
+    if refusals and (len(found.candidates) == 1 or unclear):
         return for_the_client(most_hopeful(refusals))
-    if lack.refuse_the_model:
-        return _model_refused(lack, refusals, now)
-    working = [reason for reason in lack.reasons if reason.state not in _OUT]
+    if found.refuse_the_model:
+        return _model_refused(found, refusals, now)
+    working = [reason for reason in found.reasons if reason.state not in _OUT]
     unknown = [error for error in refusals if error.code == "previous_response_not_found"]
     if unknown and len(unknown) == len(refusals) and not working:
         return unknown[-1]
     # Those without a reason refused the turn, and do not cool down.
-    all_explained = len(lack.reasons) == len(lack.candidates)
+    all_explained = len(found.reasons) == len(found.candidates)
     if all_explained and working and all(each.state is AccountState.EXHAUSTED for each in working):
         return _exhausted(working, refusals, now)
     if refusals and most_hopeful(refusals).status >= 500:
         return for_the_client(most_hopeful(refusals))
     if not working and all_explained:
-        unauthorized = any(each.state is AccountState.UNAUTHORIZED for each in lack.reasons)
+        unauthorized = any(each.state is AccountState.UNAUTHORIZED for each in found.reasons)
         refused = ApiError(401, "authentication_error", "")
-        return for_the_client(refused) if unauthorized else _unavailable(lack)
-    return _limited(lack, now)
+        return for_the_client(refused) if unauthorized else _unavailable(found)
+    return _limited(found, now)
 
 
 def attempts_error(refusals: Sequence[ApiError]) -> ApiError:
@@ -69,54 +69,54 @@ def attempts_error(refusals: Sequence[ApiError]) -> ApiError:
     )
 
 
-def _limited(lack: NoAccount, now: float) -> ApiError:
-    wait = _seconds_until(lack.free_at, now)
+def _limited(found: NoAccount, now: float) -> ApiError:
+    wait = _seconds_until(found.free_at, now)
     return ApiError(
         429,
         "rate_limit_error",
-        f"{_subject(lack)} of this gateway can take this turn now; please try again in {wait}s.",
+        f"{_subject(found)} of this gateway can take this turn now; please try again in {wait}s.",
         "rate_limit_exceeded",
         headers={"retry-after": str(wait)},
     )
 
 
-def _model_refused(lack: NoAccount, refusals: Sequence[ApiError], now: float) -> ApiError:
+def _model_refused(found: NoAccount, refusals: Sequence[ApiError], now: float) -> ApiError:
     """What accounts answered to this very turn, or that they refused the model a moment ago."""
     if refusals:
         said = [error for error in refusals if refuses_model(error)]
         return said[-1] if said else for_the_client(most_hopeful(refusals))
-    wait = _seconds_until(lack.free_at, now)
+    wait = _seconds_until(found.free_at, now)
     return ApiError(
         503,
         "server_error",
-        f"Every account that could serve this turn refused the model '{_model(lack)}' a moment"
+        f"Every account that could serve this turn refused the model '{_model(found)}' a moment"
         f" ago; the gateway asks again in {wait}s.",
         "model_unavailable",
         "model",
     )
 
 
-def _model(lack: NoAccount) -> str:
-    return (lack.wanted.model or "")[:_SHOWN]
+def _model(found: NoAccount) -> str:
+    return (found.wanted.model or "")[:_SHOWN]
 
 
-def _not_offered(lack: NoAccount) -> ApiError:
-    if lack.waits_for is not None and lack.rule == KEPT:
+def _not_offered(found: NoAccount) -> ApiError:
+    if found.waits_for is not None and found.rule == KEPT:
         return ApiError.invalid_request(
-            f"The previous response is kept by the account '{lack.waits_for}', and the gateway"
+            f"The previous response is kept by the account '{found.waits_for}', and the gateway"
             " has it no longer; send the conversation in full.",
             "previous_response_id",
             "previous_response_not_found",
         )
-    if lack.waits_for is not None:
+    if found.waits_for is not None:
         return ApiError.invalid_request(
-            f"This conversation holds sealed items that only the account '{lack.waits_for}'"
+            f"This conversation holds sealed items that only the account '{found.waits_for}'"
             " can read, and the gateway has it no longer; start a new conversation.",
             "input",
             "invalid_encrypted_content",
         )
-    what = f" with '{_model(lack)}'"
-    if lack.wanted.background:
+    what = f" with '{_model(found)}'"
+    if found.wanted.background:
         return ApiError.invalid_request(
             f"No account of this gateway takes background responses{what}.",
             "background",
@@ -154,18 +154,18 @@ def _exhausted(
     )
 
 
-def _unavailable(lack: NoAccount) -> ApiError:
+def _unavailable(found: NoAccount) -> ApiError:
     return ApiError(
         503,
         "server_error",
-        f"{_subject(lack)} of this gateway is in service.",
+        f"{_subject(found)} of this gateway is in service.",
         "no_account_available",
         headers={"retry-after": "30"},
     )
 
 
-def _subject(lack: NoAccount) -> str:
-    if lack.waits_for is not None:
+def _subject(found: NoAccount) -> str:
+    if found.waits_for is not None:
         return "The account of this conversation is the only one that can serve it, and none"
     return "No account"
 

@@ -112,13 +112,13 @@ class AccountHealth:
         self._doubted: dict[str | None, Cooldown] = {}
         self.quotas = AccountQuotas(now, cooldown_max_seconds)
         #: Nothing is held against the account itself.
-        self._calm = True
+        self._healthy = True
         self._last_answer: tuple[float, float, Unavailable] | None = None
         self.blocked_until = 0.0
 
     def unavailable(self, model: str | None) -> Unavailable | None:
         """Why no turn of ``model`` may go there now; None when one may."""
-        if self._calm and model not in self._models:
+        if self._healthy and model not in self._models:
             return None
         found = self.blocked()
         of_model = self._models.get(model)
@@ -131,7 +131,7 @@ class AccountHealth:
         """Whether the last that was heard of it, for ``model``, was no good answer."""
         if self._cooldowns["service"].breaker.failures or model in self._doubted:
             return True
-        if self._calm and model not in self._models:
+        if self._healthy and model not in self._models:
             return False
         cooldowns = (*self._cooldowns.values(), self._models.get(model))
         return any(each is not None and not each.breaker.closed for each in cooldowns)
@@ -139,7 +139,7 @@ class AccountHealth:
     @property
     def awaits_reset(self) -> bool:
         """Whether it refused a turn for a quota that, as it said, has not reset yet."""
-        return not self._calm and self._cooldowns["quota"].awaits_reset(self._now())
+        return not self._healthy and self._cooldowns["quota"].awaits_reset(self._now())
 
     @property
     def spent(self) -> bool:
@@ -155,7 +155,7 @@ class AccountHealth:
             follow ``acknowledged``, for an answer that broke off.
         """
         attempts = []
-        if self._calm and model not in self._models:  # the usual case: there is nothing to probe
+        if self._healthy and model not in self._models:  # the usual case: there is nothing to probe
             for each in self._cooldowns.values():
                 attempts.append((each, BreakerAttempt(each.breaker.trips)))
             return attempts
@@ -172,7 +172,7 @@ class AccountHealth:
             self._doubted.pop(model, None)
         for cooldown, attempt in attempts:
             cooldown.breaker.began(attempt)
-        if self._models or not self._calm:
+        if self._models or not self._healthy:
             self._changed()
 
     def refused(self, model: str | None, fault: Fault, attempts: Attempts = ()) -> None:
@@ -226,7 +226,7 @@ class AccountHealth:
                 del self._doubted[next(iter(self._doubted))]
             self._doubted[model] = cooldown
         elif trips:
-            self._hold(model, cooldown)
+            self._remember(model, cooldown)
             self._announce(cooldown, model)
             self._changed()
 
@@ -258,7 +258,7 @@ class AccountHealth:
             cooldown.breaker.close()
         self._models.clear()
         self._doubted.clear()
-        self.quotas.doubt()
+        self.quotas.reset()
         self._changed()
 
     def cap_cooldowns(self, cooldown_max_seconds: float) -> None:
@@ -343,7 +343,7 @@ class AccountHealth:
                 return answer
         reasons = [each.unavailable(now) for each in self._cooldowns.values()]
         found = max(filter(None, reasons), key=_until, default=None)
-        self._block()
+        self._update_blocked_until()
         self._last_answer = None
         if found is not None and self.blocked_until > now:
             self._last_answer = (now, self.blocked_until, found)
@@ -375,10 +375,10 @@ class AccountHealth:
             cooldown = next(known, None) or self._cooldown(
                 AccountState.COOLING, 1, _RATE_LIMITED_SECONDS
             )
-            self._hold(model, cooldown)
+            self._remember(model, cooldown)
         return cooldown
 
-    def _hold(self, model: str | None, cooldown: Cooldown) -> None:
+    def _remember(self, model: str | None, cooldown: Cooldown) -> None:
         """Remember what is against a model; at the bound the one that ends first is dropped."""
         if model not in self._models and len(self._models) >= MAX_MODELS:
             soonest = min(self._models, key=lambda each: self._models[each].breaker.until)
@@ -415,11 +415,11 @@ class AccountHealth:
             for what in self._logged - still:
                 self._log.serves_again(what)
             self._logged &= still
-        self._calm = self._admin_state is AdminState.SERVE and not cooling
+        self._healthy = self._admin_state is AdminState.SERVE and not cooling
         self._last_answer = None
-        self._block()
+        self._update_blocked_until()
 
-    def _block(self) -> None:
+    def _update_blocked_until(self) -> None:
         """Also after a look at the clock: cooldowns may be over, or end earlier than expected."""
         if self._admin_state is AdminState.SERVE:
             breakers = [each.breaker for each in self._cooldowns.values()]

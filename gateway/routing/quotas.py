@@ -52,7 +52,7 @@ class AccountQuotas:
         believed_until = self._now() + self.believed_seconds
         self._spent_until = min(max(resets, default=0.0), believed_until)
 
-    def doubt(self) -> None:
+    def reset(self) -> None:
         """Take nothing for used up until it is reported again."""
         self._spent_until = 0.0
 

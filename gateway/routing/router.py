@@ -27,13 +27,13 @@ MAX_MODELS = 256
 _MAX_MODEL_NAME = 200
 
 #: How long, in seconds, an account that cools down is not asked again whether it still does.
-_BELIEVED_SECONDS = 1.0
+_KNOWN_SECONDS = 1.0
 
 #: How long a service that broke cools down, in seconds, while no account works.
 _SHORT_COOLDOWN_SECONDS = 10.0
 
 #: Why an account that could serve is passed over.
-_SPARED = Unavailable(AccountState.READY, "a quota of it is used up", None)
+_PASSED_OVER = Unavailable(AccountState.READY, "a quota of it is used up", None)
 
 _RETURNS = "returns to its account"
 _TRIED = "refused this turn"
@@ -123,7 +123,7 @@ class AccountPool:
         """
         among: list[Account] = []
 
-        def foretell(
+        def predict(
             eligible: Sequence[Account], usable: Usable, skipped: Skipped
         ) -> Account | None:
             among[:] = self.strategy.may_pick(eligible, usable, skipped)
@@ -132,7 +132,7 @@ class AccountPool:
         candidates = self._candidates_for(wanted.model, wanted.background, wanted.chat)
         candidates.forget()  # so that this, and the next choice, go by what is so now
         choice = _Choice(self, candidates, wanted, ())
-        found = choice.decide(self.bindings.peek, foretell)
+        found = choice.decide(self.bindings.peek, predict)
         account = None if isinstance(found, NoAccount) else found[0]
         rule = found.rule if isinstance(found, NoAccount) else found[1]
         names = tuple(each.name for each in among)
@@ -179,7 +179,7 @@ class _Candidates:
     """
 
     __slots__ = (
-        "_believed_until",
+        "_known_until",
         "_now",
         "_others_have_room",
         "all",
@@ -196,7 +196,7 @@ class _Candidates:
         self.model = model
         self.known: dict[Account, Unavailable] = {}
         self._others_have_room: bool | None = None
-        self._believed_until = 0.0
+        self._known_until = 0.0
         self._now = now
 
     def unavailable(self, account: Account) -> Unavailable | None:
@@ -214,7 +214,7 @@ class _Candidates:
         """Why ``account`` cannot serve, as known without asking again."""
         return self.known.get(account) or self.unavailable(account)
 
-    def spares(self, account: Account) -> bool:
+    def passes_over(self, account: Account) -> bool:
         """Whether ``account``, which could serve, is known to be used up, and another is not."""
         if not account.health.spent:
             return False
@@ -222,7 +222,7 @@ class _Candidates:
             fresh = (each for each in self.all if not each.health.spent)
             self._others_have_room = any(self.unavailable(each) is None for each in fresh)
         if self._others_have_room:
-            self.known[account] = _SPARED
+            self.known[account] = _PASSED_OVER
         return self._others_have_room
 
     def shorten_cooldowns(self) -> bool:
@@ -239,12 +239,12 @@ class _Candidates:
         shortened = [each.health.shorten_service_cooldown(seconds) for each in self.all]
         return any(shortened)
 
-    def doubt(self) -> None:
+    def expire(self) -> None:
         """Believe what is known no longer than a moment; no clock that jumps makes it longer."""
         now = self._now()
-        if not now < self._believed_until <= now + _BELIEVED_SECONDS:
+        if not now < self._known_until <= now + _KNOWN_SECONDS:
             self.forget()
-            self._believed_until = now + _BELIEVED_SECONDS
+            self._known_until = now + _KNOWN_SECONDS
 
     def forget(self) -> bool:
         """Believe nothing; False when nothing was believed anyway."""
@@ -289,7 +289,7 @@ class _Choice:
         """
         wanted = self._wanted
         if wanted.pinned_to is not None:
-            return self._pinned(wanted.pinned_to)
+            return self._by_pin(wanted.pinned_to)
         bound: list[tuple[str, Binding | None]] = []
         for key in wanted.keys:
             binding = find(key)
@@ -301,8 +301,8 @@ class _Choice:
         self._binding = bound[-1][1]
         moved = None
         if self._binding is not None and self._binding.leaves is not None:
-            moved = self._moved(pick, self._binding.leaves)
-        return moved or self._stuck(bound) or self._fresh(pick)
+            moved = self._by_operator(pick, self._binding.leaves)
+        return moved or self._by_affinity(bound) or self._by_strategy(pick)
 
     def others(self, chosen: Account | None, most: int) -> dict[str, str]:
         """Why not the accounts that were named before, and some of the rest."""
@@ -336,7 +336,7 @@ class _Choice:
 
     # --- the rules -------------------------------------------------------------------
 
-    def _pinned(self, name: str) -> _Decision | NoAccount:
+    def _by_pin(self, name: str) -> _Decision | NoAccount:
         """The one account that can read the context, or none."""
         account, rule = self._pool.by_name.get(name), self._wanted.pin_rule
         if account is None:
@@ -347,7 +347,7 @@ class _Choice:
             return account, rule, BindingEffect.NONE, ""
         return self._no_account((account,), name, rule)
 
-    def _moved(self, pick: Pick, leaves: str) -> _Decision | None:
+    def _by_operator(self, pick: Pick, leaves: str) -> _Decision | None:
         """Any account but the one the operator wants the conversation to leave."""
         account = self._pick(pick, (leaves, *self._tried))
         if account is None:
@@ -355,17 +355,19 @@ class _Choice:
         rule = f"moved away from {leaves} by the operator ({self._pool.strategy.name})"
         return account, rule, BindingEffect.BIND, rule
 
-    def _stuck(self, bound: Sequence[tuple[str, Binding | None]]) -> _Decision | NoAccount | None:
+    def _by_affinity(
+        self, bound: Sequence[tuple[str, Binding | None]]
+    ) -> _Decision | NoAccount | None:
         """The strongest of the accounts that the conversation sticks to, of those that can."""
         moves = self._pool.routing.on_account_loss == "move"
-        for name, rule in self._sticky(bound).items():
+        for name, rule in self._affinity_rules(bound).items():
             account = self._pool.by_name.get(name)
             if account is None:
                 continue
             why = self._why_not(account)
             if why is None and not (
                 # It refused a turn until its quota resets, and another can serve.
-                moves and account.health.awaits_reset and self._candidates.spares(account)
+                moves and account.health.awaits_reset and self._candidates.passes_over(account)
             ):
                 return self._decided(account, rule)
             if account in self._candidates.members and not moves:
@@ -373,7 +375,7 @@ class _Choice:
             self._lost[name] = why or _USED_UP
         return None
 
-    def _fresh(self, pick: Pick) -> _Decision | NoAccount:
+    def _by_strategy(self, pick: Pick) -> _Decision | NoAccount:
         """Any account: the strategy's next."""
         rule = self._pool.strategy.name
         account = self._pick(pick, self._tried)
@@ -386,7 +388,7 @@ class _Choice:
 
     # --- what they go by -------------------------------------------------------------
 
-    def _sticky(self, bound: Sequence[tuple[str, Binding | None]]) -> dict[str, str]:
+    def _affinity_rules(self, bound: Sequence[tuple[str, Binding | None]]) -> dict[str, str]:
         """The accounts that the conversation may stick to, the strongest first (law 8).
 
         A stand-in is left between its user's turns.  Within one, which the turn state tells,
@@ -464,9 +466,9 @@ class _Choice:
             )
 
         def has_room(account: Account) -> bool:
-            return usable(account) and not candidates.spares(account)
+            return usable(account) and not candidates.passes_over(account)
 
-        candidates.doubt()
+        candidates.expire()
         account = pick(candidates.all, has_room, candidates.known)
         if account is None and candidates.forget():
             account = pick(candidates.all, usable, ())

@@ -1,4 +1,4 @@
-"""Request bodies, decoded of ``Content-Encoding`` within a bound (protocol.md §10.84)."""
+"""Decoding request bodies by ``Content-Encoding``, within a bound (protocol.md §10.84)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_encoding(encoding: str) -> None:
 
 
 def decode_body(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """The body without its encoding.
+    """Decode a body.
 
     :raises ApiError: 415 for an unknown encoding, 400 for broken bytes, 413 for a body
         that is longer than ``max_bytes`` when decoded.

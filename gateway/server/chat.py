@@ -1,4 +1,4 @@
-"""``POST /v1/chat/completions``: stateless, so any account will do (protocol.md §7)."""
+"""``POST /v1/chat/completions``: stateless, so any account can serve it (protocol.md §7)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gateway.upstream.interface import ForwardedRequest
 
 _PATH = "/chat/completions"
 
-#: What ends a stream; clients leave as they see it.
+#: The last chunk of a stream.  Clients disconnect when they have read it.
 _LAST_CHUNK = b"data: [DONE]"
 
 
@@ -57,21 +57,21 @@ class ChatSpec(RequestSpec):
         """A hash of the whole body."""
         return hash(self._request.body)
 
-    def call_for(self, account: Account) -> ForwardedRequest:
+    def request_for(self, account: Account) -> ForwardedRequest:
         """The request in the account's dialect."""
         dialect = self._dialect_of(account)
         body = build_chat_body(self._request, dialect.model, dialect.stores, dialect.spares)
         accept = EVENT_STREAM if self._request.stream else JSON
         return ForwardedRequest("POST", _PATH, call_headers(self._context, account, accept), body)
 
-    def mended(self, account: Account, error: ApiError) -> bool:
-        """Whether ``account`` may take it without what it refused."""
+    def adapt_to(self, account: Account, error: ApiError) -> bool:
+        """Give up what ``account`` refused; whether the request may now be sent to it again."""
         stores = self._request.stores and self._dialect_of(account).stores
         sent = SentRequest(self._request.members, stores=stores)
         return self._concessions.concede(account, error, sent)
 
     def accepted(self, account: Account) -> None:
-        """Learn what was given up for ``account``."""
+        """Remember what was given up for ``account``."""
         self._concessions.accepted(account)
 
     def may_move(self, error: ApiError) -> bool:
@@ -85,7 +85,7 @@ class ChatSpec(RequestSpec):
 
 
 class ChatAnswer(ProxiedResponse):
-    """The answer, whose end tells what it took.
+    """The answer; its usage is read from its end.
 
     :param passing_key: the affinity key of this request alone, or None.
     """
@@ -101,7 +101,7 @@ class ChatAnswer(ProxiedResponse):
         self._tail = b""
 
     def client_gone(self) -> None:
-        """End the request; one whose stream has come to its end is complete."""
+        """End the request; it is complete if the stream's last chunk was sent."""
         self._forget()
         if self.proxied is not None:
             self.proxied.cancel(satisfied=self._tail.rstrip().endswith(_LAST_CHUNK))
@@ -112,7 +112,7 @@ class ChatAnswer(ProxiedResponse):
         super().response_data(data)
 
     def response_usage(self) -> Usage | None:
-        """The usage that the end of the answer tells."""
+        """The usage at the end of the answer, or None."""
         return usage_in_tail(self._tail)
 
     def response_ended(self, error: ApiError | None) -> None:

@@ -1,8 +1,8 @@
-"""What the connections of a listener share: limits, bytes on their way in, slow and silent clients.
+"""What the connections of a listener share: limits, buffers for requests, slow and silent clients.
 
-:class:`ConnectionLimiter` bounds the connections, :class:`IngressBuffer` what they have sent of
-requests that are not whole, :class:`WriteStallTimer` how long one may take for what it is sent,
-and :class:`HalfClosedSocket` finds out whether a client that sends no more still reads.
+:class:`ConnectionLimiter` bounds the number of connections, :class:`IngressBuffer` the bytes of
+incomplete requests, and :class:`WriteStallTimer` the time in which a client must read what it is
+sent.  :class:`HalfClosedSocket` detects whether a client that closed its sending side still reads.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from twisted.logger import Logger
 from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
 
-#: Connections whose first head is not whole; beyond that the oldest of them is aborted.
+#: Connections without a complete first head.  Beyond this number the oldest one is aborted.
 MAX_SILENT = 1000
 
-#: The part of the open files that clients leave to upstreams, operators and the log, as one in
-#: so many.
+#: One in so many file descriptors is reserved for upstreams, operators and the log.
 _RESERVED_FILES = 4
 
 #: How long a shortage of files is reported after its last sign, in seconds.
@@ -50,8 +49,8 @@ _log = Logger(namespace="gateway.sockets")
 # --- accepted sockets ----------------------------------------------------------------------
 
 
-def set_up(transport: Any) -> None:
-    """Send what is written at once, and have the kernel notice a peer that is gone.
+def configure_socket(transport: Any) -> None:
+    """Set TCP_NODELAY and keep-alive on an accepted socket.
 
     Without TCP_NODELAY the kernel holds back a small segment until the one before it was
     acknowledged, which clients delay by up to 40 ms: the first delta of a steady stream would
@@ -65,10 +64,10 @@ def set_up(transport: Any) -> None:
 
 
 class OpenFiles:
-    """Whether this process may open enough files for one more client.
+    """Checks whether the process has enough file descriptors left for one more client.
 
-    The kernel gives each new one the lowest free number: a high number says that all below it
-    are in use, and costs nothing to look at.
+    The kernel gives each new file the lowest free number.  A high number therefore means that all
+    numbers below it are in use, which makes the check cheap.
 
     :param now: in seconds.
     """
@@ -79,13 +78,13 @@ class OpenFiles:
 
     @property
     def are_short(self) -> bool:
-        """Whether they were short a moment ago."""
+        """Whether descriptors were short within the last minute."""
         return self._short_at is not None and self._now() - self._short_at < _SHORTAGE_SECONDS
 
     def suffice(self, transport: Any, reserved: int = _RESERVED_FILES) -> bool:
-        """Whether the client behind ``transport`` leaves enough to everything else.
+        """Whether enough descriptors are left with the client behind ``transport`` connected.
 
-        :param reserved: the part that is enough, as one in so many.
+        :param reserved: one in so many descriptors must stay free.
         """
         try:
             number: int = transport.fileno()
@@ -94,11 +93,11 @@ class OpenFiles:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if limit == resource.RLIM_INFINITY or number < limit - limit // reserved:
             return True
-        self.ran_short(limit)
+        self.report_shortage(limit)
         return False
 
-    def ran_short(self, limit: int) -> None:
-        """There are too few: log it once for as long as it lasts."""
+    def report_shortage(self, limit: int) -> None:
+        """Descriptors are short: log it once per shortage."""
         if not self.are_short:
             _log.error(
                 "clients are turned away: nearly all of the {limit} files that this process may"
@@ -108,11 +107,11 @@ class OpenFiles:
         self._short_at = self._now()
 
 
-# --- how many ------------------------------------------------------------------------------
+# --- connection limits ---------------------------------------------------------------------
 
 
 class Drainable(Protocol):
-    """A connection, or a turn that goes on without one."""
+    """A connection, or a background turn that outlives its connection."""
 
     def drain(self) -> None:
         """The gateway stops: finish what runs, begin nothing more, and close."""
@@ -127,11 +126,11 @@ class ConnectionLimiter:
     Where there are too many, the one that is idle for the longest is closed first.
 
     :param max_connections: how many may be open at the same time, besides the silent ones.
-    :param max_incoming_bytes: how much of unfinished requests is kept.
-    :param max_silent: how many connections may be open whose first head is not whole.
-    :param files: whether the process may open enough of them; counted over all listeners.
-    :param reserved_files: the part of them to leave, as one in so many.
-    :ivar silent: connections whose first head is not whole, the oldest first.
+    :param max_incoming_bytes: bound on the buffered bytes of incomplete requests.
+    :param max_silent: how many connections may be open without a complete first head.
+    :param files: checks the file descriptors; shared by all listeners.
+    :param reserved_files: one in so many descriptors must stay free.
+    :ivar silent: connections without a complete first head, the oldest first.
     """
 
     def __init__(
@@ -168,12 +167,12 @@ class ConnectionLimiter:
         return [each for each in self._connections if isinstance(each, kind)]
 
     def connected(self, connection: Any) -> bool:
-        """Count a new connection, whose first head is awaited.
+        """Count a new connection as silent until its first head is complete.
 
-        Where there are too many of these, the oldest is aborted.  If files are short, that one
-        goes as well, or else one that is idle.
+        If there are too many silent connections, or too few file descriptors, the oldest silent
+        one is aborted.  If descriptors are short and there is none, an idle one is closed.
 
-        :return: whether there are files enough for what the connection will ask for.
+        :return: whether there are enough descriptors to serve the connection.
         """
         few_files = not self.files.suffice(connection.transport, self._reserved_files)
         oldest = next(iter(self.silent), None)
@@ -198,9 +197,9 @@ class ConnectionLimiter:
         self._connections.add(connection)
 
     def claim(self, connection: Drainable, key: str, most: int) -> None:
-        """Count an admitted connection among those of a key; one too many is out again.
+        """Count an admitted connection for a client key, or remove it if the key has too many.
 
-        :param most: how many the key may have.
+        :param most: how many connections the key may have.
         :raises ApiError: 429, with the time after which another try may help.
         """
         if self._key_of.get(connection) == key:
@@ -213,7 +212,7 @@ class ConnectionLimiter:
         self._of_key[key] += 1
 
     def mark_idle(self, connection: Drainable) -> None:
-        """A connection waits for a request; it may be closed meanwhile."""
+        """A connection waits for a request, and may be closed to admit another."""
         self._idle[connection] = None
 
     def mark_busy(self, connection: Drainable) -> None:
@@ -272,29 +271,29 @@ class ConnectionLimiter:
             connection.abandon()
 
 
-# --- how much is on its way in -------------------------------------------------------------
+# --- incomplete requests -------------------------------------------------------------------
 
 
 class IngressSource(Protocol):
-    """A connection that is sending something."""
+    """A connection that receives a request."""
 
     @property
     def tenant(self) -> str:
         """The name of its client key; empty while that is unknown."""
 
     def give_up(self, error: ApiError) -> None:
-        """Keep nothing of what it sends, and answer with ``error``."""
+        """Discard what was received of the request, and answer with ``error``."""
 
 
 class IngressBuffer:
-    """Counts the heads, bodies and messages of which a part has come, over all connections.
+    """Counts the buffered bytes of incomplete heads, bodies and messages of all connections.
 
-    Each has its own bound, but thousands of large ones that trickle in together would still
-    fill the memory.  Where they are too much together, the largest of the key that sends most is
-    given up: no key can keep the others out by sending much and slowly.
+    Each has its own bound, but thousands of large ones that arrive slowly would still fill the
+    memory.  When the sum exceeds ``max_bytes``, the largest request of the key that has the most
+    bytes is refused.  So no key can lock others out by sending much data slowly.
 
-    :param max_bytes: how much is kept at the same time.
-    :ivar bytes: how much is kept now.
+    :param max_bytes: bound on the sum.
+    :ivar bytes: the sum now.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -310,7 +309,7 @@ class IngressBuffer:
             self._give_up_one()
 
     def leave(self, source: IngressSource) -> None:
-        """What it sent is whole, or not wanted.  May be called again."""
+        """The request of ``source`` is complete or discarded.  May be called again."""
         self.bytes -= self._kept.pop(source, 0)
 
     def _give_up_one(self) -> None:
@@ -336,7 +335,7 @@ def _too_many(key: str, most: int) -> ApiError:
     )
 
 
-def no_room_for_files() -> ApiError:
+def too_many_open_files() -> ApiError:
     """503: the process may open no more files for clients."""
     return _unavailable("The gateway has as many files open as it may.", 30)
 
@@ -347,21 +346,21 @@ def _unavailable(message: str, retry_after: int) -> ApiError:
     )
 
 
-# --- clients that are slow, or gone --------------------------------------------------------
+# --- slow and disconnected clients ---------------------------------------------------------
 
 
-def time_for(size: int, stall_seconds: float) -> float:
-    """How many seconds ``size`` bytes may take over the network, either way."""
+def transfer_seconds(size: int, stall_seconds: float) -> float:
+    """How many seconds the transfer of ``size`` bytes may take, in either direction."""
     return stall_seconds + size / MIN_BYTES_PER_SECOND
 
 
 class WriteStallTimer:
-    """Waits for a client whose buffers are full, for a bounded time.
+    """Bounds how long a client may leave its write buffer full.
 
-    The write under way fills them, and a large one takes longer.
+    The time depends on the size of the last write.
 
     :ivar last_write: bytes of the last write.
-    :ivar is_stalled: whether the buffers are full.
+    :ivar is_stalled: whether the write buffer is full.
     """
 
     __slots__ = ("_clock", "_deadline", "is_stalled", "last_write")
@@ -373,13 +372,13 @@ class WriteStallTimer:
         self._deadline: Deadline | None = None  # few clients of ten thousand ever need one
 
     def begin(self, stall_seconds: float, lost: Callable[[], None]) -> None:
-        """The buffers are full: ``lost`` is called unless the client takes them in time."""
+        """The write buffer is full: call ``lost`` unless the client reads it in time."""
         self.is_stalled = True
         self._deadline = Deadline(self._clock, lost)
-        self._deadline.start(time_for(self.last_write, stall_seconds))
+        self._deadline.start(transfer_seconds(self.last_write, stall_seconds))
 
     def end(self) -> None:
-        """The client took everything."""
+        """The write buffer is empty."""
         self.is_stalled = False
         self.stop()
 
@@ -391,16 +390,16 @@ class WriteStallTimer:
 
 
 class HalfClosedSocket:
-    """Watches a connection whose client sends no more, until it is stopped.
+    """Watches a connection after the client closed its sending side.
 
-    The client may wait for its response (RFC 9293 §3.6), or be gone.  TCP tells one from the
-    other only where something is sent: a client that is gone answers with a reset.  So a probe
-    is sent now and then that means nothing to a client that reads, and the socket is asked for a
-    reset, which Twisted does not see while it neither reads nor writes.
+    The client may still wait for its response (RFC 9293 §3.6), or be disconnected.  TCP shows the
+    difference only when something is sent: a disconnected client answers with a reset.  So a
+    probe that readers ignore is sent now and then, and the socket is polled for a reset, because
+    Twisted does not notice one while it neither reads nor writes.
 
     :param transport: of a socket.
-    :param probe: sends something that means nothing.
-    :param gone: called once, when the client has gone.
+    :param probe: sends bytes that a reader ignores.
+    :param gone: called once, when the client has disconnected.
     """
 
     def __init__(
@@ -418,7 +417,7 @@ class HalfClosedSocket:
         self._probes = iter(_PROBES)
         self._next_probe: float | None = next(self._probes)
         self._check: IDelayedCall | None = None
-        self._look()
+        self._poll()
 
     def stop(self) -> None:
         """The connection ends."""
@@ -426,12 +425,12 @@ class HalfClosedSocket:
         if check is not None and check.active():
             check.cancel()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         if self._was_reset():
             self._check = None
             self._gone()
             return
-        self._check = self._clock.callLater(_RESET_CHECK_SECONDS, self._look)
+        self._check = self._clock.callLater(_RESET_CHECK_SECONDS, self._poll)
         due = self._next_probe
         if due is not None and self._clock.seconds() - self._began >= due:
             self._next_probe = next(self._probes, None)

@@ -58,7 +58,7 @@ class HttpEventSink(abc.ABC):
 
     :param request: the client's; the turn answers it.
     :param created_at: unix seconds.
-    :param ended: hears when the turn is over.
+    :param ended: called when the turn is over.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class HttpEventSink(abc.ABC):
         self._ended = ended
         self._turn: Turn | None = None
 
-    def opens(self, turn: Turn) -> None:
-        """``turn`` is about to start, and belongs to this request."""
+    def attach(self, turn: Turn) -> None:
+        """Connect the request to its turn, before the turn starts."""
         self._turn = turn
         self._request.when_gone(self.client_gone)
         self._request.when_abandoned(turn.abandon)
@@ -93,17 +93,17 @@ class HttpEventSink(abc.ABC):
         self._request.refuse(error)
 
     def keep_alive(self) -> None:
-        """Send a sign of life; before its one answer HTTP has none."""
+        """Do nothing: before its single answer HTTP has no keep-alive."""
         return
 
     def turn_ended(self) -> None:
-        """Forget the turn, and tell the owner."""
+        """Forget the turn, and call ``ended``."""
         turn, self._turn = self._turn, None
         if turn is not None:
             self._ended(self, turn)
 
     def headers(self) -> Mapping[str, str]:
-        """What the answer's head tells of the turn."""
+        """The headers of the answer that describe the turn."""
         return self._turn.answer_headers() if self._turn is not None else {}
 
 
@@ -158,12 +158,12 @@ class ObjectSink(HttpEventSink):
     """``stream: false``: the response object of the terminal event."""
 
     _terminal = b""
-    _told: Mapping[str, str] | None = None
+    _headers: Mapping[str, str] | None = None
 
     def relay(self, payloads: Sequence[bytes]) -> None:
         """Keep the terminal event."""
-        if self._told is None:
-            self._told = self.headers()  # at its end the turn has left its upstream
+        if self._headers is None:
+            self._headers = self.headers()  # at its end the turn has left its upstream
         for payload in payloads:
             if event_type(payload) in TERMINALS:
                 self._terminal = payload
@@ -171,15 +171,15 @@ class ObjectSink(HttpEventSink):
     def turn_ended(self) -> None:
         """Answer with the response object.
 
-        What broke off on its way is an error and not a response that failed: nothing of it
-        was seen yet, and SDKs try again by themselves.
+        A turn that broke off is answered with an error, not with a failed response: the client
+        has seen nothing of it yet, and SDKs retry errors by themselves.
         """
         turn = self._turn
         if self._terminal and not self._request.started:
             if turn is not None and turn.broken_off and turn.error is not None:
                 self._request.refuse(for_the_client(turn.error))
             else:
-                _answer_with_response(self._request, self._terminal, self._told or {})
+                _answer_with_response(self._request, self._terminal, self._headers or {})
         super().turn_ended()
 
 
@@ -196,7 +196,7 @@ class _DetachedSink(HttpEventSink):
 
 
 class BackgroundSink(_DetachedSink):
-    """``background: true``: the object of the first events; the turn goes on."""
+    """``background: true``: answers with the object of the first events; the turn runs on."""
 
     def relay(self, payloads: Sequence[bytes]) -> None:
         """Answer with the last of the first events that carries the response object."""
@@ -206,10 +206,10 @@ class BackgroundSink(_DetachedSink):
 
 
 class BackgroundStreamSink(_DetachedSink, StreamSink):
-    """``background: true`` with ``stream: true``: the turn does not need its client."""
+    """``background: true`` with ``stream: true``: the turn outlives its connection."""
 
     def client_gone(self) -> None:
-        """What it missed can be read later."""
+        """Let the turn run on; the client can read the response later."""
         if self._turn is not None:
             self._turn.resume()
 

@@ -1,6 +1,6 @@
-"""The responses that one connection gave out, and the one that a turn continues (law 7).
+"""The responses that one connection issued, and which one a turn continues (law 7).
 
-A client names the response, or its session finds it (protocol.md §6.2, §10.59, §10.76).
+The client names the response, or its session finds it (protocol.md §6.2, §10.59, §10.76).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from gateway.protocol.items import brings_history, call_ids, missing_calls
 from gateway.protocol.request import TurnRequest
 from gateway.turn.context import Resolution, TurnServices
 
-#: Ids that are remembered as given out, so that a lost one can be told from an unknown one.
+#: Bound on the issued ids that are remembered.  They distinguish evicted from unknown responses.
 _MAX_REMEMBERED = 4096
 
 _Value = TypeVar("_Value")
 
 
 class ConnectionHistory:
-    """What one connection may continue.
+    """The responses that one connection may continue.
 
     :param tenant: the client key that owns the responses.
-    :param always: continue the lane's last response even without a sign of it
+    :param always: continue the lane's last response also where the request does not refer to it
         (``chaining: always``).
     """
 
@@ -43,8 +43,8 @@ class ConnectionHistory:
     ) -> Resolution | Deferred[Resolution]:
         """Look up what a turn continues, and the issuers of its encrypted items.
 
-        What is remembered is in memory, so that the answer comes at once; a store outside of
-        the process would answer by a Deferred.
+        The store in memory answers at once; a store outside of the process would answer by a
+        Deferred.
 
         :param latest: id of the last response on the turn's lane, or None.
         :raises ApiError: when the turn continues a response that cannot be continued.
@@ -70,17 +70,17 @@ class ConnectionHistory:
         return None, None
 
     def remember(self, record: ResponseRecord, lane: str | None) -> None:
-        """``record`` was given out on ``lane``."""
+        """``record`` was issued on ``lane``."""
         _put(self._issued, record.id, lane)
         for item in record.output:
             for name in call_ids(item):
                 _put(self._calls, name, record.id)
 
     def evict(self, response_id: str | None, lane: str | None) -> None:
-        """Forget a response that a turn on ``lane`` named, as the turn was wrong in itself.
+        """Forget the response that a turn on ``lane`` named, because the turn was invalid.
 
-        Only a response that the lane made itself is forgotten, and that the upstream would not
-        have kept either.  A turn that fails through its account's fault costs nothing.
+        Only a response of the same lane that no upstream stores is forgotten.  A
+        failure of the account evicts nothing.
         """
         if response_id is None:
             return
@@ -92,11 +92,11 @@ class ConnectionHistory:
         _put(self._evicted, response_id, True)
 
     def cannot_continue(self, response_id: str) -> None:
-        """``response_id`` failed: no upstream need be asked for it."""
+        """``response_id`` failed, so no upstream is asked to continue it."""
         _put(self._evicted, response_id, True)
 
     def close(self) -> None:
-        """Forget what was not to be stored: it lives as long as its connection."""
+        """Forget responses with ``store: false``: they live as long as their connection."""
         for response_id in self._issued:
             found = self._conversations.get(self._tenant, response_id)
             if found is not None and not found.record.store:

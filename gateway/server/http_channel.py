@@ -1,8 +1,8 @@
-"""The HTTP/1.1 server: twisted.web's, with the deadlines and bounds of a server in the open.
+"""The HTTP/1.1 server: twisted.web's, with the deadlines and bounds that a public server needs.
 
-Clients and operators are served by it alike; an :class:`HttpSite` has what differs.  What
-twisted.web leaves open is bounded here: a head or a body that never ends, a body that is kept
-before its sender is known, a client that reads nothing and goes on asking, errors without a body.
+It serves clients and operators; an :class:`HttpSite` has what differs.  It bounds what twisted.web
+does not: heads and bodies that never end, bodies that are buffered before the client is
+authenticated, and clients that send requests without reading the answers.  Errors get a body.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from gateway.server.connections import (
     ConnectionLimiter,
     HalfClosedSocket,
     WriteStallTimer,
-    no_room_for_files,
-    set_up,
-    time_for,
+    configure_socket,
+    too_many_open_files,
+    transfer_seconds,
 )
 from gateway.server.http_request import ClientRequest, WireRequest, refusal
 
 #: Bound on a request's line and headers together, also where they ask for a WebSocket.
 MAX_HEAD_BYTES = 256 * 1024
 
-#: How long the rest of a refused request is read, so that its client comes to read the answer.
+#: How long a refused request is still read, in seconds, so that its client can read the answer.
 _LINGER_SECONDS = 2.0
 
-#: How long a connection may wait for its next request.
+#: How long a connection may wait for its next request, in seconds.
 IDLE_SECONDS = 75.0
 
 _log = Logger(namespace="gateway.http")
@@ -52,13 +52,13 @@ class HttpSite(Factory):
 
     :param limiter: counts the connections.
     :param head_seconds: how long a head may take.
-    :param stall_seconds: how long a client may take for what is on its way, either way, besides
-        the time that its size is worth.
+    :param stall_seconds: how long a transfer in either direction may take, besides the time that
+        its size allows.
     :param max_body_bytes: bound on a body, before and after it is decoded.
-    :ivar headers: go with every answer; names in lower case.
+    :ivar headers: sent with every answer; names in lower case.
     :ivar unfinished_make_way: whether a connection may be closed to make room for another one
         until its request is complete, and not only between two requests.
-    :ivar websockets: the factory of what a connection becomes that asks for an upgrade.
+    :ivar websockets: the factory of the protocols that connections are upgraded to; or None.
     """
 
     noisy = False
@@ -87,19 +87,19 @@ class HttpSite(Factory):
 
     @property
     def body_seconds(self) -> float:
-        """How long a body may take, besides the time that its size is worth."""
+        """How long a body may take, besides the time that its size allows."""
         return self.stall_seconds
 
     def accept(self, request: WireRequest) -> Callable[[ClientRequest], None]:
         """Decide on a request when its head is complete.
 
-        :return: what serves it when its body is complete; it may raise an ``ApiError``, too.
+        :return: the handler to call when the body is complete; it may raise an ``ApiError``, too.
         :raises ApiError: the refusal; with 429 and 503 the connection is closed after it.
         """
         raise NotImplementedError
 
     def next_connection(self) -> str:
-        """What logs call the next request: each is a connection of its own."""
+        """The name of the next request in logs, where each HTTP request counts as a connection."""
         return f"http-{self._start}-{next(self._numbers)}"
 
     def buildProtocol(self, addr: Any) -> HttpChannel:
@@ -160,13 +160,13 @@ class HttpChannel(ExtensibleHTTPChannel):
 
     def connectionMade(self) -> None:
         """Wait for the first request's head."""
-        set_up(self.transport)
+        configure_socket(self.transport)
         super().connectionMade()
         self._deadline.start(self.site.head_seconds)
         self._has_room = self.site.limiter.connected(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """The next request may begin with it."""
+        """Bytes arrived; the next request may begin with them."""
         self._may_begin()
         if self._phase is not ChannelPhase.CLOSING:
             super().dataReceived(data)
@@ -174,23 +174,23 @@ class HttpChannel(ExtensibleHTTPChannel):
             self._count_head()
 
     def _count_head(self) -> None:
-        """Count what has come of a head towards what all clients may have on its way here."""
+        """Count the bytes of an incomplete head towards the bound of all clients."""
         size = self.unfinished_head_bytes
         more, self._head_bytes = size - self._head_bytes, size
         if more > 0:
             self.site.limiter.incoming.keep(self, more)
 
     def lineReceived(self, line: bytes) -> None:
-        """The next request may have waited for the last answer."""
+        """A line arrived; it may begin a request that waited for the last answer."""
         self._may_begin()
         if self._phase is not ChannelPhase.CLOSING:
             super().lineReceived(line)
 
     def rawDataReceived(self, data: bytes) -> None:
-        """A piece of a body, or what follows a request that is being answered.
+        """A piece of a body arrived, or of requests that follow the one being answered.
 
-        Of the latter only so much is read ahead.  twisted.web forgets that bound while the
-        client does not read its answer.
+        twisted.web bounds how much it reads ahead, but not while the client does not read its
+        answer.
         """
         super().rawDataReceived(data)
         if self.stall.is_stalled and self.has_read_enough_ahead:
@@ -210,7 +210,7 @@ class HttpChannel(ExtensibleHTTPChannel):
             return False
 
     def allHeadersReceived(self) -> None:
-        """A head is complete: say whether the body is wanted before it is sent."""
+        """A head is complete: accept or refuse the request before its body is sent."""
         request = self.requests[-1]
         method, target, version = self.request_line
         self.persistent = self.checkPersistence(request, version)
@@ -235,7 +235,7 @@ class HttpChannel(ExtensibleHTTPChannel):
         super().allContentReceived()
 
     def requestDone(self, request: Request) -> None:
-        """An answer is complete; the next one must wait until it was read."""
+        """An answer is complete; the next request waits until the client has read it."""
         if self.persistent and not self.is_last and self._phase is not ChannelPhase.CLOSING:
             if self.stall.is_stalled:
                 self._unread = self.requests[0]
@@ -277,18 +277,18 @@ class HttpChannel(ExtensibleHTTPChannel):
 
     @property
     def tenant(self) -> str:
-        """The key of the request that is on its way; empty before its head is whole."""
+        """The client key of the current request; empty before its head is complete."""
         return self.requests[-1].tenant if self.requests else ""
 
     def give_up(self, error: ApiError) -> None:
-        """Keep nothing of the request that is on its way, and refuse it."""
+        """Discard what was received of the current request, and refuse it."""
         if self._phase is ChannelPhase.HEAD:
             self._refuse_connection(error)
         else:
             self.requests[-1].answer_early(error)
 
     def linger(self) -> None:
-        """This request was refused before it was read: close after reading on for a moment."""
+        """The request was refused before it was read: read on for a short time, then close."""
         self.is_last = True
         self.persistent = False
         if self._phase is ChannelPhase.BODY:
@@ -299,7 +299,7 @@ class HttpChannel(ExtensibleHTTPChannel):
         self._refuse_connection(_headers_too_long())
 
     def refuse_malformed(self) -> None:
-        """twisted.web found no HTTP in what came."""
+        """twisted.web could not parse the request."""
         if self.head_exceeds_bounds:
             self._refuse_connection(_headers_too_long())
         else:
@@ -316,9 +316,9 @@ class HttpChannel(ExtensibleHTTPChannel):
             self.loseConnection()
 
     def _too_slow(self) -> None:
-        """Whatever this connection waits for did not come."""
+        """The deadline of the current phase expired."""
         if self._phase is ChannelPhase.BODY:
-            self._look_at_body(self.requests[-1])
+            self._check_body_pace(self.requests[-1])
         elif self._phase is ChannelPhase.IDLE and self.stall.is_stalled:
             self._deadline.start(self.site.idle_seconds)  # it reads the last answer, and slowly
         elif self._phase is ChannelPhase.HEAD and self._head_bytes:
@@ -328,12 +328,12 @@ class HttpChannel(ExtensibleHTTPChannel):
         else:
             self.loseConnection()
 
-    def _look_at_body(self, request: WireRequest) -> None:
+    def _check_body_pace(self, request: WireRequest) -> None:
         if request.is_answered:
             self.loseConnection()
             return
         taken = self.site.reactor.seconds() - self._body_began
-        left = time_for(request.received, self.site.body_seconds) - taken
+        left = transfer_seconds(request.received, self.site.body_seconds) - taken
         if left > 0:
             self._deadline.start(left)
         else:
@@ -342,14 +342,14 @@ class HttpChannel(ExtensibleHTTPChannel):
     # --- answers out -----------------------------------------------------------------
 
     def pauseProducing(self) -> None:
-        """The client's buffers are full.  Comes again with every write until they are not."""
+        """The write buffer is full.  Called again with every write until it is not."""
         if not self.stall.is_stalled:
             self.stall.begin(self.site.stall_seconds, self._stalled)
         super().pauseProducing()
         self._hold_back()
 
     def resumeProducing(self) -> None:
-        """The client took everything."""
+        """The write buffer is empty."""
         self.stall.end()
         super().resumeProducing()
         self._hold_back()
@@ -365,12 +365,12 @@ class HttpChannel(ExtensibleHTTPChannel):
         _log.warn("{peer} reads too slowly and is dropped", peer=self.transport.getPeer())
         self.abort()
 
-    # --- a client that sends no more -------------------------------------------------
+    # --- half-closed connections -----------------------------------------------------
 
     def readConnectionLost(self) -> None:
-        """The client has ended its side.  What it asked for is answered, unless it is gone.
+        """The client closed its sending side.  Its request is answered, unless it disconnects.
 
-        Comes again whenever twisted.web reads on.
+        Called again whenever twisted.web reads on.
         """
         if self._phase is not ChannelPhase.ANSWER:
             self.loseConnection()
@@ -383,10 +383,10 @@ class HttpChannel(ExtensibleHTTPChannel):
         """The gateway never ends its side alone."""
 
     def _probe(self) -> None:
-        """Send a piece of the answer ahead that it must have, whatever it will be.
+        """Send a byte ahead that every answer has.
 
-        That is the next byte of the head's first word, or a zero before the size of the next
-        chunk (RFC 9112 §7.1).
+        That is the next byte of ``HTTP/1.1``, or a zero before the size of the next chunk
+        (RFC 9112 §7.1).
         """
         request = self.requests[0] if self.requests else None
         if request is None:
@@ -400,7 +400,7 @@ class HttpChannel(ExtensibleHTTPChannel):
             self.transport.write(ahead)
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        """Begin an answer, without what was sent of it already."""
+        """Begin an answer, without the bytes that probes have sent already."""
         ahead, self._sent_ahead = self._sent_ahead, 0
         super().writeHeaders(version[ahead:], code, reason, headers)
 
@@ -412,7 +412,7 @@ class HttpChannel(ExtensibleHTTPChannel):
         :raises ApiError: 503.
         """
         if not self._has_room:
-            raise no_room_for_files()
+            raise too_many_open_files()
         self.site.limiter.enter(self)
         if self._makes_way:
             self.site.limiter.mark_idle(self)
@@ -424,7 +424,7 @@ class HttpChannel(ExtensibleHTTPChannel):
         return self._phase is ChannelPhase.IDLE or (waits and self.site.unfinished_make_way)
 
     def drain(self) -> None:
-        """Close when idle; a client's request whose head is on its way still gets an answer."""
+        """Close when idle; a client's request that is being received still gets an answer."""
         self.is_last = True
         if self._phase is ChannelPhase.IDLE:
             self.loseConnection()
@@ -448,8 +448,8 @@ class HttpChannel(ExtensibleHTTPChannel):
             self.loseConnection()
 
     def loseConnection(self) -> None:
-        """Close after what was written; a client that does not take it is not waited for."""
-        self._close(time_for(self.stall.last_write, self.site.stall_seconds))
+        """Close after what was written, within a bounded time."""
+        self._close(transfer_seconds(self.stall.last_write, self.site.stall_seconds))
 
     def _close(self, seconds: float) -> None:
         """Close after what was written, which may take so many seconds."""

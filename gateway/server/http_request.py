@@ -1,7 +1,7 @@
-"""One HTTP request: how it is read and decided on, what its handler sees, how it is answered.
+"""One HTTP request: reading and accepting it, the handler's view of it, and its answer.
 
-twisted.web makes a :class:`WireRequest` for each request.  Its site decides on it when its head
-is complete, before a body is read; when the body is complete the handler gets a
+twisted.web makes a :class:`WireRequest` for each request.  The site accepts or refuses it when its
+head is complete, before a body is read.  When the body is complete, the handler gets a
 :class:`ClientRequest`.  Errors have the API's shape (protocol.md §5.1).
 """
 
@@ -34,7 +34,7 @@ class ClientRequest:
     Exactly one answer is due: :meth:`answer` or :meth:`refuse`, or :meth:`start`, any number
     of :meth:`write` and :meth:`finish`.  After the client has gone all of them do nothing.
 
-    :ivar method: in capitals; GET for HEAD, whose answer differs only on the wire.
+    :ivar method: in capitals; GET also for HEAD, because only the sending of the answer differs.
     :ivar is_head: whether it is HEAD.
     :ivar path: as sent, without the query.
     :ivar query_string: as sent, without the question mark.
@@ -76,7 +76,7 @@ class ClientRequest:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is answered, or its client gone."""
+        """Whether it is answered, or its client has disconnected."""
         return self._wire is None
 
     # --- answers ---------------------------------------------------------------------
@@ -91,7 +91,7 @@ class ClientRequest:
         self.finish()
 
     def refuse(self, error: ApiError) -> None:
-        """Answer with an error; one that comes too late for that breaks the answer off."""
+        """Answer with an error, or break the answer off if it has begun."""
         if self.started:
             self.cut()
         else:
@@ -100,8 +100,8 @@ class ClientRequest:
     def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Begin an answer that comes in pieces.
 
-        Clients show their users the ``x-request-id`` of an error; where no upstream gave one
-        it is what the log calls the request.
+        Clients show the ``x-request-id`` of an error to their users.  If no upstream gave one, it
+        is the request's name in the log.
 
         :param headers: names in lower case.
         """
@@ -116,9 +116,9 @@ class ClientRequest:
             self._wire.send(data)
 
     def finish(self) -> None:
-        """The answer is whole.
+        """The answer is complete.
 
-        What produces it may go on after that: the client's pace does not matter any more.
+        A paused producer is resumed: the client's speed does not matter any more.
         """
         wire = self._wire
         if wire is not None:
@@ -129,25 +129,25 @@ class ClientRequest:
                 resume()
 
     def cut(self) -> None:
-        """Break the answer off: the client sees that it is not whole."""
+        """Break the answer off: the client sees that it is incomplete."""
         if self._wire is not None:
             self._wire.cut()
 
     # --- what happens meanwhile ------------------------------------------------------
 
     def when_gone(self, call: Callable[[], None]) -> None:
-        """Call this when the client leaves before its answer is whole."""
+        """Call this when the client disconnects before its answer is complete."""
         self._gone = call
 
     def when_abandoned(self, call: Callable[[ApiError], None]) -> None:
-        """Call this instead of :meth:`refuse` when the gateway can wait no longer."""
+        """Call this instead of :meth:`refuse` when the time for shutdown is over."""
         self._abandoned = call
 
     def when_slow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Call these as the client falls behind and catches up.
 
-        What produces the answer must stop meanwhile.  A client that takes too long is cut
-        off by the connection.
+        The producer of the answer must stop meanwhile.  The connection drops a client that takes
+        too long.
         """
         self._pause, self._resume = pause, resume
         if self._is_held_back:
@@ -164,13 +164,13 @@ class ClientRequest:
                 gone()
 
     def abandon(self, error: ApiError) -> None:
-        """The gateway can wait no longer."""
+        """End the request, because the time for shutdown is over."""
         if self._wire is not None:
             (self._abandoned or self.refuse)(error)
             self.cut()
 
     def hold_back(self, held_back: bool) -> None:
-        """The connection's buffers are full, or empty again.  May repeat itself."""
+        """The connection's write buffer is full, or empty again.  May be called repeatedly."""
         if held_back is self._is_held_back:
             return
         self._is_held_back = held_back
@@ -189,7 +189,7 @@ class WireRequest(Request):
 
     :ivar headers: see :func:`header_texts`.
     :ivar tenant: the name of its client key; empty while that is unknown.
-    :ivar client_request: what its handler sees; None before the request is complete.
+    :ivar client_request: the handler's view of it; None before the request is complete.
     :ivar is_answered: whether it was answered before its body was read.
     :ivar received: bytes of its body so far, as sent.
     """
@@ -213,7 +213,7 @@ class WireRequest(Request):
     # --- reading ---------------------------------------------------------------------
 
     def begin(self, method: bytes, target: bytes, version: bytes, length: int | None) -> None:
-        """Decide, before its body is read, whether the request is welcome.
+        """Accept or refuse the request before its body is read.
 
         :param length: of the body; None while that is unknown.
         """
@@ -245,7 +245,7 @@ class WireRequest(Request):
 
     @property
     def expects_continue(self) -> bool:
-        """Whether its client is to hear that its body is welcome (RFC 9110 §10.1.1)."""
+        """Whether to answer ``100 Continue`` before the body (RFC 9110 §10.1.1)."""
         expected = self.headers.get("expect", "").lower() == "100-continue"
         return expected and self._refusal is None and self.clientproto == b"HTTP/1.1"
 
@@ -261,9 +261,9 @@ class WireRequest(Request):
             self._site.limiter.incoming.keep(self.channel, len(data))
 
     def answer_early(self, error: ApiError) -> None:
-        """Answer now, read the rest for a moment, and close.
+        """Answer now, read on for a short time, and close.
 
-        A connection that is closed on unread bytes is reset, and the answer lost.
+        A connection that is closed with unread bytes is reset, and the answer is lost.
         """
         self.is_answered = True
         self._body = BytesIO()
@@ -290,7 +290,7 @@ class WireRequest(Request):
         return b"\r\n".join([*lines, b"", b""])
 
     def process(self) -> None:
-        """Hand it to its handler; twisted.web leaves the body of an answer to HEAD out."""
+        """Call the handler; twisted.web leaves out the body of an answer to HEAD."""
         client_request = self.client_request = ClientRequest(
             self,
             self.method.decode("latin-1"),
@@ -316,7 +316,7 @@ class WireRequest(Request):
             client_request.refuse(ApiError.gateway_failed())
 
     def parseCookies(self) -> None:
-        """The few that matter are read where they do."""
+        """Do nothing: only the admin side reads cookies, from the header."""
 
     def gotLength(self, length: int | None) -> None:
         """The body is kept in memory, not in a file: it is bounded, and read at once."""
@@ -348,7 +348,7 @@ class WireRequest(Request):
             self.channel.abort()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The client left."""
+        """The client disconnected."""
         super().connectionLost(reason)
         if self.client_request is not None:
             self.client_request.client_gone()

@@ -1,4 +1,4 @@
-"""The clients' listener: the API's endpoints, and which requests of clients are welcome."""
+"""The clients' listener: the API's endpoints, and which requests are accepted."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ClientSite(HttpSite):
     """The factory of the clients' connections.
 
     :param table: what is served under each of the API's prefixes.
-    :param websockets: the factory of what a connection becomes that asks for an upgrade.
+    :param websockets: the factory of the protocols that connections are upgraded to.
     """
 
     headers: Mapping[str, str] = {"server": "responses-gateway"}
@@ -109,8 +109,8 @@ class ClientSite(HttpSite):
     def accept(self, request: WireRequest) -> Callable[[ClientRequest], None]:
         """Admit the connection, find the route, and authenticate the client.
 
-        A connection without a key is closed after its answer: kept, it would take a place from
-        those that have one.
+        A connection without a valid key is closed after its answer, so that it does not count
+        against the connections of clients with a key.
         """
         channel = request.channel
         try:

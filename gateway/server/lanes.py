@@ -32,7 +32,7 @@ Send = Callable[[Sequence[bytes]], None]
 
 
 class LaneState(enum.Enum):
-    """What a lane does."""
+    """The states of a lane."""
 
     IDLE = "nothing"
     WAITING = "its next turn waits for room"
@@ -89,9 +89,9 @@ class Lanes:
     :param max_queued_bytes: how long all of them together may be.
     :param send: sends events to the client.
     :param start: runs a turn on a lane; it may end before this returns.
-    :param ended: called with every turn that ended; it calls :meth:`go_on`.
+    :param ended: called with every turn that ended; it calls :meth:`release`.
     :ivar running: turns in progress.
-    :ivar is_paused: the client does not keep up, and nothing starts.
+    :ivar is_paused: the client reads too slowly, so no turn starts.
     :ivar is_ending: nothing starts any more.
     """
 
@@ -133,7 +133,7 @@ class Lanes:
         lane = self._lanes.get(name)
         return lane.running if lane is not None else None
 
-    # --- what waits ------------------------------------------------------------------
+    # --- queued turns ----------------------------------------------------------------
 
     def add(self, request: TurnRequest, now: float) -> None:
         """Run a turn, at once or after those before it on its lane.
@@ -159,40 +159,40 @@ class Lanes:
             self._waiting.append(lane)
             self._start_waiting()
 
-    def go_on(self, lane: Lane) -> None:
+    def release(self, lane: Lane) -> None:
         """The turn on ``lane`` ended: the next one of all lanes may start."""
         self.running -= 1
         lane.state = LaneState.IDLE
         if self.is_ending:
-            self._give_back(lane)
+            self._reject_queued(lane)
         elif lane.queue:
             lane.state = LaneState.WAITING
             self._waiting.append(lane)
         self._start_waiting()
 
     def pause(self) -> None:
-        """The client does not keep up: stop its upstreams."""
+        """The client reads too slowly: stop reading its upstreams."""
         self.is_paused = True
         for turn in self.turns():
             turn.pause()
 
     def resume(self) -> None:
-        """The client caught up; what flows now may fill its buffers again."""
+        """The client caught up: read on; that may fill its write buffer again."""
         self.is_paused = False
         for turn in self.turns():
             turn.resume()
         self._start_waiting()
 
     def end(self) -> None:
-        """Start nothing more: lanes that wait are told now, the others after their turns."""
+        """Start nothing more: refuse queued turns, on busy lanes after the running turn."""
         self.is_ending = True
         waiting, self._waiting = self._waiting, []
         for lane in waiting:
             lane.state = LaneState.IDLE
-            self._give_back(lane)
+            self._reject_queued(lane)
 
     def forget(self) -> None:
-        """The client is gone: start nothing more, and tell nothing."""
+        """The client is gone: drop queued turns without an answer."""
         for lane in self._lanes.values():
             lane.queue.clear()
         self.end()
@@ -228,11 +228,11 @@ class Lanes:
                 _log.failure("a turn could not be made")
                 if lane.running is None:
                     lane.refuse(ApiError.gateway_failed())
-                    self.go_on(lane)
+                    self.release(lane)
         self._starting = False
 
-    def _give_back(self, lane: Lane) -> None:
-        """What waits on ``lane`` will not start: let the client send it elsewhere."""
+    def _reject_queued(self, lane: Lane) -> None:
+        """Refuse the queued turns of ``lane``: the client can send them over another connection."""
         while lane.queue:
             request, _ = lane.queue.popleft()
             self._queued_bytes -= request.size
@@ -240,7 +240,7 @@ class Lanes:
 
 
 def connection_ends() -> ApiError:
-    """What tells a client to send its turn over another connection."""
+    """The error by which clients send their turn over another connection."""
     return ApiError.connection_limit_reached(
         "This connection has reached its end; open a new one and send the full input."
     )

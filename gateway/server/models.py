@@ -1,7 +1,7 @@
 """``GET /v1/models``, in the platform's shape and in Codex's (protocol.md §7, §10.82).
 
-What is listed is what a client can use: the names and aliases the operator wrote down, and
-what upstreams offer under the operator's patterns, as far as the client's key allows it.
+The list has the models that a client can use: the names and aliases in the configuration, and the
+upstreams' models that match its patterns, as far as the client's key allows them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class _Model(msgspec.Struct):
 
 
 class Models:
-    """The handlers.
+    """The handlers of ``/v1/models``.
 
-    :param may_use: what each tenant may be shown.
+    :param may_use: whether a tenant's key allows a model.
     """
 
     def __init__(self, pool: AccountPool, catalogues: ModelCatalog, may_use: MayUse) -> None:
@@ -126,7 +126,7 @@ class Models:
         version: str | None,
         done: Callable[[Sequence[AccountModels | None]], None],
     ) -> None:
-        """Ask all services at once, but none of which all model names are configured."""
+        """Ask all services at once, except those whose model names are all configured."""
         found: list[AccountModels | None] = [None] * len(services)
         missing = len(services)
 
@@ -147,7 +147,7 @@ class Models:
 
 
 def _names_of(account: Account, offered: Iterable[str]) -> Iterable[str]:
-    """What clients may call the models of ``account``."""
+    """The names by which clients can use the models of ``account``."""
     settings = account.settings
     yield from (model for model in settings.models if not _PATTERN.search(model))
     yield from settings.aliases
@@ -175,7 +175,7 @@ def _platform_list(models: Mapping[str, msgspec.Raw]) -> dict[str, object]:
 
 
 def _answer(request: ClientRequest, body: object, etag: str | None) -> None:
-    """Answer with JSON, or with 304 a client that has it already (RFC 9110 §13.1.2)."""
+    """Answer with JSON, or with 304 if the client has it already (RFC 9110 §13.1.2)."""
     encoded = msgspec.json.encode(body)
     tag = etag or f'"{blake2b(encoded, digest_size=12).hexdigest()}"'
     if _has(request.headers.get("if-none-match", ""), tag):

@@ -1,13 +1,13 @@
 """Requests that are forwarded as they are, and their answers (protocol.md §7).
 
 :class:`InputEndpoints` serves ``/responses/compact`` and ``/responses/input_tokens``.  They take
-the input of a turn: what it continues is named to the account that holds it, or sent along.  A
+the input of a turn: the request chains to the previous response or replays the conversation.  A
 compaction starts a new chain, which only the account that encrypted it can read (protocol.md §6.5).
 
-:class:`StoredResponses` serves what is stored: responses are read, deleted, cancelled, and their
-input is listed, where they are kept.  Only the account that made a response keeps it.  Which one
-that is, the conversation store knows for an hour and the owners for weeks; an id that neither
-knows may be asked for while there is one tenant only: then accounts are asked one after the other.
+:class:`StoredResponses` reads, deletes and cancels stored responses, and lists their input.  Only
+the account that made a response keeps it.  The conversation store knows that account for an hour
+and the owners know it for weeks.  If neither knows the id, and there is only one tenant,
+accounts are asked one after the other.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ JSON = "application/json"
 #: Accounts that are asked for a response that the gateway does not know.
 _MOST_ASKED = 16
 
-#: No id is longer; some services put a whole state into theirs.
+#: Longest id, in characters; some services encode a whole state in theirs.
 _MAX_ID = 4096
 
-#: In a path these are no names but steps, to what is no response (RFC 3986 §5.2.4).
+#: Dot segments, which would lead to another path (RFC 3986 §5.2.4).
 _DOTS = frozenset({".", ".."})
 
 #: What may stand in a query as it is (RFC 3986 §3.4).
@@ -58,9 +58,9 @@ _QUERY = "%/?:@!$&'()*+,;=-._~[]"
 
 
 class ProxiedResponse:
-    """Writes an upstream's answer as it comes: a sink of proxied responses.
+    """Writes an upstream's answer to the client as it arrives.
 
-    :param request: whose answer it is.
+    :param request: the request to answer.
     """
 
     def __init__(self, services: TurnServices, request: ClientRequest) -> None:
@@ -74,7 +74,7 @@ class ProxiedResponse:
     ) -> None:
         """Send the request on its way.
 
-        :param response_id: what it is about, for logs.
+        :param response_id: the response that it is about, for logs.
         """
         proxied = self.proxied = ProxiedRequest(self.services, context, spec, self)
         if response_id is not None:
@@ -99,7 +99,7 @@ class ProxiedResponse:
         self.request.write(data)
 
     def response_usage(self) -> Usage | None:
-        """Nothing is known of what it took."""
+        """None: the usage of this answer is not known."""
         return None
 
     def response_ended(self, error: ApiError | None) -> None:
@@ -144,7 +144,7 @@ def context_of(
 def call_headers(
     context: TurnContext, account: Account, accept: str, has_body: bool = True
 ) -> dict[str, str]:
-    """The headers of a passed request; what authorizes it comes with the account's upstream."""
+    """The headers of a forwarded request; the account's upstream adds the credentials."""
     headers = {"accept": accept, **context.client_headers}
     if has_body:
         headers["content-type"] = JSON
@@ -152,14 +152,14 @@ def call_headers(
     return headers
 
 
-# --- a conversation as a whole -------------------------------------------------------------
+# --- compaction and token counts -----------------------------------------------------------
 
 
 class InputOperation(NamedTuple):
-    """What is asked about a conversation.
+    """One of the endpoints that take the input of a turn.
 
-    :ivar what: what logs call it.
-    :ivar generates: whether a model works on it.
+    :ivar what: its name in logs.
+    :ivar generates: whether a model generates the answer.
     :ivar held_bytes: bound on its answer, which is held until it is whole.
     """
 
@@ -217,10 +217,10 @@ class InputSpec(RequestSpec):
         return PoolRoute(wanted, self._continuity, found.parent)
 
     def fingerprint(self) -> bytes:
-        """Of the request as the client sent it."""
+        """The fingerprint of the request as the client sent it."""
         return self._request.fingerprint()
 
-    def call_for(self, account: Account) -> ForwardedRequest:
+    def request_for(self, account: Account) -> ForwardedRequest:
         """The request in the account's dialect, with as much of the conversation as it needs."""
         plan = self.plan = self._planned(account)
         dialect = self._dialect_of(account)
@@ -230,20 +230,20 @@ class InputSpec(RequestSpec):
         body = build_input_body(self._request, plan.items, plan.previous_response_id, dialect)
         return ForwardedRequest("POST", self._path, headers, body)
 
-    def mended(self, account: Account, error: ApiError) -> bool:
-        """Whether ``account`` may take it in another way."""
+    def adapt_to(self, account: Account, error: ApiError) -> bool:
+        """Change the request to what ``account`` accepts; whether it may be sent there again."""
         if self.plan is None:
             return False
         sent = self._continuity.sent(self.plan, self._dialect_of(account))
         asked = sent._replace(added_include=False, streams=None, tool_items=False)
-        return self._continuity.mended(account, self.plan, asked, error)
+        return self._continuity.adapt_to(account, self.plan, asked, error)
 
     def accepted(self, account: Account) -> None:
-        """Learn what was given up for ``account``."""
+        """Remember what was given up for ``account``."""
         self._continuity.concessions.accepted(account)
 
     def translated(self, error: ApiError) -> ApiError:
-        """The error as it concerns the conversation."""
+        """The error from the conversation's point of view."""
         return self._continuity.translated(error)
 
     def may_move(self, error: ApiError) -> bool:
@@ -257,10 +257,11 @@ class InputSpec(RequestSpec):
         return dialect if self.generates else dialect._replace(cache_key=None)
 
     def _planned(self, account: Account) -> ContextPlan:
-        """How the context gets there.
+        """Chain or replay.
 
-        The answer does not show whether a previous response was taken up, so it is named
-        only where that is sure: an account that ignored it would compact half of it.
+        The answer does not show whether the account continued a previous response.  So it is
+        chained only to an account that is known to do so: one that ignores the previous response
+        would compact a part of the conversation.
         """
         concessions = self._continuity.concessions.to(account)
         plan = self._continuity.plan(account, concessions)
@@ -274,12 +275,12 @@ class InputSpec(RequestSpec):
 
 
 class InputAnswer(ProxiedResponse):
-    """The answer; its encrypted items are noted under the account that issued them."""
+    """The answer; the account is noted as the issuer of its encrypted items."""
 
     _usage: Usage | None = None
 
     def response_data(self, data: bytes) -> None:
-        """Write the answer, which was held: this is all of it."""
+        """Write the answer, which was held until it was complete."""
         compacted = read_compaction(data)
         self._usage = compacted.usage
         if self.proxied is not None and self.proxied.account is not None:
@@ -288,7 +289,7 @@ class InputAnswer(ProxiedResponse):
         super().response_data(data)
 
     def response_usage(self) -> Usage | None:
-        """The usage that the answer tells."""
+        """The usage in the answer, or None."""
         return self._usage
 
 
@@ -321,7 +322,7 @@ class InputEndpoints:
 class StoredSpec(RequestSpec):
     """One request about a stored response.
 
-    :param record: what is remembered of the response, or None.
+    :param record: the store's record of the response, or None.
     :param path: with the query.
     :param reads: whether it changes nothing, so that another account may be asked after any
         failure; otherwise only after one that did not know the response.
@@ -357,7 +358,7 @@ class StoredSpec(RequestSpec):
         """The path of the response."""
         return self._path
 
-    def call_for(self, account: Account) -> ForwardedRequest:
+    def request_for(self, account: Account) -> ForwardedRequest:
         """The request, with the account's own headers."""
         headers = call_headers(self._context, account, self._accept, has_body=False)
         body = b"" if self._method == "POST" else None
@@ -375,7 +376,7 @@ class StoredSpec(RequestSpec):
             return []
         owner = services.owners.owner_of(context.tenant, response_id)
         if owner is None and record is not None:
-            # No upstream knows what the gateway made, or was not to be stored.
+            # No upstream knows a response of the gateway's own, or one with store: false.
             return self._known(record.account if record.held_upstream and record.store else None)
         if owner is not None:
             return self._known(owner)
@@ -446,9 +447,9 @@ class StoredResponses:
 
 
 class StoredAnswer(ProxiedResponse):
-    """The answer, and what it shows: where the response is kept, or that it is gone.
+    """The answer; it shows which account keeps the response, or that it was deleted.
 
-    :param remembered: what the store holds of the response, or None.
+    :param remembered: the transcript of the response in the store, or None.
     """
 
     def __init__(
@@ -465,7 +466,7 @@ class StoredAnswer(ProxiedResponse):
         self._remembered = remembered
 
     def response_ended(self, error: ApiError | None) -> None:
-        """Note where the response is kept, or that it is gone."""
+        """Note which account keeps the response, or forget a deleted one."""
         owners = self.services.owners
         proxied = self.proxied
         if error is None and self.request.method == "DELETE":
@@ -478,7 +479,7 @@ class StoredAnswer(ProxiedResponse):
 
 
 def _unknown(response_id: str) -> ApiError:
-    """The platform's own words."""
+    """404, with the platform's message."""
     return ApiError(
         404, "invalid_request_error", f"Response with id '{response_id[:200]}' not found."
     )

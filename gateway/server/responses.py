@@ -1,4 +1,4 @@
-"""``POST /v1/responses``: a turn for a client without a socket (protocol.md §7)."""
+"""``POST /v1/responses``: turns over HTTP (protocol.md §7)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gateway.turn.turn import Turn
 class Responses:
     """Runs the turns of HTTP clients.
 
-    :param limiter: counts the turns that go on without a client.
+    :param limiter: counts background turns, which outlive their connections.
     """
 
     def __init__(self, services: TurnServices, limiter: ConnectionLimiter) -> None:
@@ -53,7 +53,7 @@ class Responses:
         sink = self._sink(request, turn_request, accepted_at)
         history = ConnectionHistory(services, tenant, False)
         turn = Turn(services, context, turn_request, sink, history.resolve)
-        sink.opens(turn)
+        sink.attach(turn)
         self._running.add(sink)
         turn.start()
 
@@ -67,7 +67,7 @@ class Responses:
         return sink
 
     def _turn_ended(self, sink: HttpEventSink, turn: Turn) -> None:
-        """Forget what was not to be stored: it cannot be continued after its request."""
+        """Forget a response with ``store: false``: it cannot be continued after its request."""
         self._running.discard(sink)
         if turn.recorded is not None and not turn.recorded.record.store:
             self._services.conversations.evict(turn.recorded)

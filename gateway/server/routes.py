@@ -1,4 +1,4 @@
-"""Which handler serves a path and a method, and where clients find the API (protocol.md §2.1)."""
+"""The routing table of HTTP requests, and the API's path prefixes (protocol.md §2.1)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from gateway.protocol.errors import ApiError
 
-#: Where platform clients, and Codex with a ChatGPT login, look for the API.
+#: Path prefixes of the API: for platform clients, and for Codex with a ChatGPT login.
 PREFIXES = ("/v1", "/backend-api/codex")
 
 H = TypeVar("H")
@@ -27,9 +27,9 @@ class NoRoute(Exception):
 
 
 class Route(NamedTuple, Generic[H]):
-    """What a request's path and method lead to.
+    """A handler, and the parameters from the path.
 
-    :ivar parameters: what stands in the path for each name in braces.
+    :ivar parameters: the part of the path for each name in braces.
     """
 
     handler: H
@@ -37,7 +37,7 @@ class Route(NamedTuple, Generic[H]):
 
 
 class RouteTable(Generic[H]):
-    """Finds handlers.
+    """Maps paths and methods to handlers.
 
     :param table: the handlers of each path template, by method.  ``/responses/{response_id}``:
         a name in braces stands for one part of the path that is not empty; where several
@@ -54,7 +54,7 @@ class RouteTable(Generic[H]):
     def find(self, method: str, parts: _Parts) -> Route[H]:
         """The route of a request.
 
-        :param parts: what stands between the slashes of its path.
+        :param parts: the parts of its path between the slashes.
         :raises NoRoute: for an unknown path, or a method that it does not have.
         """
         wanted = "GET" if method == "HEAD" else method
@@ -86,10 +86,9 @@ def _match(template: _Parts, parts: _Parts) -> dict[str, str] | None:
 
 
 def parts_of(path: str) -> tuple[str, ...]:
-    """What stands between the slashes.
+    """The non-empty parts of a path.
 
-    Clients that join a base URL and a path write a slash twice, or one at the end; no part of
-    the API has an empty name.
+    Clients that join a base URL and a path may write a slash twice, or one at the end.
     """
     return tuple(part for part in path.split("/") if part)
 

@@ -1,6 +1,6 @@
-"""The session: what one client connection asked for, remembers and may continue.
+"""The session of one WebSocket connection: its messages, its turns and what it may continue.
 
-A session reads messages and starts turns; it knows nothing of frames or sockets.
+A session does not depend on frames or sockets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gateway.protocol.turn_state import TURN_STATE
 from gateway.routing.affinity import affinity_keys, connection_key
 from gateway.server.history import ConnectionHistory
 from gateway.server.lanes import Lane, Lanes, connection_ends
-from gateway.turn.context import Told, TurnContext, TurnServices
+from gateway.turn.context import MetadataFields, TurnContext, TurnServices
 from gateway.turn.turn import Turn
 
 #: WebSocket close codes (RFC 6455 and its registry).
@@ -40,10 +40,10 @@ _CLOSE_GOING_AWAY = 1001
 _CLOSE_POLICY = 1008
 _CLOSE_RESTART = 1012
 
-#: Answers beside its turns that a client which reads nothing may pile up.
+#: Bound on answers to messages without a turn, while the client reads nothing.
 _MAX_UNREAD_ANSWERS = 100
 
-#: How much of a response's id is echoed; no real one is longer.
+#: How much of a response's id is echoed, in characters.
 _MAX_ECHO = 4096
 
 
@@ -63,14 +63,14 @@ class ClientIdentity:
 
     :ivar tenant: name of the authenticated key.
     :ivar connection: the connection's own id.
-    :ivar headers: those of the handshake that matter to upstreams, in lower case.
-    :ivar told: what the client is told beside its answers.
+    :ivar headers: the handshake's headers that are forwarded; names in lower case.
+    :ivar metadata: what it gets in ``response.metadata`` events.
     """
 
     tenant: str
     connection: str
     headers: Mapping[str, str]
-    told: Told = Told.NOTHING
+    metadata: MetadataFields = MetadataFields.NONE
 
 
 class ResponsesSession:
@@ -99,7 +99,7 @@ class ResponsesSession:
         self._history = ConnectionHistory(services, client.tenant, settings.chaining == "always")
         self._close_code = _CLOSE_GOING_AWAY
         self._unread_answers = 0
-        self._is_last_word_said = False
+        self._closes_when_idle = False
 
     # --- the connection's side -------------------------------------------------------
 
@@ -119,7 +119,7 @@ class ResponsesSession:
         return self._lanes.queued
 
     def message(self, payload: bytes) -> None:
-        """A text message arrived; whatever is wrong with it is answered."""
+        """Handle a text message; an invalid one is answered with an error."""
         stream_id: str | None = None
         try:
             members = read_members(json_text(payload))
@@ -144,7 +144,7 @@ class ResponsesSession:
         self._answer(event)
 
     def pause(self) -> None:
-        """The client does not keep up: stop its upstreams, and no others."""
+        """The client reads too slowly: stop reading its upstreams."""
         self._lanes.pause()
 
     def resume(self) -> None:
@@ -153,7 +153,7 @@ class ResponsesSession:
         self._lanes.resume()
 
     def closed(self) -> None:
-        """The connection is gone: cancel what runs, forget what waits."""
+        """The connection is gone: cancel running turns, drop queued ones."""
         self._lanes.forget()
         for turn in self._lanes.turns():
             turn.cancel()
@@ -161,18 +161,18 @@ class ResponsesSession:
         key = connection_key(self.client.tenant, self.client.connection)
         self._services.pool.bindings.release(key)
 
-    def hears_no_more(self) -> None:
-        """The client has asked for all it wants: leave when that is answered."""
-        self._is_last_word_said = True
-        self._close_when_idle()
+    def close_after_turns(self) -> None:
+        """The client closed its sending side: close when all its turns have ended."""
+        self._closes_when_idle = True
+        self._close_if_idle()
 
     def drain(self) -> None:
-        """The gateway stops: finish what runs, start nothing more."""
+        """The gateway stops: finish running turns, start no others."""
         self._start_no_more(_CLOSE_GOING_AWAY)
         self._close_between_turns()
 
     def abandon(self) -> None:
-        """The gateway can wait no longer."""
+        """End the running turns, because the time for shutdown is over."""
         self._start_no_more(_CLOSE_RESTART)
         error = ApiError.gateway_restarts()
         for turn in self._lanes.turns():
@@ -200,7 +200,7 @@ class ResponsesSession:
             self._answer(interrupt_failed(response_id[:_MAX_ECHO]))
 
     def _cancel(self, members: Members, size: int) -> None:
-        """``response.cancel``: end what runs, unless it names a response that does not."""
+        """``response.cancel``: end the lane's turn, unless another response is named."""
         running = self._lanes.turn_on(read_stream_id(members))
         named = member(members, "response_id", str)
         if running is not None and (not named or named == running.response_id):
@@ -216,8 +216,8 @@ class ResponsesSession:
     def _answer(self, event: bytes) -> None:
         """Answer a message that runs no turn.
 
-        A client that goes on asking and does not read the answers is let go: they would fill
-        the memory.
+        A client that keeps sending without reading is disconnected: the answers would fill the
+        memory.
         """
         if self._lanes.is_paused:
             self._unread_answers += 1
@@ -243,7 +243,7 @@ class ResponsesSession:
             ),
             accepted_at=accepted_at,
             turn_state=metadata.get(TURN_STATE),
-            told=client.told,
+            metadata=client.metadata,
         )
         resolve = partial(self._history.resolve, latest=lane.latest)
         lane.running = turn = Turn(self._services, context, request, lane, resolve)
@@ -257,13 +257,13 @@ class ResponsesSession:
             self._history.cannot_continue(turn.record.response_id)
         if turn.error is not None and is_clients_fault(turn.error):
             self._history.evict(turn.request.previous_response_id, lane.name)
-        self._lanes.go_on(lane)
+        self._lanes.release(lane)
         if self._lanes.is_ending:
             self._close_between_turns()
-        self._close_when_idle()
+        self._close_if_idle()
 
-    def _close_when_idle(self) -> None:
-        if self._is_last_word_said and not self._lanes.running and not self._lanes.queued:
+    def _close_if_idle(self) -> None:
+        if self._closes_when_idle and not self._lanes.running and not self._lanes.queued:
             self._channel.close(_CLOSE_NORMAL, "all turns have ended")
 
     def _close_between_turns(self) -> None:
@@ -271,7 +271,7 @@ class ResponsesSession:
             self._channel.close(self._close_code, "the connection ends between turns")
 
     def _start_no_more(self, close_code: int) -> None:
-        """The connection ends when the running turns have; lanes hear of it after theirs."""
+        """Start no more turns; the connection closes when the running ones have ended."""
         self._close_code = close_code
         self._lanes.end()
 
@@ -282,10 +282,10 @@ class ResponsesSession:
         return age >= self._settings.max_age_minutes * 60
 
     def _turn_away(self, stream_id: str | None) -> None:
-        """Make the client come back on a new connection.
+        """Refuse a turn so that the client sends it over a new connection.
 
-        The code stays the one of whatever ends it first: SDKs reconnect by themselves after
-        that of a stop, not after a normal one.
+        The first close code stays: SDKs reconnect by themselves after the code of a shutdown,
+        but not after a normal close.
         """
         self._start_no_more(self._close_code if self._lanes.is_ending else _CLOSE_NORMAL)
         self.refuse(connection_ends(), stream_id)

@@ -36,27 +36,28 @@ from gateway.server.http_request import headers_of, refusal
 from gateway.server.routes import PREFIXES, nothing_served, parts_of
 from gateway.server.session import ClientIdentity, ResponsesSession
 from gateway.server.websocket_frames import text_frames
-from gateway.turn.context import Told, TurnServices
+from gateway.turn.context import MetadataFields, TurnServices
 
 PATHS = tuple(f"{prefix}/responses" for prefix in PREFIXES)
 
 _PARTS = frozenset(map(parts_of, PATHS))
 
-#: A client that sends this header is told the account and the route of each turn.
+#: A client that sends this header gets the account and the route of each turn.
 EXPLAIN = "x-gateway-explain"
 
-#: Sent by every Codex that echoes turn states.
+#: Codex clients that send this header echo turn states.
 _CODEX = "x-codex-turn-metadata"
 
-#: Pings keep network devices awake; no client is dropped for not answering them.
+#: Interval of pings, in seconds.  They keep connections open in network devices; clients need
+#: not answer them.
 _PING_SECONDS = 30
 
-#: How long the last bytes may take to reach a client whose connection is closed.
+#: How long the last bytes may take to reach the client after the close, in seconds.
 _CLOSE_SECONDS = 2.0
 
 _PONG = 10
 
-#: The bytes of a head as Autobahn is shown them; see :meth:`ResponsesProtocol.processHandshake`.
+#: Translates a head to what Autobahn gets; see :meth:`ResponsesProtocol.processHandshake`.
 _ASCII = bytes(
     code if code < 0x80 and code not in b"\v\f\x1c\x1d\x1e" else 0x3F for code in range(256)
 )
@@ -84,15 +85,15 @@ class ResponsesProtocol(WebSocketServerProtocol):
     # --- handshake -------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        """The handshake is on its way; a client that then says nothing may stay."""
+        """Begin the handshake; after it, a silent client is not disconnected."""
         super().connectionMade()
         self._stall = WriteStallTimer(self.factory.reactor)
 
     def processHandshake(self) -> None:
-        """Read the headers from the bytes, and show Autobahn nothing but ASCII.
+        """Read the headers from the raw bytes, and give Autobahn only ASCII.
 
-        Autobahn decodes them, and takes letters that have a byte 0x85 or 0xA0 in UTF-8 for ends
-        of lines or spaces.
+        Autobahn decodes the head, and treats letters with a byte 0x85 or 0xA0 in UTF-8 as line
+        ends or spaces.
         """
         end = self.data.find(b"\r\n\r\n")
         if end >= 0:
@@ -116,7 +117,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
             raise ConnectionDeny(error.status, "refused") from None
 
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
-        """Refuse the upgrade by an HTTP answer that says why."""
+        """Refuse the upgrade with an HTTP answer in the API's error shape."""
         error = self._refusal
         if any(name.lower() == "sec-websocket-version" for name, _ in responseHeaders or ()):
             code = HTTPStatus.UPGRADE_REQUIRED
@@ -130,7 +131,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         self.dropConnection(abort=False)
 
     def onOpen(self) -> None:
-        """Drop the handshake's strings, which ten thousand connections would keep."""
+        """Drop the handshake's strings, which would cost memory for every connection."""
         self.http_request_data = b""
         self.http_response_data = ""
         self.http_headers = self._headers = {}
@@ -142,7 +143,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
     dataReceived = websocket_data_received
 
     def onMessageFrameBegin(self, length: int) -> None:
-        """Count the message; above the bound it is read on but not kept."""
+        """Count the message's length; above the bound it is read but not kept."""
         self.frame_length = length
         self.frame_data = []
         self.message_data_total_length += length
@@ -150,7 +151,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
             self._refuse_length()
 
     def onMessageFrameData(self, payload: bytes) -> None:
-        """Keep a piece; compressed ones may be longer than their frame said."""
+        """Keep a piece; a compressed one may be longer than its frame."""
         if self._unwanted is None:
             self._kept_bytes += len(payload)
             if self._kept_bytes > self.factory.max_message_bytes:
@@ -174,7 +175,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         return "" if self.session is None else self.session.client.tenant
 
     def give_up(self, error: ApiError) -> None:
-        """Keep nothing of the message; it is answered when it ends."""
+        """Discard the message; the error is sent when it ends."""
         self._unwanted = error
         self.frame_data, self.message_data = [], []
         self.factory.incoming.leave(self)
@@ -202,7 +203,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
             session.refuse(ApiError.gateway_failed())
 
     def processControlFrame(self) -> bool:
-        """Skip unsolicited pongs (RFC 6455 §5.5.3), of which Autobahn logs each."""
+        """Skip unsolicited pongs (RFC 6455 §5.5.3), because Autobahn logs each of them."""
         payload = b"".join(self.control_frame_data)
         if self.current_frame.opcode == _PONG and payload != self.autoPingPending:
             self.control_frame_data = []
@@ -210,7 +211,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         return bool(super().processControlFrame())
 
     def onPing(self, payload: bytes) -> None:
-        """Answer; to a client that reads nothing only the last one, later (RFC 6455 §5.5.3)."""
+        """Answer; while the client does not read, only the last ping is kept (RFC 6455 §5.5.3)."""
         if self._stall.is_stalled:
             self._last_ping = payload
         else:
@@ -221,8 +222,8 @@ class ResponsesProtocol(WebSocketServerProtocol):
     def send(self, payloads: Sequence[bytes]) -> None:
         """Write all events at once.
 
-        Frames are made here and not by ``sendMessage``, which costs eight times as much;
-        they are never compressed, which permessage-deflate leaves to each message.
+        Frames are made here, because ``sendMessage`` costs eight times as much.  They are never
+        compressed; permessage-deflate allows that for each message.
         """
         if self.state == self.STATE_OPEN:
             frames = text_frames(payloads)
@@ -236,7 +237,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
     def close(self, code: int, reason: str) -> None:
         """Close after what was written.
 
-        ``sendClose`` refuses the codes that servers are meant to use.
+        ``sendClose`` does not accept the codes that are meant for servers.
         """
         if self.state == self.STATE_OPEN:
             self.sendCloseFrame(code=code, reasonUtf8=reason.encode(), isReply=False)
@@ -247,13 +248,13 @@ class ResponsesProtocol(WebSocketServerProtocol):
     # --- back-pressure ---------------------------------------------------------------
 
     def pauseProducing(self) -> None:
-        """The client's buffers are full.  Comes again with every write until they are not."""
+        """The write buffer is full.  Called again with every write until it is not."""
         if not self._stall.is_stalled and self.session is not None:
             self._stall.begin(self.factory.stall_seconds, self._client_stalled)
             self.session.pause()
 
     def resumeProducing(self) -> None:
-        """The client took everything."""
+        """The write buffer is empty."""
         if self._stall.is_stalled:
             self._stall.end()
             ping, self._last_ping = self._last_ping, None
@@ -270,17 +271,17 @@ class ResponsesProtocol(WebSocketServerProtocol):
         self._leave()
         self.transport.abortConnection()
 
-    # --- a client that sends no more -------------------------------------------------
+    # --- half-closed connections -----------------------------------------------------
 
     def readConnectionLost(self) -> None:
-        """The client has ended its side.  Its turns are answered, unless it is gone."""
+        """The client closed its sending side.  Its turns are answered, unless it disconnects."""
         if self.session is None or self.state != self.STATE_OPEN:
             self.transport.loseConnection()
         elif self._half_closed is None:
             self._half_closed = HalfClosedSocket(
                 self.factory.reactor, self.transport, self.sendPing, self.transport.abortConnection
             )
-            self.session.hears_no_more()
+            self.session.close_after_turns()
 
     def writeConnectionLost(self) -> None:
         """The gateway never ends its side alone."""
@@ -298,7 +299,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
             self.session.abandon()
 
     def dropConnection(self, abort: bool = False) -> None:
-        """Close, and do not wait for ever for a client that takes no more bytes."""
+        """Close, and abort if the client does not read the last bytes in time."""
         self._leave()
         super().dropConnection(abort)
         if self._abort is None:
@@ -318,9 +319,9 @@ class ResponsesProtocol(WebSocketServerProtocol):
         self._leave()
 
     def _leave(self) -> None:
-        """End the session: nothing of it may run on behind a closing socket.
+        """End the session, so that no turn runs on after the socket closes.
 
-        The transport would not close with a producer.
+        The transport does not close while a producer is registered.
         """
         self.factory.incoming.leave(self)
         self._stall.stop()
@@ -335,10 +336,10 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
 
 class ResponsesFactory(WebSocketServerFactory):
-    """Admits clients, and knows their sessions.
+    """Admits clients and has their sessions.
 
-    :param services: what their turns work with.
-    :param tenants: the client keys.
+    :param services: the parts that their turns use.
+    :param keys: the client keys.
     :param limiter: counts the connections of both kinds of clients.
     """
 
@@ -349,7 +350,7 @@ class ResponsesFactory(WebSocketServerFactory):
         reactor: Any,
         services: TurnServices,
         settings: Settings,
-        tenants: KeyRing,
+        keys: KeyRing,
         limiter: ConnectionLimiter,
     ) -> None:
         super().__init__(reactor=reactor, server="responses-gateway")
@@ -359,7 +360,7 @@ class ResponsesFactory(WebSocketServerFactory):
         self.stall_seconds = settings.timeouts.stall_seconds
         self._services = services
         self._settings = settings
-        self._tenants = tenants
+        self._keys = keys
         self._numbers = itertools.count(1)
         self._start = secrets.token_hex(3)
         self._limiter = limiter
@@ -382,24 +383,24 @@ class ResponsesFactory(WebSocketServerFactory):
     def admit(
         self, protocol: ResponsesProtocol, request: ConnectionRequest, headers: Mapping[str, str]
     ) -> ResponsesSession:
-        """Decide on an upgrade.
+        """Accept or refuse an upgrade.
 
         :param headers: see :func:`~gateway.server.http_request.header_texts`.
         :raises ApiError: with the status and headers of the refusal.
         """
         if parts_of(request.path) not in _PARTS:
             raise nothing_served(request.path)
-        tenant = self._tenants.tenant_of(headers, _host(request.peer))
-        if not self._settings.session.websocket or not self._tenants.allows_websocket(tenant):
+        tenant = self._keys.tenant_of(headers, _host(request.peer))
+        if not self._settings.session.websocket or not self._keys.allows_websocket(tenant):
             raise ApiError(
-                426,  # which makes Codex go on over HTTP
+                426,  # Codex then continues over HTTP
                 "invalid_request_error",
                 "WebSocket is switched off here; send POST requests to the same URL.",
                 "websocket_disabled",
             )
         limiter = self._limiter
         limiter.enter(protocol)
-        most = self._tenants.max_connections(tenant, limiter.max_connections)
+        most = self._keys.max_connections(tenant, limiter.max_connections)
         limiter.claim(protocol, tenant, most)
         return ResponsesSession(
             self._services,
@@ -410,7 +411,7 @@ class ResponsesFactory(WebSocketServerFactory):
                 tenant,
                 f"{self._start}-{next(self._numbers)}",
                 forwardable(headers),
-                _told(headers),
+                _metadata_fields(headers),
             ),
         )
 
@@ -422,10 +423,10 @@ class ResponsesFactory(WebSocketServerFactory):
         changed = set(self._settings.keys) - set(settings.keys)
         self._settings = settings
         self.stall_seconds = settings.timeouts.stall_seconds
-        gone = {key.name for key in changed if not self._tenants.accepts(key)}
+        gone = {key.name for key in changed if not self._keys.accepts(key)}
         for session in self.sessions():
             tenant = session.client.tenant
-            if tenant in gone or not self._tenants.knows(tenant):
+            if tenant in gone or not self._keys.knows(tenant):
                 session.drain()
 
     @property
@@ -452,14 +453,14 @@ def _host(peer: str) -> str:
     return peer.partition(":")[2].rpartition(":")[0] or peer
 
 
-def _told(headers: Mapping[str, str]) -> Told:
-    """What a client is told: turn states, if it is Codex; the route, if it asks for it."""
-    told = Told.TURN_STATE if _CODEX in headers else Told.NOTHING
-    return told | Told.ROUTE if EXPLAIN in headers else told
+def _metadata_fields(headers: Mapping[str, str]) -> MetadataFields:
+    """Turn states for Codex; the route for clients that ask for it."""
+    fields = MetadataFields.TURN_STATE if _CODEX in headers else MetadataFields.NONE
+    return fields | MetadataFields.ROUTE if EXPLAIN in headers else fields
 
 
 def _accept_deflate(offers: list[Any]) -> Any:
-    """The offer of permessage-deflate (RFC 7692) that is taken, or None."""
+    """The accepted offer of permessage-deflate (RFC 7692), or None."""
     for offer in offers:
         if isinstance(offer, PerMessageDeflateOffer):
             return PerMessageDeflateOfferAccept(offer)

@@ -1,9 +1,9 @@
 """Finding an account for each attempt: ask the pool and wait, or ask known accounts in turn.
 
-``routing.max_attempts`` bounds what may cost something.  A refusal that certainly cost nothing
-does not count, once for each account.  Nor does that of an account in doubt (one that has not
-answered well since it last refused) keep the request from those that are not: of accounts in
-doubt one is tried, and a further one only where no other is left.
+``routing.max_attempts`` bounds the attempts that may cost something.  The first refusal of each
+account that certainly cost nothing does not count.  Refusals of accounts in doubt (those that have
+not answered well since they last refused) do not use up the attempts on other accounts: one account
+in doubt is tried, and another one only if no other account is left.
 """
 
 from __future__ import annotations
@@ -27,23 +27,22 @@ from gateway.routing.wait_queue import WaitReason, WaitTicket
 from gateway.turn.context import TurnServices
 from gateway.turn.continuity import TurnContinuity
 
-#: Refusals after which a request is given up, whatever they cost, unless more attempts are
-#: allowed.
+#: Refusals after which a request fails, whatever they cost, unless ``max_attempts`` is higher.
 MOST_REFUSALS = 16
 
-#: Called with the next account, the rule that named it, and the choice with its lease; the choice
-#: is None where no place is taken.
+#: Called with the next account, the rule that chose it, and the selection with its lease.  The
+#: selection is None where no lease is taken.
 Found = Callable[[Account, str, "Selection | None"], None]
 #: Called with the reason why no account will serve the request.
 Failed = Callable[[ApiError], None]
 
 
-class Tries:
-    """Where one request was refused already, and on how many more accounts it may be tried.
+class AttemptBudget:
+    """The accounts that refused one request, and how many more it may be tried on.
 
-    :ivar refusals: what accounts answered to it, the latest last.
-    :ivar ruled_out: the names of those that are not asked again for now.
-    :ivar doubted: whether one in doubt was tried.
+    :ivar refusals: their errors, the latest last.
+    :ivar ruled_out: names of the accounts that are not asked again for now.
+    :ivar doubted: whether an account in doubt was tried.
     """
 
     __slots__ = ("_costly", "_forgiven", "_unexpected", "_unknowing", "doubted", "refusals",
@@ -53,18 +52,18 @@ class Tries:
         self.refusals: list[ApiError] = []
         self.ruled_out: list[str] = []
         self.doubted = False
-        #: Accounts that do not know the response it continues; waiting does not change that.
+        #: Accounts that do not have the response it continues; waiting does not change that.
         self._unknowing: list[str] = []
-        #: Accounts whose refusal cost nothing; the next one of each counts.
+        #: Accounts with one refusal that cost nothing; further ones count.
         self._forgiven: set[str] = set()
         self._costly = 0
-        #: Those of the costly ones that came from accounts that were not in doubt.
+        #: Costly refusals of accounts that were not in doubt.
         self._unexpected = 0
 
     def refused(self, account: str, error: ApiError, in_doubt: bool) -> None:
         """``account`` did not serve the request.
 
-        :param in_doubt: whether it was so when it was chosen.
+        :param in_doubt: whether it was in doubt when it was chosen.
         """
         self.refusals.append(error)
         self.ruled_out.append(account)
@@ -78,7 +77,7 @@ class Tries:
         self._unexpected += not in_doubt
 
     def wait(self) -> None:
-        """The request waits, and most accounts may be asked again then."""
+        """The request waits; most accounts may be asked again afterwards."""
         self.ruled_out = [*self._unknowing]
 
     def exhausted(self, max_attempts: int) -> bool:
@@ -87,7 +86,7 @@ class Tries:
         return self._unexpected >= max_attempts or len(self.refusals) >= most
 
     def may_doubt(self, max_attempts: int) -> bool:
-        """Whether an account in doubt may be tried, where no other is left."""
+        """Whether an account in doubt may be tried if no other is left."""
         return not self.doubted or self._costly < max_attempts
 
 
@@ -95,11 +94,11 @@ class AccountSearch:
     """One request's search through the pool.
 
     :param tenant: the client key; its limits are entered before an account is chosen.
-    :param wanted: what is asked of the pool, but for what binds the request to accounts.
-    :param continuity: binds it to accounts; asked before each attempt, as attempts may change
-        it.  None for a request that continues nothing.
-    :param waits: called with what is lacking while nothing is free, again when that changes.
-    :ivar limit_lease: the request within its key's limits, once it is counted there.
+    :param wanted: the request to the pool, without a pin or a holder.
+    :param continuity: gives the pin and the holder before each attempt, because attempts may
+        change them.  None for a request that continues nothing.
+    :param waits: called with the reason when the request must wait, and again when it changes.
+    :ivar limit_lease: the lease on the key's limits, once the request is counted.
     """
 
     def __init__(
@@ -119,10 +118,10 @@ class AccountSearch:
         self._found = found
         self._waits = waits
         self._failed = failed
-        self._tries = Tries()
+        self._tries = AttemptBudget()
         #: Whether the account that was found last was in doubt then.
         self._in_doubt = False
-        self._lack: NoAccount | LimitReached | None = None
+        self._blocked_by: NoAccount | LimitReached | None = None
         self._ticket: WaitTicket | None = None
         self._gives_up_at: float | None = None
         self.limit_lease: LimitLease | None = None
@@ -144,14 +143,14 @@ class AccountSearch:
         if not found:
             self._wait()
 
-    def let_in(self) -> None:
-        """Take what the tenant's limits hold for a turn that needs no account.
+    def admit_without_account(self) -> None:
+        """Count a turn that needs no account within the tenant's limits.
 
-        It costs memory all the same, and so it counts; but it is not worth waiting for.
+        It costs memory, so it counts, but it never waits for a limit.
 
-        :raises ApiError: when a limit is in its way.
+        :raises ApiError: when a limit is reached.
         """
-        if not self._enter_limits():
+        if not self._try_limits():
             raise self._error()
 
     def refused(self, account: Account, error: ApiError) -> None:
@@ -159,7 +158,7 @@ class AccountSearch:
         self._tries.refused(account.name, error, self._in_doubt)
 
     def stop(self) -> None:
-        """Nothing is searched any more."""
+        """End the search, and release the lease on the limits."""
         ticket, self._ticket = self._ticket, None
         if ticket is not None:
             ticket.leave()
@@ -167,21 +166,21 @@ class AccountSearch:
         if lease is not None:
             lease.release()
 
-    def _enter_limits(self) -> bool:
-        """Whether the tenant's limits let the request in.
+    def _try_limits(self) -> bool:
+        """Whether the tenant's limits admit the request now.
 
         :raises ApiError: when they never will.
         """
         entered = self._services.limits.acquire(self._tenant, self._wanted.model)
         if isinstance(entered, LimitReached):
-            self._lack = entered
+            self._blocked_by = entered
             return False
         self.limit_lease = entered
         return True
 
     def _try(self) -> bool:
-        """Whether there was an account; it was given to the owner then."""
-        if self.limit_lease is None and not self._enter_limits():
+        """Try to choose an account and report it; whether there was one."""
+        if self.limit_lease is None and not self._try_limits():
             return False
         pool, tries = self._services.pool, self._tries
         asked = self._asked()
@@ -191,7 +190,7 @@ class AccountSearch:
             if asked.undoubted and tries.may_doubt(pool.routing.max_attempts):
                 choice = pool.choose(asked._replace(undoubted=False), tries.ruled_out)
             if isinstance(choice, NoAccount):
-                self._lack = choice
+                self._blocked_by = choice
                 return False
         self._ticket = None
         account = choice.lease.account
@@ -200,7 +199,7 @@ class AccountSearch:
         return True
 
     def _asked(self) -> RouteRequest:
-        """What is wanted now; attempts may have changed it."""
+        """The request to the pool now; attempts may have changed it."""
         wanted, continuity = self._wanted, self._continuity
         if self._tries.doubted:
             wanted = wanted._replace(undoubted=True)
@@ -221,7 +220,7 @@ class AccountSearch:
             return
         self._tries.wait()
         self._ticket = self._services.waiting.wait(
-            self._tenant, seconds, self._retry, self._gave_up, self._wants(), self._lacks()
+            self._tenant, seconds, self._retry, self._gave_up, self._wants(), self._wait_reason()
         )
         if self._ticket is None:
             self._failed(self._error())
@@ -237,9 +236,9 @@ class AccountSearch:
             return True
         ticket = self._ticket
         if not found and ticket is not None:
-            before, ticket.reason = ticket.reason, self._lacks()
+            before, ticket.reason = ticket.reason, self._wait_reason()
             ticket.wants = self._wants()
-            if ticket.reason is not before:  # it is let in by now, and lacks an account
+            if ticket.reason is not before:  # it is admitted by now, and waits for an account
                 self._waits(ticket.reason)
         return found
 
@@ -247,32 +246,37 @@ class AccountSearch:
         self._ticket = None
         self._failed(self._error())
 
-    def _lacks(self) -> WaitReason:
-        return WaitReason.LIMIT if isinstance(self._lack, LimitReached) else WaitReason.ACCOUNT
+    def _wait_reason(self) -> WaitReason:
+        return (
+            WaitReason.LIMIT if isinstance(self._blocked_by, LimitReached) else WaitReason.ACCOUNT
+        )
 
     def _wants(self) -> tuple[object, ...]:
-        """What the search waits for; others that wait for the same fail with it."""
-        lack = self._lack
-        if isinstance(lack, NoAccount):
-            wanted = lack.wanted._replace(keys=(), holder=None, turn_state=None)
-            return (wanted, lack.waits_for, *self._tries.ruled_out)
+        """What the search waits for; after a failed try, searches for the same are skipped."""
+        blocked_by = self._blocked_by
+        if isinstance(blocked_by, NoAccount):
+            wanted = blocked_by.wanted._replace(keys=(), holder=None, turn_state=None)
+            return (wanted, blocked_by.waits_for, *self._tries.ruled_out)
         return ("limits of", self._tenant)
 
     def _may_come_free(self, before: float) -> bool:
-        """Whether waiting can help: something ends in time, or at any moment."""
-        lack = self._lack
-        if isinstance(lack, LimitReached):
-            return lack.free_at is None or lack.free_at <= before
-        assert lack is not None
-        if lack.refuse_the_model:
+        """Whether waiting can help: a limit or cooldown ends in time, or a place may come free."""
+        blocked_by = self._blocked_by
+        if isinstance(blocked_by, LimitReached):
+            return blocked_by.free_at is None or blocked_by.free_at <= before
+        assert blocked_by is not None
+        if blocked_by.refuse_the_model:
             return False
-        if lack.waits_for is not None and self._services.pool.routing.on_account_loss == "fail":
+        if (
+            blocked_by.waits_for is not None
+            and self._services.pool.routing.on_account_loss == "fail"
+        ):
             return False
         return any(
             reason.until <= before
             if reason.until is not None
             else reason.state is AccountState.READY
-            for reason in lack.reasons
+            for reason in blocked_by.reasons
             if reason.kind is not FaultKind.UNCLEAR or not self._tries.refusals
         )
 
@@ -284,30 +288,30 @@ class AccountSearch:
         return pool_error(lacking, tries.refusals, self._services.clock.seconds())
 
     def _error(self) -> ApiError:
-        lack = self._lack
-        if isinstance(lack, LimitReached):
-            self._services.limits.refused(self._tenant, lack.limit)
-            return lack.error
-        assert lack is not None
-        if lack.wanted.undoubted:
+        blocked_by = self._blocked_by
+        if isinstance(blocked_by, LimitReached):
+            self._services.limits.refused(self._tenant, blocked_by.limit)
+            return blocked_by.error
+        assert blocked_by is not None
+        if blocked_by.wanted.undoubted:
             return self._tried_enough()
-        return pool_error(lack, self._tries.refusals, self._services.clock.seconds())
+        return pool_error(blocked_by, self._tries.refusals, self._services.clock.seconds())
 
 
 class KnownAccount(NamedTuple):
-    """An account that may keep what is asked for, and the rule that names it."""
+    """An account that may keep the stored response, and the rule that chose it."""
 
     account: Account
     rule: str
 
 
 class KnownAccounts:
-    """Asks these accounts, one after the other, whatever their health.
+    """Asks given accounts, one after the other, whatever their health.
 
-    What an account keeps it can show also while it may not generate, and that it shows it
-    says nothing of its limits: no place is taken.
+    An account can return a stored response also while it may not generate, and doing so says
+    nothing about its limits.  So no lease is taken.
 
-    :param unknown: what is answered when there are none, or none of them knows it.
+    :param unknown: the error when none of the accounts has the response.
     """
 
     limit_lease: LimitLease | None = None
@@ -331,7 +335,7 @@ class KnownAccounts:
             self._failed(for_the_client(most_hopeful(self._refusals)))
 
     def refused(self, account: Account, error: ApiError) -> None:
-        """``account`` did not know it, or failed."""
+        """``account`` does not have it, or failed."""
         self._refusals.append(error)
 
     def stop(self) -> None:

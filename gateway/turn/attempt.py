@@ -1,4 +1,4 @@
-"""One try of a turn on one account: its request, and its answer up to the end of it."""
+"""One attempt of a turn on one account: its request, and its answer until it ends."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gateway.turn.routed_request import Attempt, RoutedRequest
 
 
 class TurnAttempt(Attempt):
-    """One try of a turn: the upstream's events meet the response stream here.
+    """One attempt of a turn: feeds the upstream's events to the response stream.
 
-    :param sent: the turn as the account's transport encodes it.
-    :param hold_seconds: how long the preamble of the answer is held back for a refusal.
+    :param sent: the turn, for the account's transport to encode.
+    :param hold_seconds: how long the preamble is held back, in case a refusal follows.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class TurnAttempt(Attempt):
         self.request_bytes = exchange.request_bytes
 
     def cancel(self) -> None:
-        """Drop it; the turn hears nothing more of it."""
+        """Drop the attempt; the turn is not called any more."""
         self._stop_holding()
         self.exchange.cancel()
 
@@ -88,7 +88,7 @@ class TurnAttempt(Attempt):
         self._ended()
 
     def _release(self) -> None:
-        """Nothing refused the turn for a while: let the client see that it was taken up."""
+        """No refusal followed in time: relay the preamble."""
         held = self.response.release()
         if held:
             self._turn.attempt_relays(held)

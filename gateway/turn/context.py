@@ -1,4 +1,4 @@
-"""What turns and passed-through requests work with, and what each of them belongs to."""
+"""What turns and proxied requests share, and the context of each."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class TurnServices:
     :ivar owners: which account keeps a stored response.
     :ivar waiting: where turns wait while no account is free.
     :ivar limits: what each tenant may use.
-    :ivar hold_seconds: how long the preamble of an answer is held back for a refusal.
-    :ivar keepalive_seconds: silence after which the client gets a sign of life; 0: never.
+    :ivar hold_seconds: how long the preamble is held back, in case a refusal follows.
+    :ivar keepalive_seconds: silence after which the client gets a keep-alive; 0: never.
     """
 
     clock: IReactorTime
@@ -47,10 +47,10 @@ class TurnServices:
     keepalive_seconds: float
 
 
-class Told(enum.Flag):
-    """What a WebSocket client is told in a ``response.metadata`` event."""
+class MetadataFields(enum.Flag):
+    """The fields of the ``response.metadata`` events that a WebSocket client gets."""
 
-    NOTHING = 0
+    NONE = 0
     TURN_STATE = enum.auto()
     ROUTE = enum.auto()
 
@@ -59,11 +59,11 @@ class TurnContext(msgspec.Struct, frozen=True):
     """The client of one request.
 
     :ivar tenant: name of the client key.
-    :ivar client_headers: those of the handshake that matter to upstreams, in lower case.
+    :ivar client_headers: the client's headers that are forwarded; names in lower case.
     :ivar affinity: the keys the request is routed by, the strongest first.
     :ivar accepted_at: when the request was read, unix seconds.
     :ivar turn_state: ``x-codex-turn-state`` as the client echoed it, or None.
-    :ivar told: what the client wants to be told beside the answer.
+    :ivar metadata: what the client gets in ``response.metadata`` events.
     """
 
     tenant: str
@@ -72,22 +72,22 @@ class TurnContext(msgspec.Struct, frozen=True):
     affinity: Sequence[AffinityKey]
     accepted_at: float
     turn_state: str | None = None
-    told: Told = Told.NOTHING
+    metadata: MetadataFields = MetadataFields.NONE
 
 
 class Resolution(NamedTuple):
-    """A request with everything that had to be looked up for it.
+    """A request, and the response that it continues.
 
     :ivar request: with the issuers of its encrypted items.
     :ivar parent: the response it continues, or None for a new conversation.
     :ivar continuation: how the parent was found: the client named it, or the session did.
-    :ivar given_here: whether this very connection gave the parent out.
+    :ivar given_here: whether this connection issued the parent.
     """
 
     request: TurnRequest
     parent: Transcript | None = None
     continuation: str | None = None
-    given_here: bool = False
+    issued_here: bool = False
 
 
 #: Looks up what a request needs: at once, or later from a store outside of this process.
@@ -105,7 +105,7 @@ class EventSink(Protocol):
         """Send the error that ends the turn, in the client's own format."""
 
     def keep_alive(self) -> None:
-        """Send a sign of life that means nothing."""
+        """Send a keep-alive that clients ignore."""
 
     def turn_ended(self) -> None:
         """The turn is over; its terminal event was sent."""

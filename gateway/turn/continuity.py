@@ -1,11 +1,10 @@
-"""How a request's conversation reaches an account: chained or replayed, and what that taught.
+"""Chain or replay for each account, the concessions of a request, and what is learned from both.
 
-Settled rules of ``continuity: auto``: chain first; replay the same turn, unseen, when the
-upstream does not take the id up; remember it for the account (design law 6).  What else an
-account refuses, and a request can do without, is given up for it: a refusal that names something
-whose loss changes nothing is answered by the same request without it, to the same account,
-unseen.  Once that was accepted the account has taught it, and the next request goes without it
-at once (protocol.md §8.1).
+``continuity: auto`` chains first.  If the upstream ignores the id, the same turn is replayed before
+the client sees anything, and that is remembered for the account (design law 6).  If an account
+refuses a part of a request that does not change its meaning, the request is sent again without that
+part, to the same account, before the client sees anything.  Once that is accepted it is learned:
+later requests leave the part out from the start (protocol.md §8.1).
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from twisted.logger import Logger
 from gateway.conversations.context import (
     ContextPlan,
     ContextRoute,
-    Reader,
+    TargetAccount,
     chain_plan,
     chain_point,
     pin_of,
-    whole_plan,
+    replay_plan,
 )
 from gateway.conversations.deduplication import without_resent_history
 from gateway.conversations.store import ConversationStore, ResponseRecord, Transcript
@@ -56,7 +55,7 @@ from gateway.turn.context import Resolution
 
 _log = Logger(namespace="gateway.routing")
 
-#: How often one account gets a request anew because of what it refused.
+#: How often a request is changed and sent again to one account that refuses it.
 _MOST_ROUNDS = 16
 
 _MAX_WHY = 200
@@ -66,7 +65,7 @@ _STORED_ITEMS = Concession(ConcessionKind.STORED_ITEMS)
 
 
 class RequestConcessions:
-    """What one request gives up for each account it comes to, and what that taught.
+    """What one request gives up for each account, and what is learned from that.
 
     :param asked: its endpoint, its model as the client calls it, and the tenant.
     """
@@ -74,13 +73,13 @@ class RequestConcessions:
     def __init__(self, asked: CapabilityScope, conversations: ConversationStore) -> None:
         self._asked = asked
         self._conversations = conversations
-        #: Per account what was given up for it, with the scope that it would be learned for
-        #: (None: it teaches nothing) and why.
+        #: Per account its concessions, each with the scope that it would be learned for (None:
+        #: it is not learned) and the reason.
         self._given: dict[str, dict[Concession, tuple[CapabilityScope | None, str]]] = {}
         self._rounds: dict[str, int] = {}
 
     def to(self, account: Account) -> frozenset[Concession]:
-        """What ``account`` is not sent."""
+        """The concessions for ``account``: those learned and those of this request."""
         asked = self._asked_of(account) if account.settings.aliases else self._asked
         learned = account.learned.concessions(asked)
         return learned.union(self._given.get(account.name, ())) if self._given else learned
@@ -92,12 +91,12 @@ class RequestConcessions:
         affinity: Sequence[AffinityKey],
         in_one_piece: bool = False,
     ) -> Dialect:
-        """How ``account`` wants the request: by its settings, and by what it refused.
+        """The dialect for ``account``, by its settings and by what it refused.
 
         :param concessions: from :meth:`to`.
         :param affinity: the request's keys.
-        :param in_one_piece: whether the answer is asked for as one object, where the account
-            has it.
+        :param in_one_piece: whether to ask for one object instead of a stream, if the account
+            supports it.
         """
         settings = account.settings
         if not concessions and not in_one_piece:  # the usual case
@@ -124,7 +123,7 @@ class RequestConcessions:
         )
 
     def concede(self, account: Account, error: ApiError, sent: SentRequest) -> bool:
-        """Whether the request may pass in another way than ``account`` refused it.
+        """Give up what ``account`` refused, if possible; whether to send the request again.
 
         :param error: the refusal; nothing of the answer was seen by the client.
         """
@@ -142,7 +141,7 @@ class RequestConcessions:
         return True
 
     def accepted(self, account: Account) -> None:
-        """``account`` took the request as it was sent: what was given up for it is learned."""
+        """``account`` accepted the request: learn the concessions that were made for it."""
         for concession, (scope, why) in self._given.get(account.name, {}).items():
             if scope is not None:
                 account.learned.learn(scope, concession, why)
@@ -162,7 +161,7 @@ class RequestConcessions:
     def _scope_of(
         self, account: Account, concession: Concession, error: ApiError, sent: SentRequest
     ) -> CapabilityScope | None:
-        """The scope it may be learned for: what a tenant makes up concerns no other one."""
+        """The scope it may be learned for: values that a tenant sends concern no other tenant."""
         asked = self._asked_of(account)
         if concession.kind is ConcessionKind.STORED_ITEMS:
             return self._scope_of_items(account, lost_items(error, sent.references))
@@ -175,11 +174,12 @@ class RequestConcessions:
         )
 
     def _scope_of_items(self, account: Account, lost: set[str]) -> CapabilityScope | None:
-        """An account that lost what it was to keep a moment ago keeps nothing, for anybody.
+        """The scope for which it is learned that the account does not keep items.
 
-        An account that has kept responses need not know items of other accounts: nothing is
-        learned then.  Of any other account it is learned for the tenant that brings such items,
-        because other tenants may rely on items that the account does keep.
+        If it lost a fresh item that it should keep, it is learned for all tenants.  If the account
+        has kept responses before, the items may be those of other accounts, and nothing is learned.
+        Otherwise it is learned for the tenant that sent such items, because other tenants may rely
+        on items that the account does keep.
         """
         asked, learned = self._asked, account.learned
         for item_id in lost:
@@ -209,14 +209,14 @@ class TurnContinuity:
         request, self._parent = resolution.request, resolution.parent
         self._tenant = tenant
         self._request = request
-        self._given_here = resolution.given_here
+        self._given_here = resolution.issued_here
         self._conversations = conversations
         self._find = partial(conversations.find_item, tenant)
         self._point, self._after_point = chain_point(self._parent)
         self._chained_to = None if self._point is None else self._point.record
         self._not_continued: dict[str, str] = {}
-        self._unsealed = False
-        #: The account that the turn came to first; ids that are not remembered go to no other.
+        self._drops_encrypted = False
+        #: The first account that was tried; only it gets ids that are not remembered.
         self._first: str | None = None
         self.holder = None if self._chained_to is None else self._chained_to.account
         self.concessions = RequestConcessions(
@@ -225,12 +225,12 @@ class TurnContinuity:
 
     @property
     def can_replay(self) -> bool:
-        """Whether all of the conversation is known here."""
+        """Whether the gateway has all of the conversation."""
         return self._parent is None or not any(each.foreign for each in self._parent.ancestry())
 
     @property
-    def seeks_its_owner(self) -> bool:
-        """Whether it continues a response that any of the accounts may keep."""
+    def owner_is_unknown(self) -> bool:
+        """Whether it continues a response whose account is unknown."""
         return (
             self._chained_to is not None
             and self._chained_to.foreign
@@ -238,7 +238,7 @@ class TurnContinuity:
         )
 
     def unknown_parent(self) -> ApiError:
-        """What the client is told when no upstream knows a response that we do not know."""
+        """The client's error when neither the gateway nor an upstream has the response."""
         if self._given_here:
             return ApiError.forgotten()
         return ApiError.previous_response_not_found(self._request.previous_response_id or "")
@@ -249,13 +249,13 @@ class TurnContinuity:
 
     @property
     def pin_rule(self) -> str:
-        """Why only that can."""
+        """The rule by which the request is pinned."""
         return ENCRYPTED if self.can_replay else KEPT
 
     # --- what is sent ----------------------------------------------------------------
 
     def plan(self, account: Account, concessions: frozenset[Concession]) -> ContextPlan:
-        """What to send to ``account`` now.
+        """Decide between chain and replay for ``account``.
 
         :param concessions: what the request gives up there.
         """
@@ -270,12 +270,12 @@ class TurnContinuity:
     def replay(
         self, account: Account, concessions: frozenset[Concession], reason: str | None
     ) -> ContextPlan:
-        """What to send to ``account`` when it is to be asked for no previous response."""
+        """The plan for ``account`` without a previous response."""
         reader = self._reader(account, concessions)
-        return whole_plan(self._parent, self._request.items, reader, reason)
+        return replay_plan(self._parent, self._request.items, reader, reason)
 
     def sent(self, plan: ContextPlan, dialect: Dialect) -> SentRequest:
-        """What of a request that was sent so could be given up."""
+        """The parts of the sent request that could be given up."""
         request = self._request
         items = request.items if plan.items is None else tuple(map(read_item, plan.items))
         return SentRequest(
@@ -290,7 +290,7 @@ class TurnContinuity:
         )
 
     def may_keep(self, account: Account) -> bool:
-        """Whether ``account`` keeps responses at all, as far as is known."""
+        """Whether ``account`` may keep responses, as far as is known."""
         return account.settings.store != "never" and _STORAGE not in self.concessions.to(account)
 
     def is_kept_by(self, account: Account) -> bool:
@@ -300,15 +300,15 @@ class TurnContinuity:
     # --- what comes back -------------------------------------------------------------
 
     def not_taken_up(self, account: Account) -> None:
-        """``account`` answers as if it had not been sent a previous response."""
+        """``account`` ignored the previous response: replay for it from now on."""
         self._not_continued[account.name] = "the upstream ignored previous_response_id"
 
-    def mended(
+    def adapt_to(
         self, account: Account, plan: ContextPlan, sent: SentRequest, error: ApiError
     ) -> bool:
-        """Whether another request may pass where this one was refused, by the same account.
+        """Change the request to what ``account`` may accept; whether to send it there again.
 
-        :param sent: what of it could be given up.
+        :param sent: the parts of the request that could be given up.
         :param error: the refusal; nothing of the answer was seen by the client.
         """
         if self.concessions.concede(account, error, sent):
@@ -321,18 +321,20 @@ class TurnContinuity:
                 f"the upstream refused previous_response_id ({error.label})"
             )
             return True
-        # Encrypted content to refuse is in the request, or in the chain it continues.
-        sealed = sent.encrypted_items or (chained and error.code == "invalid_encrypted_content")
-        if refuses_encrypted_content(error) and not self._unsealed and sealed:
-            self._unsealed = True
+        # The encrypted content is in the request, or in the chain that it continues.
+        has_encrypted = sent.encrypted_items or (
+            chained and error.code == "invalid_encrypted_content"
+        )
+        if refuses_encrypted_content(error) and not self._drops_encrypted and has_encrypted:
+            self._drops_encrypted = True
             return True
         return False
 
     def translated(self, error: ApiError) -> ApiError:
-        """``error`` as it concerns the conversation.
+        """``error`` from the conversation's point of view.
 
-        Where it goes on from a response that only an upstream may know, an account that does not
-        says so in one way, and no account is charged for it.
+        If the request continues a response that only an upstream may have, all ways to say that an
+        account does not have it become one error, and no account is charged for it.
         """
         response = self._chained_to
         if response is None or self.can_replay or not does_not_know(error, response.id):
@@ -345,10 +347,10 @@ class TurnContinuity:
         :param error: as :meth:`translated` gave it.
         """
         unknown = error.code == "previous_response_not_found"
-        return may_move(error) or (unknown and self.seeks_its_owner)
+        return may_move(error) or (unknown and self.owner_is_unknown)
 
     def learn(self, account: Account, plan: ContextPlan) -> None:
-        """``account`` answered ``plan``: keep what that shows about previous responses."""
+        """``account`` answered ``plan``: learn whether it continues responses."""
         response = self._chained_to
         if response is None or response.account != account.name:
             return
@@ -365,7 +367,7 @@ class TurnContinuity:
         held_upstream: bool,
         now: float,
     ) -> Transcript:
-        """Remember a response for later turns, once it ended well.
+        """Remember a response that can be continued.
 
         :param output: the finished items as the client saw them, in ``output_index`` order.
         :param account: the account that made it, or None for the gateway itself.
@@ -375,7 +377,7 @@ class TurnContinuity:
         request, parent = self._request, self._parent
         pinned_to = pin_of(parent, (*request.items, *output), self._find)
         if parent is not None and parent.record.foreign:
-            pinned_to = pinned_to or account  # it alone knows what came before
+            pinned_to = pinned_to or account  # only this account has what came before
         record = ResponseRecord(
             tenant=self._tenant,
             id=response_id,
@@ -393,14 +395,14 @@ class TurnContinuity:
         self._conversations.add(transcript)
         return transcript
 
-    def _reader(self, account: Account, concessions: frozenset[Concession]) -> Reader:
+    def _reader(self, account: Account, concessions: frozenset[Concession]) -> TargetAccount:
         name = account.name
         self._first = self._first or name
         keeps = account.settings.store != "never"
         if concessions:
             keeps = keeps and concessions.isdisjoint((_STORAGE, _STORED_ITEMS))
-        return Reader(
-            name, keeps, self._request.store, self._unsealed, self._find, name == self._first
+        return TargetAccount(
+            name, keeps, self._request.store, self._drops_encrypted, self._find, name == self._first
         )
 
     def _why_not_chain(self, account: Account) -> str | None:
@@ -412,8 +414,8 @@ class TurnContinuity:
             return f"the previous response belongs to {response.account}"
         if name in self._not_continued:
             return self._not_continued[name]
-        if self._unsealed:
-            return "the upstream refused sealed reasoning"
+        if self._drops_encrypted:
+            return "the upstream refused encrypted reasoning"
         if account.settings.continuity == "replay":
             return "continuity: replay"
         if account.settings.continuity == "auto":
@@ -424,7 +426,7 @@ class TurnContinuity:
         return refuses_continuation(error) or (misses_calls(error) and self._is_whole())
 
     def _is_whole(self) -> bool:
-        """Whether every tool output has its call, as far as we know the conversation."""
+        """Whether every tool output has its call in the conversation that is known."""
         path = [] if self._parent is None else [each.items() for each in self._parent.ancestry()]
         return not missing_calls(itertools.chain(*path, self._request.items))
 

@@ -1,8 +1,8 @@
-"""Requests that are passed to an account of the pool as they are, and their answers.
+"""Proxied requests: everything but turns is forwarded to an account as it is.
 
-What turns are to ``POST /responses``, passed-through requests are to everything beside it: an
-account is found, the request is sent, a refusal that another account may not share sends it on,
-and the answer is relayed byte for byte.  Nothing moves any more once the client has seen a byte.
+An account is found and the request is sent.  If the account refuses it and another one may not, the
+request moves there.  The answer is relayed byte for byte, and nothing moves any more once the
+client has seen a byte.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from gateway.turn.continuity import TurnContinuity
 from gateway.turn.routed_request import Attempt, RequestPhase, RoutedRequest
 from gateway.upstream.interface import ForwardedRequest
 
-#: An answer in one piece that is longer than this is no error in the place of one.
+#: A longer answer with a status of success is not an error object, in bytes.
 _MAX_ERROR_BYTES = 65_536
 
 
 class PoolRoute(NamedTuple):
-    """A request goes to accounts that the pool chooses.
+    """The pool chooses the accounts.
 
-    :ivar continuity: the conversation that it is about, or None.
+    :ivar continuity: the conversation of the request, or None.
     :ivar parent: the response that it continues, or None.
     """
 
@@ -45,9 +45,9 @@ class PoolRoute(NamedTuple):
 
 
 class KnownRoute(NamedTuple):
-    """A request goes to these accounts, one after the other, until one knows what it asks for.
+    """These accounts are asked one after the other, until one has the stored response.
 
-    :ivar unknown: what is answered when none does.
+    :ivar unknown: the error when none has it.
     """
 
     accounts: Sequence[KnownAccount]
@@ -55,16 +55,16 @@ class KnownRoute(NamedTuple):
 
 
 class RequestSpec(abc.ABC):
-    """What is passed: one request, and what is known of its kind.
+    """One request to forward, and the rules of its kind.
 
     :ivar what: its name in logs.
     :ivar model: the model that the account must offer, or None for any.
     :ivar size: bytes of the client's body.
-    :ivar generates: whether answering it takes what a turn takes: then success shows that the
-        account is well.
-    :ivar plan: how the conversation it is about was sent along, once it was sent.
-    :ivar held_bytes: bound on an answer that is held until it is whole, so that the request may
-        move for longer; 0 for one that is relayed as it comes.
+    :ivar generates: whether a model generates the answer.  Then it counts as a turn, and success
+        shows that the account works.
+    :ivar plan: the context plan of its conversation, once it was sent.
+    :ivar held_bytes: bound on an answer that is held until it is complete, so that the request
+        may move until then; 0 for one that is relayed as it arrives.
     """
 
     what: str
@@ -76,17 +76,17 @@ class RequestSpec(abc.ABC):
 
     @abc.abstractmethod
     def resolve(self) -> PoolRoute | KnownRoute | Deferred[PoolRoute | KnownRoute]:
-        """Look up where it may go.
+        """Look up the accounts that may serve it.
 
-        :raises ApiError: when what it is about cannot be found.
+        :raises ApiError: when the response that it refers to cannot be found.
         """
 
     @abc.abstractmethod
     def fingerprint(self) -> Hashable:
-        """The same for a request that is sent again."""
+        """A value that is equal for a request that is sent again."""
 
     @abc.abstractmethod
-    def call_for(self, account: Account) -> ForwardedRequest:
+    def request_for(self, account: Account) -> ForwardedRequest:
         """The request as ``account`` should get it."""
 
     @abc.abstractmethod
@@ -96,21 +96,21 @@ class RequestSpec(abc.ABC):
         :param error: as :meth:`translated` gave it.
         """
 
-    def mended(self, account: Account, error: ApiError) -> bool:
-        """Whether the same account should get it again, in another way than it refused."""
+    def adapt_to(self, account: Account, error: ApiError) -> bool:
+        """Change the request to what ``account`` may accept; whether to send it there again."""
         return False
 
     def accepted(self, account: Account) -> None:
-        """Learn from it that ``account`` took the request as it was sent."""
+        """``account`` accepted the request: learn the concessions that were made for it."""
         return
 
     def translated(self, error: ApiError) -> ApiError:
-        """A refusal as it concerns what is asked for."""
+        """A refusal from the point of view of this request."""
         return error
 
 
 class ProxiedResponseSink(Protocol):
-    """Where the answer goes."""
+    """Gets the answer of a proxied request."""
 
     def response_started(self, status: int, headers: Mapping[str, str]) -> None:
         """The answer begins.
@@ -122,16 +122,16 @@ class ProxiedResponseSink(Protocol):
         """A piece of its body."""
 
     def response_usage(self) -> Usage | None:
-        """What the answer took, as far as it has said; asked once, before it is over."""
+        """The usage in the answer, or None; called once, before the end."""
 
     def response_ended(self, error: ApiError | None) -> None:
-        """It is whole (None), or it broke off, or there is none but this error."""
+        """The answer is complete (None), or it broke off or was never given (the error)."""
 
 
 class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
-    """One passed-through request and its answer.
+    """One proxied request and its answer.
 
-    :ivar account: where it is, or was last; None before it was anywhere.
+    :ivar account: the account of the current or last attempt; None before the first.
     """
 
     def __init__(
@@ -156,13 +156,13 @@ class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
     def cancel(self, satisfied: bool = False) -> None:
         """The client is gone.
 
-        :param satisfied: it had all that it wanted; some do not wait for the end.
+        :param satisfied: it has read the last chunk; some clients do not wait for the end.
         """
         if self._phase is not RequestPhase.ENDED:
             self._close("completed" if satisfied else "cancelled", None)
 
     def abandon(self, error: ApiError) -> None:
-        """End it for the gateway's own reasons."""
+        """End it because the gateway stops or failed."""
         if self._phase is not RequestPhase.ENDED:
             self._fail(error)
 
@@ -190,13 +190,13 @@ class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
 
     def _attempt_at(self, account: Account) -> ProxiedAttempt:
         self.account = account
-        call = self._spec.call_for(account)
+        call = self._spec.request_for(account)
         return ProxiedAttempt(self, account, self._spec, call)
 
     # --- what attempts report --------------------------------------------------------
 
     def attempt_acknowledged(self, attempt: ProxiedAttempt) -> None:
-        """What came is no error in the place of an answer: the account took the request."""
+        """The account accepted the request: what arrived is an answer, not an error."""
         if self._lease is not None:
             self._lease.answered()
         self._spec.accepted(attempt.account)
@@ -213,7 +213,7 @@ class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
             self._sink.response_data(data)
 
     def attempt_ended(self, attempt: ProxiedAttempt) -> None:
-        """The answer is over, or there is none but ``attempt.error``."""
+        """The answer is complete, or ``attempt.error`` says why not."""
         error = attempt.error
         if error is None:
             self._close("completed", None)
@@ -227,7 +227,7 @@ class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
             self._refused(attempt, error)
 
     def attempt_too_long(self) -> None:
-        """An answer that is held is longer than it may be; no account is charged for that."""
+        """A held answer exceeds its bound; no account is charged for that."""
         self._fail(ApiError.bad_gateway("The upstream's answer is longer than it may be."))
 
     # --- refusals --------------------------------------------------------------------
@@ -235,16 +235,16 @@ class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
     def _translated(self, error: ApiError) -> ApiError:
         return self._spec.translated(error)
 
-    def _mended(self, attempt: ProxiedAttempt, error: ApiError) -> bool:
-        return self._spec.mended(attempt.account, error)
+    def _adapt_to(self, attempt: ProxiedAttempt, error: ApiError) -> bool:
+        return self._spec.adapt_to(attempt.account, error)
 
     def _may_move(self, error: ApiError) -> bool:
         return self._spec.may_move(error)
 
     def _charge(self, account: Account, error: ApiError) -> None:
-        """Charge the account, but not for a path that it does not serve.
+        """Charge the account, unless it does not serve the path or the reason is unclear.
 
-        Nor where the reason is not clear, or only what stands before the API gives one.
+        An error of a proxy before the API is no clear reason either.
         """
         fault = self._fault_of(account, error)
         if fault.kind in (FaultKind.REQUEST, FaultKind.UNCLEAR):
@@ -276,7 +276,7 @@ class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
         super()._close(status, error_code)
 
     def _count_answer(self) -> None:
-        """What was answered is counted, also where it broke off, or did not say what it took."""
+        """Count the usage of the answer; it is estimated if the answer has none."""
         usage = self._sink.response_usage()
         if usage is not None:
             self._log.counts(usage)
@@ -286,7 +286,7 @@ class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
 
 
 class AnswerPhase(enum.Enum):
-    """What is done with the answer of one attempt."""
+    """The phases of the answer of one attempt."""
 
     SENT = "sent"
     REFUSED = "refused"
@@ -295,10 +295,10 @@ class AnswerPhase(enum.Enum):
 
 
 class ProxiedAttempt(Attempt):
-    """One try of a passed-through request: the upstream's answer is held, relayed or read.
+    """One attempt of a proxied request: holds, relays or reads the upstream's answer.
 
     :ivar status: of the answer; 0 before there is one.
-    :ivar error: what ended it, when it did not end in order.
+    :ivar error: why it failed, or None.
     """
 
     def __init__(
@@ -317,7 +317,7 @@ class ProxiedAttempt(Attempt):
 
     @property
     def relayed(self) -> bool:
-        """Whether the client sees the answer."""
+        """Whether a part of the answer was relayed to the client."""
         return self._phase is AnswerPhase.RELAYED
 
     def upstream_connected(self) -> None:
@@ -370,5 +370,5 @@ class ProxiedAttempt(Attempt):
 
 
 def _is_json(headers: Mapping[str, str]) -> bool:
-    """Whether an answer comes in one piece, and so may be an error in the place of one."""
+    """Whether an answer is one JSON object, which may be an error despite its status."""
     return headers.get("content-type", "").strip().lower().startswith("application/json")

@@ -1,7 +1,7 @@
-"""What a client is told beside the response: its turn state, and where the turn went.
+"""Response metadata for clients: turn state, account, route, and headers of the upstream.
 
-Over HTTP these are response headers; over WebSocket a ``response.metadata`` event carries
-them to clients that asked (protocol.md §4.6, §7, §10.49).
+Over HTTP these are response headers; over WebSocket they are a ``response.metadata`` event, for
+clients that asked for it (protocol.md §4.6, §7, §10.49).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from gateway.protocol.events import metadata_event
 from gateway.protocol.headers import counts_limits, may_pass
 from gateway.protocol.turn_state import TURN_STATE, TurnState
-from gateway.turn.context import Told, TurnContext, TurnServices
+from gateway.turn.context import MetadataFields, TurnContext, TurnServices
 from gateway.turn.turn_log import TurnRecord
 
 #: Response headers of an upstream that concern the client.
@@ -30,16 +30,16 @@ _PASSED = frozenset(
 
 
 class ResponseMetadata:
-    """What one turn's client is told.
+    """The metadata of one turn.
 
-    :ivar account: the account that the client's own turn state names, or None.
-    :ivar shows_limits: see :func:`shows_limits`.
+    :ivar account: the account in the turn state that the client echoed, or None.
+    :ivar shows_limits: whether the client may see the account's limits.
     """
 
     def __init__(self, services: TurnServices, context: TurnContext) -> None:
         self._states = services.turn_states
         self._tenant = context.tenant
-        self._told = context.told
+        self._fields = context.metadata
         self._echoed: TurnState | None = None
         if context.turn_state is not None:
             self._echoed = self._states.unwrap(context.tenant, context.turn_state)
@@ -47,7 +47,7 @@ class ResponseMetadata:
         self.shows_limits = shows_limits(services, context.tenant)
 
     def upstream_state(self, account: str) -> str | None:
-        """The turn state that ``account`` gave this turn itself."""
+        """The upstream's own turn state, if it is from ``account``."""
         if self._echoed is None or self._echoed.account != account:
             return None
         return self._echoed.upstream
@@ -61,32 +61,32 @@ class ResponseMetadata:
     def headers(
         self, record: TurnRecord, answer_headers: Mapping[str, str], sent_state: bool
     ) -> dict[str, str]:
-        """For an HTTP client, once the answer has begun.
+        """The response headers for an HTTP client, once the answer has begun.
 
-        :param answer_headers: those of the upstream.
+        :param answer_headers: the upstream's response headers.
         :param sent_state: whether an event of the upstream has carried a turn state already.
         """
-        told = route_headers(record)
-        told.update(passed_headers(answer_headers, self.shows_limits))
+        headers = route_headers(record)
+        headers.update(passed_headers(answer_headers, self.shows_limits))
         if not sent_state:
-            told.update(self._turn_state(record, answer_headers))
-        return told
+            headers.update(self._turn_state(record, answer_headers))
+        return headers
 
     def event(
         self, record: TurnRecord, answer_headers: Mapping[str, str], sent_state: bool
     ) -> bytes | None:
-        """For a WebSocket client, the second event of an answer; None when it asked for none.
+        """The second event of an answer for a WebSocket client; None if it asked for none.
 
         The parameters are those of :meth:`headers`.
         """
-        if not self._told:
+        if not self._fields:
             return None
-        told: dict[str, str] = {}
-        if Told.TURN_STATE in self._told and not sent_state:
-            told.update(self._turn_state(record, answer_headers))
-        if Told.ROUTE in self._told:
-            told.update(route_headers(record))
-        return metadata_event(told) if told else None
+        headers: dict[str, str] = {}
+        if MetadataFields.TURN_STATE in self._fields and not sent_state:
+            headers.update(self._turn_state(record, answer_headers))
+        if MetadataFields.ROUTE in self._fields:
+            headers.update(route_headers(record))
+        return metadata_event(headers) if headers else None
 
     def _turn_state(self, record: TurnRecord, answer_headers: Mapping[str, str]) -> dict[str, str]:
         assert record.account is not None
@@ -94,9 +94,9 @@ class ResponseMetadata:
 
 
 def shows_limits(services: TurnServices, tenant: str) -> bool:
-    """Whether ``tenant`` is told what accounts say of their limits.
+    """Whether ``tenant`` sees the upstream's headers about limits.
 
-    The limits of one account say nothing of a pool, and only the owner should see them.
+    The limits of one account mean nothing for a pool, and only the account's owner may see them.
     """
     return len(services.pool.accounts) == 1 and services.limits.sees_quotas(tenant)
 
@@ -104,21 +104,23 @@ def shows_limits(services: TurnServices, tenant: str) -> bool:
 def passed_headers(headers: Mapping[str, str], limits: bool) -> dict[str, str]:
     """The response headers of an upstream that concern the client.
 
-    :param limits: whether the account's limits do.
+    :param limits: whether the headers about limits are included.
     """
     return {
         name: value
         for name, value in headers.items()
         if (
             name in _PASSED
-            or (limits and counts_limits(name) and name != TURN_STATE)  # ours takes its place
+            or (
+                limits and counts_limits(name) and name != TURN_STATE
+            )  # the gateway's own replaces it
         )
         and may_pass(name, value)
     }
 
 
 def route_headers(record: TurnRecord) -> dict[str, str]:
-    """The account and the route of a request, once they are known."""
+    """The headers with the account and the route of a request, once both are known."""
     if record.account is None or record.route is None:
         return {}
     return {"x-gateway-account": record.account, "x-gateway-route": record.route}

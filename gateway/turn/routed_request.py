@@ -1,9 +1,9 @@
-"""A client's request on its way to an account: what turns and passed-through requests share.
+"""A client's request to an account of the pool: what turns and proxied requests share.
 
-``QUEUED -> RESOLVING -> (WAITING <-> RUNNING) -> ENDED``.  RESOLVING looks up what the request
-continues.  While WAITING no account is free.  While RUNNING one attempt after the other may be
-made, as long as the client saw nothing of the one before (design law 4).  A refusal is charged to
-whoever is at fault: the account, the model, the service, the proxy, or nobody (design law 13).
+``QUEUED -> RESOLVING -> (WAITING <-> RUNNING) -> ENDED``.  RESOLVING looks up the response
+that the request continues.  While WAITING no account is free.  While RUNNING another attempt may be
+made as long as the client saw nothing of the one before (design law 4).  A refusal is charged to
+the party at fault: the account, the model, the service or the proxy; or it is not charged (law 13).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gateway.upstream.interface import UpstreamExchange
 #: How long a store may take to look up what a request continues, in seconds.
 RESOLVE_SECONDS = 10.0
 
-#: The rule that names the account of an attempt that is made in another way.
+#: The rule of an attempt that sends a changed request to the same account.
 SAME_ACCOUNT = "the same account, another way"
 
 _numbers = itertools.count(1)
@@ -43,7 +43,7 @@ _log = Logger(namespace="gateway.turn")
 
 
 class RequestPhase(enum.Enum):
-    """Where a request stands."""
+    """The phases of a request."""
 
     QUEUED = "queued"
     RESOLVING = "resolving"
@@ -62,12 +62,12 @@ TRANSITIONS = {
 
 
 class Attempt:
-    """One try of a request on one account; subclasses read the answer.
+    """One attempt of a request on one account; subclasses read the answer.
 
-    :param plan: how the conversation is sent along; None without any.
-    :param route: what the log calls that.
-    :ivar exchange: the request as the account's transport runs it.
-    :ivar request_bytes: size of what the account is sent.
+    :param plan: the context plan; None for a request without a conversation.
+    :param route: the route in the log.
+    :ivar exchange: the exchange of the account's transport.
+    :ivar request_bytes: size of the request to the account.
     :ivar answer_headers: the upstream's response headers, names in lower case.
     """
 
@@ -82,7 +82,7 @@ class Attempt:
         self.answer_headers = {}
 
     def cancel(self) -> None:
-        """Drop it; nothing more is heard of it."""
+        """Drop the attempt; it reports nothing more."""
         self.exchange.cancel()
 
 
@@ -95,7 +95,7 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
     :param context: the client it came from.
     :param model: as the client calls it, or None.
     :param request_bytes: of what the client sent.
-    :param route: what the request is, for one that is no turn.
+    :param route: the kind of the request, if it is no turn.
     :ivar record: its entry in the turn log.
     """
 
@@ -118,8 +118,8 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
         self._lease: Lease | None = None
         self._attempt: AttemptT | None = None
         self._paused = False
-        #: Refusals that do not say whose fault they are; an account that serves the request
-        #: shows it.
+        #: Refusals without a clear reason.  If another account serves the request, the accounts
+        #: that refused it are at fault.
         self._unclear: list[tuple[Account, Fault]] = []
         self.record = TurnRecord(
             turn=f"{context.connection}.{next(_numbers)}",
@@ -139,7 +139,7 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
     # --- the client's side -----------------------------------------------------------
 
     def start(self) -> None:
-        """Run it.  Whatever goes wrong, the client is told exactly once."""
+        """Run it.  Whatever goes wrong, the client gets exactly one error."""
         self._log.queued()
         self._enter(RequestPhase.RESOLVING)
         try:
@@ -155,7 +155,7 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
 
     @abc.abstractmethod
     def abandon(self, error: ApiError) -> None:
-        """End it for the gateway's own reasons, and tell the client so that it comes again."""
+        """End it because the gateway stops or failed, with an error that clients retry."""
 
     def pause(self) -> None:
         """The client reads too slowly: stop reading the upstream."""
@@ -181,7 +181,7 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
 
     @abc.abstractmethod
     def _resolved(self, found: Any) -> None:
-        """Go on with what was looked up: set the search, and begin it."""
+        """Take the result of :meth:`_resolve`: set the search and begin it."""
 
     def _await(self, found: Deferred[Any]) -> None:
         self._resolving = found
@@ -223,10 +223,10 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
         self._lease = None if choice is None else choice.lease
         self._send(account, rule, choice)
 
-    def _waits(self, lack: WaitReason) -> None:
-        """No account can be asked now; the reason may change while it waits."""
+    def _waits(self, reason: WaitReason) -> None:
+        """No account is available; the reason may change while the request waits."""
         self._enter(RequestPhase.WAITING)
-        self._log.waits(lack)
+        self._log.waits(reason)
 
     def _send(self, account: Account, rule: str, choice: Selection | None = None) -> None:
         try:
@@ -253,7 +253,7 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
         self._log.connected()
 
     def attempt_answered(self, attempt: AttemptT) -> None:
-        """The upstream's answer begins; its headers tell of the account's quotas."""
+        """The upstream's answer begins; its headers report the account's quotas."""
         self._log.answered()
         windows = read_windows(attempt.answer_headers, self._services.clock.seconds())
         if windows:
@@ -261,11 +261,11 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
 
     @abc.abstractmethod
     def attempt_acknowledged(self, attempt: AttemptT) -> None:
-        """The upstream took the request up: what follows is its answer, and no refusal."""
+        """The upstream accepted the request: what follows is its answer."""
 
     @abc.abstractmethod
     def attempt_relays(self, payloads: list[bytes]) -> None:
-        """These go to the client."""
+        """Relay these to the client."""
 
     @abc.abstractmethod
     def attempt_ended(self, attempt: AttemptT) -> None:
@@ -274,16 +274,16 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
     # --- refusals --------------------------------------------------------------------
 
     def _refused(self, attempt: AttemptT, error: ApiError) -> None:
-        """Nothing of the answer was seen: send it again, try another account, or fail."""
+        """The client saw nothing of the answer: send it again, try another account, or fail."""
         error = self._translated(error)
-        if self._mended(attempt, error):
+        if self._adapt_to(attempt, error):
             self._send(attempt.account, SAME_ACCOUNT)
             return
         self._charge(attempt.account, error)
         self._move(attempt, error)
 
     def _move(self, attempt: AttemptT, error: ApiError) -> None:
-        """Ask another account, where another may answer what this one refused."""
+        """Ask another account if it may answer what this one refused; else fail."""
         if not self._may_move(error):
             self._fail(for_the_client(error))
             return
@@ -295,11 +295,11 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
 
     @abc.abstractmethod
     def _translated(self, error: ApiError) -> ApiError:
-        """A refusal as it concerns what the client asked for."""
+        """A refusal from the point of view of this request."""
 
     @abc.abstractmethod
-    def _mended(self, attempt: AttemptT, error: ApiError) -> bool:
-        """Whether the same account should get the request again, in another way."""
+    def _adapt_to(self, attempt: AttemptT, error: ApiError) -> bool:
+        """Change the request to what the account may accept; whether to send it there again."""
 
     @abc.abstractmethod
     def _may_move(self, error: ApiError) -> bool:
@@ -307,14 +307,14 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
 
     @abc.abstractmethod
     def _charge(self, account: Account, error: ApiError) -> None:
-        """Charge the refusal to whoever is at fault."""
+        """Charge the refusal to the party at fault."""
 
     @abc.abstractmethod
     def _fingerprint(self) -> Hashable:
-        """The same for a request that is sent again."""
+        """A value that is equal for a request that is sent again."""
 
     def _fault_of(self, account: Account, error: ApiError) -> Fault:
-        """What ``error``, as ``account`` gave it, is attributed to."""
+        """Attribute an error of ``account``."""
         model = self._model
         fault = attribute(
             error,
@@ -327,7 +327,7 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
         return fault
 
     def _served_by(self, server: Account) -> None:
-        """The request was fine: accounts that refused it without a clear reason are at fault."""
+        """Charge the accounts that refused the request without a clear reason: it was valid."""
         unclear, self._unclear = self._unclear, []
         for account, fault in unclear:
             if account is not server:
@@ -337,10 +337,10 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
 
     @abc.abstractmethod
     def _fail(self, error: ApiError) -> None:
-        """Tell the client ``error``, and end."""
+        """Send ``error`` to the client, and end."""
 
     def _fail_inside(self, failure: Failure) -> None:
-        """A bug of ours must end the request, not leave it running."""
+        """End the request after a bug of the gateway, instead of leaving it running."""
         _log.failure("turn {turn} could not start", failure, turn=self.record.turn)
         self.abandon(ApiError.gateway_failed())
 
@@ -350,18 +350,18 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
             self._search.limit_lease.used(usage)
 
     def _release(self) -> None:
-        """Give the place on the account back; others may wait for it."""
+        """Release the account's lease; other requests may wait for it."""
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release()
 
     def _close(self, status: str, error_code: str | None) -> None:
-        """Give everything back; the request is over."""
+        """Release everything; the request is over."""
         self._enter(RequestPhase.ENDED)
         resolving, self._resolving = self._resolving, None
         if resolving is not None:
             resolving.cancel()
-        self._attempt = None  # it points here, and holds what was sent
+        self._attempt = None  # it refers to this request, and keeps the body that was sent
         self._release()
         if self._search is not None:
             self._search.stop()

@@ -47,7 +47,7 @@ from gateway.turn.continuity import TurnContinuity
 from gateway.turn.response_metadata import ResponseMetadata, route_headers
 from gateway.turn.routed_request import SAME_ACCOUNT, RequestPhase, RoutedRequest
 
-#: How responses end that may be continued.
+#: Final statuses of responses that may be continued.
 _CONTINUABLE = frozenset({"completed", "incomplete"})
 
 
@@ -55,12 +55,12 @@ class Turn(RoutedRequest[TurnAttempt]):
     """One ``response.create`` up to its terminal event.
 
     :param resolve: looks up the response that the turn continues.
-    :ivar recorded: what was remembered of it, once it ended well.
-    :ivar error: what ended it, when it did not.
-    :ivar broken_off: it ended in the middle of its answer, by an event that the gateway made.
+    :ivar recorded: the transcript in the store, if it ended well.
+    :ivar error: why it failed, or None.
+    :ivar broken_off: whether the answer broke off, and the gateway made the terminal event.
     """
 
-    #: Set as soon as the conversation was looked up.
+    #: Set when the conversation was looked up.
     _continuity: TurnContinuity
 
     def __init__(
@@ -82,7 +82,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         self._sink = sink
         self._resolver = resolve
         self._parent: Transcript | None = None
-        #: The latest attempt that an account refused.
+        #: The last attempt that an account refused.
         self._last_refused: TurnAttempt | None = None
         self._metadata = ResponseMetadata(services, context)
         self._silence = Deadline(services.clock, self._keep_alive)
@@ -95,7 +95,7 @@ class Turn(RoutedRequest[TurnAttempt]):
 
     @property
     def response_id(self) -> str:
-        """The id the client knows the running response by; empty before there is one."""
+        """The id of the running response for the client; empty before there is one."""
         return self._attempt.response.response_id if self._attempt is not None else ""
 
     def start(self) -> None:
@@ -105,7 +105,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         super().start()
 
     def answer_headers(self) -> dict[str, str]:
-        """What an HTTP client is told beside the answer, once it has begun."""
+        """The response headers for an HTTP client, once the answer has begun."""
         attempt = self._attempt
         if attempt is None:
             return route_headers(self.record)
@@ -113,18 +113,18 @@ class Turn(RoutedRequest[TurnAttempt]):
         return self._metadata.headers(self.record, attempt.answer_headers, sent_state)
 
     def cancel(self) -> None:
-        """The client is gone: stop the upstream, send nothing."""
+        """The client disconnected: stop the upstream, send nothing."""
         if self._phase is not RequestPhase.ENDED:
             self._estimate()
             self._drop_attempt("cancelled")
             self._close("cancelled", None)
 
     def interrupt(self, accepted: Callable[[str, int], bytes] | None) -> None:
-        """End it now with the items that are finished, as a response to go on from.
+        """End it now, with the finished items, as a response that can be continued.
 
-        A turn whose conversation is not looked up yet leaves nothing to go on from.
+        Before its conversation is looked up, the turn leaves nothing to continue.
 
-        :param accepted: makes the event to send before the terminal one, of the response's
+        :param accepted: makes the event to send before the terminal one, from the response's
             id and the event's ``sequence_number``; or None.
         """
         if self._phase is RequestPhase.ENDED:
@@ -136,7 +136,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         response_id, number = response.response_id, response.last_number()
         if not response_id:
             response_id = new_response_id()
-            members = self._made(response_id)
+            members = self._new_response(response_id)
             if number < 0:
                 payloads.append(created_event(members))
                 number = 0
@@ -152,7 +152,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         self._close("incomplete", "interrupted")
 
     def abandon(self, error: ApiError) -> None:
-        """End it for the gateway's own reasons, and tell the client so that it comes again."""
+        """End it because the gateway stops or failed, with an error that clients retry."""
         if self._phase is RequestPhase.ENDED:
             return
         if self._attempt is None:
@@ -199,7 +199,7 @@ class Turn(RoutedRequest[TurnAttempt]):
             self._fail,
         )
         if request.prewarm:
-            search.let_in()
+            search.admit_without_account()
             self._prewarm()
         else:
             search.next()
@@ -230,11 +230,11 @@ class Turn(RoutedRequest[TurnAttempt]):
             is_taken=self._is_taken,
             client_parent=request.previous_response_id,
             wrap_turn_state=partial(self._metadata.wrapped, account.name),
-            new_response=self._made,
-            may_go_on=request.background and not dialect.streams,
+            new_response=self._new_response,
+            is_background=request.background and not dialect.streams,
             without_secrets=account.upstream.without_secrets,
         )
-        # A background response is the client's once it exists: it can be asked for by its id.
+        # A background response is relayed at once: clients can poll it by its id.
         hold_seconds = 0.0 if request.background else self._services.hold_seconds
         clock = self._services.clock
         return TurnAttempt(self, account, plan, sent, response, hold_seconds, clock)
@@ -245,12 +245,12 @@ class Turn(RoutedRequest[TurnAttempt]):
     # --- what attempts report --------------------------------------------------------
 
     def attempt_acknowledged(self, attempt: TurnAttempt) -> None:
-        """The upstream took the turn up."""
+        """The upstream accepted the turn."""
         if self._lease is not None:
             self._lease.acknowledged()
 
     def attempt_relays(self, payloads: list[bytes]) -> None:
-        """These events go to the client."""
+        """Relay these events to the client."""
         record = self.record
         if record.first_event_ms is None:
             payloads = self._first_events(payloads)
@@ -262,13 +262,13 @@ class Turn(RoutedRequest[TurnAttempt]):
         self._relay(payloads)
 
     def attempt_ended(self, attempt: TurnAttempt) -> None:
-        """``attempt.response.outcome`` says how."""
+        """The attempt ended; ``attempt.response.outcome`` says how."""
         self._learn_quotas(attempt)
         outcome = attempt.response.outcome
         if isinstance(outcome, FinishedResponse):
             self._finished(attempt, outcome)
         elif isinstance(outcome, BackgroundResponse):
-            self._goes_on(attempt)
+            self._continues_in_background(attempt)
         elif isinstance(outcome, UnchainedResponse):
             self._log.outcome("did not continue the previous response")
             self._not_continued(attempt)
@@ -282,7 +282,7 @@ class Turn(RoutedRequest[TurnAttempt]):
             self._break_off(attempt, outcome.error)
 
     def _first_events(self, payloads: list[bytes]) -> list[bytes]:
-        """The account took the turn up: learn from that, and tell the client where it is."""
+        """Before the first events are relayed: learn from them, and add the metadata event."""
         attempt, continuity = self._attempt, self._continuity
         assert attempt is not None
         self._log.first_event()
@@ -291,15 +291,15 @@ class Turn(RoutedRequest[TurnAttempt]):
         owners, tenant = self._services.owners, self._context.tenant
         if continuity.is_kept_by(account) and response.response_id and not response.id_is_ours:
             owners.note(tenant, response.response_id, account.name)
-        if continuity.seeks_its_owner and attempt.sent.previous_response_id is not None:
-            # It went on from a response that is not remembered here: so it keeps that.
+        if continuity.owner_is_unknown and attempt.sent.previous_response_id is not None:
+            # The account continued a response that is not in the store, so it keeps it.
             owners.note(tenant, attempt.sent.previous_response_id, account.name)
         sent_state = response.turn_state is not None
         event = self._metadata.event(self.record, attempt.answer_headers, sent_state)
         return payloads if event is None else [payloads[0], event, *payloads[1:]]
 
     def _learn_quotas(self, attempt: TurnAttempt) -> None:
-        """Quotas, as ``codex.rate_limits`` and the error that ended the attempt tell them."""
+        """Read the quotas in ``codex.rate_limits`` and in the error that ended the attempt."""
         response, health = attempt.response, attempt.account.health
         now = self._services.clock.seconds()
         if response.rate_limits:
@@ -331,8 +331,8 @@ class Turn(RoutedRequest[TurnAttempt]):
             self._served_by(account)
         self._close(outcome.status, outcome.error.label if outcome.error else outcome.reason)
 
-    def _goes_on(self, attempt: TurnAttempt) -> None:
-        """The upstream goes on, and keeps the response to be asked for; this turn is done."""
+    def _continues_in_background(self, attempt: TurnAttempt) -> None:
+        """The upstream runs the response in the background; this turn is done."""
         self._log.outcome("goes on in the background")
         self.record.response_id = attempt.response.response_id
         self._estimate()
@@ -340,7 +340,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         self._close("completed", None)
 
     def _not_continued(self, attempt: TurnAttempt) -> None:
-        """The upstream answers without the history that it was asked to go on from."""
+        """The upstream ignored the previous response: replay, or ask another account."""
         if not self._continuity.can_replay:
             self._move(attempt, self._continuity.unknown_parent())
             return
@@ -352,10 +352,10 @@ class Turn(RoutedRequest[TurnAttempt]):
     def _translated(self, error: ApiError) -> ApiError:
         return self._continuity.translated(error)
 
-    def _mended(self, attempt: TurnAttempt, error: ApiError) -> bool:
+    def _adapt_to(self, attempt: TurnAttempt, error: ApiError) -> bool:
         plan = attempt.chosen
         sent = self._continuity.sent(plan, attempt.sent.dialect)
-        return self._continuity.mended(attempt.account, plan, sent, error)
+        return self._continuity.adapt_to(attempt.account, plan, sent, error)
 
     def _may_move(self, error: ApiError) -> bool:
         return self._continuity.may_move(error)
@@ -370,7 +370,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         return self.request.fingerprint()
 
     def _break_off(self, attempt: TurnAttempt, error: ApiError) -> None:
-        """The client must start anew: what it saw cannot be taken back."""
+        """End with ``response.failed``, because the client has seen a part of the answer."""
         response = attempt.response
         if not (response.released and response.response_id):
             self._fail(for_the_client(error))
@@ -388,7 +388,7 @@ class Turn(RoutedRequest[TurnAttempt]):
     # --- ending ----------------------------------------------------------------------
 
     def _fail(self, error: ApiError) -> None:
-        """Tell the client; the upstream's own ``response.failed`` says it best."""
+        """Send the error; the upstream's own ``response.failed`` is preferred."""
         refused = self._last_refused
         if refused is not None:
             outcome = refused.response.outcome
@@ -410,12 +410,12 @@ class Turn(RoutedRequest[TurnAttempt]):
         response_id = new_response_id("prewarm")
         now = int(self._services.clock.seconds())
         self.record.route = ContextRoute.PREWARM.value
-        self._relay(prewarm_events(self._made(response_id), now))
+        self._relay(prewarm_events(self._new_response(response_id), now))
         self._remember(response_id, [], None, held_upstream=False)
         self._close("completed", None)
 
-    def _made(self, response_id: str) -> Members:
-        """The response object for an id, where the upstream gave none."""
+    def _new_response(self, response_id: str) -> Members:
+        """A response object for an id, if the upstream gave none."""
         return synthetic_response(
             response_id,
             self.request,
@@ -428,7 +428,7 @@ class Turn(RoutedRequest[TurnAttempt]):
     ) -> None:
         self.record.response_id = response_id
         if self._search is None:
-            return  # it is not known what the turn continues
+            return  # the conversation is not looked up yet
         output = with_issuers(tuple(map(read_item, raw_items)), lambda _: account)
         if account is not None:
             for item in output:
@@ -438,7 +438,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         self.recorded = self._continuity.record(response_id, output, account, held_upstream, now)
 
     def _estimate(self) -> None:
-        """Leaving before the usage is told is not free of the key's limits."""
+        """Count an estimated usage for a turn that ends before its usage is known."""
         if self._attempt is not None and self._attempt.response.created:
             self._count(self._log.estimated())
 

@@ -1,6 +1,6 @@
-"""What became of each turn: one record, one log line, and a bounded ring to look into.
+"""The turn log: a record and a log line for each turn, and a bounded ring of the last ones.
 
-Requests that are passed through have records too.
+Proxied requests have records too.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from gateway.routing.affinity import AffinityKey, opaque_id
 from gateway.routing.selection import Selection
 from gateway.routing.wait_queue import WaitReason
 
-#: Turns that are kept to look into.
+#: Turns that are kept for the admin side.
 RING = 500
 
-#: How much of a client's words is kept, in characters.
+#: Bound on texts from clients, in characters.
 SHOWN = 200
 
-#: The status of a turn, and the outcome of an attempt, that goes on.
+#: The status of a turn, and the outcome of an attempt, that still runs.
 RUNNING = "running"
 
 
 @dataclass
 class AttemptRecord:
-    """One try on one account: how it was sent, which rule chose it, how it ended.
+    """One attempt on one account: its route, the rule that chose the account, how it ended.
 
-    ``candidates`` counts the accounts that offer the model; ``others`` says of some of them
-    why they were not chosen.
+    ``candidates`` counts the accounts that offer the model; ``others`` says why some of them were
+    not chosen.
     """
 
     account: str
@@ -131,7 +131,7 @@ class TurnLog:
         for watch in self.watchers:
             try:
                 watch(record)
-            except Exception:  # a turn that cannot end would hold up its lane for ever
+            except Exception:  # a turn that cannot end would block its lane for ever
                 self._log.failure("a watcher of turns failed")
 
     def latest(self) -> list[TurnRecord]:
@@ -140,11 +140,11 @@ class TurnLog:
 
 
 class TurnRecorder:
-    """Writes down what happens to one request, and when.
+    """Records the steps of one request and their times.
 
     :param accepted_at: when the request was read, unix seconds.
-    :param affinity: the keys it is routed by.
-    :param record: what is known of it from the start.
+    :param affinity: its affinity keys.
+    :param record: its record, as it is at the start.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class TurnRecorder:
         self._turn_log = turn_log
         self._affinity = affinity
         self._accepted_at = accepted_at
-        #: What it waits for, and since when.
+        #: The reason why it waits, and since when, in milliseconds from its acceptance.
         self._waits: tuple[WaitReason, float] | None = None
         self.record = record
 
@@ -170,15 +170,15 @@ class TurnRecorder:
         self.record.queued_ms = self._elapsed_ms()
 
     def continues(self, response_id: str, continuation: str) -> None:
-        """This is the response that it continues."""
+        """It continues this response."""
         self.record.previous_response_id = response_id[:SHOWN]
         self.record.continuation = continuation
 
-    def waits(self, lack: WaitReason) -> None:
-        """This is not free; another wait, the next attempt or the end ends it."""
+    def waits(self, reason: WaitReason) -> None:
+        """It waits, until another wait, the next attempt or its end."""
         if self._waits is not None:
             self._waited()
-        self._waits = lack, self._elapsed_ms()
+        self._waits = reason, self._elapsed_ms()
 
     def tries(
         self,
@@ -191,10 +191,10 @@ class TurnRecorder:
     ) -> None:
         """An attempt begins.
 
-        :param route: how it is sent along, or what it is.
-        :param request_bytes: of what the account is sent.
-        :param plan: how it continues the conversation; None for what continues none.
-        :param choice: how the account was chosen; None where it was not.
+        :param route: the context route, or the kind of request.
+        :param request_bytes: size of the request to the account.
+        :param plan: the context plan; None for a request without a conversation.
+        :param choice: the router's selection; None if the pool was not asked.
         """
         if self._waits is not None:
             self._waited()
@@ -218,26 +218,26 @@ class TurnRecorder:
         self.record.attempts[-1].first_byte_ms = self._elapsed_ms()
 
     def first_event(self) -> None:
-        """The client sees the first of it."""
+        """The first event is relayed to the client."""
         self.record.first_event_ms = self._elapsed_ms()
 
     def first_output(self) -> None:
-        """The client sees the first of what the model says."""
+        """The first output of the model is relayed to the client."""
         self.record.first_output_ms = self._elapsed_ms()
 
     def outcome(self, words: str) -> None:
-        """What became of the attempt."""
+        """Set the outcome of the attempt."""
         self.record.attempts[-1].outcome = words
 
-    # --- what it took ------------------------------------------------------------------
+    # --- usage -------------------------------------------------------------------------
 
     def counts(self, usage: Usage) -> None:
-        """The upstream says what it took, in tokens."""
+        """Set the usage that the upstream reported."""
         record = self.record
         record.input_tokens, record.cached_tokens, record.output_tokens = usage
 
     def estimated(self) -> Usage:
-        """What the last attempt may have taken, by its bytes."""
+        """An estimate of the last attempt's usage, by its bytes."""
         record = self.record
         return estimated_usage(record.upstream_bytes // len(record.attempts), record.relayed_bytes)
 
@@ -259,9 +259,9 @@ class TurnRecorder:
 
     def _waited(self) -> None:
         assert self._waits is not None
-        (lack, since), self._waits = self._waits, None
+        (reason, since), self._waits = self._waits, None
         record, waited = self.record, self._elapsed_ms() - since
-        if lack is WaitReason.ACCOUNT:
+        if reason is WaitReason.ACCOUNT:
             record.waited_ms = round((record.waited_ms or 0.0) + waited, 1)
         else:
             record.limited_ms = round((record.limited_ms or 0.0) + waited, 1)

@@ -11,8 +11,8 @@ from twisted.internet.protocol import connectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 
 from gateway.admin.api import Api
-from gateway.admin.auth import Access
-from gateway.admin.running_gateway import Running
+from gateway.admin.auth import AccessControl
+from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.site import AdminSite
 from gateway.api_keys.keys import KeyRing
 from gateway.config import KeySettings, Settings
@@ -138,7 +138,7 @@ class Admin:
             self.websockets,
             ModelCatalog(self.clock),
         )
-        self.running = Running(
+        self.running = RunningGateway(
             self.world.services,
             self.tenants,
             self.limiter,
@@ -147,7 +147,7 @@ class Admin:
             self.collector,
             lambda: 0,
         )
-        self.access = Access(token, loopback, hosts, self.clock.seconds)
+        self.access = AccessControl(token, loopback, hosts, self.clock.seconds)
         self.api = Api(self.running, self.access, lambda _: ("text/plain", b""))
         self.site = AdminSite(self.api, self.reactor)
         self.site.startFactory()

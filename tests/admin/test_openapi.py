@@ -81,7 +81,7 @@ def test_it_says_of_each_route_who_may_enter() -> None:
     for route in Admin().api.routes:
         security = DESCRIPTION["paths"][route.template][route.method.lower()]["security"]
         expected = {"anybody": [], "operator": [{"bearer": []}, {"login": []}]}
-        wanted = expected.get(route.entry.value, [{"bearer": []}, {"login": []}, {}])
+        wanted = expected.get(route.role.value, [{"bearer": []}, {"login": []}, {}])
         assert security == wanted, f"{route.method} {route.template}"
 
 

@@ -10,11 +10,11 @@ import pytest
 from gateway.conversations.context import (
     ContextPlan,
     ContextRoute,
-    Reader,
+    TargetAccount,
     chain_plan,
     chain_point,
     pin_of,
-    whole_plan,
+    replay_plan,
 )
 from gateway.conversations.store import FoundItem, ResponseRecord, Transcript
 from gateway.protocol.items import Item, read_item, with_issuers
@@ -84,14 +84,14 @@ def test_the_anchor_is_the_nearest_response_an_upstream_knows() -> None:
 
 
 def test_a_chained_turn_sends_the_clients_own_bytes() -> None:
-    plan = chain_plan(record("resp_1"), [], [OUTPUT], Reader("a"))
+    plan = chain_plan(record("resp_1"), [], [OUTPUT], TargetAccount("a"))
     assert plan == ContextPlan(ContextRoute.CHAINED, "resp_1", None, None)
 
 
 def test_a_chained_turn_brings_along_what_only_the_gateway_knows() -> None:
     anchor = record("resp_1")
     after = [record("resp_2", anchor, (user("a"),), (CALL,), held_upstream=False)]
-    plan = chain_plan(anchor, after, [OUTPUT], Reader("a"))
+    plan = chain_plan(anchor, after, [OUTPUT], TargetAccount("a"))
     assert (plan.previous_response_id, plan.items) == ("resp_1", raws(user("a"), CALL, OUTPUT))
 
 
@@ -100,31 +100,31 @@ def test_reasoning_of_an_interrupted_answer_does_not_reach_another_account() -> 
     after = [
         record("resp_2", anchor, (), (sealed("rs_1", "b"), bare("rs_2"), CALL), "b", True, False)
     ]
-    assert chain_plan(anchor, after, [OUTPUT], Reader("a")).items == raws(CALL, OUTPUT)
+    assert chain_plan(anchor, after, [OUTPUT], TargetAccount("a")).items == raws(CALL, OUTPUT)
 
 
 def test_a_chained_turn_brings_no_seal_of_another_account() -> None:
     plan = chain_plan(
-        record("resp_1"), [], [sealed("rs_1", "b"), bare("rs_2"), user("go on")], Reader("a")
+        record("resp_1"), [], [sealed("rs_1", "b"), bare("rs_2"), user("go on")], TargetAccount("a")
     )
     assert plan.items == raws(bare("rs_2"), user("go on"))
 
 
 def test_a_new_conversation_is_sent_as_the_client_wrote_it() -> None:
-    assert whole_plan(None, [user("hi")], Reader("a", store=False), "unused") == ContextPlan(
-        ContextRoute.ROOT, None, None, None
-    )
+    assert replay_plan(
+        None, [user("hi")], TargetAccount("a", store=False), "unused"
+    ) == ContextPlan(ContextRoute.ROOT, None, None, None)
 
 
 def test_a_prewarms_input_is_part_of_the_conversation() -> None:
-    plan = whole_plan(PREWARM, [user("hi")], Reader("a", store=False), "unused")
+    plan = replay_plan(PREWARM, [user("hi")], TargetAccount("a", store=False), "unused")
     assert plan == ContextPlan(ContextRoute.ROOT, None, raws(user("rules"), user("hi")), None)
 
 
 def test_a_replay_is_the_transcript_from_the_root_on() -> None:
     first = record("resp_1", PREWARM, (user("1"),), (CALL,))
     second = record("resp_2", first, (OUTPUT,), (user("2"),))
-    plan = whole_plan(second, [user("3")], Reader("b", store=False), "why")
+    plan = replay_plan(second, [user("3")], TargetAccount("b", store=False), "why")
     items = raws(user("rules"), user("1"), CALL, OUTPUT, user("2"), user("3"))
     assert plan == ContextPlan(ContextRoute.REPLAYED, None, items, "why")
 
@@ -139,21 +139,23 @@ def test_a_replay_is_the_transcript_from_the_root_on() -> None:
 def test_sealed_reasoning_goes_to_its_issuer(issuer: str | None, account: str, goes: bool) -> None:
     reasoning = sealed("rs_1", issuer)
     parent = record("resp_1", output=(reasoning, CALL))
-    plan = whole_plan(parent, [OUTPUT], Reader(account, store=False), "why")
+    plan = replay_plan(parent, [OUTPUT], TargetAccount(account, store=False), "why")
     assert plan.items == raws(*([reasoning] if goes else []), CALL, OUTPUT)
 
 
 def test_a_new_conversation_leaves_foreign_seals_behind() -> None:
-    plan = whole_plan(None, [sealed("rs_1", "b"), user("hi")], Reader("a", store=False), None)
+    plan = replay_plan(
+        None, [sealed("rs_1", "b"), user("hi")], TargetAccount("a", store=False), None
+    )
     assert (plan.route, plan.items) == (ContextRoute.ROOT, raws(user("hi")))
 
 
 def test_refused_seals_are_all_left_out() -> None:
     parent = record("resp_1", output=(sealed("rs_1", "a"), CALL))
-    plan = whole_plan(
+    plan = replay_plan(
         parent,
         [sealed("rs_2", None), OUTPUT],
-        Reader("a", store=False, drops_encrypted=True),
+        TargetAccount("a", store=False, drops_encrypted=True),
         "why",
     )
     assert plan.items == raws(CALL, OUTPUT)
@@ -174,14 +176,14 @@ def test_unsealed_reasoning_goes_only_where_it_was_stored(
 ) -> None:
     made = (bare("rs_1"), CALL)
     parent = record("resp_1", output=made, account=made_by, store=stored, held_upstream=held)
-    plan = whole_plan(parent, [OUTPUT], Reader(account, store=store), "why")
+    plan = replay_plan(parent, [OUTPUT], TargetAccount(account, store=store), "why")
     assert plan.items == raws(*([bare("rs_1")] if goes else []), CALL, OUTPUT)
 
 
 def test_unsealed_reasoning_of_the_client_is_not_sent_where_it_is_unknown() -> None:
     parent = record("resp_1", input=(bare("rs_1"), user("1")), account="a", store=True)
-    assert whole_plan(parent, [], Reader("b"), "why").items == raws(user("1"))
-    assert whole_plan(parent, [], Reader("a"), "why").items == raws(bare("rs_1"), user("1"))
+    assert replay_plan(parent, [], TargetAccount("b"), "why").items == raws(user("1"))
+    assert replay_plan(parent, [], TargetAccount("a"), "why").items == raws(bare("rs_1"), user("1"))
 
 
 # --- pins ----------------------------------------------------------------------------
@@ -208,14 +210,14 @@ def test_a_replay_holds_calls_and_outputs_of_one_id_as_often_as_there_were() -> 
     for number in range(4):
         parent = record(f"resp_{number}", parent, said, (poll,))
         said = (pending,)
-    plan = whole_plan(parent, said, Reader("a", store=False), "why")
+    plan = replay_plan(parent, said, TargetAccount("a", store=False), "why")
     assert plan.items == raws(user("wait"), *[poll, pending] * 4)
 
 
 def test_what_is_carried_after_the_anchor_is_not_sent_twice() -> None:
     anchor = record("resp_1", None, (user("1"),), (user("2"),))
     after = [record("resp_2", anchor, (user("a"),), (CALL,), held_upstream=False)]
-    plan = chain_plan(anchor, after, [user("a"), CALL, OUTPUT], Reader("a"))
+    plan = chain_plan(anchor, after, [user("a"), CALL, OUTPUT], TargetAccount("a"))
     assert plan.items == raws(user("a"), CALL, OUTPUT)
 
 
@@ -229,15 +231,17 @@ def reference(item_id: str) -> Item:
     return item(type="item_reference", id=item_id)
 
 
-def reader(account: str, *made: Item, by: str = "a", sent: bool = False, **about: Any) -> Reader:
+def reader(
+    account: str, *made: Item, by: str = "a", sent: bool = False, **about: Any
+) -> TargetAccount:
     """One whose tenant's conversations hold what account ``by`` made, or what it was sent."""
     holder = record("resp_0", output=made, account=by, store=True)
     found = {each.id: FoundItem(each, holder.record, not sent) for each in made}
-    return Reader(account, find=found.get, **about)
+    return TargetAccount(account, find=found.get, **about)
 
 
-def own(new: list[Item], to: Reader) -> list[bytes]:
-    items = whole_plan(None, new, to, None).items
+def own(new: list[Item], to: TargetAccount) -> list[bytes]:
+    items = replay_plan(None, new, to, None).items
     return raws(*new) if items is None else items
 
 
@@ -276,10 +280,12 @@ def test_reasoning_gets_its_seal_back_for_its_issuer_alone(by_id: Item) -> None:
 
 def test_an_id_that_nobody_knows_goes_where_items_are_kept() -> None:
     asked = [reference("msg_9"), bare("rs_9"), user("b")]
-    assert own(asked, Reader("a")) == raws(*asked)
-    assert own(asked, Reader("b", first=False)) == raws(user("b")), "it may be the first one's"
-    assert own(asked, Reader("a", store=False)) == raws(asked[0], user("b"))
-    assert own(asked, Reader("a", keeps=False)) == raws(user("b"))
+    assert own(asked, TargetAccount("a")) == raws(*asked)
+    assert own(asked, TargetAccount("b", first=False)) == raws(user("b")), (
+        "it may be the first one's"
+    )
+    assert own(asked, TargetAccount("a", store=False)) == raws(asked[0], user("b"))
+    assert own(asked, TargetAccount("a", keeps=False)) == raws(user("b"))
 
 
 @pytest.mark.parametrize("by_id", [reference("rs_1"), THOUGHT])
@@ -292,9 +298,9 @@ def test_what_one_account_took_by_its_id_goes_to_no_other(by_id: Item) -> None:
 def test_a_replay_fills_in_what_was_referred_to() -> None:
     parent = record("resp_1", None, (reference("msg_1"), user("1")), (CALL,), "a", True)
     to = reader("b", SAID)
-    assert whole_plan(parent, [OUTPUT], to, "why").items == raws(SAID, user("1"), CALL, OUTPUT)
-    unknown = Reader("b")
-    assert whole_plan(parent, [OUTPUT], unknown, "why").items == raws(user("1"), CALL, OUTPUT)
+    assert replay_plan(parent, [OUTPUT], to, "why").items == raws(SAID, user("1"), CALL, OUTPUT)
+    unknown = TargetAccount("b")
+    assert replay_plan(parent, [OUTPUT], unknown, "why").items == raws(user("1"), CALL, OUTPUT)
 
 
 def test_a_chained_turn_fills_in_what_its_account_does_not_keep() -> None:

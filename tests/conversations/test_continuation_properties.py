@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from gateway.conversations.context import (
     ContextPlan,
     ContextRoute,
-    Reader,
+    TargetAccount,
     chain_plan,
     chain_point,
-    whole_plan,
+    replay_plan,
 )
 from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.protocol.items import Item, read_item, with_issuers
@@ -91,7 +91,7 @@ def test_chained_the_account_knows_or_gets_the_whole_transcript(
     anchor, after = chain_point(parent)
     if anchor is None or anchor.record.account is None:
         return
-    plan = chain_plan(anchor, after, new, Reader(anchor.record.account or ""))
+    plan = chain_plan(anchor, after, new, TargetAccount(anchor.record.account or ""))
     assert (plan.route, plan.previous_response_id) == (ContextRoute.CHAINED, anchor.record.id)
     known = [item for record in path_of(anchor) for item in record.items()]
     everything = [item for record in path_of(parent) for item in record.items()] + new
@@ -114,7 +114,9 @@ def test_replayed_the_account_gets_the_transcript_minus_what_may_not_travel(
 ) -> None:
     parent, new = conversation
     path = path_of(parent)
-    plan = whole_plan(parent, new, Reader(account, store=store, drops_encrypted=unsealed), "why")
+    plan = replay_plan(
+        parent, new, TargetAccount(account, store=store, drops_encrypted=unsealed), "why"
+    )
     assert plan.previous_response_id is None, "never both chained and replayed"
     held = any(record.held_upstream for record in path)
     assert plan.route is (ContextRoute.REPLAYED if held else ContextRoute.ROOT)
@@ -137,7 +139,7 @@ def test_reasoning_an_account_sealed_itself_is_replayed_to_it(
     conversation: tuple[Transcript | None, list[Item]], account: str
 ) -> None:
     parent, new = conversation
-    sent = sent_by(whole_plan(parent, new, Reader(account, store=False), None), new)
+    sent = sent_by(replay_plan(parent, new, TargetAccount(account, store=False), None), new)
     for record in path_of(parent):
         for item in record.output:
             if item.encrypted and item.issuer == account:

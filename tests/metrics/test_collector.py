@@ -173,7 +173,7 @@ def test_an_account_behind_a_broken_proxy_rests_since_that_was_seen(
 def test_every_register_has_a_size_within_its_bound(
     admin: Admin, collector: MetricsCollector
 ) -> None:
-    registers = collector.registers()
+    registers = collector.bounded_structures()
     names = [register["name"] for register in registers]
     assert len(names) == len(set(names))
     for name in ("ledger", "seals", "owners", "bindings", "waiting room", "journal", "history"):
@@ -188,7 +188,7 @@ def test_registers_grow_with_what_they_tell_of(
     admin: Admin, collector: MetricsCollector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sizes() -> dict[str, int]:
-        return {register["name"]: register["size"] for register in collector.registers()}
+        return {register["name"]: register["size"] for register in collector.bounded_structures()}
 
     before = sizes()
     admin.world.services.turn_log.ended(turn())

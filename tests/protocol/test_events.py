@@ -15,12 +15,12 @@ from gateway.protocol.events import (
     MalformedEvent,
     event_type,
     is_whole,
-    mended,
     read_item_done,
     read_response,
     read_turn_state,
     response_members,
     sequence_number,
+    strict_json,
     text_of,
     value_of,
     with_response,
@@ -224,7 +224,7 @@ def test_naming_the_lane_keeps_the_bytes() -> None:
     ],
 )
 def test_only_what_is_refused_is_changed(data: bytes, strict: bytes) -> None:
-    assert mended(data) == strict
+    assert strict_json(data) == strict
 
 
 VALUES = st.recursive(
@@ -256,12 +256,12 @@ def as_it_should_be(value: Any) -> Any:
 
 @given(VALUES)
 def test_what_a_lax_writer_wrote_is_read_by_a_strict_reader(value: Any) -> None:
-    assert msgspec.json.decode(mended(json.dumps(value).encode())) == as_it_should_be(value)
+    assert msgspec.json.decode(strict_json(json.dumps(value).encode())) == as_it_should_be(value)
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_taken(data: bytes) -> None:
-    assert mended(mended(data)) == mended(data)
+    assert strict_json(strict_json(data)) == strict_json(data)
 
 
 @pytest.mark.parametrize(

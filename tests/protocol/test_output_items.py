@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.protocol.events import TERMINALS, MalformedEvent
 from gateway.protocol.output_items import OutputItems, finish_terminal
-from gateway.protocol.usage import mend_usage
+from gateway.protocol.usage import complete_usage
 
 Json = dict[str, Any]
 
@@ -356,13 +356,13 @@ def test_a_terminal_that_cannot_be_read_is_malformed(data: bytes) -> None:
     ],
 )
 def test_a_usage_that_would_repeat_the_turn_is_completed(usage: object, mended: object) -> None:
-    answer = mend_usage(json.dumps(usage).encode())
+    answer = complete_usage(json.dumps(usage).encode())
     assert (None if answer is None else json.loads(answer)) == mended
 
 
 @pytest.mark.parametrize("raw", [b"7", b"[]", b'"free"', b'{"input_tokens":1e999}'])
 def test_a_usage_that_is_no_object_is_none(raw: bytes) -> None:
-    assert mend_usage(raw) == b"null"
+    assert complete_usage(raw) == b"null"
 
 
 NUMBERS = st.none() | st.integers(0, 9) | st.text(max_size=2) | st.floats(0, 9) | st.booleans()

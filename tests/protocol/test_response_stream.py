@@ -89,10 +89,10 @@ def test_once_released_the_preamble_passes_at_once() -> None:
     ],
 )
 def test_a_response_with_an_id_may_go_on_behind_its_answer(
-    may_go_on: bool, events: list[ServerSentEvent], outcome: type
+    is_background: bool, events: list[ServerSentEvent], outcome: type
 ) -> None:
     """Where it was asked for like that, and before it began to tell its output."""
-    relay = ResponseStream(may_go_on=may_go_on)
+    relay = ResponseStream(is_background=is_background)
     relay.feed(events)
     relay.end_of_stream()
     assert isinstance(relay.outcome, outcome)

@@ -96,7 +96,7 @@ def test_it_is_believed_no_longer_than_a_rest_may_last(quotas: AccountQuotas, cl
 
 def test_the_operator_may_doubt_it(quotas: AccountQuotas) -> None:
     quotas.observe([window()])
-    quotas.doubt()
+    quotas.reset()
     assert not quotas.spent
 
 

@@ -22,7 +22,7 @@ from gateway.server.connections import (
     HalfClosedSocket,
     OpenFiles,
     WriteStallTimer,
-    time_for,
+    transfer_seconds,
 )
 from gateway.server.http_request import ClientRequest
 from gateway.server.websocket import ResponsesProtocol
@@ -233,11 +233,11 @@ def test_a_shortage_is_said_once_as_long_as_it_lasts(monkeypatch: pytest.MonkeyP
     )
     files = OpenFiles(lambda: now[0])
     for _ in range(300):
-        files.ran_short(100)
+        files.report_shortage(100)
         now[0] += 1
     assert len(said) == 1
     now[0] += 100
-    files.ran_short(100)
+    files.report_shortage(100)
     assert len(said) == 2, "a new one is said anew"
 
 
@@ -359,7 +359,7 @@ def test_a_large_write_may_take_its_time() -> None:
     slow.clock.advance(14.9)
     assert slow.lost == []
     slow.clock.advance(0.1)
-    assert slow.lost == [15] == [time_for(5 * MIN_BYTES_PER_SECOND, 10)]
+    assert slow.lost == [15] == [transfer_seconds(5 * MIN_BYTES_PER_SECOND, 10)]
 
 
 def test_one_that_takes_everything_is_kept_and_may_be_slow_again() -> None:

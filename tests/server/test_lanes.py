@@ -64,7 +64,7 @@ class FakeSession:
             turn.ends()
 
     def turn_ended(self, lane: Lane, turn: Turn) -> None:
-        self.lanes.go_on(lane)
+        self.lanes.release(lane)
 
 
 def test_a_lane_says_what_it_does() -> None:

@@ -164,10 +164,10 @@ class FakeSpec(RequestSpec):
     def fingerprint(self) -> str:
         return self.what
 
-    def call_for(self, account: Account) -> ForwardedRequest:
+    def request_for(self, account: Account) -> ForwardedRequest:
         return ForwardedRequest("POST", "/errand", {}, json.dumps({"to": account.name}).encode())
 
-    def mended(self, account: Account, error: ApiError) -> bool:
+    def adapt_to(self, account: Account, error: ApiError) -> bool:
         self.mends -= 1
         return self.mends >= 0
 

@@ -17,7 +17,7 @@ from gateway.protocol.usage import Usage
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.selection import RouteRequest, Selection
-from gateway.turn.account_search import MOST_REFUSALS, Tries
+from gateway.turn.account_search import MOST_REFUSALS, AttemptBudget
 from gateway.turn.turn import Turn
 from tests.support.events import text_item, turn_events, user
 from tests.turn.fakes import World
@@ -563,7 +563,7 @@ FREE = [
 
 @pytest.mark.parametrize("error", FREE, ids=lambda error: error.label)
 def test_what_cost_nothing_does_not_count_once_for_each_account(error: ApiError) -> None:
-    tries = Tries()
+    tries = AttemptBudget()
     for account in "abcdef":
         tries.refused(account, error, in_doubt=False)
     assert not tries.exhausted(1)
@@ -572,21 +572,21 @@ def test_what_cost_nothing_does_not_count_once_for_each_account(error: ApiError)
 
 
 def test_what_may_have_cost_something_counts() -> None:
-    tries = Tries()
+    tries = AttemptBudget()
     for account in "ab":
         tries.refused(account, BROKEN, in_doubt=False)
     assert (tries.exhausted(3), tries.exhausted(2)) == (False, True)
 
 
 def test_who_was_in_doubt_keeps_no_turn_from_those_that_are_not() -> None:
-    tries = Tries()
+    tries = AttemptBudget()
     tries.refused("a", BROKEN, in_doubt=True)
     assert not tries.exhausted(1)
     assert (tries.may_doubt(1), tries.may_doubt(2)) == (False, True)
 
 
 def test_nobody_needs_to_be_doubted_before_one_was() -> None:
-    tries = Tries()
+    tries = AttemptBudget()
     assert tries.may_doubt(1)
     tries.refused("a", BROKEN, in_doubt=False)
     assert tries.may_doubt(1)
@@ -597,7 +597,7 @@ def test_nobody_needs_to_be_doubted_before_one_was() -> None:
     st.integers(1, 30),
 )
 def test_every_turn_ends(refusals: list[tuple[str, ApiError, bool]], most: int) -> None:
-    tries = Tries()
+    tries = AttemptBudget()
     for account, error, in_doubt in refusals:
         if tries.exhausted(most):
             break

@@ -164,7 +164,7 @@ def test_a_permission_for_the_path_alone_lets_nobody_rest() -> None:
 
 def test_a_bug_costs_one_request() -> None:
     class Broken(FakeSpec):
-        def call_for(self, account: Account) -> ForwardedRequest:
+        def request_for(self, account: Account) -> ForwardedRequest:
             raise ValueError("a bug")
 
     world = CallWorld()

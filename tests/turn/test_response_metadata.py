@@ -11,18 +11,21 @@ from gateway.config import RoutingSettings
 from gateway.protocol.errors import ApiError
 from gateway.protocol.turn_state import TURN_STATE, TurnState
 from gateway.routing.affinity import AffinityKey
-from gateway.turn.context import Told, TurnContext
+from gateway.turn.context import MetadataFields, TurnContext
 from gateway.turn.response_metadata import passed_headers
 from gateway.turn.turn import Turn
 from tests.support.events import Json, text_item, turn_events, user
 from tests.turn.fakes import FakeSink, World, resolver
 
 ANSWER = turn_events([text_item("hello")], "resp_1")
-BOTH = Told.TURN_STATE | Told.ROUTE
+BOTH = MetadataFields.TURN_STATE | MetadataFields.ROUTE
 
 
 def turn_of(
-    world: World, told: Told = Told.NOTHING, turn_state: str | None = None, thread: str = "t"
+    world: World,
+    told: MetadataFields = MetadataFields.NONE,
+    turn_state: str | None = None,
+    thread: str = "t",
 ) -> Turn:
     world.sink = FakeSink()
     context = TurnContext(
@@ -32,7 +35,7 @@ def turn_of(
         affinity=[AffinityKey("thread", "laptop", thread)],
         accepted_at=world.clock.seconds(),
         turn_state=turn_state,
-        told=told,
+        metadata=told,
     )
     return Turn(world.services, context, world.request([user("hi")]), world.sink, resolver())
 
@@ -87,18 +90,18 @@ def test_a_client_that_asked_is_told_right_after_created() -> None:
 @pytest.mark.parametrize(
     ("told", "names"),
     [
-        (Told.TURN_STATE, {TURN_STATE}),
-        (Told.ROUTE, {"x-gateway-account", "x-gateway-route"}),
+        (MetadataFields.TURN_STATE, {TURN_STATE}),
+        (MetadataFields.ROUTE, {"x-gateway-account", "x-gateway-route"}),
     ],
 )
-def test_a_client_is_told_what_it_asked_for(told: Told, names: set[str]) -> None:
+def test_a_client_is_told_what_it_asked_for(told: MetadataFields, names: set[str]) -> None:
     world = World()
     assert set(metadata(answered(world, turn_of(world, told)))) == names
 
 
 def test_an_upstreams_turn_state_is_wrapped_whichever_way_it_comes() -> None:
     world = World()
-    events = answered(world, turn_of(world, Told.TURN_STATE), {TURN_STATE: "theirs"})
+    events = answered(world, turn_of(world, MetadataFields.TURN_STATE), {TURN_STATE: "theirs"})
     value = metadata(events)[TURN_STATE]
     assert "theirs" not in value
     state = world.services.turn_states.unwrap("laptop", value)
@@ -131,7 +134,7 @@ def test_an_echoed_turn_state_brings_the_turn_to_its_account() -> None:
 
 def test_another_account_never_sees_an_upstreams_turn_state() -> None:
     world = World(2, routing=RoutingSettings())
-    turn = turn_of(world, Told.TURN_STATE, wrapped(world, "a", "theirs"))
+    turn = turn_of(world, MetadataFields.TURN_STATE, wrapped(world, "a", "theirs"))
     turn.start()
     world.exchanges("a")[0].ends(ApiError.bad_gateway("gone"))
     (sent,) = world.exchanges("b")
@@ -142,7 +145,7 @@ def test_another_account_never_sees_an_upstreams_turn_state() -> None:
 
 def test_the_upstreams_value_lasts_though_later_answers_do_not_repeat_it() -> None:
     world = World()
-    turn = turn_of(world, Told.TURN_STATE, wrapped(world, "a", "theirs"))
+    turn = turn_of(world, MetadataFields.TURN_STATE, wrapped(world, "a", "theirs"))
     assert metadata(answered(world, turn))[TURN_STATE] == wrapped(world, "a", "theirs")
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from gateway.admin.actions import LEVELS
 from gateway.admin.page.charts import ChainPicture, Json
 from gateway.admin.page.rendering import render
-from gateway.admin.running_gateway import Running
+from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.views.conversations import conversations, turns, why
 from gateway.admin.views.overview import configuration, overview
 
@@ -132,7 +132,7 @@ class PageData:
     :param registers: makes the memory register.
     """
 
-    def __init__(self, running: Running, registers: Callable[[], Json]) -> None:
+    def __init__(self, running: RunningGateway, registers: Callable[[], Json]) -> None:
         self._running = running
         self.memory = registers
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.admin.running_gateway import Running
+from gateway.admin.running_gateway import RunningGateway
 from gateway.config.settings import without_credentials
 from gateway.metrics.collector import UNAVAILABLE
 from gateway.routing.account import Account
@@ -25,7 +25,7 @@ _ACTIONS_IN_SERVICE = ("pause", "drain")
 _ACTIONS_ALWAYS = ("clear", "probe")
 
 
-def accounts(running: Running) -> list[dict[str, Any]]:
+def accounts(running: RunningGateway) -> list[dict[str, Any]]:
     """All accounts, in the operator's order."""
     pool = running.services.pool
     pinned = _conversations_by_account(pool)
@@ -37,7 +37,7 @@ def _conversations_by_account(pool: AccountPool) -> Counter[str]:
     return Counter(binding.account for _, binding in pool.bindings.items(_COUNTED))
 
 
-def account(running: Running, account: Account) -> dict[str, Any]:
+def account(running: RunningGateway, account: Account) -> dict[str, Any]:
     """One account, without what takes a look at all conversations."""
     settings = account.settings
     health = {**account.health.snapshot(), **_limits_besides_health(account)}

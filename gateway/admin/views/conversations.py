@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from gateway.admin.running_gateway import Running
+from gateway.admin.running_gateway import RunningGateway
 from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.routing.affinity import Binding, named_keys, opaque_id
 from gateway.turn.turn_log import TurnRecord
@@ -27,7 +27,7 @@ _BINDING = (
 )
 
 
-def conversations(running: Running, q: str = "", limit: int = 100) -> dict[str, Any]:
+def conversations(running: RunningGateway, q: str = "", limit: int = 100) -> dict[str, Any]:
     """The most recently used conversations.
 
     :param q: a response id, a thread, a session, a ``prompt_cache_key`` or a connection in
@@ -38,7 +38,7 @@ def conversations(running: Running, q: str = "", limit: int = 100) -> dict[str, 
 
 
 def turns(
-    running: Running,
+    running: RunningGateway,
     account: str | None = None,
     key: str | None = None,
     status: str | None = None,
@@ -65,17 +65,17 @@ def turns(
     return {"turns": found[-limit:]}
 
 
-def responses_of(running: Running, response_id: str) -> list[Transcript]:
+def responses_of(running: RunningGateway, response_id: str) -> list[Transcript]:
     """The conversation that holds a response of whichever key, or nothing."""
     store = running.services.conversations
-    for key in running.tenants.snapshot():
+    for key in running.api_keys.snapshot():
         responses = store.conversation(key["name"], response_id)
         if responses:
             return responses
     return []
 
 
-def binding_id_of(running: Running, identity: str) -> str | None:
+def binding_id_of(running: RunningGateway, identity: str) -> str | None:
     """The id of the binding that ``identity`` is, or that its response's turn had."""
     if running.services.pool.bindings.with_id(identity) is not None:
         return identity
@@ -85,7 +85,7 @@ def binding_id_of(running: Running, identity: str) -> str | None:
     return None
 
 
-def response_ids_of(running: Running, identity: str) -> list[str]:
+def response_ids_of(running: RunningGateway, identity: str) -> list[str]:
     """The known responses of a binding or a response, the newest first."""
     latest = reversed(running.services.turn_log.latest())
     return [
@@ -116,17 +116,17 @@ def _unbound(record: ResponseRecord) -> dict[str, Any]:
 # --- search --------------------------------------------------------------------------------
 
 
-def _all(running: Running) -> Iterator[dict[str, Any]]:
+def _all(running: RunningGateway) -> Iterator[dict[str, Any]]:
     for identity, binding in running.services.pool.bindings.items(_SEARCHED):
         yield _binding(identity, binding)
 
 
-def _search(running: Running, q: str) -> Iterator[dict[str, Any]]:
+def _search(running: RunningGateway, q: str) -> Iterator[dict[str, Any]]:
     exactly = {entry["id"]: entry for entry in _exactly(running, q)}
     return iter(exactly.values()) if exactly else _by_words(running, q.lower())
 
 
-def _exactly(running: Running, q: str) -> Iterator[dict[str, Any]]:
+def _exactly(running: RunningGateway, q: str) -> Iterator[dict[str, Any]]:
     bindings = running.services.pool.bindings
     identity = binding_id_of(running, q)
     binding = None if identity is None else bindings.with_id(identity)
@@ -135,14 +135,14 @@ def _exactly(running: Running, q: str) -> Iterator[dict[str, Any]]:
     else:
         records = (each.record for each in responses_of(running, q))
         yield from (_unbound(record) for record in records if record.id == q)
-    for tenant in running.tenants.snapshot():
+    for tenant in running.api_keys.snapshot():
         for key in named_keys(tenant["name"], q):
             binding = bindings.peek(key)
             if binding is not None:
                 yield _binding(opaque_id(key), binding)
 
 
-def _by_words(running: Running, q: str) -> Iterator[dict[str, Any]]:
+def _by_words(running: RunningGateway, q: str) -> Iterator[dict[str, Any]]:
     for entry in _all(running):
         names = (entry["tenant"], entry["account"], entry["stand_in"] or "", entry["rule"])
         if entry["id"].startswith(q) or any(q in name.lower() for name in names):
@@ -152,7 +152,7 @@ def _by_words(running: Running, q: str) -> Iterator[dict[str, Any]]:
 # --- why -----------------------------------------------------------------------------------
 
 
-def why(running: Running, identity: str) -> dict[str, Any] | None:
+def why(running: RunningGateway, identity: str) -> dict[str, Any] | None:
     """Why a conversation is on its account: its binding, its chain, its last turns, in words.
 
     :param identity: a response id, or the id of a binding.
@@ -179,7 +179,7 @@ def why(running: Running, identity: str) -> dict[str, Any] | None:
     }
 
 
-def _turns_of(running: Running, identity: str, binding_id: str | None) -> list[TurnRecord]:
+def _turns_of(running: RunningGateway, identity: str, binding_id: str | None) -> list[TurnRecord]:
     """The last turns of the conversation; of a response only its own."""
     latest = running.services.turn_log.latest()
     if identity == binding_id:
@@ -187,7 +187,7 @@ def _turns_of(running: Running, identity: str, binding_id: str | None) -> list[T
     return [turn for turn in latest if turn.response_id == identity]
 
 
-def _chain(running: Running, identity: str, binding_id: str | None) -> list[Transcript]:
+def _chain(running: RunningGateway, identity: str, binding_id: str | None) -> list[Transcript]:
     for response_id in dict.fromkeys([identity, *response_ids_of(running, binding_id or identity)]):
         responses = responses_of(running, response_id)
         if responses:
@@ -195,14 +195,14 @@ def _chain(running: Running, identity: str, binding_id: str | None) -> list[Tran
     return []
 
 
-def _owner(running: Running, response_id: str) -> str | None:
+def _owner(running: RunningGateway, response_id: str) -> str | None:
     """The account that keeps a response, which is known for longer than its contents."""
     owners = running.services.owners
-    names = (key["name"] for key in running.tenants.snapshot())
+    names = (key["name"] for key in running.api_keys.snapshot())
     return next(filter(None, (owners.owner_of(name, response_id) for name in names)), None)
 
 
-def _explain_binding(running: Running, binding: Binding | None) -> Iterator[str]:
+def _explain_binding(running: RunningGateway, binding: Binding | None) -> Iterator[str]:
     if binding is None:
         yield "No binding is known: the conversation sticks to no account of its own."
         return
@@ -241,12 +241,12 @@ def _explain_turn(turn: TurnRecord) -> Iterator[str]:
         yield f"Turn {turn.turn} ended {turn.status} with {turn.error_code}."
 
 
-def _nodes(running: Running, responses: list[Transcript]) -> list[dict[str, Any]]:
+def _nodes(running: RunningGateway, responses: list[Transcript]) -> list[dict[str, Any]]:
     turns = {turn.response_id: turn for turn in running.services.turn_log.latest()}
     return [_node(running, each, turns.get(each.record.id)) for each in responses[-_MAX_NODES:]]
 
 
-def _node(running: Running, response: Transcript, turn: TurnRecord | None) -> dict[str, Any]:
+def _node(running: RunningGateway, response: Transcript, turn: TurnRecord | None) -> dict[str, Any]:
     record, parent = response.record, response.parent
     evicted = running.services.conversations.is_evicted(response)
     items = record.items()

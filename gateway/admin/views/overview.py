@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from gateway import __version__
-from gateway.admin.running_gateway import Running
+from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.views.accounts import accounts
 from gateway.metrics.alarms import Alarm, all_alarms
 
 
-def ready(running: Running) -> str | None:
+def ready(running: RunningGateway) -> str | None:
     """Why no new work is accepted, or None when it is."""
     if running.limiter.draining:
         return "draining"
@@ -22,12 +22,12 @@ def ready(running: Running) -> str | None:
     return None
 
 
-def overview(running: Running) -> dict[str, Any]:
+def overview(running: RunningGateway) -> dict[str, Any]:
     """What the page shows first, with the history of the last minutes."""
     return {**current(running), "history": running.metrics.history()}
 
 
-def current(running: Running) -> dict[str, Any]:
+def current(running: RunningGateway) -> dict[str, Any]:
     """The overview as it is sent every second: without history, with its newest point."""
     services = running.services
     shown = accounts(running)
@@ -46,14 +46,14 @@ def current(running: Running) -> dict[str, Any]:
         "newest": running.metrics.newest(),
         "turns": dict(services.turn_log.totals),
         "accounts": shown,
-        "keys": running.tenants.snapshot(),
+        "keys": running.api_keys.snapshot(),
         "ledger": msgspec.to_builtins(services.conversations.figures()),
         "bindings": len(services.pool.bindings),
         "seals": len(services.issuers),
     }
 
 
-def alarms(running: Running, shown: Sequence[Mapping[str, Any]]) -> list[Alarm]:
+def alarms(running: RunningGateway, shown: Sequence[Mapping[str, Any]]) -> list[Alarm]:
     """All alarms, the red ones first.
 
     :param shown: the accounts as they are shown.
@@ -67,7 +67,7 @@ def alarms(running: Running, shown: Sequence[Mapping[str, Any]]) -> list[Alarm]:
     )
 
 
-def memory(running: Running, own: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def memory(running: RunningGateway, own: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """The memory register: every bounded structure, its size and its bound.
 
     :param own: those of the admin side itself.
@@ -75,7 +75,7 @@ def memory(running: Running, own: Iterable[Mapping[str, Any]] = ()) -> dict[str,
     return {"registers": [*running.metrics.bounded_structures(), *own]}
 
 
-def configuration(running: Running) -> dict[str, Any]:
+def configuration(running: RunningGateway) -> dict[str, Any]:
     """The configuration in force, each value with its origin; secrets are masked."""
     in_force = running.configuration
     return {
@@ -88,7 +88,7 @@ def configuration(running: Running) -> dict[str, Any]:
     }
 
 
-def _now(running: Running) -> dict[str, Any]:
+def _now(running: RunningGateway) -> dict[str, Any]:
     """The counts of this moment and the rates of the last minute."""
     sessions = running.websockets.sessions()
     over_websockets = sum(session.turns_running for session in sessions)
@@ -99,12 +99,12 @@ def _now(running: Running) -> dict[str, Any]:
     }
 
 
-def _last_rejected(running: Running) -> dict[str, Any] | None:
+def _last_rejected(running: RunningGateway) -> dict[str, Any] | None:
     rejected = running.configuration.last_rejected()
     return None if rejected is None else rejected._asdict()
 
 
-def _state(running: Running, alarms: Sequence[Alarm]) -> str:
+def _state(running: RunningGateway, alarms: Sequence[Alarm]) -> str:
     if running.limiter.draining:
         return "draining"
     if ready(running) is not None:
