@@ -1,1 +1,1 @@
-"""Responses that are remembered, and what of a conversation an account is sent."""
+"""The conversation store, and chain and replay of conversations."""

@@ -16,12 +16,12 @@ from gateway.protocol.items import Item
 #: Items that not every account can read.
 _NOT_FOR_ALL = frozenset({"item_reference", "reasoning"})
 
-#: Finds the item of an id in a tenant's conversations.
+#: Finds an item by its id in a tenant's conversations.
 FindItem = Callable[[str], FoundItem | None]
 
 
 class ContextRoute(enum.Enum):
-    """How the context of a turn gets to its account."""
+    """How the context of a turn reaches its account."""
 
     ROOT = "root"
     CHAINED = "chained"
@@ -30,10 +30,10 @@ class ContextRoute(enum.Enum):
 
 
 class ContextPlan(NamedTuple):
-    """What to send.
+    """The context that is sent to an account.
 
-    ``items`` is the whole ``input``, or None for the client's own bytes; ``reason`` says
-    why the turn is replayed, for logs and the admin side.
+    ``items`` is the whole ``input``, or None for the client's own bytes; ``reason`` is why the
+    turn is replayed, for logs and the admin side.
     """
 
     route: ContextRoute
@@ -56,14 +56,15 @@ def chain_point(parent: Transcript | None) -> tuple[Transcript | None, list[Tran
 
 
 class TargetAccount(NamedTuple):
-    """The account that will read a plan, and what it can read.
+    """The account that gets a plan, and what it can read.
 
     :ivar account: its name.
-    :ivar keeps: it keeps what it is asked to, so so that it knows items that it made by their ids.
-    :ivar store: the turn itself is stored there.
-    :ivar drops_encrypted: it refused encrypted reasoning, so none is sent, whatever its issuer.
-    :ivar find: finds what the tenant's conversations hold of an id.
-    :ivar first: it is the first that the turn is tried on; what is not remembered may be there.
+    :ivar keeps: whether it stores responses, so that it knows items of its own by their ids.
+    :ivar store: whether the turn itself is stored there.
+    :ivar drops_encrypted: whether encrypted reasoning is left out, because it refused it.
+    :ivar find: finds an item by its id in the tenant's conversations.
+    :ivar first: whether it is the first account that is tried; it may know ids that the gateway
+        does not.
     """
 
     account: str
@@ -75,17 +76,16 @@ class TargetAccount(NamedTuple):
 
     @property
     def may_know(self) -> bool:
-        """Whether it may know an item by an id that is not remembered."""
+        """Whether it may know an item whose id the gateway does not know."""
         return self.keeps and self.first
 
 
 def chain_plan(
     previous: Transcript, after: Sequence[Transcript], new: Sequence[Item], to: TargetAccount
 ) -> ContextPlan:
-    """Name a previous response and send only what its account does not know.
+    """Chain to a previous response, and send only what its account does not know.
 
-    :param after: responses since then.  They may be another account's: an interrupted one is
-        held nowhere.
+    :param after: responses since then; no upstream has them, for example interrupted ones.
     """
     carried: list[bytes] = []
     chained = to._replace(store=previous.record.store, drops_encrypted=False)
@@ -116,13 +116,13 @@ def replay_plan(
 
 
 def sendable_items(items: Iterable[Item], to: TargetAccount, unknown: bool) -> list[bytes]:
-    """The items as they may go to an account (protocol.md §8.3).
+    """The items as they may be sent to an account (protocol.md §8.3).
 
-    No id of one account goes to another.  An item that is only an id goes as it is to the
-    account that keeps it.  For other accounts it is filled in from what is remembered, or left
-    out where that is nothing they can read.
+    No id of one account is sent to another.  An item that is only an id is sent as it is to the
+    account that keeps it.  For other accounts it is replaced by the remembered item, or left out if
+    they cannot read that.
 
-    :param unknown: whether an id that is not remembered goes along: its account may know it.
+    :param unknown: whether to send ids that the gateway does not know, since the account may.
     """
     sent: list[bytes] = []
     for item in items:
@@ -135,7 +135,7 @@ def sendable_items(items: Iterable[Item], to: TargetAccount, unknown: bool) -> l
 def pin_of(
     parent: Transcript | None, items: Iterable[Item], find: FindItem = lambda _: None
 ) -> str | None:
-    """The one account that can read ``items`` after ``parent``; None where any account can."""
+    """The only account that can read ``items`` after ``parent``; None if any account can."""
     pin = parent.record.pinned_to if parent is not None else None
     for item in items:
         if item.type == "item_reference" and item.id is not None:
@@ -147,18 +147,18 @@ def pin_of(
 
 
 def _carried(record: ResponseRecord, to: TargetAccount) -> list[bytes]:
-    """What of a remembered response may go to an account.
+    """The items of a remembered response that may be sent to an account.
 
-    Reasoning without encrypted content is found by its id: only where it was stored.
+    Reasoning without encrypted content is sent only to the account that stores it.
     """
     known = to.keeps and record.account in (None, to.account)
     stored = known and record.store and record.held_upstream
-    made = to._replace(find=lambda _: None)  # what the response made is what is remembered
+    made = to._replace(find=lambda _: None)  # output items are remembered in full
     return sendable_items(record.input, to, known) + sendable_items(record.output, made, stored)
 
 
 def _as_sent(item: Item, to: TargetAccount, unknown: bool) -> bytes | None:
-    """Reasoning, or a reference, as it goes to the account, or None."""
+    """Reasoning, or a reference, as it is sent to the account; None to leave it out."""
     if item.encrypted:
         return item.raw if _opens(item, to) else None
     readable = to.store or item.type != "reasoning"
@@ -180,5 +180,5 @@ def _opens(item: Item, to: TargetAccount) -> bool:
 
 
 def _is_verbatim(own: Sequence[bytes], new: Sequence[Item]) -> bool:
-    """Whether what is sent of an input is all of it, as the client wrote it."""
+    """Whether the whole input is sent as the client wrote it."""
     return own == [item.raw for item in new]

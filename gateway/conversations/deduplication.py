@@ -1,8 +1,9 @@
-"""A history that a client sends again, found by its place in the conversation.
+"""Deduplication of input: finds the part of the history that a client sends again.
 
-A client that continues a response sends what is new.  Some send everything once more, or the
-last answer with it (protocol.md §8.3.4, §8.3.5).  Ids do not tell the two apart: some services
-number their calls anew in every round, and some clients give all messages one id.
+A client that continues a response should send only new items.  Some send the whole history again,
+or the last answer (protocol.md §8.3.4, §8.3.5).  Ids cannot identify repeated items: some services
+number their calls anew in every round, and some clients give all messages one id.  So items are
+compared by content and by their place in the conversation.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ _Key = tuple[str, str | None, bytes]
 
 
 def without_resent_history(parent: Transcript | None, new: Sequence[Item]) -> Sequence[Item]:
-    """The part of an input that the conversation does not hold yet.
+    """The part of an input that the conversation does not contain yet.
 
-    A history sent again begins the input, reaches to the end of the conversation and holds
-    something that a model made.  Reasoning and hosted tools' calls may be missing in it:
-    clients leave them out.  References to items of the conversation fall away.
+    A repeated history begins the input, reaches to the end of the conversation and contains an
+    item that a model made.  Reasoning and calls of hosted tools may be missing in it, because
+    clients leave them out.  References to items of the conversation are dropped.
 
     :param parent: the response that the input continues, or None for a new conversation.
     :param new: the input as the client sent it.
@@ -41,7 +42,7 @@ def without_resent_history(parent: Transcript | None, new: Sequence[Item]) -> Se
 
 
 def _history_length(parent: Transcript, new: Sequence[Item]) -> int:
-    """How many items at the beginning of ``new`` the conversation ends with."""
+    """How many items at the beginning of ``new`` repeat the end of the conversation."""
     last = next(filter(_counts, _backwards(parent)), None)
     if last is None or not any(_looks_like(last, item) for item in new):
         return 0  # the usual case, and the cheap one
@@ -72,7 +73,7 @@ def _uncounted_end(parent: Transcript) -> Iterator[Item]:
 
 
 def _counts(item: Item) -> bool:
-    """Whether a history must hold it: all but what clients leave out of one."""
+    """Whether a repeated history must contain it; clients leave the others out."""
     return item.call_id is not None or item.role is not None or not item.is_model_made
 
 
@@ -89,9 +90,9 @@ def _key(item: Item) -> _Key:
 
 
 def _overlap(end: list[_Key], beginning: list[_Key]) -> int:
-    """The length of the longest end of ``end`` that ``beginning`` begins with.
+    """The length of the longest suffix of ``end`` that is a prefix of ``beginning``.
 
-    Knuth, Morris and Pratt's: linear, whatever a client repeats.
+    Uses the algorithm of Knuth, Morris and Pratt, which is linear for any input.
     """
     fallback = [0] * len(beginning)
     length = 0

@@ -1,9 +1,8 @@
-"""Which account owns what: stored responses, and the encrypted content of items.
+"""The accounts that keep stored responses, and those that issued encrypted content.
 
-An upstream keeps a stored response for weeks, the conversation store for an hour.  Until then
-requests about it must reach its account, and no other key may name it (design law 14).
-
-``encrypted_content`` can only be read by the account that issued it (design law 9).
+An upstream keeps a stored response for weeks, but the conversation store only for an hour.
+Requests about the response must reach its account all that time, and only from the key that made
+it (design law 14).  ``encrypted_content`` can only be read by the account that issued it (law 9).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Protocol
 
 from gateway.protocol.items import encrypted_content
 
-#: How long services keep responses at least (protocol.md §8.1), in seconds.
+#: How long services keep responses (protocol.md §8.1), in seconds.
 STORED_SECONDS = 30 * 86_400.0
 
 
@@ -60,9 +59,9 @@ class ContentIssuers(Protocol):
 class MemoryOwners:
     """Response owners in memory.
 
-    Two generations take turns: a response is forgotten with its whole generation, between
-    one and two ``ttl_seconds`` after it was noted.  No entry needs a time or an order, which
-    keeps it small.
+    Entries are kept in two generations.  A response is forgotten with its generation, between one
+    and two ``ttl_seconds`` after it was noted.  So entries need no time and no order, which keeps
+    them small.
 
     :param now: a clock, in seconds.
     :ivar max_responses: bound on the count; one costs some 130 bytes.
@@ -148,7 +147,7 @@ class MemoryIssuers:
 
 
 def _response_key(tenant: str, response_id: str) -> bytes:
-    """Upstreams and clients choose how long ids are; a digest has one size."""
+    """A digest of fixed size, because upstreams and clients choose the ids."""
     text = f"{len(tenant)}.{tenant}{response_id}".encode(errors="surrogatepass")
     return blake2b(text, digest_size=16).digest()
 

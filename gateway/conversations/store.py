@@ -1,12 +1,11 @@
-"""What is remembered of responses: the records, the interface of a store, and the one in memory.
+"""The conversation store: records of responses, the interface, and the store in memory.
 
 Responses form a forest: each names the one that it continued.  Clients fork, go back, start
 anew and compact on one connection, so a list per connection would be wrong (design law 2).
 
-The store in memory is bounded in bytes and age.  It always forgets whole conversations (trees),
-because half a transcript is worse than none.  When memory runs out, the tenant that holds the
-most loses its least recently used conversation, so that no tenant can push out what tenants
-with less hold.
+The store in memory is bounded in bytes and age.  It evicts whole conversations (trees), because an
+incomplete transcript cannot be replayed.  At the bound, the tenant that uses the most memory loses
+its least recently used conversation, so that no tenant can evict those of tenants with less.
 """
 
 from __future__ import annotations
@@ -32,23 +31,23 @@ def _new_key() -> str:
 
 
 class ResponseRecord(msgspec.Struct, frozen=True):
-    """One response, as a value: a store may write it down and read it back.
+    """One response, as a value that a store can serialize.
 
     :ivar tenant: the client key that may continue it (design law 14).
     :ivar id: the response id; an upstream may give the same one twice.
     :ivar parent: the ``key`` of the record that it continued, or None for a root.
-    :ivar input: the items the client sent with it, without a history that it sent again.
+    :ivar input: the items that the client sent, without repeated history.
     :ivar output: the finished items the client saw, in ``output_index`` order.
     :ivar account: the account that made it; None for one the gateway made.
-    :ivar holder: where responses live on one connection, the token of that (``Upstream.holds``);
-        None where the account knows them on any.
+    :ivar holder: the token of the connection, if responses live on one (``Upstream.holds``); None
+        if the account knows them on any.
     :ivar store: whether the upstream was allowed to keep it.
     :ivar held_upstream: whether its account can know it under this id; false for prewarms
         and interrupted responses.
     :ivar created_at: unix seconds.
     :ivar pinned_to: the one account that can read the transcript up to here, when encrypted
         content binds it (protocol.md §8.3.9).
-    :ivar foreign: a client named it, and only an upstream may know what it holds.
+    :ivar foreign: whether the gateway does not have it, and only an upstream may.
     :ivar key: the record's own opaque id.
     """
 
@@ -75,8 +74,8 @@ class ResponseRecord(msgspec.Struct, frozen=True):
 class Transcript:
     """A response together with everything that it continued.
 
-    Forks share what they have in common.  A turn that holds a transcript can replay it, also
-    when the store forgets the conversation meanwhile.
+    Forks share their common part.  A turn that has a transcript can replay it even if the store
+    forgets the conversation meanwhile.
 
     :ivar record: the response.
     :ivar parent: the transcript that it continued, or None for a root.
@@ -101,9 +100,9 @@ class Transcript:
 
 
 class FoundItem(NamedTuple):
-    """An item that is remembered, and the response that brought it.
+    """A remembered item, and the response that it belongs to.
 
-    :ivar is_output: whether the response put it out; otherwise the client sent it.
+    :ivar is_output: whether it is an output item of the response; else the client sent it.
     """
 
     item: Item
@@ -125,9 +124,9 @@ class FoundItem(NamedTuple):
 
 
 def foreign_response(tenant: str, response_id: str, owner: str | None) -> Transcript:
-    """Stands for a response that an upstream may know and the gateway does not.
+    """A transcript for a response that an upstream may have and the gateway does not.
 
-    :param owner: the account that keeps it; None where any account may.
+    :param owner: the account that keeps it; None if any account may.
     """
     return Transcript(
         ResponseRecord(tenant, response_id, account=owner, pinned_to=owner, foreign=True)
@@ -137,7 +136,7 @@ def foreign_response(tenant: str, response_id: str, owner: str | None) -> Transc
 class StoreFigures(msgspec.Struct, frozen=True):
     """The size of a store against its bound, for the admin side.
 
-    :ivar longest_unused: seconds since the last use of the conversation that is forgotten next.
+    :ivar longest_unused: seconds since the last use of the conversation that is evicted next.
     """
 
     responses: int
@@ -166,7 +165,7 @@ class ConversationStore(Protocol):
     def add(self, transcript: Transcript) -> None:
         """Remember a response in the conversation of its parent, or in a new one.
 
-        A parent that was forgotten meanwhile is taken in anew, with all that it continued.
+        A parent that was forgotten meanwhile is added again, with all that it continued.
         """
 
     def evict(self, transcript: Transcript) -> None:
@@ -211,7 +210,7 @@ class _Tree:
 
 
 class _Share:
-    """What one tenant holds: its conversations, the least recently used first.
+    """The conversations of one tenant, the least recently used first.
 
     :ivar outputs: output items by id; of each id the newest.
     :ivar inputs: input items by id, likewise; one may be a shorter copy of an output item.  Of
@@ -257,7 +256,7 @@ class MemoryStore:
         self._ttl_seconds = ttl_seconds
         self._now = now
         self._entries: dict[tuple[str, str], tuple[Transcript, _Tree]] = {}
-        #: Also of conversations that were forgotten while a turn still holds them.
+        #: Includes transcripts of forgotten conversations that turns still have.
         self._evicted: WeakSet[Transcript] = WeakSet()
         self._shares: dict[str, _Share] = {}
         self._bytes = 0
@@ -276,7 +275,7 @@ class MemoryStore:
         return None if transcript.record.foreign or transcript in self._evicted else transcript
 
     def find_item(self, tenant: str, item_id: str) -> FoundItem | None:
-        """The newest item of this id, or None; what a model made comes before a copy of it."""
+        """The newest item of this id, or None; output items are preferred to copies of them."""
         share = self._shares.get(tenant)
         found = None if share is None else share.outputs.get(item_id) or share.inputs.get(item_id)
         transcript = None if found is None else self.get(tenant, found.record.id)
@@ -307,7 +306,7 @@ class MemoryStore:
         """Let a response no longer be continued by its id."""
         if transcript in self._evicted:
             return
-        self._evicted.add(transcript)  # also when it is forgotten: it may be taken in anew
+        self._evicted.add(transcript)  # also when it is forgotten: it may be added again
         found = self._entries.get((transcript.record.tenant, transcript.record.id))
         if found is None or found[0] is not transcript:
             return
@@ -364,14 +363,14 @@ class MemoryStore:
         tree.share.index(record)
 
     def _replace(self, key: tuple[str, str]) -> None:
-        """An upstream gave the same id twice: the newer response counts."""
+        """Remove a response whose id an upstream has used again: the newer one counts."""
         transcript, tree = self._entries.pop(key)
         tree.keys.remove(key)
         tree.continuable -= transcript not in self._evicted
         self._grow(tree, -_size_of(transcript.record))
         tree.share.unindex(transcript.record)
         if not tree.keys:
-            tree.share.trees.pop(tree, None)  # the share stays: it gets the newer response
+            tree.share.trees.pop(tree, None)  # the share stays: the newer response is added to it
 
     def _grow(self, tree: _Tree, size: int) -> None:
         tree.bytes += size
@@ -384,13 +383,13 @@ class MemoryStore:
         tree.share.trees.move_to_end(tree)
 
     def _shrink(self) -> None:
-        """Forget old conversations until the bound holds; in the end the newest one too."""
+        """Evict old conversations until the bound holds, if need be also the newest one."""
         while self._bytes > self._max_bytes and (tree := self._next_to_go()) is not None:
             self._drop(tree)
             self._evicted_conversations += 1
 
     def _next_to_go(self) -> _Tree | None:
-        """The oldest conversation of the tenant that holds the most; tenants are few."""
+        """The oldest conversation of the tenant with the most bytes; tenants are few."""
         if not self._shares:
             return None
         largest = max(self._shares.values(), key=lambda share: (share.bytes, share.tenant))

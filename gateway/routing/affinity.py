@@ -201,7 +201,7 @@ class Bindings(Protocol):
         """Remove a tentative binding of ``key`` to ``account``, which did not answer."""
 
     def stand_in(self, key: AffinityKey, account: str, why: str = "") -> None:
-        """Let ``account`` serve ``key`` until it is bound again; bind it there if it has no account.
+        """Let ``account`` serve ``key`` until it is bound again; bind it there if it is unbound.
 
         :param why: why its own account cannot serve.
         """

@@ -1,7 +1,6 @@
-"""One reason to leave an account alone for a while: a circuit breaker and what tripped it.
+"""The cooldown of an account or of one of its models: a circuit breaker and the fault.
 
-Also the states of an account as the operator sees them, what the operator may want of it, and
-the log lines about it.
+Also the states of an account that the operator sees or sets, and the log lines about them.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ _log = Logger(namespace="gateway.routing")
 
 
 class AccountState(enum.Enum):
-    """What the operator sees of an account.
+    """The state of an account, as the operator sees it.
 
-    A cooldown makes it ``cooling``, ``exhausted`` or ``unauthorized``.  Once that is over it is
-    ``unproven`` until it answers well; ``exhausted`` lasts as long as the upstream said.
+    A cooldown makes it ``cooling``, ``exhausted`` or ``unauthorized``.  After that it is
+    ``unproven`` until it answers well.  ``exhausted`` lasts until the reset that the upstream
+    named.
     """
 
     READY = "ready"
@@ -39,14 +39,14 @@ class AccountState(enum.Enum):
 
 
 class AdminState(enum.Enum):
-    """What the operator wants of an account."""
+    """The state of an account that the operator has set."""
 
     SERVE = "serve"
     DRAIN = "drain"
     DISABLE = "disable"
 
 
-#: What each action of the operator makes of the state before.
+#: The transitions of each action of the operator.
 ADMIN_TRANSITIONS = {
     "disable": dict.fromkeys(AdminState, AdminState.DISABLE),
     "enable": {AdminState.DISABLE: AdminState.SERVE},
@@ -60,9 +60,9 @@ class Unavailable(NamedTuple):
 
     :ivar state: of the account, or COOLING for the model alone.
     :ivar why: for people.
-    :ivar until: unix seconds when it may be asked again; None until somebody acts.
+    :ivar until: unix seconds when it may be asked again; None if only the operator can end it.
     :ivar resets_at: the time that the upstream named, which may be far beyond ``until``.
-    :ivar kind: of the fault; None when the operator wants it so.
+    :ivar kind: of the fault; None if the operator disabled or drains it.
     """
 
     state: AccountState
@@ -73,10 +73,10 @@ class Unavailable(NamedTuple):
 
 
 class Cooldown:
-    """A circuit breaker, and what tripped it.
+    """A circuit breaker, and the fault that tripped it.
 
-    :ivar state: of an account because of it.
-    :ivar fault: what tripped it last.
+    :ivar state: the account's state during the cooldown.
+    :ivar fault: the fault that tripped it last.
     """
 
     __slots__ = ("_requests", "breaker", "fault", "state")
@@ -85,18 +85,18 @@ class Cooldown:
         self.state = state
         self.breaker = breaker
         self.fault: Fault | None = None
-        #: Those that failed in a row, while the breaker is closed.
+        #: Requests that failed in a row while the breaker is closed.
         self._requests: set[Hashable] = set()
 
     def failed(
         self, attempt: BreakerAttempt | None, fault: Fault, first_seconds: float | None
     ) -> bool:
-        """Tell the breaker of a failure, unless the same request has failed here before.
+        """Count a failure, unless the same request has failed here before.
 
-        What only one request meets may be its own doing, however often it is sent.
+        A failure of only one request may be caused by that request, however often it is sent.
 
-        :param first_seconds: of the first cooldown, if it differs for this fault.
-        :return: whether a cooldown begins because of it.
+        :param first_seconds: length of the first cooldown, if it differs for this fault.
+        :return: whether a cooldown begins.
         """
         if not self._is_news(attempt, fault):
             if attempt is not None:
@@ -110,10 +110,10 @@ class Cooldown:
         return True
 
     def _is_news(self, attempt: BreakerAttempt | None, fault: Fault) -> bool:
-        """Whether a failure counts: while the breaker is closed each request has one, in a row.
+        """Whether a failure counts: while the breaker is closed, only the first of each request.
 
-        A time that the upstream names always counts, and so does a failure of an attempt that
-        had ended a cooldown.
+        A failure with a time named by the upstream always counts, and so does one of an attempt
+        that had ended a cooldown.
         """
         ended_a_cooldown = attempt is not None and attempt.forgave > 0
         if not self.breaker.closed or fault.retry_at is not None or ended_a_cooldown:
@@ -127,26 +127,26 @@ class Cooldown:
 
     @property
     def probe_due(self) -> bool:
-        """Whether it waits for a probe."""
+        """Whether the breaker is half-open."""
         return self.breaker.state is BreakerState.HALF_OPEN
 
     def awaits_reset(self, now: float) -> bool:
-        """Whether a quota is used up whose reset the upstream named, and that is still ahead."""
+        """Whether a quota is used up and the reset that the upstream named is in the future."""
         named = self.breaker.named
         used_up = self.state is AccountState.EXHAUSTED and not self.breaker.closed
         return used_up and named is not None and named > now
 
     def account_state(self, now: float) -> AccountState:
-        """The state of an account because of it."""
+        """The account's state because of this cooldown."""
         if self.breaker.closed:
             return AccountState.READY
         open_ = self.breaker.state is BreakerState.OPEN or self.awaits_reset(now)
         return self.state if open_ else AccountState.UNPROVEN
 
     def unready(self, now: float) -> Unavailable:
-        """Why the account should not be counted on, while the breaker is not closed.
+        """Why the account is not ready, while the breaker is not closed.
 
-        The answer stays the same while the account fails, whether it cools down or is probed.
+        The reason stays the same during cooldown and probe.
         """
         is_open = self.breaker.state is BreakerState.OPEN
         until = self.breaker.until if is_open else None
@@ -154,7 +154,7 @@ class Cooldown:
         return self._unavailable(self.account_state(now), "", until, resets_at)
 
     def unavailable(self, now: float) -> Unavailable | None:
-        """Why it cannot be used, or None when it can, be it for a probe."""
+        """Why it cannot be used; None if it can, also for a probe."""
         if self.breaker.usable:
             return None
         if self.breaker.state is BreakerState.PROBING:
@@ -193,10 +193,10 @@ class HealthLog:
         self._account = account
 
     def cooldown_began(self, cooldown: Cooldown, model: str | None, again: bool) -> None:
-        """Something begins to cool down.
+        """Log the begin of a cooldown.
 
-        :param model: the only one that does; None for all of the account.
-        :param again: whether only a probe failed; the first time is worth a warning.
+        :param model: the model that cools down; None for the whole account.
+        :param again: whether a probe failed; only the first cooldown is a warning.
         """
         if self._account is None:
             return
@@ -213,7 +213,7 @@ class HealthLog:
         )
 
     def serves_again(self, model: str | None) -> None:
-        """What was logged to cool down serves again."""
+        """Log the end of a cooldown."""
         if self._account is not None:
             _log.info(
                 "account {account}{of_model} serves again",

@@ -1,4 +1,4 @@
-"""What a client is told when no account can serve its turn (protocol.md §5.2, §10.62, §10.63)."""
+"""The client's error when no account can serve its turn (protocol.md §5.2, §10.62, §10.63)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway.protocol.errors import ApiError
 from gateway.routing.health import AccountState, Unavailable
 from gateway.routing.selection import KEPT, NoAccount
 
-#: States that last until somebody acts, as far as clients are concerned.
+#: States that, for clients, last until the operator acts.
 _OUT = frozenset({AccountState.DISABLED, AccountState.DRAINING, AccountState.UNAUTHORIZED})
 
 #: How much of a model's name is repeated, in characters.
@@ -40,7 +40,7 @@ def pool_error(found: NoAccount, refusals: Sequence[ApiError], now: float) -> Ap
     unknown = [error for error in refusals if error.code == "previous_response_not_found"]
     if unknown and len(unknown) == len(refusals) and not working:
         return unknown[-1]
-    # Those without a reason refused the turn, and do not cool down.
+    # Candidates without a reason refused the turn, but do not cool down.
     all_explained = len(found.reasons) == len(found.candidates)
     if all_explained and working and all(each.state is AccountState.EXHAUSTED for each in working):
         return _exhausted(working, refusals, now)
@@ -54,9 +54,9 @@ def pool_error(found: NoAccount, refusals: Sequence[ApiError], now: float) -> Ap
 
 
 def attempts_error(refusals: Sequence[ApiError]) -> ApiError:
-    """The error of a turn that was tried as often as it may be, while accounts are left.
+    """The error of a turn that used up its attempts while accounts are left.
 
-    One account's limit is not the pool's: clients that come again find others.
+    The limit of one account is not that of the pool, so clients should try again.
 
     :param refusals: what accounts answered to it, at least one, the latest last.
     """
@@ -81,7 +81,7 @@ def _limited(found: NoAccount, now: float) -> ApiError:
 
 
 def _model_refused(found: NoAccount, refusals: Sequence[ApiError], now: float) -> ApiError:
-    """What accounts answered to this very turn, or that they refused the model a moment ago."""
+    """The refusal of this turn, or an error that the model was refused just before."""
     if refusals:
         said = [error for error in refusals if refuses_model(error)]
         return said[-1] if said else for_the_client(most_hopeful(refusals))
@@ -170,6 +170,6 @@ def _subject(found: NoAccount) -> str:
     return "No account"
 
 
-def _seconds_until(moment: float | None, now: float) -> int:
+def _seconds_until(at: float | None, now: float) -> int:
     """Whole seconds, at least one."""
-    return 1 if moment is None else max(1, math.ceil(moment - now))
+    return 1 if at is None else max(1, math.ceil(at - now))

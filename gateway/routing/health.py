@@ -1,4 +1,4 @@
-"""Whether an account can serve now: what cools down because of which fault, and until when.
+"""The health of an account: its cooldowns, and which fault causes which.
 
 An account has three circuit breakers of its own (service, quota, credentials) and one for each
 model that it refused or limited.  A fault trips the one that it belongs to (design law 13).
@@ -26,19 +26,19 @@ from gateway.routing.quotas import AccountQuotas
 
 __all__ = ["AccountHealth", "AccountState", "Attempts", "Unavailable"]
 
-#: What one turn is to each of an account's breakers.
+#: The attempt of one turn at each of the account's breakers.
 Attempts = Sequence[tuple[Cooldown, BreakerAttempt]]
 
 #: Bounds on what is remembered of one account.
 MAX_MODELS = 200
 _MAX_MODEL_NAME = 200
 
-#: How long after its cooldown a model is forgotten that no turn has probed, in seconds.
+#: How long after its cooldown a model that no turn has probed is forgotten, in seconds.
 _FORGET_SECONDS = 3_600.0
 
 _SERVICE_FAILURES = 3
 
-#: Unclear refusals of requests that others serve, in a row, until the model cools down.
+#: Unclear refusals in a row, of requests that other accounts serve, until the model cools down.
 _UNCLEAR_REFUSALS = 3
 
 #: First cooldowns, in seconds, where the upstream names no time; they double.
@@ -50,7 +50,7 @@ _MODEL_REFUSED_SECONDS = 60.0
 _UNCLEAR_SECONDS = 5.0
 
 
-#: What an answer of each kind shows to work, whatever else it refuses.
+#: The cooldowns that each kind of refusal ends, because it shows that this part works.
 _SHOWS = {
     FaultKind.REQUEST: ("service",),
     FaultKind.EXHAUSTED: ("service", "credentials"),
@@ -62,7 +62,7 @@ _SHOWS = {
     FaultKind.PROXY: (),
 }
 
-#: Which of the account's breakers a fault belongs to.
+#: The breaker of the account that each kind of fault trips.
 _TRIPS = {
     FaultKind.EXHAUSTED: "quota",
     FaultKind.UNAUTHORIZED: "credentials",
@@ -76,15 +76,15 @@ _MODEL_SECONDS = {
 
 
 class AccountHealth:
-    """One account's.
+    """The health of one account.
 
     :param now: unix seconds; may jump.
     :param cooldown_max_seconds: bound on every cooldown.
     :param jitter: from 0 to 1.
-    :param log: writes down what begins and ends to cool down.
-    :ivar blocked_until: surely unavailable for every model before this unix time; infinite
-        while the operator wants it so.
-    :ivar quotas: what its answers reported of them.
+    :param log: logs the begin and end of cooldowns.
+    :ivar blocked_until: unavailable for every model before this unix time; infinite while the
+        operator has disabled or drains it.
+    :ivar quotas: the quotas that its answers reported.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class AccountHealth:
     ) -> None:
         self._now = now
         self._log = log or HealthLog()
-        #: The models that were logged to cool down; None for all of the account.
+        #: Models whose cooldown was logged; None for the whole account.
         self._logged: set[str | None] = set()
         self._max_seconds = cooldown_max_seconds
         self._jitter = jitter
@@ -108,16 +108,16 @@ class AccountHealth:
             "service": self._cooldown(AccountState.COOLING, _SERVICE_FAILURES, _SERVICE_SECONDS),
         }
         self._models: dict[str | None, Cooldown] = {}
-        #: Models that serve, and that it refused without a clear word since they last did.
+        #: Available models that it refused without a clear reason since they last worked.
         self._doubted: dict[str | None, Cooldown] = {}
         self.quotas = AccountQuotas(now, cooldown_max_seconds)
-        #: Nothing is held against the account itself.
+        #: Whether nothing blocks the account itself; a quick check for the usual case.
         self._healthy = True
         self._last_answer: tuple[float, float, Unavailable] | None = None
         self.blocked_until = 0.0
 
     def unavailable(self, model: str | None) -> Unavailable | None:
-        """Why no turn of ``model`` may go there now; None when one may."""
+        """Why no turn with ``model`` may be sent there now; None if one may."""
         if self._healthy and model not in self._models:
             return None
         found = self.blocked()
@@ -128,7 +128,7 @@ class AccountHealth:
         return found
 
     def in_doubt(self, model: str | None) -> bool:
-        """Whether the last that was heard of it, for ``model``, was no good answer."""
+        """Whether it has refused ``model``, or all models, and not answered well since."""
         if self._cooldowns["service"].breaker.failures or model in self._doubted:
             return True
         if self._healthy and model not in self._models:
@@ -138,21 +138,21 @@ class AccountHealth:
 
     @property
     def awaits_reset(self) -> bool:
-        """Whether it refused a turn for a quota that, as it said, has not reset yet."""
+        """Whether it refused a turn for a quota whose named reset is in the future."""
         return not self._healthy and self._cooldowns["quota"].awaits_reset(self._now())
 
     @property
     def spent(self) -> bool:
-        """Whether it would likely refuse a turn for its quota, as it said."""
+        """Whether its quota is used up, as it reported."""
         return self.quotas.spent or self.awaits_reset
 
     # --- turns -----------------------------------------------------------------------
 
     def begin(self, model: str | None) -> Attempts:
-        """A turn goes there now; the first one after a cooldown is the probe.
+        """A turn is sent there now; the first one after a cooldown is the probe.
 
-        :return: to be given to exactly one of the following three; ``refused`` may also
-            follow ``acknowledged``, for an answer that broke off.
+        :return: to be passed to exactly one of ``acknowledged``, ``refused`` and ``dropped``;
+            ``refused`` may also follow ``acknowledged``, if the answer broke off.
         """
         attempts = []
         if self._healthy and model not in self._models:  # the usual case: there is nothing to probe
@@ -167,7 +167,7 @@ class AccountHealth:
         return attempts
 
     def acknowledged(self, model: str | None, attempts: Attempts) -> None:
-        """The account took the turn up; ``ended_well`` or ``refused`` follows."""
+        """The account accepted the turn; ``ended_well`` or ``refused`` follows."""
         if self._doubted:
             self._doubted.pop(model, None)
         for cooldown, attempt in attempts:
@@ -178,7 +178,7 @@ class AccountHealth:
     def refused(self, model: str | None, fault: Fault, attempts: Attempts = ()) -> None:
         """The account refused a turn, or broke off its answer.
 
-        :param attempts: of that turn; without them it began before anything was known.
+        :param attempts: from :meth:`begin`; empty if the turn began before this object existed.
         """
         if fault.kind is FaultKind.EXHAUSTED and fault.retry_at is None:
             fault = fault._replace(retry_at=self.quotas.used_up_until())
@@ -197,23 +197,23 @@ class AccountHealth:
         self._changed()
 
     def dropped(self, attempts: Attempts) -> None:
-        """Nothing was learned of the account: the client left, or the turn went elsewhere."""
+        """The attempt ended without a result, for example because the client disconnected."""
         for cooldown, attempt in attempts:
             cooldown.breaker.dropped(attempt)
 
     def ended_well(self) -> None:
-        """A turn ended that the account had taken up, and nothing went wrong.
+        """A turn that the account had accepted ended well.
 
-        Only this ends a row of failures: an account that breaks off every answer begins each
-        one well.
+        Only this resets the failures in a row, because an account that breaks off every answer
+        accepts each turn.
         """
         self._cooldowns["service"].breaker.ended_well()
 
     def contradicted(self, model: str | None, fault: Fault) -> None:
         """Another account served the request that this one refused with an unclear fault.
 
-        So the request was not to blame; after several different ones the model cools down
-        here for a short time.
+        So the request was valid.  After several different ones the model cools down here for a
+        short time.
         """
         if not _is_remembered(model):
             return
@@ -253,7 +253,7 @@ class AccountHealth:
         self._act("resume")
 
     def clear(self) -> None:
-        """The operator says that nothing is wrong with the account any more."""
+        """Clear all cooldowns (operator action)."""
         for cooldown in (*self._cooldowns.values(), *self._models.values()):
             cooldown.breaker.close()
         self._models.clear()
@@ -271,9 +271,9 @@ class AccountHealth:
         self._changed()
 
     def shorten_service_cooldown(self, seconds: float) -> bool:
-        """Let a broken service cool down no longer than this, unless it named a time itself.
+        """Shorten the cooldown of the service, unless the upstream named its end.
 
-        :return: whether it would have.
+        :return: whether it was longer.
         """
         shortened = self._cooldowns["service"].breaker.shorten(seconds)
         if shortened:
@@ -284,7 +284,7 @@ class AccountHealth:
 
     @property
     def state(self) -> AccountState:
-        """The account's, whatever the model."""
+        """The state of the account, whatever the model."""
         if self._admin_state is AdminState.DISABLE:
             return AccountState.DISABLED
         if self._admin_state is AdminState.DRAIN:
@@ -317,9 +317,9 @@ class AccountHealth:
         }
 
     def unready(self) -> Unavailable | None:
-        """Why the account should not be counted on, whatever the model; None when it is ready.
+        """Why the account is not ready, whatever the model; None if it is.
 
-        A turn may be due to probe it all the same: the end of a cooldown shows nothing yet.
+        After a cooldown it is not ready until a probe succeeds.
         """
         worst = self._worst()
         if self._admin_state is not AdminState.SERVE or worst is None:
@@ -327,10 +327,9 @@ class AccountHealth:
         return worst.unready(self._now())
 
     def blocked(self) -> Unavailable | None:
-        """Why no turn may go there now, whatever its model; None when one may.
+        """Why no turn may be sent there now, whatever its model; None if one may.
 
-        During a cooldown the answer stays the same, and is kept: a scan of many accounts asks
-        often.
+        The result is cached during a cooldown, because a scan of many accounts asks often.
         """
         if self._admin_state is not AdminState.SERVE:
             disabled = self._admin_state is AdminState.DISABLE
@@ -352,7 +351,7 @@ class AccountHealth:
     # --- inside ----------------------------------------------------------------------
 
     def _worst(self) -> Cooldown | None:
-        """What is held against it: what cools down, before what only waits for a probe."""
+        """The cooldown to show: one that is open before one that waits for a probe."""
         held = [each for each in self._cooldowns.values() if not each.breaker.closed]
         now = self._now()
         cooling = (each for each in held if each.account_state(now) is not AccountState.UNPROVEN)
@@ -364,7 +363,7 @@ class AccountHealth:
         self._logged.add(what)
 
     def _tripped(self, model: str | None, fault: Fault, attempts: Attempts) -> Cooldown | None:
-        """What a fault belongs to."""
+        """The cooldown that a fault trips, or None."""
         if fault.kind in _TRIPS:
             return self._cooldowns[_TRIPS[fault.kind]]
         if fault.kind not in _MODEL_SECONDS or not _is_remembered(model):
@@ -379,7 +378,7 @@ class AccountHealth:
         return cooldown
 
     def _remember(self, model: str | None, cooldown: Cooldown) -> None:
-        """Remember what is against a model; at the bound the one that ends first is dropped."""
+        """Keep the cooldown of a model; at the bound the one that ends first is dropped."""
         if model not in self._models and len(self._models) >= MAX_MODELS:
             soonest = min(self._models, key=lambda each: self._models[each].breaker.until)
             del self._models[soonest]
@@ -399,7 +398,7 @@ class AccountHealth:
             self._changed()
 
     def _changed(self) -> None:
-        """Keep ready what is asked often, and forget models that were not asked for long."""
+        """Update the cached state, and forget models that were not requested for long."""
         if self._models:
             long_ago = self._now() - _FORGET_SECONDS
             self._models = {
@@ -420,7 +419,7 @@ class AccountHealth:
         self._update_blocked_until()
 
     def _update_blocked_until(self) -> None:
-        """Also after a look at the clock: cooldowns may be over, or end earlier than expected."""
+        """Compute :attr:`blocked_until` anew; the clock may have jumped."""
         if self._admin_state is AdminState.SERVE:
             breakers = [each.breaker for each in self._cooldowns.values()]
             untils = [each.until for each in breakers if each.state is BreakerState.OPEN]
@@ -430,7 +429,7 @@ class AccountHealth:
 
 
 def _is_remembered(model: str | None) -> bool:
-    """Whether anything is held against a model of this name; clients choose the names."""
+    """Whether cooldowns of this model are kept; clients choose the names, so length is bounded."""
     return model is None or len(model) <= _MAX_MODEL_NAME
 
 

@@ -1,6 +1,6 @@
-"""What upstreams say which models they offer: asked seldom, remembered, stale rather than none.
+"""The models that upstreams list: cached, and served stale when no upstream answers.
 
-Accounts of one service are asked as one, one after the other, until one answers well.
+Of the accounts of one service one is asked after the other, until one answers well.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from gateway.protocol.model_lists import ListedModel, read_model_list
 from gateway.routing.account import Account
 from gateway.upstream.interface import ForwardedRequest
 
-#: How long an answer holds, in seconds, and how long no upstream is asked after a failure.
+#: How long an answer is fresh, and how long no upstream is asked after a failure, in seconds.
 FRESH_SECONDS = 300.0
 RETRY_SECONDS = 30.0
 
-#: Versions of Codex that one service is asked about within :data:`FRESH_SECONDS`.
+#: Codex versions for which one service is asked within :data:`FRESH_SECONDS`.
 _MAX_VERSIONS = 8
 
 #: Catalogues that are remembered: services times versions of Codex.
 MAX_CATALOGUES = 64
 
-#: How long all of it may take, in seconds: Codex waits for 5 (protocol.md §7).
+#: How long a listing may take, in seconds; Codex waits for 5 (protocol.md §7).
 ANSWER_SECONDS = 4.0
 
 #: How long an account may be silent, in seconds, before the next one is asked beside it.
 SILENCE_SECONDS = 1.0
 
-#: Accounts that are asked at most.
+#: Bound on the accounts that are asked.
 MOST_ASKED = 8
 
 _MAX_BYTES = 8 * 1024 * 1024
@@ -47,7 +47,7 @@ _log = Logger(namespace="gateway.catalogue")
 class AccountModels(NamedTuple):
     """One upstream's answer to ``GET /models``.
 
-    :ivar models: what it says of each, by name.
+    :ivar models: its models by name.
     :ivar etag: the ``ETag`` of the answer, or None.
     :ivar account: the name of the account that gave it.
     """
@@ -62,7 +62,7 @@ Callback = Callable[[AccountModels | None], None]
 
 
 class _Entry:
-    """What is known of one service."""
+    """The cached models of one service."""
 
     __slots__ = ("asked_at", "asking", "failed", "models", "waiting")
 
@@ -90,7 +90,7 @@ class ModelCatalog:
     def list_models(
         self, accounts: Sequence[Account], client_version: str | None, callback: Callback
     ) -> None:
-        """Find what the service of ``accounts`` offers; at once where that is known.
+        """List the models of the service of ``accounts``; at once if they are cached.
 
         :param accounts: of one service, at least one.
         :param client_version: ask in Codex's shape, for this version of it; None for the
@@ -112,7 +112,7 @@ class ModelCatalog:
             self._ask(entry, accounts, client_version)
 
     def close(self) -> None:
-        """Ask no upstream any more; callers that wait get what is known."""
+        """Ask no upstream any more; waiting callers get the cached models."""
         for entry in list(self._entries.values()):
             if entry.asking is not None:
                 entry.asking.cancel()
@@ -121,7 +121,7 @@ class ModelCatalog:
     def _key_for(self, service: str, version: str | None) -> tuple[str, str | None]:
         """The entry for ``version``; where there are many, a recent one of another version.
 
-        Versions are the clients' to choose: they must not make the gateway ask all the time.
+        Clients choose the versions, and must not make the gateway ask all the time.
         """
         key = (service, version)
         known = [each for each in self._entries if each[0] == service and each[1] is not None]
@@ -161,7 +161,7 @@ class ModelCatalog:
             callback(entry.models)
 
     def _forget(self) -> None:
-        """Client versions are the clients' to choose: remember only so many."""
+        """Drop the oldest entries beyond the bound, because clients choose the versions."""
         for key, entry in list(self._entries.items()):
             if len(self._entries) <= MAX_CATALOGUES:
                 return
@@ -177,7 +177,7 @@ class ModelListRequest:
     :param accounts: of one service, the likeliest first.
     :param client_version: ask in Codex's shape, for this version of it; None for the
         platform's.
-    :param callback: called once, with None when none of them could say it in time.
+    :param callback: called once, with None when none of them answered in time.
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class _ModelListCall:
         _log.info("the models of {account} cannot be listed: {why}", account=self._account, why=why)
 
     def upstream_connected(self) -> None:
-        """The answer is what counts."""
+        """Nothing to do."""
 
     def upstream_answered(self, status: int, headers: Mapping[str, str]) -> None:
         self._status = status

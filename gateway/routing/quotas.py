@@ -1,4 +1,4 @@
-"""What is left of an account: the quotas that its answers reported, and requests per minute."""
+"""The quotas that an account's answers reported, and its requests per minute."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _OF_A_MODEL = "codex-"
 
 _RATE_SECONDS = 60.0
 
-#: Requests within such a slice of time count as one moment, its end: bounds the memory.
+#: Requests within such a slice of time are counted at its end, which bounds the memory.
 _SLICE_SECONDS = 0.125
 
 
 class AccountQuotas:
-    """What one account's answers reported: shown, and a reason to prefer another account.
+    """The reported quotas of one account: shown, and a reason to prefer another account.
 
     :param now: unix seconds; may jump.
-    :ivar believed_seconds: how long a quota is taken for used up without being reported anew: the
-        account may have been given more meanwhile.
+    :ivar believed_seconds: how long a quota counts as used up without a new report; it may have
+        been raised meanwhile.
     """
 
     def __init__(self, now: Callable[[], float], believed_seconds: float) -> None:
@@ -36,7 +36,7 @@ class AccountQuotas:
 
     @property
     def spent(self) -> bool:
-        """Whether the account would likely refuse a turn, as it said."""
+        """Whether a quota that most turns need is used up, as reported."""
         until = self._spent_until
         return until != 0.0 and 0.0 < until - self._now() <= self.believed_seconds
 
@@ -53,13 +53,13 @@ class AccountQuotas:
         self._spent_until = min(max(resets, default=0.0), believed_until)
 
     def reset(self) -> None:
-        """Take nothing for used up until it is reported again."""
+        """Count nothing as used up until it is reported again."""
         self._spent_until = 0.0
 
     def used_up_until(self) -> float | None:
-        """When those reset that were reported as used up, unix seconds; None when unknown.
+        """When the quotas that are used up reset, unix seconds; None when unknown.
 
-        Rate limits, which count what remains, are none of them.
+        Rate limits, which report what remains, are left out.
         """
         now = self._now()
         spent = [each for each in self._windows.values() if each.remaining is None and each.used_up]
@@ -117,7 +117,7 @@ class RequestRate:
         self._count += 1
 
     def _forget(self) -> float:
-        """Forget what is a minute ago; after a clock that was set back, what is yet to come."""
+        """Forget requests older than a minute; shift them if the clock was set back."""
         now = self._now()
         taken = self._taken
         while taken and now >= taken[0][0] + _RATE_SECONDS:

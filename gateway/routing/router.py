@@ -1,8 +1,8 @@
 """The router: which account an attempt goes to, and by which rule (design law 8, law 15).
 
-The rules are asked in their order, and the first that names an account wins: the account that a
-context is pinned to; another one, where the operator moves the conversation; the accounts that
-the conversation sticks to, the strongest first; the routing strategy's next.
+The rules are tried in order, and the first that finds an account wins: the account that a context
+is pinned to; any other one, if the operator moves the conversation; the accounts of its affinity,
+the strongest first; the account that the routing strategy picks.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from gateway.routing.health import AccountState, Unavailable
 from gateway.routing.selection import DryRun, NoAccount, RouteRequest, Selection
 from gateway.routing.strategies import Pick, Skipped, Usable, strategy
 
-#: Accounts whose part in a choice is explained one by one, in a turn and in a dry run.
+#: Accounts whose rejection is explained, for a turn and for a dry run.
 _EXPLAINED = 12
 _EXPLAINED_IN_DRY_RUN = 200
 
-#: Models whose accounts are remembered, and their longest name; clients choose the names.
+#: Models whose accounts are cached, and their longest name; clients choose the names.
 MAX_MODELS = 256
 _MAX_MODEL_NAME = 200
 
-#: How long, in seconds, an account that cools down is not asked again whether it still does.
+#: How long an account is known to be unavailable before it is asked again, in seconds.
 _KNOWN_SECONDS = 1.0
 
-#: How long a service that broke cools down, in seconds, while no account works.
+#: How long a broken service cools down while no account works, in seconds.
 _SHORT_COOLDOWN_SECONDS = 10.0
 
-#: Why an account that could serve is passed over.
+#: The reason for an account that is passed over, though it could serve.
 _PASSED_OVER = Unavailable(AccountState.READY, "a quota of it is used up", None)
 
 _RETURNS = "returns to its account"
@@ -50,10 +50,10 @@ class AccountPool:
     """All accounts, and the router among them.
 
     :param accounts: in the operator's order.
-    :param bindings: the account of each conversation; the pool goes by the same clock.
+    :param bindings: the account of each conversation; the pool uses its clock.
     :param routing: the rules of choosing.
-    :ivar released: called when a place became free.
-    :ivar strategy: names the account where a conversation sticks to none.
+    :ivar released: called when a lease was released.
+    :ivar strategy: picks an account for a conversation without affinity.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class AccountPool:
 
     @property
     def models_remembered(self) -> int:
-        """Models whose accounts are known without a look; at most :data:`MAX_MODELS`."""
+        """Models whose accounts are cached; at most :data:`MAX_MODELS`."""
         return self._candidates.cache_info().currsize
 
     def named(self, name: str) -> Account | None:
@@ -90,7 +90,7 @@ class AccountPool:
         return self._candidates_for(model, background, chat).all
 
     def choose(self, wanted: RouteRequest, tried: Collection[str] = ()) -> Selection | NoAccount:
-        """Pick an account and take a place on it, in one step.
+        """Choose an account and take a lease on it, in one step.
 
         :param tried: names of accounts that refused this turn already.
         """
@@ -111,15 +111,15 @@ class AccountPool:
         return Selection(lease, rule, len(candidates.all), others)
 
     def none_left(self, wanted: RouteRequest, tried: Collection[str]) -> NoAccount | None:
-        """Why no account is left to choose; None while there is one.  No place is taken."""
+        """Why no account is left to choose; None while there is one.  No lease is taken."""
         candidates = self._candidates_for(wanted.model, wanted.background, wanted.chat)
         return _Choice(self, candidates, wanted, tried).none_left()
 
     def explain(self, wanted: RouteRequest) -> DryRun:
-        """What :meth:`choose` would decide; nothing is taken, bound or kept alive.
+        """What :meth:`choose` would decide, without a lease and without changing any binding.
 
-        Where no account can serve, a turn may end the cooldowns of broken services; this does
-        not.
+        If no account can serve, :meth:`choose` may shorten the cooldowns of broken services; this
+        does not.
         """
         among: list[Account] = []
 
@@ -130,7 +130,7 @@ class AccountPool:
             return next(iter(among), None)
 
         candidates = self._candidates_for(wanted.model, wanted.background, wanted.chat)
-        candidates.forget()  # so that this, and the next choice, go by what is so now
+        candidates.forget()  # so that this and the next choice use the current state
         choice = _Choice(self, candidates, wanted, ())
         found = choice.decide(self.bindings.peek, predict)
         account = None if isinstance(found, NoAccount) else found[0]
@@ -167,15 +167,15 @@ class AccountPool:
 
 
 class _Candidates:
-    """The accounts that offer one model, and which of them are known to be unavailable.
+    """The accounts that offer one model, with a short-lived cache of those that are unavailable.
 
-    In a large pool of which much cools down, asking every account for each choice would cost
-    more than all else; so what they say is believed for a moment.  A choice that would find
-    no account because of that asks all of them anew.
+    In a large pool of which many accounts cool down, asking each account for every choice would
+    cost more than everything else.  A choice that finds no account because of the cache asks all
+    accounts again.
 
     :ivar all: in the operator's order.
-    :ivar members: the same accounts, for a quick look.
-    :ivar known: those that were unavailable of late, and why; and those that are spared.
+    :ivar members: the same accounts, as a set.
+    :ivar known: the cached reasons of accounts that are unavailable or passed over.
     """
 
     __slots__ = (
@@ -200,7 +200,7 @@ class _Candidates:
         self._now = now
 
     def unavailable(self, account: Account) -> Unavailable | None:
-        """Ask ``account`` why it cannot serve, and remember the answer."""
+        """Ask ``account`` why it cannot serve, and cache the reason."""
         blocked = account.unavailable(self.model)
         if blocked is not None:
             self.known[account] = blocked
@@ -211,11 +211,11 @@ class _Candidates:
         return blocked
 
     def why_not(self, account: Account) -> Unavailable | None:
-        """Why ``account`` cannot serve, as known without asking again."""
+        """Why ``account`` cannot serve, from the cache if possible."""
         return self.known.get(account) or self.unavailable(account)
 
     def passes_over(self, account: Account) -> bool:
-        """Whether ``account``, which could serve, is known to be used up, and another is not."""
+        """Whether the quota of ``account`` is used up while another account can serve."""
         if not account.health.spent:
             return False
         if self._others_have_room is None:
@@ -226,11 +226,12 @@ class _Candidates:
         return self._others_have_room
 
     def shorten_cooldowns(self) -> bool:
-        """Where no account works, not even a busy one, shorten the cooldowns of services.
+        """If no account works, not even a busy one, shorten the cooldowns of services.
 
-        The machine's own network may have been away; all would cool down long after it is back.
+        The machine's own network may have failed, and all accounts would cool down long after it
+        is back.
 
-        :return: whether one of them would have been longer.
+        :return: whether one of the cooldowns was shortened.
         """
         reasons = map(self.why_not, self.all)
         if any(reason is None or reason.state is AccountState.READY for reason in reasons):
@@ -240,14 +241,14 @@ class _Candidates:
         return any(shortened)
 
     def expire(self) -> None:
-        """Believe what is known no longer than a moment; no clock that jumps makes it longer."""
+        """Clear the cache when it is too old, also after a jump of the clock."""
         now = self._now()
         if not now < self._known_until <= now + _KNOWN_SECONDS:
             self.forget()
             self._known_until = now + _KNOWN_SECONDS
 
     def forget(self) -> bool:
-        """Believe nothing; False when nothing was believed anyway."""
+        """Clear the cache; False if it was empty."""
         believed = bool(self.known)
         self.known.clear()
         self._others_have_room = None
@@ -258,7 +259,7 @@ class _Candidates:
 
 
 class _Choice:
-    """One choice: decided, and nothing changed by it.
+    """One choice.  It decides and changes nothing.
 
     :param tried: names of accounts that refused this turn already.
     """
@@ -276,16 +277,16 @@ class _Choice:
         self._candidates = candidates
         self._wanted = wanted
         self._tried = tried
-        #: Of the key that is bound.
+        #: The binding of the last key.
         self._binding: Binding | None = None
-        #: Accounts that the conversation sticks to, and why they cannot serve.
+        #: Accounts of the conversation's affinity that cannot serve, and why.
         self._lost: dict[str, str] = {}
 
     def decide(self, find: _FindBinding, pick: Pick) -> _Decision | NoAccount:
-        """The account, the rule that named it, what becomes of the binding and why.
+        """The account, the rule, the effect on the binding, and its reason.
 
         :param find: ``Bindings.find``, or ``peek`` for a dry run.
-        :param pick: the strategy's, asked where a conversation sticks to no account.
+        :param pick: the strategy's, for conversations without affinity.
         """
         wanted = self._wanted
         if wanted.pinned_to is not None:
@@ -296,7 +297,7 @@ class _Choice:
             if binding is not None and not binding.answered:
                 account = self._pool.by_name.get(binding.account)
                 if account is None or self._why_not(account) is not None:
-                    binding = None  # it was only expected there
+                    binding = None  # it was only tentative
             bound.append((key.rule, binding))
         self._binding = bound[-1][1]
         moved = None
@@ -305,7 +306,7 @@ class _Choice:
         return moved or self._by_affinity(bound) or self._by_strategy(pick)
 
     def others(self, chosen: Account | None, most: int) -> dict[str, str]:
-        """Why not the accounts that were named before, and some of the rest."""
+        """Why other accounts were not chosen: those of the affinity first, then some others."""
         whys = self._lost.copy()
         for name in self._tried:
             account = self._pool.by_name.get(name)
@@ -323,7 +324,7 @@ class _Choice:
         return whys if len(whys) <= most else dict(islice(whys.items(), most))
 
     def none_left(self) -> NoAccount | None:
-        """Why no account is left to name; None while there is one."""
+        """Why no account is left; None while there is one."""
         candidates, pinned_to = self._candidates, self._wanted.pinned_to
         able: Sequence[Account] = candidates.all
         if pinned_to is not None:
@@ -337,7 +338,7 @@ class _Choice:
     # --- the rules -------------------------------------------------------------------
 
     def _by_pin(self, name: str) -> _Decision | NoAccount:
-        """The one account that can read the context, or none."""
+        """The only account that can read the context, if it is available."""
         account, rule = self._pool.by_name.get(name), self._wanted.pin_rule
         if account is None:
             return self._no_account((), name, rule)
@@ -348,7 +349,7 @@ class _Choice:
         return self._no_account((account,), name, rule)
 
     def _by_operator(self, pick: Pick, leaves: str) -> _Decision | None:
-        """Any account but the one the operator wants the conversation to leave."""
+        """Any account but the one that the conversation should leave (operator action)."""
         account = self._pick(pick, (leaves, *self._tried))
         if account is None:
             return None
@@ -358,7 +359,7 @@ class _Choice:
     def _by_affinity(
         self, bound: Sequence[tuple[str, Binding | None]]
     ) -> _Decision | NoAccount | None:
-        """The strongest of the accounts that the conversation sticks to, of those that can."""
+        """The strongest account of the conversation's affinity that can serve."""
         moves = self._pool.routing.on_account_loss == "move"
         for name, rule in self._affinity_rules(bound).items():
             account = self._pool.by_name.get(name)
@@ -366,7 +367,7 @@ class _Choice:
                 continue
             why = self._why_not(account)
             if why is None and not (
-                # It refused a turn until its quota resets, and another can serve.
+                # It refuses turns until its quota resets, and another account can serve.
                 moves and account.health.awaits_reset and self._candidates.passes_over(account)
             ):
                 return self._decided(account, rule)
@@ -376,7 +377,7 @@ class _Choice:
         return None
 
     def _by_strategy(self, pick: Pick) -> _Decision | NoAccount:
-        """Any account: the strategy's next."""
+        """The account that the strategy picks."""
         rule = self._pool.strategy.name
         account = self._pick(pick, self._tried)
         if account is None:
@@ -386,15 +387,15 @@ class _Choice:
             rule = f"stands in for {home.name} ({rule})"
         return self._decided(account, rule)
 
-    # --- what they go by -------------------------------------------------------------
+    # --- helpers of the rules --------------------------------------------------------
 
     def _affinity_rules(self, bound: Sequence[tuple[str, Binding | None]]) -> dict[str, str]:
-        """The accounts that the conversation may stick to, the strongest first (law 8).
+        """The accounts of the conversation's affinity, the strongest first (law 8).
 
-        A stand-in is left between its user's turns.  Within one, which the turn state tells,
-        the stand-in's caches are warm.
+        A conversation leaves its stand-in only between turns of its user.  Within one, which the
+        turn state shows, the stand-in's prompt cache is warm.
 
-        :return: each with the rule that names it.
+        :return: the rule of each account.
         """
         wanted, returns = self._wanted, self._pool.routing.return_to == "sticky"
         rules: dict[str, str] = {}
@@ -420,12 +421,12 @@ class _Choice:
         return rules
 
     def _decided(self, account: Account, rule: str) -> _Decision:
-        """The decision, with what becomes of the conversation's binding."""
+        """The decision, with its effect on the conversation's binding."""
         binding = self._binding
         if binding is None or not binding.answered:
             return account, rule, BindingEffect.BEGIN, rule
         if account.name == binding.account:
-            # On its way home from a stand-in, it is there once the home has answered.
+            # It returns from a stand-in only when its own account has answered.
             on_its_way = self._wanted.holder not in (None, account.name)
             away = binding.stand_in is not None and on_its_way
             return account, rule, BindingEffect.NONE if away else BindingEffect.BIND, rule
@@ -437,9 +438,9 @@ class _Choice:
         return account, rule, BindingEffect.STAND_IN, self._why_not_home(home) or ""
 
     def _stood_in_for(self, account: Account) -> Account | None:
-        """The conversation's home, where ``account`` would only stand in for it.
+        """The conversation's own account, if ``account`` would only stand in for it.
 
-        It would while the home cannot serve, and until the conversation was back there.
+        That is so while the own account cannot serve, and until the conversation has returned.
         """
         binding = self._binding
         if binding is None or self._pool.routing.return_to != "sticky":
@@ -451,11 +452,11 @@ class _Choice:
         return home if away else None
 
     def _why_not_home(self, home: Account) -> str | None:
-        """Why the conversation's home does not get this turn; None when it could."""
+        """Why the conversation's own account does not get this turn; None if it could."""
         return self._lost.get(home.name) or self._why_not(home)
 
     def _pick(self, pick: Pick, without: Collection[str]) -> Account | None:
-        """The account of a conversation that sticks to none: one with room, if there is any."""
+        """The strategy's pick, preferring accounts whose quota is not used up."""
         candidates = self._candidates
 
         def usable(account: Account) -> bool:
@@ -475,7 +476,7 @@ class _Choice:
         return account
 
     def _why_not(self, account: Account) -> str | None:
-        """Why the turn cannot go to ``account`` now; None when it can."""
+        """Why the turn cannot be sent to ``account`` now; None if it can."""
         if account not in self._candidates.members:
             return _NOT_OFFERED
         blocked = self._candidates.unavailable(account)
@@ -490,7 +491,7 @@ class _Choice:
         return wanted.undoubted and account.health.in_doubt(wanted.model)
 
     def _no_account(self, able: Sequence[Account], waits_for: str | None, rule: str) -> NoAccount:
-        """:param able: those of the candidates that would do."""
+        """:param able: the candidates that could serve."""
         reasons = (self._candidates.why_not(each) for each in able if not self._is_left_out(each))
         known = tuple(reason for reason in reasons if reason is not None)
         return NoAccount(self._wanted, able, waits_for, known, rule)

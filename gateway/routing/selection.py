@@ -1,4 +1,4 @@
-"""What is asked of the router for an attempt, and what it answers."""
+"""Requests to the router, and its answers."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from gateway.routing.account import Account, Lease
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.health import Unavailable
 
-#: Why only one account can take a turn.
+#: The rules by which only one account can serve a turn.
 ENCRYPTED = "sealed items"
 KEPT = "keeps the previous response"
 
 
 class RouteRequest(NamedTuple):
-    """What an attempt asks for.
+    """The requirements of an attempt.
 
     :ivar model: must be offered by the account; None when the request names none.
     :ivar keys: the conversation's affinity keys; the last one is bound.
     :ivar holder: the account that holds the parent response, or None.
     :ivar pinned_to: the only account that can read the context, or None for any.
-    :ivar pin_rule: why only that can.
+    :ivar pin_rule: the rule of the pin.
     :ivar turn_state: the account that the client's turn state names, or None.
     :ivar background: whether the account must take background responses.
     :ivar chat: whether it must take chat completions.
-    :ivar undoubted: whether accounts in doubt are left out: one that was has refused the turn
-        already.
+    :ivar undoubted: whether accounts in doubt are left out, because one of them has refused the
+        turn already.
     """
 
     model: str | None
@@ -42,11 +42,11 @@ class RouteRequest(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The account of an attempt, with a place on it, and the rule that named it.
+    """The lease on the chosen account, and the rule that chose it.
 
     :ivar candidates: how many accounts offer the model.
-    :ivar others: why others were not chosen, by name; those that the conversation stuck to
-        come first.
+    :ivar others: why other accounts were not chosen, by name; those of the conversation's
+        affinity come first.
     """
 
     lease: Lease
@@ -56,7 +56,7 @@ class Selection(NamedTuple):
 
     @property
     def account(self) -> Account:
-        """Where the place is."""
+        """The chosen account."""
         return self.lease.account
 
 
@@ -66,10 +66,10 @@ class NoAccount(NamedTuple):
     :ivar wanted: what was asked for.
     :ivar candidates: the accounts that could, were they available; empty when none offers
         the model.
-    :ivar waits_for: the one account that will do, by name, or None for any candidate.
+    :ivar waits_for: name of the only account that can serve, or None for any candidate.
     :ivar reasons: why each candidate cannot, without those that refused this turn and do not
-        cool down, and without those that are left out for being in doubt.
-    :ivar rule: by which no other account was asked.
+        cool down, and without those in doubt that are left out.
+    :ivar rule: the rule by which no other account was asked.
     """
 
     wanted: RouteRequest
@@ -80,12 +80,12 @@ class NoAccount(NamedTuple):
 
     @property
     def any_would_do(self) -> bool:
-        """Whether every account that offers what is wanted would have done."""
+        """Whether any account that offers the model could have served."""
         return bool(self.candidates) and self.waits_for is None
 
     @property
     def free_at(self) -> float | None:
-        """When the first of them may be available again, unix seconds; None when unknown."""
+        """When the first candidate may be available again, unix seconds; None when unknown."""
         known = [reason.until for reason in self.reasons if reason.until is not None]
         return min(known, default=None)
 
@@ -99,9 +99,9 @@ class NoAccount(NamedTuple):
 class DryRun(NamedTuple):
     """The choice that the router would make.
 
-    :ivar account: which it would be; None for no account, or for one of several.
+    :ivar account: the account; None for no account, or for one of several.
     :ivar rule: the rule that decides.
-    :ivar among: from which accounts the routing strategy would take the next in turn.
+    :ivar among: the accounts of which the routing strategy would pick one.
     :ivar candidates: the accounts that offer the model.
     :ivar rejected: accounts that would not be taken, and why.
     :ivar waits_for: the one account the turn would wait for, or None.

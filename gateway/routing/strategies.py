@@ -1,7 +1,7 @@
-"""Which account a new conversation starts on: one strategy per word of ``routing.strategy``.
+"""The routing strategies: the account on which a new conversation starts.
 
-A strategy keeps its place separately for each set of accounts, since not every account offers
-every model.  An account that is not usable when its turn comes forfeits that turn.
+A strategy keeps its position separately for each set of accounts, because not every account offers
+every model.  An account that is not usable when it is next is skipped.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Skipped = Container[Account]
 
 Pick = Callable[[Sequence[Account], Usable, Skipped], Account | None]
 
-#: Sets of accounts a strategy keeps its place in, and tuples it knows them by.
+#: Bounds on the sets of accounts with a position, and on the tuples that identify them.
 _MAX_SETS = 32
 _MAX_TUPLES = 256
 
 #: Usable accounts whose load is compared for one choice.
 _COMPARED = 32
 
-#: Accounts that are asked in the order they are due before all of them are asked.
+#: Accounts that are tried in the order in which they are due, before all are compared.
 _ASKED_IN_ORDER = 8
 
 
@@ -55,17 +55,17 @@ class Strategy(Protocol):
     def may_pick(
         self, eligible: Sequence[Account], usable: Usable, skipped: Skipped = ()
     ) -> Sequence[Account]:
-        """Those of which :meth:`pick` would choose one now; no account has had its turn by that."""
+        """The accounts of which :meth:`pick` would choose one now; the position is kept."""
 
 
 class _Order(Protocol):
-    """A strategy's place in one set of accounts."""
+    """A strategy's position in one set of accounts."""
 
     def pick(self, usable: Usable, skipped: Skipped) -> Account | None:
         """Choose one of the usable accounts, or None when there is none."""
 
     def may_pick(self, usable: Usable, skipped: Skipped) -> Sequence[Account]:
-        """Those of which one would be chosen."""
+        """The accounts of which one would be chosen."""
 
 
 class _RoundRobin:
@@ -118,9 +118,9 @@ class _Priority:
 
 
 class _LeastInFlight:
-    """The fewest running turns for the ``weight``; those that are equal in turn.
+    """The fewest running turns relative to the ``weight``; equal accounts in turn.
 
-    So that a choice stays cheap, a large pool's next usable accounts stand for all of it.
+    In a large pool only the next usable accounts are compared, so that a choice stays cheap.
     """
 
     def __init__(self, accounts: Sequence[Account]) -> None:
@@ -153,7 +153,7 @@ class _LeastInFlight:
 
 
 class _Weighted:
-    """Each account as often as its ``weight`` says, and evenly spread.
+    """Each account in proportion to its ``weight``, evenly spread.
 
     In one unit of time an account of weight ``w`` is due ``w`` times, at equal distances, and
     accounts of the same weight are due at equal distances from each other.  The account that is due
@@ -195,7 +195,7 @@ class _Weighted:
         return [*_fit(self._accounts, usable, skipped)]
 
     def _take_turn(self, account: Account) -> None:
-        """One that was passed over for a while takes one turn; it does not catch up."""
+        """Move an account to its next due time; skipped turns are not made up for."""
         index = self._index[account]
         turn = self._turns[index] + 1
         due = self._due[account]
@@ -223,7 +223,7 @@ def _load(account: Account) -> float:
 
 
 def _phases(weights: Sequence[int]) -> Iterator[float]:
-    """Where between its turns each account begins: equal weights are spread evenly."""
+    """The phase of each account between 0 and 1; equal weights are spread evenly."""
     alike = Counter(weights)
     seen: Counter[int] = Counter()
     for weight in weights:
@@ -232,9 +232,9 @@ def _phases(weights: Sequence[int]) -> Iterator[float]:
 
 
 class _ByAccounts:
-    """A strategy: an order for each set of accounts it is asked about.
+    """A strategy with an order for each set of accounts.
 
-    Sets are told apart by value, found by identity; both are bounded.
+    Sets are compared by value and looked up by identity; both are bounded.
     """
 
     def __init__(self, name: str, begin: Callable[[Sequence[Account]], _Order]) -> None:
@@ -257,7 +257,7 @@ class _ByAccounts:
     def may_pick(
         self, eligible: Sequence[Account], usable: Usable, skipped: Skipped = ()
     ) -> Sequence[Account]:
-        """By the order of these accounts; one that has not begun is not kept."""
+        """By the order of these accounts; a new order is not kept."""
         accounts = tuple(eligible)
         order = self._orders.get(accounts) or self._begin(accounts)
         return order.may_pick(usable, skipped)
@@ -286,5 +286,5 @@ _ORDERS: dict[str, Callable[[Sequence[Account]], _Order]] = {
 
 
 def strategy(name: str) -> Strategy:
-    """The strategy that ``routing.strategy`` calls ``name``, at its beginning."""
+    """A new strategy, by its name in ``routing.strategy``."""
     return _ByAccounts(name, _ORDERS[name])

@@ -14,13 +14,13 @@ from twisted.logger import Logger
 
 _log = Logger(namespace="gateway.routing")
 
-#: Seconds between tries while turns wait: the end of a cooldown wakes no queue.
+#: Seconds between tries while turns wait, because the end of a cooldown wakes no queue.
 _RETRY_SECONDS = 0.25
 
-#: Turns that are offered an account before the reactor goes on with other work.
+#: Offers in one step, before the reactor runs other work.
 _OFFERS_AT_ONCE = 32
 
-#: Pause, in seconds, after so many offers in vain.
+#: Pause after a step in which no turn was served, in seconds.
 _PAUSE_SECONDS = 0.02
 
 
@@ -34,8 +34,8 @@ class WaitReason(enum.Enum):
 class WaitTicket:
     """A turn's place in the queue.
 
-    :ivar wants: what its tries depend on; a try may find out that it is something else.
-    :ivar reason: the kind of it.
+    :ivar wants: what its tries depend on; a try may change it.
+    :ivar reason: whether it waits for an account or for a limit.
     """
 
     __slots__ = ("_queue", "deadline", "gave_up", "reason", "retry", "tenant", "wants")
@@ -58,16 +58,16 @@ class WaitTicket:
         self.deadline: IDelayedCall | None = None
 
     def leave(self) -> None:
-        """Wait no longer; nothing is called any more.  It may be called again."""
+        """Leave the queue; nothing is called any more.  May be called again."""
         self._queue.remove(self)
 
 
 class WaitQueue:
-    """Turns that found no account, or no room within the limits of their key.
+    """Turns that found no account, or have reached a limit of their key.
 
-    When something became free it is offered to the tenants in turn, and within a tenant to the
+    When something becomes free it is offered to the tenants in turn, and within a tenant to the
     turn that waits longest.  A turn that cannot use it does not block the others.  In a full
-    queue a tenant makes room for one that has fewer turns waiting.
+    queue the tenant with the most waiting turns loses one to a tenant with fewer.
 
     :param clock: for deadlines and tries; no timer runs while no turn waits.
     :param max_waiting: bound on the turns that wait.
@@ -77,9 +77,9 @@ class WaitQueue:
         self._clock = clock
         self.max_waiting = max_waiting
         self._count = 0
-        #: The next one to be offered something comes first.
+        #: The tenant that gets the next offer comes first.
         self._tenants: OrderedDict[str, OrderedDict[WaitTicket, None]] = OrderedDict()
-        #: What could not be had since this round of offers began.
+        #: The ``wants`` that were refused in this round of offers.
         self._refused: set[Hashable] = set()
         self._again = False
         self._offering = False
@@ -106,10 +106,10 @@ class WaitQueue:
 
         :param seconds: how long at most.
         :param retry: tries to get an account; True when that worked and the wait is over.
-        :param gave_up: called once when time is up, or the place is lost.
+        :param gave_up: called once when the time is up, or the place in the queue is lost.
         :param wants: what ``retry`` depends on: the model, the accounts that are ruled out.
-            After a failed try, others that want the same are not tried.  None: like no other.
-        :param reason: the kind of it.
+            After a failed try, others that want the same are not tried.  None: unique.
+        :param reason: whether it waits for an account or for a limit.
         :return: None when the queue is full.
         """
         full = self._count >= self.max_waiting
@@ -179,7 +179,7 @@ class WaitQueue:
         self._offer()
 
     def _offer(self) -> None:
-        """One step of a round of offers; a later one goes on where this one stops."""
+        """One step of a round of offers; a later step continues the round."""
         served = False
         left = _OFFERS_AT_ONCE
         self._offering = True

@@ -338,7 +338,7 @@ class TrafficMachine(RuleBasedStateMachine):
 
     def check_nobody_waits_for_what_is_free(self) -> None:
         for search in self.searches:
-            lack = search._lack
+            lack = search._blocked_by
             if search._ticket is None or lack is None or isinstance(lack, LimitReached):
                 continue
             able = [self.pool.named(lack.waits_for)] if lack.waits_for else self.pool.accounts
