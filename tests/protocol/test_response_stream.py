@@ -77,7 +77,7 @@ def test_once_released_the_preamble_passes_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("may_go_on", "events", "outcome"),
+    ("is_background", "events", "outcome"),
     [
         (True, [created()], BackgroundResponse),
         (True, [created(), IN_PROGRESS], BackgroundResponse),
