@@ -1,4 +1,4 @@
-"""What an operator may do: with accounts, with conversations, with the gateway."""
+"""The operator's actions on accounts, conversations and the gateway."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Actions:
             return {"result": reload()}
         except ConfigError as error:
             raise AdminError(422, f"rejected: {error.summary}") from None
-        except Exception:  # the log has it
+        except Exception:  # it is logged
             raise AdminError(422, "rejected: it cannot be applied; the log says why") from None
 
     # --- accounts ----------------------------------------------------------------------
@@ -123,7 +123,7 @@ class Actions:
 
     def _clear(self, account: Account) -> Done:
         account.clear()
-        return self._did(account, "rests no longer: every cooldown is cleared")
+        return self._did(account, "has no cooldowns any more")
 
     def _did(self, account: Account, what: str) -> Done:
         self._running.services.waiting.wake()
@@ -146,7 +146,7 @@ class Actions:
             raise not_found("this conversation is not known any more")
         return {
             "result": f"the conversation leaves {binding.leaves} at its next turn, if another"
-            " account can take it and no sealed item holds it there",
+            " account can take it and no encrypted item binds it there",
             "leaves": binding.leaves,
         }
 

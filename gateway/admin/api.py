@@ -146,7 +146,7 @@ class Api:
         self.table = RouteTable(table)
 
     def memory(self) -> dict[str, Any]:
-        """The memory register, with what the admin side itself keeps."""
+        """The bounded structures, with those of the admin side itself."""
         access = self.access
         own = (
             ("admin audit", len(self.audit), MAX_ACTIONS, "actions"),

@@ -1,7 +1,7 @@
-"""Who may read and who may act: the token as a Bearer, or a login that was begun with it.
+"""Authorization of operators: by the token as a Bearer, or by a login session.
 
-On loopback without a token anybody may read.  To act, and to read at any other address, takes
-the token.
+On loopback without a configured token every client may read.  Acting, and reading at any other
+address, requires the token.
 
 A page of another site can make an operator's browser send requests here, also under a name of
 that site that resolves to this address (DNS rebinding).  The browser then sends that name in
@@ -39,7 +39,7 @@ _LONGEST_SAID = 1000
 
 _ID_BYTES = 32
 
-#: Longest cookie value that is looked at.
+#: Longest session id that is accepted.
 _MAX_ID = 100
 
 #: The first wait after a wrong token and the longest, in seconds.
@@ -50,13 +50,13 @@ _LONGEST_WAIT = 60.0
 _REMEMBERED_SECONDS = 3_600.0
 MAX_ADDRESSES = 1024
 
-#: Wrong tokens a minute, of all addresses, that are looked at.
+#: Wrong tokens a minute, of all addresses, that are checked.
 MAX_FAILURES = 60
 _MINUTE = 60.0
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?\Z")
 
-#: From where a browser may send a change; ``none`` is the operator's own hand.
+#: Values of ``Sec-Fetch-Site`` that may send a change; ``none`` is direct input of the operator.
 _FRIENDLY_SITES = frozenset({"same-origin", "none"})
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -72,12 +72,12 @@ class Caller(NamedTuple):
     """The sender of a request, and its rights.
 
     :ivar name: for the audit log: ``token``, a login's name, or None when it is not known.
-    :ivar address: from where.
-    :ivar login: the session, when it came by a cookie.
-    :ivar may_read: whether it may see anything.
-    :ivar why_not: the sentence that says why it may not act; None when it may.
-    :ivar by_bearer: whether it sent the token itself, which no other site's page can.
-    :ivar tokens: how many tokens were configured by then.
+    :ivar address: its address.
+    :ivar login: the session, if it sent a cookie.
+    :ivar may_read: whether it may read.
+    :ivar why_not: a sentence why it may not act; None if it may.
+    :ivar by_bearer: whether it sent the token itself, which pages of other sites cannot.
+    :ivar tokens: how many tokens had been configured.
     """
 
     name: str | None
@@ -90,7 +90,7 @@ class Caller(NamedTuple):
 
 
 class AccessControl:
-    """The rules of entry.
+    """The access rules of the admin side.
 
     :param token: the admin token, or None.
     :param loopback: whether only this machine can reach the listener.
@@ -114,7 +114,7 @@ class AccessControl:
         self.reconfigure(token, hosts)
 
     def reconfigure(self, token: str | None, hosts: tuple[str, ...]) -> None:
-        """Take this token and these names from now on; another token ends all logins."""
+        """Use this token and these names from now on; a changed token ends all sessions."""
         wanted = None if token is None else token.encode()
         if wanted != self._token:
             self.logins.end_all()
@@ -124,7 +124,7 @@ class AccessControl:
 
     @property
     def has_token(self) -> bool:
-        """Whether anybody can log in."""
+        """Whether a token is configured."""
         return self._token is not None
 
     def check_host(self, request: AdminRequest) -> None:
@@ -170,8 +170,8 @@ class AccessControl:
     def check_post(self, request: AdminRequest, caller: Caller) -> None:
         """Refuse a caller that may not change anything.
 
-        A cookie comes along with whatever page sends the request; so then the page's origin
-        must be known and be our own.
+        Browsers send the cookie with requests of any page, so with a cookie the page's origin must
+        be known and be the admin side's own.
 
         :raises AdminError: 401 or 403.
         """
@@ -211,7 +211,7 @@ class AccessControl:
         return None if session_id is None else self.logins.find(session_id)
 
     def _check(self, given: bytes, address: str, throttle: Throttle) -> None:
-        """The right token is always let in, however often others of the address failed."""
+        """The right token is always accepted, however often the address sent wrong ones."""
         if self._token is not None and compare_digest(given, self._token):
             return
         throttle.check(address)
@@ -270,7 +270,7 @@ class AdminSession:
         self._said_at = now
 
     def tell(self, what: str, now: float) -> None:
-        """Keep the result of an action, for the page that its browser is sent to."""
+        """Keep the result of an action for the page that the browser is redirected to."""
         self._said, self._said_at = what[:_LONGEST_SAID], now
 
     def said(self, now: float) -> str | None:
@@ -317,7 +317,7 @@ class AdminSessions:
         return login
 
     def lasts(self, login: AdminSession) -> bool:
-        """Whether a session goes on; asking does not count as use."""
+        """Whether a session is still valid; checking does not count as use."""
         return login in self._logins.values() and self._now() - login.began_at < _LONGEST_SECONDS
 
     def end(self, session_id: str) -> None:

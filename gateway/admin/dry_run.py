@@ -1,4 +1,4 @@
-"""Where a turn would go: explains the choice without a lease and remembers nothing."""
+"""The routing dry run: explains the choice for a turn without taking a lease."""
 
 from __future__ import annotations
 

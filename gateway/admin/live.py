@@ -19,13 +19,13 @@ MAX_LISTENERS = 32
 #: Between two ``status`` events, in seconds.
 _STEP_SECONDS = 1.0
 
-#: Turns that are told one by one between two ``status`` events.
+#: Bound on ``turn`` events between two ``status`` events.
 _MAX_TURNS = 20
 
-#: How long a listener may take for what was sent before it is dropped, in seconds.
+#: How long a listener may leave events unread before it is dropped, in seconds.
 _SLOW_SECONDS = 10.0
 
-#: When a browser comes back that lost its connection, in milliseconds.
+#: When a browser reconnects after it lost its connection, in milliseconds.
 _RETRY = b"retry: 3000\n\n"
 
 
@@ -45,7 +45,7 @@ class LiveSubscriber:
 
     @property
     def too_slow(self) -> bool:
-        """Whether it did not take what was sent for too long."""
+        """Whether it has left events unread for too long."""
         return self._slow_since is not None and self._now() - self._slow_since > _SLOW_SECONDS
 
     def send(self, event: bytes) -> None:
@@ -64,11 +64,11 @@ class LiveSubscriber:
             self._request.finish()
 
     def _pause(self) -> None:
-        """The connection is full."""
+        """The connection's write buffer is full."""
         self._slow_since = self._now()
 
     def _resume(self) -> None:
-        """The client took everything."""
+        """The connection's write buffer is empty."""
         self._slow_since = None
 
 

@@ -150,10 +150,10 @@ def _histogram(
     bounds: tuple[float, ...] = _TIMES,
     unit: float = _MILLISECONDS,
 ) -> Metric:
-    """Histograms of times, which are exposed in seconds, or of counts.
+    """Histograms of times, which are exported in seconds, or of counts.
 
-    :param bounds: some of the histograms' own.
-    :param unit: what one of the exposed unit is in the histograms' unit.
+    :param bounds: some of the histograms' own bounds.
+    :param unit: the exported unit in units of the histogram.
     """
     family = HistogramMetricFamily(name, about, labels=labels)
     ends = _ends(bounds, unit)

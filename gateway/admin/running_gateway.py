@@ -1,4 +1,4 @@
-"""The running gateway as the admin side sees it: what it reads and what it acts on."""
+"""The parts of the running gateway that the admin side reads and acts on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gateway.turn.context import TurnServices
 class Configuration:
     """The configuration in force.
 
-    :ivar source: where it was read, in words.
+    :ivar source: a description of where it was read.
     :ivar settings: every setting, secrets masked.
     :ivar generation: counts the configurations that were in force.
     :ivar last_rejected: the last one that was not taken, or None.

@@ -78,7 +78,7 @@ class AdminSite(HttpSite):
         return REQUEST_SECONDS
 
     def accept(self, request: WireRequest) -> Callable[[ClientRequest], None]:
-        """Admit the connection; who asks, and for what, is looked at with the whole request."""
+        """Admit the connection; authorization and routing follow when the request is complete."""
         request.channel.enter()
         transport = request.channel.transport
         local, peer = _host(transport.getHost()), _host(transport.getPeer()) or "local"

@@ -1,1 +1,1 @@
-"""Client keys: whose a request is, and how much it may use."""
+"""Client keys: authentication, permissions and limits."""

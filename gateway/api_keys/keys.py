@@ -1,7 +1,7 @@
-"""The client keys: which one a client presents, what it allows, and who comes without one.
+"""The client keys: authentication, permissions, and clients without a valid key.
 
-A client's key is compared in constant time (protocol.md §2.4).  Its name is the *tenant* of
-everything that the client does; without configured keys everybody is one tenant.
+Keys are compared in constant time (protocol.md §2.4).  The key's name is the *tenant* of the
+client's requests; without configured keys all clients are one tenant.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gateway.protocol.errors import ApiError
 #: The tenant of every client while no keys are configured.
 EVERYBODY = "everybody"
 
-#: Headers for the key of clients whose service has no ``Authorization``: Azure's and Anthropic's.
+#: Headers for the key besides ``Authorization``: those of Azure's and Anthropic's clients.
 KEY_HEADERS = ("api-key", "x-api-key")
 
 #: One line of the log for each address in so many seconds.
 _QUIET_SECONDS = 60.0
 
-#: Addresses that are remembered; of further ones nothing is logged.
+#: Bound on the addresses; refusals of further ones are not logged.
 MAX_ADDRESSES = 1_000
 
 _log = Logger(namespace="gateway.api_keys")
@@ -38,7 +38,7 @@ class KeyRing:
 
     :param keys: the configured ones; without any, everybody is one tenant without limits.
     :param now: unix seconds.
-    :ivar unknown_keys: counts clients that come without one of the keys.
+    :ivar unknown_keys: counts clients without a valid key.
     :ivar freed: called when a request of any of them ended.
     """
 
@@ -77,7 +77,7 @@ class KeyRing:
             raise
 
     def is_unknown(self, headers: Mapping[str, str]) -> bool:
-        """Whether a client comes without one of the keys."""
+        """Whether a client presents no valid key."""
         try:
             self._authenticator.tenant(headers)
         except ApiError:
@@ -85,7 +85,7 @@ class KeyRing:
         return False
 
     def accepts(self, key: KeySettings) -> bool:
-        """Whether clients with this very key are still served, as the same tenant."""
+        """Whether this key is still valid, under the same name."""
         return self._authenticator.knows(key)
 
     def knows(self, tenant: str) -> bool:
@@ -96,7 +96,7 @@ class KeyRing:
 
     @property
     def one_tenant(self) -> bool:
-        """Whether there is but one, so that no other's responses can be named."""
+        """Whether there is only one tenant, so that no response can belong to another."""
         return len(self._limits) == 1
 
     def allows_websocket(self, tenant: str) -> bool:
@@ -122,9 +122,9 @@ class KeyRing:
         return found is not None and found.may_use(model)
 
     def sees_quotas(self, tenant: str) -> bool:
-        """Whether it is told what accounts say of their limits.
+        """Whether the key may see the quotas of accounts.
 
-        Unless the configuration says so, only a key that is alone is: the accounts are its own.
+        By default only a single key may, because the accounts are its own.
         """
         found = self._limits.get(tenant)
         if found is None:
@@ -135,7 +135,7 @@ class KeyRing:
     def acquire(self, tenant: str, model: str | None) -> LimitLease | LimitReached:
         """Count a request within its key's limits, or say which limit is reached.
 
-        A key that was removed may finish what it began: its connections end by themselves.
+        Requests of a removed key are not limited: its connections close after the running turns.
 
         :raises ApiError: when the key may never do this.
         """
@@ -160,7 +160,7 @@ class KeyRing:
 
 
 class Authenticator:
-    """Turns the key that a client's headers present into a tenant.
+    """Finds the tenant by the key in a client's headers.
 
     :param keys: the configured client keys; without any, everybody is one tenant.
     """
@@ -175,8 +175,8 @@ class Authenticator:
     def tenant(self, headers: Mapping[str, str]) -> str:
         """The name of the client's key.
 
-        Of several keys the first that is one of ours counts: some clients cannot leave the
-        header out that they do not use.
+        Of several presented keys the first valid one counts, because some clients cannot omit a
+        header that they do not use.
 
         :param headers: names in lower case.
         :raises ApiError: 401 for a missing or wrong key; 403 for a web page that tries to
@@ -206,7 +206,7 @@ class Authenticator:
 
 
 class UnknownKeyThrottle:
-    """Counts clients without a key, and keeps them from filling the log.
+    """Counts clients without a valid key, and limits the log lines about them.
 
     :param now: in seconds.
     :ivar refusals: how often it happened, by the error's code.
@@ -264,7 +264,7 @@ def _presented(headers: Mapping[str, str]) -> Iterator[str]:
 
 
 def _digest(key: KeySettings) -> bytes:
-    """What is compared: the SHA-256 of the key, which may be all that the configuration has."""
+    """The SHA-256 of a key; the configuration may have only that."""
     if key.key_sha256 is not None:
         return bytes.fromhex(key.key_sha256)
     return hashlib.sha256((key.key or "").encode()).digest()

@@ -1,6 +1,6 @@
 """The limits of a client key: models, requests and tokens in a time, requests at once.
 
-A request takes a :class:`LimitLease` of its key's :class:`KeyLimits`, or hears which limit is
+A request takes a :class:`LimitLease` of its key's :class:`KeyLimits`, or gets the limit that is
 reached (protocol.md §5.2).  A :class:`RateWindow` counts what was used in a minute or a day.
 """
 
@@ -27,8 +27,8 @@ class LimitReached(NamedTuple):
     """A limit is reached for now.
 
     :ivar limit: its name in the configuration.
-    :ivar error: what the client is told if waiting does not help.
-    :ivar free_at: when the limit ends, unix seconds; None for any moment.
+    :ivar error: the client's error if waiting does not help.
+    :ivar free_at: when the limit ends, unix seconds; None if that may be at any time.
     """
 
     limit: str
@@ -57,7 +57,7 @@ class LimitLease:
 
 
 class KeyLimits:
-    """What one client key may do, what it does, and what it was refused.
+    """The limits, the usage and the refusals of one client key.
 
     :param settings: its limits.
     :param now: unix seconds.
@@ -193,7 +193,7 @@ class KeyLimits:
         )
 
     def _spent(self, name: str, limit: int, wait: int) -> ApiError:
-        """Clients tell their users when a limit of days ends, and do not wait for it."""
+        """The error of a daily limit: clients show its end to users instead of waiting."""
         return ApiError(
             429,
             "usage_limit_reached",

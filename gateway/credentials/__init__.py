@@ -1,1 +1,1 @@
-"""What authorizes requests to upstreams: a key, a key file that changes, or OAuth 2 tokens."""
+"""Credentials for upstreams: a key, a key file that changes, or OAuth 2 tokens."""

@@ -1,4 +1,4 @@
-"""A key in a file that other programs replace, and how a change of a file is noticed cheaply."""
+"""A key in a file that other programs may replace, and cheap detection of file changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway.protocol.errors import ApiError
 
 _log = Logger(namespace="gateway.credentials")
 
-#: No file of credentials is larger, in bytes; a device would never end.
+#: Bound on a file of credentials, in bytes; a device would never end.
 _MAX_FILE_BYTES = 65_536
 
 #: How often the file is checked while requests go out, in seconds.
@@ -27,7 +27,7 @@ _GRACE_SECONDS = 60.0
 
 
 class FileStamp(NamedTuple):
-    """What changes when a file is replaced or written to; it costs one ``stat``."""
+    """The identity of a file's content, from one ``stat``: it changes with each write."""
 
     device: int
     inode: int
@@ -61,7 +61,7 @@ def read_small(path: str) -> bytes:
 
 
 class FileCredentials:
-    """The key that a file holds.
+    """A key that is read from a file.
 
     :param path: of the file: one key and nothing else.
     :param now: seconds of any clock.
@@ -83,7 +83,7 @@ class FileCredentials:
         self._next_check = now() + _CHECK_SECONDS
 
     def headers(self) -> Mapping[str, str] | Deferred[Mapping[str, str]]:
-        """The key's; fails while there is none."""
+        """The header with the key; fails while there is none."""
         now = self._now()
         if not self._next_check - _CHECK_SECONDS <= now < self._next_check:  # it may be set back
             self._next_check = now + _CHECK_SECONDS

@@ -1,4 +1,4 @@
-"""What an upstream needs of an account's credentials, and which ones an account has."""
+"""The interface of an account's credentials, and the choice among them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.credentials.static import KeyCredentials
 
 
 class Credentials(Protocol):
-    """What authorizes the requests of an account."""
+    """The credentials of an account."""
 
     def headers(self) -> Mapping[str, str] | Deferred[Mapping[str, str]]:
         """The headers that authorize a request now, names in lower case.
@@ -33,7 +33,7 @@ class Credentials(Protocol):
         """
 
     def secrets(self) -> Sequence[str]:
-        """What must never be shown, as it is now."""
+        """The current secrets, which must never be shown."""
 
     def close(self) -> object:
         """Stop what runs; returns a Deferred or None."""

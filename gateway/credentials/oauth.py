@@ -1,12 +1,12 @@
 """OAuth 2 refresh tokens (RFC 6749 §6): an access token that is renewed in time.
 
-A renewal is one for all requests that need it.  It starts when a request meets a token near its
-end, which is used on meanwhile, or one that has ended or was answered 401, and then the request
-waits.  A new refresh token is in the file before the access token that came with it is used: the
-old one may be void from then on.
+Requests share one renewal.  A token near its end is renewed while it is still used.  If the token
+has ended or was answered 401, requests wait for the renewal.  A new refresh token is written to
+the file before the access token that came with it is used, because the old one may be void from
+then on.
 
-The ends of tokens and pauses are counted from a moment; a clock that was set back to before it
-makes them worth nothing.
+The ends of tokens and pauses are valid only after the time at which they were computed: if the
+clock is set back to before it, they are ignored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from gateway.protocol.errors import ApiError
 
 _log = Logger(namespace="gateway.credentials")
 
-#: Codes of the errors that say why there is no token: the operator must act, or time will do.
+#: Error codes when there is no token: the operator must act, or a later try may succeed.
 UNAUTHORIZED = "upstream_unauthorized"
 UNAVAILABLE = "upstream_token_unavailable"
 
@@ -46,17 +46,17 @@ _PAUSES = {UNAUTHORIZED: (60.0, 3600.0), UNAVAILABLE: (1.0, 60.0)}
 #: How often the file is checked during a pause, in seconds.
 _CHECK_SECONDS = 1.0
 
-#: A token this young, in seconds, that is answered 401 is not too old: another would fare no
-#: better.
+#: A token that is younger than this, in seconds, is not renewed after a 401: a new one would be
+#: refused, too.
 _SETTLED_SECONDS = 10.0
 
-#: How soon tokens that could not be written are tried to be written again, in seconds.
+#: How soon tokens that could not be written are written again, in seconds.
 _REWRITE_SECONDS = 10.0
 
-#: How long a stop waits for a renewal: its refresh token must not get lost.  In seconds.
+#: How long a shutdown waits for a renewal, so that its refresh token is not lost, in seconds.
 _CLOSE_SECONDS = 5.0
 
-#: Renewals ahead of the end vary by this share, so that accounts do not come all at once.
+#: Jitter of renewals ahead of the end, as a share, so that accounts do not renew all at once.
 _JITTER = 0.1
 
 _NEVER = float("inf")
@@ -111,7 +111,7 @@ class OAuthCredentials:
         self._next_check = 0.0
 
     def headers(self) -> Mapping[str, str] | Deferred[Mapping[str, str]]:
-        """The access token's; a Deferred while none is usable."""
+        """The header with the access token; a Deferred while none is usable."""
         source, now = self._source, self._clock.seconds()
         if self._tried_at <= now < self._fresh_until:
             return source.headers
@@ -127,7 +127,7 @@ class OAuthCredentials:
         return self._wait().addCallback(lambda _: source.headers)
 
     def refused(self, used: Mapping[str, str]) -> bool | Deferred[bool]:
-        """A 401: there may be another token already, or there is one soon."""
+        """Renew the token after a 401, unless there is another one already."""
         source = self._source
         if used != source.headers:
             return True
@@ -149,7 +149,7 @@ class OAuthCredentials:
         return worth_hiding(*self._source.secrets())
 
     def close(self) -> Deferred[None] | None:
-        """Let a renewal end, within bounds."""
+        """Wait for a running renewal, for a bounded time."""
         renewal = self._renewal
         if renewal is None:
             return None
@@ -174,7 +174,7 @@ class OAuthCredentials:
         return self._problem
 
     def _wait(self) -> Deferred[None]:
-        """Wait for the end of the renewal, which goes on when the Deferred is cancelled."""
+        """Wait for the renewal; cancelling the Deferred does not stop it."""
         waiter: Deferred[None] = Deferred()
         self._waiters.append(waiter)
         return waiter
@@ -203,7 +203,7 @@ class OAuthCredentials:
         self._problem = problem
         self._tried_at = self._clock.seconds()
         self._pause_until = self._tried_at + pause * (1 - self._jitter() / 2)
-        # Until then the token that is there is used on, if any.
+        # Until then the current token is used, if there is one.
         self._fresh_until = min(self._pause_until, self._source.ends_at)
         _log.error(
             "account {name} has no new access token: {problem} (token file: {path})",
@@ -231,7 +231,7 @@ class TokenSource:
     :ivar headers: those of the access token.
     :ivar due_at: when a new access token should be asked for, unix seconds.
     :ivar issued_at: when this process got the access token; long ago if it is from the file.
-    :ivar unwritten: whether the file lacks the tokens, because it could not be written.
+    :ivar unwritten: whether the tokens could not be written to the file.
     """
 
     def __init__(
@@ -322,7 +322,7 @@ class TokenSource:
         return self.access_token != rejected and self._endpoint.clock.seconds() < self.due_at
 
     def _reread(self) -> bool:
-        """Take over what others wrote into the file; whether there was anything."""
+        """Use tokens that other programs wrote into the file; whether there were any."""
         tokens = self.store.read() if self.store.changed() else None
         if tokens is None:
             return False
@@ -383,7 +383,7 @@ class TokenSource:
 
 
 def _problem_of(failure: Failure) -> TokenProblem:
-    """Why a renewal failed, in the words of its operator."""
+    """Why a renewal failed, for the operator."""
     error = failure.value
     if isinstance(error, GrantRefused):
         return TokenProblem(

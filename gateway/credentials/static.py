@@ -1,14 +1,13 @@
-"""A key that never changes, and what is true of all keys: how one is sent, and what is secret."""
+"""A key that never changes, and the functions for all keys: the header and the secrets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-#: The header whose value is a scheme and a key; every other one takes the bare key.
+#: The header that takes a scheme and a key; every other one takes the bare key.
 AUTHORIZATION = "authorization"
 
-#: What is shorter is a word that local servers take for a key ("unused"): striking it out
-#: would hide nothing, and spoil their messages.
+#: Shorter keys are placeholders for local servers ("unused"), and are not removed from messages.
 _SHORTEST_SECRET = 8
 
 
@@ -44,7 +43,7 @@ class KeyCredentials:
         self._secrets = worth_hiding(key)
 
     def headers(self) -> Mapping[str, str]:
-        """Always the same."""
+        """The header with the key."""
         return self._headers
 
     def refused(self, used: Mapping[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""Asking a token endpoint for a new access token (RFC 6749 §6)."""
+"""The OAuth 2 token endpoint, which exchanges refresh tokens (RFC 6749 §6)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _MAX_ANSWER_BYTES = 65_536
 #: No token is good for longer, in seconds; larger numbers are mistakes.
 _MAX_LIFE_SECONDS = 10 * 365 * 24 * 3600
 
-#: Statuses that refuse by themselves (RFC 6749 §5.2).  Others without a code come from what
-#: stands before the endpoint: a firewall that blocks for now, or a wrong address.
+#: Statuses that refuse by themselves (RFC 6749 §5.2).  Others without a code come from
+#: another server before the endpoint, such as a firewall, or from a wrong address.
 _REFUSALS = (400, 401)
 
 #: Temporary refusals, which say nothing about the refresh token.

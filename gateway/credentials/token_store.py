@@ -1,4 +1,4 @@
-"""The tokens of one account in a file that survives crashes at any moment.
+"""The tokens of one account, in a file that survives crashes at any time.
 
 The file is JSON: ``refresh_token``, and once there was one, ``access_token`` with its
 ``expires_at`` in unix seconds.  It is replaced, never written to: a new file is written beside

@@ -1,1 +1,1 @@
-"""The gateway's measurements: turns, process, bounded structures, alarms; no streamed event."""
+"""The gateway's measurements: turns, process, bounded structures, alarms."""

@@ -1,4 +1,4 @@
-"""What the operator should look at: red alarms call for action now, amber ones soon.
+"""Alarms for the operator: red ones need action now, amber ones soon.
 
 Alarms about load come from measurements and remember since when they hold.  Alarms about
 accounts and the configuration come from the state that ``/status`` shows.
@@ -22,7 +22,7 @@ Alarm = dict[str, Any]
 Shown = Mapping[str, Any]
 
 #: The 99th percentile of the event loop's lag over a minute, in milliseconds, and for how many
-#: seconds it is tolerated: a window of a minute remembers one bad moment for nearly as long.
+#: seconds it is tolerated, because one delay affects the percentile for nearly a minute.
 LAG_MS = 250.0
 LAG_TOLERATED = 60.0
 
@@ -44,13 +44,13 @@ _MAX_ALARMS = 50
 _ONE_BY_ONE = 3
 _NAMED = 8
 
-#: Models that are looked at: clients choose such names.
+#: Bound on the models that are checked, because clients choose the names.
 _MAX_MODELS = 5
 
 #: When no account takes a model for longer than this, the alarm is red, in seconds.
 _LONG = 60.0
 
-#: States that only the operator or a long time ends: the level, and what helps.
+#: States that only the operator or a long time ends, with the level and the advice.
 _LOST = {
     AccountState.UNAUTHORIZED: ("red", "replace its key or sign it in again, then clear; or pause"),
     AccountState.EXHAUSTED: ("amber", None),
@@ -106,8 +106,8 @@ class Measurements(NamedTuple):
     :ivar lag_ms: 99th percentile of the event loop's lag over the last minute.
     :ivar evicted: conversations that were evicted from memory in the last minute.
     :ivar evicted_age: seconds since the last use of the conversation that is next.
-    :ivar turns: that ended in the last minute, without those that met a limit of their key:
-        a client that keeps asking at its limit calls for no action.
+    :ivar turns: turns that ended in the last minute, without those that reached a limit of their
+        key, which need no action.
     :ivar failed: those of them that failed.
     :ivar error: the error that most of them failed by.
     :ivar turned_away: whether clients are turned away because too many files are open.
@@ -167,7 +167,7 @@ class MeasuredAlarms:
 
 
 def conditions(measured: Measurements) -> Iterator[Condition]:
-    """What is wrong by these measurements."""
+    """The conditions that hold by these measurements."""
     if measured.lag_ms is not None and measured.lag_ms > LAG_MS:
         what = f"the event loop is {measured.lag_ms:.0f} ms late (p99)"
         advice = "every stream stutters: this process has more to do than one processor can"
@@ -187,7 +187,7 @@ def conditions(measured: Measurements) -> Iterator[Condition]:
         yield Condition(f"files {level}", level, what, "raise LimitNOFILE (ulimit -n)")
     age = measured.evicted_age
     if measured.evicted and age is not None and age < EVICTED_SECONDS:
-        what = f"the ledger forgets conversations that were used {age / 60:.0f} minutes ago"
+        what = f"conversations that were used {age / 60:.0f} minutes ago are evicted"
         yield Condition("ledger", "amber", what, "ledger.max_bytes is small")
     yield from _failures(measured)
 
@@ -271,9 +271,9 @@ def _first_reason(reasons: Sequence[Unavailable | None]) -> str:
 
 
 def _lost(accounts: Sequence[Shown]) -> Iterator[Alarm]:
-    """Accounts that only the operator or a long time brings back.
+    """Accounts that only the operator or a long time makes available.
 
-    An account that is tried meanwhile still counts: it may be tried again and again.
+    An account that is being probed still counts, because probes may fail again and again.
     """
     for state, (level, advice) in _LOST.items():
         lost = [each for each in accounts if state.value in _because_of(each)]
@@ -290,7 +290,7 @@ def _lost(accounts: Sequence[Shown]) -> Iterator[Alarm]:
 
 
 def _because_of(account: Shown) -> Iterator[str]:
-    """Its state; where it is unproven, the state before that."""
+    """Its state; if it is unproven, the state before that."""
     if account["state"] == AccountState.UNPROVEN.value:
         yield from islice((cooldown["state"] for cooldown in account["resting"].values()), 1)
     else:

@@ -1,4 +1,7 @@
-"""The memory register: every structure that grows with use, its size and its bound."""
+"""The bounded structures: everything that grows with use, its size and its bound.
+
+The status page and the metrics show them as the *memory register*.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ _ISSUER_BYTES = 150
 class BoundedStructure(NamedTuple):
     """One structure.
 
-    :ivar bound: None where other registers' bounds bound it.
-    :ivar bytes: about what it takes, or None when that is not known.
+    :ivar bound: None if the bounds of other structures bound it.
+    :ivar bytes: its approximate memory, or None when that is not known.
     """
 
     name: str

@@ -33,10 +33,10 @@ STEP_SECONDS = 5
 MINUTE = 60 // STEP_SECONDS
 STEPS = 180
 
-#: Steps between two marks of the accounts' figures, which cover 10 to 15 minutes.
+#: Steps between two marks of the accounts' figures, so that these cover 10 to 15 minutes.
 _ACCOUNT_STEPS = 300 // STEP_SECONDS
 
-#: The errors of turns that met a limit of their key, where it is not the rate of requests.
+#: Error codes of turns that reached a limit of their key, if not ``rate_limit_exceeded``.
 _LIMITS = {
     "model": "model_not_found",
     "requests_per_day": "usage_limit_reached",
@@ -196,7 +196,7 @@ class MetricsCollector(Service):
     # --- what the admin side reads -------------------------------------------------------
 
     def gauges(self) -> dict[str, float]:
-        """The counts of this moment."""
+        """The current counts."""
         sessions = self._websockets.sessions()
         clients, websockets = len(self._limiter), len(self._websockets.connections)
         over_websockets = sum(session.turns_running for session in sessions)
@@ -205,7 +205,7 @@ class MetricsCollector(Service):
             "connections": clients,
             "websockets": websockets,
             "lanes": sum(session.lanes for session in sessions),
-            # Clients without a WebSocket are HTTP requests, or work that a client left behind.
+            # Clients without a WebSocket are HTTP requests or background turns.
             "turns_in_flight": over_websockets + max(0, clients - websockets),
             "turns_queued": sum(session.turns_queued for session in sessions),
             "turns_waiting": waiting.waiting_for(WaitReason.ACCOUNT),
@@ -284,7 +284,7 @@ _SPANS: dict[str, Callable[[TurnMetrics], Histogram]] = {
 
 
 class _Totals(NamedTuple):
-    """The counts of turns at one moment."""
+    """The counts of turns at one time."""
 
     at: float
     turns: int
@@ -312,7 +312,7 @@ class History:
         """Add a point.
 
         :param now: unix seconds.
-        :param gauges: the values of this moment by their series.
+        :param gauges: the current values by series.
         """
         totals = self._totals(now)
         values: dict[str, float | None] = {**gauges, **_rates(self._before[-1], totals)}

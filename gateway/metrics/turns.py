@@ -35,7 +35,7 @@ _MAX_LABEL = 100
 OTHER = "other"
 NO_MODEL = "none"
 
-#: Routes of turns whose answers stream, so that the time to their first output is measured.
+#: Routes of turns with streamed answers; their time to the first output is measured.
 _STREAMED = frozenset(
     {ContextRoute.ROOT.value, ContextRoute.CHAINED.value, ContextRoute.REPLAYED.value}
 )
@@ -242,7 +242,7 @@ class TurnMetrics:
             account.mark()
 
     def _model_of(self, record: TurnRecord) -> str:
-        """A name gets a label when an upstream answered to it, because clients may send any."""
+        """The label of the model; only names that an upstream served get their own."""
         if record.model is None:
             return NO_MODEL
         if record.status == "completed" and record.account is not None:

@@ -110,7 +110,7 @@ def _not_offered(found: NoAccount) -> ApiError:
         )
     if found.waits_for is not None:
         return ApiError.invalid_request(
-            f"This conversation holds sealed items that only the account '{found.waits_for}'"
+            f"This conversation has encrypted items that only the account '{found.waits_for}'"
             " can read, and the gateway has it no longer; start a new conversation.",
             "input",
             "invalid_encrypted_content",

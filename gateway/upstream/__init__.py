@@ -1,1 +1,1 @@
-"""The ways to an account: one interface, one module per transport."""
+"""Transports to accounts: one interface, and HTTP behind it."""

@@ -1,8 +1,8 @@
-"""Twisted's HTTP client as one account uses it: its connections, and what is sent over them.
+"""The HTTP client of one account: its connections, its egress and its TLS settings.
 
-Connections leave the machine directly or by a proxy, with the account's TLS settings.  Of what
-arrives, a read's HTTP chunks become one (see :mod:`~gateway.upstream.chunk_coalescer`): measured,
-a burst of small chunks costs a third of what it costs without.
+Connections are direct or go through a proxy.  The HTTP chunks of one read are coalesced (see
+:mod:`~gateway.upstream.chunk_coalescer`), which cuts the cost of a burst of small chunks to a
+third.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from gateway.upstream.proxy import Proxy, ProxyHealth, UnavailableProxy
 from gateway.upstream.proxy_endpoint import ProxyEndpoint
 from gateway.upstream.tls import AccountTLS
 
-#: How long an idle kept-alive connection is trusted: below what load balancers allow.
+#: How long an idle connection is kept, in seconds: shorter than load balancers allow.
 _IDLE_CONNECTION_SECONDS = 45.0
 
 
@@ -80,8 +80,8 @@ class UpstreamClient(HTTPClient):
     """treq's client for one account, without what treq does for each request.
 
     It follows no redirects, and asks for uncompressed answers: treq always offers gzip, which
-    delays small events.  It keeps no cookies: all clients of an account would share them, and
-    tell the upstream what they have in common.
+    delays small events.  It keeps no cookies, because all clients of an account would
+    share them.
     """
 
     def __init__(self, agent: IAgent) -> None:
@@ -182,20 +182,20 @@ def headers_of(response: IResponse) -> dict[str, str]:
 
 
 def abandon(response: IResponse) -> None:
-    """Give up a response whose body was not delivered: its connection closes."""
+    """Drop a response before its body was delivered, and close its connection."""
     unread = Protocol()
     response.deliverBody(unread)
     assert unread.transport is not None
     unread.transport.loseConnection()
 
 
-# --- the way out ---------------------------------------------------------------------------
+# --- egress --------------------------------------------------------------------------------
 
 
 class EgressPath:
     """How one account's connections leave the machine.
 
-    :param tls: which certificates the account trusts, and its own one.
+    :param tls: the trusted certificates, and the client certificate.
     :param proxy: None to connect directly.
     :param health: of the proxy; shared by all accounts that use it.
     """
@@ -222,9 +222,10 @@ class EgressPath:
 
 
 class EgressPaths:
-    """Makes egress paths; those with the same proxy share what is known of it.
+    """Makes egress paths; those with the same proxy share its health.
 
-    Credentials are part of a proxy: some sell a way out for each user name.
+    Credentials are part of a proxy's identity, because some proxies use another exit for each user
+    name.
 
     :param now: unix seconds.
     :param cooldown_max_seconds: the longest cooldown of a broken proxy.
@@ -400,10 +401,10 @@ class _CoalescingProtocol(Protocol):
 
 
 class _AbruptTransport:
-    """A transport whose ``loseConnection`` does not wait for the peer.
+    """A transport with a ``loseConnection`` that does not wait for the peer.
 
-    An HTTP client drops a connection because the answer is over or no longer wanted.  TLS
-    would wait for the peer's goodbye and read on meanwhile, or for ever where it was paused.
+    An HTTP client closes a connection because the answer is over or no longer needed.  TLS would
+    wait for the peer's close alert and read on meanwhile, or for ever if it was paused.
     """
 
     def __init__(self, transport: Any) -> None:

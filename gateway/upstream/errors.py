@@ -81,7 +81,7 @@ def upstream_failure(failure: Failure) -> ApiError:
 def _proxy_failure(problem: ProxyError) -> ApiError:
     """The proxy's own failures are not the account's (design law 13).
 
-    Clients are not told the proxy's address.
+    Errors for clients do not contain the proxy's address.
     """
     _log.warn("{problem}", problem=str(problem))
     if problem.fault is ProxyFault.PROXY:

@@ -1,6 +1,6 @@
-"""Requests to one account over HTTP, and what becomes of them.
+"""Requests to one account over HTTP, and their answers.
 
-There are two kinds.  A turn is a POST to ``/responses`` whose answer is read as events
+There are two kinds.  A turn is a POST to ``/responses``; its answer is read as events
 (protocol.md §8.1).  Any other request is forwarded as it is, and its answer is streamed byte by
 byte (design law 1).  Both are an :class:`HttpExchange`: it asks for credentials, sends the
 request, waits for the head of the answer and reads its body, with a deadline for each step.
@@ -149,7 +149,7 @@ class ExchangeState(enum.Enum):
     SENT = "the head of the answer, and all that comes before it"
     STREAMING = "the body of an answer of 2xx"
     REFUSED = "the body of any other answer"
-    DRAINING = "the rest of an answer that is ignored"
+    DRAINING = "the end of an answer that is ignored"
     OVER = "nothing"
 
 
@@ -218,7 +218,7 @@ class HttpExchange(Protocol):
             self._drop()
 
     def finish(self) -> None:
-        """Read the rest of the answer for a while; the receiver is not called any more."""
+        """Read the answer to its end, for a bounded time, without calling the receiver."""
         if self._state is ExchangeState.STREAMING:
             self._enter(ExchangeState.DRAINING)
             self._deadline.start(_DRAIN_SECONDS)
@@ -488,8 +488,8 @@ class TurnExchange(HttpExchange):
 class ForwardedExchange(HttpExchange):
     """A request that is forwarded as it is.
 
-    An answer of 2xx goes on as it comes.  Any other is short: it is read whole, up to a bound,
-    so that an account's secret which it quotes can be struck out.
+    An answer of 2xx is passed on as it arrives.  Any other is short: it is read whole, up to a
+    bound, so that the account's secrets can be removed from it.
     """
 
     _receiver: BodyReceiver

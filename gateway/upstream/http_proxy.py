@@ -13,7 +13,7 @@ MAX_HEAD = 16_384
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-5][0-9][0-9])(?: [^\r\n]*)?\r?\n")
 
-#: Statuses below 500 for which the proxy is at fault rather than the upstream.
+#: Statuses below 500 that are faults of the proxy, not of the upstream.
 _FAULTS_OF_THE_PROXY = {
     402: "wants to be paid (status 402)",
     407: "wants credentials (status 407)",

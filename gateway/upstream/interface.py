@@ -1,4 +1,4 @@
-"""What the gateway needs of an upstream, whatever transport is behind it."""
+"""The interface of a transport to an account."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class UpstreamExchange(Protocol):
         """Drop it now: the upstream sees its connection close."""
 
     def finish(self) -> None:
-        """Ignore the rest of the answer, but read it, so that the connection can be reused."""
+        """Read the answer to its end and ignore it, so that the connection can be reused."""
 
     def pause(self) -> None:
         """Stop reading the answer (back-pressure).  May be called again while paused."""
@@ -80,7 +80,7 @@ class UpstreamExchange(Protocol):
 
 
 class Upstream(Protocol):
-    """The way to one account."""
+    """The transport to one account."""
 
     def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> UpstreamExchange:
         """Encode a turn's request; nothing is sent before its ``start``."""

@@ -1,4 +1,4 @@
-"""An egress proxy: its address, what can be wrong with it, and whether it can be used now."""
+"""An egress proxy: its address, its errors, and its circuit breaker."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def netloc(host: str, port: int) -> str:
 
 
 class ProxyFault(enum.Enum):
-    """What is at fault when a proxy gives no connection."""
+    """The party at fault when a proxy gives no connection."""
 
     PROXY = "proxy"
     UPSTREAM = "upstream"

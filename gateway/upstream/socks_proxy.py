@@ -15,7 +15,7 @@ _NONE_ACCEPTABLE = 0xFF
 _CONNECT = 1
 _IPV4, _NAME, _IPV6 = 1, 3, 4
 
-#: Replies (RFC 1928 §6, field REP) for which the upstream is at fault, or the proxy.
+#: Replies (RFC 1928 §6, field REP) that are faults of the upstream, and those of the proxy.
 _FAULTS_OF_THE_UPSTREAM = {
     2: "connection not allowed by its rules",
     3: "network unreachable",

@@ -120,7 +120,7 @@ class ChainRow:
 
     :ivar column: where its dot is.
     :ivar above: whether a line comes down to its dot.
-    :ivar passing: columns whose lines run from the row above to the row below.
+    :ivar passing: columns with a line from the row above to the row below.
     :ivar forks: columns of its continuations; its own among them when one stays there.
     """
 

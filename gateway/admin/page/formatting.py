@@ -79,7 +79,7 @@ def written(value: Any, form: str) -> str:
 
 
 def ago(at: float | None, now: float) -> str:
-    """A moment that is over; seconds matter only in its first minute."""
+    """A time in the past; without seconds after the first minutes."""
     if at is None:
         return NONE
     gone = duration(now - at)
@@ -87,7 +87,7 @@ def ago(at: float | None, now: float) -> str:
 
 
 def ahead(at: float | None, now: float) -> str:
-    """A moment to come."""
+    """A time in the future."""
     if at is None:
         return NONE
     return "in " + duration(at - now) if at > now else "now"

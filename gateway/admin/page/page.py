@@ -129,12 +129,12 @@ PARTS = tuple(section.part for section in _SECTIONS)
 class PageData:
     """The data of the page, as the API answers it; each is read only where it is shown.
 
-    :param registers: makes the memory register.
+    :param memory: ``GET /status/memory``.
     """
 
-    def __init__(self, running: RunningGateway, registers: Callable[[], Json]) -> None:
+    def __init__(self, running: RunningGateway, memory: Callable[[], Json]) -> None:
         self._running = running
-        self.memory = registers
+        self.memory = memory
 
     def status(self) -> Json:
         """``GET /status``, with accounts, keys and history."""
@@ -185,7 +185,7 @@ class Page:
         )
 
     def forget(self) -> None:
-        """Show the state of this moment, because somebody acted."""
+        """Render anew, because an action changed the state."""
         self._kept_until = 0.0
 
     def _whole(self, _: str, query: PageQuery, viewer: Viewer) -> Markup:

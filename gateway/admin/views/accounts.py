@@ -16,7 +16,7 @@ from gateway.routing.router import AccountPool
 #: Conversations that are counted by account; more would stop the streams for too long.
 _COUNTED = 20_000
 
-#: What can be done with an account in each state; the rest can always be done.
+#: Actions that an account in each state allows, besides those that are always allowed.
 _ACTIONS = {
     AccountState.DISABLED: ("resume",),
     AccountState.DRAINING: ("pause", "resume"),
@@ -38,7 +38,7 @@ def _conversations_by_account(pool: AccountPool) -> Counter[str]:
 
 
 def account(running: RunningGateway, account: Account) -> dict[str, Any]:
-    """One account, without what takes a look at all conversations."""
+    """One account, without the count of its conversations."""
     settings = account.settings
     health = {**account.health.snapshot(), **_limits_besides_health(account)}
     if AccountState(health["state"]) in UNAVAILABLE:  # each try resets the account's own time

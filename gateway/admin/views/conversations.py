@@ -11,7 +11,7 @@ from gateway.conversations.store import ResponseRecord, Transcript
 from gateway.routing.affinity import Binding, named_keys, opaque_id
 from gateway.turn.turn_log import TurnRecord
 
-#: Conversations that a search by words looks at, the most recently used first.
+#: Conversations that a search by words covers, the most recently used first.
 _SEARCHED = 10_000
 
 #: Responses of one chain that are shown, the newest ones.
@@ -100,7 +100,7 @@ def _binding(identity: str, binding: Binding) -> dict[str, Any]:
 
 
 def _unbound(record: ResponseRecord) -> dict[str, Any]:
-    """A response whose binding is not known any more."""
+    """A response without a known binding."""
     return {
         **dict.fromkeys(("id", *_BINDING)),
         "id": record.id,
@@ -222,9 +222,9 @@ def _explain_binding(running: RunningGateway, binding: Binding | None) -> Iterat
 def _explain_responses(responses: list[Transcript]) -> Iterator[str]:
     pins = {each.record.pinned_to for each in responses if each.record.pinned_to is not None}
     if pins:
-        yield f"It holds sealed items that only {' or '.join(sorted(pins))} can read."
+        yield f"It has encrypted items that only {' or '.join(sorted(pins))} can read."
     if not responses:
-        yield "The ledger remembers none of its responses."
+        yield "The conversation store has none of its responses."
 
 
 def _explain_turn(turn: TurnRecord) -> Iterator[str]:

@@ -68,7 +68,7 @@ def alarms(running: RunningGateway, shown: Sequence[Mapping[str, Any]]) -> list[
 
 
 def memory(running: RunningGateway, own: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """The memory register: every bounded structure, its size and its bound.
+    """All bounded structures, each with its size and its bound.
 
     :param own: those of the admin side itself.
     """
@@ -89,7 +89,7 @@ def configuration(running: RunningGateway) -> dict[str, Any]:
 
 
 def _now(running: RunningGateway) -> dict[str, Any]:
-    """The counts of this moment and the rates of the last minute."""
+    """The current counts and the rates of the last minute."""
     sessions = running.websockets.sessions()
     over_websockets = sum(session.turns_running for session in sessions)
     return {
