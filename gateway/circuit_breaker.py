@@ -1,8 +1,8 @@
-"""A circuit breaker: leaves alone what failed, and lets one probe find out whether it works again.
+"""A circuit breaker: blocks a failed resource for a cooldown, then lets one probe through.
 
-It knows nothing of accounts: what fails may be an account's quota, a model, a service or a
-proxy.  Time alone leads from open to half-open; the clock is looked at when the state is asked
-for.
+It does not depend on accounts: the resource may be an account's quota, a model, a service or a
+proxy.  It becomes half-open when the cooldown is over; the clock is read when the state is
+requested.
 
 ::
 
@@ -71,10 +71,10 @@ TRANSITIONS = {
 
 
 class BreakerAttempt(Struct, eq=False):
-    """One use of what a breaker guards; the breaker is told when it ended.
+    """One use of the guarded resource; its result is reported to the breaker.
 
     :ivar trips: how often the breaker had tripped when it began.
-    :ivar forgave: cooldowns in a row that were forgiven because it began well, until it ends.
+    :ivar forgave: cooldowns in a row that it ended by beginning well, until it ends itself.
     """
 
     trips: int
@@ -82,9 +82,9 @@ class BreakerAttempt(Struct, eq=False):
 
 
 class CircuitBreaker:
-    """Guards one thing that may fail.
+    """Guards one resource that may fail.
 
-    Attempts that began before it tripped tell little: their success does not close it, and
+    Attempts that began before it tripped count less: their success does not close it, and
     their failures do not double the cooldown.  They lengthen it if the upstream names a later
     time, and repeat it if it was just over.
 
@@ -129,7 +129,7 @@ class CircuitBreaker:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing is known against it."""
+        """Whether the breaker is closed."""
         return self._state is BreakerState.CLOSED
 
     @property
@@ -154,19 +154,19 @@ class CircuitBreaker:
         return attempt
 
     def began(self, attempt: BreakerAttempt) -> None:
-        """It works so far: a cooldown is over, but failures in a row are still counted."""
+        """The attempt began well: the cooldown is over, but failures in a row still count."""
         if not self.closed and attempt.trips == self.trips:
             attempt.forgave = self._strikes
             self.close()
 
     def succeeded(self, attempt: BreakerAttempt) -> None:
-        """It worked."""
+        """The attempt succeeded."""
         self.began(attempt)
         attempt.forgave = 0
         self.ended_well()
 
     def ended_well(self) -> None:
-        """An attempt that had begun well ended so: the next failure is the first in a row."""
+        """An attempt that had begun well ended well: reset the failures in a row."""
         if self.closed:
             self.failures = 0
 
@@ -176,7 +176,7 @@ class CircuitBreaker:
         retry_at: float | None = None,
         first_seconds: float | None = None,
     ) -> None:
-        """It did not.
+        """The attempt failed.
 
         :param attempt: None for one that began before the breaker existed.
         :param retry_at: the unix time that the upstream named.
@@ -200,20 +200,20 @@ class CircuitBreaker:
             self._lengthen(retry_at)
 
     def dropped(self, attempt: BreakerAttempt) -> None:
-        """It ended without showing anything; a probe may be made again."""
+        """The attempt ended without a result; another probe may begin."""
         if attempt is self._probe:
             self._probe = None
             self._move(BreakerEvent.WITHDREW)
 
     def shorten(self, seconds: float) -> bool:
-        """Shorten a cooldown whose end no upstream named; False when it is not longer than this."""
+        """Shorten a cooldown, unless the upstream named its end; False if it is not longer."""
         if self._state is not BreakerState.OPEN or self.named is not None:
             return False
         before, self.until = self.until, min(self.until, self.since + seconds)
         return self.until < before
 
     def close(self) -> None:
-        """Nothing is held against it any more: it worked, or the operator said so."""
+        """Close the breaker, because an attempt succeeded or the operator cleared it."""
         self._move(BreakerEvent.CLOSED)
         self._probe = None
         self._strikes = self.failures = 0
@@ -245,7 +245,7 @@ class CircuitBreaker:
             self.named = max(self.named or 0.0, retry_at)
 
     def _spread(self, seconds: float) -> float:
-        """A little later, or earlier at the bound, so that not all come back in one instant."""
+        """Add jitter (at the bound subtract it), so that cooldowns do not all end at once."""
         most = self.max_seconds
         jitter = self._jitter() * min(
             seconds * _SPREAD_SHARE, most * _SPREAD_SHARE, _SPREAD_SECONDS
@@ -253,7 +253,7 @@ class CircuitBreaker:
         return min(seconds + jitter, most) if seconds < most else most - jitter
 
     def _settle(self) -> None:
-        """Look at the clock, which may have jumped: no cooldown lasts longer than its bound."""
+        """Update the state by the clock; if that has jumped, cooldowns keep their bound."""
         now = self._now()
         probing = self._state is BreakerState.PROBING
         if probing and not 0 <= now - self._probed_at < self.max_seconds:

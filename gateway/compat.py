@@ -51,7 +51,7 @@ def kept_connections(pool: HTTPConnectionPool) -> int:
 
 
 class ExtensibleHTTPChannel(HTTPChannel):
-    """twisted.web's side of one connection, with hooks that it lacks.
+    """twisted.web's server channel with additional hooks.
 
     It has no public way to answer a malformed request otherwise than with a bare 400, to decide
     on a request before its body is read, to bound what is read ahead, or to hand its transport
@@ -67,7 +67,7 @@ class ExtensibleHTTPChannel(HTTPChannel):
 
     @property
     def request_line(self) -> tuple[bytes, bytes, bytes]:
-        """Method, target and version of the request whose head was read last."""
+        """Method, target and version of the last request head."""
         return self._command, self._path, self._version
 
     @property
@@ -83,12 +83,12 @@ class ExtensibleHTTPChannel(HTTPChannel):
 
     @property
     def unfinished_head_bytes(self) -> int:
-        """How much has come of a head that is not whole."""
+        """The received bytes of an incomplete head."""
         return int(self._receivedHeaderSize) + len(self._buffer)
 
     @property
     def is_parsing(self) -> bool:
-        """Whether the channel is in the middle of bytes that came, and may go on in them."""
+        """Whether the channel is still parsing bytes that have arrived."""
         return bool(self._busyReceiving)
 
     def stop_reading(self) -> None:

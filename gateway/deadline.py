@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-#: Signs of life alone move a deadline to at most so many times its time.
+#: Signs of life without progress extend a deadline to at most so many times its length.
 SIGN_OF_LIFE_FACTOR = 2
 
 
 class Deadline:
-    """Calls ``expired`` when nothing happened for a while.
+    """Calls ``expired`` when nothing has happened for a given time.
 
-    A sign of life is less than progress: it starts the time anew, but after
-    :data:`SIGN_OF_LIFE_FACTOR` times the time without progress the deadline expires.
+    Progress restarts the time.  A sign of life does, too, but after :data:`SIGN_OF_LIFE_FACTOR`
+    times the length without progress the deadline expires.
 
     :param clock: the clock.
     :param expired: called once; the deadline is stopped by then.
@@ -38,7 +38,7 @@ class Deadline:
         self._call = self._clock.callLater(seconds, self._check)
 
     def touch(self) -> None:
-        """Progress: the whole time runs anew."""
+        """Progress: restart the time."""
         self._alive = now = self._clock.seconds()
         self._latest = now + SIGN_OF_LIFE_FACTOR * self._seconds
 

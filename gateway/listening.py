@@ -1,4 +1,4 @@
-"""Listening on endpoint strings: a port that cannot be had ends the start in one line."""
+"""Services that listen on Twisted endpoints; an unavailable port ends the start in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CLOSE_SECONDS = 2.0
 
 
 class CannotListen(Exception):
-    """The start fails; the text is the one line the operator sees."""
+    """A listener cannot start; the text is the line that the operator sees."""
 
 
 class ListenerService(Service):
@@ -67,10 +67,10 @@ class ListenerService(Service):
 
 
 class ClientListener(ListenerService):
-    """The clients' listener; it stays open while turns finish, to say that it stops.
+    """The clients' listener; while turns finish it refuses requests with an error.
 
-    :param limiter: who is in.
-    :param shutdown_seconds: how long running turns may go on; may change before a stop.
+    :param limiter: the connections of clients.
+    :param shutdown_seconds: how long running turns may take to finish; may change before a stop.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class ConfigReloader:
     :param apply: puts new settings into force, given the old ones.
     :param now: unix seconds.
     :ivar generation: counts the configurations that were in force.
-    :ivar last_rejected: the last one that was rejected, until a later one is put into force.
+    :ivar last_rejected: the last rejected one, until a later one is in force.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Builds the gateway out of its parts; the only place that wires them together."""
+"""Builds the gateway from its parts, and applies changed settings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class GatewayService(MultiService):
 
     :param settings: the configuration.
     :param reactor: clock, network and threads.
-    :ivar turn_services: what turns work with.
+    :ivar turn_services: the parts that turns share.
     :ivar api_keys: the client keys.
     :ivar limiter: counts the connections of clients.
     :ivar websockets: the factory of WebSocket connections.
@@ -93,7 +93,7 @@ class GatewayService(MultiService):
         self._client_listener.setServiceParent(self)
 
     def stopService(self) -> Deferred[Any]:
-        """Let clients finish first; only then take away what serves them."""
+        """Let clients finish first, then stop the parts that serve them."""
         stopped: Deferred[Any] = self._client_listener.finish_turns()
         stopped.addCallback(lambda _: self.turn_services.waiting.stop())
         stopped.addCallback(lambda _: self._catalogues.close())
@@ -102,7 +102,7 @@ class GatewayService(MultiService):
         return stopped
 
     def _services(self, reactor: Any) -> TurnServices:
-        """What turns work with."""
+        """The parts that turns share."""
         settings, routing = self.settings, self.settings.routing
         bindings = MemoryBindings(
             routing.max_bindings, routing.affinity_minutes * 60, reactor.seconds
@@ -126,7 +126,7 @@ class GatewayService(MultiService):
         )
 
     def _start_admin(self, reactor: Any) -> None:
-        """What is counted, and who may see it and act."""
+        """Start the metrics, the access control and the listener of the admin side."""
         admin = self.settings.admin
         metrics = MetricsCollector(
             reactor,
@@ -171,7 +171,7 @@ class GatewayService(MultiService):
         return self._site
 
     def _expire(self) -> None:
-        """Whatever one of them fails of, the others go on, and all do next time."""
+        """Expire conversations and bindings and close idle accounts; one failure stops no other."""
         services = self.turn_services
         for forget in (
             services.conversations.expire,
@@ -181,7 +181,7 @@ class GatewayService(MultiService):
             try:
                 forget()
             except Exception:
-                _log.failure("what is old could not be forgotten")
+                _log.failure("old data could not be expired")
 
     def reconfigure(self, settings: Settings, before: Settings) -> None:
         """Put changed settings into force; what they do not name stays as it is."""
@@ -205,7 +205,7 @@ class GatewayService(MultiService):
         services.waiting.wake()
 
     def _set_log_level(self, level: str, before: str) -> None:
-        """Take a changed level; one that was set on the admin side outlasts other changes."""
+        """Apply a changed log level; a level from the admin side survives other changes."""
         if level != before:
             self.threshold.level = level
         elif self.threshold.level != level:
@@ -215,7 +215,7 @@ class GatewayService(MultiService):
             )
 
     def _simulate(self, reactor: Any) -> None:
-        """Accounts of the built-in simulator, whose port is known once it listens."""
+        """Make the accounts of the built-in simulator; its port is known once it listens."""
         wanted = self.settings.simulator or SimulatorSettings()
         simulated = [
             SimulatedAccount(f"simulated-{number}", mode=wanted.mode)

@@ -141,7 +141,7 @@ class TwistdService(GatewayService):
     """The gateway under twistd: its log, its signals, and the limits of its process.
 
     :param options: the command line.
-    :ivar reloads: the settings in force; reads them anew.
+    :ivar reloads: reloads the configuration.
     """
 
     def __init__(self, options: Options, reactor: Any) -> None:

@@ -63,7 +63,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 #: The advice where no token is configured.
 _NO_TOKEN = (
-    "no admin token is configured, so nobody may act here: set admin.token in the configuration"
+    "no admin token is configured, so no action is allowed: set admin.token in the configuration"
     " (token: ${ADMIN_TOKEN} takes it from the environment) and reload or restart"
 )
 

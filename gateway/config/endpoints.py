@@ -1,4 +1,4 @@
-"""Twisted endpoint strings and URLs: whether they are well formed, and how far they reach.
+"""Checks of Twisted endpoint strings and URLs, and whether an endpoint is on loopback only.
 
 Nothing listens here and no reactor is installed. URLs with secrets are refused or masked, because
 errors show them.

@@ -1,4 +1,4 @@
-"""The errors of a configuration, each one line with its path; all of them at once."""
+"""The errors of a configuration: each is one line with its path, and all are reported at once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A configuration file to Settings: read, parse as YAML, check types, apply rules.
+"""Loads a configuration file: reads it, parses the YAML, checks types, applies rules.
 
-The YAML is of safe types only, and no key may be given twice; errors of the syntax have line and
+Only safe YAML types are allowed, and no key may be given twice.  Syntax errors have line and
 column.
 """
 
@@ -97,8 +97,8 @@ def _check_upstreams(checked: dict[str, Any], errors: SettingErrors) -> None:
     if accounts and simulator is not None:
         words = "expected either accounts or the simulator, got both; remove one of them"
         errors.add("simulator", words)
-    # Only a start without any file means the simulator: a file that lost its accounts must not
-    # quietly serve invented answers.
+    # The simulator is the default only without a file: a file whose accounts were removed by
+    # mistake must not make the gateway serve simulated answers.
     if not accounts and simulator is None:
         words = "none; expected at least one account, or 'simulator: {accounts: 2}' in their place"
         errors.add("accounts", f"{words} to try the gateway without any")

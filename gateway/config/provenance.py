@@ -1,4 +1,4 @@
-"""Where each setting comes from: default, file, environment or preset; secrets are masked."""
+"""The origin of each setting: default, file, environment or preset; secrets are masked."""
 
 from __future__ import annotations
 

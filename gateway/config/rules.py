@@ -1,4 +1,4 @@
-"""What types cannot say of a configuration: its keys, accounts, files and listeners.
+"""The rules for a configuration that types cannot express: keys, accounts, files, listeners.
 
 Every check adds its errors to a list or raises one :class:`SettingError`; values that may be
 secrets are never part of an error.
@@ -55,7 +55,7 @@ _FRAMING_HEADERS = frozenset(
 )
 _FRAMING = "expected another header; the gateway sets this one itself"
 _MEMBER = re.compile(r"[a-z][a-z0-9_]*")
-#: Members without which there is no turn; two have settings of their own.
+#: Members that every turn needs; two of them have settings of their own.
 _NEEDED = frozenset(["input", "model", "previous_response_id", "store", "stream", "type"])
 #: No file of a configuration is larger; reading a device would never end.
 _FILE_BYTES = 4 * 1024 * 1024

@@ -1,6 +1,6 @@
-"""The typed, frozen settings with their ranges, choices and defaults, and which are secrets.
+"""The typed, frozen settings with their ranges, choices and defaults, and the secret fields.
 
-Ranges and choices stand here and nowhere else.
+Ranges and choices are defined only here.
 """
 
 from __future__ import annotations

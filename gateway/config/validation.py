@@ -1,7 +1,7 @@
 """Checks a file's values against the types of the settings, and replaces ``${NAME}`` in them.
 
-msgspec would refuse the same values, but its messages lack the value, the allowed keys and the
-likely spelling. The types and ranges are read from the Structs, so they are written down once.
+msgspec would refuse the same values, but without the value, the allowed keys and the likely
+spelling in its messages. Types and ranges are read from the Structs.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _substitute(text: str, environ: Mapping[str, str], path: str) -> str:
         if match["escape"]:
             return "${"
         if match["broken"]:
-            # The rest is not shown: it may be a secret in braces.
+            # The text is not shown: it may be a secret in braces.
             reason = "expected ${NAME} or ${NAME:-default}, or $${ for a literal ${"
             raise SettingError(path, "${", reason)
         name, default = match["name"], match["default"]
@@ -257,7 +257,7 @@ def variable_hint(given: Any, environ: Mapping[str, str]) -> str:
 
 
 def references(text: str, environ: Mapping[str, str]) -> list[str]:
-    """The names of the variables whose values replace references in the text, in order."""
+    """The names of the variables that replace references in the text, in order."""
     names = {
         match["name"]: None
         for match in _REFERENCE.finditer(text)

@@ -19,7 +19,7 @@ MILLISECONDS = tuple(
     for mantissa in (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 7.5, 8)
 )
 
-#: Of counts of tokens, as OpenTelemetry's ``gen_ai.client.token.usage`` wants them.
+#: Upper ends of the buckets of token counts, as in OpenTelemetry's ``gen_ai.client.token.usage``.
 TOKENS = tuple(4**exponent for exponent in range(14))
 
 

@@ -1,10 +1,10 @@
-"""What a request gives up at an account that refuses it, without asking for anything else.
+"""Concessions: parts of a request that can be left out for an account that refuses them.
 
-Services that speak the same API insist on different things, and say so when they refuse: one
-wants ``store: false``, one knows no ``client_metadata``, one keeps no items.  A refusal that
-names something whose loss does not change what the answer means is read here as a
-:class:`Concession`: sent once more without it, the request may pass (protocol.md §8.1).  What
-the client itself asked for, and what changes the answer, is never given up.
+Services of the same API differ, and their refusals say how: one requires ``store: false``, one does
+not know ``client_metadata``, one keeps no items.  If a refusal names a part that does not change
+the meaning of the answer, it is read here as a :class:`Concession`: without it the request may be
+accepted (protocol.md §8.1).  Parts that the client needs or that change the answer are never left
+out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gateway.protocol.items import Item
 
 
 class ConcessionKind(enum.Enum):
-    """What is given up; the value says how the request is sent instead."""
+    """The kinds of concessions; the value describes how the request is sent instead."""
 
     CHAIN = "the whole conversation instead of previous_response_id"
     ENCRYPTED_REASONING = "include without reasoning.encrypted_content"
@@ -53,7 +53,7 @@ class Concession(NamedTuple):
 
 
 class SentRequest(NamedTuple):
-    """What of a refused request could be given up.
+    """The parts of a refused request that could be given up.
 
     :ivar members: the client's, raw.
     :ivar added_include: the gateway itself asked for ``reasoning.encrypted_content``.
@@ -199,7 +199,7 @@ _LOST = re.compile(
     r"|\bdoes(?: not|n't) exist\b",
     re.IGNORECASE,
 )
-#: What services say of an item whose type they do not know; most validate it against all.
+#: Messages about items of an unknown type; most services validate them against all types.
 _TOOL_ITEM = re.compile(
     r"additional_tools|untagged enum|discriminat|union|input should be|deseriali[sz]e|unmarshal"
     r"|(?:unknown|unsupported|unrecogni[sz]ed|unexpected)[\w ]{0,30}\b(?:item|type)\b"
@@ -219,7 +219,7 @@ _CONDITION = re.compile(
 
 
 def concessions_to(error: ApiError, sent: SentRequest) -> list[Concession]:
-    """What may be given up for the request to pass where it was refused; often nothing."""
+    """The concessions by which a refused request may be accepted; often none."""
     if error.status == 429 or refuses_spending(error) or refuses_credentials(error):
         return []
     if error.code in _FINAL:

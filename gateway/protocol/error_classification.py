@@ -1,7 +1,7 @@
-"""What an upstream's refusal or failure means, and whose fault it is (protocol.md §5.2-§5.4, §8).
+"""Classifies refusals and failures of upstreams (protocol.md §5.2-§5.4, §8).
 
-The turn asks here whether another account may help and what the client is told; the health of
-accounts, what must cool down because of it (design law 13).
+Turns use it to decide whether another account may help and which error the client gets; the health
+of accounts uses it to decide what cools down (design law 13).
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def is_clients_fault(error: ApiError) -> bool:
 def most_hopeful(errors: Sequence[ApiError]) -> ApiError:
     """Of the refusals of several accounts, the one that leaves the client the best chance.
 
-    Clients retry server errors, wait for limits, and give up on the rest.
+    Clients retry server errors, wait for limits, and do not retry others.
     """
 
     def hope(error: ApiError) -> int:
@@ -256,10 +256,10 @@ def most_hopeful(errors: Sequence[ApiError]) -> ApiError:
 
 
 def for_the_client(error: ApiError) -> ApiError:
-    """A refusal as the client gets it: never blamed for an account's credentials.
+    """A refusal as the client gets it: never one of the account's credentials.
 
-    The request's fault is reported as such, whatever status a wrapper gave it, and anything
-    else as something that is worth another try.
+    A fault of the request is reported with a 4xx status, whatever status a wrapper gave it.
+    Other faults get a status that clients retry.
     """
     if is_about_the_request(error):
         if error.status < 500 and error.code != SERVER_ERROR:
@@ -312,7 +312,7 @@ def _with_status(error: ApiError, status: int) -> ApiError:
 
 
 class FaultKind(enum.Enum):
-    """What a fault belongs to, and so what cools down."""
+    """The party that a fault belongs to, which is what cools down."""
 
     REQUEST = "request"
     """Nothing: the request, or something that the account cannot help."""
@@ -362,7 +362,7 @@ def attribute(
     request: Hashable | None = None,
     models: Collection[str] = (),
 ) -> Fault:
-    """Say whose fault ``error`` is.
+    """Attribute ``error`` to the party at fault.
 
     :param error: as the upstream or the connection to it gave it, not as clients get it.
     :param now: unix seconds.

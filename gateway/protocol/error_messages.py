@@ -1,8 +1,8 @@
-"""What an upstream's error message means, where no code or status says it.
+"""The meaning of an upstream's error message, if no code or status gives it.
 
-Every service words the same refusal in its own way, and wraps what services behind it say.  A
-wording counts where it opens the message, after what wrappers put before it: whatever a message
-quotes further on may be the request's own words, which must not decide whose fault it is.
+Services word the same refusal differently, and wrap the messages of services behind them.  A
+wording counts only at the beginning of the message, after the prefixes of wrappers.  Later text may
+quote the request, and must not decide which party is at fault.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _READ = 1_000
 #: What wrappers put before a message: ``litellm.BadRequestError: OpenAIException - ``.
 _WRAPPED = r"(?:[\w.]{0,80}(?:error|exception)(?: code)?(?:\s*[:\-](?: ?\d{3}\b)?)+\s*)*"
 
-#: What a request names and an upstream may keep, lack or lose.
+#: Objects that a request refers to and an upstream may not have.
 _NAMED = (
     r"(?:assistant|attachment|batch|connector|container|conversation|file|image|input item|item"
     r"|mcp server|prompt|prompt template|skill|thread|tool|upload|vector[ _]store|video)s?"

@@ -1,7 +1,7 @@
-"""What upstreams say went wrong, in every shape seen in the wild (protocol.md §5.1).
+"""Parses errors of upstreams, in every shape seen in the wild (protocol.md §5.1).
 
-As an HTTP answer, as an event, as a bare object in a stream, or in a failed response; nested or
-flat, from services and from the wrappers before them.
+Errors come as an HTTP answer, an event, a bare object in a stream, or a failed response; nested or
+flat; from services and from wrappers around them.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def from_failed_response(error: object) -> ApiError:
 
 
 def names_a_member(param: str | None) -> bool:
-    """Whether an error's ``param`` says which of the request's own members is at fault."""
+    """Whether an error's ``param`` names a member of the request itself."""
     return param not in (None, "model", "previous_response_id")
 
 
@@ -252,9 +252,9 @@ def _number(value: object) -> int | None:
 
 
 def _not_the_api(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
-    """What a CDN, a load balancer or a captive portal says in place of the API.
+    """The error for an answer of a CDN, a load balancer or a captive portal.
 
-    It refuses no account, no model and no request.
+    It is not a refusal of an account, a model or a request.
     """
     text = _text(body).lstrip("\ufeff \t\r\n")
     if text.startswith("<"):

@@ -1,8 +1,8 @@
 """The events the gateway reads; all others pass as the bytes they came in (protocol.md §4).
 
-Some services write JSON that not every parser takes: ``NaN`` and ``Infinity`` where a number is
-none, and half a character where they cut a text between the two escapes of one.  What is read here
-is mended first (RFC 8259).
+Some services write invalid JSON (RFC 8259): ``NaN`` and ``Infinity``, and lone surrogates where
+they cut a text within a pair of escapes.  :func:`strict_json` replaces both before an event is
+read.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ def with_response_members(data: bytes, members: Mapping[str, msgspec.Raw]) -> by
 def read_item_done(data: bytes) -> tuple[int | None, bytes | None]:
     """``output_index`` and the raw item of a ``response.output_item.done``.
 
-    :return: None for what the event lacks, or has in a form that cannot be read.
+    :return: None for a part that is missing or cannot be read.
     :raises MalformedEvent: when it is no JSON.
     """
     members = _members_of(data)

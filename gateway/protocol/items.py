@@ -166,7 +166,7 @@ def call_ids(item: Item) -> tuple[str, ...]:
 
 
 def missing_calls(items: Iterable[Item]) -> set[str]:
-    """Ids of the calls whose outputs are among ``items``, and that are not themselves."""
+    """Ids of calls that have an output among ``items`` but are missing themselves."""
     answered: set[str] = set()
     present: set[str] = set()
     for item in items:

@@ -41,7 +41,7 @@ class ListedOutput(NamedTuple):
 
     :ivar missing: ``output_index`` and raw item of each that the client was not shown.
     :ivar items: all items of the answer in their final order, each as the client saw it.
-    :ivar is_short: whether it lacks an item that was streamed.
+    :ivar is_short: whether an item that was streamed is missing in it.
     """
 
     missing: list[tuple[int, bytes]]
@@ -243,10 +243,10 @@ def finish_terminal(
 ) -> TerminalEvent:
     """What to send for an upstream's terminal event.
 
-    It is sent verbatim unless that would harm a client: an ``output`` that lacks items which
-    the client saw gets them, items the client never saw are announced first, ``usage`` is
-    completed, the id and the like are those of ``response.created``, and a type no client
-    knows becomes one that they do.
+    It is sent verbatim unless that would harm a client.  Items that the client saw are added to an
+    ``output`` without them, items that the client did not see are announced first, and ``usage``
+    is completed.  The id and similar members are those of ``response.created``, and a type that
+    clients do not know is replaced.
 
     :param kind: the event's type as the upstream named it.
     :param shown: members of the response as the client saw them in ``response.created``.

@@ -72,7 +72,7 @@ class TurnRequest(msgspec.Struct, frozen=True):
     :ivar prewarm: ``generate: false``: the gateway answers, and only remembers the input.
     :ivar stream_id: the named lane, or None for the default lane.
     :ivar size: bytes of the whole message.
-    :ivar background: whether it goes on without its client; over HTTP only.
+    :ivar background: whether it runs on without its client; over HTTP only.
     :ivar stream: whether the client wants events; always over WebSocket.
     :ivar client_metadata: the string members of ``client_metadata``.
     """

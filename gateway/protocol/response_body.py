@@ -131,7 +131,7 @@ class ResponseBody:
 #: The usual form, and the hot path: the data begins with the type that the line before names.
 _USUAL = re.compile(rb'^event: ([^\n]*)\ndata: (\{"type":"\1"[^\n]*)\n\n', re.MULTILINE)
 
-#: The name of an event whose stream gives it none (WHATWG HTML §9.2.6).
+#: Names of events without an ``event:`` line (WHATWG HTML §9.2.6).
 _NO_NAMES = frozenset({b"", b"message"})
 
 #: The gateway reads these itself, and reports them where they cannot be read.

@@ -1,4 +1,4 @@
-"""One upstream answer on its way to the client: what passes, what is held, how it ends.
+"""The stream of one upstream answer: which events are relayed or held, and how it ends.
 
 Sans-IO.  A :class:`ResponseStream` reads the events of one attempt and returns, batch by batch,
 what may be sent.  Until the first output everything is held, so that an answer which is then
@@ -111,8 +111,8 @@ Outcome = (
 class ResponseStream:
     """Reads one attempt.
 
-    :param chained_to: the ``previous_response_id`` that was sent and whose echo is
-        required, or None to require none.
+    :param chained_to: the ``previous_response_id`` that was sent and must be echoed, or None to
+        require no echo.
     :param pass_rate_limits: whether the client may see the limits of this account:
         ``codex.rate_limits`` and the headers that count them.
     :param is_taken: whether the client has another response of an id already.
@@ -120,7 +120,7 @@ class ResponseStream:
         shown that one also where the upstream was sent another, or none.
     :param wrap_turn_state: what the client gets in place of the upstream's turn state.
     :param new_response: the response object for an id, where the upstream gives none in time.
-    :param may_go_on: whether the answer may be over before the response is.
+    :param is_background: whether the answer may end before the response does.
     :param without_secrets: removes the account's secrets from the text of a failure.
     :ivar released: whether anything of this attempt was given out for relaying.
     :ivar response_id: the id of ``response.created``; empty before.
@@ -151,7 +151,7 @@ class ResponseStream:
         self._new_response = new_response
         self._chained_to = chained_to
         self._pass_rate_limits = pass_rate_limits
-        self._may_go_on = is_background
+        self._is_background = is_background
         self._held: list[bytes] = []
         self._items = OutputItems()
         self.phase = StreamPhase.SENT
@@ -203,7 +203,7 @@ class ResponseStream:
 
     def end_of_stream(self) -> None:
         """The stream ended; without a terminal event that is a failure."""
-        if self._may_go_on and self.phase is StreamPhase.ACKNOWLEDGED and not self.id_is_ours:
+        if self._is_background and self.phase is StreamPhase.ACKNOWLEDGED and not self.id_is_ours:
             self._end(BackgroundResponse())
             return
         self.fail(ApiError.bad_gateway("The upstream ended its answer without finishing it."))

@@ -79,7 +79,7 @@ class EventStreamParser:
         return events if data.isascii() else [_in_utf8(event) for event in events]
 
     def finish(self) -> list[Event]:
-        """Return the event that lacks its blank line, though the stream has ended in order.
+        """Return an event without its blank line, after a stream that has ended in order.
 
         The standard drops it (WHATWG HTML §9.2.6); some servers leave out the last line ends.
         """

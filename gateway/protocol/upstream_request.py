@@ -1,7 +1,7 @@
 """From a client's request to the one that an account gets (protocol.md §3.2, §8.1, §8.3).
 
-Members that need no change keep the client's bytes.  A :class:`Dialect` says what the account's
-service wants otherwise than the client wrote it.
+Members that need no change keep the client's bytes.  A :class:`Dialect` describes how the
+account's service needs the request changed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _TOOLS_ITEM = b'"additional_tools"'
 
 
 class Dialect(NamedTuple):
-    """What one account's service wants otherwise than the client wrote it.
+    """How one account's service needs the client's request changed.
 
     :ivar model: the account's own name of the model, or None to leave the client's.
     :ivar strip: members that the service refuses.
@@ -89,7 +89,7 @@ class UpstreamTurn(NamedTuple):
 
     :ivar items: the whole ``input`` as raw items, or None to send the client's own.
     :ivar previous_response_id: the response to chain to, or None.
-    :ivar dialect: what the account's service wants otherwise.
+    :ivar dialect: how the account's service needs the request changed.
     :ivar client_headers: those of the client's handshake that
         :func:`~gateway.protocol.headers.forwardable` kept; each character of a value stands for
         one byte.

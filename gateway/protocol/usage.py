@@ -27,7 +27,7 @@ _decoder = json.JSONDecoder()
 
 
 class Usage(NamedTuple):
-    """What one answer took.
+    """The tokens of one answer.
 
     :ivar cached_tokens: those of ``input_tokens`` that came from a prompt cache.
     """
@@ -96,19 +96,19 @@ def complete_usage(raw: bytes) -> bytes | None:
         return None
     if not isinstance(usage, dict):
         return b"null"
-    mended = dict(usage)
+    completed = dict(usage)
     for name in ("input_tokens", "output_tokens"):
-        mended[name] = _count(mended.get(name), 0)
-    total = mended["input_tokens"] + mended["output_tokens"]
-    mended["total_tokens"] = _count(mended.get("total_tokens"), total)
+        completed[name] = _count(completed.get(name), 0)
+    total = completed["input_tokens"] + completed["output_tokens"]
+    completed["total_tokens"] = _count(completed.get("total_tokens"), total)
     for name, detail in (
         ("input_tokens_details", "cached_tokens"),
         ("output_tokens_details", "reasoning_tokens"),
     ):
-        details = mended.get(name)
+        details = completed.get(name)
         if isinstance(details, dict):
-            mended[name] = {**details, detail: _count(details.get(detail), 0)}
-    written = msgspec.json.encode(mended)  # compared as text: to Python, 1 == 1.0 == True
+            completed[name] = {**details, detail: _count(details.get(detail), 0)}
+    written = msgspec.json.encode(completed)  # compared as text: to Python, 1 == 1.0 == True
     return None if written == msgspec.json.encode(usage) else written
 
 

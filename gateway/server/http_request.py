@@ -240,7 +240,7 @@ class WireRequest(Request):
                 self.answer_early(error)
 
     def _asks_for_websocket(self) -> bool:
-        """Whether it wants to become a WebSocket (RFC 6455 §4.2.1)."""
+        """Whether it asks for an upgrade to WebSocket (RFC 6455 §4.2.1)."""
         return self.method == b"GET" and "websocket" in self.headers.get("upgrade", "").lower()
 
     @property

@@ -197,7 +197,7 @@ class InputSpec(RequestSpec):
         self._parent: Transcript | None = None
 
     def resolve(self) -> PoolRoute | KnownRoute | Deferred[PoolRoute | KnownRoute]:
-        """Look up the response whose conversation this is about.
+        """Look up the previous response.
 
         :raises ApiError: 400 for one that cannot be continued.
         """

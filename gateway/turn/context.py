@@ -81,7 +81,7 @@ class Resolution(NamedTuple):
     :ivar request: with the issuers of its encrypted items.
     :ivar parent: the response it continues, or None for a new conversation.
     :ivar continuation: how the parent was found: the client named it, or the session did.
-    :ivar given_here: whether this connection issued the parent.
+    :ivar issued_here: whether this connection issued the parent.
     """
 
     request: TurnRequest

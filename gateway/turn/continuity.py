@@ -209,7 +209,7 @@ class TurnContinuity:
         request, self._parent = resolution.request, resolution.parent
         self._tenant = tenant
         self._request = request
-        self._given_here = resolution.issued_here
+        self._issued_here = resolution.issued_here
         self._conversations = conversations
         self._find = partial(conversations.find_item, tenant)
         self._point, self._after_point = chain_point(self._parent)
@@ -239,7 +239,7 @@ class TurnContinuity:
 
     def unknown_parent(self) -> ApiError:
         """The client's error when neither the gateway nor an upstream has the response."""
-        if self._given_here:
+        if self._issued_here:
             return ApiError.forgotten()
         return ApiError.previous_response_not_found(self._request.previous_response_id or "")
 
