@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from gateway.protocol.errors import ApiError
 
@@ -26,7 +27,8 @@ class NoRoute(Exception):
         self.allowed = allowed
 
 
-class Route(NamedTuple, Generic[H]):
+@dataclass(frozen=True)
+class Route(Generic[H]):
     """A handler, and the parameters from the path.
 
     :ivar parameters: the part of the path for each name in braces.
