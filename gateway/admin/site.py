@@ -115,13 +115,13 @@ class AdminSite(HttpSite):
             raise not_found()
         method = "HEAD" if request.http.is_head else request.http.method
         try:
-            route, names = self.api.table.find(method, path)
+            found = self.api.table.find(method, path)
         except NoRoute as error:
             if not error.allowed:
                 raise not_found() from None
             allowed = ", ".join(error.allowed)
             raise AdminError(405, f"expected {allowed}", {"allow": allowed}) from None
-        return route.handle(self._query(request, route, names))
+        return found.handler.handle(self._query(request, found.handler, found.parameters))
 
     def _query(self, request: AdminRequest, route: AdminRoute, names: dict[str, str]) -> AdminQuery:
         access = self.api.access

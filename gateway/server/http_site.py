@@ -99,12 +99,13 @@ class ClientSite(HttpSite):
         :raises ApiError: 404 for an unknown path, 405 with ``allow`` for a wrong method.
         """
         try:
-            handler, parameters = self._routes.find(method, parts_of(path))
+            found = self._routes.find(method, parts_of(path))
         except NoRoute as error:
             if not error.allowed:
                 raise nothing_served(path) from None
             raise wrong_method(method, path, error.allowed) from None
-        return Route(handler, {name: unquote(value) for name, value in parameters.items()})
+        parameters = {name: unquote(value) for name, value in found.parameters.items()}
+        return Route(found.handler, parameters)
 
     def accept(self, request: WireRequest) -> Callable[[ClientRequest], None]:
         """Admit the connection, find the route, and authenticate the client.
@@ -115,9 +116,7 @@ class ClientSite(HttpSite):
         channel = request.channel
         try:
             channel.enter()
-            handler, parameters = self.find(
-                request.method.decode("latin-1"), request.path.decode("latin-1")
-            )
+            route = self.find(request.method.decode("latin-1"), request.path.decode("latin-1"))
             peer = channel.transport.getPeer()
             address = str(getattr(peer, "host", peer))
             tenant = request.tenant = self._keys.tenant_of(request.headers, address)
@@ -129,7 +128,7 @@ class ClientSite(HttpSite):
             raise
 
         def serve(client_request: ClientRequest) -> None:
-            client_request.parameters = parameters
-            handler(client_request, tenant)
+            client_request.parameters = route.parameters
+            route.handler(client_request, tenant)
 
         return serve
