@@ -31,9 +31,9 @@ from gateway.routing.router import AccountPool
 from gateway.routing.wait_queue import WaitQueue
 from gateway.server.chat import ChatCompletions
 from gateway.server.connections import ConnectionLimiter
+from gateway.server.forwarding import InputEndpoints, StoredResponses
 from gateway.server.http_site import ClientSite, endpoints
 from gateway.server.models import Models
-from gateway.server.passthrough import InputEndpoints, StoredResponses
 from gateway.server.responses import Responses
 from gateway.server.websocket import ResponsesFactory
 from gateway.turn.context import TurnServices

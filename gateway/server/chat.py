@@ -13,17 +13,17 @@ from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey, affinity_keys, connection_key
 from gateway.routing.capabilities import CapabilityScope
 from gateway.routing.selection import RouteRequest
-from gateway.server.http_request import ClientRequest
-from gateway.server.passthrough import (
+from gateway.server.forwarding import (
     EVENT_STREAM,
     JSON,
-    ProxiedResponse,
+    ForwardedResponse,
     call_headers,
     context_of,
 )
+from gateway.server.http_request import ClientRequest
 from gateway.turn.context import TurnContext, TurnServices
 from gateway.turn.continuity import RequestConcessions
-from gateway.turn.passthrough import PoolRoute, RequestSpec
+from gateway.turn.forwarding import PoolRoute, RequestSpec
 from gateway.upstream.interface import ForwardedRequest
 
 _PATH = "/chat/completions"
@@ -84,7 +84,7 @@ class ChatSpec(RequestSpec):
         )
 
 
-class ChatAnswer(ProxiedResponse):
+class ChatAnswer(ForwardedResponse):
     """The answer; its usage is read from its end.
 
     :param passing_key: the affinity key of this request alone, or None.
@@ -103,8 +103,8 @@ class ChatAnswer(ProxiedResponse):
     def client_gone(self) -> None:
         """End the request; it is complete if the stream's last chunk was sent."""
         self._forget()
-        if self.proxied is not None:
-            self.proxied.cancel(satisfied=self._tail.rstrip().endswith(_LAST_CHUNK))
+        if self.forwarding is not None:
+            self.forwarding.cancel(satisfied=self._tail.rstrip().endswith(_LAST_CHUNK))
 
     def response_data(self, data: bytes) -> None:
         """Write a piece of the body, and keep the end of what came so far."""

@@ -13,10 +13,10 @@ from gateway.config import Settings
 from gateway.protocol.errors import ApiError
 from gateway.server.chat import ChatCompletions
 from gateway.server.connections import ConnectionLimiter
+from gateway.server.forwarding import InputEndpoints, StoredResponses
 from gateway.server.http_channel import HttpSite
 from gateway.server.http_request import ClientRequest, WireRequest
 from gateway.server.models import Models
-from gateway.server.passthrough import InputEndpoints, StoredResponses
 from gateway.server.responses import Responses
 from gateway.server.routes import (
     PREFIXES,

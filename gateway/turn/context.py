@@ -1,4 +1,4 @@
-"""What turns and proxied requests share, and the context of each."""
+"""What turns and forwarded requests share, and the context of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client's request to an account of the pool: what turns and proxied requests share.
+"""A client's request to an account of the pool: what turns and forwarded requests share.
 
 ``QUEUED -> RESOLVING -> (WAITING <-> RUNNING) -> ENDED``.  RESOLVING looks up the response
 that the request continues.  While WAITING no account is free.  While RUNNING another attempt may be

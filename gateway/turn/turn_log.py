@@ -1,6 +1,6 @@
 """The turn log: a record and a log line for each turn, and a bounded ring of the last ones.
 
-Proxied requests have records too.
+Forwarded requests have records too.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from gateway.protocol.items import read_item
 from gateway.routing.model_catalog import ModelCatalog
 from gateway.server.chat import ChatCompletions
 from gateway.server.connections import ConnectionLimiter
+from gateway.server.forwarding import InputEndpoints, StoredResponses
 from gateway.server.http_request import ClientRequest
 from gateway.server.http_site import ClientSite, endpoints
 from gateway.server.models import Models
-from gateway.server.passthrough import InputEndpoints, StoredResponses
 from gateway.server.responses import Responses
 from tests.support.events import Json
 from tests.turn.calls import CallWorld, FakeCall

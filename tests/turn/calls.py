@@ -20,7 +20,7 @@ from gateway.routing.selection import RouteRequest
 from gateway.turn.account_search import KnownAccount
 from gateway.turn.context import Resolution, TurnContext
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.passthrough import KnownRoute, PoolRoute, ProxiedRequest, RequestSpec
+from gateway.turn.forwarding import Forwarding, KnownRoute, PoolRoute, RequestSpec
 from gateway.upstream.interface import BodyReceiver, ForwardedRequest
 from tests.turn.fakes import World
 
@@ -227,19 +227,19 @@ class Journey:
             affinity=[AffinityKey("session", "laptop", "s-1")],
             accepted_at=world.clock.seconds(),
         )
-        self.proxied = ProxiedRequest(world.services, self.context, self.spec, self.sink)
+        self.forwarding = Forwarding(world.services, self.context, self.spec, self.sink)
 
     def starts(self, parent: Transcript | None = None) -> Journey:
         found = Resolution(self.world.request("hi"), parent)
         continuity = TurnContinuity(self.context.tenant, found, self.world.conversations)
         wanted = RouteRequest(self.spec.model, self.context.affinity)
         self.spec.route = PoolRoute(wanted, continuity, parent)
-        self.proxied.start()
+        self.forwarding.start()
         return self
 
     def asks(self, names: Sequence[str]) -> Journey:
         known = [KnownAccount(self.world.accounts[name], "may know it") for name in names]
         unknown = ApiError(404, "invalid_request_error", "unknown")
         self.spec.route = KnownRoute(known, unknown)
-        self.proxied.start()
+        self.forwarding.start()
         return self

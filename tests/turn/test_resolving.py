@@ -13,7 +13,7 @@ from gateway.protocol.errors import ApiError
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.selection import RouteRequest
 from gateway.turn.context import Resolution, TurnContext
-from gateway.turn.passthrough import KnownRoute, PoolRoute, ProxiedRequest
+from gateway.turn.forwarding import Forwarding, KnownRoute, PoolRoute
 from gateway.turn.routed_request import RESOLVE_SECONDS, TRANSITIONS, RequestPhase
 from gateway.turn.turn import Turn
 from tests.support.events import call_item, call_output, text_item, turn_events, user
@@ -188,7 +188,7 @@ def test_a_passed_through_request_may_be_resolved_later(how: str) -> None:
         affinity=[AffinityKey("session", "laptop", "s-1")],
         accepted_at=world.clock.seconds(),
     )
-    request = ProxiedRequest(world.services, context, spec, sink)
+    request = Forwarding(world.services, context, spec, sink)
     request.start()
     assert world.all_calls == []
     if how == "arrives":

@@ -27,7 +27,7 @@ from gateway.routing.selection import RouteRequest
 from gateway.turn.account_search import AccountSearch
 from gateway.turn.context import Resolution, TurnContext
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.passthrough import PoolRoute, ProxiedRequest
+from gateway.turn.forwarding import Forwarding, PoolRoute
 from gateway.turn.routed_request import RequestPhase
 from gateway.turn.turn import Turn
 from tests.support.events import (
@@ -91,7 +91,7 @@ class TrafficMachine(RuleBasedStateMachine):
         self.accounts: list[Account] = []
         self.upstream = BothUpstream("all of them")
         self.turns: list[tuple[Turn, FakeSink]] = []
-        self.proxied_requests: list[tuple[ProxiedRequest, FakeResponseSink]] = []
+        self.forwarded: list[tuple[Forwarding, FakeResponseSink]] = []
         self.parents: list[Transcript | None] = [None]
         self.begun: list[FakeCall] = []
         self.count = 0
@@ -157,18 +157,18 @@ class TrafficMachine(RuleBasedStateMachine):
         held=st.booleans(),
         mends=st.integers(0, 1),
     )
-    def proxied(self, tenant: str, thread: str, model: str, held: bool, mends: int) -> None:
+    def forwarding(self, tenant: str, thread: str, model: str, held: bool, mends: int) -> None:
         spec, sink = FakeSpec(), FakeResponseSink()
         spec.model, spec.held_bytes, spec.mends = model, 50 if held else 0, mends
         context = self.context(tenant, thread)
-        proxied = ProxiedRequest(self.services, context, spec, sink)
-        self.proxied_requests.append((proxied, sink))
+        forwarding = Forwarding(self.services, context, spec, sink)
+        self.forwarded.append((forwarding, sink))
         found = Resolution(self.world.request("hi"))
         spec.route = PoolRoute(
             RouteRequest(model, context.affinity),
             TurnContinuity(tenant, found, self.world.conversations),
         )
-        proxied.start()
+        forwarding.start()
 
     @precondition(lambda self: self.turns)
     @rule(
@@ -183,14 +183,14 @@ class TrafficMachine(RuleBasedStateMachine):
         else:
             getattr(turn, how)()
 
-    @precondition(lambda self: self.proxied_requests)
+    @precondition(lambda self: self.forwarded)
     @rule(data=st.data(), how=st.sampled_from(["pause", "resume", "cancel", "abandon"]))
-    def acts_on_a_proxied_request(self, data: Any, how: str) -> None:
-        proxied, _ = data.draw(st.sampled_from(self.proxied_requests))
+    def acts_on_a_forwarded_request(self, data: Any, how: str) -> None:
+        forwarding, _ = data.draw(st.sampled_from(self.forwarded))
         if how == "abandon":
-            proxied.abandon(ApiError.bad_gateway("The gateway is restarting."))
+            forwarding.abandon(ApiError.bad_gateway("The gateway is restarting."))
         else:
-            getattr(proxied, how)()
+            getattr(forwarding, how)()
 
     # --- upstreams ---------------------------------------------------------------------
 
@@ -300,12 +300,12 @@ class TrafficMachine(RuleBasedStateMachine):
 
     @property
     def searches(self) -> list[AccountSearch]:
-        running = [*self.turns, *self.proxied_requests]
+        running = [*self.turns, *self.forwarded]
         return [each._search for each, _ in running if isinstance(each._search, AccountSearch)]
 
     @invariant()
     def what_is_counted_is_what_runs(self) -> None:
-        places = sum(each._lease is not None for each, _ in [*self.turns, *self.proxied_requests])
+        places = sum(each._lease is not None for each, _ in [*self.turns, *self.forwarded])
         in_flight = sum(account.in_flight for account in self.accounts)
         assert in_flight == places == len(self.exchanges) + len(self.calls), "places"
         waiting = [each for each in self.searches if each._ticket is not None]
@@ -331,10 +331,10 @@ class TrafficMachine(RuleBasedStateMachine):
                 assert all(attempt.outcome != "running" for attempt in turn.record.attempts)
                 if turn.recorded is not None:
                     self.parents = [*self.parents[-5:], turn.recorded, None]
-        for proxied, shown in [*self.proxied_requests]:
+        for forwarding, shown in [*self.forwarded]:
             assert len(shown.endings) <= 1
-            if proxied._phase is RequestPhase.ENDED:
-                self.proxied_requests.remove((proxied, shown))
+            if forwarding._phase is RequestPhase.ENDED:
+                self.forwarded.remove((forwarding, shown))
 
     def check_nobody_waits_for_what_is_free(self) -> None:
         for search in self.searches:
@@ -355,10 +355,10 @@ class TrafficMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for turn, _ in self.turns:
             turn.cancel()
-        for proxied, _ in self.proxied_requests:
-            proxied.cancel()
+        for forwarding, _ in self.forwarded:
+            forwarding.cancel()
         self.turns.clear()
-        self.proxied_requests.clear()
+        self.forwarded.clear()
         self.what_is_counted_is_what_runs()
         calls = self.world.clock.getDelayedCalls()
         assert not calls, f"timers outlived what they were for: {calls}"

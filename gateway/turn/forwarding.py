@@ -1,4 +1,4 @@
-"""Proxied requests: everything but turns is forwarded to an account as it is.
+"""Forwarded requests: everything but turns is forwarded to an account as it is.
 
 An account is found and the request is sent.  If the account refuses it and another one may not, the
 request moves there.  The answer is relayed byte for byte, and nothing moves any more once the
@@ -109,8 +109,8 @@ class RequestSpec(abc.ABC):
         return error
 
 
-class ProxiedResponseSink(Protocol):
-    """Gets the answer of a proxied request."""
+class ForwardedResponseSink(Protocol):
+    """Gets the answer of a forwarded request."""
 
     def response_started(self, status: int, headers: Mapping[str, str]) -> None:
         """The answer begins.
@@ -128,8 +128,8 @@ class ProxiedResponseSink(Protocol):
         """The answer is complete (None), or it broke off or was never given (the error)."""
 
 
-class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
-    """One proxied request and its answer.
+class Forwarding(RoutedRequest["ForwardingAttempt"]):
+    """One forwarded request and its answer.
 
     :ivar account: the account of the current or last attempt; None before the first.
     """
@@ -139,7 +139,7 @@ class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
         services: TurnServices,
         context: TurnContext,
         spec: RequestSpec,
-        sink: ProxiedResponseSink,
+        sink: ForwardedResponseSink,
     ) -> None:
         super().__init__(services, context, spec.model, None, spec.size, route=spec.what)
         self._spec = spec
@@ -188,14 +188,14 @@ class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
             )
         self._search.next()
 
-    def _attempt_at(self, account: Account) -> ProxiedAttempt:
+    def _attempt_at(self, account: Account) -> ForwardingAttempt:
         self.account = account
         call = self._spec.request_for(account)
-        return ProxiedAttempt(self, account, self._spec, call)
+        return ForwardingAttempt(self, account, self._spec, call)
 
     # --- what attempts report --------------------------------------------------------
 
-    def attempt_acknowledged(self, attempt: ProxiedAttempt) -> None:
+    def attempt_acknowledged(self, attempt: ForwardingAttempt) -> None:
         """The account accepted the request: what arrived is an answer, not an error."""
         if self._lease is not None:
             self._lease.answered()
@@ -212,7 +212,7 @@ class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
             self.record.relayed_bytes += len(data)
             self._sink.response_data(data)
 
-    def attempt_ended(self, attempt: ProxiedAttempt) -> None:
+    def attempt_ended(self, attempt: ForwardingAttempt) -> None:
         """The answer is complete, or ``attempt.error`` says why not."""
         error = attempt.error
         if error is None:
@@ -235,7 +235,7 @@ class ProxiedRequest(RoutedRequest["ProxiedAttempt"]):
     def _translated(self, error: ApiError) -> ApiError:
         return self._spec.translated(error)
 
-    def _adapt_to(self, attempt: ProxiedAttempt, error: ApiError) -> bool:
+    def _adapt_to(self, attempt: ForwardingAttempt, error: ApiError) -> bool:
         return self._spec.adapt_to(attempt.account, error)
 
     def _may_move(self, error: ApiError) -> bool:
@@ -294,15 +294,15 @@ class AnswerPhase(enum.Enum):
     RELAYED = "relayed"
 
 
-class ProxiedAttempt(Attempt):
-    """One attempt of a proxied request: holds, relays or reads the upstream's answer.
+class ForwardingAttempt(Attempt):
+    """One attempt of a forwarded request: holds, relays or reads the upstream's answer.
 
     :ivar status: of the answer; 0 before there is one.
     :ivar error: why it failed, or None.
     """
 
     def __init__(
-        self, owner: ProxiedRequest, account: Account, spec: RequestSpec, call: ForwardedRequest
+        self, owner: Forwarding, account: Account, spec: RequestSpec, call: ForwardedRequest
     ) -> None:
         super().__init__(account, spec.plan, spec.what)
         self._owner = owner

@@ -37,7 +37,7 @@ from gateway.server.http_request import UNBUFFERED, ClientRequest
 from gateway.turn.account_search import KnownAccount
 from gateway.turn.context import Resolution, TurnContext, TurnServices
 from gateway.turn.continuity import TurnContinuity
-from gateway.turn.passthrough import KnownRoute, PoolRoute, ProxiedRequest, RequestSpec
+from gateway.turn.forwarding import Forwarding, KnownRoute, PoolRoute, RequestSpec
 from gateway.turn.response_metadata import passed_headers, route_headers, shows_limits
 from gateway.upstream.interface import ForwardedRequest
 
@@ -57,7 +57,7 @@ _DOTS = frozenset({".", ".."})
 _QUERY = "%/?:@!$&'()*+,;=-._~[]"
 
 
-class ProxiedResponse:
+class ForwardedResponse:
     """Writes an upstream's answer to the client as it arrives.
 
     :param request: the request to answer.
@@ -66,7 +66,7 @@ class ProxiedResponse:
     def __init__(self, services: TurnServices, request: ClientRequest) -> None:
         self.services = services
         self.request = request
-        self.proxied: ProxiedRequest | None = None
+        self.forwarding: Forwarding | None = None
         self._limits = False
 
     def forward(
@@ -76,19 +76,19 @@ class ProxiedResponse:
 
         :param response_id: the response that it is about, for logs.
         """
-        proxied = self.proxied = ProxiedRequest(self.services, context, spec, self)
+        forwarding = self.forwarding = Forwarding(self.services, context, spec, self)
         if response_id is not None:
-            proxied.record.response_id = response_id
-        self._limits = shows_limits(self.services, proxied.tenant)
+            forwarding.record.response_id = response_id
+        self._limits = shows_limits(self.services, forwarding.tenant)
         self.request.when_gone(self.client_gone)
-        self.request.when_abandoned(proxied.abandon)
-        self.request.when_slow(proxied.pause, proxied.resume)
-        proxied.start()
+        self.request.when_abandoned(forwarding.abandon)
+        self.request.when_slow(forwarding.pause, forwarding.resume)
+        forwarding.start()
 
     def client_gone(self) -> None:
         """The client left: end the request."""
-        if self.proxied is not None:
-            self.proxied.cancel()
+        if self.forwarding is not None:
+            self.forwarding.cancel()
 
     def response_started(self, status: int, headers: Mapping[str, str]) -> None:
         """Write the head of the answer."""
@@ -104,7 +104,7 @@ class ProxiedResponse:
 
     def response_ended(self, error: ApiError | None) -> None:
         """End the answer, or answer with ``error``."""
-        self.proxied = None
+        self.forwarding = None
         if error is not None:
             if not self._limits:
                 error.headers = without_limits(error.headers)
@@ -119,8 +119,8 @@ class ProxiedResponse:
         passed.update(passed_headers(headers, self._limits))
         if passed["content-type"].startswith(EVENT_STREAM):
             passed.update(UNBUFFERED)
-        if self.proxied is not None:
-            passed.update(route_headers(self.proxied.record))
+        if self.forwarding is not None:
+            passed.update(route_headers(self.forwarding.record))
         return passed
 
 
@@ -274,7 +274,7 @@ class InputSpec(RequestSpec):
         return self._continuity.replay(account, concessions, reason)
 
 
-class InputAnswer(ProxiedResponse):
+class InputAnswer(ForwardedResponse):
     """The answer; the account is noted as the issuer of its encrypted items."""
 
     _usage: Usage | None = None
@@ -283,9 +283,9 @@ class InputAnswer(ProxiedResponse):
         """Write the answer, which was held until it was complete."""
         compacted = read_compaction(data)
         self._usage = compacted.usage
-        if self.proxied is not None and self.proxied.account is not None:
+        if self.forwarding is not None and self.forwarding.account is not None:
             for item in compacted.items:
-                self.services.issuers.note(item, self.proxied.account.name)
+                self.services.issuers.note(item, self.forwarding.account.name)
         super().response_data(data)
 
     def response_usage(self) -> Usage | None:
@@ -446,7 +446,7 @@ class StoredResponses:
         answer.forward(context, spec, response_id[:200])
 
 
-class StoredAnswer(ProxiedResponse):
+class StoredAnswer(ForwardedResponse):
     """The answer; it shows which account keeps the response, or that it was deleted.
 
     :param remembered: the transcript of the response in the store, or None.
@@ -468,13 +468,13 @@ class StoredAnswer(ProxiedResponse):
     def response_ended(self, error: ApiError | None) -> None:
         """Note which account keeps the response, or forget a deleted one."""
         owners = self.services.owners
-        proxied = self.proxied
+        forwarding = self.forwarding
         if error is None and self.request.method == "DELETE":
             owners.forget(self._tenant, self._response_id)
             if self._remembered is not None:
                 self.services.conversations.evict(self._remembered)
-        elif error is None and proxied is not None and proxied.account is not None:
-            owners.note(self._tenant, self._response_id, proxied.account.name)
+        elif error is None and forwarding is not None and forwarding.account is not None:
+            owners.note(self._tenant, self._response_id, forwarding.account.name)
         super().response_ended(error)
 
 

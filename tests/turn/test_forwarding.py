@@ -32,7 +32,7 @@ def test_an_answer_is_relayed_as_it_comes() -> None:
     call.ends()
     assert journey.sink.body == b"one"
     assert journey.sink.endings == [None]
-    record = journey.proxied.record
+    record = journey.forwarding.record
     assert (record.status, record.account, record.route) == ("completed", "a", "request")
     assert record.relayed_bytes == 3
     assert [attempt.outcome for attempt in record.attempts] == ["completed"]
@@ -48,7 +48,7 @@ def test_a_refusal_that_another_account_may_not_share_moves_it(status: int) -> N
     world.calls("b")[0].answers({"fine": True})
     assert journey.sink.body == b'{"fine": true}'
     assert journey.sink.endings == [None]
-    assert [each.account for each in journey.proxied.record.attempts] == ["a", "b"]
+    assert [each.account for each in journey.forwarding.record.attempts] == ["a", "b"]
     assert world.accounts["a"].failures == (status != 403), "a 403 may be the path's alone"
     world.check_rest()
 
@@ -83,7 +83,7 @@ def test_nothing_moves_once_the_client_has_seen_the_head() -> None:
     call.ends(ApiError.bad_gateway("reset"))
     assert journey.sink.error.message == "reset"
     assert not world.calls("b")
-    assert journey.proxied.record.attempts[0].outcome == "upstream_error"
+    assert journey.forwarding.record.attempts[0].outcome == "upstream_error"
     world.check_rest()
 
 
@@ -216,11 +216,11 @@ def test_a_client_that_leaves_cancels_its_call() -> None:
         call = world.calls("a")[0]
         if begun:
             call.begins()
-        journey.proxied.cancel()
-        journey.proxied.cancel()
+        journey.forwarding.cancel()
+        journey.forwarding.cancel()
         assert call.state == "cancelled"
         assert journey.sink.endings == []
-        assert journey.proxied.record.status == "cancelled"
+        assert journey.forwarding.record.status == "cancelled"
         assert world.accounts["a"].failures == 0
         world.check_rest()
 
@@ -228,7 +228,7 @@ def test_a_client_that_leaves_cancels_its_call() -> None:
 def test_a_gateway_that_stops_says_so() -> None:
     world = CallWorld()
     journey = Journey(world).starts()
-    journey.proxied.abandon(ApiError.bad_gateway("restarting", "gateway_restart"))
+    journey.forwarding.abandon(ApiError.bad_gateway("restarting", "gateway_restart"))
     assert journey.sink.error.code == "gateway_restart"
     assert world.calls()[0].state == "cancelled"
     world.check_rest()
@@ -237,14 +237,14 @@ def test_a_gateway_that_stops_says_so() -> None:
 def test_a_slow_client_pauses_its_call_and_the_one_after_it() -> None:
     world = CallWorld(2)
     journey = Journey(world).starts()
-    journey.proxied.pause()
+    journey.forwarding.pause()
     assert world.calls("a")[0].paused
     world.calls("a")[0].refuses(503)
     assert world.calls("b")[0].paused
-    journey.proxied.resume()
+    journey.forwarding.resume()
     assert not world.calls("b")[0].paused
     world.calls("b")[0].answers({})
-    journey.proxied.pause()
+    journey.forwarding.pause()
     world.check_rest()
 
 
@@ -274,12 +274,12 @@ def test_its_record_tells_how_long_each_step_took() -> None:
     call.connects()
     world.clock.advance(1)
     call.answers({})
-    record = second.proxied.record
+    record = second.forwarding.record
     assert (record.queued_ms, record.waited_ms, record.duration_ms) == (0, 2000, 4000)
     attempt = record.attempts[0]
     assert (attempt.chosen_ms, attempt.connected_ms, attempt.first_byte_ms) == (2000, 3000, 4000)
-    assert first.proxied.record.waited_ms is None
-    assert first.proxied.record.turn != record.turn
+    assert first.forwarding.record.waited_ms is None
+    assert first.forwarding.record.turn != record.turn
     world.check_rest()
 
 
@@ -289,7 +289,7 @@ def test_it_waits_only_so_long() -> None:
     first, second = Journey(world).starts(), Journey(world).starts()
     world.clock.advance(11)
     assert second.sink.error.status == 429
-    first.proxied.cancel()
+    first.forwarding.cancel()
     world.check_rest()
 
 
@@ -297,8 +297,8 @@ def test_a_waiting_client_may_leave() -> None:
     world = CallWorld(routing=RoutingSettings(queue_seconds=10))
     world.accounts["a"]._max_in_flight = 1
     first, second = Journey(world).starts(), Journey(world).starts()
-    second.proxied.cancel()
-    first.proxied.cancel()
+    second.forwarding.cancel()
+    first.forwarding.cancel()
     world.clock.advance(1)
     assert len(world.calls()) == 1
     world.check_rest()
@@ -327,7 +327,7 @@ def test_usage_is_counted_once_within_the_tenants_limits() -> None:
     journey.starts()
     world.calls()[0].answers({})
     assert limits.said == [("enter", "laptop", "gpt-5.5"), Usage(3, 2, 1), "release"]
-    record = journey.proxied.record
+    record = journey.forwarding.record
     assert (record.input_tokens, record.cached_tokens, record.output_tokens) == (3, 2, 1)
 
 
@@ -351,7 +351,7 @@ def test_accounts_that_may_know_are_asked_in_turn() -> None:
     world.calls("a")[0].refuses(500)
     world.calls("b")[0].answers({"id": "resp_1"})
     assert journey.sink.endings == [None]
-    assert journey.proxied.account is world.accounts["b"]
+    assert journey.forwarding.account is world.accounts["b"]
     assert all(account.in_flight == 0 for account in world.accounts.values())
     world.check_rest()
 
@@ -393,9 +393,9 @@ def test_it_ends_once_whatever_happens(steps: list[str], held: int) -> None:
         assert len(running) <= 1, "expected one call at a time"
         call = running[0] if running else None
         if step in ("pause", "resume", "cancel"):
-            getattr(journey.proxied, step)()
+            getattr(journey.forwarding, step)()
         elif step == "abandon":
-            journey.proxied.abandon(ApiError.bad_gateway("stop"))
+            journey.forwarding.abandon(ApiError.bad_gateway("stop"))
         elif step == "wait":
             world.clock.advance(1)
         elif call is None:
@@ -412,6 +412,6 @@ def test_it_ends_once_whatever_happens(steps: list[str], held: int) -> None:
         elif step == "refuses" and id(call) not in begun:
             call.refuses(500)
         assert len(journey.sink.endings) <= 1, "expected one ending"
-    journey.proxied.cancel()
+    journey.forwarding.cancel()
     assert len(world.turn_log.latest()) == 1
     world.check_rest()
