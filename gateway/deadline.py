@@ -30,11 +30,14 @@ class Deadline:
 
     def start(self, seconds: float) -> None:
         """Start, or start anew, with a length in seconds."""
-        if self._call is not None:
-            self.stop()
         self._seconds = seconds
         self._alive = now = self._clock.seconds()
         self._latest = now + SIGN_OF_LIFE_FACTOR * seconds
+        call = self._call
+        if call is not None:
+            if call.active() and call.getTime() <= now + seconds:
+                return  # the timer that runs will see how much is left
+            self.stop()
         self._call = self._clock.callLater(seconds, self._check)
 
     def touch(self) -> None:
