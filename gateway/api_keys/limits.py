@@ -124,7 +124,8 @@ class KeyLimits:
 
         A request that names none gets one from its upstream, whichever that is.
         """
-        return any(fnmatchcase(model or "", each) for each in self.settings.models)
+        models = self.settings.models
+        return "*" in models or any(fnmatchcase(model or "", each) for each in models)
 
     def used(self, usage: Usage) -> None:
         """Count the tokens of an answer."""

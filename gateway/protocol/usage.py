@@ -39,11 +39,14 @@ class Usage(NamedTuple):
 
 def whole_number(value: object) -> int | None:
     """A whole number from 0 on, also where it is written ``"3"`` or ``3.0``."""
+    if type(value) is int:  # the usual case, ten times a turn
+        return value if value >= 0 else None
     if isinstance(value, str) and value.isascii() and value.isdigit():
         return int(value) if len(value) <= _MAX_DIGITS else None
     if isinstance(value, float) and value.is_integer() and value < 10**_MAX_DIGITS:
         value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+        return value if value >= 0 else None
+    return None
 
 
 def read_usage(usage: object) -> Usage | None:
