@@ -116,9 +116,18 @@ class UpstreamClient(HTTPClient):
         *,
         headers: Mapping[str, str],
         data: bytes | None = None,
-        **_: Any,
+        allow_redirects: bool = False,
+        unbuffered: bool = True,
+        reactor: Any = None,
+        _stacklevel: int = 0,
     ) -> Deferred[Any]:
-        """Send a request by treq's interface; the response is never buffered."""
+        """Send a request by treq's interface.
+
+        :raises TypeError: for options that this client does not have.
+        :raises ValueError: when redirects or a buffered response are asked for.
+        """
+        if allow_redirects or not unbuffered:
+            raise ValueError("this client follows no redirects and buffers no responses")
         return self.send(method, url, headers, data)
 
 

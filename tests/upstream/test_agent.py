@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -190,6 +191,17 @@ def test_connections_go_by_the_proxy_or_directly(paths: EgressPaths) -> None:
         made = endpoints.endpointForURI(URI.fromBytes(b"http://a.test"))
         assert isinstance(made, CoalescingEndpoint)
         assert isinstance(made._endpoint, kind)
+
+
+@pytest.mark.parametrize(
+    "option", [{"json": {}}, {"cookies": {"a": "b"}}, {"auth": ("a", "b")}, {"unbuffered": False}]
+)
+def test_options_of_treq_that_have_no_effect_are_refused(option: dict[str, Any]) -> None:
+    reactor = Reactor()
+    client = http_client(reactor, HTTPConnectionPool(reactor), 10)
+    with pytest.raises((TypeError, ValueError)):
+        client.post("http://auth.test/token", headers={}, data=b"grant", **option)
+    assert not reactor.tcpClients, "nothing is sent"
 
 
 def test_what_treq_asks_for_goes_the_same_way() -> None:
