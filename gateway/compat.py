@@ -61,11 +61,6 @@ class ExtensibleHTTPChannel(HTTPChannel):
     _networkProducer: Any
 
     @property
-    def is_handling_request(self) -> bool:
-        """Whether a request is complete and its answer is not."""
-        return bool(self._handlingRequest)
-
-    @property
     def request_line(self) -> tuple[bytes, bytes, bytes]:
         """Method, target and version of the last request head."""
         return self._command, self._path, self._version

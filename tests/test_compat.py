@@ -61,7 +61,6 @@ CHANNEL = (
     "_busyReceiving",
     "_command",
     "_dataBuffer",
-    "_handlingRequest",
     "_networkProducer",
     "_optimisticEagerReadSize",
     "_path",

@@ -83,12 +83,6 @@ class AccountPool:
         """The account of that name."""
         return self.by_name.get(name)
 
-    def serving(
-        self, model: str | None, background: bool = False, chat: bool = False
-    ) -> tuple[Account, ...]:
-        """The accounts that offer ``model``, in the operator's order."""
-        return self._candidates_for(model, background, chat).all
-
     def choose(self, wanted: RouteRequest, tried: Collection[str] = ()) -> Selection | NoAccount:
         """Choose an account and take a lease on it, in one step.
 

@@ -74,11 +74,6 @@ class ClientRequest:
         """The query's fields."""
         return parse_qs(self.query_string, keep_blank_values=True)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it is answered, or its client has disconnected."""
-        return self._wire is None
-
     # --- answers ---------------------------------------------------------------------
 
     def answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:

@@ -147,7 +147,7 @@ def test_a_conversation_outlives_the_reload_that_keeps_its_account(basin: Basin)
     assert basin.goes("t1") == ("c", "fill-first"), "its account is gone: a new home"
     assert basin.goes("t1") == ("c", "thread")
     assert basin.pool.named("a") is None
-    assert [each.name for each in basin.pool.serving(MODEL)] == ["c", "b"]
+    assert [each.name for each in basin.pool._candidates_for(MODEL, False, False).all] == ["c", "b"]
 
 
 def test_a_reload_takes_new_models_at_once(basin: Basin) -> None:
@@ -163,7 +163,10 @@ def test_models_that_clients_make_up_cost_a_bounded_place(basin: Basin) -> None:
         basin.goes(model="x" * (1000 + number))
     info = basin.pool._candidates.cache_info()
     assert info.currsize <= 256, f"{info.currsize} models are remembered"
-    assert basin.pool.serving("model 1") is basin.pool.serving("model 2"), "one tuple for all"
+    assert (
+        basin.pool._candidates_for("model 1", False, False).all
+        is basin.pool._candidates_for("model 2", False, False).all
+    ), "one tuple for all"
 
 
 # --- stand-ins -----------------------------------------------------------------------

@@ -72,7 +72,7 @@ class PoolMachine(RuleBasedStateMachine):
         **about: Any,
     ) -> None:
         self.basin.clock.rightNow += seconds
-        offering = self.pool.serving(model)
+        offering = self.pool._candidates_for(model, False, False).all
         able = [each for each in offering if each.unavailable(model) is None]
         able = [each for each in able if each.name not in tried]
         asked = wanted(thread, model, **about)

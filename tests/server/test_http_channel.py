@@ -521,7 +521,7 @@ def test_an_answer_may_end_while_its_client_is_dropped(build: Build, handler: Ha
     assert client.is_closed
     handler.last.write(b"too late")
     handler.last.finish()
-    assert handler.last.is_over
+    assert handler.last._wire is None
 
 
 def test_a_client_that_reads_a_large_answer_slowly_may_take_its_time(
@@ -596,7 +596,7 @@ def test_the_handler_hears_when_its_client_leaves(wired: House, handler: Handler
     client.gives(echo(client))
     client.is_lost()
     assert handler.gone == [handler.last]
-    assert handler.last.is_over
+    assert handler.last._wire is None
     handler.last.start(200, {})  # too late, and harmless
     handler.last.write(b"x")
     handler.last.finish()
