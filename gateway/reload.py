@@ -19,7 +19,7 @@ _FIXED = (
     *("session.hold_seconds", "session.keepalive_seconds"),
     # The WebSocket factory negotiates with these.
     *("session.compression", "session.max_message_bytes", "timeouts.handshake_seconds"),
-    *("ledger.max_bytes", "ledger.ttl_minutes"),
+    *("ledger.max_bytes", "ledger.ttl_minutes", "state", "workers"),
     "log.format",
 )
 

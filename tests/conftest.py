@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck
@@ -19,6 +20,13 @@ hypothesis_settings.load_profile("gateway")
 def require_e2e() -> bool:
     """True where a missing tool is a failure instead of a reason to skip (`.ci/run`)."""
     return os.environ.get("GATEWAY_REQUIRE_E2E") == "1"
+
+
+@pytest.fixture(autouse=True)
+def own_state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test's gateways keep their state apart, and nothing stays in the user's directory."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

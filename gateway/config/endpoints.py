@@ -80,6 +80,15 @@ def endpoint_problem(text: str) -> str | None:
     return None
 
 
+#: Words and schemes of ``state.store``.
+_STORES = ("sqlite", "memory")
+_REDIS = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
+_STORE_WORDS = (
+    "expected sqlite, memory, redis://HOST:6379/0, rediss://HOST:6379/0,"
+    " or redis+sentinel://HOST:26379,HOST:26379/SERVICE/0"
+)
+
+
 def is_loopback(text: str) -> bool:
     """Whether only this machine can connect; an unknown kind of endpoint counts as reachable."""
     kind, parameters, _ = _parse(text)
@@ -213,6 +222,37 @@ def check_proxy(text: str, path: str) -> None:
     if parts.scheme != "http" and not all(0 < length <= 255 for length in lengths):  # RFC 1929 §2
         words = "expected a user name and a password of 1 to 255 bytes for a socks5:// proxy"
         raise SettingError(path, MASK, words)
+
+
+def check_store(text: str, path: str) -> None:
+    """Check ``state.store``: a word, or the URL of Redis servers.  Errors show no password.
+
+    :param path: the setting, for errors.
+    :raises SettingError: when it is not right.
+    """
+    if text in _STORES:
+        return
+    shown = repr(without_credentials(text).partition("?")[0]) if "://" in text else repr(text)
+    try:
+        parts = urlsplit(text)
+        places = [_place(each) for each in parts.netloc.rpartition("@")[2].split(",")]
+    except ValueError:
+        raise SettingError(path, MASK, _STORE_WORDS) from None
+    if parts.scheme not in _REDIS or not all(places) or parts.query or parts.fragment:
+        raise SettingError(
+            path, shown if parts.scheme in _REDIS else repr(parts.scheme or text[:40]), _STORE_WORDS
+        )
+    sentinel = "sentinel" in parts.scheme
+    name, _, database = parts.path.strip("/").rpartition("/")
+    several = not sentinel and len(places) > 1
+    if bool(name) != sentinel or several or not (database or "0").isdecimal():
+        raise SettingError(path, shown, _STORE_WORDS)
+
+
+def _place(text: str) -> bool:
+    """Whether it is a host, with or without a port."""
+    parts = urlsplit(f"//{text}")
+    return bool(parts.hostname) and (parts.port is None or parts.port > 0)
 
 
 def _can_be_looked_up(host: str) -> bool:

@@ -20,6 +20,7 @@ import msgspec
 from gateway.config.endpoints import (
     base_url,
     check_proxy,
+    check_store,
     checked_url,
     endpoint_problem,
     is_loopback,
@@ -33,6 +34,7 @@ from gateway.config.settings import (
     OAuthSettings,
     Section,
     Settings,
+    StateSettings,
 )
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
@@ -59,6 +61,8 @@ _MEMBER = re.compile(r"[a-z][a-z0-9_]*")
 _NEEDED = frozenset(["input", "model", "previous_response_id", "store", "stream", "type"])
 #: No file of a configuration is larger; reading a device would never end.
 _FILE_BYTES = 4 * 1024 * 1024
+#: A shorter passphrase of the state could be guessed.
+_SHORTEST_PASSPHRASE = 16
 
 
 def apply_rules(settings: Settings, errors: SettingErrors) -> Settings:
@@ -79,6 +83,7 @@ def apply_rules(settings: Settings, errors: SettingErrors) -> Settings:
     keys = _apply_to_keys(settings.keys, errors)
     accounts = _apply_to_accounts(settings.accounts, errors)
     _check_listeners(settings, errors)
+    _check_state(settings.state, errors)
     return msgspec.structs.replace(settings, keys=keys, accounts=accounts)
 
 
@@ -105,6 +110,28 @@ def _check_listeners(settings: Settings, errors: SettingErrors) -> None:
         words = "expected a token, because other machines can reach "
         words += f"admin.listen '{admin.listen}'; without one listen on 127.0.0.1, ::1 or unix:"
         errors.add("admin.token", "null", words)
+
+
+# --- state ---------------------------------------------------------------------------------
+
+
+def _check_state(state: StateSettings, errors: SettingErrors) -> None:
+    with errors.collect():
+        check_store(state.store, "state.store")
+    if state.encryption_key and state.encryption_key_file is not None:
+        words = "expected one of encryption_key, encryption_key_file; got both"
+        errors.add("state.encryption_key_file", words)
+    if state.encryption_key and len(state.encryption_key) < _SHORTEST_PASSPHRASE:
+        words = f"expected at least {_SHORTEST_PASSPHRASE} characters, such as openssl rand -hex 32"
+        errors.add("state.encryption_key", MASK, words)
+    if state.encryption_key_file is not None:
+        with errors.collect():
+            held = _read(state.encryption_key_file, "state.encryption_key_file").strip()
+            if len(held) < _SHORTEST_PASSPHRASE:
+                words = f"expected a file with at least {_SHORTEST_PASSPHRASE} characters"
+                raise SettingError(
+                    "state.encryption_key_file", _shown(state.encryption_key_file), words
+                )
 
 
 # --- keys and accounts ---------------------------------------------------------------------

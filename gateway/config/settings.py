@@ -21,6 +21,7 @@ Text = Annotated[str, Meta(min_length=1)]
 Patterns = Annotated[tuple[Text, ...], Meta(min_length=1)]
 # Tokens of a day go beyond every other count.
 Tokens = Annotated[int, Meta(ge=1, le=10**15)]
+Workers = Annotated[int, Meta(ge=1, le=256)] | Literal["auto"]
 Weight = Annotated[int, Meta(ge=1, le=1000)]
 Priority = Annotated[int, Meta(ge=0, le=1000)]
 
@@ -32,6 +33,8 @@ Chaining = Literal["auto", "always"]
 Strategy = Literal["round-robin", "weighted", "least-in-flight", "fill-first", "priority"]
 ReturnRule = Literal["sticky", "stay"]
 LossRule = Literal["move", "wait", "fail"]
+Persisted = Literal["owners", "stored", "all"]
+UnreachableRule = Literal["local", "refuse"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warn", "error"]
 SimulatorMode = Literal["stateful", "stateless", "forgetful"]
@@ -39,8 +42,13 @@ SimulatorMode = Literal["stateful", "stateless", "forgetful"]
 #: What is shown in place of a secret.
 MASK = "<hidden>"
 SECRET_FIELDS = frozenset(
-    ["key", "key_sha256", "token", "headers", "proxy", "client_secret", "refresh_token"]
+    [
+        *("key", "key_sha256", "token", "headers", "proxy", "client_secret", "refresh_token"),
+        "encryption_key",
+    ]
 )
+#: URLs that may have a password in them; the rest of them is shown.
+_WITH_PASSWORDS = frozenset(["proxy", "store"])
 
 DEFAULT_LISTEN = "tcp:8080:interface=127.0.0.1"
 DEFAULT_ADMIN_LISTEN = "tcp:8081:interface=127.0.0.1"
@@ -185,6 +193,31 @@ class LedgerSettings(Section, frozen=True, forbid_unknown_fields=True):
     ttl_minutes: PositiveMinutes = 60.0
 
 
+class StateSettings(Section, frozen=True, forbid_unknown_fields=True):
+    """Where the state is kept that outlives the process, or that several gateways share.
+
+    :ivar store: ``sqlite``, ``memory``, or the URL of a Redis server.
+    :ivar directory: of the SQLite database; None: the service manager's, or the user's own.
+    :ivar persist: which content is written: none (owners), that of responses which the upstream
+        may store (stored), or that of all.
+    :ivar encryption_key: empty: content is not encrypted.
+    :ivar when_unreachable: what turns do whose conversation is not known here while the shared
+        store cannot be reached.
+    :ivar max_bytes: bound on the records on disk.
+    :ivar max_age_days: how long records are kept after their last use.
+    """
+
+    store: Text = "sqlite"
+    directory: Text | None = None
+    persist: Persisted = "stored"
+    flush_milliseconds: Annotated[int, Meta(ge=1, le=60_000)] = 200
+    encryption_key: str = ""
+    encryption_key_file: Text | None = None
+    when_unreachable: UnreachableRule = "local"
+    max_bytes: Bytes = 4_294_967_296
+    max_age_days: Annotated[float, Meta(gt=0, le=3650)] = 30.0
+
+
 class TimeoutSettings(Section, frozen=True, forbid_unknown_fields=True):
     """Upstream: connect, first byte, idle (between events). Client: stall, handshake. Shutdown."""
 
@@ -219,7 +252,10 @@ class SimulatorSettings(Section, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(Section, frozen=True, forbid_unknown_fields=True):
-    """The whole configuration; that of a start without a file is ``Settings()``."""
+    """The whole configuration; that of a start without a file is ``Settings()``.
+
+    :ivar workers: processes that serve clients; auto: one for each core.
+    """
 
     listen: Text = DEFAULT_LISTEN
     admin: AdminSettings = AdminSettings()
@@ -228,6 +264,8 @@ class Settings(Section, frozen=True, forbid_unknown_fields=True):
     routing: RoutingSettings = RoutingSettings()
     session: SessionSettings = SessionSettings()
     ledger: LedgerSettings = LedgerSettings()
+    state: StateSettings = StateSettings()
+    workers: Workers = 1
     timeouts: TimeoutSettings = TimeoutSettings()
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
@@ -240,11 +278,11 @@ class Settings(Section, frozen=True, forbid_unknown_fields=True):
 
 def masked(name: str, value: Any) -> Any:
     """The value of a field, masked when it is a secret: of a mapping the keys are shown."""
-    if name not in SECRET_FIELDS or value is None:
+    if name in _WITH_PASSWORDS and isinstance(value, str):
+        return without_credentials(value)
+    if name not in SECRET_FIELDS or not value:
         return value
-    if isinstance(value, dict):
-        return dict.fromkeys(value, MASK)
-    return without_credentials(value) if name == "proxy" else MASK
+    return dict.fromkeys(value, MASK) if isinstance(value, dict) else MASK
 
 
 def mask(name: str, value: Any) -> str:

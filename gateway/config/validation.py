@@ -74,12 +74,7 @@ class ShapeCheck:
         :raises SettingError: when it is no mapping or list where one is needed, or a wrong scalar.
         """
         if isinstance(expected, inspect.UnionType):
-            if value is None:
-                return None
-            inner = next(t for t in expected.types if not isinstance(t, inspect.NoneType))
-            if isinstance(inner, inspect.IntType):  # every such setting is a limit
-                return self._scalar(inner, value, path, secret, ", or null for no limit")
-            return self.check(inner, value, path, secret)
+            return self._union(expected, value, path, secret)
         if isinstance(expected, inspect.StructType):
             return self._struct(expected, value, path)
         if isinstance(expected, inspect.DictType):
@@ -95,6 +90,20 @@ class ShapeCheck:
         if isinstance(expected, inspect.VarTupleType):
             return self._list(expected, value, path)
         return self._scalar(expected, value, path, secret)
+
+    def _union(self, expected: inspect.UnionType, value: Any, path: str, secret: bool) -> Any:
+        """One type or null, or a number or a word."""
+        inner, *words = [t for t in expected.types if not isinstance(t, inspect.NoneType)]
+        if len(words) < len(expected.types) - 1:
+            if value is None:
+                return None
+            if isinstance(inner, inspect.IntType):  # every such setting is a limit
+                return self._scalar(inner, value, path, secret, ", or null for no limit")
+            return self.check(inner, value, path, secret)
+        choices = [word for each in words for word in getattr(each, "values", ())]
+        if value in choices:
+            return value
+        return self._scalar(inner, value, path, secret, f", or {' or '.join(choices)}")
 
     def _struct(self, expected: inspect.StructType, value: Any, path: str) -> dict[str, Any]:
         fields = {field.encode_name: field for field in expected.fields}

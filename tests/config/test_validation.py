@@ -14,8 +14,8 @@ KEY = "keys: [{name: n, key: v}]\n"
 SECRET = "sk-leak-0123456789"
 DIGEST = sha256(b"v").hexdigest()
 UNKNOWN = (
-    "expected listen, admin, keys, accounts, routing, session, ledger, timeouts, limits, log, "
-    "simulator"
+    "expected listen, admin, keys, accounts, routing, session, ledger, state, workers, "
+    "timeouts, limits, log, simulator"
 )
 SET = "expected one that is, or ${{{}:-default}}"
 
@@ -47,7 +47,33 @@ def account(**changed: str) -> str:
     return "accounts: [{" + ", ".join(f"{k}: {v}" for k, v in members.items()) + "}]\n"
 
 
+STORES = (
+    "expected sqlite, memory, redis://HOST:6379/0, rediss://HOST:6379/0,"
+    " or redis+sentinel://HOST:26379,HOST:26379/SERVICE/0"
+)
+
 MISTAKES = [
+    # state and workers
+    (ACCOUNT + "workers: 0", "workers: 0: expected a whole number from 1 to 256, or auto"),
+    (ACCOUNT + "workers: many", "workers: 'many': expected a whole number from 1 to 256, or auto"),
+    (ACCOUNT + "workers: null", "workers: null: expected a whole number from 1 to 256, or auto"),
+    (ACCOUNT + "state: {store: mysql}", f"state.store: 'mysql': {STORES}"),
+    (ACCOUNT + "state: {store: 'http://h'}", f"state.store: 'http': {STORES}"),
+    (ACCOUNT + "state: {store: 'redis://'}", f"state.store: 'redis://': {STORES}"),
+    (ACCOUNT + "state: {store: 'redis://h:x/0'}", f"state.store: <hidden>: {STORES}"),
+    (ACCOUNT + "state: {store: 'redis://a,b/0'}", f"state.store: 'redis://a,b/0': {STORES}"),
+    (
+        ACCOUNT + "state: {store: 'redis+sentinel://h'}",
+        f"state.store: 'redis+sentinel://h': {STORES}",
+    ),
+    (
+        ACCOUNT + "state: {store: 'redis://:sk-leak-0123456789@h/one'}",
+        f"state.store: 'redis://<hidden>@h/one': {STORES}",
+    ),
+    (
+        ACCOUNT + "state: {encryption_key: sk-leak-0123}",
+        "state.encryption_key: <hidden>: expected at least 16 characters, such as openssl",
+    ),
     # the file as a whole
     ("a: [", "line 1, column 5: not valid YAML: expected the node content, but found"),
     ("a: {b: ${X:-7}}", "line 1, column 9: not valid YAML: expected ',' or '}', but got '{'"),
