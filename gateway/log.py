@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -19,7 +20,6 @@ from twisted.logger import (
     formatEvent,
     formatTime,
 )
-from twisted.python.logfile import LogFile
 
 from gateway.compat import FILE_RESERVE_LOG, HTTP_CLIENT_LOG
 from gateway.config import LogSettings
@@ -59,29 +59,88 @@ class LogThreshold:
         self._level = level
 
 
+class LogFile:
+    """A file that several processes may append lines to; one of them rotates it.
+
+    Each line is one write at the end of the file, so that lines of others are never cut.  A
+    rotated file has the number 1, older ones higher numbers.
+
+    :param path: of the file.
+    :param rotates: whether this process puts the file aside when it is large; may change.
+    """
+
+    def __init__(self, path: str, rotates: bool = True) -> None:
+        self.path = os.path.abspath(path)
+        self.rotates = rotates
+        self._file = self._opened()
+
+    def write(self, text: str) -> None:
+        """Append a line."""
+        if self.rotates:
+            self.rotate_if_large()
+        data = text.encode("utf-8", "backslashreplace")
+        while data:  # a disk that is nearly full takes a part
+            data = data[os.write(self._file, data) :]
+
+    def flush(self) -> None:
+        """Everything is written already."""
+
+    def reopen(self) -> None:
+        """Open the file of that name: another program has renamed the one so far."""
+        opened = self._opened()
+        os.close(self._file)
+        self._file = opened
+
+    def rotate_if_large(self) -> bool:
+        """Put the file aside if it has reached its size.
+
+        :return: whether a new file was begun.
+        """
+        if os.fstat(self._file).st_size < _FILE_BYTES:
+            return False
+        try:
+            for number in range(_FILES_KEPT, 0, -1):
+                older = f"{self.path}.{number - 1}" if number > 1 else self.path
+                with suppress(FileNotFoundError):
+                    os.replace(older, f"{self.path}.{number}")
+            self.reopen()
+        except OSError:  # it goes on in the file that it has
+            return False
+        return True
+
+    def _opened(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
 def log_file(path: str) -> LogFile:
     """The file to log to; ``reopen`` it after another program has renamed it."""
-    folder, name = os.path.split(os.path.abspath(path))
-    return LogFile(name, folder, rotateLength=_FILE_BYTES, maxRotatedFiles=_FILES_KEPT)
+    return LogFile(path)
 
 
 def log_observer(
-    settings: LogSettings, file: LogFile | None, threshold: LogThreshold | None = None
+    settings: LogSettings,
+    file: LogFile | None,
+    threshold: LogThreshold | None = None,
+    worker: int | None = None,
 ) -> ILogObserver:
     """The observer that the settings ask for.
 
     :param file: the file of :func:`log_file`, or None for standard output.
     :param threshold: by default that of the settings.
+    :param worker: the number of this worker, which each of its lines names.
     """
     threshold = threshold or LogThreshold(settings.level)
     out: Any = sys.stdout if file is None else file
-    format = json_line if settings.format == "json" else text_line
-    observer = FileLogObserver(out, format)
+    line = json_line if settings.format == "json" else text_line
+    observer = FileLogObserver(out, partial(line, worker=worker))
     return FilteringLogObserver(observer, [threshold.predicate])
 
 
-def text_line(event: LogEvent) -> str | None:
-    """An event as ``time [namespace] message``, its traceback indented below it."""
+def text_line(event: LogEvent, worker: int | None = None) -> str | None:
+    """An event as ``time [namespace] message``, its traceback indented below it.
+
+    :param worker: stands before the namespace, as ``[worker 2, namespace]``.
+    """
     if event.get("log_namespace") == FILE_RESERVE_LOG:
         return None
     message = _BREAKS.sub(_escaped, _message(event))
@@ -91,11 +150,16 @@ def text_line(event: LogEvent) -> str | None:
     if not message:
         return None
     namespace = event.get("log_namespace", "-")
+    if worker is not None:
+        namespace = f"worker {worker}, {namespace}"
     return f"{_time(int(event['log_time']))} [{namespace}] {message}\n"
 
 
-def json_line(event: LogEvent) -> str | None:
-    """An event as a flat JSON object: time, level, namespace, message and its own fields."""
+def json_line(event: LogEvent, worker: int | None = None) -> str | None:
+    """An event as a flat JSON object: time, level, namespace, message and its own fields.
+
+    :param worker: the field of that name.
+    """
     message = _message(event)
     if event.get("log_namespace") == FILE_RESERVE_LOG or not (message or "log_failure" in event):
         return None
@@ -105,6 +169,8 @@ def json_line(event: LogEvent) -> str | None:
         "namespace": event.get("log_namespace", "-"),
         "message": message,
     }
+    if worker is not None:
+        line["worker"] = worker
     if event.get("log_namespace", "").startswith("gateway"):
         line.update((name, value) for name, value in event.items() if not name.startswith("log_"))
         if "log_fields" in event:  # made only where they are shown

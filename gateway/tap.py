@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, NoReturn
 
 from autobahn import websocket
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import Logger
 from twisted.python import usage
-from twisted.python.components import Componentized
-from twisted.python.logfile import LogFile
 
 from gateway import __version__
 from gateway.admin.running_gateway import Configuration
@@ -28,17 +23,14 @@ from gateway.config import (
     load_settings,
     read_text,
 )
+from gateway.daemon import Daemon, allow_open_files, collect_rarely, on_second_stop, on_signal
 from gateway.listening import CannotListen
-from gateway.log import log_file, log_observer
 from gateway.reload import ConfigReloader, needs_restart
 from gateway.service import GatewayService
 
 __all__ = ["Options", "makeService"]
 
 _log = Logger(namespace="gateway.service")
-
-#: The limit of open files, if the system allows it.
-_OPEN_FILES = 1_048_576
 
 
 class Options(usage.Options):
@@ -146,9 +138,8 @@ class TwistdService(GatewayService):
 
     def __init__(self, options: Options, reactor: Any) -> None:
         super().__init__(options.settings, reactor)
-        self._twistd: Mapping[str, Any] = options.parent or {}
+        self._daemon = Daemon(options.parent)
         self._reactor = reactor
-        self._log_file: LogFile | None = None
         self.reloads = ConfigReloader(
             options.settings, options.read, self.reconfigure, reactor.seconds
         )
@@ -171,18 +162,15 @@ class TwistdService(GatewayService):
     def setServiceParent(self, parent: Any) -> None:
         """Set the application's log, unless the operator chose syslog."""
         super().setServiceParent(parent)
-        if isinstance(parent, Componentized) and not self._twistd.get("syslog"):
-            self._log_file = self._open_log()
-            observer = log_observer(self.settings.log, self._log_file, self.threshold)
-            parent.setComponent(ILogObserver, observer)
+        self._daemon.open_log(parent, self.settings.log, self.threshold)
 
     def startService(self) -> None:
         """Start, or end the process with one line that says why not."""
-        _collect_rarely()
-        _allow_open_files()
+        collect_rarely()
+        allow_open_files()
         on_signal(self._reactor, signal.SIGHUP, self._reload)
-        if self._log_file is not None:
-            on_signal(self._reactor, signal.SIGUSR1, self._log_file.reopen)
+        if self._daemon.log_file is not None:
+            on_signal(self._reactor, signal.SIGUSR1, self._daemon.log_file.reopen)
         self._reactor.addSystemEventTrigger("before", "shutdown", self._log_open_connections)
         on_second_stop(self._reactor, self._end_all_turns)
         if not getattr(websocket, "USES_NVX", False):  # Autobahn for Python 3.10 has none
@@ -190,7 +178,7 @@ class TwistdService(GatewayService):
         try:
             super().startService()
         except CannotListen as error:
-            self._give_up(f"responses-gateway: {error}")
+            self._daemon.give_up(f"responses-gateway: {error}")
         _log.info(
             "responses-gateway {version} started with {configuration}: {summary}",
             version=__version__,
@@ -216,55 +204,6 @@ class TwistdService(GatewayService):
         with suppress(Exception):  # the reloader has logged it
             self.reloads.reload()
 
-    def _give_up(self, line: str) -> NoReturn:
-        """End a start that failed as twistd does, without a traceback.
-
-        In the foreground the line goes to the terminal. A daemon hands it to the process that
-        waits for its start, and to its log.
-        """
-        pidfile = self._twistd.get("pidfile")
-        if pidfile and os.path.exists(pidfile):
-            os.unlink(pidfile)
-        status_pipe = self._twistd.get("statusPipe")
-        if status_pipe is not None:
-            os.write(status_pipe, b"1 " + line.encode())
-            _log.error("{line}", line=line)
-        else:
-            print(line, file=sys.__stderr__)
-        raise SystemExit(1)
-
-    def _open_log(self) -> LogFile | None:
-        """The file to log to, or None for standard output."""
-        path = self._logfile()
-        try:
-            return None if path is None else log_file(path)
-        except OSError as error:
-            self._give_up(f"responses-gateway: --logfile '{path}': {error.strerror}")
-
-    def _logfile(self) -> str | None:
-        logfile = self._twistd.get("logfile")
-        if logfile == "-" or (not logfile and self._twistd.get("nodaemon", True)):
-            return None
-        return logfile or "twistd.log"
-
-
-def _allow_open_files() -> None:
-    """A connection takes two files while a turn runs; the usual soft limit is 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # some systems report an infinite limit but have one
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _OPEN_FILES)), hard))
-
-
-def _collect_rarely() -> None:
-    """Make full garbage collections rare: each one stops every stream.
-
-    Objects loaded by now are never collected. A turn leaves some 35 objects in cycles; these
-    thresholds let them grow to about 40 MB.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(5_000, 10, 10)
-
 
 def summary(settings: Settings) -> str:
     """The configuration in half a line, for the log and ``--check``."""
@@ -284,23 +223,3 @@ def _count(number: int, noun: str) -> str:
 def _fail(line: str) -> NoReturn:
     print(line, file=sys.stderr)
     raise SystemExit(1)
-
-
-def on_signal(reactor: Any, number: int, call: Callable[[], object]) -> None:
-    """Call this at each signal from now on, between two events of the reactor."""
-    signal.signal(number, lambda *_: reactor.callFromThread(call))
-
-
-def on_second_stop(reactor: Any, call: Callable[[], object]) -> None:
-    """Call this at a signal to stop that comes while the reactor stops already.
-
-    Twisted would try to stop once more, and log that as an error.
-    """
-    reactor.addSystemEventTrigger("before", "shutdown", _replace_stop_handlers, reactor, call)
-
-
-def _replace_stop_handlers(reactor: Any, call: Callable[[], object]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Background jobs of a shell ignore Ctrl-C; they go on ignoring it.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            on_signal(reactor, number, call)

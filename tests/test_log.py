@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from gateway import log
 from gateway.config import LogSettings
-from gateway.log import LogThreshold, json_line, log_file, log_observer, text_line
+from gateway.log import LogFile, LogThreshold, json_line, log_file, log_observer, text_line
 from gateway.protocol.errors import ApiError
 from gateway.turn.turn_log import TurnLog
 from tests.support.events import turn_events, user
@@ -197,6 +197,47 @@ def test_a_file_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.Monke
         *("gateway.log", "gateway.log.1", "gateway.log.2", "gateway.log.3")
     ]
     assert "19 x" in path.read_text(encoding="utf-8")
+
+
+def test_processes_append_to_one_file_and_one_of_them_rotates_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "_FILE_BYTES", 100)
+    path = tmp_path / "gateway.log"
+    supervisor, worker = LogFile(str(path)), LogFile(str(path), rotates=False)
+    supervisor.write("one\n")
+    worker.write("two " + "x" * 100 + "\n")
+    worker.write("three\n")
+    assert supervisor.rotate_if_large()
+    worker.write("four\n")
+    worker.reopen()
+    worker.write("five\n")
+    assert [line[:5] for line in (tmp_path / "gateway.log.1").read_text().splitlines()] == [
+        *("one", "two x", "three", "four")
+    ]
+    assert path.read_text() == "five\n"
+    assert not supervisor.rotate_if_large()
+
+
+def test_a_file_that_cannot_be_put_aside_is_written_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "_FILE_BYTES", 1)
+    monkeypatch.setattr(log, "_FILES_KEPT", 1)
+    path = tmp_path / "gateway.log"
+    file = LogFile(str(path))
+    file.write("one\n")
+    (tmp_path / "gateway.log.1").mkdir()
+    (tmp_path / "gateway.log.1" / "in the way").touch()
+    file.write("two\n")
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_lines_of_a_worker_name_it() -> None:
+    event: dict[str, object] = {"log_time": 0.0, "log_format": "x", "log_namespace": "gateway.turn"}
+    assert (text_line(event, worker=2) or "").endswith(" [worker 2, gateway.turn] x\n")
+    assert json.loads(json_line(event, worker=2) or "")["worker"] == 2
+    assert "worker" not in (json_line(event) or "")
 
 
 def test_a_traceback_of_an_error_value_is_not_needed() -> None:

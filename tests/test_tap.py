@@ -20,7 +20,8 @@ from twisted.python.components import Componentized
 from gateway import __version__
 from gateway import tap as daemon
 from gateway.config import Settings
-from gateway.tap import Options, TwistdService, on_second_stop, on_signal
+from gateway.daemon import on_second_stop, on_signal
+from gateway.tap import Options, TwistdService
 from tests.support.whole import NoPorts, connected, settings, stopped
 
 
@@ -42,8 +43,8 @@ def options(twistd: dict[str, Any]) -> Options:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A start tunes its process; this one is not its own."""
-    monkeypatch.setattr(daemon, "_collect_rarely", lambda: None)
-    monkeypatch.setattr(daemon, "_allow_open_files", lambda: None)
+    monkeypatch.setattr(daemon, "collect_rarely", lambda: None)
+    monkeypatch.setattr(daemon, "allow_open_files", lambda: None)
 
 
 def test_in_the_foreground_a_failed_start_is_printed_and_ends_with_1(
