@@ -10,11 +10,6 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
-from gateway.server.connections import ConnectionLimiter
-
-#: How long connections may take to close after their turns were ended, in seconds.
-_CLOSE_SECONDS = 2.0
-
 
 class CannotListen(Exception):
     """A listener cannot start; the text is the line that the operator sees."""
@@ -64,44 +59,6 @@ class ListenerService(Service):
 
     def _listens(self, listening: IListeningPort) -> None:
         self._listening = listening
-
-
-class ClientListener(ListenerService):
-    """The clients' listener; while turns finish it refuses requests with an error.
-
-    :param limiter: the connections of clients.
-    :param shutdown_seconds: how long running turns may take to finish; may change before a stop.
-    """
-
-    def __init__(
-        self,
-        reactor: Any,
-        endpoint: str,
-        factory: Any,
-        limiter: ConnectionLimiter,
-        shutdown_seconds: float,
-    ) -> None:
-        super().__init__(reactor, endpoint, factory, "listen")
-        self._limiter = limiter
-        self.shutdown_seconds = shutdown_seconds
-
-    def finish_turns(self) -> Deferred[None]:
-        """Refuse new clients and wait until the running turns are done, or time is up."""
-        finished: Deferred[None] = Deferred()
-        abandon = self._reactor.callLater(self.shutdown_seconds, self._limiter.abandon)
-        give_up = self._reactor.callLater(
-            self.shutdown_seconds + _CLOSE_SECONDS, lambda: finished.callback(None)
-        )
-
-        def empty() -> None:
-            for call in (abandon, give_up):
-                if call.active():
-                    call.cancel()
-            if not finished.called:
-                finished.callback(None)
-
-        self._limiter.drain(empty)
-        return finished
 
 
 def _reason(error: BaseException | None) -> str:

@@ -21,7 +21,7 @@ from gateway.config import AccountSettings, Settings, SimulatorSettings
 from gateway.config.endpoints import is_loopback
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore
-from gateway.listening import ClientListener, ListenerService
+from gateway.listening import ListenerService
 from gateway.log import LogThreshold
 from gateway.metrics.collector import MetricsCollector
 from gateway.protocol.turn_state import TurnStateSigner
@@ -31,6 +31,7 @@ from gateway.routing.router import AccountPool
 from gateway.routing.wait_queue import WaitQueue
 from gateway.server.chat import ChatCompletions
 from gateway.server.connections import ConnectionLimiter
+from gateway.server.drain import Drain
 from gateway.server.forwarding import InputEndpoints, StoredResponses
 from gateway.server.http_site import ClientSite, endpoints
 from gateway.server.models import Models
@@ -57,6 +58,7 @@ class GatewayService(MultiService):
     :ivar api_keys: the client keys.
     :ivar limiter: counts the connections of clients.
     :ivar websockets: the factory of WebSocket connections.
+    :ivar drain: empties the gateway of clients.
     :ivar running_gateway: its parts, for the admin side.
     :ivar threshold: of the log.
     """
@@ -76,6 +78,15 @@ class GatewayService(MultiService):
         self.websockets = ResponsesFactory(
             reactor, self.turn_services, settings, self.api_keys, self.limiter
         )
+        timeouts = settings.timeouts
+        self.drain = Drain(
+            reactor,
+            self.limiter,
+            self.websockets,
+            self.turn_services.turn_log,
+            timeouts.shutdown_seconds,
+            timeouts.drain_spread_seconds,
+        )
         self._responses = Responses(self.turn_services, self.limiter)
         self._catalogues = ModelCatalog(reactor)
         self.threshold = LogThreshold(settings.log.level)
@@ -83,18 +94,13 @@ class GatewayService(MultiService):
         expiry = TimerService(_EXPIRY_SECONDS, self._expire)
         expiry.clock = reactor
         expiry.setServiceParent(self)
-        self._client_listener = ClientListener(
-            reactor,
-            settings.listen,
-            self._client_site(reactor),
-            self.limiter,
-            settings.timeouts.shutdown_seconds,
-        )
-        self._client_listener.setServiceParent(self)
+        listener = ListenerService(reactor, settings.listen, self._client_site(reactor), "listen")
+        listener.setServiceParent(self)
+        self.drain.stop_listening = listener.stopService
 
     def stopService(self) -> Deferred[Any]:
         """Let clients finish first, then stop the parts that serve them."""
-        stopped: Deferred[Any] = self._client_listener.finish_turns()
+        stopped: Deferred[Any] = self.drain.finish()
         stopped.addCallback(lambda _: self.turn_services.waiting.stop())
         stopped.addCallback(lambda _: self._catalogues.close())
         stopped.addCallback(lambda _: MultiService.stopService(self))
@@ -145,6 +151,7 @@ class GatewayService(MultiService):
             self.threshold,
             metrics,
             lambda: self._responses.turns_running,
+            self.drain,
         )
         self._access = AccessControl(
             admin.token, is_loopback(admin.listen or ""), admin.hosts, reactor.seconds
@@ -195,7 +202,8 @@ class GatewayService(MultiService):
         )
         services.waiting.max_waiting = settings.routing.max_waiting
         self.api_keys.reconfigure(settings.keys)
-        self._client_listener.shutdown_seconds = settings.timeouts.shutdown_seconds
+        self.drain.shutdown_seconds = settings.timeouts.shutdown_seconds
+        self.drain.spread_seconds = settings.timeouts.drain_spread_seconds
         self.limiter.max_connections = settings.limits.max_connections
         self.limiter.incoming.max_bytes = settings.limits.max_incoming_bytes
         self.websockets.reconfigure(settings)

@@ -192,13 +192,13 @@ class TwistdService(GatewayService):
             "stopping, connections: {connections}; turns that run have {seconds:g} seconds,"
             " or until a second signal",
             connections=len(self.limiter),
-            seconds=self._client_listener.shutdown_seconds,
+            seconds=self.drain.shutdown_seconds,
         )
 
     def _end_all_turns(self) -> None:
         """End the turns that run: the second signal to stop."""
         _log.warn("a second signal: what runs is ended")
-        self.limiter.abandon()
+        self.drain.abandon()
 
     def _reload(self) -> None:
         with suppress(Exception):  # the reloader has logged it

@@ -84,15 +84,20 @@ class Actions:
         return {"result": f"the log's level is {level}; it was {before}", "level": level}
 
     def drain(self) -> Done:
-        """Take no new clients and let the turns that run finish; a restart ends it."""
-        limiter = self._running.limiter
-        if not limiter.draining:
-            limiter.drain(lambda: None)
-        left = len(limiter)
+        """Take no new clients and let the turns that run finish, until it is resumed."""
+        self._running.drain.begin()
+        left = len(self._running.limiter)
         return {
-            "result": f"draining; {left} clients are left. A restart lets clients in again",
+            "result": f"draining; {left} clients are left. Resume, or a restart, lets clients in"
+            " again",
             "left": left,
         }
+
+    def resume(self) -> Done:
+        """Take clients again after a drain."""
+        if not self._running.drain.resume():
+            raise AdminError(409, "the gateway is stopping; nothing keeps it from that")
+        return {"result": "clients are let in"}
 
     def reload(self) -> Done:
         """Read the configuration anew."""

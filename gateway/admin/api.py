@@ -136,6 +136,7 @@ class Api:
             ("POST", "/admin/conversations/{id}/{action}", operator, self._conversation),
             ("POST", "/admin/log-level", operator, self._log_level),
             ("POST", "/admin/drain", operator, self._drain),
+            ("POST", "/admin/resume", operator, self._resume),
             ("POST", "/admin/reload", operator, self._reload),
             ("POST", "/admin/route-dry-run", operator, lambda it: dry_run(running, it.body)),
         ]
@@ -260,6 +261,9 @@ class Api:
 
     def _drain(self, query: AdminQuery) -> Any:
         return self._act(query, "drain", None, "configuration", self.actions.drain)
+
+    def _resume(self, query: AdminQuery) -> Any:
+        return self._act(query, "resume", None, "configuration", self.actions.resume)
 
     def _reload(self, query: AdminQuery) -> Any:
         return self._act(query, "reload", None, "configuration", self.actions.reload)

@@ -176,7 +176,16 @@ def _gateway(running: RunningGateway) -> Iterator[Metric]:
     yield InfoMetricFamily("gateway_build", "The gateway's version.", {"version": __version__})
     yield _number("gateway_start_time_seconds", "When the gateway started.", collector.started_at)
     yield _number("gateway_ready", "1 while new work is welcome.", float(ready(running) is None))
-    yield _number("gateway_draining", "1 while it stops.", float(running.limiter.draining))
+    yield _number(
+        "gateway_draining", "1 while it is emptied of clients.", float(running.limiter.draining)
+    )
+    yield _counter(
+        "gateway_drained",
+        "Turns that completed or were cut, and WebSockets that were closed between turns (moved),"
+        " while the gateway was emptied of clients.",
+        ("outcome",),
+        (((outcome,), count) for outcome, count in running.drain.totals.items()),
+    )
     yield _number(
         "gateway_config_generation",
         "Configurations that were in force.",

@@ -11,6 +11,7 @@ from gateway.log import LogThreshold
 from gateway.metrics.collector import MetricsCollector
 from gateway.reload import RejectedReload
 from gateway.server.connections import ConnectionLimiter
+from gateway.server.drain import Drain
 from gateway.server.websocket import ResponsesFactory
 from gateway.turn.context import TurnServices
 
@@ -41,6 +42,7 @@ class RunningGateway:
     :ivar websockets: the factory of WebSocket connections.
     :ivar threshold: of the log.
     :ivar http_turns: counts the turns of HTTP clients.
+    :ivar drain: empties it of clients.
     :ivar started_at: unix seconds.
     """
 
@@ -51,6 +53,7 @@ class RunningGateway:
     threshold: LogThreshold
     metrics: MetricsCollector
     http_turns: Callable[[], int]
+    drain: Drain
     configuration: Configuration = field(default_factory=Configuration)
 
     def __post_init__(self) -> None:

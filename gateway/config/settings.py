@@ -219,7 +219,10 @@ class StateSettings(Section, frozen=True, forbid_unknown_fields=True):
 
 
 class TimeoutSettings(Section, frozen=True, forbid_unknown_fields=True):
-    """Upstream: connect, first byte, idle (between events). Client: stall, handshake. Shutdown."""
+    """Upstream: connect, first byte, idle (between events). Client: stall, handshake. Shutdown.
+
+    :ivar drain_spread_seconds: over how long WebSockets are closed when the gateway is emptied.
+    """
 
     connect_seconds: PositiveSeconds = 10.0
     first_byte_seconds: PositiveSeconds = 120.0
@@ -227,6 +230,7 @@ class TimeoutSettings(Section, frozen=True, forbid_unknown_fields=True):
     stall_seconds: PositiveSeconds = 60.0
     handshake_seconds: PositiveSeconds = 10.0
     shutdown_seconds: Seconds = 30.0
+    drain_spread_seconds: Seconds = 5.0
 
 
 class LimitSettings(Section, frozen=True, forbid_unknown_fields=True):

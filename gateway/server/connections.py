@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -152,6 +152,7 @@ class ConnectionLimiter:
         self._of_key: Counter[str] = Counter()
         self._idle: dict[Drainable, None] = {}
         self._draining = False
+        self._refuses = False
         self._when_empty: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
@@ -159,7 +160,7 @@ class ConnectionLimiter:
 
     @property
     def draining(self) -> bool:
-        """Whether the gateway is stopping."""
+        """Whether the gateway is emptied of clients."""
         return self._draining
 
     def of_kind(self, kind: type[_Kind]) -> list[_Kind]:
@@ -187,7 +188,7 @@ class ConnectionLimiter:
 
         :raises ApiError: 503, with the time after which another try may help.
         """
-        if self._draining:
+        if self._refuses:
             raise _unavailable("The gateway is stopping.", 5)
         full = (
             connection not in self._connections and len(self._connections) >= self.max_connections
@@ -252,18 +253,41 @@ class ConnectionLimiter:
             if not self._of_key[key]:
                 del self._of_key[key]
 
-    def drain(self, when_empty: Callable[[], None]) -> None:
+    def close_doors(self, refuse: bool = True) -> None:
+        """The gateway is emptied of clients.
+
+        :param refuse: whether requests are refused from now on; not where another process listens
+            for new clients, because this one then only gets those that were connected already.
+        """
+        self._draining = True
+        self._refuses = refuse
+
+    def open_doors(self) -> None:
+        """Admit clients again."""
+        self._draining = self._refuses = False
+        self._when_empty.clear()
+
+    def drain(
+        self, when_empty: Callable[[], None], later: Container[Drainable] = (), refuse: bool = True
+    ) -> None:
         """Admit no more, and let each connection close when its work is done.
 
         :param when_empty: called once, when the last one is gone.
+        :param later: the connections that are told later, by the caller.
+        :param refuse: see :meth:`close_doors`.
         """
-        self._draining = True
+        self.close_doors(refuse)
         for connection in list(self._connections):
-            connection.drain()
+            if connection not in later:
+                connection.drain()
+        self.call_when_empty(when_empty)
+
+    def call_when_empty(self, call: Callable[[], None]) -> None:
+        """Call once, when no connection is left."""
         if self._connections:
-            self._when_empty.append(when_empty)
+            self._when_empty.append(call)
         else:
-            when_empty()
+            call()
 
     def abandon(self) -> None:
         """End whatever still runs, and close all."""

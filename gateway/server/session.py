@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from gateway.config import LimitSettings, SessionSettings
+from gateway.conversations.store import Transcript
 from gateway.protocol.error_classification import is_clients_fault
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.events import with_stream_id
@@ -31,10 +32,12 @@ from gateway.protocol.turn_state import TURN_STATE
 from gateway.routing.affinity import affinity_keys, connection_key
 from gateway.server.history import ConnectionHistory
 from gateway.server.lanes import Lane, Lanes, connection_ends
+from gateway.server.rollover import Rollover
 from gateway.turn.context import MetadataFields, TurnContext, TurnServices
 from gateway.turn.turn import Turn
 
-#: WebSocket close codes (RFC 6455 and its registry).
+#: WebSocket close codes (RFC 6455 and its registry).  SDKs that reconnect by themselves do so after
+#: 1001 and 1012, not after 1000.
 _CLOSE_NORMAL = 1000
 _CLOSE_GOING_AWAY = 1001
 _CLOSE_POLICY = 1008
@@ -74,7 +77,10 @@ class ClientIdentity:
 
 
 class ResponsesSession:
-    """One connection's state."""
+    """One connection's state.
+
+    :ivar moved: whether the gateway closed it between turns, so that its client goes elsewhere.
+    """
 
     def __init__(
         self,
@@ -100,6 +106,9 @@ class ResponsesSession:
         self._close_code = _CLOSE_GOING_AWAY
         self._unread_answers = 0
         self._closes_when_idle = False
+        self.moved = False
+        self._was_cut = False
+        self._rollover = Rollover(services.clock, self._is_idle, self._roll_over)
 
     # --- the connection's side -------------------------------------------------------
 
@@ -154,6 +163,7 @@ class ResponsesSession:
 
     def closed(self) -> None:
         """The connection is gone: cancel running turns, drop queued ones."""
+        self._rollover.stop()
         self._lanes.forget()
         for turn in self._lanes.turns():
             turn.cancel()
@@ -166,9 +176,29 @@ class ResponsesSession:
         self._closes_when_idle = True
         self._close_if_idle()
 
+    def grow_old(self) -> None:
+        """The connection is open: towards its greatest age it closes in a quiet moment."""
+        self._rollover.at_age(self._opened_at, self._settings.max_age_minutes * 60)
+
+    def roll_over(self, patience_seconds: float) -> None:
+        """The gateway is emptied: close in the next quiet moment.
+
+        :param patience_seconds: how long turns may still begin, so that the client of a tool call
+            can bring its output.
+        """
+        if not self._lanes.is_ending:
+            self._close_code = _CLOSE_RESTART
+            self._rollover.plan(0.0, patience_seconds)
+
+    def stay(self) -> None:
+        """The gateway is not emptied any more: stay open, unless the end has begun."""
+        if not self._lanes.is_ending:
+            self._close_code = _CLOSE_GOING_AWAY
+            self.grow_old()
+
     def drain(self) -> None:
-        """The gateway stops: finish running turns, start no others."""
-        self._start_no_more(_CLOSE_GOING_AWAY)
+        """Finish running turns, start no others."""
+        self._start_no_more(_CLOSE_RESTART)
         self._close_between_turns()
 
     def abandon(self) -> None:
@@ -176,6 +206,7 @@ class ResponsesSession:
         self._start_no_more(_CLOSE_RESTART)
         error = ApiError.gateway_restarts()
         for turn in self._lanes.turns():
+            self._was_cut = True
             turn.abandon(error)
         self._close_between_turns()
 
@@ -260,20 +291,32 @@ class ResponsesSession:
         self._lanes.release(lane)
         if self._lanes.is_ending:
             self._close_between_turns()
+        else:
+            self._rollover.turn_ended(turn.recorded is not None and _has_calls(turn.recorded))
         self._close_if_idle()
 
+    def _is_idle(self) -> bool:
+        return not self._lanes.running and not self._lanes.queued
+
     def _close_if_idle(self) -> None:
-        if self._closes_when_idle and not self._lanes.running and not self._lanes.queued:
+        if self._closes_when_idle and self._is_idle():
             self._channel.close(_CLOSE_NORMAL, "all turns have ended")
 
     def _close_between_turns(self) -> None:
         if self._lanes.running == 0:
+            self.moved = not self._was_cut
             self._channel.close(self._close_code, "the connection ends between turns")
 
     def _start_no_more(self, close_code: int) -> None:
         """Start no more turns; the connection closes when the running ones have ended."""
         self._close_code = close_code
+        self._rollover.stop()
         self._lanes.end()
+
+    def _roll_over(self) -> None:
+        """Close: the moment is right."""
+        self._start_no_more(self._close_code)
+        self._close_between_turns()
 
     # --- age -------------------------------------------------------------------------
 
@@ -284,12 +327,16 @@ class ResponsesSession:
     def _turn_away(self, stream_id: str | None) -> None:
         """Refuse a turn so that the client sends it over a new connection.
 
-        The first close code stays: SDKs reconnect by themselves after the code of a shutdown,
-        but not after a normal close.
+        The first close code stays.
         """
-        self._start_no_more(self._close_code if self._lanes.is_ending else _CLOSE_NORMAL)
+        self._start_no_more(self._close_code)
         self.refuse(connection_ends(), stream_id)
         self._close_between_turns()
+
+
+def _has_calls(transcript: Transcript) -> bool:
+    """Whether a response made calls that its client answers."""
+    return any(item.call_id and not item.is_call_output for item in transcript.record.output)
 
 
 _HANDLERS: dict[str, Callable[[ResponsesSession, Members, int], None]] = {

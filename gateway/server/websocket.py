@@ -137,6 +137,8 @@ class ResponsesProtocol(WebSocketServerProtocol):
         self.http_headers = self._headers = {}
         self._is_producer = True
         self.registerProducer(self, True)
+        if self.session is not None:
+            self.session.grow_old()
 
     # --- messages in -----------------------------------------------------------------
 
@@ -288,6 +290,16 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
     # --- the end ---------------------------------------------------------------------
 
+    def roll_over(self, patience_seconds: float) -> None:
+        """Close in the next quiet moment, see :meth:`ResponsesSession.roll_over`."""
+        if self.session is not None:
+            self.session.roll_over(patience_seconds)
+
+    def stay(self) -> None:
+        """Stay open after all, unless the end has begun."""
+        if self.session is not None:
+            self.session.stay()
+
     def drain(self) -> None:
         """Close when no turn runs any more."""
         if self.session is not None:
@@ -332,6 +344,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
             if self._is_producer:
                 self.unregisterProducer()
             session.closed()
+            self.factory.moved += session.moved
             self.factory.left(self)
 
 
@@ -341,6 +354,7 @@ class ResponsesFactory(WebSocketServerFactory):
     :param services: the parts that their turns use.
     :param keys: the client keys.
     :param limiter: counts the connections of both kinds of clients.
+    :ivar moved: connections that were closed between turns, so that their clients go elsewhere.
     """
 
     protocol: Any = ResponsesProtocol
@@ -365,6 +379,7 @@ class ResponsesFactory(WebSocketServerFactory):
         self._start = secrets.token_hex(3)
         self._limiter = limiter
         self.incoming = limiter.incoming
+        self.moved = 0
         self.setProtocolOptions(
             versions=[13],
             allowNullOrigin=True,

@@ -28,6 +28,7 @@ class Shown:
             "uptime_seconds": 276_131.4,
             "state": "degraded",
             "ready": True,
+            "drain": None,
             "generation": 3,
             "log_level": "info",
             "last_rejected_reload": {"at": NOW - 700, "error": f"accounts[1].weight{self.words}"},

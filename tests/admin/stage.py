@@ -20,6 +20,7 @@ from gateway.log import LogThreshold
 from gateway.metrics.collector import MetricsCollector
 from gateway.routing.model_catalog import ModelCatalog
 from gateway.server.connections import ConnectionLimiter
+from gateway.server.drain import Drain
 from gateway.server.websocket import ResponsesFactory
 from gateway.upstream.proxy import UnavailableProxy
 from tests.turn.fakes import World
@@ -146,6 +147,7 @@ class Admin:
             self.threshold,
             self.collector,
             lambda: 0,
+            Drain(self.clock, self.limiter, self.websockets, self.world.services.turn_log),
         )
         self.access = AccessControl(token, loopback, hosts, self.clock.seconds)
         self.api = Api(self.running, self.access, lambda _: ("text/plain", b""))

@@ -273,6 +273,27 @@ def test_a_drain_lets_nobody_in_and_counts_who_is_left() -> None:
     assert admin.post("/admin/drain", None, BEARER).json["left"] == 1
     assert [guest.drained for guest in guests] == [1, 1], "a second drain is the same drain"
     assert admin.ask("/readyz").status == 503
+    shown = admin.json("/status", BEARER)
+    assert shown["state"] == "draining"
+    assert shown["drain"]["connections_left"] == 1
+    assert shown["drain"]["seconds_left"] is None
+
+
+def test_a_resume_lets_clients_in_again() -> None:
+    admin = Admin(TOKEN)
+    admin.post("/admin/drain", None, BEARER)
+    assert admin.post("/admin/resume", None, BEARER).json == {"result": "clients are let in"}
+    admin.limiter.enter(Guest())
+    assert admin.ask("/readyz").status == 200
+    assert admin.json("/status", BEARER)["drain"] is None
+
+
+def test_a_stop_is_not_taken_back() -> None:
+    admin = Admin(TOKEN)
+    admin.running.drain.finish()
+    refused = admin.post("/admin/resume", None, BEARER)
+    assert (refused.status, "stopping" in refused.json["error"]) == (409, True)
+    assert admin.ask("/readyz").status == 503
 
 
 # --- the audit log -----------------------------------------------------------------------

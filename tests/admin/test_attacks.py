@@ -25,6 +25,7 @@ ACTIONS = [
     "/admin/conversations/00/drop",
     "/admin/log-level",
     "/admin/drain",
+    "/admin/resume",
     "/admin/reload",
     "/admin/route-dry-run",
 ]

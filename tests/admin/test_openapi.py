@@ -172,6 +172,7 @@ def test_actions_answer_as_described() -> None:
         ("/admin/conversations/resp_1/drop", None),
         ("/admin/log-level", {"level": "info"}),
         ("/admin/drain", None),
+        ("/admin/resume", None),
     ):
         check("Done", admin.post(path, body, BEARER).json, exactly=False)
 

@@ -28,7 +28,7 @@ def test_a_second_signal_ends_what_the_first_one_waits_for(tmp_path: Path) -> No
         client.create()
         client.until("response.output_text.delta")
         gateway.terminate()
-        assert idle.wait_closed() == 1001, "the first one was heard"
+        assert idle.wait_closed() == 1012, "the first one was heard"
         gateway.process.send_signal(signal.SIGTERM)
         last = client.until_terminal()[-1]
         assert last["type"] == "response.failed"

@@ -295,7 +295,7 @@ def test_a_lost_connection_cancels_what_runs_and_forgets_what_waits() -> None:
 def test_an_idle_connection_is_closed_at_once_when_the_gateway_stops() -> None:
     stage = Stage()
     stage.session.drain()
-    assert stage.channel.closed == [1001]
+    assert stage.channel.closed == [1012]
 
 
 def test_when_the_gateway_stops_what_runs_may_finish_and_what_waits_is_told() -> None:
@@ -309,7 +309,7 @@ def test_when_the_gateway_stops_what_runs_may_finish_and_what_waits_is_told() ->
     stage.answer("resp_1")
     assert stage.channel.of_lane(None)[-1]["error"]["code"] == "websocket_connection_limit_reached"
     stage.answer("resp_2")
-    assert stage.channel.closed[0] == 1001
+    assert stage.channel.closed[0] == 1012
     assert words(stage) == ["one", "left"], "nothing starts any more"
     assert [event["type"] for event in stage.channel.terminals] == [
         "response.completed",
@@ -339,7 +339,7 @@ def test_a_turn_that_comes_while_the_gateway_stops_is_turned_away() -> None:
     assert turned_away["error"]["code"] == "websocket_connection_limit_reached"
     assert turned_away["stream_id"] == "left"
     stage.answer("resp_1")
-    assert stage.channel.closed == [1001], "the code of the stop"
+    assert stage.channel.closed == [1012], "the code of the stop"
 
 
 def test_when_time_is_up_running_turns_are_given_up_and_the_code_says_restart() -> None:
@@ -369,8 +369,26 @@ def test_an_old_connection_ends_between_turns() -> None:
     assert refused["stream_id"] == "left"
     assert stage.channel.closed == []
     stage.answer("resp_1")
-    assert stage.channel.closed == [1000]
+    assert stage.channel.closed == [1001]
     assert len(stage.channel.terminals) == 3, "the turn that waited is told too"
+
+
+def test_an_idle_connection_ends_by_itself_before_it_is_too_old() -> None:
+    stage = Stage(max_age_minutes=60)
+    stage.session.grow_old()
+    stage.create("one")
+    stage.world.clock.advance(3000)
+    assert stage.channel.closed == []
+    stage.world.clock.advance(3600 * 0.95 - 3000)
+    assert stage.channel.closed == [], "a turn runs"
+    stage.answer("resp_1")
+    assert stage.channel.closed == [], "the next turn may be on its way"
+    stage.create("two")
+    stage.answer("resp_2")
+    stage.world.clock.advance(1)
+    assert stage.channel.closed == [1001]
+    assert [event["type"] for event in stage.channel.terminals] == ["response.completed"] * 2
+    assert stage.session.moved
 
 
 def test_an_old_idle_connection_is_closed_with_the_next_turn() -> None:
@@ -379,7 +397,7 @@ def test_an_old_idle_connection_is_closed_with_the_next_turn() -> None:
     assert stage.channel.closed == []
     stage.create()
     assert stage.channel.last["status"] == 400
-    assert stage.channel.closed == [1000]
+    assert stage.channel.closed == [1001]
 
 
 def test_a_bug_of_ours_costs_one_turn_and_not_the_connection(

@@ -336,15 +336,27 @@ def test_when_the_gateway_stops_idle_clients_go_first(door: Door) -> None:
     door.limiter.drain(lambda: emptied.append(True))
     idle.read()
     busy.read()
-    assert (idle.close_code, busy.close_code) == (1001, None)
+    assert (idle.close_code, busy.close_code) == (1012, None)
     idle.is_lost()
     door.world.exchanges()[0].sends(*turn_events([text_item()], "resp_1"))
     busy.read()
     assert busy.frames[-1]["type"] == "response.completed"
-    assert busy.close_code == 1001
+    assert busy.close_code == 1012
     assert emptied == []
     busy.is_lost()
     assert emptied == [True]
+
+
+def test_an_idle_connection_closes_towards_its_greatest_age(door: Door) -> None:
+    client = door.client()
+    door.world.clock.advance(3600 * 0.84)
+    client.read()
+    assert client.close_code is None
+    door.world.clock.advance(3600 * 0.12)
+    client.read()
+    assert client.close_code == 1001, "SDKs reconnect after it"
+    client.is_lost()
+    assert door.factory.moved == 1
 
 
 def test_when_time_is_up_all_clients_are_told_to_come_again(door: Door) -> None:

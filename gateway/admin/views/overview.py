@@ -37,6 +37,7 @@ def current(running: RunningGateway) -> dict[str, Any]:
         "uptime_seconds": round(running.now() - running.started_at, 1),
         "state": _state(running, found),
         "ready": ready(running) is None,
+        "drain": _drain(running),
         "generation": running.configuration.generation(),
         "last_rejected_reload": _last_rejected(running),
         "log_level": running.threshold.level,
@@ -97,6 +98,11 @@ def _now(running: RunningGateway) -> dict[str, Any]:
         "turns_in_flight": over_websockets + running.http_turns(),
         **running.metrics.rates(),
     }
+
+
+def _drain(running: RunningGateway) -> dict[str, Any] | None:
+    figures = running.drain.figures
+    return None if figures is None else figures._asdict()
 
 
 def _last_rejected(running: RunningGateway) -> dict[str, Any] | None:

@@ -343,7 +343,7 @@ function onStatus(status) {
   if (status.keys && changed("keys", status.keys)) refresh("keys", 5000);
   if (changed("turns", status.turns)) refresh("turns", 2000);
   if (changed("alarms", [status.alarms, status.state])) refresh("top", 500);
-  if (changed("configuration", [status.generation, status.log_level])) refresh("configuration", 500);
+  if (changed("configuration", [status.generation, status.log_level, status.drain?.state])) refresh("configuration", 500);
   if (changed("state", status.state) && !said.textContent) say(`The gateway is now ${status.state}.`);
   title(status.state ?? "ready");
   tick();
