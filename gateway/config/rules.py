@@ -84,6 +84,9 @@ def apply_rules(settings: Settings, errors: SettingErrors) -> Settings:
     accounts = _apply_to_accounts(settings.accounts, errors)
     _check_listeners(settings, errors)
     _check_state(settings.state, errors)
+    if settings.log.content is not None and settings.log.content.directory is not None:
+        with errors.collect():
+            _check_private_place(settings.log.content.directory, "log.content.directory")
     return msgspec.structs.replace(settings, keys=keys, accounts=accounts)
 
 
@@ -387,6 +390,24 @@ def _check_writable_place(path: str, where: str) -> None:
         raise SettingError(where, _shown(path), words)
     if not os.access(folder, os.W_OK | os.X_OK):
         words = "expected a directory that the gateway may write to, to replace the file"
+        raise SettingError(where, _shown(path), words)
+
+
+def _check_private_place(path: str, where: str) -> None:
+    """A directory that nobody else can enter, or the name of one that can be made."""
+    words = "expected the whole path of a directory; the one that it is in must exist"
+    if not path.startswith("/") or not _can_be_named(path):
+        raise SettingError(where, _shown(path), words)
+    place = path
+    if not os.path.exists(path):
+        place = os.path.dirname(path.rstrip("/"))
+    elif os.path.isdir(path) and stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+        words = "others may enter this directory; expected one of mode 0700, or a new name"
+        raise SettingError(where, _shown(path), words)
+    if not os.path.isdir(place):
+        raise SettingError(where, _shown(path), words)
+    if not os.access(place, os.W_OK | os.X_OK):
+        words = "expected a directory that the gateway may write to, or make there"
         raise SettingError(where, _shown(path), words)
 
 

@@ -241,11 +241,33 @@ class LimitSettings(Section, frozen=True, forbid_unknown_fields=True):
     max_incoming_bytes: Bytes = 536_870_912
 
 
+class ContentLogSettings(Section, frozen=True, forbid_unknown_fields=True):
+    """Which turns are written to files with all that they said, and what is hidden there.
+
+    :ivar directory: None: ``requests`` below the service manager's directory or the user's own.
+    :ivar keys: shell patterns; without any, turns are recorded only as the admin side asks.
+    :ivar max_bytes: bound on all files together; one file has at most an eighth of it.
+    :ivar redact: names of headers and of JSON members to hide; shell patterns.
+    """
+
+    directory: Text | None = None
+    keys: tuple[Text, ...] = ("*",)
+    accounts: Patterns = ("*",)
+    models: Patterns = ("*",)
+    max_bytes: Annotated[int, Meta(ge=1_048_576, le=2**44)] = 1_073_741_824
+    max_files: Count = 1000
+    redact: tuple[Text, ...] = ()
+
+
 class LogSettings(Section, frozen=True, forbid_unknown_fields=True):
-    """The log's format and the lowest level that is logged."""
+    """The log's format, the lowest level that is logged, and the turns that are recorded.
+
+    :ivar content: None: no turn is recorded, unless the admin side asks for it.
+    """
 
     format: LogFormat = "text"
     level: LogLevel = "info"
+    content: ContentLogSettings | None = None
 
 
 class SimulatorSettings(Section, frozen=True, forbid_unknown_fields=True):

@@ -25,6 +25,7 @@ from gateway.config import (
     read_text,
 )
 from gateway.config.presets import PRESETS
+from gateway.config.settings import ContentLogSettings
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = sorted((ROOT / "config").glob("*.yaml"))
@@ -104,7 +105,7 @@ def test_the_pool_example_shows_the_defaults_and_every_setting(environ: dict[str
         expected = set(getattr(settings, name).__struct_encode_fields__)
         assert set(given_[name]) == expected, f"{name} does not show every setting"
     assert len(settings.accounts) == 3
-    for entry in (KeySettings, AccountSettings, OAuthSettings):
+    for entry in (KeySettings, AccountSettings, OAuthSettings, ContentLogSettings):
         for name in entry.__struct_encode_fields__:
             assert re.search(rf"\b{name}:", path.read_text()), f"{entry.__name__}.{name} is missing"
 

@@ -242,3 +242,32 @@ def test_what_is_to_be_trusted_is_a_certificate(tmp_path: Path) -> None:
     line = mistake(key="k", ca_file=f"{tmp_path}/ca.pem")
     assert line == f"ca_file: '{tmp_path}/ca.pem': expected certificates in PEM form"
     assert mistake(key="k", ca_file="/nowhere.pem").startswith("ca_file: '/nowhere.pem': No such")
+
+
+# --- request logs --------------------------------------------------------------------------
+
+
+def content(directory: str) -> str:
+    """What is wrong with a directory for request logs; empty when nothing is."""
+    log = {"content": {"directory": directory}}
+    text = yaml.safe_dump({"simulator": {"accounts": 1}, "log": log})
+    try:
+        load_settings(text, {}, "test")
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_request_logs_need_a_directory_that_nobody_else_can_enter(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir(mode=0o700)
+    assert content(str(own)) == ""
+    assert content(str(tmp_path / "new")) == ""
+    own.chmod(0o750)
+    assert "log.content.directory" in content(str(own))
+    assert "mode 0700" in content(str(own))
+
+
+@pytest.mark.parametrize("name", ["requests", "/nowhere/at/all/requests", "/dev/null", "a\0b"])
+def test_request_logs_need_a_place_that_exists(name: str) -> None:
+    assert "log.content.directory" in content(name)
