@@ -8,6 +8,7 @@ from typing import Any
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from gateway.account_registry import AccountRegistry
@@ -25,6 +26,7 @@ from gateway.listening import ListenerService
 from gateway.log import LogThreshold
 from gateway.metrics.collector import MetricsCollector
 from gateway.protocol.turn_state import TurnStateSigner
+from gateway.request_log.request_log import RequestLog
 from gateway.routing.affinity import MemoryBindings
 from gateway.routing.model_catalog import ModelCatalog
 from gateway.routing.router import AccountPool
@@ -103,6 +105,7 @@ class GatewayService(MultiService):
         stopped: Deferred[Any] = self.drain.finish()
         stopped.addCallback(lambda _: self.turn_services.waiting.stop())
         stopped.addCallback(lambda _: self._catalogues.close())
+        stopped.addCallback(lambda _: self.turn_services.request_log.close())
         stopped.addCallback(lambda _: MultiService.stopService(self))
         stopped.addCallback(lambda _: self._registry.close())
         return stopped
@@ -127,9 +130,18 @@ class GatewayService(MultiService):
             limits=self.api_keys,
             turn_states=TurnStateSigner(secrets.token_bytes(32)),
             turn_log=TurnLog(),
+            request_log=self._request_log(reactor),
             hold_seconds=settings.session.hold_seconds,
             keepalive_seconds=settings.session.keepalive_seconds,
         )
+
+    def _request_log(self, reactor: Any) -> RequestLog:
+        """A disk may take long, and streams must go on."""
+        log = RequestLog(
+            reactor, lambda write: deferToThreadPool(reactor, reactor.getThreadPool(), write)
+        )
+        log.configure(self.settings.log.content)
+        return log
 
     def _start_admin(self, reactor: Any) -> None:
         """Start the metrics, the access control and the listener of the admin side."""
@@ -210,6 +222,7 @@ class GatewayService(MultiService):
         self._site.reconfigure(settings)
         self._access.reconfigure(settings.admin.token, settings.admin.hosts)
         self._set_log_level(settings.log.level, before.log.level)
+        services.request_log.configure(settings.log.content)
         services.waiting.wake()
 
     def _set_log_level(self, level: str, before: str) -> None:

@@ -38,6 +38,7 @@ from gateway.turn.account_search import KnownAccount
 from gateway.turn.context import Resolution, TurnContext, TurnServices
 from gateway.turn.continuity import TurnContinuity
 from gateway.turn.forwarding import Forwarding, KnownRoute, PoolRoute, RequestSpec
+from gateway.turn.recorded import recorded_forwarding
 from gateway.turn.response_metadata import passed_headers, route_headers, shows_limits
 from gateway.upstream.interface import ForwardedRequest
 
@@ -76,7 +77,11 @@ class ForwardedResponse:
 
         :param response_id: the response that it is about, for logs.
         """
-        forwarding = self.forwarding = Forwarding(self.services, context, spec, self)
+        if self.services.request_log.rules:
+            forwarding = recorded_forwarding(self.services, context, spec, self, self.request)
+        else:
+            forwarding = Forwarding(self.services, context, spec, self)
+        self.forwarding = forwarding
         if response_id is not None:
             forwarding.record.response_id = response_id
         self._limits = shows_limits(self.services, forwarding.tenant)

@@ -64,6 +64,7 @@ class ClientRequest:
         self.connection = connection
         self.started = False
         self._is_held_back = False
+        self._answered: Callable[[int, Mapping[str, str]], None] | None = None
         self._gone: Callable[[], None] | None = None
         self._abandoned: Callable[[ApiError], None] | None = None
         self._pause: Callable[[], None] | None = None
@@ -103,7 +104,10 @@ class ClientRequest:
         assert not self.started, "a request is answered once"
         self.started = True
         if self._wire is not None:
-            self._wire.send_head(status, {"x-request-id": self.connection, **headers})
+            headers = {"x-request-id": self.connection, **headers}
+            if self._answered is not None:
+                self._answered(status, headers)
+            self._wire.send_head(status, headers)
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body."""
@@ -129,6 +133,10 @@ class ClientRequest:
             self._wire.cut()
 
     # --- what happens meanwhile ------------------------------------------------------
+
+    def when_answered(self, call: Callable[[int, Mapping[str, str]], None]) -> None:
+        """Call this with the status and the headers of the answer as it begins."""
+        self._answered = call
 
     def when_gone(self, call: Callable[[], None]) -> None:
         """Call this when the client disconnects before its answer is complete."""
@@ -176,7 +184,7 @@ class ClientRequest:
     def _forget(self) -> None:
         """Send nothing more, and call nothing."""
         self._wire = None
-        self._gone = self._abandoned = self._pause = self._resume = None
+        self._answered = self._gone = self._abandoned = self._pause = self._resume = None
 
 
 class WireRequest(Request):

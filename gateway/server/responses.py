@@ -17,6 +17,7 @@ from gateway.server.event_sinks import (
 from gateway.server.history import ConnectionHistory
 from gateway.server.http_request import ClientRequest
 from gateway.turn.context import TurnContext, TurnServices
+from gateway.turn.recorded import recorded_turn
 from gateway.turn.turn import Turn
 
 
@@ -52,7 +53,11 @@ class Responses:
         )
         sink = self._sink(request, turn_request, accepted_at)
         history = ConnectionHistory(services, tenant, False)
-        turn = Turn(services, context, turn_request, sink, history.resolve)
+        turn: Turn
+        if services.request_log.rules:
+            turn = recorded_turn(services, context, turn_request, sink, history.resolve, request)
+        else:
+            turn = Turn(services, context, turn_request, sink, history.resolve)
         sink.attach(turn)
         self._running.add(sink)
         turn.start()

@@ -34,6 +34,7 @@ from gateway.server.history import ConnectionHistory
 from gateway.server.lanes import Lane, Lanes, connection_ends
 from gateway.server.rollover import Rollover
 from gateway.turn.context import MetadataFields, TurnContext, TurnServices
+from gateway.turn.recorded import recorded_turn
 from gateway.turn.turn import Turn
 
 #: WebSocket close codes (RFC 6455 and its registry).  SDKs that reconnect by themselves do so after
@@ -277,7 +278,8 @@ class ResponsesSession:
             metadata=client.metadata,
         )
         resolve = partial(self._history.resolve, latest=lane.latest)
-        lane.running = turn = Turn(self._services, context, request, lane, resolve)
+        make = recorded_turn if self._services.request_log.rules else Turn
+        lane.running = turn = make(self._services, context, request, lane, resolve)
         turn.start()
 
     def _turn_ended(self, lane: Lane, turn: Turn) -> None:

@@ -17,6 +17,7 @@ from gateway.conversations.store import ConversationStore, Transcript
 from gateway.protocol.errors import ApiError
 from gateway.protocol.request import TurnRequest
 from gateway.protocol.turn_state import TurnStateSigner
+from gateway.request_log.request_log import RequestLog
 from gateway.routing.affinity import AffinityKey
 from gateway.routing.router import AccountPool
 from gateway.routing.wait_queue import WaitQueue
@@ -30,6 +31,7 @@ class TurnServices:
     :ivar owners: which account keeps a stored response.
     :ivar waiting: where turns wait while no account is free.
     :ivar limits: what each tenant may use.
+    :ivar request_log: which turns are recorded with all that they say.
     :ivar hold_seconds: how long the preamble is held back, in case a refusal follows.
     :ivar keepalive_seconds: silence after which the client gets a keep-alive; 0: never.
     """
@@ -43,6 +45,7 @@ class TurnServices:
     limits: KeyRing
     turn_states: TurnStateSigner
     turn_log: TurnLog
+    request_log: RequestLog
     hold_seconds: float
     keepalive_seconds: float
 

@@ -134,6 +134,8 @@ class Forwarding(RoutedRequest["ForwardingAttempt"]):
     :ivar account: the account of the current or last attempt; None before the first.
     """
 
+    attempt_class: type[ForwardingAttempt]
+
     def __init__(
         self,
         services: TurnServices,
@@ -191,7 +193,7 @@ class Forwarding(RoutedRequest["ForwardingAttempt"]):
     def _attempt_at(self, account: Account) -> ForwardingAttempt:
         self.account = account
         call = self._spec.request_for(account)
-        return ForwardingAttempt(self, account, self._spec, call)
+        return self.attempt_class(self, account, self._spec, call)
 
     # --- what attempts report --------------------------------------------------------
 
@@ -367,6 +369,9 @@ class ForwardingAttempt(Attempt):
         self._owner.attempt_acknowledged(self)
         if self._held:
             self._owner.attempt_relays([bytes(self._held)])
+
+
+Forwarding.attempt_class = ForwardingAttempt
 
 
 def _is_json(headers: Mapping[str, str]) -> bool:

@@ -60,6 +60,8 @@ class Turn(RoutedRequest[TurnAttempt]):
     :ivar broken_off: whether the answer broke off, and the gateway made the terminal event.
     """
 
+    attempt_class: type[TurnAttempt] = TurnAttempt
+
     #: Set when the conversation was looked up.
     _continuity: TurnContinuity
 
@@ -237,7 +239,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         # A background response is relayed at once: clients can poll it by its id.
         hold_seconds = 0.0 if request.background else self._services.hold_seconds
         clock = self._services.clock
-        return TurnAttempt(self, account, plan, sent, response, hold_seconds, clock)
+        return self.attempt_class(self, account, plan, sent, response, hold_seconds, clock)
 
     def _is_taken(self, response_id: str) -> bool:
         return self._services.conversations.get(self._context.tenant, response_id) is not None

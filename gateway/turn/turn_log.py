@@ -53,7 +53,8 @@ class TurnRecord:
     """One turn.  Times are milliseconds since it was accepted; no content, no secrets.
 
     ``conversation`` is the opaque id of its binding (see ``Bindings.items``).  ``waited_ms`` is
-    how long it waited for an account, ``limited_ms`` for a limit of its key.
+    how long it waited for an account, ``limited_ms`` for a limit of its key.  ``recording`` is the
+    file that has all that was said.
     """
 
     turn: str
@@ -86,6 +87,7 @@ class TurnRecord:
     upstream_bytes: int = 0
     events: int = 0
     relayed_bytes: int = 0
+    recording: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON.  ``dataclasses.asdict`` would copy every string, once a turn."""

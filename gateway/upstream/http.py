@@ -12,7 +12,7 @@ or a 401 made the account's credentials change.  In neither case can the upstrea
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, fail, gatherResults, maybeDeferred
@@ -42,6 +42,7 @@ from gateway.upstream.interface import (
     BodyReceiver,
     EventReceiver,
     ForwardedRequest,
+    UpstreamAnswer,
     UpstreamReceiver,
 )
 
@@ -130,6 +131,10 @@ class HttpUpstream:
         """Whether it is the account's name: its responses are found over any connection."""
         return holder == self._name
 
+    def secrets(self) -> Sequence[str]:
+        """The current secrets of its credentials."""
+        return self.credentials.secrets()
+
     def without_secrets(self, text: bytes) -> bytes:
         """What the account answered, without its secrets."""
         for secret in self.credentials.secrets():
@@ -180,7 +185,7 @@ class HttpExchange(Protocol):
         self, upstream: HttpUpstream, request: ForwardedRequest, receiver: UpstreamReceiver
     ) -> None:
         self._upstream = upstream
-        self._request: ForwardedRequest | None = request
+        self.request: ForwardedRequest | None = request
         self._receiver = receiver
         self.request_bytes = len(request.body or b"")
         timeouts = upstream.timeouts
@@ -241,6 +246,13 @@ class HttpExchange(Protocol):
                 self._deadline.start(self._idle_seconds)
             self.transport.resumeProducing()
 
+    def answer(self) -> UpstreamAnswer | None:
+        """What is known of the answer."""
+        if self._response is None:
+            return None
+        refusal = self._upstream.without_secrets(bytes(self._refusal[:_MAX_REFUSAL_BYTES]))
+        return UpstreamAnswer(self._response.code, self._headers, refusal)
+
     # --- until the head of the answer ------------------------------------------------
 
     def _authorize(self) -> None:
@@ -256,7 +268,7 @@ class HttpExchange(Protocol):
 
     def _send(self, authorization: Mapping[str, str]) -> None:
         """Send the request once; the headers of ``authorization`` win over its own."""
-        upstream, request = self._upstream, self._request
+        upstream, request = self._upstream, self.request
         assert request is not None, "a request is not sent after its answer"
         self._authorization = authorization
         self._sent_at = upstream.reactor.seconds()
@@ -325,7 +337,7 @@ class HttpExchange(Protocol):
     # --- the answer ------------------------------------------------------------------
 
     def _begin_body(self, response: IResponse) -> None:
-        self._request = None  # its body is not needed any more
+        self.request = None  # its body is not needed any more
         self._headers = headers_of(response)
         if 200 <= response.code < 300:
             self._enter(ExchangeState.STREAMING)
@@ -423,7 +435,7 @@ class HttpExchange(Protocol):
 
     def _drop(self) -> None:
         self._stop()
-        self._request = None
+        self.request = None
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.cancel()

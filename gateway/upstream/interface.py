@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from gateway.protocol.errors import ApiError
@@ -21,6 +21,18 @@ class ForwardedRequest(NamedTuple):
     path: str
     headers: Mapping[str, str]
     body: bytes | None = None
+
+
+class UpstreamAnswer(NamedTuple):
+    """The head of an answer.
+
+    :ivar headers: names in lower case.
+    :ivar refusal: the body of an answer that is no success, as far as it was read, without secrets.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    refusal: bytes
 
 
 class UpstreamReceiver(Protocol):
@@ -63,6 +75,13 @@ class UpstreamExchange(Protocol):
     def request_bytes(self) -> int:
         """Size of the encoded request."""
 
+    @property
+    def request(self) -> ForwardedRequest | None:
+        """The encoded request without what authorizes it; None once it cannot be sent again."""
+
+    def answer(self) -> UpstreamAnswer | None:
+        """What is known of the answer; None before it begins."""
+
     def start(self) -> None:
         """Send the request.  The receiver may be called before this returns."""
 
@@ -97,6 +116,9 @@ class Upstream(Protocol):
 
     def without_secrets(self, text: bytes) -> bytes:
         """What the account answered, without its secrets: upstreams quote them in errors."""
+
+    def secrets(self) -> Sequence[str]:
+        """What must not be shown, the longest first."""
 
     def close(self) -> object:
         """Give up idle connections; returns a Deferred or None."""

@@ -21,7 +21,7 @@ from gateway.turn.account_search import KnownAccount
 from gateway.turn.context import Resolution, TurnContext
 from gateway.turn.continuity import TurnContinuity
 from gateway.turn.forwarding import Forwarding, KnownRoute, PoolRoute, RequestSpec
-from gateway.upstream.interface import BodyReceiver, ForwardedRequest
+from gateway.upstream.interface import BodyReceiver, ForwardedRequest, UpstreamAnswer
 from tests.turn.fakes import World
 
 JSON = {"content-type": "application/json"}
@@ -32,6 +32,8 @@ class FakeCall:
 
     def __init__(self, call: ForwardedRequest, receiver: BodyReceiver) -> None:
         self.call = call
+        self.request = call
+        self.head: UpstreamAnswer | None = None
         self.request_bytes = len(call.body or b"")
         self.receiver = receiver
         self.state = "prepared"
@@ -41,6 +43,9 @@ class FakeCall:
     def body(self) -> Any:
         assert self.call.body is not None, "expected a body"
         return json.loads(self.call.body)
+
+    def answer(self) -> UpstreamAnswer | None:
+        return self.head
 
     def start(self) -> None:
         assert self.state == "prepared", f"started a second time, while {self.state}"
@@ -62,7 +67,8 @@ class FakeCall:
 
     def begins(self, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         if self.state == "running":
-            self.receiver.upstream_answered(status, {**JSON, **(headers or {})})
+            self.head = UpstreamAnswer(status, {**JSON, **(headers or {})}, b"")
+            self.receiver.upstream_answered(status, self.head.headers)
 
     def sends(self, data: bytes) -> None:
         if self.state == "running":
@@ -99,6 +105,9 @@ class CallingUpstream:
 
     def without_secrets(self, said: bytes) -> bytes:
         return said.replace(b"sk-secret", b"*")
+
+    def secrets(self) -> list[str]:
+        return ["sk-secret"]
 
     def close(self) -> None:
         """Nothing to close."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
 from gateway.config import AccountSettings, RoutingSettings
@@ -17,6 +18,7 @@ from gateway.protocol.request import read_members as read_members
 from gateway.protocol.turn_state import TurnStateSigner
 from gateway.protocol.upstream_request import UpstreamTurn, build_body, build_headers
 from gateway.protocol.usage import Usage
+from gateway.request_log.request_log import RequestLog
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey, MemoryBindings
 from gateway.routing.router import AccountPool
@@ -24,7 +26,7 @@ from gateway.routing.wait_queue import WaitQueue
 from gateway.turn.context import Resolution, Resolver, TurnContext, TurnServices
 from gateway.turn.turn import Turn
 from gateway.turn.turn_log import TurnLog
-from gateway.upstream.interface import EventReceiver
+from gateway.upstream.interface import EventReceiver, ForwardedRequest, UpstreamAnswer
 from tests.support.events import Json
 from tests.support.sse import ServerSentEvent
 
@@ -33,6 +35,11 @@ TERMINALS = ("response.completed", "response.failed", "response.incomplete", "er
 
 def sse(event: Json) -> ServerSentEvent:
     return ServerSentEvent(event["type"].encode(), json.dumps(event).encode())
+
+
+def at_once(function: Callable[[], Any]) -> Deferred[Any]:
+    """Runs what belongs into a thread, and waits for it."""
+    return maybeDeferred(function)
 
 
 class FakeExchange:
@@ -50,15 +57,22 @@ class FakeExchange:
         self.request_bytes = len(body)
         self.body: Json = json.loads(body)
         self.receiver = receiver
+        self.request: ForwardedRequest | None = ForwardedRequest(
+            "POST", "/responses", self.headers, body
+        )
         self.state = "prepared"
         self.paused = False
-        self.answer: Any = None
+        self.play: Any = None
+        self.head: UpstreamAnswer | None = None
+
+    def answer(self) -> UpstreamAnswer | None:
+        return self.head
 
     def start(self) -> None:
         assert self.state == "prepared", f"started a second time, while {self.state}"
         self.state = "running"
-        if self.answer is not None:
-            self.answer(self)
+        if self.play is not None:
+            self.play(self)
 
     def cancel(self) -> None:
         if self.state != "over":
@@ -95,7 +109,7 @@ class FakeUpstream:
 
     def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> FakeExchange:
         exchange = FakeExchange(turn, receiver)
-        exchange.answer = self.answer
+        exchange.play = self.answer
         self.exchanges.append(exchange)
         return exchange
 
@@ -104,6 +118,9 @@ class FakeUpstream:
 
     def without_secrets(self, said: bytes) -> bytes:
         return said.replace(b"sk-secret", b"*")
+
+    def secrets(self) -> list[str]:
+        return ["sk-secret"]
 
     def close(self) -> None:
         """Nothing to close."""
@@ -225,6 +242,7 @@ class World:
             limits=limits,
             turn_states=TurnStateSigner(b"secret"),
             turn_log=self.turn_log,
+            request_log=RequestLog(self.clock, at_once),
             **about,
         )
         self.sink = FakeSink()

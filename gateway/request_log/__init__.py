@@ -1,0 +1,1 @@
+"""Request logs: what whole turns said, in files; off unless an operator asks for it."""
