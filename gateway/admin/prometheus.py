@@ -32,6 +32,7 @@ from gateway.admin.views.overview import alarms, ready
 from gateway.metrics.collector import MetricsCollector
 from gateway.metrics.histogram import Histogram
 from gateway.metrics.turns import AccountMetrics, ModelMetrics, TurnMetrics
+from gateway.request_log.request_log import RequestLog
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
 
@@ -99,6 +100,7 @@ class Metrics(Collector):
         yield from _process(collector)
         yield from _keys(running)
         yield from _registers(running)
+        yield from _request_log(running.services.request_log)
         yield from _turns(collector.turns)
         yield from _turn_times(collector.turns)
         yield from _gen_ai(collector.turns.models)
@@ -288,6 +290,16 @@ def _registers(running: RunningGateway) -> Iterator[Metric]:
         (),
         [((), figures.evicted_conversations)],
     )
+
+
+def _request_log(log: RequestLog) -> Iterator[Metric]:
+    yield _number("gateway_request_log_rules", "What is recorded at present.", len(log.rules))
+    for name, about, number in (
+        ("turns", "Turns that were recorded with all that they said.", log.turns),
+        ("bytes", "Bytes of request logs that were written.", log.bytes),
+        ("failures", "Times that request logs could not be written, or lost lines.", log.failures),
+    ):
+        yield _counter(f"gateway_request_log_{name}", about, (), [((), number)])
 
 
 # --- turns that ended ----------------------------------------------------------------------

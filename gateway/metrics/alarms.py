@@ -111,6 +111,7 @@ class Measurements(NamedTuple):
     :ivar failed: those of them that failed.
     :ivar error: the error that most of them failed by.
     :ivar turned_away: whether clients are turned away because too many files are open.
+    :ivar unrecorded: why request logs cannot be written, or None.
     """
 
     lag_ms: float | None
@@ -124,6 +125,7 @@ class Measurements(NamedTuple):
     failed: int
     error: str | None = None
     turned_away: bool = False
+    unrecorded: str | None = None
 
 
 class Condition(NamedTuple):
@@ -189,6 +191,10 @@ def conditions(measured: Measurements) -> Iterator[Condition]:
     if measured.evicted and age is not None and age < EVICTED_SECONDS:
         what = f"conversations that were used {age / 60:.0f} minutes ago are evicted"
         yield Condition("ledger", "amber", what, "ledger.max_bytes is small")
+    if measured.unrecorded is not None:
+        what = f"no request log is written: {measured.unrecorded}"
+        advice = "turns go on; mend it, then reload or record anew"
+        yield Condition("request log", "amber", what, advice)
     yield from _failures(measured)
 
 

@@ -81,6 +81,9 @@ class BoundedStructures:
             "bindings", len(bindings), bindings.max_bindings, "conversations", _BINDING_BYTES
         )
         yield BoundedStructure("journal", len(services.turn_log), RING, "turns")
+        log = services.request_log
+        waits = log.queued_bytes
+        yield BoundedStructure("request log", waits, log.max_queued_bytes, "bytes", waits)
 
     def _clients(self) -> Iterator[BoundedStructure]:
         sessions = self._websockets.sessions()

@@ -184,6 +184,7 @@ class MetricsCollector(Service):
             max(0, failed - refused.total()),
             max(others, key=lambda error: others[error], default=None),
             self._limiter.files.are_short,
+            self._services.request_log.failed,
         )
 
     def _refused_so_far(self) -> Counter[str]:

@@ -18,6 +18,7 @@ from gateway.admin.api import Api
 from gateway.admin.prometheus import Metrics
 from gateway.admin.site import AdminSite
 from gateway.config import KeySettings, RoutingSettings
+from gateway.config.settings import ContentLogSettings
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.upstream.proxy import UnavailableProxy
@@ -70,6 +71,18 @@ def test_counts_and_gauges_are_there(admin: Measured) -> None:
     assert scraped.sum("gateway_turn_duration_seconds_bucket", le="5.0") == 2
     assert scraped.sum("gateway_ready") == 1
     assert scraped.sum("gateway_register_size", register="journal") == 2
+
+
+def test_request_logs_are_counted(admin: Measured, tmp_path: Path) -> None:
+    assert admin.scrape().sum("gateway_request_log_rules") == 0
+    log = admin.world.services.request_log
+    log.configure(ContentLogSettings(directory=str(tmp_path / "requests")))
+    log.recording(log.asking("laptop", None, None), "c.1", 0.0).request({}, b"{}")
+    scraped = admin.scrape()
+    assert scraped.sum("gateway_request_log_rules") == 1
+    assert scraped.sum("gateway_request_log_turns_total") == 1
+    assert scraped.sum("gateway_request_log_bytes_total") == log.bytes > 0
+    assert scraped.sum("gateway_request_log_failures_total") == 0
 
 
 def test_each_account_is_in_one_state(admin: Measured) -> None:

@@ -36,6 +36,7 @@ def test_nothing_is_wrong_with_what_is_calm_or_unknown() -> None:
         ({"files": 850}, "amber", "85%"),
         ({"files": 990}, "red", "99%"),
         ({"files": 800, "turned_away": True}, "red", "clients are turned away"),
+        ({"unrecorded": "disk full"}, "amber", "no request log is written: disk full"),
         ({"evicted": 3, "evicted_age": 240.0}, "amber", "4 minutes"),
         ({"failed": 50}, "red", "every turn of the last minute failed"),
         ({"failed": 50, "error": "server_error"}, "red", "failed, most by server_error"),
