@@ -83,7 +83,7 @@ class Line(NamedTuple):
         return self.bound is None or most < self.bound
 
 
-def config(port: int, admin_port: int, source_port: int) -> str:
+def config(port: int, admin_port: int, source_port: int, state: Path) -> str:
     accounts = "".join(
         f'  - {{name: account-{n:03}, base_url: "http://127.0.0.1:{source_port}/v1", key: k{n}}}\n'
         for n in range(ACCOUNTS)
@@ -91,6 +91,7 @@ def config(port: int, admin_port: int, source_port: int) -> str:
     return (
         f'listen: "tcp:{port}:interface=127.0.0.1:backlog=1024"\n'
         f'admin: {{listen: "tcp:{admin_port}:interface=127.0.0.1"}}\n'
+        f'state: {{directory: "{state}"}}\n'
         f"accounts:\n{accounts}"
     )
 
@@ -109,7 +110,7 @@ class Stage:
         second = 1 if cores > 1 else None
         self.source = measure.Process("source", command, source_port, second, ROOT)
         path = directory / "gateway.yaml"
-        path.write_text(config(port, self.admin_port, source_port))
+        path.write_text(config(port, self.admin_port, source_port, directory / "state"))
         twistd = str(Path(sys.executable).with_name("twistd"))
         command = [twistd, "-n", "--pidfile=", "responses-gateway", "--config", str(path)]
         first = self.core if cores > 1 else None

@@ -36,7 +36,9 @@ DISTRIBUTIONS = ("Twisted", "autobahn", "treq", "msgspec")
 Results = dict[str, dict[str, list[float]]]  # row key -> subject -> one value per round
 
 
-def gateway_config(port: int, admin_port: int, source_port: int, continuity: str) -> str:
+def gateway_config(
+    port: int, admin_port: int, source_port: int, continuity: str, state: Path
+) -> str:
     return f"""\
 listen: "tcp:{port}:interface=127.0.0.1"
 admin: {{listen: "tcp:{admin_port}:interface=127.0.0.1"}}
@@ -46,6 +48,7 @@ accounts:
     key: bench
     continuity: {continuity}
     models: ["*"]
+state: {{directory: "{state}"}}
 """
 
 
@@ -78,7 +81,8 @@ class Stage:
         def start() -> measure.Process:
             port, admin_port = measure.free_port(), measure.free_port()
             config = self._directory / f"{continuity}-{port}.yaml"
-            config.write_text(gateway_config(port, admin_port, self.source.port, continuity))
+            state = self._directory / f"state-{port}"
+            config.write_text(gateway_config(port, admin_port, self.source.port, continuity, state))
             twistd = str(Path(sys.executable).with_name("twistd"))
             command = [twistd, "-n", "--pidfile=", "responses-gateway", "--config", str(config)]
             return self._start("gateway", command, port)

@@ -13,6 +13,7 @@ from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.task import react
 
 from gateway.config import AdminSettings, Settings, SimulatorSettings
+from gateway.config.settings import StateSettings
 from gateway.listening import CannotListen
 from gateway.service import GatewayService
 from gateway.turn.turn_log import TurnRecord
@@ -182,6 +183,7 @@ def main() -> None:
         listen=f"tcp:{arguments.port}:interface=127.0.0.1",
         admin=AdminSettings(listen=f"tcp:{arguments.port + 1}:interface=127.0.0.1"),
         simulator=SimulatorSettings(),
+        state=StateSettings(store="memory"),
     )
 
     def run(reactor: Any) -> Deferred[None]:

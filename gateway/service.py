@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from typing import Any
 
@@ -39,6 +40,8 @@ from gateway.server.http_site import ClientSite, endpoints
 from gateway.server.models import Models
 from gateway.server.responses import Responses
 from gateway.server.websocket import ResponsesFactory
+from gateway.state.durable_conversations import NoRecall
+from gateway.state.keeper import StateKeeper, backend_for
 from gateway.turn.context import TurnServices
 from gateway.turn.turn_log import TurnLog
 from simulator import SimulatedAccount, Simulator, SimulatorService
@@ -74,6 +77,12 @@ class GatewayService(MultiService):
         else:
             self._simulate(reactor)
         self.api_keys = KeyRing(settings.keys, reactor.seconds)
+        backend = backend_for(settings.state, os.environ, reactor)
+        self._state = (
+            None
+            if backend is None
+            else StateKeeper(reactor, settings.state, backend, lambda: self._registry.accounts)
+        )
         self.turn_services = self._services(reactor)
         limits = settings.limits
         self.limiter = ConnectionLimiter(limits.max_connections, limits.max_incoming_bytes)
@@ -93,6 +102,8 @@ class GatewayService(MultiService):
         self._catalogues = ModelCatalog(reactor)
         self.threshold = LogThreshold(settings.log.level)
         self._start_admin(reactor)
+        if self._state is not None:
+            self._state.setServiceParent(self)
         expiry = TimerService(_EXPIRY_SECONDS, self._expire)
         expiry.clock = reactor
         expiry.setServiceParent(self)
@@ -112,7 +123,7 @@ class GatewayService(MultiService):
 
     def _services(self, reactor: Any) -> TurnServices:
         """The parts that turns share."""
-        settings, routing = self.settings, self.settings.routing
+        settings, routing, state = self.settings, self.settings.routing, self._state
         bindings = MemoryBindings(
             routing.max_bindings, routing.affinity_minutes * 60, reactor.seconds
         )
@@ -120,17 +131,27 @@ class GatewayService(MultiService):
         pool = AccountPool(self._registry.accounts, bindings, routing)
         pool.released = self.api_keys.freed = waiting.wake
         ttl = settings.ledger.ttl_minutes * 60
+        conversations = MemoryStore(settings.ledger.max_bytes, ttl, reactor.seconds)
+        issuers, owners = MemoryIssuers(), MemoryOwners(reactor.seconds)
+        signer = TurnStateSigner(secrets.token_bytes(32))
+        if state is not None:
+            state.replicate(signer, bindings, self.api_keys)
         return TurnServices(
             clock=reactor,
-            conversations=MemoryStore(settings.ledger.max_bytes, ttl, reactor.seconds),
-            issuers=MemoryIssuers(),
-            owners=MemoryOwners(reactor.seconds),
+            conversations=conversations if state is None else state.conversations(conversations),
+            issuers=issuers if state is None else state.issuers(issuers),
+            owners=owners if state is None else state.owners(owners),
             pool=pool,
             waiting=waiting,
             limits=self.api_keys,
-            turn_states=TurnStateSigner(secrets.token_bytes(32)),
+            turn_states=signer,
             turn_log=TurnLog(),
             request_log=self._request_log(reactor),
+            recall=(
+                NoRecall()
+                if state is None
+                else state.recall(conversations, owners, issuers, self.api_keys)
+            ),
             hold_seconds=settings.session.hold_seconds,
             keepalive_seconds=settings.session.keepalive_seconds,
         )
@@ -209,6 +230,8 @@ class GatewayService(MultiService):
         for name in gone - {account.name for account in self._registry.accounts}:
             services.pool.bindings.forget_account(name)
         services.pool.reconfigure(self._registry.accounts, settings.routing)
+        if self._state is not None:
+            self._state.accounts_changed()
         services.pool.bindings.reconfigure(
             settings.routing.max_bindings, settings.routing.affinity_minutes * 60
         )

@@ -212,7 +212,7 @@ def test_a_reload_reaches_every_part(reactor: MemoryReactorClock) -> None:
         "routing.max_attempts": pool.routing.max_attempts,
         "routing.max_waiting": services.waiting.max_waiting,
         "routing.max_bindings": pool.bindings.max_bindings,
-        "routing.affinity_minutes": pool.bindings._ttl_seconds,
+        "routing.affinity_minutes": pool.bindings.ttl_seconds,
         "timeouts.stall_seconds": (gateway.websockets.stall_seconds, gateway._site.stall_seconds),
         "limits.max_connections": gateway.limiter.max_connections,
         "limits.max_queued_turns": gateway.websockets.max_queued_turns,

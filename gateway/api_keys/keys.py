@@ -10,11 +10,12 @@ import hashlib
 import hmac
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.logger import Logger
 
-from gateway.api_keys.limits import KeyLimits, LimitLease, LimitReached
+from gateway.api_keys.limits import KeyLimits, KeyUse, LimitLease, LimitReached
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
 
@@ -40,12 +41,14 @@ class KeyRing:
     :param now: unix seconds.
     :ivar unknown_keys: counts clients without a valid key.
     :ivar freed: called when a request of any of them ended.
+    :ivar used: called with the name of a key that has used something.
     """
 
     def __init__(self, keys: Sequence[KeySettings], now: Callable[[], float]) -> None:
         self._now = now
         self.unknown_keys = UnknownKeyThrottle(now)
         self.freed: Callable[[], None] = _nothing
+        self.used: Callable[[str], None] = _nothing_used
         self._limits: dict[str, KeyLimits] = {}
         self.reconfigure(keys)
 
@@ -57,6 +60,7 @@ class KeyRing:
             of_key = self._limits.get(settings.name)
             if of_key is None:
                 of_key = KeyLimits(settings, self._now, self._free)
+                of_key.changed = partial(self._use, settings.name)
             of_key.reconfigure(settings)
             limits[settings.name] = of_key
         self._limits = limits
@@ -151,12 +155,26 @@ class KeyRing:
         if found is not None:
             found.refused(limit)
 
+    def use_of(self, tenant: str) -> KeyUse | None:
+        """What a key has used, to be kept; None for one that is not configured."""
+        found = self._limits.get(tenant)
+        return None if found is None else found.use()
+
+    def restore(self, tenant: str, use: KeyUse) -> None:
+        """Take what a key has used before a restart."""
+        found = self._limits.get(tenant)
+        if found is not None:
+            found.restore(use)
+
     def snapshot(self) -> list[dict[str, Any]]:
         """For the admin side, ready for JSON."""
         return [limits.snapshot() for limits in self._limits.values()]
 
     def _free(self) -> None:
         self.freed()
+
+    def _use(self, tenant: str) -> None:
+        self.used(tenant)
 
 
 class Authenticator:
@@ -272,3 +290,7 @@ def _digest(key: KeySettings) -> bytes:
 
 def _nothing() -> None:
     """No request waits for a limit to end."""
+
+
+def _nothing_used(tenant: str) -> None:
+    """Nobody follows what is used."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -34,6 +34,19 @@ class LimitReached(NamedTuple):
     limit: str
     error: ApiError
     free_at: float | None
+
+
+class KeyUse(NamedTuple):
+    """What a key has used, as it is kept over a restart.
+
+    :ivar used_at: unix seconds.
+    :ivar windows: by the limit's name: what was used when, unix seconds.
+    """
+
+    turns: int
+    tokens: int
+    used_at: float | None
+    windows: dict[str, list[tuple[float, int]]]
 
 
 class LimitLease:
@@ -62,6 +75,7 @@ class KeyLimits:
     :param settings: its limits.
     :param now: unix seconds.
     :param freed: called when a request of it ended.
+    :ivar changed: called when something was used.
     :ivar turns_running: its requests under way, over all its connections.
     """
 
@@ -70,6 +84,7 @@ class KeyLimits:
     ) -> None:
         self._now = now
         self._freed = freed
+        self.changed: Callable[[], None] = _nothing
         self._windows: dict[str, RateWindow] = {}
         self.turns_running = 0
         self._turns = 0
@@ -117,6 +132,7 @@ class KeyLimits:
         for name, window in self._windows.items():
             if name.startswith("requests"):
                 window.take(1)
+        self.changed()
         return LimitLease(self)
 
     def may_use(self, model: str | None) -> bool:
@@ -134,6 +150,7 @@ class KeyLimits:
         for name, window in self._windows.items():
             if name.startswith("tokens"):
                 window.take(tokens)
+        self.changed()
 
     def released(self) -> None:
         """A request of it is over."""
@@ -143,6 +160,20 @@ class KeyLimits:
     def refused(self, limit: str) -> None:
         """Count a request that was refused for a limit, after all waiting."""
         self._refusals[limit] += 1
+
+    def use(self) -> KeyUse:
+        """What was used, to be kept."""
+        windows = {name: window.counters() for name, window in self._windows.items()}
+        return KeyUse(self._turns, self._tokens, self._used_at, windows)
+
+    def restore(self, use: KeyUse) -> None:
+        """Take what was used before a restart."""
+        self._turns += use.turns
+        self._tokens += use.tokens
+        self._used_at = self._used_at or use.used_at
+        for name, counters in use.windows.items():
+            if name in self._windows:
+                self._windows[name].restore(counters)
 
     def snapshot(self) -> dict[str, Any]:
         """For the admin side, ready for JSON."""
@@ -249,6 +280,17 @@ class RateWindow:
                 return max(0.0, self._gone_at(began) - now)
         return self.seconds  # a limit of nothing
 
+    def counters(self) -> list[tuple[float, int]]:
+        """What was used when, to be kept."""
+        self._forget()
+        return list(self._counters)
+
+    def restore(self, counters: Iterable[tuple[float, int]]) -> None:
+        """Add what was used before a restart."""
+        self._counters = deque(sorted((*counters, *self._counters)))
+        self._total = sum(count for _, count in self._counters)
+        self._forget()
+
     def _gone_at(self, began: float) -> float:
         return began + self._counter_seconds + self.seconds
 
@@ -259,3 +301,7 @@ class RateWindow:
             self._total = 0
         while self._counters and self._gone_at(self._counters[0][0]) <= now:
             self._total -= self._counters.popleft()[1]
+
+
+def _nothing() -> None:
+    """Nobody follows what is used."""

@@ -20,12 +20,11 @@ STORED_SECONDS = 30 * 86_400.0
 
 
 class ResponseOwners(Protocol):
-    """Which account keeps a stored response, per tenant; outlives its transcript.
+    """Which account keeps a stored response, per tenant; outlives its transcript."""
 
-    :ivar max_responses: bound on the count.
-    """
-
-    max_responses: int
+    @property
+    def max_responses(self) -> int:
+        """Bound on the count in memory."""
 
     def __len__(self) -> int: ...
 
@@ -40,12 +39,11 @@ class ResponseOwners(Protocol):
 
 
 class ContentIssuers(Protocol):
-    """Which account issued the encrypted content of an item.
+    """Which account issued the encrypted content of an item."""
 
-    :ivar max_entries: bound on the count.
-    """
-
-    max_entries: int
+    @property
+    def max_entries(self) -> int:
+        """Bound on the count in memory."""
 
     def __len__(self) -> int: ...
 
@@ -86,8 +84,11 @@ class MemoryOwners:
 
     def note(self, tenant: str, response_id: str, account: str) -> None:
         """``account`` keeps this response of ``tenant``."""
+        self.restore(response_digest(tenant, response_id), account)
+
+    def restore(self, key: bytes, account: str) -> None:
+        """Note an owner by the digest of its response."""
         self._age()
-        key = _response_key(tenant, response_id)
         self._old.pop(key, None)
         if len(self._young) >= self._max_of_generation and key not in self._young:
             self._begin_generation()
@@ -96,12 +97,12 @@ class MemoryOwners:
     def owner_of(self, tenant: str, response_id: str) -> str | None:
         """The account that keeps this response of ``tenant``, or None when unknown."""
         self._age()
-        key = _response_key(tenant, response_id)
+        key = response_digest(tenant, response_id)
         return self._young.get(key) or self._old.get(key)
 
     def forget(self, tenant: str, response_id: str) -> None:
         """The response was deleted."""
-        key = _response_key(tenant, response_id)
+        key = response_digest(tenant, response_id)
         self._young.pop(key, None)
         self._old.pop(key, None)
 
@@ -132,9 +133,12 @@ class MemoryIssuers:
 
     def note(self, raw: bytes, account: str) -> None:
         """``account`` issued the encrypted content of the item ``raw``, if it has any."""
-        digest = _content_digest(raw)
-        if digest is None:
-            return
+        digest = content_digest(raw)
+        if digest is not None:
+            self.restore(digest, account)
+
+    def restore(self, digest: bytes, account: str) -> None:
+        """Note an issuer by the digest of its content."""
         self._issuers[digest] = account
         self._issuers.move_to_end(digest)
         if len(self._issuers) > self.max_entries:
@@ -142,16 +146,17 @@ class MemoryIssuers:
 
     def issuer_of(self, raw: bytes) -> str | None:
         """The account that issued the encrypted content of the item ``raw``, or None."""
-        digest = _content_digest(raw)
+        digest = content_digest(raw)
         return None if digest is None else self._issuers.get(digest)
 
 
-def _response_key(tenant: str, response_id: str) -> bytes:
-    """A digest of fixed size, because upstreams and clients choose the ids."""
+def response_digest(tenant: str, response_id: str) -> bytes:
+    """A digest of fixed size of a response id, because upstreams and clients choose them."""
     text = f"{len(tenant)}.{tenant}{response_id}".encode(errors="surrogatepass")
     return blake2b(text, digest_size=16).digest()
 
 
-def _content_digest(raw: bytes) -> bytes | None:
+def content_digest(raw: bytes) -> bytes | None:
+    """The digest of the encrypted content of the item ``raw``, or None when it has none."""
     content = encrypted_content(raw)
     return None if content is None else blake2b(content, digest_size=12).digest()

@@ -79,13 +79,15 @@ class Transcript:
 
     :ivar record: the response.
     :ivar parent: the transcript that it continued, or None for a root.
+    :ivar root: the key of the first response, which names the conversation.
     """
 
-    __slots__ = ("__weakref__", "parent", "record")
+    __slots__ = ("__weakref__", "parent", "record", "root")
 
     def __init__(self, record: ResponseRecord, parent: Transcript | None = None) -> None:
         self.record = record
         self.parent = parent
+        self.root: str = record.key if parent is None else parent.root
 
     def path(self) -> Iterator[Transcript]:
         """This transcript, its parent, and so on to the root."""

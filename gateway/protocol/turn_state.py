@@ -34,11 +34,11 @@ class TurnState(NamedTuple):
 class TurnStateSigner:
     """Signs and verifies turn states.
 
-    :param secret: signs them; gateways that share it accept each other's.
+    :ivar secret: signs them; gateways that share it accept each other's.
     """
 
     def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+        self.secret = secret
 
     def wrap(self, tenant: str, state: TurnState) -> str:
         """The value that ``tenant`` may echo."""
@@ -61,4 +61,4 @@ class TurnStateSigner:
 
     def _signature(self, tenant: str, text: str) -> str:
         message = f"{len(tenant)}.{tenant}.{text}".encode(errors="surrogatepass")
-        return hmac.new(self._secret, message, "sha256").hexdigest()[:32]
+        return hmac.new(self.secret, message, "sha256").hexdigest()[:32]

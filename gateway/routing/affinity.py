@@ -35,6 +35,9 @@ _MAX_TEXTS = 4096
 #: One in so many bindings of a tenant is evicted at once, because finding the oldest is costly.
 _EVICTED_SHARE = 128
 
+#: A use is reported after such a share of the lifetime without one.
+_REPORTED_SHARE = 0.1
+
 #: Bindings that :meth:`Bindings.expire` forgets at once.
 _EXPIRED_AT_ONCE = 10_000
 
@@ -245,13 +248,16 @@ class Bindings(Protocol):
 class MemoryBindings:
     """Bindings in memory, bounded in count and age.
 
-    :param ttl_seconds: how long an unused binding lasts.
+    :ivar ttl_seconds: how long an unused binding lasts.
+    :ivar changed: called with the digest, the tenant and the binding after a change; with None
+        when it was forgotten before its time.  Of its uses only some are reported.
     """
 
     def __init__(self, max_bindings: int, ttl_seconds: float, now: Callable[[], float]) -> None:
         self.max_bindings = max_bindings
-        self._ttl_seconds = ttl_seconds
+        self.ttl_seconds = ttl_seconds
         self.now = now
+        self.changed: Callable[[bytes, str, Binding | None], None] = _nothing
         #: By tenant, the least recently used first.
         self._bound: dict[str, dict[bytes, Binding]] = {}
         self._count = 0
@@ -268,9 +274,11 @@ class MemoryBindings:
         if bound is None or binding is None:
             return None
         now = self.now()
-        if binding.used_at + self._ttl_seconds <= now:
+        if binding.used_at + self.ttl_seconds <= now:
             self._count -= 1
             return None
+        if now - binding.used_at > self.ttl_seconds * _REPORTED_SHARE:
+            self.changed(digest, key.tenant, binding)
         binding.used_at = now
         bound[digest] = binding
         return binding
@@ -284,8 +292,11 @@ class MemoryBindings:
         binding = self.find(key)
         if binding is None or binding.account != account:
             binding = self._put(key, account, why)
-        binding.stand_in = binding.stand_in_why = binding.leaves = None
-        binding.answered = True
+            binding.answered = False
+        if not binding.answered or binding.stand_in or binding.leaves:
+            binding.stand_in = binding.stand_in_why = binding.leaves = None
+            binding.answered = True
+            self.changed(_digest(key), key.tenant, binding)
         self._shrink()
 
     def expect(self, key: AffinityKey, account: str, why: str = "") -> None:
@@ -299,7 +310,10 @@ class MemoryBindings:
         binding = self.find(key)
         if binding is None or (not binding.answered and binding.account != account):
             binding = self._put(key, account, why)
-        binding.answered = True
+            binding.answered = False
+        if not binding.answered:
+            binding.answered = True
+            self.changed(_digest(key), key.tenant, binding)
         self._shrink()
 
     def withdraw(self, key: AffinityKey, account: str) -> None:
@@ -316,10 +330,13 @@ class MemoryBindings:
             self.bind(key, account, why)
         else:
             binding.stand_in, binding.stand_in_why = self._shared(account), self._shared(why)
+            self.changed(_digest(key), key.tenant, binding)
 
     def release(self, key: AffinityKey) -> None:
         """Forget ``key``."""
-        self._pop(key.tenant, _digest(key))
+        digest = _digest(key)
+        if self._pop(key.tenant, digest) is not None and key.rule != "connection":
+            self.changed(digest, key.tenant, None)
 
     def items(self, limit: int) -> Iterator[tuple[str, Binding]]:
         """The ``limit`` most recently used bindings, the latest first, each with its opaque id."""
@@ -345,12 +362,17 @@ class MemoryBindings:
         binding = self.with_id(opaque_id)
         if binding is not None:
             binding.leaves = binding.stand_in or binding.account
+            self.changed(bytes.fromhex(opaque_id), binding.tenant, binding)
         return binding
 
     def forget(self, opaque_id: str) -> bool:
         """Forget the binding of this id; False when it is gone."""
         digest = bytes.fromhex(opaque_id)
-        return any(self._pop(tenant, digest) is not None for tenant in self._bound)
+        for tenant in self._bound:
+            if self._pop(tenant, digest) is not None:
+                self.changed(digest, tenant, None)
+                return True
+        return False
 
     def forget_account(self, account: str) -> int:
         """Remove ``account`` from all bindings, as account and as stand-in."""
@@ -362,17 +384,33 @@ class MemoryBindings:
                     moved += 1
                     if stand_in is None or stand_in == account:
                         self._pop(tenant, digest)
+                        self.changed(digest, tenant, None)
                         continue
                     binding.account, binding.why = stand_in, binding.stand_in_why or ""
                 elif stand_in != account:
                     continue
                 binding.stand_in = binding.stand_in_why = None
+                self.changed(digest, tenant, binding)
         return moved
+
+    def restore(self, digest: bytes, tenant: str, binding: Binding | None) -> None:
+        """Take a binding from before a restart, or from another process; None forgets it.
+
+        A binding that was used later here stays.
+        """
+        here = self._bound.get(tenant, {}).get(digest)
+        if binding is None:
+            self._pop(tenant, digest)
+        elif here is None or here.used_at <= binding.used_at:
+            self._pop(tenant, digest)
+            self._bound.setdefault(tenant, {})[digest] = binding
+            self._count += 1
+            self._shrink()
 
     def reconfigure(self, max_bindings: int, ttl_seconds: float) -> None:
         """Take these bounds from now on."""
         self.max_bindings = max_bindings
-        self._ttl_seconds = ttl_seconds
+        self.ttl_seconds = ttl_seconds
         self._shrink()
 
     def expire(self) -> None:
@@ -396,7 +434,7 @@ class MemoryBindings:
         return binding
 
     def _alive(self, binding: Binding | None, now: float) -> Binding | None:
-        if binding is None or binding.used_at + self._ttl_seconds <= now:
+        if binding is None or binding.used_at + self.ttl_seconds <= now:
             return None
         return binding
 
@@ -468,6 +506,10 @@ class BindingUpdate:
         """The attempt is over without an answer."""
         if self._effect is BindingEffect.BEGIN:
             self._bindings.withdraw(self._key, self._account)
+
+
+def _nothing(digest: bytes, tenant: str, binding: Binding | None) -> None:
+    """Nobody follows the bindings."""
 
 
 def opaque_id(key: AffinityKey) -> str:

@@ -10,7 +10,8 @@ response minutes ago: an older id may have expired.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, NamedTuple
 
 from gateway.conversations.store import ResponseRecord
@@ -50,6 +51,18 @@ class _Learned(NamedTuple):
     until: float
 
 
+class Lesson(NamedTuple):
+    """Something learned, as it is kept over a restart.
+
+    :ivar until: unix seconds.
+    """
+
+    scope: CapabilityScope
+    concession: Concession
+    why: str
+    until: float
+
+
 _NOTHING: frozenset[Concession] = frozenset()
 
 
@@ -64,19 +77,34 @@ class LearnedCapabilities:
     """What was learned of one account.
 
     :param now: unix seconds.
+    :ivar changed: called when something was learned or forgotten.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
+        self.changed: Callable[[], None] = _nothing
         self._learned: dict[tuple[CapabilityScope, Concession], _Learned] = {}
         self._trust: dict[bool, int] = {}
         self._did: set[bool] = set()
 
     def forget(self) -> None:
         """Forget everything, so that it is tried again."""
-        self._learned.clear()
+        if self._learned:
+            self._learned.clear()
+            self.changed()
         self._trust.clear()
         self._did.clear()
+
+    def lessons(self) -> list[Lesson]:
+        """Everything that was learned."""
+        return [Lesson(*what, *learned) for what, learned in self._learned.items()]
+
+    def restore(self, lessons: Iterable[Lesson]) -> None:
+        """Take what was learned before a restart, or by another process; forget the rest."""
+        self._learned = {
+            (each.scope, each.concession): _Learned(each.why, each.until)
+            for each in islice(lessons, MAX_LEARNED)
+        }
 
     # --- concessions -----------------------------------------------------------------
 
@@ -118,7 +146,8 @@ class LearnedCapabilities:
         """The account continued a response."""
         self._trust[store] = _DOUBTS
         self._did.add(store)
-        self._learned.pop(_REPLAY[store], None)
+        if self._learned.pop(_REPLAY[store], None) is not None:
+            self.changed()
         if store and self._learned:
             self._forget_refused_items()
 
@@ -169,6 +198,8 @@ class LearnedCapabilities:
         ]
         for each in unproven:
             del self._learned[each]
+        if unproven:
+            self.changed()
 
     def _note(
         self, scope: CapabilityScope, concession: Concession, why: str, seconds: float
@@ -177,6 +208,11 @@ class LearnedCapabilities:
         self._learned[scope, concession] = _Learned(why, self._now() + seconds)
         if len(self._learned) > MAX_LEARNED:
             del self._learned[next(iter(self._learned))]
+        self.changed()
+
+
+def _nothing() -> None:
+    """Nobody follows what is learned."""
 
 
 def _covers(scope: CapabilityScope, asked: CapabilityScope) -> bool:

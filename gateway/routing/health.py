@@ -85,6 +85,7 @@ class AccountHealth:
     :ivar blocked_until: unavailable for every model before this unix time; infinite while the
         operator has disabled or drains it.
     :ivar quotas: the quotas that its answers reported.
+    :ivar admin_state_changed: called after an action of the operator.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class AccountHealth:
         self._jitter = jitter
         self._admin_state = AdminState.SERVE
         self._admin_since = now()
+        self.admin_state_changed: Callable[[], None] = _nothing
         self._cooldowns = {
             "credentials": self._cooldown(AccountState.UNAUTHORIZED, 1, _UNAUTHORIZED_SECONDS),
             "quota": self._cooldown(AccountState.EXHAUSTED, 1, _EXHAUSTED_SECONDS),
@@ -252,6 +254,18 @@ class AccountHealth:
         """End a drain."""
         self._act("resume")
 
+    @property
+    def admin_state(self) -> AdminState:
+        """What the operator has set."""
+        return self._admin_state
+
+    def restore_admin_state(self, state: AdminState) -> None:
+        """Take the state that the operator set before a restart, or in another process."""
+        if state is not self._admin_state:
+            self._admin_state = state
+            self._admin_since = self._now()
+            self._changed()
+
     def clear(self) -> None:
         """Clear all cooldowns (operator action)."""
         for cooldown in (*self._cooldowns.values(), *self._models.values()):
@@ -393,9 +407,8 @@ class AccountHealth:
     def _act(self, action: str) -> None:
         state = ADMIN_TRANSITIONS[action].get(self._admin_state, self._admin_state)
         if state is not self._admin_state:
-            self._admin_state = state
-            self._admin_since = self._now()
-            self._changed()
+            self.restore_admin_state(state)
+            self.admin_state_changed()
 
     def _changed(self) -> None:
         """Update the cached state, and forget models that were not requested for long."""
@@ -426,6 +439,10 @@ class AccountHealth:
             self.blocked_until = max(untils, default=0.0)
         else:
             self.blocked_until = math.inf
+
+
+def _nothing() -> None:
+    """Nobody follows the operator's actions."""
 
 
 def _is_remembered(model: str | None) -> bool:

@@ -24,6 +24,7 @@ class AccountQuotas:
     """The reported quotas of one account: shown, and a reason to prefer another account.
 
     :param now: unix seconds; may jump.
+    :ivar changed: called after a report.
     :ivar believed_seconds: how long a quota counts as used up without a new report; it may have
         been raised meanwhile.
     """
@@ -31,6 +32,7 @@ class AccountQuotas:
     def __init__(self, now: Callable[[], float], believed_seconds: float) -> None:
         self._now = now
         self.believed_seconds = believed_seconds
+        self.changed: Callable[[], None] = _nothing
         self._windows: dict[str, QuotaWindow] = {}
         self._spent_until = 0.0
 
@@ -43,8 +45,19 @@ class AccountQuotas:
     def observe(self, windows: Iterable[QuotaWindow]) -> None:
         """Remember what an answer reported."""
         reported = {window.name: window for window in windows}
-        if not reported:
-            return
+        if reported:
+            self._take(reported)
+            self.changed()
+
+    def windows(self) -> list[QuotaWindow]:
+        """What was reported."""
+        return list(self._windows.values())
+
+    def restore(self, windows: Iterable[QuotaWindow]) -> None:
+        """Take what was reported before a restart, or to another process."""
+        self._take({window.name: window for window in windows})
+
+    def _take(self, reported: dict[str, QuotaWindow]) -> None:
         self._windows.update(reported)
         for name in list(self._windows)[:-_MAX_WINDOWS]:
             del self._windows[name]
@@ -70,6 +83,10 @@ class AccountQuotas:
         """For JSON."""
         now = self._now()
         return [_current(window, now)._asdict() for window in self._windows.values()]
+
+
+def _nothing() -> None:
+    """Nobody follows the reports."""
 
 
 def _keeps_turns(window: QuotaWindow) -> bool:

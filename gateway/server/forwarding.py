@@ -19,7 +19,7 @@ from urllib.parse import quote
 from twisted.internet.defer import Deferred
 
 from gateway.conversations.context import ContextPlan, ContextRoute
-from gateway.conversations.store import ResponseRecord, Transcript
+from gateway.conversations.store import Transcript
 from gateway.protocol.error_classification import NOT_SERVED, may_move
 from gateway.protocol.errors import ApiError
 from gateway.protocol.headers import forwardable, may_pass, without_limits
@@ -327,7 +327,6 @@ class InputEndpoints:
 class StoredSpec(RequestSpec):
     """One request about a stored response.
 
-    :param record: the store's record of the response, or None.
     :param path: with the query.
     :param reads: whether it changes nothing, so that another account may be asked after any
         failure; otherwise only after one that did not know the response.
@@ -338,7 +337,6 @@ class StoredSpec(RequestSpec):
         services: TurnServices,
         context: TurnContext,
         response_id: str,
-        record: ResponseRecord | None,
         method: str,
         path: str,
         what: str,
@@ -348,15 +346,20 @@ class StoredSpec(RequestSpec):
         self.what = what
         self._services = services
         self._response_id = response_id
-        self._record = record
         self._context = context
         self._method = method
         self._path = path
         self._accept = accept
         self._reads = reads
 
-    def resolve(self) -> KnownRoute:
+    def resolve(self) -> KnownRoute | Deferred[PoolRoute | KnownRoute]:
         """The accounts that may keep the response."""
+        recalled = self._services.recall.recall(self._context.tenant, self._response_id, ())
+        if recalled is None:
+            return self._known_route()
+        return recalled.addCallback(lambda _: self._known_route())
+
+    def _known_route(self) -> KnownRoute:
         return KnownRoute(self._keepers(), _unknown(self._response_id))
 
     def fingerprint(self) -> str:
@@ -376,7 +379,9 @@ class StoredSpec(RequestSpec):
     def _keepers(self) -> list[KnownAccount]:
         """The accounts that may keep the response, the likeliest first."""
         services, context = self._services, self._context
-        response_id, record = self._response_id, self._record
+        response_id = self._response_id
+        found = services.conversations.get(context.tenant, response_id)
+        record = None if found is None else found.record
         if len(response_id) > _MAX_ID or response_id in _DOTS:
             return []
         owner = services.owners.owner_of(context.tenant, response_id)
@@ -429,7 +434,6 @@ class StoredResponses:
     ) -> None:
         services = self._services
         response_id = request.parameters["response_id"]
-        found = services.conversations.get(tenant, response_id)
         keys = affinity_keys(tenant, request.headers, {}, None, request.connection)
         context = context_of(services, request, tenant, keys)
         path = f"/responses/{quote(response_id, safe='')}{suffix}"
@@ -440,35 +444,25 @@ class StoredResponses:
             services,
             context,
             response_id,
-            None if found is None else found.record,
             request.method,
             path,
             what,
             EVENT_STREAM if streams else JSON,
             reads,
         )
-        answer = StoredAnswer(services, request, tenant, response_id, found)
+        answer = StoredAnswer(services, request, tenant, response_id)
         answer.forward(context, spec, response_id[:200])
 
 
 class StoredAnswer(ForwardedResponse):
-    """The answer; it shows which account keeps the response, or that it was deleted.
-
-    :param remembered: the transcript of the response in the store, or None.
-    """
+    """The answer; it shows which account keeps the response, or that it was deleted."""
 
     def __init__(
-        self,
-        services: TurnServices,
-        request: ClientRequest,
-        tenant: str,
-        response_id: str,
-        remembered: Transcript | None,
+        self, services: TurnServices, request: ClientRequest, tenant: str, response_id: str
     ) -> None:
         super().__init__(services, request)
         self._tenant = tenant
         self._response_id = response_id
-        self._remembered = remembered
 
     def response_ended(self, error: ApiError | None) -> None:
         """Note which account keeps the response, or forget a deleted one."""
@@ -476,8 +470,9 @@ class StoredAnswer(ForwardedResponse):
         forwarding = self.forwarding
         if error is None and self.request.method == "DELETE":
             owners.forget(self._tenant, self._response_id)
-            if self._remembered is not None:
-                self.services.conversations.evict(self._remembered)
+            remembered = self.services.conversations.get(self._tenant, self._response_id)
+            if remembered is not None:
+                self.services.conversations.evict(remembered)
         elif error is None and forwarding is not None and forwarding.account is not None:
             owners.note(self._tenant, self._response_id, forwarding.account.name)
         super().response_ended(error)

@@ -43,14 +43,27 @@ class ConnectionHistory:
     ) -> Resolution | Deferred[Resolution]:
         """Look up what a turn continues, and the issuers of its encrypted items.
 
-        The store in memory answers at once; a store outside of the process would answer by a
-        Deferred.
+        What is in memory is found at once; what is not is recalled first.
 
         :param latest: id of the last response on the turn's lane, or None.
         :raises ApiError: when the turn continues a response that cannot be continued.
         """
-        request = request.with_issuers(self._services.issuers.issuer_of)
+        services = self._services
+        request = request.with_issuers(services.issuers.issuer_of)
         parent_id, continuation = self._parent_of(request, latest)
+        wanted = None if parent_id in self._evicted else parent_id
+        recalled = services.recall.recall(self._tenant, wanted, request.items)
+        if recalled is None:
+            return self._resolution(request, parent_id, continuation)
+        return recalled.addCallback(
+            lambda _: self._resolution(
+                request.with_issuers(services.issuers.issuer_of), parent_id, continuation
+            )
+        )
+
+    def _resolution(
+        self, request: TurnRequest, parent_id: str | None, continuation: str | None
+    ) -> Resolution:
         if parent_id is None:
             return Resolution(request)
         parent = self._recall(parent_id)

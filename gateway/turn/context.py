@@ -15,6 +15,7 @@ from gateway.api_keys.keys import KeyRing
 from gateway.conversations.owners import ContentIssuers, ResponseOwners
 from gateway.conversations.store import ConversationStore, Transcript
 from gateway.protocol.errors import ApiError
+from gateway.protocol.items import Item
 from gateway.protocol.request import TurnRequest
 from gateway.protocol.turn_state import TurnStateSigner
 from gateway.request_log.request_log import RequestLog
@@ -24,11 +25,25 @@ from gateway.routing.wait_queue import WaitQueue
 from gateway.turn.turn_log import TurnLog
 
 
+class Recaller(Protocol):
+    """Reads into memory what a turn needs and another process, or an earlier one, has written."""
+
+    def recall(
+        self, tenant: str, response_id: str | None, items: Sequence[Item]
+    ) -> Deferred[None] | None:
+        """Read a response and the issuers of encrypted items.
+
+        :return: None when memory has all of it.  The Deferred fails with :class:`ApiError` when
+            the turn cannot go on without it.
+        """
+
+
 @dataclass(frozen=True)
 class TurnServices:
     """The parts of the gateway that turns share.
 
     :ivar owners: which account keeps a stored response.
+    :ivar recall: where else conversations are.
     :ivar waiting: where turns wait while no account is free.
     :ivar limits: what each tenant may use.
     :ivar request_log: which turns are recorded with all that they say.
@@ -46,6 +61,7 @@ class TurnServices:
     turn_states: TurnStateSigner
     turn_log: TurnLog
     request_log: RequestLog
+    recall: Recaller
     hold_seconds: float
     keepalive_seconds: float
 

@@ -69,6 +69,7 @@ class Gateway:
         path.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
         self.clients: list[WsClient] = []
         self.stopped = self.terminated = False
+        own = {"PYTHONUNBUFFERED": "1", "XDG_STATE_HOME": str(folder / f"state-{self.port}")}
         twistd = Path(sys.executable).parent / "twistd"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -76,7 +77,7 @@ class Gateway:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})},
+                env={**os.environ, **own, **(environ or {})},
             )
         self._wait_ready()
 

@@ -9,6 +9,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactorClock
 
 from gateway.config import AccountSettings, Settings
+from gateway.config.settings import StateSettings
 from gateway.service import GatewayService
 
 ACCOUNT = AccountSettings(name="a", base_url="http://upstream.test/v1", key="sk-a")
@@ -22,7 +23,8 @@ class NoPorts(MemoryReactorClock):
 
 
 def settings(**about: Any) -> Settings:
-    return Settings(**{"accounts": (ACCOUNT,), **about})
+    """Settings for a gateway on a reactor without threads, so that nothing is kept on disk."""
+    return Settings(**{"accounts": (ACCOUNT,), "state": StateSettings(store="memory"), **about})
 
 
 def stopped(gateway: GatewayService) -> list[object]:

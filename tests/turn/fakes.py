@@ -23,6 +23,7 @@ from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey, MemoryBindings
 from gateway.routing.router import AccountPool
 from gateway.routing.wait_queue import WaitQueue
+from gateway.state.durable_conversations import NoRecall
 from gateway.turn.context import Resolution, Resolver, TurnContext, TurnServices
 from gateway.turn.turn import Turn
 from gateway.turn.turn_log import TurnLog
@@ -243,6 +244,7 @@ class World:
             turn_states=TurnStateSigner(b"secret"),
             turn_log=self.turn_log,
             request_log=RequestLog(self.clock, at_once),
+            recall=NoRecall(),
             **about,
         )
         self.sink = FakeSink()

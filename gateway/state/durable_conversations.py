@@ -1,0 +1,322 @@
+"""Conversations, owners and issuers that outlive the process: memory first, the backend behind.
+
+What turns read is in memory.  Each change is given to the write-behind buffer, too.  What memory
+lacks is recalled before a turn is resolved (:class:`ConversationRecall`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from gateway.config.settings import Persisted
+from gateway.conversations.owners import (
+    STORED_SECONDS,
+    MemoryIssuers,
+    MemoryOwners,
+    content_digest,
+    response_digest,
+)
+from gateway.conversations.store import (
+    ConversationStore,
+    MemoryStore,
+    Transcript,
+)
+from gateway.protocol.errors import ApiError
+from gateway.protocol.items import Item
+from gateway.state.backend import (
+    ISSUERS,
+    OWNERS,
+    RECORDS,
+    RESPONSES,
+    Recall,
+    Recalled,
+    Row,
+    StateError,
+)
+from gateway.state.serialization import AccountIds, decode_transcript, encode_record
+from gateway.state.write_behind import WriteBehind
+
+#: Another process may be about to write what is missing: when to look again, in seconds.
+_LOOK_AGAIN = (0.05, 0.25)
+
+
+class DurableConversations:
+    """Conversations in memory that are written behind.
+
+    :param memory: what turns read.
+    :param ids: the accounts as they are written.
+    :param persist: which content may be written.
+    :param max_age_seconds: how long it is kept.
+    :param now: unix seconds.
+    """
+
+    def __init__(
+        self,
+        memory: MemoryStore,
+        writes: WriteBehind,
+        ids: AccountIds,
+        persist: Persisted,
+        max_age_seconds: float,
+        now: Callable[[], float],
+    ) -> None:
+        self._memory = memory
+        self._writes = writes
+        self._ids = ids
+        self._persist = persist
+        self._max_age_seconds = max_age_seconds
+        self._now = now
+        self.get = memory.get
+        self.find_item = memory.find_item
+        self.is_evicted = memory.is_evicted
+        self.expire = memory.expire
+        self.conversation = memory.conversation
+        self.figures = memory.figures
+
+    def add(self, transcript: Transcript) -> None:
+        """Remember a response, and write it if its content may be written."""
+        self._memory.add(transcript)
+        if not self._may_write(transcript):
+            return
+        parent = transcript.parent
+        if parent is not None and parent.record.foreign:
+            self._write(parent)  # nothing else writes it
+        self._write(transcript)
+        record = transcript.record
+        self._writes.put(
+            Row(
+                RESPONSES,
+                response_digest(record.tenant, record.id),
+                bytes.fromhex(record.key),
+                self._now() + self._max_age_seconds,
+                record.tenant,
+                transcript.root,
+            )
+        )
+
+    def evict(self, transcript: Transcript) -> None:
+        """Let a response no longer be continued by its id, in any process."""
+        self._memory.evict(transcript)
+        if not self._may_write(transcript):
+            return
+        record = transcript.record
+        if self._memory.conversation(record.tenant, record.id):
+            digest = response_digest(record.tenant, record.id)
+            self._writes.put(Row(RESPONSES, digest, None, 0.0, record.tenant))
+        else:
+            self._delete(transcript)
+
+    def forget(self, tenant: str, response_id: str) -> int:
+        """Forget the whole conversation that holds this response, in any process."""
+        found = self._memory.conversation(tenant, response_id)
+        if found:
+            self._delete(found[0])
+        return self._memory.forget(tenant, response_id)
+
+    def _may_write(self, transcript: Transcript) -> bool:
+        stored = self._persist == "stored" and transcript.record.store
+        return stored or self._persist == "all"
+
+    def _write(self, transcript: Transcript) -> None:
+        record = transcript.record
+        self._writes.put(
+            Row(
+                RECORDS,
+                bytes.fromhex(record.key),
+                encode_record(record, self._ids),
+                self._now() + self._max_age_seconds,
+                record.tenant,
+                transcript.root,
+                b"" if record.parent is None else bytes.fromhex(record.parent),
+            )
+        )
+
+    def _delete(self, transcript: Transcript) -> None:
+        self._writes.put(Row(RECORDS, b"", None, 0.0, transcript.record.tenant, transcript.root))
+
+
+class DurableOwners:
+    """Response owners in memory that are written behind.
+
+    :param memory: what turns read.
+    """
+
+    def __init__(
+        self, memory: MemoryOwners, writes: WriteBehind, ids: AccountIds, now: Callable[[], float]
+    ) -> None:
+        self._memory = memory
+        self._writes = writes
+        self._ids = ids
+        self._now = now
+        self.owner_of = memory.owner_of
+
+    @property
+    def max_responses(self) -> int:
+        """Bound on the count in memory."""
+        return self._memory.max_responses
+
+    def __len__(self) -> int:
+        return len(self._memory)
+
+    def note(self, tenant: str, response_id: str, account: str) -> None:
+        """``account`` keeps this response of ``tenant``."""
+        known = self._memory.owner_of(tenant, response_id) == account
+        self._memory.note(tenant, response_id, account)
+        written = self._ids.id_of(account)
+        if not known and written is not None:
+            until = self._now() + STORED_SECONDS
+            digest = response_digest(tenant, response_id)
+            self._writes.put(Row(OWNERS, digest, written.encode(), until, tenant))
+
+    def forget(self, tenant: str, response_id: str) -> None:
+        """The response was deleted."""
+        self._memory.forget(tenant, response_id)
+        digest = response_digest(tenant, response_id)
+        self._writes.put(Row(OWNERS, digest, None, 0.0, tenant))
+
+
+class DurableIssuers:
+    """Content issuers in memory that are written behind.
+
+    :param memory: what turns read.
+    """
+
+    def __init__(
+        self, memory: MemoryIssuers, writes: WriteBehind, ids: AccountIds, now: Callable[[], float]
+    ) -> None:
+        self._memory = memory
+        self._writes = writes
+        self._ids = ids
+        self._now = now
+        self.issuer_of = memory.issuer_of
+
+    @property
+    def max_entries(self) -> int:
+        """Bound on the count in memory."""
+        return self._memory.max_entries
+
+    def __len__(self) -> int:
+        return len(self._memory)
+
+    def note(self, raw: bytes, account: str) -> None:
+        """``account`` issued the encrypted content of the item ``raw``, if it has any."""
+        digest, written = content_digest(raw), self._ids.id_of(account)
+        self._memory.note(raw, account)
+        if digest is not None and written is not None:
+            until = self._now() + STORED_SECONDS
+            self._writes.put(Row(ISSUERS, digest, written.encode(), until))
+
+
+class ConversationRecall:
+    """Reads what memory lacks of a conversation, before a turn is resolved.
+
+    :param clock: the reactor.
+    :param conversations: memory; what is found is added to it, and to the others.
+    :param refuses: whether a turn is refused while the state cannot be reached.
+    :param one_tenant: called: whether there is only one tenant, whose unknown responses may be
+        asked for at any account.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        writes: WriteBehind,
+        conversations: ConversationStore,
+        owners: MemoryOwners,
+        issuers: MemoryIssuers,
+        ids: AccountIds,
+        refuses: bool,
+        one_tenant: Callable[[], bool],
+    ) -> None:
+        self._clock = clock
+        self._writes = writes
+        self._conversations = conversations
+        self._owners = owners
+        self._issuers = issuers
+        self._ids = ids
+        self._refuses = refuses
+        self._one_tenant = one_tenant
+
+    def recall(
+        self, tenant: str, response_id: str | None, items: Sequence[Item]
+    ) -> Deferred[None] | None:
+        """Read a response and the issuers of items into memory.
+
+        :param response_id: the response that the turn continues, or None.
+        :param items: the turn's input; those with encrypted content have their issuers, if known.
+        :return: None when memory has all of it, which is the usual case.
+        """
+        rows, response = [], None
+        if response_id is not None and self._conversations.get(tenant, response_id) is None:
+            response = response_digest(tenant, response_id)
+            if self._owners.owner_of(tenant, response_id) is None:
+                rows.append((OWNERS, response))
+        for item in items:
+            if item.encrypted and item.issuer is None:
+                digest = content_digest(item.raw)
+                if digest is not None:
+                    rows.append((ISSUERS, digest))
+        if response is None and not rows:
+            return None
+        wanted = Recall(rows, response)
+        pauses = iter(_LOOK_AGAIN if self._writes.backend.shared else ())
+        return self._read(wanted, pauses).addCallbacks(
+            self._found, self._unreachable, (tenant, response_id), errbackArgs=(response,)
+        )
+
+    def _read(self, wanted: Recall, pauses: Iterator[float]) -> Deferred[Recalled]:
+        read = self._writes.read(wanted)
+        return read.addCallback(self._read_again, wanted, pauses)
+
+    def _read_again(
+        self, found: Recalled, wanted: Recall, pauses: Iterator[float]
+    ) -> Recalled | Deferred[Recalled]:
+        """Look again for a response that another process may be about to write."""
+        owner = (OWNERS, wanted.response)
+        unknown = wanted.response is not None and not found.records and owner not in found.rows
+        pause = next(pauses, None) if unknown else None
+        if pause is None:
+            return found
+        later: Deferred[None] = deferLater(self._clock, pause)
+        return later.addCallback(lambda _: self._read(wanted, pauses))
+
+    def _found(self, found: Recalled, tenant: str, response_id: str | None) -> None:
+        for (table, key), value in found.rows.items():
+            account = self._ids.name_of(value.decode(errors="replace"))
+            if account is None:
+                continue
+            if table == ISSUERS:
+                self._issuers.restore(key, account)
+            elif response_id is not None:
+                self._owners.restore(key, account)
+        transcript = decode_transcript(found.records, self._ids)
+        if transcript is None:
+            return
+        record = transcript.record
+        if (record.tenant, record.id) == (tenant, response_id):  # digests are not proofs
+            self._conversations.add(transcript)
+
+    def _unreachable(self, failure: Failure, response: bytes | None) -> None:
+        failure.trap(StateError)
+        if self._refuses or (response is not None and not self._one_tenant()):
+            raise ApiError(
+                503,
+                "server_error",
+                "The gateway cannot look up the conversation now; please try again.",
+                "state_unavailable",
+                headers={"retry-after": "1"},
+            )
+
+
+class NoRecall:
+    """Without a backend memory has all there is."""
+
+    def recall(
+        self, tenant: str, response_id: str | None, items: Sequence[Item]
+    ) -> Deferred[None] | None:
+        """Nothing can be recalled."""
+        return None

@@ -1,0 +1,177 @@
+"""The keeper of the state: connects what is in memory with the backend that the settings name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred
+
+from gateway.api_keys.keys import KeyRing
+from gateway.config.settings import StateSettings
+from gateway.conversations.owners import MemoryIssuers, MemoryOwners
+from gateway.conversations.store import MemoryStore
+from gateway.protocol.turn_state import TurnStateSigner
+from gateway.routing.account import Account
+from gateway.routing.affinity import MemoryBindings
+from gateway.state.backend import StateBackend
+from gateway.state.durable_conversations import (
+    ConversationRecall,
+    DurableConversations,
+    DurableIssuers,
+    DurableOwners,
+)
+from gateway.state.encryption import Cipher, EncryptedBackend, passphrase
+from gateway.state.replication import (
+    ReplicatedBindings,
+    ReplicatedKeyUse,
+    ReplicatedLessons,
+    ReplicatedOperatorStates,
+    ReplicatedQuotas,
+    ReplicatedSecret,
+    Replication,
+)
+from gateway.state.serialization import AccountIds
+from gateway.state.sqlite import SqliteBackend, state_directory
+from gateway.state.write_behind import WriteBehind, WriteFigures
+
+_DAY = 86_400.0
+
+_SECRET_BYTES = 32
+
+
+def backend_for(
+    settings: StateSettings, environ: Mapping[str, str], reactor: Any, lock: int | None = None
+) -> StateBackend | None:
+    """The backend that the settings name; None for ``store: memory``.
+
+    :param environ: names the default directory.
+    :param lock: the descriptor of the state directory's locked file, if it was inherited.
+    """
+    if settings.store == "memory":
+        return None
+    return SqliteBackend(reactor, state_directory(settings, environ), settings, lock)
+
+
+class StateKeeper(Service):
+    """What outlives the process, and what processes share.
+
+    :param backend: keeps it.
+    :param accounts: called for the accounts in service.
+    :ivar writes: the buffer of what is not written yet.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: StateSettings,
+        backend: StateBackend,
+        accounts: Callable[[], Sequence[Account]],
+    ) -> None:
+        self._reactor = reactor
+        self._settings = settings
+        self._accounts = accounts
+        self._ids = AccountIds()
+        self._replication = Replication()
+        self._cipher = Cipher(passphrase(settings))
+        # Others wait for what this process writes.
+        flush_seconds = 0.0 if backend.shared else settings.flush_milliseconds / 1000
+        self.writes = WriteBehind(
+            EncryptedBackend(backend, self._cipher),
+            reactor,
+            flush_seconds,
+            self._replication.load,
+            self._replication.feed,
+        )
+
+    def startService(self) -> None:
+        """Load the state, and keep it from now on."""
+        super().startService()
+        self.writes.start()
+
+    def stopService(self) -> Deferred[Any]:
+        """Write what is not written yet."""
+        super().stopService()
+        return maybeDeferred(self.writes.stop)
+
+    def accounts_changed(self) -> None:
+        """Other accounts are in service, or some were made anew."""
+        accounts = self._accounts()
+        self._ids.reconfigure((each.name, each.settings.base_url) for each in accounts)
+        for table in self._of_accounts:
+            table.watch()
+
+    # --- what is kept ------------------------------------------------------------------
+
+    def conversations(self, memory: MemoryStore) -> DurableConversations:
+        """Keep conversations, too."""
+        return DurableConversations(
+            memory,
+            self.writes,
+            self._ids,
+            self._settings.persist,
+            self._settings.max_age_days * _DAY,
+            self._reactor.seconds,
+        )
+
+    def owners(self, memory: MemoryOwners) -> DurableOwners:
+        """Keep the accounts of stored responses, too."""
+        return DurableOwners(memory, self.writes, self._ids, self._reactor.seconds)
+
+    def issuers(self, memory: MemoryIssuers) -> DurableIssuers:
+        """Keep the issuers of encrypted content, too."""
+        return DurableIssuers(memory, self.writes, self._ids, self._reactor.seconds)
+
+    def recall(
+        self,
+        conversations: MemoryStore,
+        owners: MemoryOwners,
+        issuers: MemoryIssuers,
+        keys: KeyRing,
+    ) -> ConversationRecall:
+        """Reads what is kept back into memory."""
+        return ConversationRecall(
+            self._reactor,
+            self.writes,
+            conversations,
+            owners,
+            issuers,
+            self._ids,
+            self._settings.when_unreachable == "refuse",
+            lambda: keys.one_tenant,
+        )
+
+    def replicate(self, signer: TurnStateSigner, bindings: MemoryBindings, keys: KeyRing) -> None:
+        """Keep these, and what is known of the accounts."""
+        writes, now = self.writes, self._reactor.seconds
+        of_accounts = (self._accounts, writes, self._ids, now)
+        self._of_accounts = (
+            ReplicatedOperatorStates(*of_accounts),
+            ReplicatedLessons(*of_accounts),
+            ReplicatedQuotas(*of_accounts),
+        )
+        self._replication.add(
+            ReplicatedSecret(signer, writes, lambda: os.urandom(_SECRET_BYTES), now),
+            ReplicatedBindings(bindings, writes, self._ids),
+            ReplicatedKeyUse(keys, writes, now),
+            *self._of_accounts,
+        )
+        self.accounts_changed()
+
+    # --- for the admin side ------------------------------------------------------------
+
+    @property
+    def where(self) -> str:
+        """Where the state is kept, without passwords."""
+        return self.writes.backend.name
+
+    @property
+    def unreadable(self) -> int:
+        """Values that were encrypted with another key."""
+        return self._cipher.unreadable
+
+    def figures(self) -> WriteFigures:
+        """What waits to be written, and whether it can be."""
+        return self.writes.figures()

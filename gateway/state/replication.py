@@ -1,0 +1,344 @@
+"""The small tables: each is in memory as a whole, written behind, and followed in other processes.
+
+A :class:`ReplicatedTable` connects one structure in memory with its rows.  It gives changes to the
+write-behind buffer, and takes the rows that were loaded at the start or changed by others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import msgspec
+
+from gateway.api_keys.keys import KeyRing
+from gateway.api_keys.limits import KeyUse
+from gateway.protocol.rate_limits import QuotaWindow
+from gateway.protocol.turn_state import TurnStateSigner
+from gateway.routing.account import Account
+from gateway.routing.affinity import Binding, MemoryBindings
+from gateway.routing.capabilities import Lesson
+from gateway.routing.cooldown import AdminState
+from gateway.state.backend import (
+    BINDINGS,
+    KEY_USE,
+    LESSONS,
+    OPERATOR,
+    QUOTAS,
+    SECRETS,
+    Row,
+)
+from gateway.state.serialization import AccountIds, decode, encode
+from gateway.state.write_behind import WriteBehind
+
+_DAY = 86_400.0
+
+#: Rows that only the operator's next action replaces, in seconds.
+_FOREVER = 10 * 365 * _DAY
+
+#: A binding's last use is written at most so often, as a share of its lifetime.
+_USE_SHARE = 0.1
+
+_TURN_STATE = b"turn_state"
+
+
+class ReplicatedTable(Protocol):
+    """One structure in memory and its rows.
+
+    :ivar table: the name of its table.
+    """
+
+    table: str
+
+    def load(self, rows: Sequence[Row]) -> None:
+        """Take all rows, at the start or when the backend can be reached again."""
+
+    def apply(self, row: Row) -> None:
+        """Take a row that another process has changed."""
+
+
+class Replication:
+    """Brings rows to the tables that they belong to."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, ReplicatedTable] = {}
+
+    def add(self, *tables: ReplicatedTable) -> None:
+        """Replicate these, too."""
+        self._tables.update({each.table: each for each in tables})
+
+    def load(self, table: str, rows: Sequence[Row]) -> None:
+        """All rows of one table."""
+        if table in self._tables:
+            self._tables[table].load(rows)
+
+    def feed(self, rows: Sequence[Row]) -> None:
+        """Rows that other processes have changed."""
+        for row in rows:
+            if row.table in self._tables:
+                self._tables[row.table].apply(row)
+
+
+class _EachRow:
+    """A table whose rows mean the same when they are loaded as when they change."""
+
+    def load(self, rows: Sequence[Row]) -> None:
+        """Take all rows."""
+        for row in rows:
+            self.apply(row)
+
+    def apply(self, row: Row) -> None:
+        """Take one row."""
+        raise NotImplementedError
+
+
+class ReplicatedSecret:
+    """The secret that signs turn states: the first process makes it, all others take it.
+
+    :param make: makes a new secret.
+    """
+
+    table = SECRETS
+
+    def __init__(
+        self,
+        signer: TurnStateSigner,
+        writes: WriteBehind,
+        make: Callable[[], bytes],
+        now: Callable[[], float],
+    ) -> None:
+        self._signer = signer
+        self._writes = writes
+        self._make = make
+        self._now = now
+
+    def load(self, rows: Sequence[Row]) -> None:
+        """Take the secret, or make it known."""
+        for row in rows:
+            if row.key == _TURN_STATE and row.value:
+                self._signer.secret = row.value
+                return
+        self._signer.secret = self._make()
+        until = self._now() + _FOREVER
+        self._writes.put(Row(SECRETS, _TURN_STATE, self._signer.secret, until))
+
+    def apply(self, row: Row) -> None:
+        """Another process made it known first: the smaller one counts in all of them."""
+        if row.key == _TURN_STATE and row.value and row.value < self._signer.secret:
+            self._signer.secret = row.value
+
+
+class _WrittenBinding(msgspec.Struct, array_like=True, frozen=True):
+    account: str
+    why: str
+    bound_at: float
+    stand_in: str | None
+    stand_in_why: str | None
+    used_at: float
+    rule: str
+    leaves: str | None
+
+
+class ReplicatedBindings(_EachRow):
+    """The accounts that conversations are bound to.
+
+    Bindings of connections end with their connection and are not written.
+    """
+
+    table = BINDINGS
+
+    def __init__(self, bindings: MemoryBindings, writes: WriteBehind, ids: AccountIds) -> None:
+        self._bindings = bindings
+        self._writes = writes
+        self._ids = ids
+        bindings.changed = self._changed
+
+    def _changed(self, digest: bytes, tenant: str, binding: Binding | None) -> None:
+        if binding is None:
+            self._writes.put(Row(BINDINGS, digest, None, 0.0, tenant))
+        elif binding.rule != "connection" and binding.answered:
+            self._writes.put_later(BINDINGS, digest, partial(self._row, digest, binding))
+
+    def _row(self, digest: bytes, binding: Binding) -> Row | None:
+        ids = self._ids
+        account = ids.id_of(binding.account)
+        if account is None:
+            return None
+        written = _WrittenBinding(
+            account,
+            binding.why,
+            binding.bound_at,
+            None if binding.stand_in is None else ids.id_of(binding.stand_in),
+            binding.stand_in_why,
+            binding.used_at,
+            binding.rule,
+            None if binding.leaves is None else ids.id_of(binding.leaves),
+        )
+        until = binding.used_at + self._bindings.ttl_seconds
+        return Row(BINDINGS, digest, encode(written), until, binding.tenant)
+
+    def apply(self, row: Row) -> None:
+        """Take one binding."""
+        if row.value is None:
+            self._bindings.restore(row.key, row.tenant, None)
+            return
+        written, ids = decode(row.value, _WrittenBinding), self._ids
+        account = None if written is None else ids.name_of(written.account)
+        if written is None or account is None:
+            return
+        stand_in = ids.name_of(written.stand_in)
+        self._bindings.restore(
+            row.key,
+            row.tenant,
+            Binding(
+                account,
+                written.why,
+                written.bound_at,
+                stand_in,
+                written.stand_in_why if stand_in is not None else None,
+                written.used_at,
+                written.rule,
+                row.tenant,
+                ids.name_of(written.leaves),
+            ),
+        )
+
+
+class _OfAccounts(_EachRow):
+    """A table with one row for each account.
+
+    :param accounts: called for the accounts in service.
+    """
+
+    table = ""
+
+    def __init__(
+        self,
+        accounts: Callable[[], Iterable[Account]],
+        writes: WriteBehind,
+        ids: AccountIds,
+        now: Callable[[], float],
+    ) -> None:
+        self._accounts = accounts
+        self._writes = writes
+        self._ids = ids
+        self._now = now
+
+    def watch(self) -> None:
+        """Follow the changes of the accounts that are in service now."""
+        raise NotImplementedError
+
+    def apply(self, row: Row) -> None:
+        """Take what was written of an account that is in service."""
+        name = self._ids.name_of(row.key.decode(errors="replace"))
+        found = next((each for each in self._accounts() if each.name == name), None)
+        if found is not None and row.value is not None:
+            self._take(found, row.value)
+
+    def _take(self, account: Account, value: bytes) -> None:
+        raise NotImplementedError
+
+    def _write_later(
+        self, account: Account, value: Callable[[], Any], seconds: float = _FOREVER
+    ) -> None:
+        """Write what ``value`` returns at that time."""
+        written = self._ids.id_of(account.name)
+        if written is None:
+            return
+        key = written.encode()
+        self._writes.put_later(
+            self.table,
+            key,
+            lambda: Row(self.table, key, encode(value()), self._now() + seconds),
+        )
+
+
+class ReplicatedOperatorStates(_OfAccounts):
+    """What the operator set of accounts: paused, draining."""
+
+    table = OPERATOR
+
+    def watch(self) -> None:
+        """Follow the changes of the accounts that are in service now."""
+        for account in self._accounts():
+            account.health.admin_state_changed = partial(self._changed, account)
+
+    def _changed(self, account: Account) -> None:
+        # A disabled account that the configuration disables needs no row; others may act on it.
+        self._write_later(account, lambda: account.health.admin_state.value)
+
+    def _take(self, account: Account, value: bytes) -> None:
+        state = decode(value, AdminState)
+        if state is not None and account.settings.enabled:
+            account.health.restore_admin_state(state)
+
+
+class ReplicatedLessons(_OfAccounts):
+    """What was learned of accounts."""
+
+    table = LESSONS
+
+    def watch(self) -> None:
+        """Follow the changes of the accounts that are in service now."""
+        for account in self._accounts():
+            account.learned.changed = partial(self._changed, account)
+
+    def _changed(self, account: Account) -> None:
+        self._write_later(account, account.learned.lessons, _DAY)
+
+    def _take(self, account: Account, value: bytes) -> None:
+        lessons = decode(value, list[Lesson])
+        if lessons is not None:
+            account.learned.restore(lessons)
+
+
+class ReplicatedQuotas(_OfAccounts):
+    """The quotas that accounts reported."""
+
+    table = QUOTAS
+
+    def watch(self) -> None:
+        """Follow the changes of the accounts that are in service now."""
+        for account in self._accounts():
+            account.health.quotas.changed = partial(self._changed, account)
+
+    def _changed(self, account: Account) -> None:
+        self._write_later(account, account.health.quotas.windows, 8 * _DAY)
+
+    def _take(self, account: Account, value: bytes) -> None:
+        windows = decode(value, list[QuotaWindow])
+        if windows is not None:
+            account.health.quotas.restore(windows)
+
+
+class ReplicatedKeyUse:
+    """What each client key has used, so that its limits hold across restarts."""
+
+    table = KEY_USE
+
+    def __init__(self, keys: KeyRing, writes: WriteBehind, now: Callable[[], float]) -> None:
+        self._keys = keys
+        self._writes = writes
+        self._now = now
+        keys.used = self._used
+
+    def _used(self, tenant: str) -> None:
+        key = tenant.encode(errors="surrogatepass")
+        self._writes.put_later(KEY_USE, key, partial(self._row, tenant, key))
+
+    def _row(self, tenant: str, key: bytes) -> Row | None:
+        use = self._keys.use_of(tenant)
+        if use is None:
+            return None
+        return Row(KEY_USE, key, encode(use), self._now() + 400 * _DAY, tenant)
+
+    def load(self, rows: Sequence[Row]) -> None:
+        """Take what was used before the start."""
+        for row in rows:
+            use = None if row.value is None else decode(row.value, KeyUse)
+            if use is not None:
+                self._keys.restore(row.tenant, use)
+
+    def apply(self, row: Row) -> None:
+        """Others count their own use; shared limits are counted elsewhere."""

@@ -1,0 +1,184 @@
+"""The state in a SQLite database, on a thread of its own.
+
+One process at a time owns a state directory: it holds a lock on a file in it.  A successor
+process inherits the lock (:mod:`gateway.tap`), because both run for a while.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
+
+from gateway.config.settings import StateSettings
+from gateway.state.backend import VOLATILE, Feed, Recall, Recalled, Row, StateError
+from gateway.state.database import DATABASE, Database, DatabaseFigures
+
+#: The file whose lock shows that the directory is in use.
+LOCK = "state.lock"
+
+_DAY = 86_400.0
+
+#: How often old rows are trimmed, in seconds.
+_TRIM_SECONDS = 30.0
+
+_Result = TypeVar("_Result")
+
+_log = Logger(namespace="gateway.state")
+
+
+def state_directory(settings: StateSettings, environ: Mapping[str, str]) -> Path:
+    """The directory of the state: the configured one, the service manager's, or the user's own.
+
+    :param environ: ``STATE_DIRECTORY`` (systemd.exec(5)) may name several; the first one counts.
+    """
+    if settings.directory is not None:
+        return Path(settings.directory)
+    given = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if given:
+        return Path(given)
+    home = environ.get("XDG_STATE_HOME") or os.path.join(
+        environ.get("HOME") or os.path.expanduser("~"), ".local", "state"
+    )
+    return Path(home) / "responses-gateway"
+
+
+class SqliteBackend:
+    """The state in a SQLite database; volatile tables are not kept.
+
+    :param reactor: clock and threads.
+    :param directory: made if it does not exist.
+    :param lock: the descriptor of the locked file, inherited from a predecessor; or None.
+    """
+
+    shared = False
+
+    def __init__(
+        self, reactor: Any, directory: Path, settings: StateSettings, lock: int | None = None
+    ) -> None:
+        self._reactor = reactor
+        self._directory = directory
+        self.name = f"sqlite {directory}"
+        self._database = Database(
+            directory / DATABASE,
+            settings.max_bytes,
+            settings.max_age_days * _DAY,
+            reactor.seconds,
+        )
+        self.lock = lock
+        self._threads: ThreadPool | None = None
+        self._trimming = LoopingCall(self._trim)
+        self._trimming.clock = reactor
+
+    def open(self, feed: Feed) -> Deferred[None]:
+        """Lock the directory and open the database."""
+        return self._run(self._open)
+
+    def scan(self, table: str) -> Deferred[list[Row]]:
+        """All rows of a table that have not expired."""
+        return self._run(self._database.scan, table)
+
+    def read(self, wanted: Recall) -> Deferred[Recalled]:
+        """Read some rows, and one conversation."""
+        self._use_thread()
+        return self._run(self._database.read, wanted)
+
+    def write(self, rows: Sequence[Row]) -> Deferred[None]:
+        """Write rows, in this order."""
+        self._use_thread()
+        return self._run(self._database.write, [row for row in rows if row.table not in VOLATILE])
+
+    def figures(self) -> Deferred[DatabaseFigures]:
+        """How much the database holds."""
+        return self._run(self._database.figures)
+
+    def close(self) -> Deferred[None]:
+        """Close the database after what was begun."""
+        if self._trimming.running:
+            self._trimming.stop()
+        closed = self._run(self._database.close)
+        return closed.addBoth(lambda _: self._closed())
+
+    def _closed(self) -> None:
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.stop()
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+    def _open(self) -> None:
+        _make_directory(self._directory)
+        if self.lock is None:
+            self.lock = _locked(self._directory / LOCK)
+        self._database.open()
+        if self._database.moved_aside is not None:
+            _log.error(
+                "the state in {directory} was damaged; it was moved to {moved}, and begun anew",
+                directory=self._directory,
+                moved=self._database.moved_aside,
+            )
+
+    def _trim(self) -> Deferred[Any]:
+        trimmed: Deferred[Any] = self._run(self._database.trim)
+        trimmed.addCallback(lambda more: self._trim() if more else None)
+        # The next write finds and reports what is wrong.
+        return trimmed.addErrback(lambda failure: failure.trap(StateError) and None)
+
+    def _use_thread(self) -> None:
+        """From now on nothing is done on the reactor's thread: it serves clients."""
+        if self._threads is None:
+            threads: Any = ThreadPool(0, 1, "state")
+            # A disk that hangs must not keep the process from ending.
+            threads.threadFactory = _DaemonThread
+            threads.start()
+            self._threads = threads
+            self._trimming.start(_TRIM_SECONDS, now=False)
+
+    def _run(self, call: Callable[..., _Result], *args: Any) -> Deferred[_Result]:
+        """Call it on the thread; at once while the gateway starts."""
+        if self._threads is None:
+            return execute(call, *args)
+        return deferToThreadPool(self._reactor, self._threads, call, *args)
+
+
+class _DaemonThread(Thread):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, daemon=True)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(f"{path} cannot be made: {error.strerror}") from error
+
+
+def _locked(path: Path) -> int:
+    """The descriptor of the locked file, which has the process id in it."""
+    try:
+        lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, stat.S_IRUSR | stat.S_IWUSR)
+    except OSError as error:
+        raise StateError(f"{path.parent} cannot be written to: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(lock, 20).decode("ascii", "replace").strip() or "unknown"
+        os.close(lock)
+        raise StateError(
+            f"{path.parent} is used by another process ({holder}); give each gateway its own"
+            " state.directory"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    return lock
