@@ -11,7 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
+from twisted.internet import tcp, unix
+from twisted.internet.main import CONNECTION_DONE
 from twisted.internet.tcp import _FileDescriptorReservation
+from twisted.python.failure import Failure
 from twisted.web._newclient import HEADER, STATUS
 from twisted.web.client import HTTPConnectionPool, _HTTP11ClientFactory
 from twisted.web.http import HTTPChannel
@@ -26,6 +29,53 @@ HTTP_CLIENT_LOG = f"{_HTTP11ClientFactory.__module__}.{_HTTP11ClientFactory.__qu
 FILE_RESERVE_LOG = (
     f"{_FileDescriptorReservation.__module__}.{_FileDescriptorReservation.__qualname__}"
 )
+
+# --- listening sockets that several processes have ------------------------------------------
+
+
+class AdoptedUnixPort(unix.Port):
+    """Listens on a UNIX socket that another process has bound.
+
+    Twisted's own would set the mode of its file and the length of its queue anew, and remove the
+    file at the end, although the other process listens on it.
+    """
+
+    def startListening(self) -> None:
+        """Begin to accept."""
+        here: Any = self
+        adopted, here._preexistingSocket = here._preexistingSocket, None
+        here._shouldShutdown = False
+        here.factory.doStart()
+        here.connected = True
+        here.socket, here.fileno = adopted, adopted.fileno
+        here.numberAccepts = 100
+        self.startReading()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Close the socket, and leave its file."""
+        tcp.Port.connectionLost(self, reason)
+
+
+def adopt_unix_port(reactor: Any, descriptor: int, factory: Any) -> AdoptedUnixPort:
+    """Listen on a UNIX socket that another process has bound.
+
+    :param descriptor: it may be closed afterwards.
+    """
+    port: AdoptedUnixPort = AdoptedUnixPort._fromListeningDescriptor(reactor, descriptor, factory)
+    port.startListening()
+    return port
+
+
+def leave_port(port: Any) -> None:
+    """Close the socket of a port in this process only, at once.
+
+    Twisted would shut it down, for the processes that go on with it, too, and remove the file of a
+    UNIX socket.
+    """
+    port._shouldShutdown = False
+    port.stopReading()
+    tcp.Port.connectionLost(port, Failure(CONNECTION_DONE))
+
 
 # --- twisted.web's client ------------------------------------------------------------------
 

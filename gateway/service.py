@@ -23,6 +23,7 @@ from gateway.config import AccountSettings, Settings, SimulatorSettings
 from gateway.config.endpoints import is_loopback
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore
+from gateway.inheritance import NOTHING, Inheritance
 from gateway.listening import ListenerService
 from gateway.log import LogThreshold
 from gateway.metrics.collector import MetricsCollector
@@ -59,6 +60,9 @@ class GatewayService(MultiService):
 
     :param settings: the configuration.
     :param reactor: clock, network and threads.
+    :param inherited: from the process that started this one.
+    :ivar inherited: the same.
+    :ivar listeners: by their settings.
     :ivar turn_services: the parts that turns share.
     :ivar api_keys: the client keys.
     :ivar limiter: counts the connections of clients.
@@ -68,9 +72,11 @@ class GatewayService(MultiService):
     :ivar threshold: of the log.
     """
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
+    def __init__(self, settings: Settings, reactor: Any, inherited: Inheritance = NOTHING) -> None:
         super().__init__()
         self.settings = settings
+        self.inherited = inherited
+        self.listeners: dict[str, ListenerService] = {}
         self._registry = AccountRegistry(reactor, settings)
         if settings.accounts:
             self._registry.reconfigure(settings)
@@ -107,9 +113,8 @@ class GatewayService(MultiService):
         expiry = TimerService(_EXPIRY_SECONDS, self._expire)
         expiry.clock = reactor
         expiry.setServiceParent(self)
-        listener = ListenerService(reactor, settings.listen, self._client_site(reactor), "listen")
-        listener.setServiceParent(self)
-        self.drain.stop_listening = listener.stopService
+        site = self._client_site(reactor)
+        self.drain.stop_listening = self._listen(reactor, "listen", settings.listen, site).leave
 
     def stopService(self) -> Deferred[Any]:
         """Let clients finish first, then stop the parts that serve them."""
@@ -189,11 +194,20 @@ class GatewayService(MultiService):
         self._access = AccessControl(
             admin.token, is_loopback(admin.listen or ""), admin.hosts, reactor.seconds
         )
-        if admin.listen is None:
+        if admin.listen is None or self.inherited.worker is not None:
             return
         api = Api(self.running_gateway, self._access, Metrics(self.running_gateway).render)
-        listener = ListenerService(reactor, admin.listen, AdminSite(api, reactor), "admin.listen")
+        self._listen(reactor, "admin.listen", admin.listen, AdminSite(api, reactor))
+
+    def _listen(self, reactor: Any, setting: str, endpoint: str, site: Any) -> ListenerService:
+        """Listen for clients or operators."""
+        sockets = self.inherited.of(setting)
+        # Workers with a socket for each share none.
+        shared = self.inherited.worker is not None and len(sockets) == 1
+        listener = ListenerService(reactor, endpoint, site, setting, sockets, shared)
         listener.setServiceParent(self)
+        self.listeners[setting] = listener
+        return listener
 
     def _client_site(self, reactor: Any) -> ClientSite:
         """One listener for WebSocket and HTTP clients."""

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from packaging.requirements import Requirement
-from twisted.internet import tcp
+from twisted.internet import tcp, unix
 from twisted.internet.testing import StringTransport
 from twisted.web import client, http
 
@@ -82,6 +82,27 @@ PARTS = [
         "twisted.internet.tcp",
         "_FileDescriptorReservation",
         "FILE_RESERVE_LOG",
+    ),
+    Part(
+        "Twisted",
+        lambda: unix.Port("", None),
+        "twisted.internet.unix.Port",
+        "_fromListeningDescriptor",
+        "adopt_unix_port",
+    ),
+    Part(
+        "Twisted",
+        lambda: unix.Port("", None),
+        "twisted.internet.unix.Port",
+        "_preexistingSocket",
+        "adopt_unix_port",
+    ),
+    Part(
+        "Twisted",
+        lambda: tcp.Port(0, None),
+        "twisted.internet.tcp.Port",
+        "_shouldShutdown",
+        "leave_port",
     ),
     Part("Twisted", http_client_module, CLIENT_AT, "STATUS", "is_reading_head"),
     Part("Twisted", http_client_module, CLIENT_AT, "HEADER", "is_reading_head"),
