@@ -16,11 +16,12 @@ from gateway import __version__
 from gateway.admin.running_gateway import Configuration
 from gateway.config import (
     ConfigError,
+    Loaded,
     Setting,
     Settings,
-    describe,
+    described,
     in_force,
-    load_settings,
+    load,
     read_text,
 )
 from gateway.daemon import Daemon, allow_open_files, collect_rarely, on_second_stop, on_signal
@@ -63,7 +64,7 @@ class Options(usage.Options):
     ]
 
     settings: Settings
-    _text: str | None = None
+    _loaded: Loaded | None = None
 
     def opt_version(self) -> NoReturn:
         """Print the gateway's version and exit."""
@@ -90,10 +91,10 @@ class Options(usage.Options):
         :raises ConfigError: when it is not right.
         """
         path = self["config"]
-        text = None if path is None else read_text(path)
-        settings = Settings() if text is None else load_settings(text, os.environ, path)
-        self._text = text
-        return settings
+        if path is None:
+            return Settings()
+        self._loaded = load(read_text(path), os.environ, path)
+        return self._loaded.settings
 
     @property
     def source(self) -> str:
@@ -102,7 +103,12 @@ class Options(usage.Options):
 
     def described(self) -> list[Setting]:
         """Every setting as it was read last, with its origin."""
-        return describe(self._text, os.environ, self.source)
+        return described(self._loaded)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence about each thing that should be corrected in what was read last."""
+        return () if self._loaded is None else self._loaded.environ.warnings
 
     def postOptions(self) -> None:
         """Load the configuration; end here when only a check was asked for."""
@@ -114,6 +120,8 @@ class Options(usage.Options):
         except ConfigError as error:
             _fail(str(error))
         if self["check"]:
+            for warning in self.warnings:
+                print(f"{path}: warning: {warning}", file=sys.stderr)
             print(f"{path or 'no file'}: ok: {summary(self.settings)}")
             raise SystemExit(0)
 
@@ -156,6 +164,7 @@ class TwistdService(GatewayService):
     def reconfigure(self, settings: Settings, before: Settings) -> None:
         """Put changed settings into force, and keep their origins for the status page."""
         super().reconfigure(settings, before)
+        self._log_warnings()
         waiting = needs_restart(self.settings, settings)
         self._described = in_force(self._started, self._options.described(), waiting)
 
@@ -185,6 +194,11 @@ class TwistdService(GatewayService):
             configuration=self._options.source,
             summary=summary(self.settings),
         )
+        self._log_warnings()
+
+    def _log_warnings(self) -> None:
+        for warning in self._options.warnings:
+            _log.warn("{warning}", warning=warning)
 
     def _log_open_connections(self) -> None:
         """Log what a stop waits for."""

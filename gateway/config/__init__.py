@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gateway.config.errors import ConfigError
-from gateway.config.load import load_settings, read_text
-from gateway.config.provenance import Setting, describe, in_force
+from gateway.config.load import Loaded, load, load_settings, read_text
+from gateway.config.provenance import Setting, describe, described, in_force
 from gateway.config.settings import (
     AccountSettings,
     AdminSettings,
@@ -27,6 +27,7 @@ __all__ = [
     "KeySettings",
     "LedgerSettings",
     "LimitSettings",
+    "Loaded",
     "LogSettings",
     "OAuthSettings",
     "RoutingSettings",
@@ -36,7 +37,9 @@ __all__ = [
     "SimulatorSettings",
     "TimeoutSettings",
     "describe",
+    "described",
     "in_force",
+    "load",
     "load_settings",
     "read_text",
 ]

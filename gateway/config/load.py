@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import yaml
 from msgspec import inspect
 from yaml.constructor import ConstructorError
 
+from gateway.config.environment import SETTING, Environment, read_environment
 from gateway.config.errors import ConfigError, SettingError, SettingErrors, join_path
 from gateway.config.presets import additions
 from gateway.config.rules import apply_rules
@@ -44,6 +45,19 @@ def read_text(path: str) -> str:
         raise ConfigError(path, f"byte {error.start + 1}", "not UTF-8 text") from None
 
 
+class Loaded(NamedTuple):
+    """A configuration that is right.
+
+    :ivar settings: its settings.
+    :ivar value: the plain value that the text holds for them.
+    :ivar environ: the variables that it could name.
+    """
+
+    settings: Settings
+    value: Any
+    environ: Environment
+
+
 def load_settings(text: str, environ: Mapping[str, str], source: str) -> Settings:
     """The settings that a text describes.
 
@@ -51,27 +65,31 @@ def load_settings(text: str, environ: Mapping[str, str], source: str) -> Setting
     :param source: the file's name for messages.
     :raises ConfigError: when the text is not right.
     """
-    return load(text, environ, source)[0]
+    return load(text, environ, source).settings
 
 
-def load(text: str, environ: Mapping[str, str], source: str) -> tuple[Settings, Any]:
-    """The settings that a text describes, and the plain value it holds for them.
+def load(text: str, environ: Mapping[str, str], source: str) -> Loaded:
+    """The settings that a text describes, with what they were made of.
 
-    An account that is disabled and not right is left out of both: its variables need not be set.
+    An account that is disabled and not right is left out: its variables need not be set.
 
     :raises ConfigError: when the text is not right.
     """
     errors = SettingErrors()
     with errors.collect():
         value = parse(text)
-        settings, value = _load({} if value is None else value, environ, errors)
+        variables = read_environment(value, environ, errors)
+        if not errors:  # or all the variables of an unreadable file would be missing
+            settings, value = _load({} if value is None else value, variables, errors)
         if not errors:
-            return settings, value
+            return Loaded(settings, value, variables)
     raise ConfigError.of(source, errors)
 
 
 def _load(value: Any, environ: Mapping[str, str], errors: SettingErrors) -> tuple[Settings, Any]:
     """Convert the parsed value; the result is of no use when there are errors."""
+    if isinstance(value, dict) and isinstance(value.get(SETTING), str):
+        value = {**value, SETTING: [value[SETTING]]}
     checked = ShapeCheck(environ, errors).check(_SHAPE, value, "")
     _check_upstreams(checked, errors)
     for entry in checked.get("accounts", ()):

@@ -1,12 +1,13 @@
-"""The origin of each setting: default, file, environment or preset; secrets are masked."""
+"""The origin of each setting: default, file, variable or preset; secrets are masked."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from gateway.config.environment import Environment
 from gateway.config.errors import join_path
-from gateway.config.load import load
+from gateway.config.load import Loaded, load
 from gateway.config.presets import additions
 from gateway.config.settings import AccountSettings, Section, Settings, masked
 from gateway.config.validation import references
@@ -17,8 +18,8 @@ class Setting(NamedTuple):
 
     :ivar path: its path in the file.
     :ivar value: its value as JSON has it, secrets masked.
-    :ivar origin: ``default``, ``file``, ``environment NAME`` or ``preset NAME``, with
-        ``until a restart`` when the file has another value by now.
+    :ivar origin: ``default``, ``file``, ``environment NAME``, ``environment_file NAME`` or
+        ``preset NAME``, with ``until a restart`` when the file has another value by now.
     """
 
     path: str
@@ -34,10 +35,14 @@ def describe(text: str | None, environ: Mapping[str, str], source: str) -> list[
     :param source: the file's name for messages.
     :raises ConfigError: when the text is not right.
     """
-    if text is None:
-        return list(_Walk({}).section(Settings(), {}, ""))
-    settings, value = load(text, environ, source)
-    return list(_Walk(environ).section(settings, value, ""))
+    return described(None if text is None else load(text, environ, source))
+
+
+def described(loaded: Loaded | None) -> list[Setting]:
+    """Every setting of a configuration that was loaded; None for a start without a file."""
+    if loaded is None:
+        return list(_Walk(Environment({})).section(Settings(), {}, ""))
+    return list(_Walk(loaded.environ).section(loaded.settings, loaded.value, ""))
 
 
 def in_force(
@@ -70,7 +75,7 @@ def _among(path: str, sections: Sequence[str]) -> bool:
 class _Walk:
     """Walks the settings together with the file's values for them."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Environment) -> None:
         self._environ = environ
 
     def section(self, section: Section, given: Any, path: str) -> Iterator[Setting]:
@@ -99,8 +104,8 @@ class _Walk:
         return dict.fromkeys(additions(entry), f"preset {section.preset}")
 
     def _origin(self, raw: Any) -> str:
-        names = dict.fromkeys(self._variables(raw))
-        return f"environment {', '.join(names)}" if names else "file"
+        names = list(dict.fromkeys(self._variables(raw)))
+        return self._environ.origin(names) if names else "file"
 
     def _variables(self, raw: Any) -> Iterator[str]:
         if isinstance(raw, str):

@@ -280,6 +280,8 @@ class SimulatorSettings(Section, frozen=True, forbid_unknown_fields=True):
 class Settings(Section, frozen=True, forbid_unknown_fields=True):
     """The whole configuration; that of a start without a file is ``Settings()``.
 
+    :ivar environment_file: files with variables for ``${NAME}``; in the configuration also one path
+        without a list.
     :ivar workers: processes that serve clients; auto: one for each core.
     """
 
@@ -295,6 +297,7 @@ class Settings(Section, frozen=True, forbid_unknown_fields=True):
     timeouts: TimeoutSettings = TimeoutSettings()
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
+    environment_file: tuple[Text, ...] = ()
     simulator: SimulatorSettings | None = None
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ SECRET = "sk-leak-0123456789"
 DIGEST = sha256(b"v").hexdigest()
 UNKNOWN = (
     "expected listen, admin, keys, accounts, routing, session, ledger, state, workers, "
-    "timeouts, limits, log, simulator"
+    "timeouts, limits, log, environment_file, simulator"
 )
 SET = "expected one that is, or ${{{}:-default}}"
 

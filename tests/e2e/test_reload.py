@@ -54,6 +54,39 @@ def test_accounts_come_and_go_while_a_socket_stays(tmp_path: Path) -> None:
         south.stop()
 
 
+def test_the_key_of_a_new_account_needs_no_restart(tmp_path: Path) -> None:
+    """The process keeps the environment that it was started with; its file is read anew."""
+    north, south = Upstream(), Upstream()
+    variables = tmp_path / "variables"
+    variables.write_text("# the first account\nNORTH_KEY=upstream-secret-north\n")
+    variables.chmod(0o644)
+    config: Json = {
+        "environment_file": str(variables),
+        "accounts": [account("north", north) | {"key": "${NORTH_KEY}"}],
+    }
+    gateway = Gateway(tmp_path, config, {"NORTH_KEY": "stale"})
+    try:
+        completed(gateway.connect().turn(model="m", input=[user("one")]))
+        assert north.requests[-1].header("authorization") == "Bearer upstream-secret-north"
+        assert "every user of this machine can read" in gateway.log()
+        variables.write_text("SOUTH_KEY='upstream secret'\nNORTH_KEY\n")
+        said = hang_up(gateway, tmp_path, gateway.config)
+        assert f"environment_file: '{variables}': line 2: expected NAME=value" in said
+        variables.write_text("export SOUTH_KEY='upstream-secret-south'\n")
+        variables.chmod(0o600)
+        accounts = [account("south", south) | {"key": "${SOUTH_KEY}"}]
+        said = hang_up(gateway, tmp_path, {**gateway.config, "accounts": accounts})
+        assert "configuration 2 is in force" in said
+        assert "can read" not in said
+        completed(gateway.connect().turn(model="m", input=[user("two")]))
+        assert south.requests[-1].header("authorization") == "Bearer upstream-secret-south"
+        assert "upstream-secret" not in gateway.log()
+    finally:
+        gateway.stop()
+        north.stop()
+        south.stop()
+
+
 def test_a_mistake_changes_nothing_and_names_its_place(tmp_path: Path) -> None:
     upstream = Upstream()
     gateway = Gateway(tmp_path, {"accounts": [account("solo", upstream)]})
