@@ -65,7 +65,7 @@ class DatabaseFigures(NamedTuple):
 class Database:
     """The state in a SQLite file.  Every method raises :class:`StateError`.
 
-    :param path: of the file; its directory exists.
+    :param path: of the file; its directory exists.  None keeps it in memory.
     :param max_bytes: bound on the records.
     :param max_age_seconds: how long a conversation is kept after its last use.
     :param now: unix seconds.
@@ -74,7 +74,7 @@ class Database:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         max_bytes: int,
         max_age_seconds: float,
         now: Callable[[], float] = time.time,
@@ -107,9 +107,13 @@ class Database:
                 self._open()
 
     def _open(self) -> None:
-        _make_private(self._path)
+        if self._path is not None:
+            _make_private(self._path)
         connection = sqlite3.connect(
-            self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            self._path or ":memory:",
+            timeout=_BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
         )
         try:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -130,6 +134,7 @@ class Database:
     def _move_aside(self) -> None:
         """Keep a damaged file for its owner; only the latest one is kept."""
         self.close()
+        assert self._path is not None  # memory is not damaged
         self.moved_aside = self._path.with_suffix(".damaged")
         os.replace(self._path, self.moved_aside)
         for suffix in ("-wal", "-shm"):

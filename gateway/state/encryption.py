@@ -84,6 +84,11 @@ class EncryptedBackend:
         self.name = inner.name
         self.shared = inner.shared
 
+    @property
+    def unreadable(self) -> int:
+        """Values that were encrypted with another key."""
+        return self._cipher.unreadable
+
     def open(self, feed: Feed) -> Deferred[None]:
         """Make it ready."""
         return self._inner.open(lambda rows: feed(self._decrypted(rows)))

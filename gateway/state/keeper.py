@@ -52,7 +52,8 @@ def backend_for(
     """
     if settings.store == "memory":
         return None
-    return SqliteBackend(reactor, state_directory(settings, environ), settings, lock)
+    kept = SqliteBackend(reactor, state_directory(settings, environ), settings, lock)
+    return EncryptedBackend(kept, Cipher(passphrase(settings)))
 
 
 class StateKeeper(Service):
@@ -75,11 +76,10 @@ class StateKeeper(Service):
         self._accounts = accounts
         self._ids = AccountIds()
         self._replication = Replication()
-        self._cipher = Cipher(passphrase(settings))
         # Others wait for what this process writes.
         flush_seconds = 0.0 if backend.shared else settings.flush_milliseconds / 1000
         self.writes = WriteBehind(
-            EncryptedBackend(backend, self._cipher),
+            backend,
             reactor,
             flush_seconds,
             self._replication.load,
@@ -166,11 +166,6 @@ class StateKeeper(Service):
     def where(self) -> str:
         """Where the state is kept, without passwords."""
         return self.writes.backend.name
-
-    @property
-    def unreadable(self) -> int:
-        """Values that were encrypted with another key."""
-        return self._cipher.unreadable
 
     def figures(self) -> WriteFigures:
         """What waits to be written, and whether it can be."""

@@ -57,20 +57,24 @@ class SqliteBackend:
     """The state in a SQLite database; volatile tables are not kept.
 
     :param reactor: clock and threads.
-    :param directory: made if it does not exist.
+    :param directory: made if it does not exist; None keeps the database in memory.
     :param lock: the descriptor of the locked file, inherited from a predecessor; or None.
     """
 
     shared = False
 
     def __init__(
-        self, reactor: Any, directory: Path, settings: StateSettings, lock: int | None = None
+        self,
+        reactor: Any,
+        directory: Path | None,
+        settings: StateSettings,
+        lock: int | None = None,
     ) -> None:
         self._reactor = reactor
         self._directory = directory
-        self.name = f"sqlite {directory}"
+        self.name = "memory" if directory is None else f"sqlite {directory}"
         self._database = Database(
-            directory / DATABASE,
+            None if directory is None else directory / DATABASE,
             settings.max_bytes,
             settings.max_age_days * _DAY,
             reactor.seconds,
@@ -118,9 +122,10 @@ class SqliteBackend:
             self.lock = None
 
     def _open(self) -> None:
-        _make_directory(self._directory)
-        if self.lock is None:
-            self.lock = _locked(self._directory / LOCK)
+        if self._directory is not None:
+            _make_directory(self._directory)
+            if self.lock is None:
+                self.lock = _locked(self._directory / LOCK)
         self._database.open()
         if self._database.moved_aside is not None:
             _log.error(
