@@ -166,6 +166,8 @@ def listen_on(reactor: Any, endpoint: str, factory: Any) -> Deferred[Any]:
 
 def reason(error: BaseException | None) -> str:
     """Why nothing can listen there, in a few words."""
+    if isinstance(error, LookupError):  # of Twisted's list of inherited sockets
+        return "the service manager passed no such socket (LISTEN_FDS, LISTEN_FDNAMES)"
     cause = getattr(error, "socketError", error)
     return getattr(cause, "strerror", None) or str(cause)
 

@@ -20,7 +20,7 @@ from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.site import AdminSite
 from gateway.api_keys.keys import KeyRing
 from gateway.config import AccountSettings, Settings, SimulatorSettings
-from gateway.config.endpoints import is_loopback
+from gateway.config.endpoints import is_inherited, is_loopback
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore
 from gateway.inheritance import NOTHING, Inheritance
@@ -118,6 +118,8 @@ class GatewayService(MultiService):
 
     def stopService(self) -> Deferred[Any]:
         """Let clients finish first, then stop the parts that serve them."""
+        if is_inherited(self.settings.listen):
+            self.drain.handed_over = True  # new clients wait in the socket for the next process
         stopped: Deferred[Any] = self.drain.finish()
         stopped.addCallback(lambda _: self.turn_services.waiting.stop())
         stopped.addCallback(lambda _: self._catalogues.close())

@@ -27,11 +27,16 @@ from gateway.config import (
 from gateway.daemon import Daemon, allow_open_files, collect_rarely, on_second_stop, on_signal
 from gateway.listening import CannotListen
 from gateway.reload import ConfigReloader, needs_restart
+from gateway.server.drain import DrainState
 from gateway.service import GatewayService
+from gateway.systemd import ServiceManager
 
 __all__ = ["Options", "makeService"]
 
 _log = Logger(namespace="gateway.service")
+
+#: Of a configuration that is right, but was not put into force.
+_FAILED = "it cannot be applied; the log says why"
 
 
 class Options(usage.Options):
@@ -147,6 +152,8 @@ class TwistdService(GatewayService):
     def __init__(self, options: Options, reactor: Any) -> None:
         super().__init__(options.settings, reactor)
         self._daemon = Daemon(options.parent)
+        self._manager = ServiceManager(reactor, os.environ)
+        self._manager.setServiceParent(self)
         self._reactor = reactor
         self.reloads = ConfigReloader(
             options.settings, options.read, self.reconfigure, reactor.seconds
@@ -158,8 +165,9 @@ class TwistdService(GatewayService):
             lambda: self._described,
             lambda: self.reloads.generation,
             lambda: self.reloads.last_rejected,
-            None if options["config"] is None else self.reloads.reload,
+            None if options["config"] is None else self._reload,
         )
+        self.drain.watchers.append(self._tell_drain)
 
     def reconfigure(self, settings: Settings, before: Settings) -> None:
         """Put changed settings into force, and keep their origins for the status page."""
@@ -177,7 +185,7 @@ class TwistdService(GatewayService):
         """Start, or end the process with one line that says why not."""
         collect_rarely()
         allow_open_files()
-        on_signal(self._reactor, signal.SIGHUP, self._reload)
+        on_signal(self._reactor, signal.SIGHUP, self._reload_quietly)
         if self._daemon.log_file is not None:
             on_signal(self._reactor, signal.SIGUSR1, self._daemon.log_file.reopen)
         self._reactor.addSystemEventTrigger("before", "shutdown", self._log_open_connections)
@@ -195,6 +203,7 @@ class TwistdService(GatewayService):
             summary=summary(self.settings),
         )
         self._log_warnings()
+        self._reactor.callWhenRunning(self._manager.ready, summary(self.settings))
 
     def _log_warnings(self) -> None:
         for warning in self._options.warnings:
@@ -208,15 +217,38 @@ class TwistdService(GatewayService):
             connections=len(self.limiter),
             seconds=self.drain.shutdown_seconds,
         )
+        self._manager.stopping(
+            self.drain.shutdown_seconds, f"stopping, connections: {len(self.limiter)}"
+        )
 
     def _end_all_turns(self) -> None:
         """End the turns that run: the second signal to stop."""
         _log.warn("a second signal: what runs is ended")
         self.drain.abandon()
 
-    def _reload(self) -> None:
+    def _tell_drain(self) -> None:
+        """The operator began or ended a drain."""
+        if self.drain.state is DrainState.DRAINING:
+            self._manager.status("draining: new clients are turned away")
+        elif self.drain.state is DrainState.SERVING:
+            self._manager.status(summary(self.reloads.settings))
+
+    def _reload(self) -> str:
+        """Reload the configuration, and keep the service manager informed."""
+        self._manager.reloading()
+        status = f"the configuration in force stays: {_FAILED}"
+        try:
+            result = status = self.reloads.reload()
+        except ConfigError as error:
+            status = f"the configuration in force stays: {error.summary}"
+            raise
+        finally:
+            self._manager.ready(status)
+        return result
+
+    def _reload_quietly(self) -> None:
         with suppress(Exception):  # the reloader has logged it
-            self.reloads.reload()
+            self._reload()
 
 
 def summary(settings: Settings) -> str:

@@ -105,6 +105,11 @@ def is_loopback(text: str) -> bool:
         return False
 
 
+def is_inherited(text: str) -> bool:
+    """Whether the socket belongs to the service manager, which keeps it open over a restart."""
+    return _parse(text).kind == "systemd"
+
+
 def same_place(one: str, other: str) -> bool:
     """Whether two endpoints cannot listen at the same time."""
     first, second = _parse(one), _parse(other)

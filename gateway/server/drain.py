@@ -102,6 +102,7 @@ class Drain:
     :ivar state: what it does.
     :ivar handed_over: whether another process listens for new clients.  Set it before the drain;
         then nobody is refused, and ``stop_listening`` is called first.
+    :ivar watchers: called when the state has changed.
     :ivar stop_listening: stops this process's listening.
     """
 
@@ -116,6 +117,7 @@ class Drain:
     ) -> None:
         self.state = DrainState.SERVING
         self.handed_over = False
+        self.watchers: list[Callable[[], None]] = []
         self.stop_listening: Callable[[], Any] = lambda: None
         self.shutdown_seconds = shutdown_seconds
         self.spread_seconds = spread_seconds
@@ -180,6 +182,9 @@ class Drain:
         calls.append(self._clock.callLater(self.shutdown_seconds + _CLOSE_SECONDS, done))
         if not already:
             self._start()
+        elif self.handed_over:
+            self.stop_listening()
+            self._limiter.close_doors(refuse=False)
         wait = _SILENT_SECONDS if self.handed_over and self._limiter.silent else 0.0
         if wait:
             calls.append(self._clock.callLater(wait, self._limiter.call_when_empty, done))
@@ -295,3 +300,5 @@ class Drain:
         if state not in TRANSITIONS[self.state]:
             raise AssertionError(f"the gateway cannot go from {self.state} to {state}")
         self.state = state
+        for watch in self.watchers:
+            watch()
