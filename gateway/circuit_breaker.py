@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -29,6 +30,9 @@ _SPREAD_SECONDS = 5.0
 _SHORTEST_SECONDS = 1.0
 
 _MAX_DOUBLINGS = 20
+
+#: How long a probe of another process is waited for, in seconds.
+_OTHERS_PROBE_SECONDS = 10.0
 
 
 class BreakerState(enum.Enum):
@@ -49,6 +53,8 @@ class BreakerEvent(enum.Enum):
     PROBED = "probed"
     WITHDREW = "withdrew"
     CLOSED = "closed"
+    OPEN_ELSEWHERE = "open elsewhere"
+    PROBED_ELSEWHERE = "probed elsewhere"
 
 
 _S, _E = BreakerState, BreakerEvent
@@ -67,7 +73,27 @@ TRANSITIONS = {
     (_S.PROBING, _E.LENGTHENED): _S.PROBING,
     (_S.PROBING, _E.WITHDREW): _S.OPEN,
     (_S.PROBING, _E.CLOSED): _S.CLOSED,
+    **{(each, _E.OPEN_ELSEWHERE): _S.OPEN for each in _S},
+    **{(each, _E.PROBED_ELSEWHERE): _S.PROBING for each in _S},
 }
+
+
+#: The states that other processes are told; when a cooldown is over each of them sees itself.
+_SHARED_STATES = frozenset({_S.CLOSED, _S.OPEN, _S.PROBING})
+
+
+class BreakerSnapshot(NamedTuple):
+    """What another process must know of a breaker.
+
+    :ivar state: closed, open (also once its time is over), or probing.
+    :ivar strikes: cooldowns in a row.
+    """
+
+    state: BreakerState
+    since: float
+    until: float
+    named: float | None
+    strikes: int
 
 
 class BreakerAttempt(Struct, eq=False):
@@ -121,6 +147,7 @@ class CircuitBreaker:
         self._strikes = 0
         self._probe: BreakerAttempt | None = None
         self._probed_at = 0.0
+        self._probe_seconds: float | None = None
         self.failures = 0
         self.trips = 0
         self.since = now()
@@ -149,7 +176,7 @@ class CircuitBreaker:
         if not self.closed and self.state is BreakerState.HALF_OPEN:
             now = self._now()
             self._move(BreakerEvent.PROBED)
-            self._probe, self._probed_at = attempt, now
+            self._probe, self._probed_at, self._probe_seconds = attempt, now, None
             self.until = min(self.until, now)
         return attempt
 
@@ -220,6 +247,34 @@ class CircuitBreaker:
         self.since = self._now()
         self.until, self.named = 0.0, None
 
+    def snapshot(self) -> BreakerSnapshot:
+        """What another process must know."""
+        state = self._state if self._state in _SHARED_STATES else BreakerState.OPEN
+        return BreakerSnapshot(state, self.since, self.until, self.named, self._strikes)
+
+    def restore(self, told: BreakerSnapshot) -> None:
+        """Take over what another process knows.
+
+        Attempts that began here before count less, as if it had tripped here.  A probe of the
+        other process is waited for a few seconds only, because that process may die.
+        """
+        if told.state is BreakerState.CLOSED:
+            if not self.closed:
+                self.close()
+                self.since = told.since
+            return
+        if self.closed or told.since != self.since:
+            self.trips += 1
+        self._probe = None
+        self._strikes = told.strikes
+        self.failures = 0
+        self.since, self.until, self.named = told.since, told.until, told.named
+        if told.state is BreakerState.PROBING:
+            self._move(BreakerEvent.PROBED_ELSEWHERE)
+            self._probed_at, self._probe_seconds = self._now(), _OTHERS_PROBE_SECONDS
+        else:
+            self._move(BreakerEvent.OPEN_ELSEWHERE)
+
     def _trip(self, retry_at: float | None, first_seconds: float | None) -> None:
         now = self._now()
         self._move(BreakerEvent.TRIPPED)
@@ -256,7 +311,10 @@ class CircuitBreaker:
         """Update the state by the clock; if that has jumped, cooldowns keep their bound."""
         now = self._now()
         probing = self._state is BreakerState.PROBING
-        if probing and not 0 <= now - self._probed_at < self.max_seconds:
+        longest = self.max_seconds
+        if self._probe_seconds is not None:
+            longest = min(longest, self._probe_seconds)
+        if probing and not 0 <= now - self._probed_at < longest:
             self._probe = None
             self._move(BreakerEvent.WITHDREW)
         if self._state is BreakerState.OPEN:

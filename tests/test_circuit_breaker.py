@@ -416,3 +416,52 @@ def test_every_state_can_be_left_and_reached() -> None:
 def test_everything_can_be_closed() -> None:
     for state in BreakerState:
         assert TRANSITIONS[state, BreakerEvent.CLOSED] is CLOSED
+
+
+# --- what another process knows ------------------------------------------------------
+
+
+def test_what_another_process_knows_is_taken_over(bench: Bench) -> None:
+    other = Bench()
+    other.fail()
+    other.sleep()
+    other.fail()
+    bench.now = other.now
+    bench.breaker.restore(other.breaker.snapshot())
+    assert bench.breaker.snapshot() == other.breaker.snapshot()
+    assert bench.breaker.state is OPEN
+    bench.sleep()
+    bench.fail()
+    assert bench.rest == 40.0, "the third in a row"
+
+
+def test_attempts_from_before_do_not_close_what_tripped_elsewhere(bench: Bench) -> None:
+    other = Bench()
+    attempt = bench.breaker.attempt()
+    other.fail()
+    bench.breaker.restore(other.breaker.snapshot())
+    bench.breaker.succeeded(attempt)
+    assert bench.breaker.state is OPEN
+
+
+def test_a_probe_elsewhere_is_waited_for_a_few_seconds_only(bench: Bench) -> None:
+    other = Bench()
+    other.fail()
+    other.sleep()
+    other.breaker.attempt()
+    bench.now = other.now
+    bench.breaker.restore(other.breaker.snapshot())
+    assert bench.breaker.state is PROBING
+    bench.now += 9.9
+    assert bench.breaker.state is PROBING
+    bench.now += 0.2
+    assert bench.breaker.state is HALF_OPEN
+    bench.breaker.attempt()
+    bench.now += 11
+    assert bench.breaker.state is PROBING, "its own probe has longer"
+
+
+def test_what_is_closed_elsewhere_is_closed(bench: Bench) -> None:
+    bench.fail()
+    bench.breaker.restore(Bench().breaker.snapshot())
+    assert bench.breaker.state is CLOSED

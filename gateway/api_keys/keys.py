@@ -59,7 +59,7 @@ class KeyRing:
         for settings in keys or [KeySettings(name=EVERYBODY, key="")]:
             of_key = self._limits.get(settings.name)
             if of_key is None:
-                of_key = KeyLimits(settings, self._now, self._free)
+                of_key = KeyLimits(settings, self._now, self.wake)
                 of_key.changed = partial(self._use, settings.name)
             of_key.reconfigure(settings)
             limits[settings.name] = of_key
@@ -146,7 +146,7 @@ class KeyRing:
         found = self._limits.get(tenant)
         if found is None:
             settings = KeySettings(name=tenant, key="")
-            return LimitLease(KeyLimits(settings, self._now, self._free))
+            return LimitLease(KeyLimits(settings, self._now, self.wake))
         return found.acquire(model)
 
     def refused(self, tenant: str, limit: str) -> None:
@@ -170,7 +170,8 @@ class KeyRing:
         """For the admin side, ready for JSON."""
         return [limits.snapshot() for limits in self._limits.values()]
 
-    def _free(self) -> None:
+    def wake(self) -> None:
+        """Something may have become free: a limit, or a place on an account."""
         self.freed()
 
     def _use(self, tenant: str) -> None:

@@ -33,6 +33,8 @@ class Account:
     :ivar in_flight: turns that run on it.
     :ivar turns: turns that ended on it.
     :ivar failures: attempts that it refused or broke off, without client errors.
+    :ivar load_changed: called when a turn begins or ends here; None if nobody wants to know.
+    :ivar in_flight_elsewhere: turns that run on it in other processes, as they told lately.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class Account:
         self.in_flight = 0
         self.turns = 0
         self.failures = 0
+        self.load_changed: Callable[[], None] | None = None
+        self.in_flight_elsewhere = 0
         #: Only with a proxy, because direct connections are always tried.
         self._egress = None if egress is None or egress.proxy is None else egress
         per_minute = settings.requests_per_minute
@@ -100,8 +104,10 @@ class Account:
         blocked = self.health.unavailable(model)
         if blocked is not None:
             return blocked
-        if self._max_in_flight is not None and self._places_taken() >= self._max_in_flight:
-            return _FULL
+        if self._max_in_flight is not None:
+            taken = self._places_taken() + self.in_flight_elsewhere
+            if taken >= self._max_in_flight:
+                return _FULL
         if self._rate is not None:
             wait = self._rate.wait_seconds()
             if wait > 0:
@@ -138,15 +144,48 @@ class Account:
         if self._rate is not None:
             self._rate.take()
         self.in_flight += 1
+        if self.load_changed is not None:
+            self.load_changed()
         return Lease(self, model, released, binding)
 
     def leave(self) -> None:
         """An attempt is over."""
         self.in_flight -= 1
+        if self.load_changed is not None:
+            self.load_changed()
+        self._call_waiting()
+
+    def _call_waiting(self) -> None:
         if self._when_free:
             called, self._when_free = self._when_free, set()
             for call in called:
                 call(self)
+
+    @property
+    def has_load_limits(self) -> bool:
+        """Whether it limits its running turns or its requests per minute."""
+        return self._max_in_flight is not None or self._rate is not None
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """The turns that run on it in this process, and its requests of the last minute."""
+        return self._places_taken(), 0 if self._rate is None else self._rate.count
+
+    def loaded_elsewhere(self, in_flight: int, requests: int) -> bool:
+        """Take what other processes have on it.
+
+        :param in_flight: their running turns.
+        :param requests: their requests of the last minute.
+        :return: whether it is less than before.
+        """
+        less = in_flight < self.in_flight_elsewhere
+        self.in_flight_elsewhere = in_flight
+        if self._rate is not None:
+            less = less or requests < self._rate.elsewhere
+            self._rate.elsewhere = requests
+        if less:
+            self._call_waiting()
+        return less
 
     def call_when_free(self, call: Callable[[Account], None]) -> None:
         """Call once, when the next attempt is over; a second registration changes nothing."""

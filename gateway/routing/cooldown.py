@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 
 from twisted.logger import Logger
 
-from gateway.circuit_breaker import BreakerAttempt, BreakerState, CircuitBreaker
+from gateway.circuit_breaker import (
+    BreakerAttempt,
+    BreakerSnapshot,
+    BreakerState,
+    CircuitBreaker,
+)
 from gateway.protocol.error_classification import Fault, FaultKind
 
 #: When to ask again while a probe is on its way, in seconds.
@@ -70,6 +75,17 @@ class Unavailable(NamedTuple):
     until: float | None
     resets_at: float | None = None
     kind: FaultKind | None = None
+
+
+class CooldownSnapshot(NamedTuple):
+    """What another process must know of a cooldown.
+
+    :ivar why: the fault's, for people.
+    """
+
+    breaker: BreakerSnapshot
+    kind: FaultKind | None = None
+    why: str = ""
 
 
 class Cooldown:
@@ -170,6 +186,20 @@ class Cooldown:
         if fault is None:
             return Unavailable(state, prefix, until, resets_at)
         return Unavailable(state, prefix + fault.why, until, resets_at, fault.kind)
+
+    def snapshot(self) -> CooldownSnapshot:
+        """What another process must know."""
+        breaker, fault = self.breaker.snapshot(), self.fault
+        if fault is None or breaker.state is BreakerState.CLOSED:
+            return CooldownSnapshot(breaker)
+        return CooldownSnapshot(breaker, fault.kind, fault.why)
+
+    def restore(self, told: CooldownSnapshot) -> None:
+        """Take over what another process knows; it is no failure here."""
+        self.breaker.restore(told.breaker)
+        self._requests.clear()
+        if told.kind is not None:
+            self.fault = Fault(told.kind, told.why, told.breaker.named)
 
     def shown(self) -> dict[str, Any]:
         """For JSON."""

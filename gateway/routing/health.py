@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.circuit_breaker import BreakerAttempt, BreakerState, CircuitBreaker
@@ -19,6 +19,7 @@ from gateway.routing.cooldown import (
     AccountState,
     AdminState,
     Cooldown,
+    CooldownSnapshot,
     HealthLog,
     Unavailable,
 )
@@ -69,6 +70,10 @@ _TRIPS = {
     FaultKind.SERVICE: "service",
 }
 
+#: What the cooldowns of models are called among all cooldowns of an account: this and the model.
+_OF_MODEL = "model:"
+_OF_NO_MODEL = "no model"
+
 _MODEL_SECONDS = {
     FaultKind.RATE_LIMITED: _RATE_LIMITED_SECONDS,
     FaultKind.MODEL_REFUSED: _MODEL_REFUSED_SECONDS,
@@ -86,6 +91,7 @@ class AccountHealth:
         operator has disabled or drains it.
     :ivar quotas: the quotas that its answers reported.
     :ivar admin_state_changed: called after an action of the operator.
+    :ivar cooldowns_changed: called after a cooldown began, changed, or ended, or its probe began.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class AccountHealth:
         self._admin_state = AdminState.SERVE
         self._admin_since = now()
         self.admin_state_changed: Callable[[], None] = _nothing
+        self.cooldowns_changed: Callable[[], None] = _nothing
         self._cooldowns = {
             "credentials": self._cooldown(AccountState.UNAUTHORIZED, 1, _UNAUTHORIZED_SECONDS),
             "quota": self._cooldown(AccountState.EXHAUSTED, 1, _EXHAUSTED_SECONDS),
@@ -166,6 +173,7 @@ class AccountHealth:
         of_model = self._models.get(model)
         if of_model is not None:
             attempts.append((of_model, of_model.breaker.attempt()))
+        self.cooldowns_changed()
         return attempts
 
     def acknowledged(self, model: str | None, attempts: Attempts) -> None:
@@ -202,6 +210,8 @@ class AccountHealth:
         """The attempt ended without a result, for example because the client disconnected."""
         for cooldown, attempt in attempts:
             cooldown.breaker.dropped(attempt)
+        if self._models or not self._healthy:
+            self.cooldowns_changed()
 
     def ended_well(self) -> None:
         """A turn that the account had accepted ended well.
@@ -265,6 +275,42 @@ class AccountHealth:
             self._admin_state = state
             self._admin_since = self._now()
             self._changed()
+
+    def cooldowns(self) -> dict[str, CooldownSnapshot]:
+        """What other processes must know: all cooldowns by their names.
+
+        The cooldown of a model that is over may be left out.
+        """
+        found = {name: each.snapshot() for name, each in self._cooldowns.items()}
+        for model, each in self._models.items():
+            found[_OF_NO_MODEL if model is None else _OF_MODEL + model] = each.snapshot()
+        return found
+
+    def restore_cooldowns(self, told: Mapping[str, CooldownSnapshot]) -> None:
+        """Take over what another process knows of some cooldowns.
+
+        They are no failures here: nothing is announced, and nothing is counted.
+        """
+        for name, each in told.items():
+            cooldown = self._cooldowns.get(name)
+            if cooldown is None:
+                cooldown = self._cooldown_of_model(name, each)
+            if cooldown is not None:
+                cooldown.restore(each)
+        self._settle()
+
+    def _cooldown_of_model(self, name: str, told: CooldownSnapshot) -> Cooldown | None:
+        if name != _OF_NO_MODEL and not name.startswith(_OF_MODEL):
+            return None
+        model = None if name == _OF_NO_MODEL else name[len(_OF_MODEL) :]
+        found = self._models.get(model)
+        closed = told.breaker.state is BreakerState.CLOSED
+        if found is not None or closed or not _is_remembered(model):
+            return found
+        made = self._cooldown(AccountState.COOLING, 1, _RATE_LIMITED_SECONDS)
+        self._doubted.pop(model, None)
+        self._remember(model, made)
+        return made
 
     def clear(self) -> None:
         """Clear all cooldowns (operator action)."""
@@ -411,6 +457,11 @@ class AccountHealth:
             self.admin_state_changed()
 
     def _changed(self) -> None:
+        """Update what is cached, and tell others."""
+        self._settle()
+        self.cooldowns_changed()
+
+    def _settle(self) -> None:
         """Update the cached state, and forget models that were not requested for long."""
         if self._models:
             long_ago = self._now() - _FORGET_SECONDS
@@ -442,7 +493,7 @@ class AccountHealth:
 
 
 def _nothing() -> None:
-    """Nobody follows the operator's actions."""
+    """Nobody follows what happens."""
 
 
 def _is_remembered(model: str | None) -> bool:

@@ -16,6 +16,9 @@ _OF_A_MODEL = "codex-"
 
 _RATE_SECONDS = 60.0
 
+#: When to ask again while requests of other processes fill the minute, in seconds.
+_ASK_AGAIN_SECONDS = 1.0
+
 #: Requests within such a slice of time are counted at its end, which bounds the memory.
 _SLICE_SECONDS = 0.125
 
@@ -108,10 +111,12 @@ class RequestRate:
     :param per_minute: how many requests fit into 60 seconds.
     :param now: seconds; a clock that does not jump is better.
     :ivar per_minute: may be changed at any time.
+    :ivar elsewhere: requests of the last minute in other processes, as they told lately.
     """
 
     def __init__(self, per_minute: int, now: Callable[[], float]) -> None:
         self.per_minute = per_minute
+        self.elsewhere = 0
         self._now = now
         self._taken: deque[list[float]] = deque()
         self._count = 0
@@ -119,9 +124,17 @@ class RequestRate:
     def wait_seconds(self) -> float:
         """How long until a request fits; 0 when one does now."""
         now = self._forget()
-        if self._count < self.per_minute:
+        if self._count + self.elsewhere < self.per_minute:
             return 0.0
+        if self.elsewhere:
+            return _ASK_AGAIN_SECONDS  # theirs may leave the minute at any time
         return self._taken[0][0] + _RATE_SECONDS - now
+
+    @property
+    def count(self) -> int:
+        """Requests of the last minute in this process."""
+        self._forget()
+        return self._count
 
     def take(self) -> None:
         """A request goes out now."""

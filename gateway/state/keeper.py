@@ -25,6 +25,7 @@ from gateway.state.durable_conversations import (
 )
 from gateway.state.encryption import Cipher, EncryptedBackend, passphrase
 from gateway.state.replication import (
+    AccountTable,
     ReplicatedBindings,
     ReplicatedKeyUse,
     ReplicatedLessons,
@@ -34,12 +35,14 @@ from gateway.state.replication import (
     Replication,
 )
 from gateway.state.serialization import AccountIds
+from gateway.state.shared_accounts import ReplicatedCooldowns, SharedLoads
 from gateway.state.sqlite import SqliteBackend, state_directory
 from gateway.state.write_behind import WriteBehind, WriteFigures
 
 _DAY = 86_400.0
 
 _SECRET_BYTES = 32
+_ORIGIN_BYTES = 8
 
 
 def backend_for(
@@ -75,6 +78,9 @@ class StateKeeper(Service):
         self._settings = settings
         self._accounts = accounts
         self._ids = AccountIds()
+        #: Names this process among those that share the state.
+        self._origin = os.urandom(_ORIGIN_BYTES).hex()
+        self._loads: SharedLoads | None = None
         self._replication = Replication()
         # Others wait for what this process writes.
         flush_seconds = 0.0 if backend.shared else settings.flush_milliseconds / 1000
@@ -94,6 +100,8 @@ class StateKeeper(Service):
     def stopService(self) -> Deferred[Any]:
         """Write what is not written yet."""
         super().stopService()
+        if self._loads is not None:
+            self._loads.stop()
         return maybeDeferred(self.writes.stop)
 
     def accounts_changed(self) -> None:
@@ -147,11 +155,17 @@ class StateKeeper(Service):
         """Keep these, and what is known of the accounts."""
         writes, now = self.writes, self._reactor.seconds
         of_accounts = (self._accounts, writes, self._ids, now)
-        self._of_accounts = (
+        self._of_accounts: tuple[AccountTable, ...] = (
             ReplicatedOperatorStates(*of_accounts),
             ReplicatedLessons(*of_accounts),
             ReplicatedQuotas(*of_accounts),
         )
+        if writes.backend.shared:
+            self._loads = SharedLoads(
+                self._accounts, writes, self._ids, self._reactor, self._origin, keys.wake
+            )
+            cooldowns = ReplicatedCooldowns(*of_accounts, self._origin)
+            self._of_accounts += (cooldowns, self._loads)
         self._replication.add(
             ReplicatedSecret(signer, writes, lambda: os.urandom(_SECRET_BYTES), now),
             ReplicatedBindings(bindings, writes, self._ids),

@@ -205,7 +205,7 @@ class ReplicatedBindings(_EachRow):
         )
 
 
-class _OfAccounts(_EachRow):
+class AccountTable(_EachRow):
     """A table with one row for each account.
 
     :param accounts: called for the accounts in service.
@@ -231,10 +231,14 @@ class _OfAccounts(_EachRow):
 
     def apply(self, row: Row) -> None:
         """Take what was written of an account that is in service."""
-        name = self._ids.name_of(row.key.decode(errors="replace"))
-        found = next((each for each in self._accounts() if each.name == name), None)
+        found = self._account(row.key.decode(errors="replace"))
         if found is not None and row.value is not None:
             self._take(found, row.value)
+
+    def _account(self, written: str) -> Account | None:
+        """The account that was written so, if it is in service."""
+        name = self._ids.name_of(written)
+        return next((each for each in self._accounts() if each.name == name), None)
 
     def _take(self, account: Account, value: bytes) -> None:
         raise NotImplementedError
@@ -254,7 +258,7 @@ class _OfAccounts(_EachRow):
         )
 
 
-class ReplicatedOperatorStates(_OfAccounts):
+class ReplicatedOperatorStates(AccountTable):
     """What the operator set of accounts: paused, draining."""
 
     table = OPERATOR
@@ -274,7 +278,7 @@ class ReplicatedOperatorStates(_OfAccounts):
             account.health.restore_admin_state(state)
 
 
-class ReplicatedLessons(_OfAccounts):
+class ReplicatedLessons(AccountTable):
     """What was learned of accounts."""
 
     table = LESSONS
@@ -293,7 +297,7 @@ class ReplicatedLessons(_OfAccounts):
             account.learned.restore(lessons)
 
 
-class ReplicatedQuotas(_OfAccounts):
+class ReplicatedQuotas(AccountTable):
     """The quotas that accounts reported."""
 
     table = QUOTAS
