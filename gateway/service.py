@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from gateway.account_registry import AccountRegistry
 from gateway.admin.api import Api
 from gateway.admin.auth import AccessControl
+from gateway.admin.managed_gateway import ManagedProcess
 from gateway.admin.prometheus import Metrics
 from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.site import AdminSite
@@ -198,7 +199,8 @@ class GatewayService(MultiService):
         )
         if admin.listen is None or self.inherited.worker is not None:
             return
-        api = Api(self.running_gateway, self._access, Metrics(self.running_gateway).render)
+        metrics_of = Metrics(self.running_gateway).render
+        api = Api(ManagedProcess(self.running_gateway, metrics_of), self._access)
         self._listen(reactor, "admin.listen", admin.listen, AdminSite(api, reactor))
 
     def _listen(self, reactor: Any, setting: str, endpoint: str, site: Any) -> ListenerService:

@@ -13,17 +13,13 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from gateway import __version__
-from gateway.admin.actions import MAX_ACTIONS, Actions, Audit
+from gateway.admin.actions import MAX_ACTIONS, Audit
 from gateway.admin.auth import MAX_ADDRESSES, MAX_LOGINS, AccessControl, Caller, cookie
-from gateway.admin.dry_run import dry_run
 from gateway.admin.live import MAX_LISTENERS, LiveFeed
+from gateway.admin.managed_gateway import ManagedGateway, when_known
 from gateway.admin.page import Page, PageData, Viewer, login_page
 from gateway.admin.requests import AdminError, AdminRequest, bad_request, not_found
 from gateway.admin.responses import HTML, AdminResponse, accepted, see_other, wants_html
-from gateway.admin.running_gateway import RunningGateway
-from gateway.admin.views.accounts import accounts
-from gateway.admin.views.conversations import conversations, turns, why
-from gateway.admin.views.overview import configuration, memory, overview, ready
 from gateway.metrics.bounded_structures import BoundedStructure
 from gateway.server.routes import RouteTable
 
@@ -95,23 +91,15 @@ class AdminRoute(NamedTuple):
 class Api:
     """Handlers, and the table that leads to them.
 
-    :param metrics: makes the type and text of ``/metrics`` for an ``Accept`` header.
     :ivar pages: for browsers.
     """
 
-    def __init__(
-        self,
-        running: RunningGateway,
-        access: AccessControl,
-        metrics: Callable[[str], tuple[str, bytes]],
-    ) -> None:
-        self.running = running
+    def __init__(self, managed: ManagedGateway, access: AccessControl) -> None:
+        self.managed = managed
         self.access = access
-        self.audit = Audit(running.now)
-        self.live = LiveFeed(running)
-        self.actions = Actions(running)
-        self.pages = Page(PageData(running, self.memory), running.now)
-        self._metrics = metrics
+        self.audit = Audit(managed.now)
+        self.live = LiveFeed(managed)
+        self.pages = Page(PageData(managed, self.memory), managed.now)
         anybody, reader, operator = RequiredRole.ANYBODY, RequiredRole.READER, RequiredRole.OPERATOR
         routes: list[tuple[str, str, RequiredRole, Callable[[AdminQuery], Any]]] = [
             ("GET", "/", anybody, lambda _: see_other("/status")),
@@ -122,13 +110,13 @@ class Api:
             ("POST", "/login", anybody, self._log_in),
             ("POST", "/logout", anybody, self._log_out),
             ("GET", "/status", reader, self._status),
-            ("GET", "/status/accounts", reader, lambda _: {"accounts": accounts(running)}),
+            ("GET", "/status/accounts", reader, lambda _: managed.view("accounts")),
             ("GET", "/status/conversations", reader, self._conversations),
             ("GET", "/status/conversations/{id}/why", reader, self._why),
             ("GET", "/status/turns", reader, self._turns),
-            ("GET", "/status/keys", reader, lambda _: {"keys": running.api_keys.snapshot()}),
+            ("GET", "/status/keys", reader, lambda _: managed.view("keys")),
             ("GET", "/status/memory", reader, lambda _: self.memory()),
-            ("GET", "/status/config", reader, lambda _: configuration(running)),
+            ("GET", "/status/config", reader, lambda _: managed.view("configuration")),
             ("GET", "/status/audit", reader, lambda _: self.audit.shown()),
             ("GET", "/events", reader, self._events),
             ("GET", "/metrics", reader, self._scrape),
@@ -138,7 +126,7 @@ class Api:
             ("POST", "/admin/drain", operator, self._drain),
             ("POST", "/admin/resume", operator, self._resume),
             ("POST", "/admin/reload", operator, self._reload),
-            ("POST", "/admin/route-dry-run", operator, lambda it: dry_run(running, it.body)),
+            ("POST", "/admin/route-dry-run", operator, self._dry_run),
         ]
         self.routes = tuple(AdminRoute(*route) for route in routes)
         table: dict[str, dict[str, AdminRoute]] = {}
@@ -146,7 +134,7 @@ class Api:
             table.setdefault(route.template, {})[route.method] = route
         self.table = RouteTable(table)
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> Any:
         """The bounded structures, with those of the admin side itself."""
         access = self.access
         own = (
@@ -156,7 +144,11 @@ class Api:
             ("admin wrong logins", len(access.forms), MAX_ADDRESSES, "addresses"),
             ("admin wrong tokens", len(access.bearers), MAX_ADDRESSES, "addresses"),
         )
-        return memory(self.running, (BoundedStructure(*each)._asdict() for each in own))
+        shown = [BoundedStructure(*each)._asdict() for each in own]
+        return when_known(
+            self.managed.view("memory"),
+            lambda found: {**found, "registers": [*found["registers"], *shown]},
+        )
 
     def login_page(self, status: int, wrong: str | None) -> AdminResponse:
         """The login form, with the error of the last try."""
@@ -164,42 +156,46 @@ class Api:
 
     # --- reading -----------------------------------------------------------------------
 
-    def _readyz(self, query: AdminQuery) -> AdminResponse:
-        why_not = ready(self.running)
-        if why_not is None:
-            return AdminResponse(200, {"status": "ready"})
-        return AdminResponse(503, {"status": why_not})
+    def _readyz(self, query: AdminQuery) -> Any:
+        return when_known(self.managed.view("readiness"), _readiness)
 
-    def _status(self, query: AdminQuery) -> AdminResponse:
+    def _status(self, query: AdminQuery) -> Any:
         vary = {"vary": "accept, cookie"}
         if not wants_html(query.request):
-            return AdminResponse(200, overview(self.running), headers=vary)
+            return when_known(
+                self.managed.view("overview"),
+                lambda found: AdminResponse(200, found, headers=vary),
+            )
         raw = query.request.http.query_string.encode("latin-1")
         arguments = parse_qs(raw, keep_blank_values=True)
         login = query.caller.login
-        said = None if login is None else login.said(self.running.now())
+        said = None if login is None else login.said(self.managed.now())
         viewer = Viewer(query.caller.why_not, login is not None, self.access.has_token, said)
-        return AdminResponse(200, self.pages.render(arguments, viewer), HTML, vary)
+        return when_known(
+            self.pages.render(arguments, viewer),
+            lambda page: AdminResponse(200, page, HTML, vary),
+        )
 
     def _conversations(self, query: AdminQuery) -> Any:
         limit = query.number("limit", 100, _MAX_LISTED)
-        return conversations(self.running, (query.text("q") or "").strip()[:300], limit)
+        q = (query.text("q") or "").strip()[:300]
+        return self.managed.view("conversations", q=q, limit=limit)
 
     def _why(self, query: AdminQuery) -> Any:
-        found = why(self.running, query.names["id"])
-        if found is None:
-            raise not_found("nothing is known of this conversation")
-        return found
+        return when_known(self.managed.view("why", identity=query.names["id"]), _known)
 
     def _turns(self, query: AdminQuery) -> Any:
-        return turns(
-            self.running,
-            query.text("account"),
-            query.text("key"),
-            query.text("status"),
-            query.text("conversation"),
-            query.number("limit", _MAX_LISTED, _MAX_LISTED),
+        return self.managed.view(
+            "turns",
+            account=query.text("account"),
+            key=query.text("key"),
+            status=query.text("status"),
+            conversation=query.text("conversation"),
+            limit=query.number("limit", _MAX_LISTED, _MAX_LISTED),
         )
+
+    def _dry_run(self, query: AdminQuery) -> Any:
+        return self.managed.view("dry_run", body=query.body)
 
     def _events(self, query: AdminQuery) -> Any:
         if query.request.http.is_head:
@@ -207,9 +203,11 @@ class Api:
         self.live.listen(query.request.http, lambda: self.access.lasts(query.caller))
         return ANSWERED_LATER
 
-    def _scrape(self, query: AdminQuery) -> AdminResponse:
-        content_type, text = self._metrics(accepted(query.request))
-        return AdminResponse(200, text, content_type)
+    def _scrape(self, query: AdminQuery) -> Any:
+        return when_known(
+            self.managed.metrics(accepted(query.request)),
+            lambda found: AdminResponse(200, found[1], found[0]),
+        )
 
     # --- logging in and out --------------------------------------------------------------
 
@@ -246,27 +244,27 @@ class Api:
 
     def _account(self, query: AdminQuery) -> Any:
         name, action = query.names["name"], query.names["action"]
-        act = lambda: self.actions.account(name, action)  # noqa: E731
+        act = lambda: self.managed.act("account", name=name, action=action)  # noqa: E731
         return self._act(query, action, name, "accounts", act)
 
     def _conversation(self, query: AdminQuery) -> Any:
         identity, action = query.names["id"], query.names["action"]
-        act = lambda: self.actions.conversation(identity, action)  # noqa: E731
+        act = lambda: self.managed.act("conversation", identity=identity, action=action)  # noqa: E731
         return self._act(query, action, identity, "conversations", act)
 
     def _log_level(self, query: AdminQuery) -> Any:
         level = query.body.get("level")
-        act = lambda: self.actions.log_level(level)  # noqa: E731
+        act = lambda: self.managed.act("log_level", level=level)  # noqa: E731
         return self._act(query, "set the log level", str(level), "configuration", act)
 
     def _drain(self, query: AdminQuery) -> Any:
-        return self._act(query, "drain", None, "configuration", self.actions.drain)
+        return self._act(query, "drain", None, "configuration", lambda: self.managed.act("drain"))
 
     def _resume(self, query: AdminQuery) -> Any:
-        return self._act(query, "resume", None, "configuration", self.actions.resume)
+        return self._act(query, "resume", None, "configuration", lambda: self.managed.act("resume"))
 
     def _reload(self, query: AdminQuery) -> Any:
-        return self._act(query, "reload", None, "configuration", self.actions.reload)
+        return self._act(query, "reload", None, "configuration", lambda: self.managed.act("reload"))
 
     def _act(
         self,
@@ -291,7 +289,7 @@ class Api:
         def answer(result: str, value: Any) -> Any:
             if browser is None:
                 return value
-            browser.tell(result, self.running.now())
+            browser.tell(result, self.managed.now())
             return see_other(f"/status#{section}")
 
         def did(done: dict[str, Any]) -> Any:
@@ -299,20 +297,37 @@ class Api:
             self.pages.forget()
             return answer(done["result"], done)
 
-        def failed(failure: Failure) -> Failure:
+        def refused(error: AdminError) -> Any:
+            note(False, error.sentence)
+            if browser is None:
+                raise error
+            return answer(error.sentence, None)
+
+        def failed(failure: Failure) -> Any:
+            if isinstance(failure.value, AdminError):
+                return refused(failure.value)
             note(False, "the gateway failed; the log says why")
             return failure
 
         try:
             done = act()
         except AdminError as error:
-            note(False, error.sentence)
-            if browser is None:
-                raise
-            return answer(error.sentence, None)
+            return refused(error)
         except Exception:
             note(False, "the gateway failed; the log says why")
             raise
         if isinstance(done, Deferred):
             return done.addCallbacks(did, failed)
         return did(done)
+
+
+def _readiness(found: Mapping[str, Any]) -> AdminResponse:
+    if found["why_not"] is None:
+        return AdminResponse(200, {"status": "ready"})
+    return AdminResponse(503, {"status": found["why_not"]})
+
+
+def _known(found: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if found is None:
+        raise not_found("nothing is known of this conversation")
+    return found

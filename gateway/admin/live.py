@@ -1,18 +1,23 @@
-"""``/events``: the overview and ended turns as server-sent events, computed once for all."""
+"""``/events``: the overview and ended turns as server-sent events, computed once for all.
+
+Of several processes the overview comes later than it is asked for; then the events wait for it, and
+it is not asked for again before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from gateway.admin.managed_gateway import EndedTurn, ManagedGateway
 from gateway.admin.requests import AdminError
 from gateway.admin.responses import as_json
-from gateway.admin.running_gateway import RunningGateway
-from gateway.admin.views.overview import current
 from gateway.server.http_request import ClientRequest
-from gateway.turn.turn_log import TurnRecord
 
 MAX_LISTENERS = 32
 
@@ -27,6 +32,11 @@ _SLOW_SECONDS = 10.0
 
 #: When a browser reconnects after it lost its connection, in milliseconds.
 _RETRY = b"retry: 3000\n\n"
+
+#: How long ended turns are followed after the last step, in seconds.
+_FOLLOW_SECONDS = 3.0
+
+_log = Logger(namespace="gateway.admin")
 
 
 class LiveSubscriber:
@@ -78,16 +88,17 @@ class LiveFeed:
     :ivar dropped: listeners that were too slow.
     """
 
-    def __init__(self, running: RunningGateway) -> None:
-        self._running = running
-        self._clock = running.services.clock
+    def __init__(self, managed: ManagedGateway) -> None:
+        self._managed = managed
+        self._clock = managed.clock
         self._listeners: set[LiveSubscriber] = set()
         self._step: IDelayedCall | None = None
         self._turns = 0
         self._omitted = 0
         self._latest: tuple[float, bytes] | None = None
+        self._asked = False
         self.dropped = 0
-        running.services.turn_log.watchers.append(self._turn_ended)
+        managed.watch_turns(self._turn_ended)
 
     def __len__(self) -> int:
         return len(self._listeners)
@@ -104,9 +115,14 @@ class LiveFeed:
         request.when_gone(lambda: self._left(listener))
         request.start(200, {"content-type": "text/event-stream", "x-accel-buffering": "no"})
         self._listeners.add(listener)
-        listener.send(_RETRY + self._status())
         if self._step is None:
             self._step = self._clock.callLater(_STEP_SECONDS, self._send_status)
+        known = self._known()
+        if known is not None:
+            listener.send(_RETRY + known)
+        else:
+            listener.send(_RETRY)
+            self._tell_status()
 
     def close(self) -> None:
         """End all answers, because the gateway stops."""
@@ -124,18 +140,45 @@ class LiveFeed:
                 self._left(listener, close=True)
         if self._listeners:
             self._step = self._clock.callLater(_STEP_SECONDS, self._send_status)
-            self._send(self._status())
+            known = self._known()
+            if known is not None:
+                self._send(known)
+            else:
+                self._tell_status()
 
-    def _status(self) -> bytes:
-        """The last one, unless it is too old by now."""
+    def _known(self) -> bytes | None:
+        """The last status, unless it is too old by now."""
         now = self._clock.seconds()
         if self._latest is None or now - self._latest[0] >= _STEP_SECONDS * 0.9:
-            shown: dict[str, Any] = {**current(self._running), "turns_omitted": self._omitted}
-            self._turns = self._omitted = 0
-            self._latest = now, _event(b"status", shown)
+            return None
         return self._latest[1]
 
-    def _turn_ended(self, record: TurnRecord) -> None:
+    def _tell_status(self) -> None:
+        """Ask how it stands, and tell all listeners."""
+        if self._asked:
+            return
+        self._managed.follow_turns(_FOLLOW_SECONDS)
+        found = self._managed.view("current")
+        if isinstance(found, Deferred):
+            self._asked = True
+            found.addBoth(self._answered)
+        else:
+            self._tell(found)
+
+    def _answered(self, found: Any) -> None:
+        self._asked = False
+        if isinstance(found, Failure):
+            _log.failure("the live events have no overview", found)
+        elif self._listeners:
+            self._tell(found)
+
+    def _tell(self, found: dict[str, Any]) -> None:
+        shown = _event(b"status", {**found, "turns_omitted": self._omitted})
+        self._turns = self._omitted = 0
+        self._latest = self._clock.seconds(), shown
+        self._send(shown)
+
+    def _turn_ended(self, record: EndedTurn) -> None:
         if not self._listeners:
             return
         if self._turns >= _MAX_TURNS:

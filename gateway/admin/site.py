@@ -66,7 +66,7 @@ class AdminSite(HttpSite):
         limiter = ConnectionLimiter(
             MAX_CONNECTIONS - _MAX_SILENT,
             max_silent=_MAX_SILENT,
-            files=api.running.limiter.files,
+            files=api.managed.files,
             reserved_files=_RESERVED_FILES,
         )
         super().__init__(reactor, limiter, REQUEST_SECONDS, _STALL_SECONDS, MAX_BODY_BYTES)

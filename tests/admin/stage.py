@@ -12,6 +12,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 
 from gateway.admin.api import Api
 from gateway.admin.auth import AccessControl
+from gateway.admin.managed_gateway import ManagedProcess
 from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.site import AdminSite
 from gateway.api_keys.keys import KeyRing
@@ -150,7 +151,8 @@ class Admin:
             Drain(self.clock, self.limiter, self.websockets, self.world.services.turn_log),
         )
         self.access = AccessControl(token, loopback, hosts, self.clock.seconds)
-        self.api = Api(self.running, self.access, lambda _: ("text/plain", b""))
+        self.managed = ManagedProcess(self.running, lambda _: ("text/plain", b""))
+        self.api = Api(self.managed, self.access)
         self.site = AdminSite(self.api, self.reactor)
         self.site.startFactory()
 

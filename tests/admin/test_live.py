@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from gateway.admin import live
 from gateway.admin.live import MAX_LISTENERS
 from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Client
 from tests.support.events import text_item, turn_events, user
@@ -54,9 +53,9 @@ def test_the_snapshot_is_made_once_for_all_and_never_for_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[int] = []
-    real = live.current
-    monkeypatch.setattr(live, "current", lambda running: made.append(1) or real(running))
     admin = Admin()
+    real = admin.managed.view
+    monkeypatch.setattr(admin.managed, "view", lambda name: made.append(1) or real(name))
     clients = [listen(admin) for _ in range(10)]
     assert len(made) == 1
     for _ in range(5):

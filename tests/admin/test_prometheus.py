@@ -15,6 +15,7 @@ import yaml
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 
 from gateway.admin.api import Api
+from gateway.admin.managed_gateway import ManagedProcess
 from gateway.admin.prometheus import Metrics
 from gateway.admin.site import AdminSite
 from gateway.config import KeySettings, RoutingSettings
@@ -35,8 +36,8 @@ class Measured(Admin):
 
     def __init__(self, token: str | None = None) -> None:
         super().__init__(token)
-        metrics = Metrics(self.running)
-        self.api = Api(self.running, self.access, metrics.render)
+        managed = ManagedProcess(self.running, Metrics(self.running).render)
+        self.api = Api(managed, self.access)
         self.site = AdminSite(self.api, self.reactor)
         self.site.startFactory()
         self.accounts = self.world.services.pool.accounts

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from markupsafe import Markup
 
 from gateway.admin.actions import LEVELS
+from gateway.admin.managed_gateway import ManagedGateway, all_known, when_known
 from gateway.admin.page.charts import ChainPicture, Json
 from gateway.admin.page.rendering import render
-from gateway.admin.running_gateway import RunningGateway
-from gateway.admin.views.conversations import conversations, turns, why
-from gateway.admin.views.overview import configuration, overview
 
 #: Seconds for which what was rendered is shared, so that ten open pages cost as much as one.
 _KEPT_SECONDS = 1.0
@@ -32,8 +30,6 @@ _CONVERSATIONS = 50
 
 #: As many colours tell accounts apart.
 _COLOURS = 8
-
-T = TypeVar("T")
 
 
 class Viewer(NamedTuple):
@@ -129,32 +125,40 @@ PARTS = tuple(section.part for section in _SECTIONS)
 class PageData:
     """The data of the page, as the API answers it; each is read only where it is shown.
 
+    It is a value, or a ``Deferred`` of one.
+
     :param memory: ``GET /status/memory``.
     """
 
-    def __init__(self, running: RunningGateway, memory: Callable[[], Json]) -> None:
-        self._running = running
+    def __init__(self, managed: ManagedGateway, memory: Callable[[], Any]) -> None:
+        self._managed = managed
         self.memory = memory
 
-    def status(self) -> Json:
+    def status(self) -> Any:
         """``GET /status``, with accounts, keys and history."""
-        return overview(self._running)
+        return self._managed.view("overview")
 
-    def conversations(self, query: str, limit: int) -> Json:
+    def conversations(self, query: str, limit: int) -> Any:
         """``GET /status/conversations``."""
-        return conversations(self._running, query, limit)
+        return self._managed.view("conversations", q=query, limit=limit)
 
-    def why(self, name: str) -> Json | None:
+    def why(self, name: str) -> Any:
         """``GET /status/conversations/<name>/why``; None when nothing is known of ``name``."""
-        return why(self._running, name)
+        return self._managed.view("why", identity=name)
 
-    def turns(self, account: str, key: str, status: str, limit: int) -> Json:
+    def turns(self, account: str, key: str, status: str, limit: int) -> Any:
         """``GET /status/turns``, the newest last; empty strings ask for any."""
-        return turns(self._running, account or None, key or None, status or None, limit=limit)
+        return self._managed.view(
+            "turns",
+            account=account or None,
+            key=key or None,
+            status=status or None,
+            limit=limit,
+        )
 
-    def configuration(self) -> Json:
+    def configuration(self) -> Any:
         """``GET /status/config``."""
-        return configuration(self._running)
+        return self._managed.view("configuration")
 
 
 class Page:
@@ -170,8 +174,8 @@ class Page:
         self._kept_until = 0.0
         self._settings: tuple[Any, Markup] | None = None
 
-    def render(self, arguments: Mapping[bytes, Sequence[bytes]], viewer: Viewer) -> bytes:
-        """The page, or the part that the query asks for.
+    def render(self, arguments: Mapping[bytes, Sequence[bytes]], viewer: Viewer) -> Any:
+        """The page, or the part that the query asks for; or a ``Deferred`` of it.
 
         :param arguments: a request's ``args``.
         """
@@ -179,27 +183,42 @@ class Page:
         part = (arguments.get(b"part") or [b""])[0].decode("ascii", "replace")
         if part not in PARTS:
             part = ""
-        make = self._part if part else self._whole
+
+        def make(found: Json) -> bytes:
+            body = (
+                self._part(part, query, viewer, found)
+                if part
+                else self._whole(query, viewer, found)
+            )
+            return body.encode("utf-8", "replace")
+
         return self._shared(
-            (part, query, viewer), lambda: make(part, query, viewer).encode("utf-8", "replace")
+            (part, query, viewer),
+            lambda: when_known(self._found(part, query), make),
         )
 
     def forget(self) -> None:
         """Render anew, because an action changed the state."""
         self._kept_until = 0.0
 
-    def _whole(self, _: str, query: PageQuery, viewer: Viewer) -> Markup:
+    def _found(self, part: str, query: PageQuery) -> Any:
+        """The data that the parts show, by their names; and the status, which all show."""
+        needed = {part: _DATA.get(part)} if part else _DATA
+        found = {name: of(self._data, query) for name, of in needed.items() if of is not None}
+        return all_known({"status": self._shared("status", self._data.status), **found})
+
+    def _whole(self, query: PageQuery, viewer: Viewer, found: Json) -> Markup:
         return render(
             "page",
-            state=self._status()["state"],
+            state=found["status"]["state"],
             sections=_SECTIONS,
-            bodies={each.name: self._part(each.part, query, viewer) for each in _SECTIONS},
+            bodies={each.name: self._part(each.part, query, viewer, found) for each in _SECTIONS},
             viewer=viewer,
             now=self._now(),
         )
 
-    def _part(self, name: str, query: PageQuery, viewer: Viewer) -> Markup:
-        status = self._status()
+    def _part(self, name: str, query: PageQuery, viewer: Viewer, found: Json) -> Markup:
+        status = found["status"]
         names = [account["name"] for account in status["accounts"]]
         return render(
             name,
@@ -208,25 +227,24 @@ class Page:
             now=self._now(),
             status=status,
             colours={each: f"c{number % _COLOURS}" for number, each in enumerate(names)},
-            **getattr(self, f"_{name}")(query, status),
+            **getattr(self, f"_{name}")(found.get(name), status),
         )
 
-    def _top(self, query: PageQuery, status: Json) -> Json:
+    def _top(self, found: Json, status: Json) -> Json:
         return {}
 
-    def _accounts(self, query: PageQuery, status: Json) -> Json:
+    def _accounts(self, found: Json, status: Json) -> Json:
         return {"accounts": status["accounts"]}
 
-    def _conversations(self, query: PageQuery, status: Json) -> Json:
-        found = self._data.why(query.why) if query.why else None
+    def _conversations(self, found: Json, status: Json) -> Json:
+        why = found["why"]
         return {
-            "conversations": self._data.conversations(query.q, _CONVERSATIONS)["conversations"],
-            "why": found,
-            "chain": None if found is None else ChainPicture(found["chain"]["nodes"]),
+            "conversations": found["conversations"],
+            "why": why,
+            "chain": None if why is None else ChainPicture(why["chain"]["nodes"]),
         }
 
-    def _turns(self, query: PageQuery, status: Json) -> Json:
-        found = self._data.turns(query.account, query.key, query.status, query.limit)
+    def _turns(self, found: Json, status: Json) -> Json:
         return {
             "turns": found["turns"][::-1],
             "accounts": [account["name"] for account in status["accounts"]],
@@ -234,15 +252,14 @@ class Page:
             "statuses": list(status["turns"]),
         }
 
-    def _keys(self, query: PageQuery, status: Json) -> Json:
+    def _keys(self, found: Json, status: Json) -> Json:
         return {"keys": status["keys"]}
 
-    def _memory(self, query: PageQuery, status: Json) -> Json:
-        return {"registers": self._data.memory()["registers"]}
+    def _memory(self, found: Json, status: Json) -> Json:
+        return {"registers": found["registers"]}
 
-    def _configuration(self, query: PageQuery, status: Json) -> Json:
+    def _configuration(self, found: Json, status: Json) -> Json:
         """The settings change only with their generation; there are thousands, so they are kept."""
-        found = self._data.configuration()
         generation = (found["generation"], found["source"])
         if self._settings is None or self._settings[0] != generation:
             groups = [_setting_group(name, list(each)) for name, each in _by_section(found)]
@@ -255,22 +272,40 @@ class Page:
             "settings": self._settings[1],
         }
 
-    def _status(self) -> Json:
-        return self._shared("status", self._data.status)
-
-    def _shared(self, what: Any, make: Callable[[], T]) -> T:
+    def _shared(self, what: Any, make: Callable[[], Any]) -> Any:
         """The value of the last second, or a new one."""
         now = self._now()
         if now >= self._kept_until or now < self._kept_until - _KEPT_SECONDS:
-            self._kept.clear()
+            self._kept = {}
             self._kept_until = now + _KEPT_SECONDS
-        if what not in self._kept:
-            new = make()
-            if len(self._kept) >= _MOST_KEPT:
-                return new
-            self._kept[what] = new
-        found: T = self._kept[what]
-        return found
+        kept = self._kept
+        if what in kept:
+            return kept[what]
+
+        def keep(new: Any) -> Any:
+            if len(kept) < _MOST_KEPT:
+                kept[what] = new
+            return new
+
+        return when_known(make(), keep)
+
+
+def _conversation_data(data: PageData, query: PageQuery) -> Any:
+    why = data.why(query.why) if query.why else None
+    found = data.conversations(query.q, _CONVERSATIONS)
+    return when_known(
+        all_known({"why": why, "found": found}),
+        lambda known: {"why": known["why"], **known["found"]},
+    )
+
+
+#: What parts show besides the status.
+_DATA: Mapping[str, Callable[[PageData, PageQuery], Any]] = {
+    "conversations": _conversation_data,
+    "turns": lambda data, query: data.turns(query.account, query.key, query.status, query.limit),
+    "memory": lambda data, _: data.memory(),
+    "configuration": lambda data, _: data.configuration(),
+}
 
 
 def login_page(wrong: str | None = None) -> bytes:

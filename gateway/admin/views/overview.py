@@ -22,6 +22,11 @@ def ready(running: RunningGateway) -> str | None:
     return None
 
 
+def readiness(running: RunningGateway) -> dict[str, Any]:
+    """``{why_not}``: why no new work is accepted, or None."""
+    return {"why_not": ready(running)}
+
+
 def overview(running: RunningGateway) -> dict[str, Any]:
     """What the page shows first, with the history of the last minutes."""
     return {**current(running), "history": running.metrics.history()}
