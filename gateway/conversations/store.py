@@ -80,14 +80,17 @@ class Transcript:
     :ivar record: the response.
     :ivar parent: the transcript that it continued, or None for a root.
     :ivar root: the key of the first response, which names the conversation.
+    :ivar written: for a store that is written behind: after how many losses it was written last;
+        None if it was not.
     """
 
-    __slots__ = ("__weakref__", "parent", "record", "root")
+    __slots__ = ("__weakref__", "parent", "record", "root", "written")
 
     def __init__(self, record: ResponseRecord, parent: Transcript | None = None) -> None:
         self.record = record
         self.parent = parent
         self.root: str = record.key if parent is None else parent.root
+        self.written: int | None = None
 
     def path(self) -> Iterator[Transcript]:
         """This transcript, its parent, and so on to the root."""

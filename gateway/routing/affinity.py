@@ -393,6 +393,11 @@ class MemoryBindings:
                 self.changed(digest, tenant, binding)
         return moved
 
+    def all(self) -> Iterator[tuple[bytes, Binding]]:
+        """All bindings with their digests."""
+        for bound in self._bound.values():
+            yield from bound.items()
+
     def restore(self, digest: bytes, tenant: str, binding: Binding | None) -> None:
         """Take a binding from before a restart, or from another process; None forgets it.
 

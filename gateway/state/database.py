@@ -10,11 +10,14 @@ import os
 import sqlite3
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
+
+from twisted.logger import Logger
 
 from gateway.state.backend import RECORDS, RESPONSES, Recall, Recalled, Row, StateError
 
@@ -22,7 +25,7 @@ from gateway.state.backend import RECORDS, RESPONSES, Recall, Recalled, Row, Sta
 DATABASE = "state.db"
 
 #: How long another process may hold the database's own lock, in seconds; an inspection is short.
-_BUSY_SECONDS = 5.0
+_BUSY_SECONDS = 0.5
 
 #: Bound on the file of the write-ahead log, in bytes.
 _LOG_BYTES = 64 * 1024 * 1024
@@ -39,6 +42,12 @@ _TOUCH_SECONDS = 600.0
 #: Records of one conversation that are read at most; longer ones are incomplete.
 _MOST_RECORDS = 100_000
 
+#: A conversation that is used so much later than now was used when the clock was wrong, in seconds.
+_CLOCK_SECONDS = 3_600.0
+
+#: What only the row itself is to blame for: too large, or text that is no Unicode.
+_BAD_ROW = (sqlite3.DataError, OverflowError, UnicodeError)
+
 _READ_CONVERSATION = """
     WITH RECURSIVE path (depth, key, parent, value) AS (
         SELECT 0, key, parent, value FROM records WHERE key = ?
@@ -48,6 +57,8 @@ _READ_CONVERSATION = """
     )
     SELECT key, value FROM path ORDER BY depth
 """
+
+_log = Logger(namespace="gateway.state")
 
 
 class DatabaseFigures(NamedTuple):
@@ -70,6 +81,8 @@ class Database:
     :param max_age_seconds: how long a conversation is kept after its last use.
     :param now: unix seconds.
     :ivar moved_aside: where a file that could not be read was moved, or None.
+    :ivar file_bytes: of the database and its log, after the last write.
+    :ivar refused: rows that could not be written as they are.
     """
 
     def __init__(
@@ -83,7 +96,10 @@ class Database:
         self._max_bytes = max_bytes
         self._max_age_seconds = max_age_seconds
         self._now = now
-        self._bytes = 0
+        #: Of the records, by tenant.
+        self._bytes: Counter[str] = Counter()
+        self.file_bytes = 0
+        self.refused = 0
         #: Conversations that were read, and when; written with the next rows.
         self._touched: dict[str, float] = {}
         self._connection: sqlite3.Connection | None = None
@@ -121,8 +137,7 @@ class Database:
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
             migrate(connection)
-            found = connection.execute("SELECT coalesce(sum(bytes), 0) FROM conversations")
-            self._bytes = found.fetchone()[0]
+            self._bytes = _bytes_by_tenant(connection)
             # A file that can be read but not written to shows itself here, not at the first turn.
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
@@ -191,40 +206,59 @@ class Database:
         with self._use() as connection:
             (responses,) = connection.execute("SELECT count(*) FROM responses").fetchone()
             (conversations,) = connection.execute("SELECT count(*) FROM conversations").fetchone()
+        self._measure()
+        return DatabaseFigures(responses, conversations, self._bytes.total(), self.file_bytes)
+
+    def _measure(self) -> None:
         size = 0
         for suffix in ("", "-wal"):
             with suppress(OSError):
                 size += os.stat(f"{self._path}{suffix}").st_size
-        return DatabaseFigures(responses, conversations, self._bytes, size)
+        self.file_bytes = size
 
     # --- writing -----------------------------------------------------------------------
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Write rows in one transaction."""
-        before = self._bytes
-        with self._use() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                for row in rows:
+        """Write rows in one transaction.
+
+        A record is refused without the one that it continued, and a response without its record.
+        """
+        with self._use() as connection, self._transaction(connection):
+            for row in rows:
+                try:
                     self._write_row(connection, row)
-                self._touch(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                self._bytes = before
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
+                except _BAD_ROW as error:
+                    if not self.refused:
+                        _log.error("a row of the state cannot be written: {error}", error=error)
+                    self.refused += 1
+            self._touch(connection)
+        self._measure()
+
+    @contextmanager
+    def _transaction(self, connection: sqlite3.Connection) -> Iterator[None]:
+        """Write all of it, or nothing."""
+        before = self._bytes.copy()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            self._bytes = before
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
 
     def _write_row(self, connection: sqlite3.Connection, row: Row) -> None:
         if row.table == RECORDS:
             self._write_record(connection, row)
         elif row.table == RESPONSES and row.value is not None:
             connection.execute(
-                "INSERT OR REPLACE INTO responses VALUES (?, ?, ?)",
+                "INSERT OR REPLACE INTO responses SELECT ?1, ?2, ?3"
+                " WHERE EXISTS (SELECT 1 FROM records WHERE key = ?2)",
                 (row.key, row.value, row.conversation),
             )
         elif row.table == RESPONSES:
-            connection.execute("DELETE FROM responses WHERE key = ?", (row.key,))
+            self._delete_response(connection, row.key)
         elif row.value is None:
             connection.execute(
                 "DELETE FROM entries WHERE name = ? AND key = ?", (row.table, row.key)
@@ -239,17 +273,38 @@ class Database:
         if row.value is None:
             self._delete(connection, [row.conversation])
             return
-        inserted = connection.execute(
-            "INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)",
-            (row.key, row.parent, row.conversation, row.value),
-        )
-        if inserted.rowcount == 1:
-            self._bytes += row.size
-            connection.execute(
-                "INSERT INTO conversations VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO UPDATE"
-                " SET bytes = bytes + ?3, used_at = ?4",
-                (row.conversation, row.tenant, row.size, self._now()),
+        known = connection.execute(
+            "SELECT length(value) FROM records WHERE key = ?", (row.key,)
+        ).fetchone()
+        if known is None:
+            inserted = connection.execute(
+                "INSERT INTO records SELECT ?1, ?2, ?3, ?4"
+                " WHERE ?2 = x'' OR EXISTS (SELECT 1 FROM records WHERE key = ?2)",
+                (row.key, row.parent, row.conversation, row.value),
             )
+            if inserted.rowcount != 1:
+                return
+            grown = row.size
+        else:
+            connection.execute("UPDATE records SET value = ? WHERE key = ?", (row.value, row.key))
+            grown = len(row.value) - known[0]
+        connection.execute(
+            "INSERT INTO conversations VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO UPDATE"
+            " SET bytes = bytes + ?3, used_at = ?4",
+            (row.conversation, row.tenant, grown, self._now()),
+        )
+        self._bytes[row.tenant] += grown
+
+    def _delete_response(self, connection: sqlite3.Connection, key: bytes) -> None:
+        """Delete a response, and its conversation if nothing of it can be continued any more."""
+        found = connection.execute(
+            "SELECT conversation FROM responses WHERE key = ?", (key,)
+        ).fetchone()
+        if found is not None:
+            connection.execute("DELETE FROM responses WHERE key = ?", (key,))
+            others = "SELECT 1 FROM responses WHERE conversation = ? LIMIT 1"
+            if connection.execute(others, found).fetchone() is None:
+                self._delete(connection, [found[0]])
 
     def _touch(self, connection: sqlite3.Connection) -> None:
         touched, self._touched = self._touched, {}
@@ -268,58 +323,60 @@ class Database:
         """
         now = self._now()
         with self._use() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            with self._transaction(connection):
                 expired = connection.execute(
                     "DELETE FROM entries WHERE (name, key) IN"
                     " (SELECT name, key FROM entries WHERE expires_at <= ? LIMIT ?)",
                     (now, _TRIM_AT_ONCE),
                 ).rowcount
+                # The clock was set back: what seems to be used in the future is used now.
+                connection.execute(
+                    "UPDATE conversations SET used_at = ?1 WHERE used_at > ?1 + ?2",
+                    (now, _CLOCK_SECONDS),
+                )
                 old = connection.execute(
                     "SELECT id FROM conversations WHERE used_at <= ? LIMIT ?",
                     (now - self._max_age_seconds, _TRIM_AT_ONCE),
                 ).fetchall()
                 self._delete(connection, [each for (each,) in old])
                 over = self._trim_bytes(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
             connection.execute(f"PRAGMA incremental_vacuum({_TRIM_AT_ONCE})").fetchall()
+        self._measure()
         return over or expired == _TRIM_AT_ONCE or len(old) == _TRIM_AT_ONCE
 
     def _trim_bytes(self, connection: sqlite3.Connection) -> bool:
         """Delete old conversations of the tenant with the most bytes; whether more must go."""
-        if self._bytes <= self._max_bytes:
+        total = self._bytes.total()
+        if total <= self._max_bytes:
             return False
         target = self._max_bytes * _TRIM_SHARE
-        (tenant,) = connection.execute(
-            "SELECT tenant FROM conversations GROUP BY tenant ORDER BY sum(bytes) DESC LIMIT 1"
-        ).fetchone()
-        gone, freed = [], 0
-        for name, size in connection.execute(
+        (tenant, size), *others = self._bytes.most_common(2)
+        second = others[0][1] if others else 0
+        gone: list[str] = []
+        freed = 0
+        for name, bytes_of_it in connection.execute(
             "SELECT id, bytes FROM conversations WHERE tenant = ? ORDER BY used_at LIMIT ?",
             (tenant, _TRIM_AT_ONCE),
         ):
-            if self._bytes - freed <= target:
+            if total - freed <= target or (gone and size - freed < second):
                 break
             gone.append(name)
-            freed += size
+            freed += bytes_of_it
         self._delete(connection, gone)
-        return self._bytes > target
+        if not gone:
+            self._bytes = _bytes_by_tenant(connection)
+            return False
+        return self._bytes.total() > target
 
     def _delete(self, connection: sqlite3.Connection, conversations: Sequence[str]) -> None:
         for each in conversations:
-            found = connection.execute("SELECT bytes FROM conversations WHERE id = ?", (each,))
-            row = found.fetchone()
-            self._bytes -= row[0] if row is not None else 0
-            for statement in (
-                "DELETE FROM records WHERE conversation = ?",
-                "DELETE FROM responses WHERE conversation = ?",
-                "DELETE FROM conversations WHERE id = ?",
+            for tenant, size in connection.execute(
+                "SELECT tenant, bytes FROM conversations WHERE id = ?", (each,)
             ):
-                connection.execute(statement, (each,))
+                self._bytes[tenant] -= size
+            connection.execute("DELETE FROM conversations WHERE id = ?", (each,))
+            connection.execute("DELETE FROM records WHERE conversation = ?", (each,))
+            connection.execute("DELETE FROM responses WHERE conversation = ?", (each,))
 
     # --- for the command line ----------------------------------------------------------
 
@@ -328,13 +385,11 @@ class Database:
 
         :return: how many conversations were deleted.
         """
-        with self._use() as connection:
+        with self._use() as connection, self._transaction(connection):
             found = connection.execute("SELECT id FROM conversations WHERE tenant = ?", (tenant,))
             names = [name for (name,) in found]
-            connection.execute("BEGIN IMMEDIATE")
             self._delete(connection, names)
             connection.execute("DELETE FROM entries WHERE tenant = ?", (tenant,))
-            connection.execute("COMMIT")
         return len(names)
 
     # --- inside ------------------------------------------------------------------------
@@ -380,8 +435,13 @@ def migrate(connection: sqlite3.Connection, to: int | None = None) -> None:
             "it was written by a newer gateway; start that one, or name another state.directory"
         )
     for number in range(version, len(steps)):
-        script = f"BEGIN IMMEDIATE; {steps[number]}; PRAGMA user_version = {number + 1}; COMMIT;"
+        script = f"BEGIN IMMEDIATE; {steps[number]}\n; PRAGMA user_version = {number + 1}; COMMIT;"
         connection.executescript(script)
+
+
+def _bytes_by_tenant(connection: sqlite3.Connection) -> Counter[str]:
+    found = connection.execute("SELECT tenant, sum(bytes) FROM conversations GROUP BY tenant")
+    return Counter(dict(found.fetchall()))
 
 
 # --- files and errors ----------------------------------------------------------------------

@@ -24,6 +24,7 @@ from gateway.conversations.owners import (
 from gateway.conversations.store import (
     ConversationStore,
     MemoryStore,
+    ResponseRecord,
     Transcript,
 )
 from gateway.protocol.errors import ApiError
@@ -80,13 +81,59 @@ class DurableConversations:
     def add(self, transcript: Transcript) -> None:
         """Remember a response, and write it if its content may be written."""
         self._memory.add(transcript)
-        if not self._may_write(transcript):
-            return
-        parent = transcript.parent
-        if parent is not None and parent.record.foreign:
-            self._write(parent)  # nothing else writes it
-        self._write(transcript)
+        unwritten = self._unwritten(transcript)
+        for each in reversed(unwritten):
+            self._write(each)
+            each.written = self._writes.losses
+
+    def evict(self, transcript: Transcript) -> None:
+        """Let a response no longer be continued by its id, in any process."""
         record = transcript.record
+        found = self._memory.get(record.tenant, record.id)
+        if found is not None and found.record.key == record.key:
+            self._memory.evict(found)
+        self._memory.evict(transcript)
+        if transcript.written is None or (found is not None and found.record.key != record.key):
+            return  # an upstream has used the id again
+        self._write_record(transcript)
+        digest = response_digest(record.tenant, record.id)
+        self._writes.put(Row(RESPONSES, digest, None, 0.0, record.tenant))
+        # The backend may forget the conversation with it; a turn that runs may yet continue it.
+        for each in transcript.path():
+            each.written = None
+
+    def forget(self, tenant: str, response_id: str) -> int:
+        """Forget the whole conversation that holds this response, in any process."""
+        found = self._memory.conversation(tenant, response_id)
+        for each in found:
+            each.written = None
+        if found:
+            self._writes.put(Row(RECORDS, b"", None, 0.0, tenant, found[0].root))
+        return self._memory.forget(tenant, response_id)
+
+    def _unwritten(self, transcript: Transcript) -> list[Transcript]:
+        """What must be written of it and of what it continued, the latest first.
+
+        Nothing if a part may not be written: nobody could continue the rest.
+        """
+        found: list[Transcript] = []
+        for each in transcript.path():
+            if each.written == self._writes.losses:
+                break
+            if not self._may_write(each.record):
+                return []
+            found.append(each)
+        return found
+
+    def _may_write(self, record: ResponseRecord) -> bool:
+        return self._persist == "all" or (self._persist == "stored" and record.store)
+
+    def _write(self, transcript: Transcript) -> None:
+        """Write a record, and that its response can be continued, if it can."""
+        self._write_record(transcript)
+        record = transcript.record
+        if record.foreign or self._memory.is_evicted(transcript):
+            return
         self._writes.put(
             Row(
                 RESPONSES,
@@ -98,45 +145,19 @@ class DurableConversations:
             )
         )
 
-    def evict(self, transcript: Transcript) -> None:
-        """Let a response no longer be continued by its id, in any process."""
-        self._memory.evict(transcript)
-        if not self._may_write(transcript):
-            return
-        record = transcript.record
-        if self._memory.conversation(record.tenant, record.id):
-            digest = response_digest(record.tenant, record.id)
-            self._writes.put(Row(RESPONSES, digest, None, 0.0, record.tenant))
-        else:
-            self._delete(transcript)
-
-    def forget(self, tenant: str, response_id: str) -> int:
-        """Forget the whole conversation that holds this response, in any process."""
-        found = self._memory.conversation(tenant, response_id)
-        if found:
-            self._delete(found[0])
-        return self._memory.forget(tenant, response_id)
-
-    def _may_write(self, transcript: Transcript) -> bool:
-        stored = self._persist == "stored" and transcript.record.store
-        return stored or self._persist == "all"
-
-    def _write(self, transcript: Transcript) -> None:
+    def _write_record(self, transcript: Transcript) -> None:
         record = transcript.record
         self._writes.put(
             Row(
                 RECORDS,
                 bytes.fromhex(record.key),
-                encode_record(record, self._ids),
+                encode_record(record, self._ids, self._memory.is_evicted(transcript)),
                 self._now() + self._max_age_seconds,
                 record.tenant,
                 transcript.root,
                 b"" if record.parent is None else bytes.fromhex(record.parent),
             )
         )
-
-    def _delete(self, transcript: Transcript) -> None:
-        self._writes.put(Row(RECORDS, b"", None, 0.0, transcript.record.tenant, transcript.root))
 
 
 class DurableOwners:
@@ -264,8 +285,10 @@ class ConversationRecall:
             return None
         wanted = Recall(rows, response)
         pauses = iter(_LOOK_AGAIN if self._writes.backend.shared else ())
+        # Its account may be asked for what only it may know.
+        unknown = response is not None and bool(rows) and rows[0][0] == OWNERS
         return self._read(wanted, pauses).addCallbacks(
-            self._found, self._unreachable, (tenant, response_id), errbackArgs=(response,)
+            self._found, self._unreachable, (tenant, response_id), errbackArgs=(unknown,)
         )
 
     def _read(self, wanted: Recall, pauses: Iterator[float]) -> Deferred[Recalled]:
@@ -293,16 +316,23 @@ class ConversationRecall:
                 self._issuers.restore(key, account)
             elif response_id is not None:
                 self._owners.restore(key, account)
-        transcript = decode_transcript(found.records, self._ids)
+        if response_id is None or self._conversations.get(tenant, response_id) is not None:
+            return  # another turn was faster
+        transcript, evicted = decode_transcript(found.records, self._ids)
         if transcript is None:
             return
         record = transcript.record
-        if (record.tenant, record.id) == (tenant, response_id):  # digests are not proofs
-            self._conversations.add(transcript)
+        if (record.tenant, record.id) != (tenant, response_id):  # digests are not proofs
+            return
+        for each in transcript.path():
+            each.written = self._writes.losses
+        self._conversations.add(transcript)
+        for each in evicted:
+            self._conversations.evict(each)
 
-    def _unreachable(self, failure: Failure, response: bytes | None) -> None:
+    def _unreachable(self, failure: Failure, unknown: bool) -> None:
         failure.trap(StateError)
-        if self._refuses or (response is not None and not self._one_tenant()):
+        if self._refuses or (unknown and not self._one_tenant()):
             raise ApiError(
                 503,
                 "server_error",

@@ -41,7 +41,6 @@ from gateway.state.write_behind import WriteBehind, WriteFigures
 
 _DAY = 86_400.0
 
-_SECRET_BYTES = 32
 _ORIGIN_BYTES = 8
 
 
@@ -167,7 +166,7 @@ class StateKeeper(Service):
             cooldowns = ReplicatedCooldowns(*of_accounts, self._origin)
             self._of_accounts += (cooldowns, self._loads)
         self._replication.add(
-            ReplicatedSecret(signer, writes, lambda: os.urandom(_SECRET_BYTES), now),
+            ReplicatedSecret(signer, writes, now),
             ReplicatedBindings(bindings, writes, self._ids),
             ReplicatedKeyUse(keys, writes, now),
             *self._of_accounts,

@@ -6,7 +6,7 @@ write-behind buffer, and takes the rows that were loaded at the start or changed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import partial
 from typing import Any, Protocol
 
@@ -81,12 +81,25 @@ class Replication:
 
 
 class _EachRow:
-    """A table whose rows mean the same when they are loaded as when they change."""
+    """A table whose rows mean the same when they are loaded as when they change.
+
+    What the backend lacks when it is opened again, because it began anew, is written again.
+    """
+
+    table = ""
+
+    def __init__(self, writes: WriteBehind) -> None:
+        self._writes = writes
 
     def load(self, rows: Sequence[Row]) -> None:
-        """Take all rows."""
+        """Take all rows that are not about to be replaced."""
         for row in rows:
-            self.apply(row)
+            if not self._writes.waits(self.table, row.key):
+                self.apply(row)
+        self._write_missing({row.key for row in rows})
+
+    def _write_missing(self, known: Set[bytes]) -> None:
+        """Write what is in memory and not among these keys."""
 
     def apply(self, row: Row) -> None:
         """Take one row."""
@@ -94,32 +107,29 @@ class _EachRow:
 
 
 class ReplicatedSecret:
-    """The secret that signs turn states: the first process makes it, all others take it.
-
-    :param make: makes a new secret.
-    """
+    """The secret that signs turn states: the first process makes it known, all others take it."""
 
     table = SECRETS
 
     def __init__(
-        self,
-        signer: TurnStateSigner,
-        writes: WriteBehind,
-        make: Callable[[], bytes],
-        now: Callable[[], float],
+        self, signer: TurnStateSigner, writes: WriteBehind, now: Callable[[], float]
     ) -> None:
         self._signer = signer
         self._writes = writes
-        self._make = make
         self._now = now
+        self._is_known = False
 
     def load(self, rows: Sequence[Row]) -> None:
         """Take the secret, or make it known."""
+        known, self._is_known = self._is_known, True
         for row in rows:
             if row.key == _TURN_STATE and row.value:
                 self._signer.secret = row.value
                 return
-        self._signer.secret = self._make()
+        if self._writes.waits(SECRETS, _TURN_STATE):
+            return
+        if known:
+            self._writes.began_anew()
         until = self._now() + _FOREVER
         self._writes.put(Row(SECRETS, _TURN_STATE, self._signer.secret, until))
 
@@ -149,8 +159,8 @@ class ReplicatedBindings(_EachRow):
     table = BINDINGS
 
     def __init__(self, bindings: MemoryBindings, writes: WriteBehind, ids: AccountIds) -> None:
+        super().__init__(writes)
         self._bindings = bindings
-        self._writes = writes
         self._ids = ids
         bindings.changed = self._changed
 
@@ -177,6 +187,11 @@ class ReplicatedBindings(_EachRow):
         )
         until = binding.used_at + self._bindings.ttl_seconds
         return Row(BINDINGS, digest, encode(written), until, binding.tenant)
+
+    def _write_missing(self, known: Set[bytes]) -> None:
+        for digest, binding in self._bindings.all():
+            if digest not in known:
+                self._changed(digest, binding.tenant, binding)
 
     def apply(self, row: Row) -> None:
         """Take one binding."""
@@ -211,8 +226,6 @@ class AccountTable(_EachRow):
     :param accounts: called for the accounts in service.
     """
 
-    table = ""
-
     def __init__(
         self,
         accounts: Callable[[], Iterable[Account]],
@@ -220,8 +233,8 @@ class AccountTable(_EachRow):
         ids: AccountIds,
         now: Callable[[], float],
     ) -> None:
+        super().__init__(writes)
         self._accounts = accounts
-        self._writes = writes
         self._ids = ids
         self._now = now
 
@@ -242,6 +255,20 @@ class AccountTable(_EachRow):
 
     def _take(self, account: Account, value: bytes) -> None:
         raise NotImplementedError
+
+    def _changed(self, account: Account) -> None:
+        """Write what is known of an account."""
+
+    def _says_something(self, account: Account) -> bool:
+        """Whether a backend that lacks the account's row needs one."""
+        return False
+
+    def _write_missing(self, known: Set[bytes]) -> None:
+        for account in self._accounts():
+            written = self._ids.id_of(account.name)
+            missing = written is not None and written.encode() not in known
+            if missing and self._says_something(account):
+                self._changed(account)
 
     def _write_later(
         self, account: Account, value: Callable[[], Any], seconds: float = _FOREVER
@@ -272,6 +299,9 @@ class ReplicatedOperatorStates(AccountTable):
         # A disabled account that the configuration disables needs no row; others may act on it.
         self._write_later(account, lambda: account.health.admin_state.value)
 
+    def _says_something(self, account: Account) -> bool:
+        return account.settings.enabled and account.health.admin_state is not AdminState.SERVE
+
     def _take(self, account: Account, value: bytes) -> None:
         state = decode(value, AdminState)
         if state is not None and account.settings.enabled:
@@ -290,6 +320,9 @@ class ReplicatedLessons(AccountTable):
 
     def _changed(self, account: Account) -> None:
         self._write_later(account, account.learned.lessons, _DAY)
+
+    def _says_something(self, account: Account) -> bool:
+        return bool(account.learned.lessons())
 
     def _take(self, account: Account, value: bytes) -> None:
         lessons = decode(value, list[Lesson])
@@ -310,6 +343,9 @@ class ReplicatedQuotas(AccountTable):
     def _changed(self, account: Account) -> None:
         self._write_later(account, account.health.quotas.windows, 8 * _DAY)
 
+    def _says_something(self, account: Account) -> bool:
+        return bool(account.health.quotas.windows())
+
     def _take(self, account: Account, value: bytes) -> None:
         windows = decode(value, list[QuotaWindow])
         if windows is not None:
@@ -325,6 +361,7 @@ class ReplicatedKeyUse:
         self._keys = keys
         self._writes = writes
         self._now = now
+        self._is_loaded = False
         keys.used = self._used
 
     def _used(self, tenant: str) -> None:
@@ -338,11 +375,15 @@ class ReplicatedKeyUse:
         return Row(KEY_USE, key, encode(use), self._now() + 400 * _DAY, tenant)
 
     def load(self, rows: Sequence[Row]) -> None:
-        """Take what was used before the start."""
+        """Take what was used before the start, once; later loads have this process's own use."""
+        first, self._is_loaded = not self._is_loaded, True
         for row in rows:
             use = None if row.value is None else decode(row.value, KeyUse)
-            if use is not None:
+            if use is not None and first:
                 self._keys.restore(row.tenant, use)
+        for key in self._keys.snapshot():
+            if key["turns"]:
+                self._used(key["name"])
 
     def apply(self, row: Row) -> None:
         """Others count their own use; shared limits are counted elsewhere."""

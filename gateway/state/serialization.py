@@ -40,11 +40,13 @@ class AccountIds:
 
     def reconfigure(self, accounts: Iterable[tuple[str, str]]) -> None:
         """Take these accounts from now on."""
-        self._ids = {name: _account_id(name, base_url) for name, base_url in accounts}
-        self._names = {each: name for name, each in self._ids.items()}
+        ids = {name: _account_id(name, base_url) for name, base_url in accounts}
+        self._names = {each: name for name, each in ids.items()}
+        # What is known of an account that has left may yet be written.
+        self._ids.update(ids)
 
     def id_of(self, name: str) -> str | None:
-        """What is written for an account; None when it is not in service."""
+        """What is written for an account; None when it was never in service."""
         return self._ids.get(name)
 
     def name_of(self, written: str | None) -> str | None:
@@ -89,13 +91,17 @@ class _WrittenRecord(msgspec.Struct, array_like=True, frozen=True):
     created_at: float
     pinned_to: str | None
     foreign: bool
+    evicted: bool = False
 
 
 _decode_record = msgspec.msgpack.Decoder(_WrittenRecord).decode
 
 
-def encode_record(record: ResponseRecord, ids: AccountIds) -> bytes:
-    """A record, without its key."""
+def encode_record(record: ResponseRecord, ids: AccountIds, evicted: bool = False) -> bytes:
+    """A record, without its key.
+
+    :param evicted: whether it can no longer be continued by its id.
+    """
     return encode(
         _WrittenRecord(
             record.tenant,
@@ -111,25 +117,31 @@ def encode_record(record: ResponseRecord, ids: AccountIds) -> bytes:
             record.created_at,
             None if record.pinned_to is None else ids.id_of(record.pinned_to) or record.pinned_to,
             record.foreign,
+            evicted,
         )
     )
 
 
-def decode_transcript(records: Sequence[tuple[bytes, bytes]], ids: AccountIds) -> Transcript | None:
+def decode_transcript(
+    records: Sequence[tuple[bytes, bytes]], ids: AccountIds
+) -> tuple[Transcript | None, list[Transcript]]:
     """The transcript of records, the latest first; None if a part of it is missing.
+
+    Beside it those parts of it which cannot be continued by their ids.
 
     An account that is not in service keeps what was written for it as its name, which no account
     has.
     """
     transcript: Transcript | None = None
+    evicted: list[Transcript] = []
     parent: str | None = None
     for key, value in reversed(records):
         try:
             written = _decode_record(value)
         except UNREADABLE_VALUE:
-            return None
+            return None, []
         if written.parent != parent:
-            return None
+            return None, []
         record = ResponseRecord(
             written.tenant,
             written.id,
@@ -147,7 +159,9 @@ def decode_transcript(records: Sequence[tuple[bytes, bytes]], ids: AccountIds) -
         )
         transcript = Transcript(record, transcript)
         parent = record.key
-    return transcript
+        if written.evicted:
+            evicted.append(transcript)
+    return transcript, evicted
 
 
 def _renamed(item: Item, rename: Callable[[str], str | None]) -> Item:

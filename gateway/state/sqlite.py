@@ -14,10 +14,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.defer import CancelledError, Deferred, execute
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from gateway.config.settings import StateSettings
@@ -81,12 +82,16 @@ class SqliteBackend:
         )
         self.lock = lock
         self._threads: ThreadPool | None = None
+        self._tried = False
         self._trimming = LoopingCall(self._trim)
         self._trimming.clock = reactor
 
     def open(self, feed: Feed) -> Deferred[None]:
         """Lock the directory and open the database."""
-        return self._run(self._open)
+        if self._tried:
+            self._use_thread()
+        self._tried = True
+        return self._run(self._open).addCallback(self._report_damage)
 
     def scan(self, table: str) -> Deferred[list[Row]]:
         """All rows of a table that have not expired."""
@@ -110,8 +115,14 @@ class SqliteBackend:
         """Close the database after what was begun."""
         if self._trimming.running:
             self._trimming.stop()
-        closed = self._run(self._database.close)
-        return closed.addBoth(lambda _: self._closed())
+        # A disk that hangs must not keep the process from ending: its thread is not waited for,
+        # and the lock stays until then.
+        return self._run(self._database.close).addCallback(lambda _: self._closed())
+
+    @property
+    def file_bytes(self) -> int:
+        """Of the database and its log, after the last write."""
+        return self._database.file_bytes
 
     def _closed(self) -> None:
         threads, self._threads = self._threads, None
@@ -121,24 +132,26 @@ class SqliteBackend:
             os.close(self.lock)
             self.lock = None
 
+    def _report_damage(self, _: None) -> None:
+        moved, self._database.moved_aside = self._database.moved_aside, None
+        if moved is not None:
+            _log.error(
+                "the state in {directory} was damaged; it was moved to {moved}, and begun anew",
+                directory=self._directory,
+                moved=moved,
+            )
+
     def _open(self) -> None:
         if self._directory is not None:
             _make_directory(self._directory)
             if self.lock is None:
                 self.lock = _locked(self._directory / LOCK)
         self._database.open()
-        if self._database.moved_aside is not None:
-            _log.error(
-                "the state in {directory} was damaged; it was moved to {moved}, and begun anew",
-                directory=self._directory,
-                moved=self._database.moved_aside,
-            )
 
     def _trim(self) -> Deferred[Any]:
         trimmed: Deferred[Any] = self._run(self._database.trim)
         trimmed.addCallback(lambda more: self._trim() if more else None)
-        # The next write finds and reports what is wrong.
-        return trimmed.addErrback(lambda failure: failure.trap(StateError) and None)
+        return trimmed.addErrback(_not_trimmed)
 
     def _use_thread(self) -> None:
         """From now on nothing is done on the reactor's thread: it serves clients."""
@@ -155,6 +168,12 @@ class SqliteBackend:
         if self._threads is None:
             return execute(call, *args)
         return deferToThreadPool(self._reactor, self._threads, call, *args)
+
+
+def _not_trimmed(failure: Failure) -> None:
+    """The next write finds and reports what is wrong with the disk."""
+    if failure.check(StateError, CancelledError) is None:
+        _log.failure("the state could not be trimmed", failure)
 
 
 class _DaemonThread(Thread):

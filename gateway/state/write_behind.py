@@ -1,7 +1,8 @@
 """The write-behind buffer: turns never wait for a write, and rows are written in batches.
 
 What is not written yet is read from here.  While the backend cannot be reached, rows are kept up to
-a bound, and written when it is back.
+a bound, and written when it is back.  A backend counts as back once it has taken a write, because a
+full disk can be opened, too.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import Deferred, TimeoutError, fail, succeed
+from twisted.internet.defer import Deferred, TimeoutError, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gateway.state.backend import (
-    RECORDS,
     REPLICATED,
-    RESPONSES,
     Feed,
     Recall,
     Recalled,
@@ -27,12 +26,7 @@ from gateway.state.backend import (
     StateBackend,
     StateError,
 )
-
-#: Bounds on what waits to be written, and on one batch.
-_MAX_PENDING_BYTES = 64 * 1024 * 1024
-_MAX_PENDING_ROWS = 200_000
-_BATCH_BYTES = 4 * 1024 * 1024
-_BATCH_ROWS = 2_000
+from gateway.state.pending_rows import MAX_PENDING_BYTES, MakeRow, PendingRows
 
 #: Deadlines in seconds: of a turn's read, of a write, of a whole table, of the last write.
 READ_SECONDS = 1.0
@@ -45,9 +39,6 @@ _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
 
 _log = Logger(namespace="gateway.state")
-
-#: Makes a row when it is written: only then a value that changes often is encoded.
-MakeRow = Callable[[], "Row | None"]
 
 
 class BackendState(enum.Enum):
@@ -74,6 +65,8 @@ class WriteFigures(NamedTuple):
 
     :ivar written: rows that were written since the start.
     :ivar dropped: rows that were dropped at the bound.
+    :ivar writes: batches that were written, and the seconds that they took.
+    :ivar written_at: unix seconds of the last one.
     :ivar why: why the backend cannot be used; None if it can.
     :ivar since: unix seconds since when it cannot; None if it can.
     """
@@ -83,6 +76,9 @@ class WriteFigures(NamedTuple):
     max_bytes: int
     written: int
     dropped: int
+    writes: int
+    write_seconds: float
+    written_at: float | None
     why: str | None
     since: float | None
 
@@ -95,6 +91,8 @@ class WriteBehind:
     :param loaded: called with each replicated table and its rows, whenever the backend was opened.
     :param feed: called with rows that other processes have changed.
     :ivar state: whether the backend can be used.
+    :ivar losses: counts the times after which the backend may lack earlier rows: some were
+        dropped, or it began anew.
     """
 
     def __init__(
@@ -111,17 +109,21 @@ class WriteBehind:
         self._loaded = loaded
         self._feed = feed
         self.state = BackendState.CLOSED
-        self._pending: dict[tuple[str, bytes], Row | MakeRow] = {}
-        self._pending_bytes = 0
-        #: The rows of the batch that is on its way; they are read from here, too.
-        self._sent: dict[tuple[str, bytes], Row] = {}
+        self.losses = 0
+        self._pending = PendingRows()
         self._flush_call: IDelayedCall | None = None
         self._retry_call: IDelayedCall | None = None
         self._pause = _FIRST_PAUSE
         self._why: str | None = None
         self._since: float | None = None
+        #: Whether a backend that takes no writes still answers reads, as a full disk does.
+        self._readable = False
         self._written = 0
-        self._dropped = 0
+        self._writes = 0
+        self._write_seconds = 0.0
+        self._written_at: float | None = None
+        self._began_write = 0.0
+        self._drop_is_known = False
         self._when_open: list[Deferred[None]] = []
         self._when_flushed: list[Deferred[None]] = []
 
@@ -133,16 +135,19 @@ class WriteBehind:
 
     def stop(self) -> Deferred[None]:
         """Write what is pending, if that is possible in a few seconds, and close."""
+        if self.state is BackendState.STOPPED:
+            return succeed(None)
         if self._retry_call is not None:
             self._retry_call.cancel()
             self._retry_call = None
-        flushed = self.flush() if self.state is BackendState.READY else succeed(None)
+        flushed = self.flush() if len(self._pending) else succeed(None)
         flushed.addTimeout(_LAST_WRITE_SECONDS, self._clock)
         flushed.addErrback(self._unwritten)
         return flushed.addCallback(lambda _: self._stopped())
 
     def _unwritten(self, failure: Failure) -> None:
-        _log.error("the last changes of the state could not be written")
+        rows = len(self._pending)
+        _log.error("the last {rows} changes of the state could not be written", rows=rows)
 
     def _stopped(self) -> Deferred[None]:
         self._enter(BackendState.STOPPED)
@@ -161,13 +166,16 @@ class WriteBehind:
 
     def figures(self) -> WriteFigures:
         """How much waits to be written."""
-        rows = len(self._pending) + len(self._sent)
+        pending = self._pending
         return WriteFigures(
-            rows,
-            self._pending_bytes,
-            _MAX_PENDING_BYTES,
+            len(pending),
+            pending.bytes,
+            MAX_PENDING_BYTES,
             self._written,
-            self._dropped,
+            pending.dropped,
+            self._writes,
+            self._write_seconds,
+            self._written_at,
             self._why,
             self._since,
         )
@@ -176,21 +184,25 @@ class WriteBehind:
 
     def put(self, row: Row) -> None:
         """Write a row soon; it replaces one of the same key that is not written yet."""
-        place = (row.table, row.key or row.conversation.encode())
-        self._forget_pending(place)
-        self._pending[place] = row
-        self._pending_bytes += row.size
-        self._schedule()
-        if self._pending_bytes > _MAX_PENDING_BYTES or len(self._pending) > _MAX_PENDING_ROWS:
-            self._drop()
+        self._added(self._pending.put(row))
 
     def put_later(self, table: str, key: bytes, make: MakeRow) -> None:
         """Write the row that ``make`` returns at that time; for values that change often."""
-        place = (table, key)
-        if self._pending.get(place) is not make:
-            self._forget_pending(place)
-            self._pending[place] = make
-            self._schedule()
+        self._added(self._pending.put_later(table, key, make))
+
+    def waits(self, table: str, key: bytes) -> bool:
+        """Whether a row is not written yet, so that what the backend has of it is old."""
+        return self._pending.has(table, key)
+
+    def began_anew(self) -> None:
+        """The backend has lost what it had."""
+        self.losses += 1
+
+    def _added(self, complete: bool) -> None:
+        if not complete and not self._drop_is_known:
+            self._drop_is_known = True
+            _log.error("the state is written too slowly: some conversations are not written")
+        self._schedule()
 
     def flush(self) -> Deferred[None]:
         """Write what is pending now.
@@ -199,88 +211,55 @@ class WriteBehind:
         """
         if self.state is not BackendState.READY:
             return fail(StateError(self._why or "the state is not open"))
-        if not self._pending and not self._sent:
+        if not len(self._pending):
             return succeed(None)
         flushed: Deferred[None] = Deferred()
         self._when_flushed.append(flushed)
         self._flush()
         return flushed
 
-    def _forget_pending(self, place: tuple[str, bytes]) -> None:
-        before = self._pending.pop(place, None)
-        if isinstance(before, Row):
-            self._pending_bytes -= before.size
-
     def _schedule(self) -> None:
-        if self._flush_call is None and not self._sent and self.state is BackendState.READY:
+        if self._flush_call is None and not self._pending.sent and self.state is BackendState.READY:
             self._flush_call = self._clock.callLater(self._flush_seconds, self._flush)
 
     def _flush(self) -> None:
         if self._flush_call is not None and self._flush_call.active():
             self._flush_call.cancel()
         self._flush_call = None
-        if self._sent or self.state is not BackendState.READY:
+        if self._pending.sent or self.state is not BackendState.READY:
             return
-        self._sent = self._next_batch()
-        if not self._sent:
+        batch = self._pending.next_batch()
+        if not batch:
             self._flushed()
             return
-        try:
-            written = self.backend.write(list(self._sent.values()))
-        except Exception:
-            written = fail(Failure())
+        self._began_write = self._clock.seconds()
+        written = maybeDeferred(self.backend.write, batch)
         written.addTimeout(_WRITE_SECONDS, self._clock)
         written.addCallbacks(self._batch_written, self._batch_failed)
         written.addErrback(lambda failure: _log.failure("the state cannot be written", failure))
 
-    def _next_batch(self) -> dict[tuple[str, bytes], Row]:
-        batch: dict[tuple[str, bytes], Row] = {}
-        size = 0
-        while self._pending and len(batch) < _BATCH_ROWS and size < _BATCH_BYTES:
-            place = next(iter(self._pending))
-            waiting = self._pending.pop(place)
-            if isinstance(waiting, Row):
-                self._pending_bytes -= waiting.size
-                row: Row | None = waiting
-            else:
-                row = waiting()
-            if row is not None:
-                batch[place] = row
-                size += row.size
-        return batch
-
     def _batch_written(self, _: None) -> None:
-        self._written += len(self._sent)
-        self._sent = {}
+        self._written += self._pending.sent
+        self._pending.batch_written()
+        self._writes += 1
+        self._written_at = self._clock.seconds()
+        self._write_seconds += max(0.0, self._written_at - self._began_write)
+        self._recovered()
         if self._when_flushed:
             self._flush()
-        elif self._pending:
+        elif self._pending.waiting:
             self._schedule()
 
     def _batch_failed(self, failure: Failure) -> None:
-        """Keep the rows for the next attempt, before newer ones; newer values win."""
-        sent, self._sent = self._sent, {}
-        later = self._pending
-        self._pending = {place: row for place, row in sent.items() if place not in later}
-        self._pending_bytes += sum(
-            row.size for row in self._pending.values() if isinstance(row, Row)
-        )
-        self._pending.update(later)
+        self._pending.batch_failed()
         self._lost(failure)
+        # A disk that takes no writes may be read; one that hangs is not asked again.
+        self._readable = failure.check(StateError) is not None
 
     def _flushed(self) -> None:
         waiting, self._when_flushed = self._when_flushed, []
         for each in waiting:
             each.callback(None)
-
-    def _drop(self) -> None:
-        """Drop the oldest content first; the small rows say more per byte."""
-        if not self._dropped:
-            _log.error("the state is written too slowly: conversations are no longer written")
-        contents = [place for place in self._pending if place[0] in (RECORDS, RESPONSES)]
-        for place in contents[: max(1, len(contents) // 2)] or list(self._pending)[:1]:
-            self._forget_pending(place)
-            self._dropped += 1
 
     # --- reading -----------------------------------------------------------------------
 
@@ -292,57 +271,41 @@ class WriteBehind:
         rows: dict[tuple[str, bytes], bytes] = {}
         missing = []
         for place in wanted.rows:
-            found = self._buffered(place)
+            found = self._pending.find(place)
             if found is None:
                 missing.append(place)
             elif found.value is not None:
                 rows[place] = found.value
-        records, response, record = self._buffered_records(wanted.response)
+        records, response, record = self._pending.records(wanted.response)
         if not missing and response is None and record is None:
             return succeed(Recalled(rows, records))
-        if self.state is BackendState.OPENING:
+        if self.state is BackendState.OPENING and self._why is None:
             opened: Deferred[None] = Deferred()
             self._when_open.append(opened)
             return opened.addCallback(lambda _: self.read(wanted))
-        if self.state is not BackendState.READY:
+        if self.state is not BackendState.READY and not self._readable:
             return fail(StateError(self._why or "the state is not open"))
-        answer = self.backend.read(Recall(missing, response, record))
+        answer = maybeDeferred(self.backend.read, Recall(missing, response, record))
         answer.addTimeout(READ_SECONDS, self._clock)
-        answer.addCallback(
-            lambda found: Recalled({**rows, **found.rows}, [*records, *found.records])
-        )
+        answer.addCallback(self._merged, rows, records)
         return answer.addErrback(self._read_failed)
 
-    def _buffered(self, place: tuple[str, bytes]) -> Row | None:
-        found = self._pending.get(place) or self._sent.get(place)
-        return found() if callable(found) else found
-
-    def _buffered_records(
-        self, response: bytes | None
-    ) -> tuple[list[tuple[bytes, bytes]], bytes | None, bytes | None]:
-        """The records in the buffer, and what the backend must be asked for.
-
-        A record is written after its parent, so those in the buffer are the latest ones.
-
-        :return: the records, the digest of a response that is not in the buffer, and the key of
-            the record that continues what was found.
-        """
-        index = None if response is None else self._buffered((RESPONSES, response))
-        if index is None:
-            return [], response, None
-        records = []
-        key = index.value or b""
-        while key:
-            row = self._buffered((RECORDS, key))
-            if row is None or row.value is None:
-                break
-            records.append((row.key, row.value))
-            key = row.parent
-        return records, None, key or None
+    def _merged(
+        self,
+        found: Recalled,
+        rows: dict[tuple[str, bytes], bytes],
+        records: list[tuple[bytes, bytes]],
+    ) -> Recalled:
+        """What was found here and there, without conversations that are about to be deleted."""
+        older = found.records
+        if older and self._pending.deletes(older[-1][0]):
+            older = ()
+        return Recalled({**rows, **found.rows}, [*records, *older])
 
     def _read_failed(self, failure: Failure) -> Recalled:
+        self._readable = False
         self._lost(failure)
-        raise StateError(self._why or "") from None
+        raise StateError(self._why or _text_of(failure)) from None
 
     # --- the backend's availability ----------------------------------------------------
 
@@ -355,7 +318,7 @@ class WriteBehind:
         opened.addErrback(lambda failure: _log.failure("the state cannot be opened", failure))
 
     def _opened_and_loaded(self) -> Deferred[Any]:
-        opened: Deferred[Any] = self.backend.open(self._feed)
+        opened: Deferred[Any] = maybeDeferred(self.backend.open, self._feed)
         for table in REPLICATED:
             opened.addCallback(self._load, table)
         return opened
@@ -367,13 +330,22 @@ class WriteBehind:
         if self.state is not BackendState.OPENING:
             return
         self._enter(BackendState.READY)
+        self._readable = False
+        self._opened()
+        if self._pending.waiting:
+            self._schedule()  # the write shows whether it is back
+        else:
+            self._recovered()
+
+    def _recovered(self) -> None:
+        """The backend can be used."""
         if self._why is not None:
             _log.info("the state is kept again in {where}", where=self.backend.name)
         self._why = self._since = None
         self._pause = _FIRST_PAUSE
-        self._opened()
-        if self._pending:
-            self._schedule()
+        if self._drop_is_known and not self._pending.waiting:
+            self._drop_is_known = False
+            self.losses += 1
 
     def _opened(self) -> None:
         waiting, self._when_open = self._when_open, []
@@ -384,9 +356,8 @@ class WriteBehind:
         """The backend failed: go on without it, and try it again later."""
         if self.state in (BackendState.UNREACHABLE, BackendState.STOPPED):
             return
-        error = failure.value
-        why = "it does not answer in time" if isinstance(error, TimeoutError) else str(error)
-        if not isinstance(error, (StateError, TimeoutError)):
+        why = _text_of(failure)
+        if failure.check(StateError, TimeoutError) is None:
             _log.failure("the state failed", failure)
         if self._why is None:
             self._since = self._clock.seconds()
@@ -397,6 +368,9 @@ class WriteBehind:
             )
         self._why = why
         self._enter(BackendState.UNREACHABLE)
+        if self._flush_call is not None:
+            self._flush_call.cancel()
+            self._flush_call = None
         waiting, self._when_flushed = self._when_flushed, []
         for each in waiting:
             each.errback(StateError(why))
@@ -408,3 +382,8 @@ class WriteBehind:
         if state not in TRANSITIONS[self.state]:
             raise AssertionError(f"a backend cannot go from {self.state} to {state}")
         self.state = state
+
+
+def _text_of(failure: Failure) -> str:
+    error = failure.value
+    return "it does not answer in time" if isinstance(error, TimeoutError) else str(error)
