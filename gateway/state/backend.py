@@ -81,11 +81,13 @@ class Recall(NamedTuple):
     :ivar rows: tables and keys.
     :ivar response: the digest of the response whose conversation is needed, or None.
     :ivar record: the key of the record to begin with in place of a response's, or None.
+    :ivar conversation: that of the record.
     """
 
     rows: Sequence[tuple[str, bytes]] = ()
     response: bytes | None = None
     record: bytes | None = None
+    conversation: str = ""
 
 
 class Recalled(NamedTuple):

@@ -75,11 +75,11 @@ class Cipher:
 class EncryptedBackend:
     """A backend whose values are encrypted.
 
-    :param inner: the backend that keeps them.
+    :ivar inner: the backend that keeps them.
     """
 
     def __init__(self, inner: StateBackend, cipher: Cipher) -> None:
-        self._inner = inner
+        self.inner = inner
         self._cipher = cipher
         self.name = inner.name
         self.shared = inner.shared
@@ -91,23 +91,23 @@ class EncryptedBackend:
 
     def open(self, feed: Feed) -> Deferred[None]:
         """Make it ready."""
-        return self._inner.open(lambda rows: feed(self._decrypted(rows)))
+        return self.inner.open(lambda rows: feed(self._decrypted(rows)))
 
     def scan(self, table: str) -> Deferred[list[Row]]:
         """All rows of a table that can be read."""
-        return self._inner.scan(table).addCallback(self._decrypted)
+        return self.inner.scan(table).addCallback(self._decrypted)
 
     def read(self, wanted: Recall) -> Deferred[Recalled]:
         """Read some rows, and one conversation."""
-        return self._inner.read(wanted).addCallback(self._recalled)
+        return self.inner.read(wanted).addCallback(self._recalled)
 
     def write(self, rows: Sequence[Row]) -> Deferred[None]:
         """Write rows, in this order."""
-        return self._inner.write([self._encrypted(row) for row in rows])
+        return self.inner.write([self._encrypted(row) for row in rows])
 
     def close(self) -> Deferred[None]:
         """Release everything."""
-        return self._inner.close()
+        return self.inner.close()
 
     def _encrypted(self, row: Row) -> Row:
         # The value of such a row is the key of another one.

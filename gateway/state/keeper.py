@@ -24,6 +24,7 @@ from gateway.state.durable_conversations import (
     DurableOwners,
 )
 from gateway.state.encryption import Cipher, EncryptedBackend, passphrase
+from gateway.state.redis import RedisBackend
 from gateway.state.replication import (
     AccountTable,
     ReplicatedBindings,
@@ -54,7 +55,11 @@ def backend_for(
     """
     if settings.store == "memory":
         return None
-    kept = SqliteBackend(reactor, state_directory(settings, environ), settings, lock)
+    kept: StateBackend
+    if "://" in settings.store:
+        kept = RedisBackend(reactor, settings)
+    else:
+        kept = SqliteBackend(reactor, state_directory(settings, environ), settings, lock)
     return EncryptedBackend(kept, Cipher(passphrase(settings)))
 
 
