@@ -15,6 +15,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
 from gateway.config import LogSettings
+from gateway.inheritance import Succession
 from gateway.log import LogFile, LogThreshold, log_file, log_observer
 
 _log = Logger(namespace="gateway.service")
@@ -36,6 +37,7 @@ class Daemon:
     def __init__(self, twistd: MutableMapping[str, Any] | None) -> None:
         self._twistd: MutableMapping[str, Any] = {} if twistd is None else twistd
         self.log_file: LogFile | None = None
+        self._status_pipe: int | None = None
 
     @property
     def syslog_prefix(self) -> str | None:
@@ -47,6 +49,11 @@ class Daemon:
         """The path of the pidfile that twistd removes at the end; empty without one."""
         return self._twistd.get("pidfile") or ""
 
+    @property
+    def log_path(self) -> str | None:
+        """The path of the log file; None for standard output and syslog."""
+        return None if self.log_file is None else self.log_file.path
+
     def open_log(self, parent: Any, settings: LogSettings, threshold: LogThreshold) -> None:
         """Set the application's log, unless the operator chose syslog.
 
@@ -57,14 +64,70 @@ class Daemon:
             observer = log_observer(settings, self.log_file, threshold)
             parent.setComponent(ILogObserver, observer)
 
+    @property
+    def succession(self) -> Succession:
+        """What a successor gets of it."""
+        return Succession(self.pidfile, self.log_path)
+
+    def succeed(self, former: Succession) -> None:
+        """Take over the pidfile of the process before this one."""
+        path = former.pidfile
+        if not path:
+            return
+        try:
+            with open(f"{path}.new", "w") as file:
+                file.write(str(os.getpid()))
+            os.replace(f"{path}.new", path)
+        except OSError as error:
+            _log.error("the pidfile {path}: {error}", path=path, error=error.strerror)
+        self._twistd["pidfile"] = path
+
+    def hand_over(self) -> None:
+        """Leave the pidfile and the rotation of the log to a successor."""
+        self._twistd["pidfile"] = ""
+        if self.log_file is not None:
+            self.log_file.rotates = False
+
+    def hold_status(self) -> None:
+        """Let the process that waits for the start of a daemon wait for more than this start."""
+        self._status_pipe = self._twistd.get("statusPipe")
+        self._twistd["statusPipe"] = None
+
+    def release_status(self) -> None:
+        """Let it wait for twistd again."""
+        self._twistd["statusPipe"], self._status_pipe = self._status_pipe, None
+
+    def started(self) -> None:
+        """Tell the process that waits for the start of a daemon that it was good."""
+        self._report(b"0")
+
+    def fail(self, line: str) -> NoReturn:
+        """End a start that failed after twistd has gone on, without a traceback."""
+        self._remove_pidfile()
+        self._report(b"1 " + line.encode())
+        _log.error("{line}", line=line)
+        if self.log_file is not None or self.syslog_prefix is not None:
+            print(line, file=sys.__stderr__, flush=True)
+        os._exit(1)  # the reactor would go on after an exception
+
+    def _report(self, status: bytes) -> None:
+        pipe, self._status_pipe = self._status_pipe, None
+        if pipe is not None:
+            with suppress(OSError):  # nobody waits any more
+                os.write(pipe, status)
+            os.close(pipe)
+
+    def _remove_pidfile(self) -> None:
+        if self.pidfile and os.path.exists(self.pidfile):
+            os.unlink(self.pidfile)
+
     def give_up(self, line: str) -> NoReturn:
         """End a start that failed as twistd does, without a traceback.
 
         In the foreground the line goes to the terminal. A daemon hands it to the process that
         waits for its start, and to its log.
         """
-        if self.pidfile and os.path.exists(self.pidfile):
-            os.unlink(self.pidfile)
+        self._remove_pidfile()
         status_pipe = self._twistd.get("statusPipe")
         if status_pipe is not None:
             os.write(status_pipe, b"1 " + line.encode())

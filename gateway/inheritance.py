@@ -18,9 +18,14 @@ from gateway.worker_link import Link
 #: The environment variable: JSON, the numbers of open files by name.
 VARIABLE = "RESPONSES_GATEWAY_DESCRIPTORS"
 
-#: Names of files: the listeners are called as their settings.
+#: The environment variable of a successor: JSON, what twistd gave the process before it.
+_SUCCESSION = "RESPONSES_GATEWAY_SUCCESSION"
+
+#: Names of files: the link to the supervisor, where a successor says that it is ready, and the lock
+#: of the state directory.
 LINK = "link"
 READY = "ready"
+LOCK = "state.lock"
 
 #: Standard input, output and errors come before all others.
 _FIRST = 3
@@ -45,11 +50,45 @@ class Inheritance(NamedTuple):
         """The open files of a name, none if it was not inherited."""
         return self.descriptors.get(name, ())
 
+    def sockets(self, setting: str, endpoint: str) -> Sequence[int]:
+        """The sockets of a listener, none if they were not inherited."""
+        return self.of(listener_name(setting, endpoint))
+
     def close_all_but(self, names: Iterable[str]) -> None:
         """Close what this process has no use for."""
         for name in self.descriptors.keys() - set(names):
             for number in self.descriptors[name]:
                 os.close(number)
+
+
+class Succession(NamedTuple):
+    """What a successor has from twistd by way of the process before it.
+
+    :ivar pidfile: its path, or "".
+    :ivar logfile: its path, or None for standard output.
+    """
+
+    pidfile: str
+    logfile: str | None
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment variable that tells a successor."""
+        return {_SUCCESSION: json.dumps(self)}
+
+
+def succession(environ: MutableMapping[str, str]) -> Succession | None:
+    """What the environment of a successor tells, once; None for a first process."""
+    text = environ.pop(_SUCCESSION, None)
+    return None if text is None else Succession(*json.loads(text))
+
+
+def listener_name(setting: str, endpoint: str) -> str:
+    """The name of a listener's sockets: those of another endpoint are not its own.
+
+    :param setting: its path in the configuration.
+    """
+    return f"{setting}={endpoint}"
 
 
 #: A process that nobody of the gateway started.

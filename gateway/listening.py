@@ -35,6 +35,7 @@ class ListenerService(Service):
     :param setting: its path in the configuration, for the error.
     :param inherited: listening sockets to use in place of new ones; they are closed.
     :param shared: whether other processes accept from the same sockets.
+    :ivar endpoint: the same.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ListenerService(Service):
         shared: bool = False,
     ) -> None:
         self._reactor = reactor
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._factory = factory
         self._setting = setting
         self._inherited = list(inherited)
@@ -70,11 +71,11 @@ class ListenerService(Service):
         inherited, self._inherited = self._inherited, []
         reactors = [AdoptingReactor(self._reactor, each) for each in inherited]
         for reactor in reactors or [self._reactor]:
-            listening = maybeDeferred(listen_on, reactor, self._endpoint, self._factory)
+            listening = maybeDeferred(listen_on, reactor, self.endpoint, self._factory)
             listening.addCallbacks(self._listens, problems.append)
         if problems:
             raise CannotListen(
-                f"{self._setting}: '{self._endpoint}': cannot listen there:"
+                f"{self._setting}: '{self.endpoint}': cannot listen there:"
                 f" {reason(problems[0].value)}"
             )
 

@@ -93,6 +93,17 @@ class ConfigReloader:
         _log.info("{line}", line=line)
         return line
 
+    def take_back(self, before: Settings, error: str) -> None:
+        """Settings that were in force for a moment could not be applied everywhere.
+
+        :param before: those that are in force again.
+        :param error: why.
+        """
+        self.settings = before
+        self.generation += 1
+        self.last_rejected = RejectedReload(self._now(), f"it cannot be applied: {error}")
+        _log.error("the configuration before is in force again: {error}", error=error)
+
 
 def needs_restart(old: Settings, new: Settings) -> list[str]:
     """The paths of the settings that differ and keep their old values until a restart."""

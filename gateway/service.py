@@ -24,7 +24,7 @@ from gateway.config import AccountSettings, Settings, SimulatorSettings
 from gateway.config.endpoints import is_inherited, is_loopback
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore
-from gateway.inheritance import NOTHING, Inheritance
+from gateway.inheritance import NOTHING, Descriptors, Inheritance, listener_name
 from gateway.listening import ListenerService
 from gateway.log import LogThreshold
 from gateway.metrics.collector import MetricsCollector
@@ -117,6 +117,14 @@ class GatewayService(MultiService):
         site = self._client_site(reactor)
         self.drain.stop_listening = self._listen(reactor, "listen", settings.listen, site).leave
 
+    @property
+    def descriptors(self) -> Descriptors:
+        """The open files that a successor goes on with."""
+        return {
+            listener_name(setting, listener.endpoint): listener.descriptors
+            for setting, listener in self.listeners.items()
+        }
+
     def stopService(self) -> Deferred[Any]:
         """Let clients finish first, then stop the parts that serve them."""
         if is_inherited(self.settings.listen):
@@ -205,7 +213,7 @@ class GatewayService(MultiService):
 
     def _listen(self, reactor: Any, setting: str, endpoint: str, site: Any) -> ListenerService:
         """Listen for clients or operators."""
-        sockets = self.inherited.of(setting)
+        sockets = self.inherited.sockets(setting, endpoint)
         # Workers with a socket for each share none.
         shared = self.inherited.worker is not None and len(sockets) == 1
         listener = ListenerService(reactor, endpoint, site, setting, sockets, shared)

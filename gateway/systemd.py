@@ -89,11 +89,16 @@ class ServiceManager(Service):
         microseconds = round((seconds + _STOP_SECONDS) * 1e6)
         self.send("STOPPING=1", f"EXTEND_TIMEOUT_USEC={microseconds}", _status(status))
 
-    def send(self, *assignments: str) -> None:
-        """Send ``NAME=value`` assignments; a manager that is gone stops nothing.
+    def hand_over(self, successor: int) -> None:
+        """Another process is the service from now on, and speaks for it.
 
-        The process that takes over sends ``MAINPID``.
+        :param successor: its process id.
         """
+        self.send(f"MAINPID={successor}")
+        self.stopService()
+
+    def send(self, *assignments: str) -> None:
+        """Send ``NAME=value`` assignments; a manager that is gone stops nothing."""
         if self._address is None:
             return
         try:

@@ -25,11 +25,14 @@ from gateway.config import (
     read_text,
 )
 from gateway.daemon import Daemon, allow_open_files, collect_rarely, on_second_stop, on_signal
+from gateway.inheritance import NOTHING, READY, Inheritance, Succession, inherited, succession
 from gateway.listening import CannotListen
 from gateway.reload import ConfigReloader, needs_restart
 from gateway.server.drain import DrainState
 from gateway.service import GatewayService
 from gateway.systemd import ServiceManager
+from gateway.upgrade import Upgrade, command_line, tell_ready
+from gateway.workers.service import TwistdSupervisor, workers_wanted
 
 __all__ = ["Options", "makeService"]
 
@@ -43,6 +46,9 @@ class Options(usage.Options):
     """The command line of ``twistd responses-gateway``; an error is one line and exit status 1.
 
     :ivar settings: the whole configuration, once the command line is parsed.
+    :ivar inheritance: open files of the process that this one succeeds.
+    :ivar succession: what twistd gave to that process.
+    :ivar folder: where the command line was run; twistd may go to another one.
     """
 
     synopsis = "[options]"
@@ -69,6 +75,9 @@ class Options(usage.Options):
     ]
 
     settings: Settings
+    inheritance: Inheritance = NOTHING
+    succession: Succession | None = None
+    folder = "."
     _loaded: Loaded | None = None
 
     def opt_version(self) -> NoReturn:
@@ -129,16 +138,30 @@ class Options(usage.Options):
                 print(f"{path}: warning: {warning}", file=sys.stderr)
             print(f"{path or 'no file'}: ok: {summary(self.settings)}")
             raise SystemExit(0)
+        self._succeed()
+
+    def _succeed(self) -> None:
+        """Start as twistd's own options would not allow, if this process is a successor."""
+        self.folder = os.getcwd()
+        self.inheritance = inherited(os.environ)
+        self.succession = succession(os.environ)
+        if self.succession is not None:
+            # The pidfile is the other process's still, and whoever waits for a daemon has gone.
+            twistd: Any = self.parent
+            twistd.update(nodaemon=True, pidfile="", logfile=self.succession.logfile or "-")
 
 
-def makeService(options: Options, reactor: Any = None) -> TwistdService:
-    """The service that twistd runs.
+def makeService(options: Options, reactor: Any = None) -> TwistdService | TwistdSupervisor:
+    """The service that twistd runs: the gateway, or the supervisor of several.
 
     :param options: the command line.
     :param reactor: for tests; by default Twisted's own.
     """
     if reactor is None:
         from twisted.internet import reactor
+    count = workers_wanted(options.settings)
+    if count > 1:
+        return TwistdSupervisor(options, summary(options.settings), count, reactor)
     return TwistdService(options, reactor)
 
 
@@ -150,11 +173,19 @@ class TwistdService(GatewayService):
     """
 
     def __init__(self, options: Options, reactor: Any) -> None:
-        super().__init__(options.settings, reactor)
+        super().__init__(options.settings, reactor, options.inheritance)
         self._daemon = Daemon(options.parent)
         self._manager = ServiceManager(reactor, os.environ)
         self._manager.setServiceParent(self)
         self._reactor = reactor
+        self._upgrade = Upgrade(
+            reactor,
+            command_line(),
+            options.folder,
+            lambda: self._daemon.succession,
+            lambda: self.descriptors,
+            self._hand_over,
+        )
         self.reloads = ConfigReloader(
             options.settings, options.read, self.reconfigure, reactor.seconds
         )
@@ -188,6 +219,7 @@ class TwistdService(GatewayService):
         on_signal(self._reactor, signal.SIGHUP, self._reload_quietly)
         if self._daemon.log_file is not None:
             on_signal(self._reactor, signal.SIGUSR1, self._daemon.log_file.reopen)
+        on_signal(self._reactor, signal.SIGUSR2, self._upgrade.begin)
         self._reactor.addSystemEventTrigger("before", "shutdown", self._log_open_connections)
         on_second_stop(self._reactor, self._end_all_turns)
         if not getattr(websocket, "USES_NVX", False):  # Autobahn for Python 3.10 has none
@@ -203,7 +235,25 @@ class TwistdService(GatewayService):
             summary=summary(self.settings),
         )
         self._log_warnings()
-        self._reactor.callWhenRunning(self._manager.ready, summary(self.settings))
+        self._reactor.callWhenRunning(self._serve)
+
+    def _serve(self) -> None:
+        """Serve; take the place of the process before this one, if there is one."""
+        self._manager.ready(summary(self.settings))
+        self.inherited.close_all_but([*self.descriptors, READY])
+        former = self._options.succession
+        if former is not None:
+            tell_ready(self.inherited)
+            self._daemon.succeed(former)
+
+    def _hand_over(self, successor: int) -> None:
+        """A successor accepts connections: let turns end, and end."""
+        self._daemon.hand_over()
+        self._manager.hand_over(successor)
+        for listener in self.listeners.values():
+            listener.leave()
+        self.drain.handed_over = True
+        self._reactor.stop()
 
     def _log_warnings(self) -> None:
         for warning in self._options.warnings:

@@ -173,12 +173,12 @@ def test_a_log_that_cannot_be_written_is_one_line(
     assert err == f"responses-gateway: --logfile '{path}': No such file or directory\n"
 
 
-def test_without_a_file_of_its_own_only_a_reload_is_asked_for_by_signal(
+def test_without_a_file_of_its_own_no_signal_opens_it_again(
     reactor: MemoryReactorClock, monkeypatch: pytest.MonkeyPatch, quiet: None
 ) -> None:
     foreground = Foreground(reactor, monkeypatch, logfile="-")
     foreground.gateway.startService()
-    assert list(foreground.signals) == [signal.SIGHUP]
+    assert list(foreground.signals) == [signal.SIGHUP, signal.SIGUSR2]
     foreground.gateway.stopService()
 
 

@@ -1,0 +1,188 @@
+"""The supervisor under twistd: its log, its signals, its reloads, its upgrade."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway import __version__
+from gateway.config import Settings
+from gateway.daemon import Daemon, allow_open_files, on_second_stop, on_signal
+from gateway.inheritance import READY, Inheritance, Succession
+from gateway.listening import CannotListen
+from gateway.log import LogThreshold
+from gateway.reload import ConfigReloader
+from gateway.systemd import ServiceManager
+from gateway.upgrade import Upgrade, command_line, tell_ready
+from gateway.workers.orders import LogOrder
+from gateway.workers.supervisor import Supervisor
+
+_log = Logger(namespace="gateway.service")
+
+
+class CommandLine(Protocol):
+    """What was asked for on the command line.
+
+    :ivar parent: twistd's own options.
+    :ivar settings: the configuration.
+    :ivar inheritance: open files of the process that this one succeeds.
+    :ivar succession: what twistd gave to that process.
+    :ivar folder: where the command line was run.
+    """
+
+    parent: Any
+    settings: Settings
+    inheritance: Inheritance
+    succession: Succession | None
+    folder: str
+
+    def read(self) -> Settings:
+        """Read the configuration as it is now."""
+
+    @property
+    def source(self) -> str:
+        """Where the configuration comes from."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """A sentence about each thing that should be corrected."""
+
+
+class TwistdSupervisor(Supervisor):
+    """The supervisor of several workers, under twistd.
+
+    :param options: the command line.
+    :param summary: the configuration in half a line.
+    :param count: how many workers.
+    :ivar reloads: reloads the configuration.
+    """
+
+    def __init__(self, options: CommandLine, summary: str, count: int, reactor: Any) -> None:
+        super().__init__(options.settings, count, reactor, options.inheritance)
+        self._options = options
+        self._summary = summary
+        self._daemon = Daemon(options.parent)
+        self._manager = ServiceManager(reactor, os.environ)
+        self._manager.setServiceParent(self)
+        self.threshold = LogThreshold(options.settings.log.level)
+        self.reloads = ConfigReloader(options.settings, options.read, self._apply, reactor.seconds)
+        self._upgrade = Upgrade(
+            reactor,
+            command_line(),
+            options.folder,
+            lambda: self._daemon.succession,
+            lambda: self.descriptors,
+            self._hand_over,
+        )
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Set the application's log, unless the operator chose syslog."""
+        super().setServiceParent(parent)
+        self._daemon.open_log(parent, self.settings.log, self.threshold)
+        self.log_file = self._daemon.log_file
+        self.log = LogOrder(self._daemon.log_path, self._daemon.syslog_prefix)
+
+    def startService(self) -> None:
+        """Start, or end the process with one line that says why not."""
+        allow_open_files()
+        reactor = self._reactor
+        for number, call in (
+            (signal.SIGHUP, self._reload),
+            (signal.SIGUSR1, self.reopen_logs),
+            (signal.SIGUSR2, self._upgrade.begin),
+        ):
+            on_signal(reactor, number, call)
+        on_second_stop(reactor, self._end_all_turns)
+        self._daemon.hold_status()
+        self.ready.addCallbacks(self._all_ready, self._cannot_start)
+        try:
+            super().startService()
+        except CannotListen as error:
+            self._daemon.release_status()
+            self._daemon.give_up(f"responses-gateway: {error}")
+
+    def stopService(self) -> Deferred[Any]:
+        """Let all workers end their turns."""
+        _log.info(
+            "stopping {workers} workers; turns that run have {seconds:g} seconds, or until a second"
+            " signal",
+            workers=len(self.workers),
+            seconds=self.settings.timeouts.shutdown_seconds,
+        )
+        self._manager.stopping(self.settings.timeouts.shutdown_seconds, "stopping the workers")
+        return super().stopService()
+
+    def _all_ready(self, _: None) -> None:
+        _log.info(
+            "responses-gateway {version} started {workers} workers with {configuration}: {summary}",
+            version=__version__,
+            workers=len(self.workers),
+            configuration=self._options.source,
+            summary=self._summary,
+        )
+        self._log_warnings()
+        self._daemon.started()
+        self._manager.ready(self._summary)
+        inheritance, former = self._options.inheritance, self._options.succession
+        inheritance.close_all_but([*self.descriptors, READY])
+        if former is not None:
+            tell_ready(inheritance)
+            self._daemon.succeed(former)
+
+    def _cannot_start(self, failure: Failure) -> None:
+        """A worker cannot start: nor can the gateway."""
+        for worker in self.workers:
+            worker.kill()
+        self._daemon.fail(f"responses-gateway: {failure.getErrorMessage()}")
+
+    def _log_warnings(self) -> None:
+        for warning in self._options.warnings:
+            _log.warn("{warning}", warning=warning)
+
+    # ---- signals
+
+    def _reload(self) -> None:
+        with suppress(Exception):  # the reloader has logged it
+            self.reloads.reload()
+
+    def _apply(self, settings: Settings, before: Settings) -> None:
+        """Put settings into force in all workers; if one cannot, those of before stay."""
+        self._manager.reloading()
+        self._log_warnings()
+        level, former = settings.log.level, before.log.level
+
+        def failed(failure: Failure) -> None:
+            self.reloads.take_back(before, failure.getErrorMessage())
+            self.threshold.level = former
+
+        if level != former:
+            self.threshold.level = level
+        told = self.reconfigure(settings).addErrback(failed)
+        told.addCallback(lambda _: self._manager.ready(self._summary))
+
+    def _end_all_turns(self) -> None:
+        """End the turns that run: the second signal to stop."""
+        _log.warn("a second signal: what runs is ended")
+        self.abandon()
+
+    def _hand_over(self, successor: int) -> None:
+        """A successor's workers accept connections: let turns end, and end."""
+        self._daemon.hand_over()
+        self._manager.hand_over(successor)
+        self.handed_over = True
+        self.listener.leave()
+        self._reactor.stop()
+
+
+def workers_wanted(settings: Settings) -> int:
+    """How many processes are to serve clients; ``auto`` is one for each core."""
+    if settings.workers == "auto":
+        return len(os.sched_getaffinity(0))
+    return settings.workers
