@@ -261,6 +261,7 @@ def test_no_other_module_touches_private_attributes_of_others() -> None:
     """A private attribute that the gateway never defines belongs to a library."""
     ours = {name for tree in SOURCES.values() for name in defined_names(tree)}
     ours |= {"_replace", "_asdict", "_fields", "_make"}  # what a NamedTuple has
+    ours.add("_exit")  # of os, where it is public
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}: {node.attr}"
         for path, tree in SOURCES.items()
