@@ -43,7 +43,7 @@ from gateway.server.models import Models
 from gateway.server.responses import Responses
 from gateway.server.websocket import ResponsesFactory
 from gateway.state.durable_conversations import NoRecall
-from gateway.state.keeper import StateKeeper, backend_for
+from gateway.state.keeper import StateKeeper, backend_for, nothing_kept
 from gateway.turn.context import TurnServices
 from gateway.turn.turn_log import TurnLog
 from simulator import SimulatedAccount, Simulator, SimulatorService
@@ -183,6 +183,7 @@ class GatewayService(MultiService):
     def _start_admin(self, reactor: Any) -> None:
         """Start the metrics, the access control and the listener of the admin side."""
         admin = self.settings.admin
+        kept = nothing_kept if self._state is None else self._state.figures
         metrics = MetricsCollector(
             reactor,
             self.turn_services,
@@ -190,6 +191,7 @@ class GatewayService(MultiService):
             self.limiter,
             self.websockets,
             self._catalogues,
+            kept,
         )
         metrics.setServiceParent(self)
         self.running_gateway = RunningGateway(
@@ -201,6 +203,7 @@ class GatewayService(MultiService):
             metrics,
             lambda: self._responses.turns_running,
             self.drain,
+            kept,
         )
         self._access = AccessControl(
             admin.token, is_loopback(admin.listen or ""), admin.hosts, reactor.seconds

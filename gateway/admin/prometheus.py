@@ -35,6 +35,7 @@ from gateway.metrics.turns import AccountMetrics, ModelMetrics, TurnMetrics
 from gateway.request_log.request_log import RequestLog
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
+from gateway.state.keeper import StateFigures
 
 #: Label values and a number.
 Row = tuple[Sequence[str], float]
@@ -101,6 +102,7 @@ class Metrics(Collector):
         yield from _keys(running)
         yield from _registers(running)
         yield from _request_log(running.services.request_log)
+        yield from _state(running.kept())
         yield from _turns(collector.turns)
         yield from _turn_times(collector.turns)
         yield from _gen_ai(collector.turns.models)
@@ -300,6 +302,29 @@ def _request_log(log: RequestLog) -> Iterator[Metric]:
         ("failures", "Times that request logs could not be written, or lost lines.", log.failures),
     ):
         yield _counter(f"gateway_request_log_{name}", about, (), [((), number)])
+
+
+def _state(kept: StateFigures | None) -> Iterator[Metric]:
+    if kept is None:
+        return
+    writes = kept.writes
+    reachable = float(writes.why is None)
+    yield _number("gateway_state_reachable", "1 while the state can be kept.", reachable)
+    for name, about, value in (
+        ("pending_rows", "Rows of the state that are not written yet.", writes.rows),
+        ("pending_bytes", "Bytes of them.", writes.bytes),
+        ("file_bytes", "What the state takes on disk.", kept.file_bytes),
+    ):
+        yield _number(f"gateway_state_{name}", about, value)
+    for name, about, number in (
+        ("written_rows", "Rows of the state that were written.", writes.written),
+        ("dropped_rows", "Rows that were dropped, because too many waited.", writes.dropped),
+        ("unreadable_values", "Values that were encrypted with another key.", kept.unreadable),
+    ):
+        yield _counter(f"gateway_state_{name}", about, (), [((), number)])
+    flushes = SummaryMetricFamily("gateway_state_flush_seconds", "How long a write took.")
+    flushes.add_metric((), writes.writes, writes.write_seconds)
+    yield flushes
 
 
 # --- turns that ended ----------------------------------------------------------------------

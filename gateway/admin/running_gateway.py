@@ -13,6 +13,7 @@ from gateway.reload import RejectedReload
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.drain import Drain
 from gateway.server.websocket import ResponsesFactory
+from gateway.state.keeper import StateFigures, nothing_kept
 from gateway.turn.context import TurnServices
 
 
@@ -43,6 +44,7 @@ class RunningGateway:
     :ivar threshold: of the log.
     :ivar http_turns: counts the turns of HTTP clients.
     :ivar drain: empties it of clients.
+    :ivar kept: called for how its state is kept; returns None without one.
     :ivar started_at: unix seconds.
     """
 
@@ -54,6 +56,7 @@ class RunningGateway:
     metrics: MetricsCollector
     http_turns: Callable[[], int]
     drain: Drain
+    kept: Callable[[], StateFigures | None] = nothing_kept
     configuration: Configuration = field(default_factory=Configuration)
 
     def __post_init__(self) -> None:

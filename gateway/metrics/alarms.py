@@ -17,6 +17,7 @@ from gateway.protocol.error_classification import FaultKind
 from gateway.reload import RejectedReload
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState, Unavailable
+from gateway.state.keeper import StateFigures
 
 Alarm = dict[str, Any]
 Shown = Mapping[str, Any]
@@ -112,6 +113,7 @@ class Measurements(NamedTuple):
     :ivar error: the error that most of them failed by.
     :ivar turned_away: whether clients are turned away because too many files are open.
     :ivar unrecorded: why request logs cannot be written, or None.
+    :ivar kept: how the state is kept, or None.
     """
 
     lag_ms: float | None
@@ -126,6 +128,7 @@ class Measurements(NamedTuple):
     error: str | None = None
     turned_away: bool = False
     unrecorded: str | None = None
+    kept: StateFigures | None = None
 
 
 class Condition(NamedTuple):
@@ -195,7 +198,20 @@ def conditions(measured: Measurements) -> Iterator[Condition]:
         what = f"no request log is written: {measured.unrecorded}"
         advice = "turns go on; mend it, then reload or record anew"
         yield Condition("request log", "amber", what, advice)
+    if measured.kept is not None:
+        yield from _unkept(measured.kept)
     yield from _failures(measured)
+
+
+def _unkept(kept: StateFigures) -> Iterator[Condition]:
+    if kept.writes.why is not None:
+        what = f"the state cannot be kept in {kept.where}: {kept.writes.why}"
+        advice = "turns go on from memory; a restart now would end conversations"
+        yield Condition("state", "red", what, advice)
+    if kept.unreadable:
+        what = f"{kept.unreadable} values of the state were encrypted with another key"
+        advice = "they are not used; set state.encryption_key to the one that was used before"
+        yield Condition("state key", "amber", what, advice)
 
 
 def _failures(measured: Measurements) -> Iterator[Condition]:

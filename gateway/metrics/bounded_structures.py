@@ -5,7 +5,7 @@ The status page and the metrics show them as the *memory register*.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from gateway.api_keys.keys import MAX_ADDRESSES as MAX_UNKNOWN_CLIENTS
@@ -16,6 +16,7 @@ from gateway.routing.model_catalog import MAX_CATALOGUES, ModelCatalog
 from gateway.routing.router import MAX_MODELS as MAX_POOL_MODELS
 from gateway.server.connections import MAX_SILENT, ConnectionLimiter
 from gateway.server.websocket import ResponsesFactory
+from gateway.state.keeper import StateFigures, nothing_kept
 from gateway.turn.context import TurnServices
 from gateway.turn.turn_log import RING
 from gateway.upstream.http import HttpUpstream
@@ -45,6 +46,7 @@ class BoundedStructures:
 
     :param websockets: the factory of WebSocket connections.
     :param catalogues: which models upstreams offer.
+    :param kept: called for how the state is kept.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class BoundedStructures:
         websockets: ResponsesFactory,
         catalogues: ModelCatalog,
         turns: TurnMetrics,
+        kept: Callable[[], StateFigures | None] = nothing_kept,
     ) -> None:
         self._services = services
         self._keys = keys
@@ -62,6 +65,7 @@ class BoundedStructures:
         self._websockets = websockets
         self._catalogues = catalogues
         self._turns = turns
+        self._kept = kept
 
     def read(self) -> list[BoundedStructure]:
         """All of them."""
@@ -84,6 +88,10 @@ class BoundedStructures:
         log = services.request_log
         waits = log.queued_bytes
         yield BoundedStructure("request log", waits, log.max_queued_bytes, "bytes", waits)
+        kept = self._kept()
+        if kept is not None:
+            waits, bound = kept.writes.bytes, kept.writes.max_bytes
+            yield BoundedStructure("unwritten state", waits, bound, "bytes", waits)
 
     def _clients(self) -> Iterator[BoundedStructure]:
         sessions = self._websockets.sessions()

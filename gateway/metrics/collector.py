@@ -25,6 +25,7 @@ from gateway.routing.model_catalog import ModelCatalog
 from gateway.routing.wait_queue import WaitReason
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.websocket import ResponsesFactory
+from gateway.state.keeper import StateFigures, nothing_kept
 from gateway.turn.context import TurnServices
 
 STEP_SECONDS = 5
@@ -68,6 +69,7 @@ class MetricsCollector(Service):
 
     :param websockets: the factory of WebSocket connections.
     :param catalogues: which models upstreams offer.
+    :param kept: called for how the state is kept.
     :ivar turns: what is counted of turns.
     :ivar process_figures: the last reading of the process.
     :ivar memory_budget: in bytes, or None.
@@ -82,12 +84,14 @@ class MetricsCollector(Service):
         limiter: ConnectionLimiter,
         websockets: ResponsesFactory,
         catalogues: ModelCatalog,
+        kept: Callable[[], StateFigures | None] = nothing_kept,
     ) -> None:
         self._reactor = reactor
         self._services = services
         self._keys = keys
         self._limiter = limiter
         self._websockets = websockets
+        self._kept = kept
         self.started_at = reactor.seconds()
         self.turns = TurnMetrics()
         self.loop_lag = LoopLag(reactor, MINUTE)
@@ -96,7 +100,7 @@ class MetricsCollector(Service):
         self.process_figures = read_process()
         self._history = History(self.turns, self.started_at)
         self._structures = BoundedStructures(
-            services, keys, limiter, websockets, catalogues, self.turns
+            services, keys, limiter, websockets, catalogues, self.turns, kept
         )
         self._alarms = MeasuredAlarms()
         self._evicted: deque[int] = deque([0], maxlen=MINUTE)
@@ -185,6 +189,7 @@ class MetricsCollector(Service):
             max(others, key=lambda error: others[error], default=None),
             self._limiter.files.are_short,
             self._services.request_log.failed,
+            self._kept(),
         )
 
     def _refused_so_far(self) -> Counter[str]:

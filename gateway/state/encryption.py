@@ -89,6 +89,12 @@ class EncryptedBackend:
         """Values that were encrypted with another key."""
         return self._cipher.unreadable
 
+    @property
+    def file_bytes(self) -> int | None:
+        """What it takes on disk, if it is on this one's."""
+        size: int | None = getattr(self._inner, "file_bytes", None)
+        return size
+
     def open(self, feed: Feed) -> Deferred[None]:
         """Make it ready."""
         return self.inner.open(lambda rows: feed(self._decrypted(rows)))

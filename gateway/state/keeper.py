@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -61,6 +61,25 @@ def backend_for(
     else:
         kept = SqliteBackend(reactor, state_directory(settings, environ), settings, lock)
     return EncryptedBackend(kept, Cipher(passphrase(settings)))
+
+
+class StateFigures(NamedTuple):
+    """Whether the state is kept, for the admin side.
+
+    :ivar where: where it is kept, without passwords.
+    :ivar file_bytes: what it takes on disk, if it is on this one's.
+    :ivar unreadable: values that were encrypted with another key.
+    """
+
+    where: str
+    writes: WriteFigures
+    file_bytes: int | None
+    unreadable: int
+
+
+def nothing_kept() -> StateFigures | None:
+    """The figures of a gateway that keeps no state."""
+    return None
 
 
 class StateKeeper(Service):
@@ -180,11 +199,12 @@ class StateKeeper(Service):
 
     # --- for the admin side ------------------------------------------------------------
 
-    @property
-    def where(self) -> str:
-        """Where the state is kept, without passwords."""
-        return self.writes.backend.name
-
-    def figures(self) -> WriteFigures:
+    def figures(self) -> StateFigures:
         """What waits to be written, and whether it can be."""
-        return self.writes.figures()
+        backend = self.writes.backend
+        return StateFigures(
+            backend.name,
+            self.writes.figures(),
+            getattr(backend, "file_bytes", None),  # of those that write a file
+            getattr(backend, "unreadable", 0),
+        )

@@ -35,6 +35,7 @@ class Shown:
             "loop_lag_ms": {"p50": 0.21, "p99": 2.4},
             "memory": {"rss_bytes": 312_400_000, "budget_bytes": 1_000_000_000},
             "open_files": {"used": 4213, "limit": 65_536},
+            "store": {"where": f"sqlite /var/state{self.words}", "pending_rows": 12},
             "alarms": [
                 {
                     "level": "red",

@@ -23,12 +23,19 @@ from gateway.routing.model_catalog import ModelCatalog
 from gateway.server.connections import ConnectionLimiter
 from gateway.server.drain import Drain
 from gateway.server.websocket import ResponsesFactory
+from gateway.state.keeper import StateFigures
+from gateway.state.write_behind import WriteFigures
 from gateway.upstream.proxy import UnavailableProxy
 from tests.turn.fakes import World
 
 TOKEN = "t0ken"
 BEARER = f"authorization: Bearer {TOKEN}"
 OWN = "origin: http://localhost:8081"
+
+
+#: A state that is kept well.
+WRITES = WriteFigures(3, 900, 1 << 26, 40, 0, 5, 0.25, 1000.0, None, None)
+KEPT = StateFigures("sqlite /var/lib/responses-gateway", WRITES, 8192, 0)
 
 
 class Answer(NamedTuple):
@@ -132,6 +139,7 @@ class Admin:
             self.reactor, self.world.services, Settings(), self.tenants, self.limiter
         )
         self.threshold = LogThreshold("info")
+        self.kept: StateFigures | None = KEPT
         self.collector = MetricsCollector(
             self.clock,
             self.world.services,
@@ -139,6 +147,7 @@ class Admin:
             self.limiter,
             self.websockets,
             ModelCatalog(self.clock),
+            lambda: self.kept,
         )
         self.running = RunningGateway(
             self.world.services,
@@ -149,6 +158,7 @@ class Admin:
             self.collector,
             lambda: 0,
             Drain(self.clock, self.limiter, self.websockets, self.world.services.turn_log),
+            lambda: self.kept,
         )
         self.access = AccessControl(token, loopback, hosts, self.clock.seconds)
         self.managed = ManagedProcess(self.running, lambda _: ("text/plain", b""))

@@ -117,3 +117,11 @@ def test_two_turns_that_fail_at_night_wake_nobody(tmp_path: Path) -> None:
         f'gateway_turns_total{{{ONE},status="error"}}': "0x10 1x6 2x44",
     }
     assert told(tmp_path, "11m", **few) == set()
+
+
+def test_a_state_that_is_not_kept(tmp_path: Path) -> None:
+    reachable = f"gateway_state_reachable{{{ONE}}}"
+    assert told(tmp_path, "10m", **{reachable: "1x60"}) == set()
+    assert told(tmp_path, "10m", **{reachable: "1x4 0x60"}) == {"GatewayStateNotKept"}
+    dropped = f"gateway_state_dropped_rows_total{{{ONE}}}"
+    assert told(tmp_path, "10m", **{dropped: "0x10 500x60"}) == {"GatewayStateDropped"}

@@ -23,7 +23,7 @@ from gateway.config.settings import ContentLogSettings
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.upstream.proxy import UnavailableProxy
-from tests.admin.stage import BEARER, TOKEN, Admin, Way
+from tests.admin.stage import BEARER, KEPT, TOKEN, WRITES, Admin, Way
 from tests.metrics.test_turns import attempt, turn
 from tests.support.scrape import Scrape, read
 
@@ -84,6 +84,22 @@ def test_request_logs_are_counted(admin: Measured, tmp_path: Path) -> None:
     assert scraped.sum("gateway_request_log_turns_total") == 1
     assert scraped.sum("gateway_request_log_bytes_total") == log.bytes > 0
     assert scraped.sum("gateway_request_log_failures_total") == 0
+
+
+def test_what_is_kept_is_measured(admin: Measured) -> None:
+    scraped = admin.scrape()
+    assert scraped.sum("gateway_state_reachable") == 1
+    assert scraped.sum("gateway_state_pending_rows") == 3
+    assert scraped.sum("gateway_state_written_rows_total") == 40
+    assert scraped.sum("gateway_state_file_bytes") == 8192
+    assert scraped.sum("gateway_state_flush_seconds_sum") == 0.25
+    assert scraped.sum("gateway_register_size", register="unwritten state") == 900
+    admin.kept = KEPT._replace(writes=WRITES._replace(why="disk full", since=7.0), unreadable=2)
+    scraped = admin.scrape()
+    assert scraped.sum("gateway_state_reachable") == 0
+    assert scraped.sum("gateway_state_unreadable_values_total") == 2
+    admin.kept = None
+    assert "gateway_state_" not in admin.scrape().text
 
 
 def test_each_account_is_in_one_state(admin: Measured) -> None:
@@ -180,7 +196,7 @@ def test_promtool_finds_nothing_wrong(admin: Measured) -> None:
 
 
 def test_promtool_reads_the_example_of_a_configuration() -> None:
-    assert "9 rules found" in promtool("check", "config", str(CONFIG / "prometheus.yml"))
+    assert "11 rules found" in promtool("check", "config", str(CONFIG / "prometheus.yml"))
 
 
 def test_every_expression_of_the_dashboard_names_what_there_is(admin: Measured) -> None:

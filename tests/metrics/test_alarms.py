@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.metrics.alarms import Condition, MeasuredAlarms, Measurements, alarm, conditions
+from gateway.state.keeper import StateFigures
+from gateway.state.write_behind import WriteFigures
 
 CALM = Measurements(
     lag_ms=1.0,
@@ -20,9 +22,14 @@ CALM = Measurements(
     failed=1,
 )
 
+WELL = WriteFigures(0, 0, 1 << 26, 0, 0, 0, 0.0, None, None, None)
+UNREAD = StateFigures("sqlite /var/state", WELL, None, 2)
+UNKEPT = UNREAD._replace(writes=WELL._replace(why="disk full", since=1.0), unreadable=0)
+
 
 def test_nothing_is_wrong_with_what_is_calm_or_unknown() -> None:
     assert list(conditions(CALM)) == []
+    assert list(conditions(CALM._replace(kept=UNREAD._replace(unreadable=0)))) == []
     unknown = CALM._replace(lag_ms=None, memory=None, memory_budget=None, files_limit=None)
     assert list(conditions(unknown)) == []
 
@@ -37,6 +44,8 @@ def test_nothing_is_wrong_with_what_is_calm_or_unknown() -> None:
         ({"files": 990}, "red", "99%"),
         ({"files": 800, "turned_away": True}, "red", "clients are turned away"),
         ({"unrecorded": "disk full"}, "amber", "no request log is written: disk full"),
+        ({"kept": UNKEPT}, "red", "cannot be kept in sqlite /var/state: disk full"),
+        ({"kept": UNREAD}, "amber", "2 values of the state were encrypted with another key"),
         ({"evicted": 3, "evicted_age": 240.0}, "amber", "4 minutes"),
         ({"failed": 50}, "red", "every turn of the last minute failed"),
         ({"failed": 50, "error": "server_error"}, "red", "failed, most by server_error"),

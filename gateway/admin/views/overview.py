@@ -54,6 +54,7 @@ def current(running: RunningGateway) -> dict[str, Any]:
         "accounts": shown,
         "keys": running.api_keys.snapshot(),
         "ledger": msgspec.to_builtins(services.conversations.figures()),
+        "store": store(running),
         "bindings": len(services.pool.bindings),
         "seals": len(services.issuers),
     }
@@ -71,6 +72,27 @@ def alarms(running: RunningGateway, shown: Sequence[Mapping[str, Any]]) -> list[
         running.configuration.last_rejected(),
         running.now(),
     )
+
+
+def store(running: RunningGateway) -> dict[str, Any] | None:
+    """How the state is kept; None for a gateway that keeps none."""
+    kept = running.kept()
+    if kept is None:
+        return None
+    writes = kept.writes
+    return {
+        "where": kept.where,
+        "reachable": writes.why is None,
+        "why": writes.why,
+        "since": writes.since,
+        "written_at": writes.written_at,
+        "pending_rows": writes.rows,
+        "pending_bytes": writes.bytes,
+        "rows_written": writes.written,
+        "rows_dropped": writes.dropped,
+        "file_bytes": kept.file_bytes,
+        "unreadable": kept.unreadable,
+    }
 
 
 def memory(running: RunningGateway, own: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
