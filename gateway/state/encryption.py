@@ -92,7 +92,7 @@ class EncryptedBackend:
     @property
     def file_bytes(self) -> int | None:
         """What it takes on disk, if it is on this one's."""
-        size: int | None = getattr(self._inner, "file_bytes", None)
+        size: int | None = getattr(self.inner, "file_bytes", None)
         return size
 
     def open(self, feed: Feed) -> Deferred[None]:
