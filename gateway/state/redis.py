@@ -28,7 +28,6 @@ from gateway.state.backend import (
     RECORDS,
     REPLICATED,
     RESPONSES,
-    SECRETS,
     Feed,
     Recall,
     Recalled,
@@ -247,41 +246,14 @@ class RedisBackend:
 
     # --- writing -----------------------------------------------------------------------
 
-    @inlineCallbacks
-    def write(self, rows: Sequence[Row]) -> Generator[Any, Any, None]:
-        """Write rows, and publish those of replicated tables, in one round trip.
-
-        Of a secret, the first value stays; who writes a later one gets the first from its feed.
-        """
-        now = self._reactor.seconds()
-        secrets = [row for row in rows if row.table == SECRETS and row.value is not None]
-        for row in secrets:
-            yield self._keep_first(row, now)
-        batch = _Batch(now)
+    def write(self, rows: Sequence[Row]) -> Deferred[None]:
+        """Write rows, and publish those of replicated tables, in one round trip."""
+        batch = _Batch(self._reactor.seconds())
         for row in rows:
-            if row.table != SECRETS or row.value is None:
-                batch.add(row)
+            batch.add(row)
         commands = [*batch.finish(), *self._messages(batch.changed)]
-        if commands:
-            yield self._send(1, commands)
-
-    @inlineCallbacks
-    def _keep_first(self, row: Row, now: float) -> Generator[Any, Any, None]:
-        place = _place(row.table, row.key)
-        milliseconds = int((row.expires_at - now) * 1000)
-        kept, written, _ = yield self._send(
-            1,
-            [
-                ("SET", place, _packed(row), "NX", "PX", milliseconds),
-                ("GET", place),
-                ("ZADD", _index(row.table), "NX", int(row.expires_at * 1000), row.key),
-            ],
-        )
-        if kept is not None:
-            yield self._send(1, self._messages([row]))
-        elif written is not None:
-            tenant, value = _unpacked(written)
-            self._feed([row._replace(tenant=tenant, value=value)])
+        written = self._send(1, commands) if commands else succeed([])
+        return written.addCallback(lambda _: None)
 
     # --- the feed ----------------------------------------------------------------------
 

@@ -130,13 +130,18 @@ class ReplicatedSecret:
             return
         if known:
             self._writes.began_anew()
-        until = self._now() + _FOREVER
-        self._writes.put(Row(SECRETS, _TURN_STATE, self._signer.secret, until))
+        self._write()
 
     def apply(self, row: Row) -> None:
-        """Another process made it known first: the smaller one counts in all of them."""
-        if row.key == _TURN_STATE and row.value and row.value < self._signer.secret:
-            self._signer.secret = row.value
+        """Another process made one known, too: the smaller one counts in all of them."""
+        if row.key != _TURN_STATE or not row.value or row.value == self._signer.secret:
+            return
+        self._signer.secret = min(row.value, self._signer.secret)
+        self._write()  # the backend has either of them
+
+    def _write(self) -> None:
+        until = self._now() + _FOREVER
+        self._writes.put(Row(SECRETS, _TURN_STATE, self._signer.secret, until))
 
 
 class _WrittenBinding(msgspec.Struct, array_like=True, frozen=True):

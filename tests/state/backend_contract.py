@@ -6,12 +6,11 @@ A subclass makes backends in ``make``; all that it returns in one test share wha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from gateway.state.backend import (
@@ -22,7 +21,6 @@ from gateway.state.backend import (
     QUOTAS,
     RECORDS,
     RESPONSES,
-    SECRETS,
     Recall,
     Row,
     StateBackend,
@@ -240,27 +238,3 @@ class SharedContract(BackendContract):
         await other.write([Row(QUOTAS, b"x", b"y", late)])
         await until(lambda: heard_by_one)
         assert [row.key for row in heard_by_one] == [b"x"], "its own changes came back"
-
-    @pytest_twisted.ensureDeferred
-    async def test_the_first_secret_counts_for_all(self, opened: Any) -> None:
-        backends: Sequence[tuple[StateBackend, list[Row]]] = [await opened() for _ in range(3)]
-        late = time.time() + HOUR
-        own = [b"secret %d" % number for number in range(3)]
-        used = list(own)
-        writes: list[Deferred[None]] = []
-        for (backend, _), secret in zip(backends, own, strict=True):
-            writes.append(backend.write([Row(SECRETS, b"turn_state", secret, late)]))
-        for write in writes:
-            await write
-        kept = [row.value for row in await backends[0][0].scan(SECRETS)]
-        assert len(kept) == 1
-        assert kept[0] in own
-
-        def settled() -> bool:
-            for number, (_, heard) in enumerate(backends):
-                used[number] = heard[-1].value if heard else own[number]  # type: ignore[assignment]
-            return set(used) == set(kept)
-
-        await until(settled)
-        await pause(0.2)
-        assert settled()
