@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from twisted.logger import Logger
 
-from gateway.state.backend import RECORDS, RESPONSES, Row
+from gateway.state.backend import RECORDS, RESPONSES, Recall, Row
 
 #: Bounds on what waits to be written, and on one batch.
 MAX_PENDING_BYTES = 64 * 1024 * 1024
@@ -143,20 +143,15 @@ class PendingRows:
         """Whether the conversation of this first record is deleted, but not yet in the backend."""
         return self.has(RECORDS, root.hex().encode())
 
-    def records(
-        self, response: bytes | None
-    ) -> tuple[list[tuple[bytes, bytes]], bytes | None, bytes | None]:
+    def records(self, response: bytes | None) -> tuple[list[tuple[bytes, bytes]], Recall]:
         """The records that wait, and what the backend must be asked for.
 
         A record is written after its parent, so those that wait are the latest ones.
-
-        :return: the records, the digest of a response that does not wait, and the key of the
-            record that continues what was found.
         """
         index = None if response is None else self.find((RESPONSES, response))
         if index is None:
-            return [], response, None
-        records = []
+            return [], Recall((), response)
+        records: list[tuple[bytes, bytes]] = []
         key = index.value or b""
         while key:
             row = self.find((RECORDS, key))
@@ -164,7 +159,7 @@ class PendingRows:
                 break
             records.append((row.key, row.value))
             key = row.parent
-        return records, None, key or None
+        return records, Recall((), None, key or None, index.conversation)
 
     # --- bounds ------------------------------------------------------------------------
 

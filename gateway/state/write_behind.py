@@ -34,6 +34,9 @@ _WRITE_SECONDS = 10.0
 _OPEN_SECONDS = 10.0
 _LAST_WRITE_SECONDS = 5.0
 
+#: How often a backend that others change is asked whether it still answers, in seconds.
+_WATCH_SECONDS = 1.0
+
 #: Pauses between attempts to reach a backend, in seconds: they double.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
@@ -113,6 +116,9 @@ class WriteBehind:
         self._pending = PendingRows()
         self._flush_call: IDelayedCall | None = None
         self._retry_call: IDelayedCall | None = None
+        self._watch_call: IDelayedCall | None = None
+        #: What others changed while the tables were being read.
+        self._fed: list[Sequence[Row]] = []
         self._pause = _FIRST_PAUSE
         self._why: str | None = None
         self._since: float | None = None
@@ -151,13 +157,17 @@ class WriteBehind:
 
     def _stopped(self) -> Deferred[None]:
         self._enter(BackendState.STOPPED)
-        if self._flush_call is not None:
-            self._flush_call.cancel()
-            self._flush_call = None
+        self._stop_calls()
         self._opened()
         closed = self.backend.close()
         closed.addTimeout(_LAST_WRITE_SECONDS, self._clock)
         return closed.addErrback(lambda _: None)
+
+    def _stop_calls(self) -> None:
+        for each in (self._flush_call, self._watch_call):
+            if each is not None:
+                each.cancel()
+        self._flush_call = self._watch_call = None
 
     @property
     def why_unreachable(self) -> str | None:
@@ -276,8 +286,8 @@ class WriteBehind:
                 missing.append(place)
             elif found.value is not None:
                 rows[place] = found.value
-        records, response, record = self._pending.records(wanted.response)
-        if not missing and response is None and record is None:
+        records, rest = self._pending.records(wanted.response)
+        if not missing and rest.response is None and rest.record is None:
             return succeed(Recalled(rows, records))
         if self.state is BackendState.OPENING and self._why is None:
             opened: Deferred[None] = Deferred()
@@ -285,7 +295,7 @@ class WriteBehind:
             return opened.addCallback(lambda _: self.read(wanted))
         if self.state is not BackendState.READY and not self._readable:
             return fail(StateError(self._why or "the state is not open"))
-        answer = maybeDeferred(self.backend.read, Recall(missing, response, record))
+        answer = maybeDeferred(self.backend.read, rest._replace(rows=missing))
         answer.addTimeout(READ_SECONDS, self._clock)
         answer.addCallback(self._merged, rows, records)
         return answer.addErrback(self._read_failed)
@@ -303,8 +313,7 @@ class WriteBehind:
         return Recalled({**rows, **found.rows}, [*records, *older])
 
     def _read_failed(self, failure: Failure) -> Recalled:
-        self._readable = False
-        self._lost(failure)
+        self._read_lost(failure)
         raise StateError(self._why or _text_of(failure)) from None
 
     # --- the backend's availability ----------------------------------------------------
@@ -318,7 +327,8 @@ class WriteBehind:
         opened.addErrback(lambda failure: _log.failure("the state cannot be opened", failure))
 
     def _opened_and_loaded(self) -> Deferred[Any]:
-        opened: Deferred[Any] = maybeDeferred(self.backend.open, self._feed)
+        self._fed = []
+        opened: Deferred[Any] = maybeDeferred(self.backend.open, self._take)
         for table in REPLICATED:
             opened.addCallback(self._load, table)
         return opened
@@ -326,16 +336,43 @@ class WriteBehind:
     def _load(self, _: None, table: str) -> Deferred[None]:
         return self.backend.scan(table).addCallback(partial(self._loaded, table))
 
+    def _take(self, rows: Sequence[Row]) -> None:
+        """Rows that others have changed: newer than the tables that are being read."""
+        if self.state is BackendState.OPENING:
+            self._fed.append(rows)
+        else:
+            self._feed(rows)
+
     def _is_ready(self) -> None:
         if self.state is not BackendState.OPENING:
             return
         self._enter(BackendState.READY)
         self._readable = False
+        fed, self._fed = self._fed, []
+        for rows in fed:
+            self._feed(rows)
+        if self.backend.shared:
+            self._watch_call = self._clock.callLater(_WATCH_SECONDS, self._watch)
         self._opened()
         if self._pending.waiting:
             self._schedule()  # the write shows whether it is back
         else:
             self._recovered()
+
+    def _watch(self) -> None:
+        """Whether it still answers, also while no turn asks it: others must be heard."""
+        self._watch_call = None
+        answer = maybeDeferred(self.backend.read, Recall())
+        answer.addTimeout(READ_SECONDS, self._clock)
+        answer.addCallbacks(lambda _: self._watch_on(), self._read_lost)
+
+    def _watch_on(self) -> None:
+        if self.state is BackendState.READY and self._watch_call is None:
+            self._watch_call = self._clock.callLater(_WATCH_SECONDS, self._watch)
+
+    def _read_lost(self, failure: Failure) -> None:
+        self._readable = False
+        self._lost(failure)
 
     def _recovered(self) -> None:
         """The backend can be used."""
@@ -368,9 +405,7 @@ class WriteBehind:
             )
         self._why = why
         self._enter(BackendState.UNREACHABLE)
-        if self._flush_call is not None:
-            self._flush_call.cancel()
-            self._flush_call = None
+        self._stop_calls()
         waiting, self._when_flushed = self._when_flushed, []
         for each in waiting:
             each.errback(StateError(why))
