@@ -147,7 +147,7 @@ class Tap(_Listener):
 
     def __init__(self, target: int) -> None:
         super().__init__()
-        self._target = target
+        self.target = target
         self.connections: list[Connection] = []
 
     @property
@@ -161,7 +161,7 @@ class Tap(_Listener):
         connection = Connection()
         self.connections.append(connection)
         try:
-            onward = socket.create_connection(("127.0.0.1", self._target), timeout=10)
+            onward = socket.create_connection(("127.0.0.1", self.target), timeout=10)
         except OSError:
             accepted.close()
             return
