@@ -65,6 +65,9 @@ class Scene:
     def enter(self, party: AbstractContextManager[T]) -> T:
         return self._stack.enter_context(party)
 
+    def when_done(self, call: Callable[[], Any]) -> None:
+        self._stack.callback(call)
+
     def unavailable(self, reason: str) -> None:
         """Skip, or fail where these tests are required to run."""
         if self.required:
