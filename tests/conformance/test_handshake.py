@@ -305,6 +305,15 @@ def test_10_17_age_limit_ends_the_connection_between_responses(stage: Stage) -> 
     completed(gateway.connect().turn())
 
 
+def test_an_idle_connection_rolls_over_before_its_age_limit(stage: Stage) -> None:
+    upstream = stage.upstream()
+    gateway = stage.gateway(account("solo", upstream), session={"max_age_minutes": 0.05})
+    client = gateway.connect()
+    completed(client.turn())
+    assert client.wait_closed() == 1001, "SDKs reconnect after 1001, not after 1000"
+    completed(gateway.connect().turn())
+
+
 @pytest.mark.parametrize("offer", ["permessage-deflate", DEFLATE])
 def test_compression_is_accepted_when_configured(stage: Stage, offer: str) -> None:
     upstream = stage.upstream()
