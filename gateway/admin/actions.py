@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,11 @@ from gateway.routing.account import Account
 from gateway.upstream.interface import ForwardedRequest
 
 LEVELS = ("debug", "info", "warn", "error")
+
+#: What can be recorded, for how long unless the operator says otherwise, and at most, in minutes.
+RECORDED = ("key", "account", "conversation")
+RECORDED_MINUTES = 10.0
+_MOST_MINUTES = 24 * 60.0
 
 #: Actions that the audit log remembers, and the longest text that it keeps.
 MAX_ACTIONS = 500
@@ -111,6 +117,51 @@ class Actions:
         except Exception:  # it is logged
             raise AdminError(422, "rejected: it cannot be applied; the log says why") from None
 
+    # --- request logs --------------------------------------------------------------------
+
+    def record(self, asked: Mapping[str, Any]) -> Done:
+        """Record the turns of a key, an account or a conversation for some minutes.
+
+        :param asked: the name of one of them by its kind, and ``minutes``.
+        """
+        what, name = self._recorded(asked)
+        minutes = _minutes(asked.get("minutes") or RECORDED_MINUTES)
+        rule = self._running.services.request_log.record(what, name, minutes * 60)
+        if rule is None:
+            raise AdminError(409, "too much is recorded already; stop something first")
+        result = f"the turns of the {what} {name} are recorded for {minutes:g} minutes"
+        return {"result": result, "until": rule.until}
+
+    def stop_recording(self, asked: Mapping[str, Any]) -> Done:
+        """Stop what :meth:`record` began, also in turns that run."""
+        what, name = self._recorded(asked, must_exist=False)
+        if not self._running.services.request_log.stop(what, name):
+            raise not_found(f"the {what} {name[:100]} is not recorded")
+        return {"result": f"the {what} {name} is no longer recorded"}
+
+    def _recorded(self, asked: Mapping[str, Any], must_exist: bool = True) -> tuple[str, str]:
+        named = [(what, asked[what]) for what in RECORDED if asked.get(what)]
+        if len(named) != 1 or not isinstance(named[0][1], str):
+            raise bad_request(f"expected the name of one of {', '.join(RECORDED)}")
+        what, name = named[0]
+        if must_exist:
+            name = self._known(what, name)
+        return what, name
+
+    def _known(self, what: str, name: str) -> str:
+        """The name of something that exists; of a conversation the id of its binding."""
+        running = self._running
+        found: str | None = name
+        if what == "key":
+            found = name if name in [key["name"] for key in running.api_keys.snapshot()] else None
+        elif what == "account":
+            found = None if running.services.pool.named(name) is None else name
+        else:
+            found = binding_id_of(running, name)
+        if found is None:
+            raise not_found(f"no {what} is named '{name[:100]}'")
+        return found
+
     # --- accounts ----------------------------------------------------------------------
 
     def _pause(self, account: Account) -> Done:
@@ -178,6 +229,17 @@ class Actions:
         if binding_id is None or self._running.services.pool.bindings.with_id(binding_id) is None:
             raise not_found("no binding of this conversation is known")
         return binding_id
+
+
+def _minutes(value: object) -> float:
+    """A time in minutes, as a number of JSON or of a form."""
+    try:
+        minutes = float(value) if isinstance(value, (int, float, str)) else math.nan
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes <= _MOST_MINUTES:
+        raise bad_request(f"minutes: expected a number above 0, at most {_MOST_MINUTES:g}")
+    return minutes
 
 
 class Probe:

@@ -13,11 +13,18 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from gateway import __version__
-from gateway.admin.actions import MAX_ACTIONS, Audit
+from gateway.admin.actions import MAX_ACTIONS, RECORDED, Audit
 from gateway.admin.auth import MAX_ADDRESSES, MAX_LOGINS, AccessControl, Caller, cookie
 from gateway.admin.live import MAX_LISTENERS, LiveFeed
 from gateway.admin.managed_gateway import ManagedGateway, when_known
-from gateway.admin.page import Page, PageData, Viewer, login_page
+from gateway.admin.page import (
+    Page,
+    PageData,
+    Viewer,
+    login_page,
+    recordings_page,
+    timeline_page,
+)
 from gateway.admin.requests import AdminError, AdminRequest, bad_request, not_found
 from gateway.admin.responses import HTML, AdminResponse, accepted, see_other, wants_html
 from gateway.metrics.bounded_structures import BoundedStructure
@@ -30,6 +37,9 @@ DESCRIPTION: dict[str, Any] = msgspec.json.decode(
 DESCRIPTION["info"]["version"] = __version__
 
 _MAX_LISTED = 1000
+
+#: Where a page of a recording may begin, in bytes.
+_FURTHEST = 2**40
 
 #: What a handler returns that answers later by itself.
 ANSWERED_LATER: Final = object()
@@ -69,7 +79,8 @@ class AdminQuery(NamedTuple):
         value = self.query.get(name)
         if not value:
             return default
-        if not (value.isascii() and value.isdigit() and len(value) < 8 and int(value) > 0):
+        digits = max(7, len(str(most)))
+        if not (value.isascii() and value.isdigit() and len(value) <= digits and int(value) > 0):
             raise bad_request(f"{name}: expected a number above 0")
         return min(int(value), most)
 
@@ -118,6 +129,8 @@ class Api:
             ("GET", "/status/memory", reader, lambda _: self.memory()),
             ("GET", "/status/config", reader, lambda _: managed.view("configuration")),
             ("GET", "/status/audit", reader, lambda _: self.audit.shown()),
+            ("GET", "/status/recordings", reader, self._recordings),
+            ("GET", "/status/recordings/{file}", operator, self._recording),
             ("GET", "/events", reader, self._events),
             ("GET", "/metrics", reader, self._scrape),
             ("POST", "/admin/accounts/{name}/{action}", operator, self._account),
@@ -126,6 +139,8 @@ class Api:
             ("POST", "/admin/drain", operator, self._drain),
             ("POST", "/admin/resume", operator, self._resume),
             ("POST", "/admin/reload", operator, self._reload),
+            ("POST", "/admin/record", operator, self._record),
+            ("POST", "/admin/record/stop", operator, self._stop_recording),
             ("POST", "/admin/route-dry-run", operator, self._dry_run),
         ]
         self.routes = tuple(AdminRoute(*route) for route in routes)
@@ -197,6 +212,28 @@ class Api:
     def _dry_run(self, query: AdminQuery) -> Any:
         return self.managed.view("dry_run", body=query.body)
 
+    def _recordings(self, query: AdminQuery) -> Any:
+        may_act, as_html = query.caller.why_not is None, wants_html(query.request)
+        return when_known(
+            self.managed.view("recordings"),
+            lambda found: _html(recordings_page(found, may_act)) if as_html else found,
+        )
+
+    def _recording(self, query: AdminQuery) -> Any:
+        """What one turn said; the audit log notes who reads it."""
+        name, start = query.names["file"], query.number("from", 0, _FURTHEST)
+        caller, as_html = query.caller, wants_html(query.request)
+
+        def shown(found: dict[str, Any] | None) -> Any:
+            if found is None:
+                raise not_found("this recording is not there any more")
+            if start == 0:
+                who = caller.name or "nobody known"
+                self.audit.note(who, caller.address, "read a recording", name, True, "done")
+            return _html(timeline_page(found)) if as_html else found
+
+        return when_known(self.managed.view("recording", name=name, start=start), shown)
+
     def _events(self, query: AdminQuery) -> Any:
         if query.request.http.is_head:
             return AdminResponse(200, b"", "text/event-stream")
@@ -262,6 +299,14 @@ class Api:
 
     def _resume(self, query: AdminQuery) -> Any:
         return self._act(query, "resume", None, "configuration", lambda: self.managed.act("resume"))
+
+    def _record(self, query: AdminQuery) -> Any:
+        act = lambda: self.managed.act("record", asked=query.body)  # noqa: E731
+        return self._act(query, "record", _recorded(query.body), "recordings", act)
+
+    def _stop_recording(self, query: AdminQuery) -> Any:
+        act = lambda: self.managed.act("stop_recording", asked=query.body)  # noqa: E731
+        return self._act(query, "stop recording", _recorded(query.body), "recordings", act)
 
     def _reload(self, query: AdminQuery) -> Any:
         return self._act(query, "reload", None, "configuration", lambda: self.managed.act("reload"))
@@ -331,3 +376,12 @@ def _known(found: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if found is None:
         raise not_found("nothing is known of this conversation")
     return found
+
+
+def _recorded(asked: Mapping[str, Any]) -> str:
+    """What is to be recorded, for the audit log."""
+    return " ".join(f"{what} {asked[what]}" for what in RECORDED if asked.get(what))
+
+
+def _html(page: bytes) -> AdminResponse:
+    return AdminResponse(200, page, HTML, {"vary": "accept, cookie"})

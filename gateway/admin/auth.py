@@ -167,6 +167,17 @@ class AccessControl:
         if not caller.may_read:
             raise _unauthorized(caller.why_not or "")
 
+    def check_content(self, request: AdminRequest, caller: Caller) -> None:
+        """Refuse a caller that may not see what clients and models said: those who may act see it.
+
+        :raises AdminError: 401 or 403.
+        """
+        check_origin(request)
+        if self._token is None:
+            raise AdminError(403, _NO_TOKEN)
+        if caller.why_not is not None:
+            raise _unauthorized(caller.why_not)
+
     def check_post(self, request: AdminRequest, caller: Caller) -> None:
         """Refuse a caller that may not change anything.
 

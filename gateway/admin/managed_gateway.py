@@ -20,6 +20,7 @@ from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.views.accounts import accounts
 from gateway.admin.views.conversations import conversations, turns, why
 from gateway.admin.views.overview import configuration, current, memory, overview, readiness
+from gateway.admin.views.recordings import recorded, recording, recordings
 from gateway.server.connections import OpenFiles
 
 #: The views by name: plain functions from the running gateway to JSON.
@@ -34,6 +35,9 @@ VIEWS: Mapping[str, Callable[..., Any]] = {
     "keys": lambda running: {"keys": running.api_keys.snapshot()},
     "memory": memory,
     "configuration": configuration,
+    "recorded": recorded,
+    "recordings": recordings,
+    "recording": recording,
     "dry_run": dry_run,
 }
 
@@ -45,6 +49,8 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "drain": Actions.drain,
     "resume": Actions.resume,
     "reload": Actions.reload,
+    "record": Actions.record,
+    "stop_recording": Actions.stop_recording,
 }
 
 

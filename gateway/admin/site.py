@@ -130,6 +130,8 @@ class AdminSite(HttpSite):
         if route.role is RequiredRole.READER:
             access.check_read(caller)
         if route.method != "POST":
+            if route.role is RequiredRole.OPERATOR:
+                access.check_content(request, caller)
             return AdminQuery(request, caller, names, read_query(request), {})
         own_page = check_origin(request)
         if route.role is RequiredRole.OPERATOR:

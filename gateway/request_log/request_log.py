@@ -8,7 +8,7 @@ there were no request logs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,7 +17,14 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from gateway.config.settings import ContentLogSettings
-from gateway.request_log.files import RequestLogFiles, file_name
+from gateway.request_log.files import (
+    FileSize,
+    LogPage,
+    RequestLogFiles,
+    file_name,
+    read_page,
+    sizes_in,
+)
 from gateway.request_log.redaction import RedactionRules, Redactor
 from gateway.request_log.writer import MAX_QUEUED_BYTES, InThread, LogEntry, LogWriter, RecordedFile
 
@@ -26,6 +33,9 @@ MAX_ASKED = 50
 
 #: How long the last lines may take when the gateway stops, in seconds.
 _CLOSE_SECONDS = 3.0
+
+#: How long a file may take to be read, in seconds.
+_READ_SECONDS = 10.0
 
 _log = Logger(namespace="gateway.request_log")
 
@@ -86,6 +96,7 @@ class RequestLog:
 
     def __init__(self, clock: IReactorTime, in_thread: InThread[Any]) -> None:
         self._clock = clock
+        self._in_thread = in_thread
         self._writer = LogWriter(in_thread, self._fail)
         self._configured: RecordingRule | None = None
         self._asked: list[RecordingRule] = []
@@ -184,6 +195,21 @@ class RequestLog:
                 reason=reason,
             )
             self._set_rules()
+
+    # --- files ---------------------------------------------------------------------------
+
+    def list_files(self) -> Deferred[list[FileSize]]:
+        """All files, the oldest first; fails with ``TimeoutError`` when the disk is too slow."""
+        directory = self.directory
+        return self._read(lambda: sizes_in(directory))
+
+    def read(self, name: str, start: int, max_lines: int) -> Deferred[LogPage | None]:
+        """Some lines of a file, see :func:`read_page`; fails as :meth:`list_files` does."""
+        directory = self.directory
+        return self._read(lambda: read_page(directory, name, start, max_lines))
+
+    def _read(self, function: Callable[[], Any]) -> Deferred[Any]:
+        return self._in_thread(function).addTimeout(_READ_SECONDS, self._clock)
 
     # --- turns ---------------------------------------------------------------------------
 

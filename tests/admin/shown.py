@@ -123,6 +123,18 @@ class Shown:
         fields = ("name", "size", "bound", "unit", "bytes")
         return {"registers": [dict(zip(fields, each, strict=True)) for each in registers]}
 
+    def recordings(self) -> Json:
+        return {
+            "recorded": [
+                {"what": "configuration", "name": "", "until": None, "turns": 12},
+                {"what": "key", "name": f"laptop{self.words}", "until": NOW + 340, "turns": 3},
+            ],
+            "failed": f"No space left on device{self.words}",
+            "turns": 15,
+            "bytes": 4_213_000,
+            "files": [],
+        }
+
     def configuration(self) -> Json:
         settings = [("listen", "tcp:8080:interface=127.0.0.1", "default")]
         settings.append(("routing.strategy", "least-in-flight", "file"))
@@ -274,6 +286,7 @@ class Shown:
             "duration_ms": 1400.0 + 400 * number,
             "relayed_bytes": 91_204,
             "ended_at": None,
+            "recording": None if failed else f"v1-responses-{number}{self.words}.log",
         }
 
     def _forest(self) -> list[Json]:

@@ -87,8 +87,8 @@ def test_it_says_of_each_route_who_may_enter() -> None:
 
 @pytest.mark.parametrize("path", [p for p, each in DESCRIPTION["paths"].items() if "get" in each])
 def test_what_is_read_is_as_described(path: str) -> None:
-    if path in ("/events", "/metrics"):
-        return
+    if path in ("/events", "/metrics", "/status/recordings/{file}"):
+        return  # they have tests of their own
     answer = busy().ask(re.sub(r"\{\w+\}", lambda found: _NAMES[found[0]], path), BEARER)
     response = DESCRIPTION["paths"][path]["get"]["responses"][str(answer.status)]
     kind = answer.headers["content-type"].partition(";")[0]

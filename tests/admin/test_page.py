@@ -30,7 +30,10 @@ ATTACKS = [
     "&lt;script&gt; &amp;#39; \x00\x08\x1b[31m",
     "\u202egnp.exe\u2066\ud800",
 ]
-SECTIONS = ["now", "accounts", "conversations", "turns", "keys", "memory", "configuration"]
+SECTIONS = [
+    *("now", "accounts", "conversations", "turns", "keys", "recordings", "memory"),
+    "configuration",
+]
 
 
 def rendered(shown: Shown, viewer: Viewer = OPERATOR, **asked: str) -> bytes:
@@ -208,6 +211,27 @@ def test_buttons_are_named_after_what_they_act_on() -> None:
         each for each in elements(page) if kind(each) == "form" and each.get("class") == "acts"
     ]
     assert {each.get("method") for each in forms} == {"post"}, "a GET must never act"
+
+
+def test_what_is_recorded_is_shown_until_when_and_can_be_stopped() -> None:
+    page = rendered(Shown())
+    said = text(find(page, "recordings"))
+    assert "key laptop in 5 min 40 s 3 Stop" in said
+    assert "by the configuration until a reload 12" in said
+    assert "Nothing is written: No space left on device." in said
+    (stop,) = [each for each in elements(page) if each.get("formaction") == "/admin/record/stop"]
+    assert (stop.get("name"), stop.get("value")) == ("key", "laptop")
+    buttons = [each for each in elements(page) if each.get("formaction") == "/admin/record"]
+    named = {(each.get("name"), each.get("value")) for each in buttons}
+    assert {("key", "laptop"), ("account", "north"), (None, None)} <= named
+
+
+def test_a_recorded_turn_leads_to_its_timeline_for_those_who_may_act() -> None:
+    link = "/status/recordings/v1-responses-0.log"
+    assert link in [each.get("href") for each in elements(rendered(Shown()))]
+    page = rendered(Shown(), READER)
+    assert link not in [each.get("href") for each in elements(page)]
+    assert "recorded" in text(find(page, "turns"))
 
 
 def test_every_field_has_a_label() -> None:

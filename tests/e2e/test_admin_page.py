@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -357,6 +358,47 @@ def test_the_log_level_and_the_drain(gateway: Gateway, visit: Open) -> None:
     )
 
 
+# --- recordings --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_key_is_recorded_read_and_stopped_by_clicking(
+    gateway: Gateway, visit: Open, scripts: bool
+) -> None:
+    opened = visit(java_script_enabled=scripts)
+    page = opened.page
+    recordings = page.locator("#recordings")
+    assert "No turn is recorded" in recordings.inner_text()
+    page.get_by_role("button", name="Record laptop").click()
+    opened.wait_until(lambda: "key laptop" in recordings.inner_text(), "it is recorded")
+    assert re.search(r"in (9|10)\smin", recordings.inner_text()), "it does not say until when"
+    converse(gateway, "a word that <b>only</b> the operator sees")
+    page.reload()
+    assert "a word that" not in page.locator("main").inner_text()
+    link = page.get_by_role("link", name="what turn")
+    opened.wait_until(lambda: link.count() == 1, "the turn leads to its recording")
+    link.click()
+    page.wait_for_url("**/status/recordings/*")
+    steps = page.locator(".timeline .step")
+    opened.wait_until(lambda: page.reload() is not None and steps.count() > 5, "all is written")
+    assert steps.first.locator("summary").inner_text().startswith("request")
+    steps.first.locator("summary").click()
+    assert "a word that <b>only</b> the operator sees" in steps.first.locator("pre").inner_text()
+    assert "key-laptop" not in page.content()
+    if scripts:
+        assert opened.violations() == []
+    page.goto("/status")
+    page.get_by_role("button", name="Stop recording the key laptop").click()
+    opened.wait_until(
+        lambda: "No turn is recorded" in recordings.inner_text(), "it is no longer recorded"
+    )
+    page.goto("/status/recordings")
+    assert page.locator(".files a").count() == 1
+    page.context.clear_cookies()
+    answer = page.request.get("/status/recordings")
+    assert answer.status == 401
+
+
 # --- the chain -------------------------------------------------------------------------------
 
 
@@ -525,7 +567,10 @@ def test_everything_can_be_done_with_the_keyboard(gateway: Gateway, visit: Open)
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Enter")
     opened.wait_until(lambda: opened.cell("north", "state") == "disabled", "north is disabled")
-    assert page.evaluate(f"{focused}.getAttribute('aria-label')") == "Resume north"
+    opened.wait_until(
+        lambda: page.evaluate(f"{focused}.getAttribute('aria-label')") == "Resume north",
+        "the focus goes on to the button in its place",
+    )
     page.keyboard.press("Space")
     opened.wait_until(lambda: opened.cell("north", "state") == "ready", "north is ready again")
 

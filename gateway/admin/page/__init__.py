@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
-from gateway.admin.page.page import Page, PageData, PageQuery, Viewer, login_page
+from gateway.admin.page.page import (
+    Page,
+    PageData,
+    PageQuery,
+    Viewer,
+    login_page,
+    recordings_page,
+    timeline_page,
+)
 
-__all__ = ["Page", "PageData", "PageQuery", "Viewer", "login_page"]
+__all__ = [
+    "Page",
+    "PageData",
+    "PageQuery",
+    "Viewer",
+    "login_page",
+    "recordings_page",
+    "timeline_page",
+]

@@ -114,6 +114,7 @@ _SECTIONS = (
     _Section("conversations", "Conversations", "conversations", moves=True),
     _Section("turns", "Turns", "turns", moves=True),
     _Section("keys", "Keys", "keys"),
+    _Section("recordings", "Recordings", "recordings"),
     _Section("memory", "Memory", "memory"),
     _Section("configuration", "Configuration", "configuration"),
 )
@@ -155,6 +156,10 @@ class PageData:
             status=status or None,
             limit=limit,
         )
+
+    def recordings(self) -> Any:
+        """``GET /status/recordings`` without the files."""
+        return self._managed.view("recorded")
 
     def configuration(self) -> Any:
         """``GET /status/config``."""
@@ -255,6 +260,13 @@ class Page:
     def _keys(self, found: Json, status: Json) -> Json:
         return {"keys": status["keys"]}
 
+    def _recordings(self, found: Json, status: Json) -> Json:
+        names = {
+            "key": [key["name"] for key in status["keys"]],
+            "account": [account["name"] for account in status["accounts"]],
+        }
+        return {"recordings": found, "names": names}
+
     def _memory(self, found: Json, status: Json) -> Json:
         return {"registers": found["registers"]}
 
@@ -303,6 +315,7 @@ def _conversation_data(data: PageData, query: PageQuery) -> Any:
 _DATA: Mapping[str, Callable[[PageData, PageQuery], Any]] = {
     "conversations": _conversation_data,
     "turns": lambda data, query: data.turns(query.account, query.key, query.status, query.limit),
+    "recordings": lambda data, _: data.recordings(),
     "memory": lambda data, _: data.memory(),
     "configuration": lambda data, _: data.configuration(),
 }
@@ -314,6 +327,22 @@ def login_page(wrong: str | None = None) -> bytes:
     :param wrong: why the last try failed.
     """
     return render("login", wrong=wrong).encode("utf-8", "replace")
+
+
+def recordings_page(found: Json, may_act: bool) -> bytes:
+    """The files of request logs.
+
+    :param found: ``GET /status/recordings``.
+    """
+    return render("files", found=found, may_act=may_act).encode("utf-8", "replace")
+
+
+def timeline_page(found: Json) -> bytes:
+    """One turn as a timeline.
+
+    :param found: ``GET /status/recordings/<file>``.
+    """
+    return render("timeline", found=found).encode("utf-8", "replace")
 
 
 def _by_section(found: Json) -> Any:

@@ -10,6 +10,7 @@ import msgspec
 from gateway import __version__
 from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.views.accounts import accounts
+from gateway.admin.views.recordings import rules
 from gateway.metrics.alarms import Alarm, all_alarms
 
 
@@ -55,6 +56,7 @@ def current(running: RunningGateway) -> dict[str, Any]:
         "keys": running.api_keys.snapshot(),
         "ledger": msgspec.to_builtins(services.conversations.figures()),
         "store": store(running),
+        "recordings": rules(running),
         "bindings": len(services.pool.bindings),
         "seals": len(services.issuers),
     }

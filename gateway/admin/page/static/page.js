@@ -11,7 +11,7 @@ const LINE_HEIGHT = 32;
 // connects anew: a gateway that hangs, and a line that a sleeping laptop lost, close nothing.
 const SILENT = 5000;
 const TOO_SILENT = 15000;
-const PARTS = ["top", "accounts", "conversations", "turns", "keys", "memory", "configuration"];
+const PARTS = ["top", "accounts", "conversations", "turns", "keys", "recordings", "memory", "configuration"];
 
 // ---- figures, written as gateway/admin/page/formatting.py writes them
 
@@ -341,6 +341,7 @@ function onStatus(status) {
     else if (changed("accounts", status.accounts.map(composite))) refresh("accounts", 5000);
   }
   if (status.keys && changed("keys", status.keys)) refresh("keys", 5000);
+  if (changed("recordings", status.recordings)) refresh("recordings", 1000);
   if (changed("turns", status.turns)) refresh("turns", 2000);
   if (changed("alarms", [status.alarms, status.state])) refresh("top", 500);
   if (changed("configuration", [status.generation, status.log_level, status.drain?.state])) refresh("configuration", 500);
@@ -469,12 +470,14 @@ function say(text) {
 async function act(form, button) {
   const what = button.getAttribute("aria-label") || button.textContent;
   const part = form.closest("[data-part]")?.dataset.part;
+  const fields = new FormData(form);
+  if (button.name) fields.append(button.name, button.value);
   button.setAttribute("aria-busy", "true");
   try {
     const answer = await fetch(button.formAction, {
       method: "POST",
       headers: { accept: "application/json", "content-type": "application/json" },
-      body: JSON.stringify(Object.fromEntries(new FormData(form))),
+      body: JSON.stringify(Object.fromEntries(fields)),
     });
     const told = await answer.json().catch(() => ({}));
     say(told.result ?? `${what}: ${told.error ?? `answered ${answer.status}`}`);
