@@ -24,7 +24,7 @@ from gateway.config import AccountSettings, Settings, SimulatorSettings
 from gateway.config.endpoints import is_inherited, is_loopback
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore
-from gateway.inheritance import NOTHING, Descriptors, Inheritance, listener_name
+from gateway.inheritance import LOCK, NOTHING, Descriptors, Inheritance, listener_name
 from gateway.listening import ListenerService
 from gateway.log import LogThreshold
 from gateway.metrics.collector import MetricsCollector
@@ -43,7 +43,7 @@ from gateway.server.models import Models
 from gateway.server.responses import Responses
 from gateway.server.websocket import ResponsesFactory
 from gateway.state.durable_conversations import NoRecall
-from gateway.state.keeper import StateKeeper, backend_for, nothing_kept
+from gateway.state.keeper import StateKeeper, backend_for, lock_of, nothing_kept
 from gateway.turn.context import TurnServices
 from gateway.turn.turn_log import TurnLog
 from simulator import SimulatedAccount, Simulator, SimulatorService
@@ -84,7 +84,10 @@ class GatewayService(MultiService):
         else:
             self._simulate(reactor)
         self.api_keys = KeyRing(settings.keys, reactor.seconds)
-        backend = backend_for(settings.state, os.environ, reactor)
+        locks = inherited.of(LOCK)
+        self._backend = backend = backend_for(
+            settings.state, os.environ, reactor, locks[0] if locks else None, inherited.link
+        )
         self._state = (
             None
             if backend is None
@@ -120,10 +123,11 @@ class GatewayService(MultiService):
     @property
     def descriptors(self) -> Descriptors:
         """The open files that a successor goes on with."""
-        return {
+        listening = {
             listener_name(setting, listener.endpoint): listener.descriptors
             for setting, listener in self.listeners.items()
         }
+        return {**listening, LOCK: lock_of(self._backend)}
 
     def stopService(self) -> Deferred[Any]:
         """Let clients finish first, then stop the parts that serve them."""

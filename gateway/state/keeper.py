@@ -38,7 +38,9 @@ from gateway.state.replication import (
 from gateway.state.serialization import AccountIds
 from gateway.state.shared_accounts import ReplicatedCooldowns, SharedLoads
 from gateway.state.sqlite import SqliteBackend, state_directory
+from gateway.state.worker_state import LinkBackend, StateServer
 from gateway.state.write_behind import WriteBehind, WriteFigures
+from gateway.worker_link import Link
 
 _DAY = 86_400.0
 
@@ -46,13 +48,20 @@ _ORIGIN_BYTES = 8
 
 
 def backend_for(
-    settings: StateSettings, environ: Mapping[str, str], reactor: Any, lock: int | None = None
+    settings: StateSettings,
+    environ: Mapping[str, str],
+    reactor: Any,
+    lock: int | None = None,
+    link: Link | None = None,
 ) -> StateBackend | None:
     """The backend that the settings name; None for ``store: memory``.
 
     :param environ: names the default directory.
     :param lock: the descriptor of the state directory's locked file, if it was inherited.
+    :param link: of a worker: its supervisor keeps what no server does.
     """
+    if link is not None and "://" not in settings.store:
+        return LinkBackend(link)
     if settings.store == "memory":
         return None
     kept: StateBackend
@@ -80,6 +89,32 @@ class StateFigures(NamedTuple):
 def nothing_kept() -> StateFigures | None:
     """The figures of a gateway that keeps no state."""
     return None
+
+
+def lock_of(backend: StateBackend | None) -> list[int]:
+    """The descriptor of the state directory's locked file, for a successor; none without one."""
+    if isinstance(backend, EncryptedBackend):
+        backend = backend.inner
+    lock = backend.lock if isinstance(backend, SqliteBackend) else None
+    return [] if lock is None else [lock]
+
+
+def server_for(
+    settings: StateSettings, environ: Mapping[str, str], reactor: Any, lock: int | None = None
+) -> StateServer | None:
+    """What keeps the state of several workers; None if each talks to a Redis server itself.
+
+    With ``store: memory`` it is in the supervisor's memory.
+
+    :param environ: names the default directory.
+    :param lock: the descriptor of the state directory's locked file, if it was inherited.
+    """
+    backend = backend_for(settings, environ, reactor, lock)
+    if backend is not None and backend.shared:
+        return None
+    if backend is None:
+        backend = SqliteBackend(reactor, None, settings)
+    return StateServer(reactor, backend, settings.flush_milliseconds / 1000)
 
 
 class StateKeeper(Service):

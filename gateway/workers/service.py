@@ -15,10 +15,11 @@ from twisted.python.failure import Failure
 from gateway import __version__
 from gateway.config import Settings
 from gateway.daemon import Daemon, allow_open_files, on_second_stop, on_signal
-from gateway.inheritance import READY, Inheritance, Succession
+from gateway.inheritance import LOCK, READY, Descriptors, Inheritance, Succession
 from gateway.listening import CannotListen
 from gateway.log import LogThreshold
 from gateway.reload import ConfigReloader
+from gateway.state.keeper import lock_of, server_for
 from gateway.systemd import ServiceManager
 from gateway.upgrade import Upgrade, command_line, tell_ready
 from gateway.workers.orders import LogOrder
@@ -62,6 +63,7 @@ class TwistdSupervisor(Supervisor):
     :param summary: the configuration in half a line.
     :param count: how many workers.
     :ivar reloads: reloads the configuration.
+    :ivar state: keeps the state of the workers; None if a Redis server does.
     """
 
     def __init__(self, options: CommandLine, summary: str, count: int, reactor: Any) -> None:
@@ -72,15 +74,27 @@ class TwistdSupervisor(Supervisor):
         self._manager = ServiceManager(reactor, os.environ)
         self._manager.setServiceParent(self)
         self.threshold = LogThreshold(options.settings.log.level)
+        locks = options.inheritance.of(LOCK)
+        self.state = server_for(
+            options.settings.state, os.environ, reactor, locks[0] if locks else None
+        )
+        if (state := self.state) is not None:
+            state.setServiceParent(self)
+            self.parts.append(lambda worker: state.serve(worker.link))
         self.reloads = ConfigReloader(options.settings, options.read, self._apply, reactor.seconds)
         self._upgrade = Upgrade(
             reactor,
             command_line(),
             options.folder,
             lambda: self._daemon.succession,
-            lambda: self.descriptors,
+            self._bequest,
             self._hand_over,
         )
+
+    def _bequest(self) -> Descriptors:
+        """What a successor inherits."""
+        backend = None if self.state is None else self.state.writes.backend
+        return {**self.descriptors, LOCK: lock_of(backend)}
 
     def setServiceParent(self, parent: Any) -> None:
         """Set the application's log, unless the operator chose syslog."""
@@ -131,7 +145,7 @@ class TwistdSupervisor(Supervisor):
         self._daemon.started()
         self._manager.ready(self._summary)
         inheritance, former = self._options.inheritance, self._options.succession
-        inheritance.close_all_but([*self.descriptors, READY])
+        inheritance.close_all_but([*self.descriptors, READY, LOCK])
         if former is not None:
             tell_ready(inheritance)
             self._daemon.succeed(former)
