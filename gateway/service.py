@@ -53,7 +53,7 @@ _log = Logger(namespace="gateway.service")
 _EXPIRY_SECONDS = 30.0
 
 #: Pause between the events of a simulated answer, in seconds: fast, yet visibly streamed.
-_SIMULATED_PAUSE = 0.005
+SIMULATED_PAUSE = 0.005
 
 
 class GatewayService(MultiService):
@@ -298,7 +298,7 @@ class GatewayService(MultiService):
             SimulatedAccount(f"simulated-{number}", mode=wanted.mode)
             for number in range(1, wanted.accounts + 1)
         ]
-        simulator = Simulator(simulated, reactor, event_delay=_SIMULATED_PAUSE)
+        simulator = Simulator(simulated, reactor, event_delay=SIMULATED_PAUSE)
         service = SimulatorService(simulator, reactor)
         service.setServiceParent(self)
         self._registry.accounts += [

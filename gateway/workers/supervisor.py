@@ -18,14 +18,16 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gateway.config import Settings
+from gateway.config import AccountSettings, Settings, SimulatorSettings
 from gateway.inheritance import NOTHING, Descriptors, Inheritance, listener_name
 from gateway.log import LogFile
+from gateway.service import SIMULATED_PAUSE
 from gateway.worker_link import CallFailed
 from gateway.workers import orders
 from gateway.workers.orders import LogOrder, Reconfiguration, StopOrder, WorkerOrder, encode
 from gateway.workers.process import WorkerProcess, WorkerState
 from gateway.workers.sockets import SharedListener, shares
+from simulator import SimulatedAccount, Simulator, SimulatorService
 
 _log = Logger(namespace="gateway.workers")
 
@@ -76,6 +78,10 @@ class Supervisor(MultiService):
         self._told_ready = self._stopping = False
         self._stopped: Deferred[None] = Deferred()
         self._kill_all: IDelayedCall | None = None
+        self._simulated: list[SimulatedAccount] = []
+        self._simulator: SimulatorService | None = None
+        if not settings.accounts:
+            self._simulate(settings.simulator or SimulatorSettings())
         self.listener = SharedListener(
             reactor, settings.listen, "listen", count, inherited.sockets("listen", settings.listen)
         )
@@ -109,7 +115,32 @@ class Supervisor(MultiService):
 
     def order(self) -> WorkerOrder:
         """What a worker is to do at its start."""
-        return WorkerOrder(self.settings, self.log)
+        return WorkerOrder(self._for_workers(self.settings), self.log)
+
+    def _for_workers(self, settings: Settings) -> Settings:
+        """The settings as workers get them: simulated accounts are those of this process."""
+        if settings.accounts or self._simulator is None:
+            return settings
+        accounts = tuple(
+            AccountSettings(
+                name=each.name,
+                base_url=self._simulator.base_url(each),
+                key=each.key,
+                background=True,
+            )
+            for each in self._simulated
+        )
+        return msgspec.structs.replace(settings, accounts=accounts, simulator=None)
+
+    def _simulate(self, wanted: SimulatorSettings) -> None:
+        """Simulate accounts for all workers: an account knows the responses that it gave."""
+        self._simulated = [
+            SimulatedAccount(f"simulated-{number}", mode=wanted.mode)
+            for number in range(1, wanted.accounts + 1)
+        ]
+        simulator = Simulator(self._simulated, self._reactor, event_delay=SIMULATED_PAUSE)
+        self._simulator = SimulatorService(simulator, self._reactor)
+        self._simulator.setServiceParent(self)
 
     def startService(self) -> None:
         """Listen, and start the workers.
@@ -166,7 +197,9 @@ class Supervisor(MultiService):
         return done
 
     def _tell_settings(self, before: Settings) -> list[Deferred[Any]]:
-        payload = encode(Reconfiguration(self.settings, before))
+        payload = encode(
+            Reconfiguration(self._for_workers(self.settings), self._for_workers(before))
+        )
         return [
             worker.link.call(orders.RECONFIGURE, payload, _RECONFIGURE_SECONDS)
             for worker in self.workers
