@@ -141,7 +141,7 @@ class RedisBackend:
         self._why = why
         connections, self._connections = self._connections, []
         for each in connections:
-            each.close()
+            each.close(why)
 
     def _send(self, which: int, commands: Sequence[Command]) -> Deferred[list[Any]]:
         """Send commands on one of the connections; the Deferred has their replies."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
+from OpenSSL import SSL
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
@@ -19,6 +20,7 @@ from twisted.python.failure import Failure
 
 from gateway.deadline import Deadline
 from gateway.state.backend import StateError
+from gateway.upstream.tls import WrongCertificate
 
 #: A command and its arguments.
 Command = Sequence["bytes | str | int | float"]
@@ -110,9 +112,9 @@ class RedisConnection(Protocol):
         self.transport.write(b"".join(map(_packed, commands)))
         return waiting.answer
 
-    def close(self) -> None:
-        """End the connection; commands without a reply fail."""
-        self._end(StateError("the connection to Redis was closed"), quietly=True)
+    def close(self, why: StateError | None = None) -> None:
+        """End the connection; commands without a reply fail for this reason."""
+        self._end(why or StateError("the connection to Redis was closed"), quietly=True)
 
     # --- what comes from the server ----------------------------------------------------
 
@@ -157,8 +159,12 @@ class RedisConnection(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection ended."""
         cause = reason.value
-        text = "" if reason.check(type(connectionDone.value)) else f": {cause}"
-        self._end(StateError(f"Redis closed the connection{text}"))
+        if isinstance(cause, WrongCertificate):
+            self._end(StateError(f"its certificate {cause}"))
+        elif isinstance(cause, SSL.Error):
+            self._end(StateError("TLS failed: Redis may not speak it on this port"))
+        else:
+            self._end(StateError("Redis closed the connection"))
 
     def _end(self, why: StateError, quietly: bool = False) -> None:
         if self._why is not None:

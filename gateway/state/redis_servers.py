@@ -106,7 +106,7 @@ class RedisServers:
             connections: list[RedisConnection] = yield gatherResults(made, consumeErrors=True)
         except Exception as error:
             for each in made:
-                each.addCallbacks(lambda connection: connection.close(), lambda _: None)
+                each.addCallbacks(lambda made: made and made.close(), lambda _: None)
                 each.cancel()
             raise _told(error) from None
         return connections

@@ -34,31 +34,31 @@ class RedisServer:
     """A redis-server that keeps nothing on disk.
 
     :param options: of its command line, such as ``("--requirepass", "x")``.
+    :param sentinel: the configuration of a Sentinel, which it is then.
     """
 
-    def __init__(
-        self, folder: Path, *options: str, port: int | None = None, scheme: str = "redis"
-    ) -> None:
-        self.port = port or free_port()
+    def __init__(self, folder: Path, *options: str, sentinel: Path | None = None) -> None:
+        self.port = free_port()
         self.folder = folder
         self.options = options
-        self.scheme = scheme
+        self.sentinel = sentinel
         self.start()
 
     @property
     def url(self) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.port}/0"
+        return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
         """Start it, empty."""
+        command = ["redis-server"]
+        if self.sentinel is not None:
+            command += [str(self.sentinel), "--sentinel"]
+        else:
+            command += ["--save", "", "--appendonly", "no", "--dir", str(self.folder)]
+        command += ["--port", str(self.port), "--bind", "127.0.0.1", *self.options]
         with (self.folder / f"redis-{self.port}.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    "redis-server",
-                    *("--port", str(self.port), "--bind", "127.0.0.1"),
-                    *("--save", "", "--appendonly", "no", "--dir", str(self.folder)),
-                    *self.options,
-                ],
+                command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
