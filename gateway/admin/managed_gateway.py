@@ -19,7 +19,14 @@ from gateway.admin.dry_run import dry_run
 from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.views.accounts import accounts
 from gateway.admin.views.conversations import conversations, turns, why
-from gateway.admin.views.overview import configuration, current, memory, overview, readiness
+from gateway.admin.views.overview import (
+    configuration,
+    current,
+    memory,
+    overview,
+    part,
+    readiness,
+)
 from gateway.admin.views.recordings import recorded, recording, recordings
 from gateway.server.connections import OpenFiles
 
@@ -28,6 +35,7 @@ VIEWS: Mapping[str, Callable[..., Any]] = {
     "readiness": readiness,
     "overview": overview,
     "current": current,
+    "part": part,
     "accounts": lambda running: {"accounts": accounts(running)},
     "conversations": conversations,
     "why": why,

@@ -262,6 +262,19 @@ class MetricsCollector(Service):
         """Since when an account is unavailable, in unix seconds; tries between do not end that."""
         return self._unavailable_since.get(name)
 
+    def counted(self) -> dict[str, Any]:
+        """What rates and percentiles are made of, to be added to that of other processes.
+
+        Times are counts by bucket, and input is ``[tokens, cached tokens]``:
+        ``{loop_lag_ms, minute: {added_first_token_ms, upstream_first_token_ms, input}, step: the
+        same of the last step, accounts: {name: {first_token_ms, input}}}``.
+        """
+        return {
+            "loop_lag_ms": self.loop_lag.recent.counts(),
+            **self._history.counted(self._reactor.seconds()),
+            "accounts": {name: each.counted() for name, each in self.turns.accounts.items()},
+        }
+
     def bounded_structures(self) -> list[dict[str, Any]]:
         """``[{name, size, bound, unit, bytes}]`` of every bounded structure."""
         history = BoundedStructure("history", len(self._history), STEPS, "points")
@@ -300,53 +313,28 @@ class _Totals(NamedTuple):
     cached: int
 
 
-class History:
-    """Points of each series every five seconds, and the rates of the last minute."""
+class Points:
+    """Points of each series, the last ones."""
 
-    def __init__(self, turns: TurnMetrics, now: float) -> None:
-        self._turns = turns
+    def __init__(self) -> None:
         self._series: dict[str, deque[float | None]] = {}
         self._at: deque[float] = deque(maxlen=STEPS)
-        self._before: deque[_Totals] = deque([self._totals(now)], maxlen=MINUTE)
-        self._of_step = {name: Recent(of(turns), 1) for name, of in _SPANS.items()}
-        self._of_minute = {name: Recent(of(turns), MINUTE) for name, of in _SPANS.items()}
 
     def __len__(self) -> int:
         return len(self._at)
 
-    def step(self, now: float, gauges: Mapping[str, float]) -> None:
+    def add(self, now: float, values: Mapping[str, float | None]) -> None:
         """Add a point.
 
         :param now: unix seconds.
-        :param gauges: the current values by series.
+        :param values: by series.
         """
-        totals = self._totals(now)
-        values: dict[str, float | None] = {**gauges, **_rates(self._before[-1], totals)}
-        for name, recent in self._of_step.items():
-            for which, value in recent.percentiles().items():
-                values[f"{name}.{which}"] = value
         for name, value in values.items():
             line = self._series.get(name)
             if line is None:
                 line = self._series[name] = deque([None] * len(self._at), maxlen=STEPS)
             line.append(value)
         self._at.append(now)
-        self._before.append(totals)
-        for recent in (*self._of_step.values(), *self._of_minute.values()):
-            recent.mark()
-
-    def rates(self, now: float) -> dict[str, Any]:
-        """Those of the last minute, or since the start if that is less."""
-        return {
-            **_rates(self._before[0], self._totals(now)),
-            **{name: recent.percentiles() for name, recent in self._of_minute.items()},
-        }
-
-    def in_the_last_minute(self) -> tuple[int, int]:
-        """Turns that ended, and those of them that failed."""
-        before = self._before[0]
-        self._turns.catch_up()
-        return self._turns.turns - before.turns, self._turns.failed - before.failed
 
     def shown(self) -> dict[str, Any]:
         """All points, the oldest first."""
@@ -364,6 +352,59 @@ class History:
             "at": self._at[-1],
             "values": {name: line[-1] for name, line in self._series.items()},
         }
+
+
+class History(Points):
+    """Points of each series every five seconds, and the rates of the last minute."""
+
+    def __init__(self, turns: TurnMetrics, now: float) -> None:
+        super().__init__()
+        self._turns = turns
+        self._before: deque[_Totals] = deque([self._totals(now)], maxlen=MINUTE)
+        self._of_step = {name: Recent(of(turns), 1) for name, of in _SPANS.items()}
+        self._of_minute = {name: Recent(of(turns), MINUTE) for name, of in _SPANS.items()}
+        self._last_step = self._counted(self._of_step, self._before[-1], self._before[-1])
+
+    def step(self, now: float, gauges: Mapping[str, float]) -> None:
+        """Add a point.
+
+        :param now: unix seconds.
+        :param gauges: the current values by series.
+        """
+        totals = self._totals(now)
+        values: dict[str, float | None] = {**gauges, **_rates(self._before[-1], totals)}
+        for name, recent in self._of_step.items():
+            for which, value in recent.percentiles().items():
+                values[f"{name}.{which}"] = value
+        self.add(now, values)
+        self._last_step = self._counted(self._of_step, self._before[-1], totals)
+        self._before.append(totals)
+        for recent in (*self._of_step.values(), *self._of_minute.values()):
+            recent.mark()
+
+    def rates(self, now: float) -> dict[str, Any]:
+        """Those of the last minute, or since the start if that is less."""
+        return {
+            **_rates(self._before[0], self._totals(now)),
+            **{name: recent.percentiles() for name, recent in self._of_minute.items()},
+        }
+
+    def counted(self, now: float) -> dict[str, dict[str, list[int]]]:
+        """The counts of the last minute and of the last step."""
+        minute = self._counted(self._of_minute, self._before[0], self._totals(now))
+        return {"minute": minute, "step": self._last_step}
+
+    def in_the_last_minute(self) -> tuple[int, int]:
+        """Turns that ended, and those of them that failed."""
+        before = self._before[0]
+        self._turns.catch_up()
+        return self._turns.turns - before.turns, self._turns.failed - before.failed
+
+    def _counted(
+        self, recent: Mapping[str, Recent], before: _Totals, after: _Totals
+    ) -> dict[str, list[int]]:
+        counted = {name: each.counts() for name, each in recent.items()}
+        return {**counted, "input": [after.input - before.input, after.cached - before.cached]}
 
     def _totals(self, now: float) -> _Totals:
         turns = self._turns

@@ -70,11 +70,18 @@ class Recent:
 
     def percentiles(self) -> dict[str, float | None]:
         """``{p50, p99}`` in the histogram's unit; None when there was nothing."""
-        counts = [
-            new - old for new, old in zip(self._histogram.counts, self._marks[0], strict=True)
-        ]
-        bounds = self._histogram.bounds
-        return {"p50": percentile(bounds, counts, 0.5), "p99": percentile(bounds, counts, 0.99)}
+        return percentiles(self.counts(), self._histogram.bounds)
+
+    def counts(self) -> list[int]:
+        """How many values there are in each bucket."""
+        return [new - old for new, old in zip(self._histogram.counts, self._marks[0], strict=True)]
+
+
+def percentiles(
+    counts: Sequence[int], bounds: Sequence[float] = MILLISECONDS
+) -> dict[str, float | None]:
+    """``{p50, p99}`` of values that are counted by bucket; None when there was nothing."""
+    return {"p50": percentile(bounds, counts, 0.5), "p99": percentile(bounds, counts, 0.99)}
 
 
 def percentile(bounds: Sequence[float], counts: Sequence[int], share: float) -> float | None:

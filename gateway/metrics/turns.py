@@ -156,6 +156,18 @@ class AccountMetrics:
             "cached_share": share(self.tokens.cached - cached_before, self.tokens.input - before),
         }
 
+    def counted(self) -> dict[str, list[int]]:
+        """What :meth:`shown` is made of, to be added to that of other processes.
+
+        ``{first_token_ms: counts by bucket, input: [tokens, cached tokens]}``.
+        """
+        before, cached_before = self._marks[0]
+        tokens = self.tokens
+        return {
+            "first_token_ms": self._recent.counts(),
+            "input": [tokens.input - before, tokens.cached - cached_before],
+        }
+
 
 class TurnMetrics:
     """All counts since the start; a watcher of the :class:`~gateway.turn.turn_log.TurnLog`.
