@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from gateway.admin.requests import AdminError, bad_request, not_found
-from gateway.admin.running_gateway import RunningGateway
+from gateway.admin.running_gateway import Configuration, RunningGateway
 from gateway.admin.views.conversations import binding_id_of, response_ids_of, responses_of
 from gateway.config import ConfigError
 from gateway.deadline import Deadline
@@ -107,15 +107,7 @@ class Actions:
 
     def reload(self) -> Done:
         """Read the configuration anew."""
-        reload = self._running.configuration.reload
-        if reload is None:
-            raise AdminError(409, "there is no configuration file that could be read anew")
-        try:
-            return {"result": reload()}
-        except ConfigError as error:
-            raise AdminError(422, f"rejected: {error.summary}") from None
-        except Exception:  # it is logged
-            raise AdminError(422, "rejected: it cannot be applied; the log says why") from None
+        return reload_configuration(self._running.configuration)
 
     # --- request logs --------------------------------------------------------------------
 
@@ -240,6 +232,21 @@ def _minutes(value: object) -> float:
     if not 0 < minutes <= _MOST_MINUTES:
         raise bad_request(f"minutes: expected a number above 0, at most {_MOST_MINUTES:g}")
     return minutes
+
+
+def reload_configuration(configuration: Configuration) -> Done:
+    """Read the configuration anew.
+
+    :raises AdminError: it was rejected, or there is none that could be read.
+    """
+    if configuration.reload is None:
+        raise AdminError(409, "there is no configuration file that could be read anew")
+    try:
+        return {"result": configuration.reload()}
+    except ConfigError as error:
+        raise AdminError(422, f"rejected: {error.summary}") from None
+    except Exception:  # it is logged
+        raise AdminError(422, "rejected: it cannot be applied; the log says why") from None
 
 
 class Probe:

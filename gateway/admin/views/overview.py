@@ -65,10 +65,15 @@ def current(running: RunningGateway) -> dict[str, Any]:
 def part(running: RunningGateway) -> dict[str, Any]:
     """The overview of a process that is a part of the gateway.
 
-    It comes with what rates and percentiles are made of; see
+    It comes with the process's CPU time, and with what rates and percentiles are made of; see
     :meth:`~gateway.metrics.collector.MetricsCollector.counted`.
     """
-    return {**current(running), "counted": running.metrics.counted()}
+    metrics = running.metrics
+    return {
+        **current(running),
+        "cpu_seconds": metrics.process_figures.cpu_seconds,
+        "counted": metrics.counted(),
+    }
 
 
 def alarms(running: RunningGateway, shown: Sequence[Mapping[str, Any]]) -> list[Alarm]:
