@@ -199,10 +199,23 @@ class ManagedWorkers(Service):
         for watch in self._watchers:
             watch(turn)
 
-    def _ask_all(self, view: str, **arguments: Any) -> Deferred[Mapping[str, Any]]:
-        """A view of all workers; fails when none has it."""
+    def _ask_all(self, view: str, **arguments: Any) -> Deferred[Answers]:
+        """A view of all workers."""
         question = encode(Question(view, arguments))
-        return ask(self._workers(), VIEW, question, _VIEW_SECONDS).addCallback(Answers.any)
+        return ask(self._workers(), VIEW, question, _VIEW_SECONDS)
+
+    def _merge_all(
+        self, merge: Callable[[Mapping[str, Any]], Any], view: str, **arguments: Any
+    ) -> Deferred[Any]:
+        """A view of all workers that answer; it names those that do not."""
+
+        def merge_found(answers: Answers) -> Any:
+            found = merge(answers.found)
+            if answers.silent and found is not None:
+                return {**found, "silent": answers.silent}
+            return found
+
+        return self._ask_all(view, **arguments).addCallback(merge_found)
 
     # --- the overview --------------------------------------------------------------------
 
@@ -317,21 +330,21 @@ class ManagedWorkers(Service):
         return self._current().addCallback(lambda found: {"accounts": found["accounts"]})
 
     def _conversations(self, q: str, limit: int) -> Deferred[Json]:
-        asked = self._ask_all("conversations", q=q, limit=limit)
-        return asked.addCallback(merged_views.conversations, limit)
+        merge = partial(merged_views.conversations, limit=limit)
+        return self._merge_all(merge, "conversations", q=q, limit=limit)
 
     def _why(self, identity: str) -> Deferred[Json | None]:
-        return self._ask_all("why", identity=identity).addCallback(merged_views.why)
+        return self._merge_all(merged_views.why, "why", identity=identity)
 
     def _turns(self, limit: int = 500, **wanted: Any) -> Deferred[Json]:
-        asked = self._ask_all("turns", limit=limit, **wanted)
-        return asked.addCallback(merged_views.turns, limit)
+        merge = partial(merged_views.turns, limit=limit)
+        return self._merge_all(merge, "turns", limit=limit, **wanted)
 
     def _keys(self) -> Deferred[Json]:
-        return self._ask_all("keys").addCallback(merged_views.keys)
+        return self._merge_all(merged_views.keys, "keys")
 
     def _memory(self) -> Deferred[Json]:
-        return self._ask_all("memory").addCallback(merged_views.memory)
+        return self._merge_all(merged_views.memory, "memory")
 
     def _configuration(self) -> Json:
         in_force = self.configuration
@@ -346,7 +359,8 @@ class ManagedWorkers(Service):
         }
 
     def _dry_run(self, body: Json) -> Deferred[Json]:
-        return self._ask_all("dry_run", body=dict(body)).addCallback(merged_views.dry_run)
+        asked = self._ask_all("dry_run", body=dict(body))
+        return asked.addCallback(lambda found: merged_views.dry_run(found.any()))
 
     # --- metrics -------------------------------------------------------------------------
 

@@ -112,6 +112,18 @@ _FIGURES = fields({"longest_unused": most}, total)
 
 _DRAIN = fields({"state": agreed, "seconds": most, "seconds_left": most}, total)
 
+_STORE = fields(
+    {
+        "where": agreed,
+        "reachable": least,
+        "why": agreed,
+        "since": least,
+        "written_at": most,
+        "file_bytes": most,
+    },
+    total,
+)
+
 #: A process's part of the overview.
 PART = fields(
     {
@@ -134,6 +146,7 @@ PART = fields(
         "ledger": _FIGURES,
         "bindings": most,
         "seals": total,
+        "store": _STORE,
         "counted": _COUNTED,
     }
 )
@@ -190,6 +203,7 @@ NOTHING: Mapping[str, Any] = {
     },
     "bindings": 0,
     "seals": 0,
+    "store": None,
     "counted": {
         "loop_lag_ms": _NO_TIMES,
         "minute": _NO_TURNS,
@@ -333,13 +347,13 @@ def accounts(parts: Mapping[str, Json]) -> Json:
 def keys(views: Mapping[str, Json]) -> Json:
     """The client keys, with what was used in all workers."""
     merge = listed(named("name"), _KEY)
-    return {"keys": merged(merge, [view["keys"] for view in views.values()])}
+    return {"keys": merged(merge, [[], *(view["keys"] for view in views.values())])}
 
 
 def memory(views: Mapping[str, Json]) -> Json:
     """All bounded structures; each has its room in every worker."""
     merge = listed(named("name", "unit"), fields({"size": total, "bound": total, "bytes": total}))
-    return {"registers": merged(merge, [view["registers"] for view in views.values()])}
+    return {"registers": merged(merge, [[], *(view["registers"] for view in views.values())])}
 
 
 # --- why ---------------------------------------------------------------------------------------

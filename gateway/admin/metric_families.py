@@ -35,6 +35,8 @@ _GAUGES: Mapping[str, Rule] = {
     "gateway_memory_budget_bytes": least,
     "gateway_key_quota_limit": most,
     "gateway_request_log_rules": most,
+    "gateway_state_reachable": least,
+    "gateway_state_file_bytes": most,
     "gateway_account_rests_until_timestamp_seconds": most,
     "gateway_account_models_at_rest": most,
     "gateway_account_max_turns_in_flight": most,

@@ -33,6 +33,15 @@ class Scrape(NamedTuple):
                 sums[key] = sums.get(key, 0) + number
         return sums
 
+    def rising(self) -> list[tuple[str, dict[str, str], float]]:
+        """All samples of counters, histograms and summaries."""
+        rising = ("_total", "_bucket", "_count", "_sum")
+        return [
+            (name, dict(labels), value)
+            for (name, labels), value in self.samples.items()
+            if name.endswith(rising)
+        ]
+
     @property
     def names(self) -> set[str]:
         return {name for name, _ in self.samples}
