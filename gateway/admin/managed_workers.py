@@ -116,9 +116,12 @@ class ManagedWorkers(Service):
             "conversations": self._conversations,
             "why": self._why,
             "turns": self._turns,
-            "keys": self._keys,
-            "memory": self._memory,
+            "keys": partial(self._merge_all, merged_views.keys, "keys"),
+            "memory": partial(self._merge_all, merged_views.memory, "memory"),
             "configuration": self._configuration,
+            "recorded": partial(self._merge_all, merged_views.recorded, "recorded"),
+            "recordings": partial(self._merge_all, merged_views.recordings, "recordings"),
+            "recording": partial(self._merge_all, merged_views.recording, "recording"),
             "dry_run": self._dry_run,
         }
         self._acts: Mapping[str, Callable[..., Any]] = {
@@ -127,6 +130,8 @@ class ManagedWorkers(Service):
             "log_level": self._set_log_level,
             "drain": self._drain,
             "resume": self._resume,
+            "record": partial(self._act_in_all, "record"),
+            "stop_recording": partial(self._act_in_all, "stop_recording"),
             "reload": lambda: reload_configuration(self.configuration),
         }
 
@@ -199,13 +204,13 @@ class ManagedWorkers(Service):
         for watch in self._watchers:
             watch(turn)
 
-    def _ask_all(self, view: str, **arguments: Any) -> Deferred[Answers]:
+    def _ask_all(self, view: str, /, **arguments: Any) -> Deferred[Answers]:
         """A view of all workers."""
         question = encode(Question(view, arguments))
         return ask(self._workers(), VIEW, question, _VIEW_SECONDS)
 
     def _merge_all(
-        self, merge: Callable[[Mapping[str, Any]], Any], view: str, **arguments: Any
+        self, merge: Callable[[Mapping[str, Any]], Any], view: str, /, **arguments: Any
     ) -> Deferred[Any]:
         """A view of all workers that answer; it names those that do not."""
 
@@ -339,12 +344,6 @@ class ManagedWorkers(Service):
     def _turns(self, limit: int = 500, **wanted: Any) -> Deferred[Json]:
         merge = partial(merged_views.turns, limit=limit)
         return self._merge_all(merge, "turns", limit=limit, **wanted)
-
-    def _keys(self) -> Deferred[Json]:
-        return self._merge_all(merged_views.keys, "keys")
-
-    def _memory(self) -> Deferred[Json]:
-        return self._merge_all(merged_views.memory, "memory")
 
     def _configuration(self) -> Json:
         in_force = self.configuration

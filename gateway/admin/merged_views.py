@@ -124,6 +124,9 @@ _STORE = fields(
     total,
 )
 
+#: What is recorded: a rule is in force in all workers that know what it names.
+_RULES = listed(named("what", "name"), fields({"until": most, "turns": total}))
+
 #: A process's part of the overview.
 PART = fields(
     {
@@ -147,6 +150,7 @@ PART = fields(
         "bindings": most,
         "seals": total,
         "store": _STORE,
+        "recordings": _RULES,
         "counted": _COUNTED,
     }
 )
@@ -204,6 +208,7 @@ NOTHING: Mapping[str, Any] = {
     "bindings": 0,
     "seals": 0,
     "store": None,
+    "recordings": [],
     "counted": {
         "loop_lag_ms": _NO_TIMES,
         "minute": _NO_TURNS,
@@ -354,6 +359,31 @@ def memory(views: Mapping[str, Json]) -> Json:
     """All bounded structures; each has its room in every worker."""
     merge = listed(named("name", "unit"), fields({"size": total, "bound": total, "bytes": total}))
     return {"registers": merged(merge, [[], *(view["registers"] for view in views.values())])}
+
+
+_RECORDED = fields({"recorded": _RULES, "failed": agreed, "turns": total, "bytes": total})
+
+#: The newest files that are listed; all workers write to one directory.
+_MAX_FILES = 200
+
+
+def recorded(views: Mapping[str, Json]) -> Json:
+    """What is recorded, and what became of it."""
+    nothing: Json = {"recorded": [], "failed": None, "turns": 0, "bytes": 0}
+    found: Json = merged(_RECORDED, [nothing, *views.values()])
+    return found
+
+
+def recordings(views: Mapping[str, Json]) -> Json:
+    """The same with the newest files, the newest first."""
+    files = {each["name"]: each for view in views.values() for each in view["files"]}
+    newest = [files[name] for name in sorted(files, reverse=True)[:_MAX_FILES]]
+    return {**recorded(views), "files": newest}
+
+
+def recording(views: Mapping[str, Json | None]) -> Json | None:
+    """A file of whoever has it."""
+    return next((view for view in views.values() if view is not None), None)
 
 
 # --- why ---------------------------------------------------------------------------------------
