@@ -80,7 +80,11 @@ class DurableConversations:
 
     def add(self, transcript: Transcript) -> None:
         """Remember a response, and write it if its content may be written."""
+        record = transcript.record
+        before = self._memory.get(record.tenant, record.id)
         self._memory.add(transcript)
+        if before is not None and before.record.key != record.key and before.written is not None:
+            self._write_record(before, True)  # an upstream has used the id again
         unwritten = self._unwritten(transcript)
         for each in reversed(unwritten):
             self._write(each)
@@ -145,13 +149,14 @@ class DurableConversations:
             )
         )
 
-    def _write_record(self, transcript: Transcript) -> None:
+    def _write_record(self, transcript: Transcript, evicted: bool = False) -> None:
         record = transcript.record
+        evicted = evicted or self._memory.is_evicted(transcript)
         self._writes.put(
             Row(
                 RECORDS,
                 bytes.fromhex(record.key),
-                encode_record(record, self._ids, self._memory.is_evicted(transcript)),
+                encode_record(record, self._ids, evicted),
                 self._now() + self._max_age_seconds,
                 record.tenant,
                 transcript.root,

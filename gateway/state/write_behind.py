@@ -143,9 +143,6 @@ class WriteBehind:
         """Write what is pending, if that is possible in a few seconds, and close."""
         if self.state is BackendState.STOPPED:
             return succeed(None)
-        if self._retry_call is not None:
-            self._retry_call.cancel()
-            self._retry_call = None
         flushed = self.flush() if len(self._pending) else succeed(None)
         flushed.addTimeout(_LAST_WRITE_SECONDS, self._clock)
         flushed.addErrback(self._unwritten)
@@ -164,10 +161,10 @@ class WriteBehind:
         return closed.addErrback(lambda _: None)
 
     def _stop_calls(self) -> None:
-        for each in (self._flush_call, self._watch_call):
+        for each in (self._flush_call, self._watch_call, self._retry_call):
             if each is not None:
                 each.cancel()
-        self._flush_call = self._watch_call = None
+        self._flush_call = self._watch_call = self._retry_call = None
 
     @property
     def why_unreachable(self) -> str | None:

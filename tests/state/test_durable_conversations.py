@@ -1,0 +1,429 @@
+"""Any forest of conversations that is written and recalled equals the one in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from twisted.internet.defer import Deferred
+
+from gateway.config.settings import Persisted
+from gateway.conversations.owners import MemoryIssuers, MemoryOwners
+from gateway.conversations.store import MemoryStore, ResponseRecord, Transcript, foreign_response
+from gateway.protocol.errors import ApiError
+from gateway.protocol.items import Item
+from gateway.state.backend import StateError
+from gateway.state.durable_conversations import (
+    ConversationRecall,
+    DurableConversations,
+    DurableIssuers,
+    DurableOwners,
+    NoRecall,
+)
+from gateway.state.serialization import AccountIds
+from tests.state.stage import DAY, FLUSH, LATER, Behind, disk_full
+
+ACCOUNTS = [("a", "http://a.test/v1"), ("b", "http://b.test/v1")]
+SEALED = b'{"type":"reasoning","id":"rs_1","encrypted_content":"%s"}'
+
+
+class Process:
+    """What a process has in memory, on a backend that outlives it."""
+
+    def __init__(
+        self,
+        behind: Behind,
+        persist: Persisted = "stored",
+        accounts: list[tuple[str, str]] = ACCOUNTS,
+        one_tenant: bool = False,
+        refuses: bool = False,
+    ) -> None:
+        self.behind = behind
+        writes = behind.again()
+        ids, now = AccountIds(accounts), behind.clock.seconds
+        self.memory = MemoryStore(2**24, 3600.0, now)
+        self.memory_owners, self.memory_issuers = MemoryOwners(now), MemoryIssuers()
+        self.conversations = DurableConversations(self.memory, writes, ids, persist, 30 * DAY, now)
+        self.owners = DurableOwners(self.memory_owners, writes, ids, now)
+        self.issuers = DurableIssuers(self.memory_issuers, writes, ids, now)
+        self._recall = ConversationRecall(
+            behind.clock,
+            writes,
+            self.memory,
+            self.memory_owners,
+            self.memory_issuers,
+            ids,
+            refuses,
+            lambda: one_tenant,
+        )
+        writes.start()
+
+    def recall(self, tenant: str, response_id: str | None, *items: Item) -> Any:
+        """What it gave at once; "known" if memory had all of it."""
+        answer: Deferred[None] | None = self._recall.recall(tenant, response_id, items)
+        if answer is None:
+            return "known"
+        got: list[Any] = []
+        answer.addBoth(got.append)
+        return got[0] if got else "waits"
+
+    def get(self, tenant: str, response_id: str) -> Transcript | None:
+        self.recall(tenant, response_id)
+        return self.conversations.get(tenant, response_id)
+
+
+def made(
+    number: int | str,
+    parent: Transcript | None = None,
+    tenant: str = "laptop",
+    store: bool = True,
+    text: bytes = b"{}",
+) -> Transcript:
+    record = ResponseRecord(
+        tenant,
+        f"resp_{number}",
+        None if parent is None else parent.record.key,
+        (Item(text, id=f"msg_{number}", role="user"),),
+        (Item(b"out", id=f"out_{number}", issuer="a"),),
+        account="a",
+        store=store,
+        model="m",
+        created_at=7.0,
+    )
+    return Transcript(record, parent)
+
+
+def same(one: Transcript | None, other: Transcript | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return list(one.ancestry()) == list(other.ancestry())
+
+
+@pytest.fixture
+def behind() -> Behind:
+    return Behind()
+
+
+def flushed(behind: Behind) -> None:
+    behind.pass_time(FLUSH)
+
+
+def test_a_conversation_outlives_the_process(behind: Behind) -> None:
+    before = Process(behind)
+    first = made(1)
+    second, fork = made(2, first), made(3, first)
+    for each in (first, second, fork):
+        before.conversations.add(each)
+    flushed(behind)
+    after = Process(behind)
+    for each in (second, fork, first):
+        assert same(after.get("laptop", each.record.id), each)
+    assert after.recall("laptop", "resp_2") == "known", "asked for once"
+    assert after.get("desk", "resp_2") is None, "another tenant's"
+
+
+@pytest.mark.parametrize(
+    ("persist", "stored", "written"),
+    [
+        ("owners", True, False),
+        ("stored", True, True),
+        ("stored", False, False),
+        ("all", True, True),
+        ("all", False, True),
+    ],
+)
+def test_only_what_may_be_written_is(
+    behind: Behind, persist: Persisted, stored: bool, written: bool
+) -> None:
+    Process(behind, persist).conversations.add(made(1, store=stored, text=b"secret words"))
+    flushed(behind)
+    assert (Process(behind, persist).get("laptop", "resp_1") is not None) == written
+    values = [row.value or b"" for row in behind.backend.written]
+    assert any(b"secret words" in each for each in values) == written
+
+
+def test_what_continues_an_unwritten_response_is_not_written(behind: Behind) -> None:
+    """Nobody could continue it."""
+    before = Process(behind)
+    first = made(1, store=False)
+    second = made(2, first)
+    third = made(3, second)
+    for each in (first, second, third):
+        before.conversations.add(each)
+    flushed(behind)
+    assert behind.backend.written == [] or behind.backend.database.figures().responses == 0
+    assert Process(behind).get("laptop", "resp_3") is None
+
+
+def test_a_foreign_parent_is_written_with_its_child(behind: Behind) -> None:
+    foreign = foreign_response("laptop", "resp_elsewhere", "b")
+    child = made(1, foreign)
+    Process(behind).conversations.add(child)
+    flushed(behind)
+    after = Process(behind)
+    assert same(after.get("laptop", "resp_1"), child)
+    assert after.get("laptop", "resp_elsewhere") is None, "nothing is known of it"
+
+
+def test_of_an_id_that_is_used_again_the_newer_response_counts(behind: Behind) -> None:
+    before = Process(behind)
+    older = made(1)
+    child = made(2, older)
+    newer = made(1, text=b"newer")
+    for each in (older, child, newer):
+        before.conversations.add(each)
+    before.conversations.evict(older)
+    flushed(behind)
+    after = Process(behind)
+    assert same(after.get("laptop", "resp_1"), newer)
+    assert same(after.get("laptop", "resp_2"), child)
+
+
+def test_an_evicted_response_is_not_continued_but_its_children_are(behind: Behind) -> None:
+    before = Process(behind)
+    first = made(1)
+    second = made(2, first)
+    before.conversations.add(first)
+    before.conversations.add(second)
+    before.conversations.evict(first)
+    flushed(behind)
+    after = Process(behind)
+    assert same(after.get("laptop", "resp_2"), second)
+    assert after.get("laptop", "resp_1") is None
+    after.conversations.evict(after.get("laptop", "resp_2") or second)
+    flushed(behind)
+    assert behind.backend.database.figures()[:3] == (0, 0, 0), "nothing is left of it"
+
+
+def test_a_turn_that_outlives_its_parents_eviction_is_written_as_a_whole(behind: Behind) -> None:
+    before = Process(behind)
+    first = made(1)
+    before.conversations.add(first)
+    flushed(behind)
+    before.conversations.evict(first)
+    flushed(behind)
+    second = made(2, first)
+    before.conversations.add(second)
+    flushed(behind)
+    after = Process(behind)
+    assert same(after.get("laptop", "resp_2"), second)
+    assert after.get("laptop", "resp_1") is None
+
+
+def test_a_forgotten_conversation_is_forgotten_everywhere(behind: Behind) -> None:
+    before = Process(behind)
+    first = made(1)
+    second = made(2, first)
+    before.conversations.add(first)
+    flushed(behind)
+    before.conversations.add(second)
+    assert before.conversations.forget("laptop", "resp_1") == 2
+    assert before.get("laptop", "resp_1") is None, "also while the deletion is not written"
+    assert before.get("laptop", "resp_2") is None
+    third = made(3, second)
+    before.conversations.add(third)
+    flushed(behind)
+    after = Process(behind)
+    assert same(after.get("laptop", "resp_3"), third), "a turn that ran goes on"
+
+
+def test_what_was_lost_is_written_with_the_next_turn(behind: Behind) -> None:
+    process = Process(behind)
+    process.conversations.add(first := made(1))
+    flushed(behind)
+    behind.backend.begin_anew()
+    behind.writes.began_anew()
+    process.conversations.add(second := made(2, first))
+    flushed(behind)
+    assert same(Process(behind).get("laptop", "resp_2"), second)
+
+
+def test_a_conversation_that_was_recalled_is_not_written_again(behind: Behind) -> None:
+    first, second = made(1), None
+    Process(behind).conversations.add(first)
+    flushed(behind)
+    after = Process(behind)
+    second = made(2, after.get("laptop", "resp_1"))
+    written = len(behind.backend.written)
+    after.conversations.add(second)
+    flushed(behind)
+    assert len(behind.backend.written) == written + 2, "expected the new record and its response"
+
+
+def test_owners_and_issuers_outlive_the_process(behind: Behind) -> None:
+    before = Process(behind)
+    raw = SEALED % b"abc"
+    before.owners.note("laptop", "resp_1", "a")
+    before.owners.note("laptop", "resp_2", "b")
+    before.owners.forget("laptop", "resp_2")
+    before.issuers.note(raw, "b")
+    flushed(behind)
+    after = Process(behind)
+    sealed = Item(raw, encrypted=True)
+    assert after.recall("laptop", "resp_1", sealed) is None
+    assert after.owners.owner_of("laptop", "resp_1") == "a"
+    assert after.issuers.issuer_of(raw) == "b"
+    assert after.owners.owner_of("desk", "resp_1") is None
+    after.recall("laptop", "resp_2")
+    assert after.owners.owner_of("laptop", "resp_2") is None
+
+
+@pytest.mark.parametrize(
+    "accounts", [[("renamed", "http://a.test/v1")], [("a", "http://elsewhere.test/v1")], []]
+)
+def test_another_account_owns_nothing_of_the_one_before(
+    behind: Behind, accounts: list[tuple[str, str]]
+) -> None:
+    """What an account made is replayed elsewhere; no other account is asked for it."""
+    before = Process(behind)
+    before.owners.note("laptop", "resp_1", "a")
+    before.conversations.add(made(1))
+    flushed(behind)
+    after = Process(behind, accounts=accounts)
+    found = after.get("laptop", "resp_1")
+    assert found is not None
+    assert found.record.account not in [name for name, _ in accounts]
+    assert found.record.output[0].issuer not in [name for name, _ in accounts]
+    assert after.owners.owner_of("laptop", "resp_1") is None
+    again = Process(behind)
+    recalled = again.get("laptop", "resp_1")
+    assert recalled is not None
+    assert recalled.record.account == "a", "it is back, and knows it again"
+
+
+# --- without the backend -------------------------------------------------------------------
+
+
+def code_of(answer: Any) -> str | None:
+    return answer.value.code if answer.check(ApiError) else None
+
+
+@pytest.mark.parametrize("one_tenant", [False, True])
+def test_an_unknown_response_is_not_answered_while_nothing_can_be_read(
+    behind: Behind, one_tenant: bool
+) -> None:
+    """One tenant's may be asked for at any account; others' could be another tenant's."""
+    behind.backend.trouble = StateError("gone")
+    process = Process(behind, one_tenant=one_tenant)
+    answer = process.recall("laptop", "resp_1")
+    assert answer is None if one_tenant else code_of(answer) == "state_unavailable"
+    process.owners.note("laptop", "resp_2", "a")
+    assert process.recall("laptop", "resp_2") is None, "its account is asked"
+    process.conversations.add(made(3))
+    assert process.recall("laptop", "resp_3") == "known"
+    assert process.recall("laptop", None, Item(SEALED % b"x", encrypted=True)) is None
+
+
+def test_a_gateway_may_refuse_what_it_cannot_look_up(behind: Behind) -> None:
+    behind.backend.trouble = StateError("gone")
+    process = Process(behind, one_tenant=True, refuses=True)
+    assert code_of(process.recall("laptop", "resp_1")) == "state_unavailable"
+    assert process.recall("laptop", None) == "known"
+
+
+def test_a_full_disk_costs_nothing_that_was_on_it(behind: Behind) -> None:
+    Process(behind).conversations.add(first := made(1))
+    flushed(behind)
+    after = Process(behind)
+    behind.backend.write_trouble = disk_full()
+    after.conversations.add(other := made(9))
+    behind.pass_time(LATER)
+    assert same(after.get("laptop", "resp_1"), first)
+    behind.backend.write_trouble = None
+    behind.pass_time(LATER)
+    assert same(Process(behind).get("laptop", "resp_9"), other)
+
+
+def test_without_a_backend_nothing_is_recalled() -> None:
+    assert NoRecall().recall("laptop", "resp_1", []) is None
+
+
+# --- any forest ----------------------------------------------------------------------------
+
+WHICH = st.integers(0, 1000)
+
+
+class Forest(RuleBasedStateMachine):
+    """A process that writes everything, and at any moment a new one that knows the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.behind = Behind()
+        self.process = Process(self.behind, "all")
+        self.made: list[Transcript] = []
+
+    @rule(tenant=st.sampled_from(["laptop", "desk"]), number=st.integers(0, 9))
+    def begin(self, tenant: str, number: int) -> None:
+        self.add(made(number, None, tenant))
+
+    @precondition(lambda self: self.made)
+    @rule(which=WHICH, number=st.integers(0, 9))
+    def go_on(self, which: int, number: int) -> None:
+        parent = self.made[which % len(self.made)]
+        self.add(made(number, parent, parent.record.tenant))
+
+    @rule(number=st.integers(0, 9))
+    def go_on_from_elsewhere(self, number: int) -> None:
+        self.add(made(number, foreign_response("laptop", f"resp_far_{number}", "b")))
+
+    def add(self, transcript: Transcript) -> None:
+        self.made.append(transcript)
+        self.process.conversations.add(transcript)
+
+    @precondition(lambda self: self.made)
+    @rule(which=WHICH)
+    def evict(self, which: int) -> None:
+        self.process.conversations.evict(self.made[which % len(self.made)])
+
+    @precondition(lambda self: self.made)
+    @rule(which=WHICH)
+    def forget(self, which: int) -> None:
+        record = self.made[which % len(self.made)].record
+        self.process.conversations.forget(record.tenant, record.id)
+
+    @rule()
+    def wait(self) -> None:
+        flushed(self.behind)
+
+    @rule(trouble=st.booleans())
+    def trouble(self, trouble: bool) -> None:
+        self.behind.backend.write_trouble = disk_full() if trouble else None
+
+    @rule()
+    def restart(self) -> None:
+        self.behind.backend.write_trouble = None
+        self.behind.pass_time(LATER)
+        before = self.process
+        after = self.process = Process(self.behind, "all")
+        known: list[Transcript] = []
+        for each in {(each.record.tenant, each.record.id) for each in self.made}:
+            expected, found = before.conversations.get(*each), after.get(*each)
+            assert same(found, expected), f"{each} is {found} after the restart"
+            if found is not None:
+                known.append(found)
+        self.made = known
+
+
+Forest.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestAnyForest = Forest.TestCase
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12))
+@settings(deadline=None, max_examples=20)
+def test_of_mixed_conversations_the_written_part_is_whole(stores: list[bool]) -> None:
+    behind = Behind()
+    before = Process(behind)
+    parent: Transcript | None = None
+    chain = []
+    for number, store in enumerate(stores):
+        parent = made(number, parent, store=store)
+        before.conversations.add(parent)
+        chain.append(parent)
+    flushed(behind)
+    after = Process(behind)
+    for number, each in enumerate(chain):
+        found = after.get("laptop", each.record.id)
+        assert same(found, each if all(stores[: number + 1]) else None)
