@@ -45,6 +45,11 @@ class Rollover:
     :param close: called once, at that moment.
     """
 
+    __slots__ = (
+        *("_awaits_output", "_busy_until", "_clock", "_close", "_is_idle", "_latest", "_timer"),
+        "state",
+    )
+
     def __init__(
         self, clock: IReactorTime, is_idle: Callable[[], bool], close: Callable[[], None]
     ) -> None:

@@ -356,6 +356,15 @@ def test_the_log_level_and_the_drain(gateway: Gateway, visit: Open) -> None:
     opened.wait_until(
         lambda: page.locator("#banner .word").inner_text().lower() == "draining", "it drains"
     )
+    opened.wait_until(
+        lambda: page.get_by_text("The gateway is draining.").is_visible(), "it says what is left"
+    )
+    if not page.get_by_role("button", name="Resume", exact=True).is_visible():
+        page.get_by_text("Drain the gateway").click()
+    page.get_by_role("button", name="Resume", exact=True).click()
+    opened.wait_until(
+        lambda: page.locator("#banner .word").inner_text().lower() == "ready", "it serves again"
+    )
 
 
 # --- recordings --------------------------------------------------------------------------------
