@@ -245,7 +245,7 @@ class Drain:
             number = next(self._numbers)
             roll_over: Callable[[], None] = partial(protocol.roll_over, patience)
             heappush(self._due, (due, number, roll_over))
-            heappush(self._due, (due + patience, number, protocol.drain))
+            heappush(self._due, (due + patience, number, protocol.end_with_turn))
 
     def _step(self) -> None:
         """Tell the connections whose time has come, and now and then look for new ones."""

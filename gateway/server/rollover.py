@@ -91,6 +91,11 @@ class Rollover:
         if self.state is RolloverState.DUE:
             self._look()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the last turn ended so long ago that the next request is hardly on its way."""
+        return self._clock.seconds() >= self._busy_until + QUIET_SECONDS
+
     def stop(self) -> None:
         """The connection is gone, or closes for another reason."""
         self._stop_timer()
@@ -107,7 +112,7 @@ class Rollover:
         if not self._is_idle():
             return  # the end of the turn looks again
         now = self._clock.seconds()
-        quiet_at = self._busy_until + QUIET_SECONDS if self._busy_until else now
+        quiet_at = self._busy_until + QUIET_SECONDS
         if self._awaits_output:
             quiet_at = max(quiet_at, self._latest)
         if now < quiet_at:

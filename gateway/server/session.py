@@ -109,6 +109,7 @@ class ResponsesSession:
         self._closes_when_idle = False
         self.moved = False
         self._was_cut = False
+        self._takes_last_turn = False
         self._rollover = Rollover(services.clock, self._is_idle, self._roll_over)
 
     # --- the connection's side -------------------------------------------------------
@@ -191,9 +192,19 @@ class ResponsesSession:
             self._close_code = _CLOSE_RESTART
             self._rollover.plan(0.0, patience_seconds)
 
+    def end_with_turn(self) -> None:
+        """The gateway is emptied, and there is no time for a quiet moment: close with a turn's end.
+
+        A client sees the close together with the answer then, before it sends its next request.
+        """
+        self._takes_last_turn = self._is_idle() and not self._rollover.is_quiet
+        if not self._takes_last_turn:
+            self.drain()
+
     def stay(self) -> None:
         """The gateway is not emptied any more: stay open, unless the end has begun."""
         if not self._lanes.is_ending:
+            self._takes_last_turn = False
             self._close_code = _CLOSE_GOING_AWAY
             self.grow_old()
 
@@ -219,6 +230,8 @@ class ResponsesSession:
             return
         request = read_create(members, size)
         self._lanes.add(request, self._services.clock.seconds())
+        if self._takes_last_turn:
+            self.drain()
 
     def _interrupt(self, members: Members, size: int) -> None:
         response_id = member(members, "response_id", str)

@@ -295,6 +295,11 @@ class ResponsesProtocol(WebSocketServerProtocol):
         if self.session is not None:
             self.session.roll_over(patience_seconds)
 
+    def end_with_turn(self) -> None:
+        """Close with the end of a turn, see :meth:`ResponsesSession.end_with_turn`."""
+        if self.session is not None:
+            self.session.end_with_turn()
+
     def stay(self) -> None:
         """Stay open after all, unless the end has begun."""
         if self.session is not None:

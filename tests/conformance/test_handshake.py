@@ -305,7 +305,7 @@ def test_10_17_age_limit_ends_the_connection_between_responses(stage: Stage) -> 
     completed(gateway.connect().turn())
 
 
-def test_an_idle_connection_rolls_over_before_its_age_limit(stage: Stage) -> None:
+def test_10_98_an_idle_connection_rolls_over_before_its_age_limit(stage: Stage) -> None:
     upstream = stage.upstream()
     gateway = stage.gateway(account("solo", upstream), session={"max_age_minutes": 0.05})
     client = gateway.connect()
@@ -328,7 +328,7 @@ def test_compression_is_accepted_when_configured(stage: Stage, offer: str) -> No
     completed(gateway.connect().turn())
 
 
-def test_stopping_gateway_refuses_upgrades_with_503(stage: Stage) -> None:
+def test_10_99_a_stopping_gateway_closes_between_turns_and_refuses_upgrades(stage: Stage) -> None:
     release = threading.Event()
     upstream = stage.upstream(lambda exchange: exchange.hold(release) and exchange.answer())
     gateway = stage.gateway(account("solo", upstream), timeouts={"shutdown_seconds": 15})

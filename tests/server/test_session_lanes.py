@@ -320,6 +320,29 @@ def test_when_the_gateway_stops_what_runs_may_finish_and_what_waits_is_told() ->
     assert stage.channel.last["stream_id"] == "left"
 
 
+def test_a_tool_loop_without_pauses_ends_with_a_turn() -> None:
+    stage = Stage()
+    stage.create("one")
+    stage.answer("resp_1")
+    stage.session.roll_over(5)
+    stage.session.end_with_turn()
+    assert stage.channel.closed == [], "the next request is on its way"
+    stage.create("two")
+    stage.answer("resp_2")
+    assert stage.channel.closed == [1012]
+    assert [event["type"] for event in stage.channel.terminals] == ["response.completed"] * 2
+
+
+def test_one_whose_next_request_does_not_come_closes_in_the_quiet_moment() -> None:
+    stage = Stage()
+    stage.create("one")
+    stage.answer("resp_1")
+    stage.session.roll_over(0)
+    stage.session.end_with_turn()
+    stage.world.clock.advance(0.5)
+    assert stage.channel.closed == [1012]
+
+
 def test_lanes_that_wait_for_room_are_told_when_the_gateway_stops() -> None:
     stage = Stage()
     for number in range(MAX_RUNNING + 1):
