@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.web.client import HTTPConnectionPool
 
 from gateway.config import AccountSettings, Settings, TimeoutSettings
-from gateway.credentials.interface import credentials_for
+from gateway.credentials.interface import Credentials, credentials_for
 from gateway.routing.account import Account
 from gateway.upstream.agent import EgressPaths, http_client
 from gateway.upstream.http import HttpTimeouts, HttpUpstream
@@ -21,11 +23,19 @@ _log = Logger(namespace="gateway.service")
 class AccountRegistry:
     """Makes accounts, and closes those that are no longer configured.
 
+    :param credentials: makes the credentials of an account from its settings, the reactor, and a
+        client that reaches its token endpoint.
     :ivar accounts: those in service, in the operator's order.
     """
 
-    def __init__(self, reactor: Any, settings: Settings) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        credentials: Callable[[AccountSettings, Any, HTTPClient], Credentials] = credentials_for,
+    ) -> None:
         self._reactor = reactor
+        self._credentials = credentials
         self._paths = EgressPaths(reactor.seconds, settings.routing.cooldown_max_seconds)
         self._upstreams: dict[Account, HttpUpstream] = {}
         self._leaving: list[Account] = []
@@ -88,7 +98,7 @@ class AccountRegistry:
             self._reactor,
             settings.name,
             base_url,
-            credentials_for(settings, self._reactor, for_tokens),
+            self._credentials(settings, self._reactor, for_tokens),
             HttpTimeouts(
                 timeouts.connect_seconds, timeouts.first_byte_seconds, timeouts.idle_seconds
             ),

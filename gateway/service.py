@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from functools import partial
 from typing import Any
 
 from twisted.application.internet import TimerService
@@ -24,6 +25,7 @@ from gateway.config import AccountSettings, Settings, SimulatorSettings
 from gateway.config.endpoints import is_inherited, is_loopback
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore
+from gateway.credentials.linked import credentials_in_worker
 from gateway.inheritance import LOCK, NOTHING, Descriptors, Inheritance, listener_name
 from gateway.listening import ListenerService
 from gateway.log import LogThreshold
@@ -78,7 +80,9 @@ class GatewayService(MultiService):
         self.settings = settings
         self.inherited = inherited
         self.listeners: dict[str, ListenerService] = {}
-        self._registry = AccountRegistry(reactor, settings)
+        self._registry = AccountRegistry(
+            reactor, settings, partial(credentials_in_worker, inherited.link)
+        )
         if settings.accounts:
             self._registry.reconfigure(settings)
         else:

@@ -27,7 +27,7 @@ from gateway.inheritance import READY, Descriptors, Inheritance, Succession, beq
 _log = Logger(namespace="gateway.upgrade")
 
 #: How long a successor may take until it is ready, in seconds.
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 
 _WORD = b"ready"
 

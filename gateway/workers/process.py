@@ -41,7 +41,7 @@ _LONGEST_PAUSE = 30.0
 _SETTLED_SECONDS = 60.0
 
 #: How long a worker may take until it is ready, in seconds.
-_START_SECONDS = 60.0
+_START_SECONDS = 120.0
 
 #: A worker that does not answer for so long, in seconds, is stuck for good, and killed.
 _STUCK_SECONDS = 60.0
@@ -122,6 +122,7 @@ class WorkerProcess(ProcessProtocol):
         self._timer: IDelayedCall | None = None
         self._ends_in_a_row = 0
         self._process: Any = None
+        self._pid: int | None = None
         self.state = WorkerState.RESTING
         self.link = Link(reactor)
         self.restarts = -1
@@ -131,7 +132,7 @@ class WorkerProcess(ProcessProtocol):
     @property
     def pid(self) -> int | None:
         """The process that runs."""
-        return None if self._process is None else self._process.pid
+        return self._pid
 
     # ---- what is asked of it
 
@@ -162,6 +163,7 @@ class WorkerProcess(ProcessProtocol):
                 )
             finally:
                 os.close(nothing)
+        self._pid = self._process.pid  # Twisted forgets it before it tells of the end
         self._timer = self._reactor.callLater(_START_SECONDS, self._too_slow)
         self._move(WorkerEvent.SPAWNED)
 
@@ -194,7 +196,7 @@ class WorkerProcess(ProcessProtocol):
         """The process has ended."""
         self._stop_timer()
         self.link.close()
-        pid, self._process = self.pid, None
+        pid, self._process, self._pid = self._pid, None, None
         asked = self.state is WorkerState.STOPPING
         if not asked:
             self._rest(pid, reason)

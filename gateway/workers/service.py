@@ -24,6 +24,7 @@ from gateway.systemd import ServiceManager
 from gateway.upgrade import Upgrade, command_line, tell_ready
 from gateway.workers.orders import LogOrder
 from gateway.workers.supervisor import Supervisor
+from gateway.workers.tokens import TokenKeeper
 
 _log = Logger(namespace="gateway.service")
 
@@ -63,6 +64,7 @@ class TwistdSupervisor(Supervisor):
     :param summary: the configuration in half a line.
     :param count: how many workers.
     :ivar reloads: reloads the configuration.
+    :ivar tokens: renews the tokens of accounts for all workers.
     :ivar state: keeps the state of the workers; None if a Redis server does.
     """
 
@@ -81,6 +83,9 @@ class TwistdSupervisor(Supervisor):
         if (state := self.state) is not None:
             state.setServiceParent(self)
             self.parts.append(lambda worker: state.serve(worker.link))
+        self.tokens = TokenKeeper(reactor, options.settings)
+        self.tokens.setServiceParent(self)
+        self.parts.append(lambda worker: self.tokens.server.serve(worker.link))
         self.reloads = ConfigReloader(options.settings, options.read, self._apply, reactor.seconds)
         self._upgrade = Upgrade(
             reactor,
@@ -170,11 +175,13 @@ class TwistdSupervisor(Supervisor):
         """Put settings into force in all workers; if one cannot, those of before stay."""
         self._manager.reloading()
         self._log_warnings()
+        self.tokens.reconfigure(settings, before)
         level, former = settings.log.level, before.log.level
 
         def failed(failure: Failure) -> None:
             self.reloads.take_back(before, failure.getErrorMessage())
             self.threshold.level = former
+            self.tokens.reconfigure(before, settings)
 
         if level != former:
             self.threshold.level = level

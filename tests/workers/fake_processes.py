@@ -18,7 +18,7 @@ class FakeProcess:
 
     def __init__(self, protocol: Any, pid: int, **asked: Any) -> None:
         self.protocol = protocol
-        self.pid = pid
+        self.pid: int | None = pid
         self.asked = asked
         self.signals: list[int] = []
         self.ended = False
@@ -28,6 +28,7 @@ class FakeProcess:
 
     def end(self, number: int | None = None, status: int | None = None) -> None:
         self.ended = True
+        self.pid = None
         self.protocol.processExited(Failure(ProcessTerminated(status, number)))
 
     def crash(self) -> None:
