@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from gateway.api_keys.limit_permits import SharedLimits
 from gateway.api_keys.limits import KeyLimits, KeyUse, LimitLease, LimitReached
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
@@ -50,6 +52,7 @@ class KeyRing:
         self.freed: Callable[[], None] = _nothing
         self.used: Callable[[str], None] = _nothing_used
         self._limits: dict[str, KeyLimits] = {}
+        self._shared: SharedLimits | None = None
         self.reconfigure(keys)
 
     def reconfigure(self, keys: Sequence[KeySettings]) -> None:
@@ -61,9 +64,23 @@ class KeyRing:
             if of_key is None:
                 of_key = KeyLimits(settings, self._now, self.wake)
                 of_key.changed = partial(self._use, settings.name)
+                self._share(settings.name, of_key)
             of_key.reconfigure(settings)
             limits[settings.name] = of_key
+        if self._shared is not None:
+            for name in self._limits.keys() - limits.keys():
+                self._shared.forget(name)
         self._limits = limits
+
+    def share(self, shared: SharedLimits) -> None:
+        """Hold the limits for several processes together from now on."""
+        self._shared = shared
+        for name, of_key in self._limits.items():
+            self._share(name, of_key)
+
+    def _share(self, name: str, of_key: KeyLimits) -> None:
+        if self._shared is not None:
+            of_key.share(self._shared.key(name, lambda: of_key.turns_running))
 
     # --- clients -----------------------------------------------------------------------
 
@@ -135,6 +152,19 @@ class KeyRing:
             return False
         wanted = found.settings.sees_quotas
         return self.one_tenant if wanted is None else wanted
+
+    def prepare(self, tenant: str) -> Deferred[None] | None:
+        """A request comes that :meth:`acquire` will be called for.
+
+        :return: None where nothing need be waited for: always, unless several processes share its
+            key's limits.  Else it fires soon, without a value.
+        """
+        if self._shared is None:
+            return None
+        found = self._limits.get(tenant)
+        if found is None or found.shared is None:
+            return None
+        return found.shared.prepare()
 
     def acquire(self, tenant: str, model: str | None) -> LimitLease | LimitReached:
         """Count a request within its key's limits, or say which limit is reached.

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from gateway.api_keys.limit_ledger import MAX_CONCURRENT, LimitWindow
+from gateway.api_keys.limit_permits import Reached, SharedKey
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
 from gateway.protocol.usage import Usage
@@ -76,6 +78,7 @@ class KeyLimits:
     :param now: unix seconds.
     :param freed: called when a request of it ended.
     :ivar changed: called when something was used.
+    :ivar shared: its part of limits that hold for several processes together, or None.
     :ivar turns_running: its requests under way, over all its connections.
     """
 
@@ -85,6 +88,7 @@ class KeyLimits:
         self._now = now
         self._freed = freed
         self.changed: Callable[[], None] = _nothing
+        self.shared: SharedKey | None = None
         self._windows: dict[str, RateWindow] = {}
         self.turns_running = 0
         self._turns = 0
@@ -108,6 +112,20 @@ class KeyLimits:
                 windows[name] = self._windows.get(name) or RateWindow(limit, seconds, self._now)
                 windows[name].limit = limit
         self._windows = windows
+        self._reconfigure_shared()
+
+    def share(self, shared: SharedKey) -> None:
+        """Hold the limits for several processes together from now on."""
+        self.shared = shared
+        self._reconfigure_shared()
+
+    def _reconfigure_shared(self) -> None:
+        if self.shared is not None:
+            windows = [
+                LimitWindow(name, each.seconds, each.limit, name.startswith("tokens"))
+                for name, each in self._windows.items()
+            ]
+            self.shared.reconfigure(self.settings.max_concurrent_turns, windows)
 
     def acquire(self, model: str | None) -> LimitLease | LimitReached:
         """Count a request, or say which limit is reached.
@@ -123,9 +141,16 @@ class KeyLimits:
                 "model",
                 "model_not_found",
             )
-        reached = self._full() or self._used_up()
+        shared = self.shared
+        if shared is not None and shared.holds:
+            elsewhere = shared.take()
+            reached = None if elsewhere is None else self._reached(elsewhere)
+        else:
+            reached = self._full() or self._used_up()
         if reached is not None:
             return reached
+        if shared is not None and not shared.holds:
+            shared.local(1, 0)
         self.turns_running += 1
         self._turns += 1
         self._used_at = self._now()
@@ -150,11 +175,15 @@ class KeyLimits:
         for name, window in self._windows.items():
             if name.startswith("tokens"):
                 window.take(tokens)
+        if self.shared is not None:
+            self.shared.local(0, tokens)
         self.changed()
 
     def released(self) -> None:
         """A request of it is over."""
         self.turns_running -= 1
+        if self.shared is not None:
+            self.shared.released()
         self._freed()
 
     def refused(self, limit: str) -> None:
@@ -186,22 +215,39 @@ class KeyLimits:
             "tokens": self._tokens,
             "last_used_at": self._used_at,
             "limits": {
-                name: self._window_snapshot(window) for name, window in self._windows.items()
+                name: self._window_snapshot(name, window) for name, window in self._windows.items()
             },
             "refusals": dict(self._refusals),
         }
 
-    def _window_snapshot(self, window: RateWindow) -> dict[str, Any]:
-        wait = window.wait_seconds()
+    def _window_snapshot(self, name: str, window: RateWindow) -> dict[str, Any]:
+        shared = self.shared
+        if shared is not None and shared.holds and name in shared.used:
+            reached = shared.reached
+            free_at = None if reached is None or reached.limit != name else reached.free_at
+            return {"used": shared.used[name], "limit": window.limit, "free_at": free_at}
+        wait, used = window.wait_seconds(), window.used
         free_at = round(self._now() + wait, 3) if wait > 0 else None
-        return {"used": window.used, "limit": window.limit, "free_at": free_at}
+        return {"used": used, "limit": window.limit, "free_at": free_at}
 
     def _full(self) -> LimitReached | None:
         limit = self.settings.max_concurrent_turns
         if limit is None or self.turns_running < limit:
             return None
-        name = "max_concurrent_turns"
-        return LimitReached(name, self._limited(name, limit, 1), None)
+        return LimitReached(MAX_CONCURRENT, self._limited(MAX_CONCURRENT, limit, 1), None)
+
+    def _reached(self, reached: Reached) -> LimitReached:
+        """The limit that all processes together have reached."""
+        window = self._windows.get(reached.limit)
+        if window is None or reached.free_at is None:
+            limit = self.settings.max_concurrent_turns
+            name, window = MAX_CONCURRENT, next(iter(self._windows.values()), None)
+            if limit is None:
+                assert window is not None
+                name = next(iter(self._windows))
+                limit = window.limit
+            return LimitReached(name, self._limited(name, limit, 1), None)
+        return self._ends_at(reached.limit, window, max(0.0, reached.free_at - self._now()))
 
     def _used_up(self) -> LimitReached | None:
         """The limit that lasts longest, if any is reached."""
@@ -209,7 +255,9 @@ class KeyLimits:
         name = max(waits, key=lambda each: waits[each], default=None)
         if name is None or waits[name] <= 0:
             return None
-        wait, window = waits[name], self._windows[name]
+        return self._ends_at(name, self._windows[name], waits[name])
+
+    def _ends_at(self, name: str, window: RateWindow, wait: float) -> LimitReached:
         daily = window.seconds == _DAY
         error = (self._spent if daily else self._limited)(name, window.limit, math.ceil(wait))
         return LimitReached(name, error, self._now() + wait)

@@ -33,17 +33,19 @@ COOLDOWNS = "cooldowns"
 IN_FLIGHT = "in_flight"
 #: What a client key has used.
 KEY_USE = "key_use"
+#: Keys of whose limit another process has given back a place; the row says only that.
+LIMITS = "limits"
 #: The responses of conversations.
 RECORDS = "records"
 #: From the digest of a response id to the key of its record.
 RESPONSES = "responses"
 
 #: Tables that are read as a whole at the start, and whose changes other processes follow.
-REPLICATED = (SECRETS, BINDINGS, OPERATOR, LESSONS, QUOTAS, COOLDOWNS, IN_FLIGHT, KEY_USE)
+REPLICATED = (SECRETS, BINDINGS, OPERATOR, LESSONS, QUOTAS, COOLDOWNS, IN_FLIGHT, KEY_USE, LIMITS)
 #: Tables that are read by key.
 READ_BY_KEY = (OWNERS, ISSUERS, RECORDS, RESPONSES)
 #: Tables that only processes which run at the same time need; no backend writes them to disk.
-VOLATILE = (COOLDOWNS, IN_FLIGHT)
+VOLATILE = (COOLDOWNS, IN_FLIGHT, LIMITS)
 
 
 class StateError(Exception):

@@ -10,6 +10,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from gateway.api_keys.keys import KeyRing
+from gateway.api_keys.limit_permits import SharedLimits
 from gateway.config.settings import StateSettings
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore
@@ -33,10 +34,12 @@ from gateway.state.replication import (
     ReplicatedOperatorStates,
     ReplicatedQuotas,
     ReplicatedSecret,
+    ReplicatedTable,
     Replication,
 )
 from gateway.state.serialization import AccountIds
 from gateway.state.shared_accounts import ReplicatedCooldowns, SharedLoads
+from gateway.state.shared_limits import FreePlaces, authority_of
 from gateway.state.sqlite import SqliteBackend, state_directory
 from gateway.state.worker_state import LinkBackend, StateServer
 from gateway.state.write_behind import WriteBehind, WriteFigures
@@ -139,6 +142,7 @@ class StateKeeper(Service):
         #: Names this process among those that share the state.
         self._origin = os.urandom(_ORIGIN_BYTES).hex()
         self._loads: SharedLoads | None = None
+        self._limits: SharedLimits | None = None
         self._replication = Replication()
         # Others wait for what this process writes.
         flush_seconds = 0.0 if backend.shared else settings.flush_milliseconds / 1000
@@ -160,6 +164,8 @@ class StateKeeper(Service):
         super().stopService()
         if self._loads is not None:
             self._loads.stop()
+        if self._limits is not None:
+            self._limits.stop()
         return maybeDeferred(self.writes.stop)
 
     def accounts_changed(self) -> None:
@@ -227,10 +233,23 @@ class StateKeeper(Service):
         self._replication.add(
             ReplicatedSecret(signer, writes, now),
             ReplicatedBindings(bindings, writes, self._ids),
-            ReplicatedKeyUse(keys, writes, now),
+            self._key_use(keys),
             *self._of_accounts,
         )
         self.accounts_changed()
+
+    def _key_use(self, keys: KeyRing) -> ReplicatedTable:
+        """What keys use: kept here, or counted for all processes that share the state."""
+        now = self._reactor.seconds
+        authority = authority_of(self.writes.backend)
+        if authority is None:
+            return ReplicatedKeyUse(keys, self.writes, now)
+        free = FreePlaces(self.writes, now)
+        self._limits = free.limits = SharedLimits(
+            self._reactor, authority, self._origin, free.tell, keys.wake
+        )
+        keys.share(self._limits)
+        return free
 
     # --- for the admin side ------------------------------------------------------------
 

@@ -59,11 +59,11 @@ class LinkBackend:
     shared = True
 
     def __init__(self, link: Link) -> None:
-        self._link = link
+        self.link = link
 
     def open(self, feed: Feed) -> Deferred[None]:
         """Follow what other workers change."""
-        self._link.handle(_FEED, lambda payload: feed(_decode(payload, list[Row])))
+        self.link.handle(_FEED, lambda payload: feed(_decode(payload, list[Row])))
         return succeed(None)
 
     def scan(self, table: str) -> Deferred[list[Row]]:
@@ -89,7 +89,7 @@ class LinkBackend:
     def _call(
         self, method: str, value: Any, kind: Callable[..., _Value] | type[_Value]
     ) -> Deferred[_Value]:
-        answer = self._link.call(method, _encode(value))
+        answer = self.link.call(method, _encode(value))
         return answer.addCallbacks(lambda payload: _decode(payload, kind), _failed)
 
 

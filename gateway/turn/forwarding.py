@@ -173,6 +173,9 @@ class Forwarding(RoutedRequest["ForwardingAttempt"]):
     def _resolve(self) -> PoolRoute | KnownRoute | Deferred[PoolRoute | KnownRoute]:
         return self._spec.resolve()
 
+    def _enters_limits(self, found: PoolRoute | KnownRoute) -> bool:
+        return isinstance(found, PoolRoute)
+
     def _resolved(self, found: PoolRoute | KnownRoute) -> None:
         if isinstance(found, KnownRoute):
             self._search = KnownAccounts(found.accounts, found.unknown, self._found, self._fail)

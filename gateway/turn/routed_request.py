@@ -145,7 +145,11 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
         try:
             found = self._resolve()
             if isinstance(found, Deferred):
-                self._await(found)
+                self._await(found.addCallback(self._prepared))
+                return
+            prepared = self._prepared(found)
+            if isinstance(prepared, Deferred):
+                self._await(prepared)
             else:  # the usual case does without a Deferred
                 self._resolved(found)
         except ApiError as error:
@@ -182,6 +186,17 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
     @abc.abstractmethod
     def _resolved(self, found: Any) -> None:
         """Take the result of :meth:`_resolve`: set the search and begin it."""
+
+    def _enters_limits(self, found: Any) -> bool:
+        """Whether what :meth:`_resolve` found leads to a search within the key's limits."""
+        return True
+
+    def _prepared(self, found: Any) -> Any:
+        """``found``, or a Deferred of it while limits are asked for that processes share."""
+        if not self._enters_limits(found):
+            return found
+        prepared = self._services.limits.prepare(self._context.tenant)
+        return found if prepared is None else prepared.addCallback(lambda _: found)
 
     def _await(self, found: Deferred[Any]) -> None:
         self._resolving = found

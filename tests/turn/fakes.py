@@ -177,6 +177,9 @@ class NoLimits:
     def sees_quotas(self, tenant: str) -> bool:
         return True
 
+    def prepare(self, tenant: str) -> None:
+        return None
+
     def acquire(self, tenant: str, model: str | None) -> NoLimits:
         return self
 

@@ -274,6 +274,9 @@ class OneAtATime:
         self.free_at: float | None = None
         self.never: ApiError | None = None
 
+    def prepare(self, tenant: str) -> None:
+        return None
+
     def acquire(self, tenant: str, model: str | None) -> LimitLease | LimitReached:
         if self.never is not None:
             raise self.never

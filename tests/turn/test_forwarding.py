@@ -309,6 +309,9 @@ def test_usage_is_counted_once_within_the_tenants_limits() -> None:
         def __init__(self) -> None:
             self.said: list[Any] = []
 
+        def prepare(self, tenant: str) -> None:
+            return None
+
         def acquire(self, tenant: str, model: str | None) -> LimitLease | LimitReached:
             self.said.append(("enter", tenant, model))
             return self
@@ -333,6 +336,9 @@ def test_usage_is_counted_once_within_the_tenants_limits() -> None:
 
 def test_a_tenant_that_may_not_is_told() -> None:
     class Forbids:
+        def prepare(self, tenant: str) -> None:
+            return None
+
         def acquire(self, tenant: str, model: str | None) -> LimitLease | LimitReached:
             raise ApiError(403, "permission_error", "not this model", "model_not_allowed")
 
