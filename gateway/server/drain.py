@@ -15,7 +15,7 @@ from functools import partial
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -162,9 +162,11 @@ class Drain:
     def finish(self) -> Deferred[None]:
         """Empty the gateway for a stop: running turns have ``shutdown_seconds``.
 
-        :return: fires when all clients are gone, or time is up.
+        :return: fires when all clients are gone, or time is up; at once when it is asked again.
         """
         already = self.state is DrainState.DRAINING  # by the operator
+        if self.state is DrainState.STOPPING:
+            return succeed(None)
         self._enter(DrainState.STOPPING)
         self._deadline = self._clock.seconds() + self.shutdown_seconds
         finished: Deferred[None] = Deferred()

@@ -189,6 +189,9 @@ def test_the_summary_counts_completed_moved_and_cut(stage: Drained) -> None:
     assert line.endswith(" s: 2 turns completed, 3 connections moved, 1 turns cut")
     assert stage.drain.totals == {"completed": 2, "moved": 3, "cut": 1}
     assert not stage.drain.resume(), "a stop goes on"
+    again: list[object] = []
+    stage.drain.finish().addBoth(again.append)
+    assert again == [None]
 
 
 def test_the_operators_drain_becomes_a_stop(stage: Drained) -> None:
