@@ -146,6 +146,13 @@ def pin_of(
     return pin
 
 
+def maker_of(items: Sequence[Item], find: FindItem) -> str | None:
+    """The account that made the latest item of a model in ``items``, if that is remembered."""
+    latest = next((each for each in reversed(items) if each.is_model_made), None)
+    found = None if latest is None or latest.id is None else find(latest.id)
+    return None if found is None else found.record.account
+
+
 def _carried(record: ResponseRecord, to: TargetAccount) -> list[bytes]:
     """The items of a remembered response that may be sent to an account.
 

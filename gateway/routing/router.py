@@ -36,6 +36,7 @@ _SHORT_COOLDOWN_SECONDS = 10.0
 _PASSED_OVER = Unavailable(AccountState.READY, "a quota of it is used up", None)
 
 _RETURNS = "returns to its account"
+_MADE = "made the history that the request brings"
 _TRIED = "refused this turn"
 _NOT_NEEDED = "another was named"
 _NOT_OFFERED = "does not take such turns"
@@ -412,6 +413,8 @@ class _Choice:
                 rules.setdefault(binding.account, _RETURNS if away else rule)
                 if binding.stand_in is not None:
                     rules.setdefault(binding.stand_in, f"stands in for {binding.account}")
+        if wanted.maker is not None:
+            rules.setdefault(wanted.maker, _MADE)
         return rules
 
     def _decided(self, account: Account, rule: str) -> _Decision:

@@ -28,6 +28,8 @@ class RouteRequest(NamedTuple):
     :ivar chat: whether it must take chat completions.
     :ivar undoubted: whether accounts in doubt are left out, because one of them has refused the
         turn already.
+    :ivar maker: the account that made the latest item of the history that the request brings, or
+        None.
     """
 
     model: str | None
@@ -39,6 +41,7 @@ class RouteRequest(NamedTuple):
     chat: bool = False
     undoubted: bool = False
     pin_rule: str = ENCRYPTED
+    maker: str | None = None
 
 
 class Selection(NamedTuple):

@@ -208,7 +208,7 @@ class AccountSearch:
         pinned_to = continuity.pinned_to()
         if pinned_to is not None:
             wanted = wanted._replace(pinned_to=pinned_to, pin_rule=continuity.pin_rule)
-        return wanted if continuity.holder is None else wanted._replace(holder=continuity.holder)
+        return wanted._replace(holder=continuity.holder, maker=continuity.maker)
 
     def _wait(self) -> None:
         now = self._services.clock.seconds()
@@ -255,7 +255,7 @@ class AccountSearch:
         """What the search waits for; after a failed try, searches for the same are skipped."""
         blocked_by = self._blocked_by
         if isinstance(blocked_by, NoAccount):
-            wanted = blocked_by.wanted._replace(keys=(), holder=None, turn_state=None)
+            wanted = blocked_by.wanted._replace(keys=(), holder=None, turn_state=None, maker=None)
             return (wanted, blocked_by.waits_for, *self._tries.ruled_out)
         return ("limits of", self._tenant)
 

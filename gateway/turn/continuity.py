@@ -21,6 +21,7 @@ from gateway.conversations.context import (
     TargetAccount,
     chain_plan,
     chain_point,
+    maker_of,
     pin_of,
     replay_plan,
 )
@@ -197,6 +198,8 @@ class TurnContinuity:
     :param resolution: the request, and the response it continues.
     :param path: the endpoint that it is for.
     :ivar holder: the account that made the response to continue, or None.
+    :ivar maker: the account that made the latest item of the history that the request brings, or
+        None.
     """
 
     def __init__(
@@ -219,6 +222,7 @@ class TurnContinuity:
         #: The first account that was tried; only it gets ids that are not remembered.
         self._first: str | None = None
         self.holder = None if self._chained_to is None else self._chained_to.account
+        self.maker = None if self._parent is not None else maker_of(request.items, self._find)
         self.concessions = RequestConcessions(
             CapabilityScope(path, request.model, tenant), conversations
         )

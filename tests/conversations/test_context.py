@@ -13,6 +13,7 @@ from gateway.conversations.context import (
     TargetAccount,
     chain_plan,
     chain_point,
+    maker_of,
     pin_of,
     replay_plan,
 )
@@ -315,3 +316,19 @@ def test_a_reference_to_what_is_sealed_pins_like_the_item_itself() -> None:
     find = reader("a", compaction).find
     assert pin_of(None, [reference("cmp_1"), user("hi")], find) == "a"
     assert pin_of(None, [reference("cmp_2")], find) is None
+
+
+def test_the_maker_of_a_history_is_that_of_its_latest_item_of_a_model() -> None:
+    made = {"fc_1": "a", "fc_2": "b"}
+    calls = {name: item(type="function_call", id=name) for name in ("fc_1", "fc_2", "fc_3")}
+
+    def find(name: str) -> FoundItem | None:
+        if name not in made:
+            return None
+        by = record("r", output=(calls[name],), account=made[name]).record
+        return FoundItem(calls[name], by, True)
+
+    assert maker_of([user("x"), calls["fc_1"], reference("fc_2"), user("y")], find) == "b"
+    assert maker_of([calls["fc_2"], calls["fc_1"]], find) == "a"
+    assert maker_of([calls["fc_1"], calls["fc_3"]], find) is None
+    assert maker_of([user("x")], find) is None

@@ -107,11 +107,12 @@ def test_sticking_does_not_disturb_the_rotation(basin: Basin) -> None:
 
 def test_the_strongest_name_wins_in_the_order_of_law_8(basin: Basin) -> None:
     basin.bindings.bind(thread("t"), "c")
-    full = wanted("t", holder="a", turn_state="b")
+    full = wanted("t", holder="a", turn_state="b", maker="a")
     for strongest, named in (
         (full, ("a", "holds the previous response")),
         (full._replace(holder=None), ("b", "turn state")),
         (full._replace(holder="removed", turn_state="removed"), ("c", "thread")),
+        (wanted(maker="b"), ("b", "made the history that the request brings")),
     ):
         basin.bindings.bind(thread("t"), "c")
         choice = basin.pool.choose(strongest)
