@@ -156,6 +156,11 @@ def response_digest(tenant: str, response_id: str) -> bytes:
     return blake2b(text, digest_size=16).digest()
 
 
+def item_digest(tenant: str, item_id: str) -> bytes:
+    """A digest of fixed size of an item's id."""
+    return response_digest(tenant, item_id)
+
+
 def content_digest(raw: bytes) -> bytes | None:
     """The digest of the encrypted content of the item ``raw``, or None when it has none."""
     content = encrypted_content(raw)

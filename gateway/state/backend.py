@@ -39,11 +39,13 @@ LIMITS = "limits"
 RECORDS = "records"
 #: From the digest of a response id to the key of its record.
 RESPONSES = "responses"
+#: From the digest of an output item's id to that of its response.
+ITEMS = "items"
 
 #: Tables that are read as a whole at the start, and whose changes other processes follow.
 REPLICATED = (SECRETS, BINDINGS, OPERATOR, LESSONS, QUOTAS, COOLDOWNS, IN_FLIGHT, KEY_USE, LIMITS)
 #: Tables that are read by key.
-READ_BY_KEY = (OWNERS, ISSUERS, RECORDS, RESPONSES)
+READ_BY_KEY = (OWNERS, ISSUERS, ITEMS, RECORDS, RESPONSES)
 #: Tables that only processes which run at the same time need; no backend writes them to disk.
 VOLATILE = (COOLDOWNS, IN_FLIGHT, LIMITS)
 

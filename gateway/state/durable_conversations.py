@@ -19,6 +19,7 @@ from gateway.conversations.owners import (
     MemoryIssuers,
     MemoryOwners,
     content_digest,
+    item_digest,
     response_digest,
 )
 from gateway.conversations.store import (
@@ -31,6 +32,7 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.items import Item
 from gateway.state.backend import (
     ISSUERS,
+    ITEMS,
     OWNERS,
     RECORDS,
     RESPONSES,
@@ -44,6 +46,9 @@ from gateway.state.write_behind import WriteBehind
 
 #: Another process may be about to write what is missing: when to look again, in seconds.
 _LOOK_AGAIN = (0.05, 0.25)
+
+#: Items that one turn may look up by their ids, the latest.
+_MAX_ITEMS = 1000
 
 
 class DurableConversations:
@@ -138,16 +143,22 @@ class DurableConversations:
         record = transcript.record
         if record.foreign or self._memory.is_evicted(transcript):
             return
+        digest = response_digest(record.tenant, record.id)
+        until = self._now() + self._max_age_seconds
         self._writes.put(
             Row(
                 RESPONSES,
-                response_digest(record.tenant, record.id),
+                digest,
                 bytes.fromhex(record.key),
-                self._now() + self._max_age_seconds,
+                until,
                 record.tenant,
                 transcript.root,
             )
         )
+        for item in record.output:
+            if item.id is not None:
+                key = item_digest(record.tenant, item.id)
+                self._writes.put(Row(ITEMS, key, digest, until, record.tenant))
 
     def _write_record(self, transcript: Transcript, evicted: bool = False) -> None:
         record = transcript.record
@@ -270,7 +281,7 @@ class ConversationRecall:
     def recall(
         self, tenant: str, response_id: str | None, items: Sequence[Item]
     ) -> Deferred[None] | None:
-        """Read a response and the issuers of items into memory.
+        """Read a response, the issuers of items, and items named by their ids into memory.
 
         :param response_id: the response that the turn continues, or None.
         :param items: the turn's input; those with encrypted content have their issuers, if known.
@@ -286,48 +297,70 @@ class ConversationRecall:
                 digest = content_digest(item.raw)
                 if digest is not None:
                     rows.append((ISSUERS, digest))
+        named = self._lacking(tenant, items)
+        rows += [(ITEMS, item_digest(tenant, item.id or "")) for item in named]
         if response is None and not rows:
             return None
         wanted = Recall(rows, response)
         pauses = iter(_LOOK_AGAIN if self._writes.backend.shared else ())
         # Its account may be asked for what only it may know.
         unknown = response is not None and bool(rows) and rows[0][0] == OWNERS
-        return self._read(wanted, pauses).addCallbacks(
-            self._found, self._unreachable, (tenant, response_id), errbackArgs=(unknown,)
-        )
+        awaited = rows[-1] if named and named[-1].type == "item_reference" else None
+        recalled = Deferred.fromCoroutine(self._recall(tenant, wanted, awaited, pauses))
+        return recalled.addErrback(self._unreachable, unknown)
 
-    def _read(self, wanted: Recall, pauses: Iterator[float]) -> Deferred[Recalled]:
-        read = self._writes.read(wanted)
-        return read.addCallback(self._read_again, wanted, pauses)
+    async def _recall(
+        self,
+        tenant: str,
+        wanted: Recall,
+        awaited: tuple[str, bytes] | None,
+        pauses: Iterator[float],
+    ) -> None:
+        found = await self._writes.read(wanted)
+        while not _is_complete(found, wanted, awaited):
+            pause = next(pauses, None)
+            if pause is None:
+                break
+            await deferLater(self._clock, pause)  # another process may be about to write it
+            found = await self._writes.read(wanted)
+        if wanted.response is not None:
+            self._remember(found, tenant, wanted.response)
+        self._restore_rows(found)
+        of_items = {value for (table, _), value in found.rows.items() if table == ITEMS}
+        for response in sorted(of_items - {wanted.response}):
+            self._remember(await self._writes.read(Recall((), response)), tenant, response)
 
-    def _read_again(
-        self, found: Recalled, wanted: Recall, pauses: Iterator[float]
-    ) -> Recalled | Deferred[Recalled]:
-        """Look again for a response that another process may be about to write."""
-        owner = (OWNERS, wanted.response)
-        unknown = wanted.response is not None and not found.records and owner not in found.rows
-        pause = next(pauses, None) if unknown else None
-        if pause is None:
-            return found
-        later: Deferred[None] = deferLater(self._clock, pause)
-        return later.addCallback(lambda _: self._read(wanted, pauses))
+    def _lacking(self, tenant: str, items: Sequence[Item]) -> list[Item]:
+        """The items that are only ids, without those in memory; the latest ones."""
+        lacking: list[Item] = []
+        for item in reversed(items):
+            if item.id is None or not item.is_reference:
+                continue
+            if self._conversations.find_item(tenant, item.id) is None:
+                lacking.append(item)
+                if len(lacking) == _MAX_ITEMS:
+                    break
+        return lacking[::-1]
 
-    def _found(self, found: Recalled, tenant: str, response_id: str | None) -> None:
+    def _restore_rows(self, found: Recalled) -> None:
         for (table, key), value in found.rows.items():
-            account = self._ids.name_of(value.decode(errors="replace"))
+            account = None if table == ITEMS else self._ids.name_of(value.decode(errors="replace"))
             if account is None:
                 continue
             if table == ISSUERS:
                 self._issuers.restore(key, account)
-            elif response_id is not None:
+            else:
                 self._owners.restore(key, account)
-        if response_id is None or self._conversations.get(tenant, response_id) is not None:
-            return  # another turn was faster
+
+    def _remember(self, found: Recalled, tenant: str, response: bytes) -> None:
+        """Take a conversation into memory, unless another turn was faster."""
         transcript, evicted = decode_transcript(found.records, self._ids)
         if transcript is None:
             return
         record = transcript.record
-        if (record.tenant, record.id) != (tenant, response_id):  # digests are not proofs
+        if record.tenant != tenant or response_digest(tenant, record.id) != response:
+            return  # digests are not proofs
+        if self._conversations.get(tenant, record.id) is not None:
             return
         for each in transcript.path():
             each.written = self._writes.losses
@@ -345,6 +378,13 @@ class ConversationRecall:
                 "state_unavailable",
                 headers={"retry-after": "1"},
             )
+
+
+def _is_complete(found: Recalled, wanted: Recall, awaited: tuple[str, bytes] | None) -> bool:
+    """Whether the response, or at least its owner, was found, and so was the latest item."""
+    owner = (OWNERS, wanted.response)
+    has_response = wanted.response is None or bool(found.records) or owner in found.rows
+    return has_response and (awaited is None or awaited in found.rows)
 
 
 class NoRecall:
