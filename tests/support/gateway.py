@@ -55,11 +55,20 @@ def merged(base: Json, over: Json) -> Json:
 
 
 class Gateway:
-    """One running gateway process. `config` overrides the base configuration."""
+    """One running gateway process. `config` overrides the base configuration.
 
-    def __init__(self, folder: Path, config: Json, environ: dict[str, str] | None = None) -> None:
-        self.port = free_port()
-        self.admin_port = free_port()
+    With `instead_of` it listens where that one did, has its state, and continues its log.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Json,
+        environ: dict[str, str] | None = None,
+        instead_of: Gateway | None = None,
+    ) -> None:
+        self.port = free_port() if instead_of is None else instead_of.port
+        self.admin_port = free_port() if instead_of is None else instead_of.admin_port
         self.config = merged(BASE, config)
         self.config.setdefault("listen", f"tcp:{self.port}:interface=127.0.0.1")
         listen = f"tcp:{self.admin_port}:interface=127.0.0.1"
@@ -71,7 +80,7 @@ class Gateway:
         self.stopped = self.terminated = False
         own = {"PYTHONUNBUFFERED": "1", "XDG_STATE_HOME": str(folder / f"state-{self.port}")}
         twistd = Path(sys.executable).parent / "twistd"
-        with self.log_path.open("wb") as log:
+        with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [str(twistd), "-n", "--pidfile=", "responses-gateway", "--config", str(path)],
                 stdout=log,
@@ -116,6 +125,12 @@ class Gateway:
             return
         self.terminated = True
         self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self.stopped = True
+        self.process.kill()
+        self.process.wait(10)
 
     def stop(self) -> None:
         """SIGTERM, wait, and look through its log."""

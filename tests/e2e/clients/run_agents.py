@@ -1,7 +1,8 @@
 """The OpenAI Agents SDK.
 
 Modes: `whole`, `stream` and `websocket` with the whole history in each request, as it does by
-itself; `chained` with `auto_previous_response_id`.
+itself; `chained` with `auto_previous_response_id`; `session` with a session that keeps the history;
+`sealed` with the whole history unstored and encrypted.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from agents import Agent, RunConfig, Runner, function_tool
+from agents import Agent, ModelSettings, RunConfig, Runner, SQLiteSession, function_tool
 from agents.models.openai_provider import OpenAIProvider
 from openai import AsyncOpenAI
 from task import Task, perform
@@ -27,7 +28,11 @@ async def run(task: Task) -> list[str]:
         model=task.model,
         tools=[function_tool(task.record_round)],
     )
-    config = RunConfig(model_provider=provider, tracing_disabled=True)
+    settings = None
+    if task.mode == "sealed":
+        settings = ModelSettings(store=False, response_include=["reasoning.encrypted_content"])
+    config = RunConfig(model_provider=provider, model_settings=settings, tracing_disabled=True)
+    session = SQLiteSession("recorder") if task.mode == "session" else None
     texts: list[str] = []
     result: Any = None
     for prompt in task.prompts:
@@ -36,6 +41,8 @@ async def run(task: Task) -> list[str]:
         if task.mode == "chained":
             options["auto_previous_response_id"] = True
             options["previous_response_id"] = result and result.last_response_id
+        elif session is not None:
+            options["session"] = session
         elif result:
             said = [*result.to_input_list(), {"role": "user", "content": prompt}]
         if task.mode in ("stream", "websocket"):

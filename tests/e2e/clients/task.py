@@ -6,8 +6,11 @@ import json
 import os
 import sys
 import traceback
+import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,8 @@ class Task:
 
     :ivar prompts: one conversation's, in order.
     :ivar ran: the numbers that the tool was called with, in order.
+    :ivar events: by a call of the tool: an address that is asked for meanwhile, so that something
+        happens to the gateway in the middle of the tool loop.
     """
 
     base_url: str
@@ -24,10 +29,13 @@ class Task:
     mode: str
     model: str
     ran: list[int] = field(default_factory=list)
+    events: dict[str, str] = field(default_factory=dict)
 
     def record_round(self, number: int) -> str:
         """Record that a round was run."""
         self.ran.append(number)
+        if str(number) in self.events:
+            urllib.request.urlopen(self.events[str(number)], timeout=60).close()
         return f"round-{number} ran"
 
 
@@ -38,11 +46,17 @@ def perform(run: Callable[[Task], list[str]]) -> None:
     """
     given = json.loads(os.environ["E2E_TASK"])
     models: dict[str, str] = given.pop("models")
-    for mode, model in models.items():
-        task = Task(**given, mode=mode, model=model)
-        try:
-            outcome = {"texts": run(task), "ran": task.ran}
-        except Exception:
-            outcome = {"error": traceback.format_exc(limit=-3), "ran": task.ran}
-        sys.stdout.write(json.dumps({"mode": mode, **outcome}) + "\n")
-        sys.stdout.flush()
+    at_once = len(models) if given.pop("at_once", False) else 1
+    tasks = [Task(**given, mode=mode, model=model) for mode, model in models.items()]
+    with ThreadPoolExecutor(at_once) as pool:
+        for line in pool.map(partial(_outcome, run), tasks):
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+
+def _outcome(run: Callable[[Task], list[str]], task: Task) -> str:
+    try:
+        outcome = {"texts": run(task), "ran": task.ran}
+    except Exception:
+        outcome = {"error": traceback.format_exc(limit=-3), "ran": task.ran}
+    return json.dumps({"mode": task.mode, **outcome})
