@@ -15,7 +15,7 @@ from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore, ResponseRecord, Transcript, foreign_response
 from gateway.protocol.errors import ApiError
 from gateway.protocol.items import Item
-from gateway.state.backend import StateError
+from gateway.state.backend import ITEMS, RECORDS, RESPONSES, StateError
 from gateway.state.durable_conversations import (
     ConversationRecall,
     DurableConversations,
@@ -250,7 +250,36 @@ def test_a_conversation_that_was_recalled_is_not_written_again(behind: Behind) -
     written = len(behind.backend.written)
     after.conversations.add(second)
     flushed(behind)
-    assert len(behind.backend.written) == written + 2, "expected the new record and its response"
+    tables = [row.table for row in behind.backend.written[written:]]
+    assert tables == [RECORDS, RESPONSES, ITEMS], "expected the new response alone"
+
+
+def test_items_are_found_by_their_ids(behind: Behind) -> None:
+    """Each by the response that it belongs to, and no other tenant's."""
+    before = Process(behind)
+    first = made(1)
+    for each in (first, made(2, first), made(3), made(4, tenant="desk")):
+        before.conversations.add(each)
+    flushed(behind)
+    after = Process(behind)
+    named = [Item(b"", "item_reference", f"out_{each}") for each in (1, 2, 3, 4, 5)]
+    assert after.recall("laptop", None, *named) is None
+    found = [after.conversations.find_item("laptop", each.id or "") for each in named]
+    assert [each and each.record.id for each in found] == ["resp_1", "resp_2", "resp_3", None, None]
+    assert after.recall("laptop", None, *named[:3]) == "known", "asked for once"
+
+
+def test_an_item_that_is_not_only_an_id_is_not_looked_up(behind: Behind) -> None:
+    process = Process(behind)
+    items = [Item(b"", "message", "out_1", role="assistant"), Item(b"", "function_call", "out_2")]
+    assert process.recall("laptop", None, *items) == "known"
+    assert process.recall("laptop", None, Item(b"", "reasoning", "out_3")) is None
+
+
+def test_items_that_cannot_be_looked_up_stop_no_turn(behind: Behind) -> None:
+    process = Process(behind)
+    behind.backend.trouble = StateError("gone")
+    assert process.recall("laptop", None, Item(b"", "item_reference", "out_1")) is None
 
 
 def test_owners_and_issuers_outlive_the_process(behind: Behind) -> None:
