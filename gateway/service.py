@@ -20,6 +20,7 @@ from gateway.admin.managed_gateway import ManagedProcess
 from gateway.admin.prometheus import Metrics
 from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.site import AdminSite
+from gateway.admin.worker_answers import WorkerAnswers
 from gateway.api_keys.keys import KeyRing
 from gateway.config import AccountSettings, Settings, SimulatorSettings
 from gateway.config.endpoints import is_inherited, is_loopback
@@ -216,11 +217,13 @@ class GatewayService(MultiService):
         self._access = AccessControl(
             admin.token, is_loopback(admin.listen or ""), admin.hosts, reactor.seconds
         )
-        if admin.listen is None or self.inherited.worker is not None:
-            return
-        metrics_of = Metrics(self.running_gateway).render
-        api = Api(ManagedProcess(self.running_gateway, metrics_of), self._access)
-        self._listen(reactor, "admin.listen", admin.listen, AdminSite(api, reactor))
+        metrics_text = Metrics(self.running_gateway)
+        managed = ManagedProcess(self.running_gateway, metrics_text.render)
+        if self.inherited.link is not None:
+            WorkerAnswers(managed, metrics_text, self.inherited.link)
+        elif admin.listen is not None:
+            site = AdminSite(Api(managed, self._access), reactor)
+            self._listen(reactor, "admin.listen", admin.listen, site)
 
     def _listen(self, reactor: Any, setting: str, endpoint: str, site: Any) -> ListenerService:
         """Listen for clients or operators."""

@@ -115,6 +115,11 @@ class Options(usage.Options):
         """Where the configuration comes from, for logs and the status page."""
         return self["config"] or "no file: the defaults"
 
+    @property
+    def has_file(self) -> bool:
+        """Whether there is a file that can be read anew."""
+        return self["config"] is not None
+
     def described(self) -> list[Setting]:
         """Every setting as it was read last, with its origin."""
         return described(self._loaded)
@@ -196,7 +201,7 @@ class TwistdService(GatewayService):
             lambda: self._described,
             lambda: self.reloads.generation,
             lambda: self.reloads.last_rejected,
-            None if options["config"] is None else self._reload,
+            self._reload if options.has_file else None,
         )
         self.drain.watchers.append(self._tell_drain)
 

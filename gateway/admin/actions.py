@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from gateway.admin.requests import AdminError, bad_request, not_found
 from gateway.admin.running_gateway import Configuration, RunningGateway
@@ -105,7 +106,7 @@ class Actions:
             raise AdminError(409, "the gateway is stopping; nothing keeps it from that")
         return {"result": "clients are let in"}
 
-    def reload(self) -> Done:
+    def reload(self) -> Done | Deferred[Done]:
         """Read the configuration anew."""
         return reload_configuration(self._running.configuration)
 
@@ -234,7 +235,7 @@ def _minutes(value: object) -> float:
     return minutes
 
 
-def reload_configuration(configuration: Configuration) -> Done:
+def reload_configuration(configuration: Configuration) -> Done | Deferred[Done]:
     """Read the configuration anew.
 
     :raises AdminError: it was rejected, or there is none that could be read.
@@ -242,11 +243,23 @@ def reload_configuration(configuration: Configuration) -> Done:
     if configuration.reload is None:
         raise AdminError(409, "there is no configuration file that could be read anew")
     try:
-        return {"result": configuration.reload()}
+        line = configuration.reload()
     except ConfigError as error:
         raise AdminError(422, f"rejected: {error.summary}") from None
     except Exception:  # it is logged
-        raise AdminError(422, "rejected: it cannot be applied; the log says why") from None
+        raise _not_applied() from None
+    if isinstance(line, Deferred):
+        return line.addCallbacks(lambda result: {"result": result}, _reload_failed)
+    return {"result": line}
+
+
+def _not_applied() -> AdminError:
+    return AdminError(422, "rejected: it cannot be applied; the log says why")
+
+
+def _reload_failed(_: Failure) -> NoReturn:
+    """A worker could not put it into force; the reload has logged it."""
+    raise _not_applied()
 
 
 class Probe:

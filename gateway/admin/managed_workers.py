@@ -43,6 +43,7 @@ from gateway.admin.worker_calls import (
     reply,
 )
 from gateway.log import LogThreshold
+from gateway.metrics.alarms import of_rejected
 from gateway.metrics.collector import STEP_SECONDS, Points
 from gateway.metrics.process import read_process
 from gateway.server.connections import OpenFiles
@@ -285,8 +286,8 @@ class ManagedWorkers(Service):
                 shown = merged_views.with_remains(shown, merged_views.remains(part))
         shown = merged_views.with_remains(shown, self._ended)
         workers, in_force = self._workers(), self.configuration
-        found = [*worker_list.alarms(workers, parts), *shown["alarms"]]
         rejected = in_force.last_rejected()
+        found = [*worker_list.alarms(workers, parts), *of_rejected(rejected), *shown["alarms"]]
         memory = shown["memory"]
         return {
             **shown,

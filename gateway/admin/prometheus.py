@@ -31,6 +31,7 @@ from gateway.admin.views.accounts import account, state, used_share
 from gateway.admin.views.overview import alarms, ready
 from gateway.metrics.collector import MetricsCollector
 from gateway.metrics.histogram import Histogram
+from gateway.metrics.process import ProcessFigures
 from gateway.metrics.turns import AccountMetrics, ModelMetrics, TurnMetrics
 from gateway.request_log.request_log import RequestLog
 from gateway.routing.account import Account
@@ -213,17 +214,24 @@ def _gateway(running: RunningGateway) -> Iterator[Metric]:
         yield _number(f"gateway_{name}", about, gauges[name])
 
 
-def _process(collector: MetricsCollector) -> Iterator[Metric]:
-    figures = collector.process_figures
+def process_metrics(figures: ProcessFigures, budget: int | None) -> Iterator[Metric]:
+    """Memory, files and CPU time of one process.
+
+    :param budget: the memory that the process's control groups leave it, in bytes.
+    """
     yield _number("process_resident_memory_bytes", "Memory that is resident.", figures.rss_bytes)
     yield _number(
         "gateway_memory_budget_bytes",
         "Memory that the process's control groups leave it.",
-        collector.memory_budget,
+        budget,
     )
     yield _number("process_open_fds", "Open files, sockets among them.", figures.open_files)
     yield _number("process_max_fds", "Files that may be open.", figures.open_files_limit)
     yield _counter("process_cpu_seconds", "CPU time.", (), [((), figures.cpu_seconds)])
+
+
+def _process(collector: MetricsCollector) -> Iterator[Metric]:
+    yield from process_metrics(collector.process_figures, collector.memory_budget)
     yield _histogram(
         "gateway_event_loop_lag_seconds",
         "How late the event loop calls, sampled four times a second.",

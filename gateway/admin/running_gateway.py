@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from twisted.internet.defer import Deferred
+
 from gateway.api_keys.keys import KeyRing
 from gateway.config import Setting
 from gateway.log import LogThreshold
@@ -25,15 +27,15 @@ class Configuration:
     :ivar settings: every setting, secrets masked.
     :ivar generation: counts the configurations that were in force.
     :ivar last_rejected: the last one that was not taken, or None.
-    :ivar reload: reads it anew and returns the result in one line, or raises; None where it
-        cannot be read anew.
+    :ivar reload: reads it anew and returns the result in one line, or a Deferred of it, or
+        raises; None where it cannot be read anew.
     """
 
     source: str = "defaults"
     settings: Callable[[], Sequence[Setting]] = tuple
     generation: Callable[[], int] = lambda: 1
     last_rejected: Callable[[], RejectedReload | None] = lambda: None
-    reload: Callable[[], str] | None = None
+    reload: Callable[[], str | Deferred[str]] | None = None
 
 
 @dataclass

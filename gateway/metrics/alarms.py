@@ -92,7 +92,7 @@ def all_alarms(
         *_unserved(accounts, shown, now),
         *_lost(shown),
         *_behind_proxies(accounts),
-        *_rejected(rejected),
+        *of_rejected(rejected),
     ]
     found.sort(key=lambda each: each["level"] != "red")
     return [dict(each) for each in found[:_MAX_ALARMS]]
@@ -335,7 +335,8 @@ def _some(accounts: Sequence[Shown]) -> str:
     return named if len(accounts) <= _NAMED else f"{named} and {len(accounts) - _NAMED} more"
 
 
-def _rejected(rejected: RejectedReload | None) -> Iterator[Alarm]:
+def of_rejected(rejected: RejectedReload | None) -> Iterator[Alarm]:
+    """The alarm about a configuration that was not taken."""
     if rejected is not None:
         what = f"a configuration was rejected: {rejected.error}"
         advice = "the one before stays in force; mend the file and reload"

@@ -8,21 +8,24 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gateway import __version__
-from gateway.config import Settings
+from gateway.admin.running_gateway import Configuration
+from gateway.config import Setting, Settings, in_force
 from gateway.daemon import Daemon, allow_open_files, on_second_stop, on_signal
 from gateway.inheritance import LOCK, READY, Descriptors, Inheritance, Succession
 from gateway.listening import CannotListen
 from gateway.log import LogThreshold
-from gateway.reload import ConfigReloader
+from gateway.reload import ConfigReloader, needs_restart
 from gateway.state.keeper import lock_of, server_for
 from gateway.systemd import ServiceManager
 from gateway.upgrade import Upgrade, command_line, tell_ready
+from gateway.workers.admin import WorkersAdmin
 from gateway.workers.orders import LogOrder
+from gateway.workers.process import WorkerProcess, WorkerState
 from gateway.workers.supervisor import Supervisor
 from gateway.workers.tokens import TokenKeeper
 
@@ -48,6 +51,13 @@ class CommandLine(Protocol):
     def read(self) -> Settings:
         """Read the configuration as it is now."""
 
+    def described(self) -> list[Setting]:
+        """Every setting as it was read last, with its origin."""
+
+    @property
+    def has_file(self) -> bool:
+        """Whether there is a file that can be read anew."""
+
     @property
     def source(self) -> str:
         """Where the configuration comes from."""
@@ -66,6 +76,7 @@ class TwistdSupervisor(Supervisor):
     :ivar reloads: reloads the configuration.
     :ivar tokens: renews the tokens of accounts for all workers.
     :ivar state: keeps the state of the workers; None if a Redis server does.
+    :ivar admin: the admin side; None without an address for it.
     """
 
     def __init__(self, options: CommandLine, summary: str, count: int, reactor: Any) -> None:
@@ -87,6 +98,11 @@ class TwistdSupervisor(Supervisor):
         self.tokens.setServiceParent(self)
         self.parts.append(lambda worker: self.tokens.server.serve(worker.link))
         self.reloads = ConfigReloader(options.settings, options.read, self._apply, reactor.seconds)
+        self._told: Deferred[None] = succeed(None)
+        self._described = self._started = options.described()
+        self.admin: WorkersAdmin | None = None
+        if options.settings.admin.listen is not None:
+            self.admin = self._administer(options, options.settings.admin.listen)
         self._upgrade = Upgrade(
             reactor,
             command_line(),
@@ -96,10 +112,44 @@ class TwistdSupervisor(Supervisor):
             self._hand_over,
         )
 
+    def _administer(self, options: CommandLine, endpoint: str) -> WorkersAdmin:
+        """Let operators see and manage all workers at one address."""
+        admin = WorkersAdmin(
+            options.settings,
+            endpoint,
+            self._reactor,
+            lambda: self.workers,
+            self.threshold,
+            options.inheritance,
+        )
+        admin.setServiceParent(self)
+        admin.managed.configuration = Configuration(
+            options.source,
+            lambda: self._described,
+            lambda: self.reloads.generation,
+            lambda: self.reloads.last_rejected,
+            self._reload_all if options.has_file else None,
+        )
+        self.parts.append(admin.managed.attach)
+        return admin
+
+    def _changed(self, worker: WorkerProcess) -> None:
+        """A worker's state has changed; one that is ready drains first where all do."""
+        if self.admin is not None and worker.state is WorkerState.READY:
+            self.admin.managed.became_ready(worker)
+        super()._changed(worker)
+
+    @property
+    def _inherited(self) -> list[str]:
+        """The names of what this process goes on with."""
+        admin = () if self.admin is None else self.admin.descriptors
+        return [*self.descriptors, *admin]
+
     def _bequest(self) -> Descriptors:
         """What a successor inherits."""
         backend = None if self.state is None else self.state.writes.backend
-        return {**self.descriptors, LOCK: lock_of(backend)}
+        admin = {} if self.admin is None else self.admin.descriptors
+        return {**self.descriptors, **admin, LOCK: lock_of(backend)}
 
     def setServiceParent(self, parent: Any) -> None:
         """Set the application's log, unless the operator chose syslog."""
@@ -135,6 +185,8 @@ class TwistdSupervisor(Supervisor):
             workers=len(self.workers),
             seconds=self.settings.timeouts.shutdown_seconds,
         )
+        if self.admin is not None:
+            self.admin.managed.draining = True
         self._manager.stopping(self.settings.timeouts.shutdown_seconds, "stopping the workers")
         return super().stopService()
 
@@ -171,22 +223,47 @@ class TwistdSupervisor(Supervisor):
         with suppress(Exception):  # the reloader has logged it
             self.reloads.reload()
 
+    def _reload_all(self) -> Deferred[str]:
+        """Read the configuration anew; fires when all workers have it, or fails."""
+        line = self.reloads.reload()
+        done: Deferred[str] = Deferred()
+
+        def settled(result: Any) -> Any:
+            rejected = self.reloads.last_rejected
+            if rejected is None:
+                done.callback(line)
+            else:
+                done.errback(ValueError(rejected.error))
+            return result
+
+        self._told.addBoth(settled)
+        return done
+
     def _apply(self, settings: Settings, before: Settings) -> None:
         """Put settings into force in all workers; if one cannot, those of before stay."""
         self._manager.reloading()
         self._log_warnings()
         self.tokens.reconfigure(settings, before)
         level, former = settings.log.level, before.log.level
+        described = self._described
 
         def failed(failure: Failure) -> None:
             self.reloads.take_back(before, failure.getErrorMessage())
             self.threshold.level = former
             self.tokens.reconfigure(before, settings)
+            self._described = described
 
         if level != former:
             self.threshold.level = level
-        told = self.reconfigure(settings).addErrback(failed)
-        told.addCallback(lambda _: self._manager.ready(self._summary))
+        waiting = needs_restart(self._options.settings, settings)
+        self._described = in_force(self._started, self._options.described(), waiting)
+
+        def applied(_: object) -> None:
+            if self.admin is not None:
+                self.admin.reconfigure(self.settings)
+            self._manager.ready(self._summary)
+
+        self._told = self.reconfigure(settings).addErrback(failed).addCallback(applied)
 
     def _end_all_turns(self) -> None:
         """End the turns that run: the second signal to stop."""
@@ -199,6 +276,8 @@ class TwistdSupervisor(Supervisor):
         self._manager.hand_over(successor)
         self.handed_over = True
         self.listener.leave()
+        if self.admin is not None:
+            self.admin.leave()
         self._reactor.stop()
 
 
