@@ -37,6 +37,7 @@ from gateway.admin.worker_answers import (
 from gateway.admin.worker_calls import (
     Answers,
     ManagedWorker,
+    answers,
     ask,
     name_of,
     note_failure,
@@ -215,10 +216,10 @@ class ManagedWorkers(Service):
     ) -> Deferred[Any]:
         """A view of all workers that answer; it names those that do not."""
 
-        def merge_found(answers: Answers) -> Any:
-            found = merge(answers.found)
-            if answers.silent and found is not None:
-                return {**found, "silent": answers.silent}
+        def merge_found(told: Answers) -> Any:
+            found = merge(told.found)
+            if told.silent and found is not None:
+                return {**found, "silent": told.silent}
             return found
 
         return self._ask_all(view, **arguments).addCallback(merge_found)
@@ -244,12 +245,12 @@ class ManagedWorkers(Service):
         question = encode(Question("part", {}))
         asked = ask(workers, VIEW, question, _VIEW_SECONDS, read)
 
-        def told(answers: Answers) -> None:
+        def told(answered: Answers) -> None:
             self._asking = None
-            for name, part in answers.found.items():
+            for name, part in answered.found.items():
                 self._keep(name, lives[name], part)
             for each in asking:
-                each.callback(dict(answers.found))
+                each.callback(dict(answered.found))
 
         def failed(failure: Failure) -> None:
             self._asking = None
@@ -371,8 +372,8 @@ class ManagedWorkers(Service):
         def read(worker: ManagedWorker, payload: bytes) -> None:
             self._families.told(name_of(worker), worker.restarts, decoded(payload))
 
-        def all_told(answers: Answers) -> list[Family]:
-            answered = list(answers.found)
+        def all_told(told: Answers) -> list[Family]:
+            answered = list(told.found)
             self._families.told("supervisor", 0, self._own_families())
             found = self._families.merged([*answered, "supervisor"])
             parts = {name: part for name, (_, part) in self._parts.items() if name in answered}
@@ -392,7 +393,7 @@ class ManagedWorkers(Service):
         if action != "probe":
             return self._act_in_all("account", name=name, action=action)
         # One request to the account is enough.
-        reached = [worker for worker in self._workers() if worker.link.is_open][:1]
+        reached = [worker for worker in self._workers() if answers(worker)][:1]
         question = encode(Question("account", {"name": name, "action": action}))
         asked = ask(reached, ACT, question, _PROBE_SECONDS)
         return asked.addCallback(lambda found: next(iter(found.any().values())))

@@ -45,6 +45,15 @@ class ManagedWorker(Protocol):
         """Of its process, if one runs."""
 
 
+#: States in which a worker answers; in others its process does not read yet, or is gone.
+_ANSWERING = frozenset({"ready", "stopping"})
+
+
+def answers(worker: ManagedWorker) -> bool:
+    """Whether a worker can be asked at all."""
+    return worker.state.value in _ANSWERING
+
+
 def name_of(worker: ManagedWorker) -> str:
     """What a worker is called on the page and in labels."""
     return str(worker.number)
@@ -96,21 +105,25 @@ def ask(
     :param read: what an answer is.
     :return: fires when all have answered or had their time; fails only because of a bug.
     """
-    answers = Answers()
+    told = Answers()
     order = [name_of(worker) for worker in workers]
     calls = []
     for worker in workers:
+        if not answers(worker):
+            told.silent.append(name_of(worker))
+            continue
         call: Deferred[Any] = worker.link.call(method, payload, seconds)
-        call.addCallback(partial(_take, answers, worker, read))
-        call.addErrback(partial(_missing, answers, name_of(worker)))
+        call.addCallback(partial(_take, told, worker, read))
+        call.addErrback(partial(_missing, told, name_of(worker)))
         calls.append(call)
 
     def all_answered(results: list[tuple[bool, Any]]) -> Any:
         for done, result in results:
             if not done:
                 return result
-        answers.found = {name: answers.found[name] for name in order if name in answers.found}
-        return answers
+        told.found = {name: told.found[name] for name in order if name in told.found}
+        told.silent.sort(key=order.index)
+        return told
 
     return DeferredList(calls, consumeErrors=True).addCallback(all_answered)
 

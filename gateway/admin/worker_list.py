@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.admin.merging import Json
 from gateway.admin.metric_families import Family
-from gateway.admin.worker_calls import ManagedWorker, name_of
+from gateway.admin.worker_calls import ManagedWorker, answers, name_of
 from gateway.metrics.alarms import Alarm, alarm
 
 #: What is shown of a worker, of its part of the overview.
@@ -25,6 +25,14 @@ _OF_PART: Mapping[str, Callable[[Json], Any]] = {
 
 #: What the page and ``/status`` call a worker that runs and does not answer.
 SILENT = "silent"
+
+#: What is said of a worker without an answer, by its state, and the advice.
+_SILENT = {
+    "resting": ("has ended", "it is started again; the log says why"),
+    "starting": ("is starting", None),
+    "gone": ("has ended", None),
+}
+_STUCK = ("does not answer", "it has too much to do, or is stuck; then it is killed")
 
 #: Metrics of each worker: name, kind, words, member of the list, and its unit in the exported one.
 _METRICS = (
@@ -72,7 +80,7 @@ def listed(
 
 def _one(worker: ManagedWorker, part: Json | None, latency: float | None) -> Json:
     state = worker.state.value
-    silent = part is None and worker.pid is not None and state == "ready"
+    silent = part is None and answers(worker)
     known = part is not None and latency is not None
     of_part = {} if part is None else {name: read(part) for name, read in _OF_PART.items()}
     return {
@@ -94,12 +102,8 @@ def alarms(workers: Sequence[ManagedWorker], parts: Mapping[str, Json]) -> list[
     for worker in workers:
         if name_of(worker) in parts:
             continue
-        if worker.pid is None:
-            what = f"worker {worker.number} has ended"
-            found.append(alarm(level, what, None, None, "it is started again; the log says why"))
-        else:
-            what = f"worker {worker.number} does not answer"
-            found.append(alarm(level, what, None, None, "it may be starting, or stuck"))
+        what, advice = _SILENT.get(worker.state.value, _STUCK)
+        found.append(alarm(level, f"worker {worker.number} {what}", None, None, advice))
     return found
 
 
