@@ -344,6 +344,8 @@ function onStatus(status) {
   if (changed("recordings", status.recordings)) refresh("recordings", 1000);
   if (changed("turns", status.turns)) refresh("turns", 2000);
   if (changed("alarms", [status.alarms, status.state])) refresh("top", 500);
+  const processes = status.workers?.map((each) => [each.pid, each.state, each.restarts]);
+  if (processes && changed("workers", processes)) refresh("top", 500);
   if (changed("configuration", [status.generation, status.log_level, status.drain?.state])) refresh("configuration", 500);
   if (changed("state", status.state) && !said.textContent) say(`The gateway is now ${status.state}.`);
   title(status.state ?? "ready");
