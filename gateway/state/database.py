@@ -132,6 +132,7 @@ class Database:
             check_same_thread=False,
         )
         try:
+            _version(connection)  # before anything is changed
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -428,15 +429,21 @@ def migrate(connection: sqlite3.Connection, to: int | None = None) -> None:
     :raises StateError: when the database has a newer version.
     """
     steps = migrations()[:to]
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(steps):
-        raise StateError(
-            f"the schema of the state is version {version}, and this gateway knows {len(steps)}: "
-            "it was written by a newer gateway; start that one, or name another state.directory"
-        )
+    version = _version(connection)
     for number in range(version, len(steps)):
         script = f"BEGIN IMMEDIATE; {steps[number]}\n; PRAGMA user_version = {number + 1}; COMMIT;"
         connection.executescript(script)
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """The version of a database's schema, if it is one that this gateway knows."""
+    version, known = connection.execute("PRAGMA user_version").fetchone()[0], len(migrations())
+    if version > known:
+        raise StateError(
+            f"the schema of the state is version {version}, and this gateway knows {known}: "
+            "it was written by a newer gateway; start that one, or name another state.directory"
+        )
+    return int(version)
 
 
 def _bytes_by_tenant(connection: sqlite3.Connection) -> Counter[str]:
