@@ -186,8 +186,16 @@ class GatewayService(MultiService):
         log = RequestLog(
             reactor, lambda write: deferToThreadPool(reactor, reactor.getThreadPool(), write)
         )
-        log.configure(self.settings.log.content)
+        self._configure_request_log(log, self.settings)
         return log
+
+    @staticmethod
+    def _configure_request_log(log: RequestLog, settings: Settings) -> None:
+        log.configure(
+            settings.log.content,
+            settings.keys,
+            (settings.admin.token, settings.state.encryption_key),
+        )
 
     def _start_admin(self, reactor: Any) -> None:
         """Start the metrics, the access control and the listener of the admin side."""
@@ -285,7 +293,7 @@ class GatewayService(MultiService):
         self._site.reconfigure(settings)
         self._access.reconfigure(settings.admin.token, settings.admin.hosts)
         self._set_log_level(settings.log.level, before.log.level)
-        services.request_log.configure(settings.log.content)
+        self._configure_request_log(services.request_log, settings)
         services.waiting.wake()
 
     def _set_log_level(self, level: str, before: str) -> None:

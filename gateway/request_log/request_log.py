@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from gateway.config.settings import ContentLogSettings
+from gateway.config.settings import ContentLogSettings, KeySettings
 from gateway.request_log.files import (
     FileSize,
     LogPage,
@@ -100,6 +100,7 @@ class RequestLog:
         self._writer = LogWriter(in_thread, self._fail)
         self._configured: RecordingRule | None = None
         self._asked: list[RecordingRule] = []
+        self._settings: tuple[ContentLogSettings | None] | None = None
         self._is_behind = False
         self.rules: tuple[RecordingRule, ...] = ()
         self.failed: str | None = None
@@ -119,11 +120,25 @@ class RequestLog:
 
     # --- what is recorded ----------------------------------------------------------------
 
-    def configure(self, settings: ContentLogSettings | None) -> None:
+    def configure(
+        self,
+        settings: ContentLogSettings | None,
+        keys: Iterable[KeySettings] = (),
+        secrets: Iterable[str | None] = (),
+    ) -> None:
         """Record what the configuration asks for, from now on; what operators asked for stays.
 
         :param settings: None to record nothing by the configuration.
+        :param keys: of clients; each is hidden in its own turns.
+        :param secrets: what is hidden in all turns.
         """
+        self._keys = {each.name: each.key for each in keys if each.key is not None}
+        self._secrets = [each for each in secrets if each]
+        if (settings,) == self._settings:  # turns that are recorded go on
+            self.failed = None
+            self._set_rules()
+            return
+        self._settings = (settings,)
         wanted = settings or ContentLogSettings(keys=())
         self.directory = wanted.directory or default_directory()
         self._files = RequestLogFiles(self.directory, wanted.max_bytes, wanted.max_files)
@@ -165,7 +180,7 @@ class RequestLog:
             self._end(rule)
         if self._configured is not None:
             self._configured.is_on = False
-        self._configured = None
+        self._configured = self._settings = None
         self._set_rules()
         flushed = self._writer.flushed()
         flushed.addTimeout(_CLOSE_SECONDS, self._clock)
@@ -223,16 +238,19 @@ class RequestLog:
         return [rule for rule in self.rules if rule.matches(tenant, model, conversation)]
 
     def recording(
-        self, asking: Sequence[RecordingRule], turn: str, accepted_at: float
+        self, asking: Sequence[RecordingRule], turn: str, tenant: str, accepted_at: float
     ) -> TurnRecording:
         """The recording of a turn.
 
         :param asking: the rules that ask for it.
         :param turn: its name in the log.
+        :param tenant: the name of its client key.
         :param accepted_at: unix seconds.
         """
         name = file_name(turn, accepted_at)
-        file = RecordedFile(self._files, name, Redactor(self._redaction))
+        redactor = Redactor(self._redaction)
+        redactor.learn([*self._secrets, self._keys.get(tenant, "")])
+        file = RecordedFile(self._files, name, redactor)
         return TurnRecording(self, asking, file, accepted_at)
 
     def began(self, rules: Iterable[RecordingRule]) -> None:

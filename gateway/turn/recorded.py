@@ -199,7 +199,7 @@ class AttemptRecording:
             self.answered()
             self.said([answer.refusal])
         fields = {**self._number, "status": error.status, "error": error.label}
-        self._recording.note("attempt_ended", fields, msgspec.json.encode(error.body()))
+        self._recording.note("attempt_ended", fields, encoded(error.body()))
 
     def _learn(self) -> None:
         """The account's secrets, which it may get anew at any time."""
@@ -356,7 +356,7 @@ class RecordedTurn(Turn):
     ) -> None:
         super().__init__(services, context, request, sink, resolve)
         self.recording = services.request_log.recording(
-            asking, self.record.turn, context.accepted_at
+            asking, self.record.turn, context.tenant, context.accepted_at
         )
         self._sink = RecordingSink(sink, self.recording)
 
@@ -406,7 +406,7 @@ class RecordedForwarding(Forwarding):
         recording_sink = RecordingResponseSink(sink)
         super().__init__(services, context, spec, recording_sink)
         self.recording = services.request_log.recording(
-            asking, self.record.turn, context.accepted_at
+            asking, self.record.turn, context.tenant, context.accepted_at
         )
         recording_sink.ended = self._answered
 
@@ -429,10 +429,18 @@ class RecordedForwarding(Forwarding):
 
 def error_body(error: ApiError) -> bytes:
     """An error as it is written."""
-    return msgspec.json.encode({"error": error.body()})
+    return encoded({"error": error.body()})
+
+
+def encoded(value: Any) -> bytes:
+    """A value of the gateway's own as JSON; what cannot be written ends no turn."""
+    try:
+        return msgspec.json.encode(value, enc_hook=str)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return b"null"
 
 
 def note_end(recording: TurnRecording, record: TurnRecord) -> None:
     """The end of a turn, with its record."""
     fields = {"status": record.status, "error": record.error_code}
-    recording.note("end", fields, msgspec.json.encode(record.as_dict()))
+    recording.note("end", fields, encoded(record.as_dict()))

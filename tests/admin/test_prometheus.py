@@ -78,7 +78,7 @@ def test_request_logs_are_counted(admin: Measured, tmp_path: Path) -> None:
     assert admin.scrape().sum("gateway_request_log_rules") == 0
     log = admin.world.services.request_log
     log.configure(ContentLogSettings(directory=str(tmp_path / "requests")))
-    log.recording(log.asking("laptop", None, None), "c.1", 0.0).request({}, b"{}")
+    log.recording(log.asking("laptop", None, None), "c.1", "laptop", 0.0).request({}, b"{}")
     scraped = admin.scrape()
     assert scraped.sum("gateway_request_log_rules") == 1
     assert scraped.sum("gateway_request_log_turns_total") == 1

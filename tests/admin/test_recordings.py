@@ -36,7 +36,9 @@ def admin(place: Path, token: str | None = TOKEN, **more: Any) -> Admin:
 def record(of: Admin, lines: int = 0) -> str:
     """Records a turn; the name of its file."""
     log = of.world.services.request_log
-    recording = log.recording(log.asking("laptop", "m", CONVERSATION), "c-1.1", 1_764_561_696.0)
+    recording = log.recording(
+        log.asking("laptop", "m", CONVERSATION), "c-1.1", "laptop", 1_764_561_696.0
+    )
     recording.request({"model": "m"}, json.dumps({"input": SECRET_WORDS}).encode())
     event = json.dumps({"type": "response.output_text.delta", "delta": "<b>x</b>"}).encode()
     for _ in range(lines):

@@ -93,7 +93,9 @@ def chat(exchange: Exchange) -> None:
 def test_every_kind_of_request_is_recorded_without_secrets(scene: Scene) -> None:
     scene.north.queue(limited)
     client = scene.gateway.connect()
-    events = client.turn(model="m", input=[user("over a socket")], metadata={"ssn": "123-45-6789"})
+    events = client.turn(
+        model="m", input=[user("over a socket, key-laptop")], metadata={"ssn": "123-45-6789"}
+    )
     completed(events)
     lines = scene.recorded(1)
     kinds = [line["kind"] for line in lines]

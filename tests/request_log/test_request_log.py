@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 
-from gateway.config.settings import ContentLogSettings
+from gateway.config.settings import ContentLogSettings, KeySettings
 from gateway.request_log import writer
 from gateway.request_log.request_log import MAX_ASKED, RequestLog, TurnRecording, default_directory
 from tests.turn.fakes import at_once
@@ -41,7 +41,7 @@ def begin(
     asking = of.asking(tenant, model, conversation)
     if not asking:
         return None
-    recording = of.recording(asking, f"c.{of.turns + 1}", 1_764_561_696.0 + of.turns)
+    recording = of.recording(asking, f"c.{of.turns + 1}", tenant, 1_764_561_696.0 + of.turns)
     recording.request({"model": model}, b'{"input":"hi"}')
     if account is not None:
         recording.wants(account)
@@ -153,6 +153,25 @@ def test_a_reload_replaces_the_configured_rule_and_keeps_the_others(tmp_path: Pa
     assert recording is not None
     recording.note("to_client", {}, b"{}")
     assert lines_of(tmp_path) == ["request", "end"], "content is written after it was switched off"
+
+
+def test_a_reload_that_changes_nothing_ends_no_recording(tmp_path: Path) -> None:
+    of = log(tmp_path)
+    recording = begin(of)
+    assert recording is not None
+    of.configure(settings(tmp_path))
+    recording.note("to_client", {}, b"{}")
+    assert [line["kind"] for line in lines(of, recording)] == ["request", "to_client"]
+
+
+def test_secrets_of_the_configuration_are_hidden_from_the_first_line_on(tmp_path: Path) -> None:
+    of = log(tmp_path)
+    keys = [KeySettings(name="laptop", key="key-of-laptop"), KeySettings(name="desk", key="k-desk")]
+    of.configure(settings(tmp_path), keys, ["the-admin-token", None])
+    recording = begin(of, tenant="laptop")
+    assert recording is not None
+    recording.note("to_client", {}, b'{"a": "key-of-laptop or the-admin-token"}')
+    assert lines(of, recording)[-1]["body"] == {"a": "<hidden> or <hidden>"}
 
 
 def lines_of(place: Path) -> list[str]:
