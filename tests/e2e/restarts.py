@@ -6,6 +6,7 @@ call; an upstream asks for one in the middle of an answer.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -13,10 +14,15 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
+from tests.e2e.conftest import Scene
+from tests.support.events import Json
 from tests.support.gateway import Gateway
 
 #: Longer than the flush interval, and the time that a busy machine takes for it.
 FLUSHED = 0.8
+
+#: To measure what it was like before: E2E_STATE_STORE=memory.
+STORE = os.environ.get("E2E_STATE_STORE", "sqlite")
 
 #: How long clients wait for each other, in seconds.
 _MEETING_SECONDS = 30.0
@@ -83,6 +89,18 @@ class Restarter:
         with self._lock:
             self._end(how)
 
+    def restart_soon(self, how: str, restarted: Callable[[], object]) -> None:
+        """Replace the process from now on.
+
+        :param restarted: called when the next one listens.
+        """
+
+        def run() -> None:
+            self.restart(how)
+            restarted()
+
+        threading.Thread(target=run, daemon=True).start()
+
     def _end(self, how: str) -> None:
         self.restarts.append(how)
         if how == "kill":
@@ -93,6 +111,18 @@ class Restarter:
             self.gateway.kill()
             self.gateway.check_log()
         self.gateway = self._start(self.gateway)
+
+
+def restarter(scene: Scene, accounts: list[Json]) -> Restarter:
+    """The gateway of the test, which may be started anew."""
+
+    def start(before: Gateway | None) -> Gateway:
+        config = {"accounts": accounts, "state": {"store": STORE}}
+        gateway = Gateway(scene.directory, config, instead_of=before)
+        scene.logs["the gateway's log"] = gateway.log
+        return gateway
+
+    return scene.enter(Restarter(start))
 
 
 def _handler(restarter: Restarter) -> type[BaseHTTPRequestHandler]:

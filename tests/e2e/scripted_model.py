@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.support.events import Json, call_item, custom_call_item, reasoning_item, text_item
 from tests.support.strict import Strict
 
+#: How long Codex waits for a command, in milliseconds; what takes longer goes on beside.
+_PATIENCE = '"yield_time_ms": 30000'
 TASK = re.compile(r"run (\d+) rounds into (\S+)")
 
 
@@ -33,10 +36,14 @@ def recall_text(rounds: int) -> str:
 
 
 class ScriptedModel:
-    """The brain of a strict upstream. `transcripts` is what it was shown, turn by turn."""
+    """The brain of a strict upstream. `transcripts` is what it was shown, turn by turn.
+
+    Shell commands wait as long as there is a file `pause`.
+    """
 
     def __init__(self) -> None:
         self.transcripts: list[list[Json]] = []
+        self.pause: Path | None = None
 
     def __call__(self, transcript: list[Json], strict: Strict) -> list[Json]:
         self.transcripts.append(transcript)
@@ -57,15 +64,18 @@ class ScriptedModel:
         if len(results) >= rounds:
             return text_item(success_text(rounds))
         offered = {(tool["type"], tool.get("name")) for tool in _all_tools(transcript, tools)}
-        return _call(len(results) + 1, path, offered)
+        wait = f"while [ -e {self.pause} ]; do sleep 0.1; done; " if self.pause else ""
+        return _call(len(results) + 1, path, wait, offered)
 
 
-def _call(number: int, path: str, offered: set[tuple[str, str | None]]) -> Json:
-    command = json.dumps(f"echo round-{number} >> {path}; echo round-{number} ran")
+def _call(number: int, path: str, wait: str, offered: set[tuple[str, str | None]]) -> Json:
+    command = json.dumps(f"{wait}echo round-{number} >> {path}; echo round-{number} ran")
     if ("function", "exec_command") in offered:
-        return call_item(name="exec_command", arguments=f'{{"cmd": {command}}}')
+        return call_item(name="exec_command", arguments=f'{{"cmd": {command}, {_PATIENCE}}}')
     if ("custom", "exec") in offered:
-        script = f"const r = await tools.exec_command({{cmd:{command}}}); text(r.output)"
+        script = (
+            f"const r = await tools.exec_command({{cmd:{command}, {_PATIENCE}}}); text(r.output)"
+        )
         return custom_call_item(name="exec", text=script)
     if ("function", "record_round") in offered:
         return call_item(name="record_round", arguments=json.dumps({"number": number}))

@@ -7,7 +7,6 @@ each time the next process takes over its address and its state.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import CLIENT_KEY, Scene
 from tests.e2e.real_clients import RealClient, run_client
-from tests.e2e.restarts import Restarter
+from tests.e2e.restarts import restarter
 from tests.e2e.scripted_model import ScriptedModel, recall_text, success_text, task_prompt
 from tests.support.checks import completed
 from tests.support.events import (
@@ -26,7 +25,7 @@ from tests.support.events import (
     reasoning_item,
     user,
 )
-from tests.support.gateway import Gateway, account
+from tests.support.gateway import account
 from tests.support.services import Platform
 from tests.support.strict import Mode, Strict
 from tests.support.upstream import Exchange, Upstream
@@ -34,7 +33,6 @@ from tests.support.upstream import Exchange, Upstream
 pytestmark = pytest.mark.e2e
 
 ROUNDS = 3
-STORE = os.environ.get("E2E_STATE_STORE", "sqlite")
 SDK_MODES = (
     "whole-chained",
     "whole-full",
@@ -76,18 +74,6 @@ def busy(exchange: Exchange) -> None:
     body = error_body("rate_limit_exceeded", message, kind="rate_limit_error")
     exchange.json(429, body, {"Retry-After-Ms": "100"})
     exchange.request.refused = True
-
-
-def restarter(scene: Scene, accounts: list[Json]) -> Restarter:
-    """The gateway of the test, which may be started anew."""
-
-    def start(before: Gateway | None) -> Gateway:
-        config = {"accounts": accounts, "state": {"store": STORE}}
-        gateway = Gateway(scene.directory, config, instead_of=before)
-        scene.logs["the gateway's log"] = gateway.log
-        return gateway
-
-    return scene.enter(Restarter(start))
 
 
 THOUGHT, CALL = reasoning_item(None), call_item("call_1")
