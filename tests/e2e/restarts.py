@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
+from typing import Any
 
 from tests.e2e.conftest import Scene
 from tests.support.events import Json
@@ -113,11 +114,11 @@ class Restarter:
         self.gateway = self._start(self.gateway)
 
 
-def restarter(scene: Scene, accounts: list[Json]) -> Restarter:
+def restarter(scene: Scene, accounts: list[Json], **more: Any) -> Restarter:
     """The gateway of the test, which may be started anew."""
 
     def start(before: Gateway | None) -> Gateway:
-        config = {"accounts": accounts, "state": {"store": STORE}}
+        config = {"accounts": accounts, "state": {"store": STORE}, **more}
         gateway = Gateway(scene.directory, config, instead_of=before)
         scene.logs["the gateway's log"] = gateway.log
         return gateway

@@ -72,7 +72,7 @@ class Gateway:
         self.config = merged(BASE, config)
         self.config.setdefault("listen", f"tcp:{self.port}:interface=127.0.0.1")
         listen = f"tcp:{self.admin_port}:interface=127.0.0.1"
-        self.config.setdefault("admin", {"listen": listen})
+        self.config["admin"] = {"listen": listen, **self.config.get("admin", {})}
         self.log_path = folder / f"gateway-{self.port}.log"
         path = folder / f"gateway-{self.port}.yaml"
         path.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
