@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from wsproto.utilities import LocalProtocolError
 
 from tests.support.gateway import BAD_WORDS, BASE, ROOT, account, merged
 from tests.support.httpclient import HttpClient
@@ -182,7 +183,7 @@ class Load(threading.Thread):
                 before = len(client.texts)
                 try:
                     last = client.turn()[-1]
-                except (SocketClosed, OSError):
+                except (SocketClosed, LocalProtocolError, OSError):
                     if len(client.texts) > before:
                         raise  # within an answer
                     self.counts["moved"] += 1
