@@ -8,6 +8,7 @@ from typing import Any
 from gateway.admin.managed_gateway import ACTIONS, VIEWS
 from gateway.config import ConfigError
 from tests.admin.stage import BEARER, OWN
+from tests.admin.test_openapi import check
 from tests.admin.workers_stage import Worker, Workers
 from tests.metrics.test_turns import attempt, turn
 from tests.support.events import text_item, turn_events, user
@@ -261,6 +262,32 @@ def test_the_supervisor_reads_the_configuration() -> None:
 
     workers.managed.configuration.reload = reject
     assert workers.ask("/admin/reload", method="POST").status == 422
+
+
+# --- the description of the API ----------------------------------------------------------------
+
+
+def test_what_is_read_is_as_described() -> None:
+    workers = Workers()
+    first, second = workers.workers
+    second.admin.world.completed([user("x")], turn_events([text_item()], "resp_2"))
+    second.admin.world.accounts["a"].health.disable()
+    first.hang()
+    check("Overview", workers.json("/status", wait=2.1), exactly=False)
+    check("Why", workers.json("/status/conversations/resp_2/why", wait=2.1))
+    chosen = workers.ask("/admin/route-dry-run", method="POST", wait=2.1)
+    check("Explanation", chosen.json)
+    first.die()
+    workers.restart(first)
+    shown = workers.json("/status")
+    current = {name: value for name, value in shown.items() if name != "history"}
+    check("Current", {**current, "turns_omitted": 0})
+    for account in shown["accounts"]:
+        check("Account", account)
+    for worker in shown["workers"]:
+        check("Worker", worker)
+    for turn_shown in workers.json("/status/turns")["turns"]:
+        check("Turn", turn_shown)
 
 
 # --- metrics ---------------------------------------------------------------------------------
