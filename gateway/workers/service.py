@@ -202,7 +202,7 @@ class TwistdSupervisor(Supervisor):
         self._daemon.started()
         self._manager.ready(self._summary)
         inheritance, former = self._options.inheritance, self._options.succession
-        inheritance.close_all_but([*self.descriptors, READY, LOCK])
+        inheritance.close_all_but([*self._inherited, READY, LOCK])
         if former is not None:
             tell_ready(inheritance)
             self._daemon.succeed(former)

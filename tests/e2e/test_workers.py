@@ -53,13 +53,13 @@ class Running:
     """A gateway with a pidfile and a log file, in the foreground or as a daemon."""
 
     def __init__(self, folder: Path, config: dict[str, Any], daemon: bool = False) -> None:
-        self.port = free_port()
+        self.port, self.admin_port = free_port(), free_port()
         self.config_path = folder / "gateway.yaml"
         self.log_path = folder / "gateway.log"
         self.pidfile = folder / "gateway.pid"
         config = {
             "listen": f"tcp:{self.port}:interface=127.0.0.1",
-            "admin": {"listen": None},
+            "admin": {"listen": f"tcp:{self.admin_port}:interface=127.0.0.1"},
             "state": {"directory": str(folder / "state")},
             **config,
         }
@@ -395,6 +395,7 @@ def test_an_upgrade_cuts_no_turn(
     assert counts["completed"] > 16
     assert running.pid != before
     assert "has taken over" in running.log
+    assert HttpClient(running.admin_port, timeout=SECONDS).ask("GET", "/readyz").status == 200
 
 
 def test_an_upgrade_that_fails_changes_nothing(start: Start) -> None:
