@@ -16,8 +16,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from gateway.api_keys.limit_ledger import KeyUse
 from gateway.api_keys.limit_permits import SharedLimits
-from gateway.api_keys.limits import KeyLimits, KeyUse, LimitLease, LimitReached
+from gateway.api_keys.limits import KeyLimits, LimitLease, LimitReached
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -63,6 +63,19 @@ class KeyUsage(NamedTuple):
     ago: float
     requests: int
     tokens: int
+
+
+class KeyUse(NamedTuple):
+    """What a key has used, as it is kept over a restart.
+
+    :ivar used_at: unix seconds.
+    :ivar windows: by the limit's name: what was used when, unix seconds.
+    """
+
+    turns: int
+    tokens: int
+    used_at: float | None
+    windows: dict[str, list[tuple[float, int]]]
 
 
 class LimitAsk(msgspec.Struct, array_like=True, frozen=True):
@@ -210,17 +223,27 @@ class LimitLedger:
         for key in self.keys.values():
             key.processes.pop(process, None)
 
-    def state(self, tenant: str) -> Any:
-        """What was used with a key, to be kept; the processes end with this one."""
+    def use_of(self, tenant: str, windows: Sequence[LimitWindow], now: float) -> KeyUse:
+        """What was used with a key, to be kept."""
         key = self.keys[tenant]
-        return _KeyState(key.turns, key.tokens, {}, key.counters)
+        used = {
+            each.name: sorted(
+                (number * (each.seconds / _COUNTERS), count)
+                for number, count in key.counters.get(each.name, {}).items()
+            )
+            for each in windows
+        }
+        return KeyUse(key.turns, key.tokens, now, used)
 
-    def restore(self, tenant: str, kept: Any) -> None:
-        """Take what was kept, if it can be read."""
-        try:
-            self.keys[tenant] = msgspec.convert(kept, _KeyState)
-        except msgspec.ValidationError:
-            return
+    def restore(self, tenant: str, windows: Sequence[LimitWindow], use: KeyUse) -> None:
+        """Take what was used with a key before a restart."""
+        key = self.keys.setdefault(tenant, _KeyState())
+        key.turns += use.turns
+        key.tokens += use.tokens
+        for window in windows:
+            for began, count in use.windows.get(window.name, ()):
+                # The middle: a counter of one process begins at any time.
+                self._count(key, window, began + window.seconds / _COUNTERS / 2, count)
 
     # --- inside ------------------------------------------------------------------------
 

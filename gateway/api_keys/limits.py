@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from gateway.api_keys.limit_ledger import MAX_CONCURRENT, LimitWindow
+from gateway.api_keys.limit_ledger import MAX_CONCURRENT, KeyUse, LimitWindow
 from gateway.api_keys.limit_permits import Reached, SharedKey
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
@@ -36,19 +36,6 @@ class LimitReached(NamedTuple):
     limit: str
     error: ApiError
     free_at: float | None
-
-
-class KeyUse(NamedTuple):
-    """What a key has used, as it is kept over a restart.
-
-    :ivar used_at: unix seconds.
-    :ivar windows: by the limit's name: what was used when, unix seconds.
-    """
-
-    turns: int
-    tokens: int
-    used_at: float | None
-    windows: dict[str, list[tuple[float, int]]]
 
 
 class LimitLease:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway.api_keys.keys import KeyRing
-from gateway.api_keys.limits import KeyUse
+from gateway.api_keys.limit_ledger import KeyUse
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.protocol.turn_state import TurnStateSigner
 from gateway.routing.account import Account
@@ -33,6 +33,9 @@ from gateway.state.serialization import AccountIds, decode, encode
 from gateway.state.write_behind import WriteBehind
 
 _DAY = 86_400.0
+
+#: How long it is kept what a key has used, in seconds.
+KEY_USE_SECONDS = 400 * _DAY
 
 #: Rows that only the operator's next action replaces, in seconds.
 _FOREVER = 10 * 365 * _DAY
@@ -377,7 +380,7 @@ class ReplicatedKeyUse:
         use = self._keys.use_of(tenant)
         if use is None:
             return None
-        return Row(KEY_USE, key, encode(use), self._now() + 400 * _DAY, tenant)
+        return Row(KEY_USE, key, encode(use), self._now() + KEY_USE_SECONDS, tenant)
 
     def load(self, rows: Sequence[Row]) -> None:
         """Take what was used before the start, once; later loads have this process's own use."""

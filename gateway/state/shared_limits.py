@@ -6,6 +6,7 @@ Both count as :class:`gateway.api_keys.limit_ledger.LimitLedger` does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -13,16 +14,20 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from gateway.api_keys.limit_ledger import (
+    KeyUse,
     LimitAnswer,
     LimitAsk,
     LimitAuthority,
     LimitLedger,
+    LimitWindow,
 )
 from gateway.api_keys.limit_permits import SharedLimits
-from gateway.state.backend import LIMITS, Row, StateBackend
+from gateway.state.backend import KEY_USE, LIMITS, Row, StateBackend
 from gateway.state.encryption import EncryptedBackend
 from gateway.state.redis import RedisBackend, RedisScript
-from gateway.state.worker_state import LinkBackend
+from gateway.state.replication import KEY_USE_SECONDS
+from gateway.state.serialization import decode
+from gateway.state.worker_state import LinkBackend, StateServer
 from gateway.state.write_behind import WriteBehind
 from gateway.worker_link import Link
 
@@ -33,7 +38,7 @@ _EXCHANGE = "limits.exchange"
 _ANSWER_SECONDS = 1.0
 
 #: How long a key that is not used is remembered in Redis, in milliseconds.
-_REMEMBERED_MILLISECONDS = 400 * 86_400_000
+_REMEMBERED_MILLISECONDS = int(KEY_USE_SECONDS * 1000)
 
 #: How long a process may come to hear that a place is free, in seconds.
 _NEWS_SECONDS = 2.0
@@ -93,13 +98,17 @@ class LinkLimits:
 class LimitServer:
     """The supervisor's side of :class:`LinkLimits`.
 
+    :param state: keeps what is used, over a restart of the supervisor.
     :param now: unix seconds.
     :ivar ledger: counts for all workers.
     """
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, state: StateServer, now: Callable[[], float]) -> None:
+        self._state = state
         self._now = now
         self.ledger = LimitLedger()
+        #: The limits of each key, as they were asked for last.
+        self._windows: dict[str, Sequence[LimitWindow]] = {}
 
     def serve(self, link: Link) -> None:
         """Serve a worker until its link ends; then its places are free."""
@@ -108,7 +117,7 @@ class LimitServer:
         def exchange(payload: bytes) -> bytes:
             ask = _decode_ask(payload)
             processes.add(ask.process)
-            return _encode(self.ledger.exchange(ask, self._now()))
+            return _encode(self._exchange(ask))
 
         def ended(link: Link) -> Link:
             for process in processes:
@@ -117,6 +126,24 @@ class LimitServer:
 
         link.handle(_EXCHANGE, exchange)
         link.closed.addCallback(ended)
+
+    def _exchange(self, ask: LimitAsk) -> LimitAnswer:
+        key = ask.tenant.encode(errors="surrogatepass")
+        if ask.tenant not in self.ledger.keys:
+            kept = self._state.row(KEY_USE, key)
+            use = None if kept is None or kept.value is None else decode(kept.value, KeyUse)
+            if use is not None:
+                self.ledger.restore(ask.tenant, ask.windows, use)
+        self._windows[ask.tenant] = ask.windows
+        answer = self.ledger.exchange(ask, self._now())
+        if answer.granted or ask.uses:
+            self._state.writes.put_later(KEY_USE, key, partial(self._row, ask.tenant, key))
+        return answer
+
+    def _row(self, tenant: str, key: bytes) -> Row:
+        now = self._now()
+        use = self.ledger.use_of(tenant, self._windows[tenant], now)
+        return Row(KEY_USE, key, _encode(use), now + KEY_USE_SECONDS, tenant)
 
 
 def authority_of(backend: StateBackend) -> LimitAuthority | None:

@@ -140,6 +140,11 @@ class StateServer(Service):
         """Rows in memory; at most :data:`MAX_ROWS`."""
         return sum(len(rows) for rows in self._rows.values())
 
+    def row(self, table: str, key: bytes) -> Row | None:
+        """A row of a replicated table, if it is known."""
+        found = self._rows[table].get(key)
+        return None if found is None or found.expires_at <= self._clock.seconds() else found
+
     def serve(self, link: Link) -> None:
         """Serve a worker until its link ends."""
         self._links.append(link)

@@ -21,6 +21,7 @@ from gateway.listening import CannotListen
 from gateway.log import LogThreshold
 from gateway.reload import ConfigReloader, needs_restart
 from gateway.state.keeper import lock_of, server_for
+from gateway.state.shared_limits import LimitServer
 from gateway.systemd import ServiceManager
 from gateway.upgrade import Upgrade, command_line, tell_ready
 from gateway.workers.admin import WorkersAdmin
@@ -94,6 +95,8 @@ class TwistdSupervisor(Supervisor):
         if (state := self.state) is not None:
             state.setServiceParent(self)
             self.parts.append(lambda worker: state.serve(worker.link))
+            limits = LimitServer(state, reactor.seconds)
+            self.parts.append(lambda worker: limits.serve(worker.link))
         self.tokens = TokenKeeper(reactor, options.settings)
         self.tokens.setServiceParent(self)
         self.parts.append(lambda worker: self.tokens.server.serve(worker.link))

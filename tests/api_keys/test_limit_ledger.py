@@ -119,9 +119,9 @@ def test_what_was_kept_is_taken_back(both: tuple[Asker, Asker]) -> None:
     a, _ = both
     a.ask(START, 7)
     other = LimitLedger()
-    other.restore("laptop", a.ledger.state("laptop"))
-    other.restore("desk", {"damaged": True})
-    assert Asker(other, "c").ask(START, 9).granted == 3
+    other.restore("laptop", [MINUTE], a.ledger.use_of("laptop", [MINUTE], START))
+    answer = Asker(other, "c").ask(START, 9)
+    assert (answer.granted, answer.turns) == (3, 10)
 
 
 @given(
