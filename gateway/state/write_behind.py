@@ -31,7 +31,7 @@ from gateway.state.pending_rows import MAX_PENDING_BYTES, MakeRow, PendingRows
 #: Deadlines in seconds: of a turn's read, of a write, of a whole table, of the last write.
 READ_SECONDS = 1.0
 _WRITE_SECONDS = 10.0
-_OPEN_SECONDS = 10.0
+_OPEN_SECONDS = 30.0
 _LAST_WRITE_SECONDS = 5.0
 
 #: How often a backend that others change is asked whether it still answers, in seconds.
@@ -286,7 +286,7 @@ class WriteBehind:
         records, rest = self._pending.records(wanted.response)
         if not missing and rest.response is None and rest.record is None:
             return succeed(Recalled(rows, records))
-        if self.state is BackendState.OPENING and self._why is None:
+        if self.state is BackendState.OPENING and self._why is None and not self._readable:
             opened: Deferred[None] = Deferred()
             self._when_open.append(opened)
             return opened.addCallback(lambda _: self.read(wanted))
@@ -320,15 +320,22 @@ class WriteBehind:
         self._enter(BackendState.OPENING)
         opened = self._opened_and_loaded()
         opened.addTimeout(_OPEN_SECONDS, self._clock)
-        opened.addCallbacks(lambda _: self._is_ready(), self._lost)
+        opened.addCallbacks(lambda _: self._is_ready(), self._read_lost)
         opened.addErrback(lambda failure: _log.failure("the state cannot be opened", failure))
 
     def _opened_and_loaded(self) -> Deferred[Any]:
         self._fed = []
         opened: Deferred[Any] = maybeDeferred(self.backend.open, self._take)
+        opened.addCallback(self._can_read)
         for table in REPLICATED:
             opened.addCallback(self._load, table)
         return opened
+
+    def _can_read(self, _: None) -> None:
+        """Turns need not wait until large tables are loaded."""
+        if self.state is BackendState.OPENING:
+            self._readable = True
+            self._opened()
 
     def _load(self, _: None, table: str) -> Deferred[None]:
         return self.backend.scan(table).addCallback(partial(self._loaded, table))

@@ -156,3 +156,24 @@ def test_a_backend_that_is_gone_is_noticed_while_no_turn_asks() -> None:
     assert writes.why_unreachable is None
     writes.stop()
     assert clock.getDelayedCalls() == []
+
+
+def test_turns_read_while_large_tables_are_loaded() -> None:
+    clock, server = Clock(), Server()
+    backend = Process(server)
+    writes = WriteBehind(backend, clock, 0.0, lambda table, rows: None, lambda rows: None)
+    table: Deferred[list[Row]] = Deferred()
+    backend.scan = lambda name: table  # type: ignore[method-assign]
+    backend.opening = Deferred()
+    writes.start()
+    found: list[Recalled] = []
+    writes.read(Recall((), b"a")).addCallback(found.append)
+    assert found == []
+    backend.opening.callback(None)
+    assert len(found) == 1
+    assert writes.state is BackendState.OPENING
+    table.errback(StateError("it went away"))
+    failed: list[object] = []
+    writes.read(Recall((), b"a")).addErrback(failed.append)
+    assert len(failed) == 1
+    assert backend.reads == 1
