@@ -74,7 +74,6 @@ class RedisConnection(Protocol):
         self._seconds = seconds
         self._deadline = Deadline(clock, self._silent)
         self._reader = hiredis.Reader(protocolError=StateError, replyError=RedisRefusal)
-        self._reader.setmaxbuf(0)  # a large buffer is not kept for the next reply
         self._waiting: deque[_Pipeline] = deque()
         self._count = 0
         self._bytes = 0

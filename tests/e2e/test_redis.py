@@ -354,9 +354,9 @@ async def test_a_full_server_is_told_and_still_read(start: Start, keep: Any) -> 
 async def test_the_master_is_followed_over_a_failover(
     start: Start, keep: Any, tmp_path: Path
 ) -> None:
-    login = ("--requirepass", "x", "--masterauth", "x", "--repl-diskless-sync-delay", "0")
-    master = start(*login)
-    replica = start(*login, "--replicaof", "127.0.0.1", str(master.port))
+    login = ("--masterauth", "x", "--repl-diskless-sync-delay", "0")
+    master = start(*login, password="x")
+    replica = start(*login, "--replicaof", "127.0.0.1", str(master.port), password="x")
     config = tmp_path / "sentinel.conf"
     config.write_text(
         f"sentinel monitor main 127.0.0.1 {master.port} 1\n"
@@ -373,7 +373,7 @@ async def test_the_master_is_followed_over_a_failover(
     await kept.writes.flush()
 
     def replicated() -> bool:
-        return bool(replica.ask("EXISTS", f"rg1:conversation:{key_of(1).hex()}", login=("x",)))
+        return bool(replica.ask("EXISTS", f"rg1:conversation:{key_of(1).hex()}"))
 
     await until(replicated)
     master.kill()
@@ -383,7 +383,7 @@ async def test_the_master_is_followed_over_a_failover(
     await until(lambda: kept.writes.why_unreachable is None, 60)
     await kept.writes.flush()
     assert await records(kept.backend, 2) == expected(2, 1)
-    assert replica.ask("ROLE", login=("x",))[0] == b"master"
+    assert replica.ask("ROLE")[0] == b"master"
 
 
 @pytest_twisted.ensureDeferred

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import threading
 import time
@@ -35,6 +36,8 @@ TURNS = int(os.environ.get("SHARED_STATE_TURNS", "8"))
 
 #: Attempts at one turn, as a patient client makes them, and the pause between them in seconds.
 TRIES, PAUSE = 80, 0.5
+
+PASSWORD = "password-of-redis"
 
 INCLUDE = ["reasoning.encrypted_content"]
 
@@ -69,13 +72,15 @@ class Setting:
 @pytest.fixture
 def setting(tmp_path: Path, require_e2e: bool) -> Iterator[Setting]:
     need_program("redis-server", require_e2e)
-    made = Setting(tmp_path, RedisServer(tmp_path), [Strict("a"), Strict("b")])
+    redis = RedisServer(tmp_path, password=PASSWORD)
+    made = Setting(tmp_path, redis, [Strict("a"), Strict("b")])
     try:
         made.add_gateway()
         made.add_gateway()
         yield made
         for each in made.gateways:
             each.stop()
+            assert PASSWORD not in each.log()
     finally:
         for each in made.gateways:
             if each.process.poll() is None:
@@ -149,7 +154,9 @@ class Conversation:
                 return self._over_websocket(members) if self.websocket else self._over_http(members)
             except (OSError, Broken, SocketClosed, Refused, AssertionError) as error:
                 self.refused[str(error)[:200]] += 1
-                time.sleep(PAUSE)
+                time.sleep(
+                    random.uniform(0.5, 1.5) * PAUSE
+                )  # two in step never meet the other gateway
         raise AssertionError(f"{self.name}: no answer to {words!r}: {self.refused}")
 
     def _over_websocket(self, members: Json) -> Json:

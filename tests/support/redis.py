@@ -35,18 +35,23 @@ class RedisServer:
 
     :param options: of its command line, such as ``("--requirepass", "x")``.
     :param sentinel: the configuration of a Sentinel, which it is then.
+    :param password: that it wants.
     """
 
-    def __init__(self, folder: Path, *options: str, sentinel: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, *options: str, sentinel: Path | None = None, password: str = ""
+    ) -> None:
         self.port = free_port()
         self.folder = folder
-        self.options = options
+        self.options = (*options, "--requirepass", password) if password else options
+        self.password = password
         self.sentinel = sentinel
         self.start()
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        login = f":{self.password}@" if self.password else ""
+        return f"redis://{login}127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
         """Start it, empty."""
@@ -64,12 +69,12 @@ class RedisServer:
             )
         wait_for_port(self.port, self.process)
 
-    def ask(self, *parts: str, login: tuple[str, ...] = ()) -> Any:
+    def ask(self, *parts: str) -> Any:
         """The reply to one command, by a simple client of its own."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=10) as sock:
             file = sock.makefile("rwb")
-            if login:
-                _send(file, ("AUTH", *login))
+            if self.password:
+                _send(file, ("AUTH", self.password))
                 assert _reply(file) == b"OK"
             _send(file, parts)
             return _reply(file)
