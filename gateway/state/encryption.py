@@ -119,7 +119,7 @@ class EncryptedBackend:
         # The value of such a row is the key of another one.
         if row.value is None or row.table == RESPONSES:
             return row
-        return row._replace(value=self._cipher.encrypt(row.value, _place(row.table, row.key)))
+        return row._replace(value=self._cipher.encrypt(row.value, row_place(row.table, row.key)))
 
     def _decrypted(self, rows: Sequence[Row]) -> list[Row]:
         found = []
@@ -127,7 +127,7 @@ class EncryptedBackend:
             if row.value is None:
                 found.append(row)
                 continue
-            value = self._cipher.decrypt(row.value, _place(row.table, row.key))
+            value = self._cipher.decrypt(row.value, row_place(row.table, row.key))
             if value is not None:
                 found.append(row._replace(value=value))
         return found
@@ -135,12 +135,12 @@ class EncryptedBackend:
     def _recalled(self, found: Recalled) -> Recalled:
         rows = {}
         for (table, key), written in found.rows.items():
-            value = self._cipher.decrypt(written, _place(table, key))
+            value = self._cipher.decrypt(written, row_place(table, key))
             if value is not None:
                 rows[table, key] = value
         records = []
         for key, written in found.records:
-            value = self._cipher.decrypt(written, _place("records", key))
+            value = self._cipher.decrypt(written, row_place("records", key))
             if value is None:
                 break  # what is older cannot be continued without it
             records.append((key, value))
@@ -163,5 +163,6 @@ def _derived(passphrase: bytes) -> bytes:
     return key
 
 
-def _place(table: str, key: bytes) -> bytes:
+def row_place(table: str, key: bytes) -> bytes:
+    """Where a value is written, for :class:`Cipher`."""
     return blake2b(table.encode() + b"\0" + key, digest_size=32).digest()

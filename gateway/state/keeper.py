@@ -144,8 +144,9 @@ class StateKeeper(Service):
         self._loads: SharedLoads | None = None
         self._limits: SharedLimits | None = None
         self._replication = Replication()
-        # Others wait for what this process writes.
-        flush_seconds = 0.0 if backend.shared else settings.flush_milliseconds / 1000
+        # Others wait for what this process writes.  A crash loses at most one interval: half of
+        # it to collect, half of it to write.
+        flush_seconds = 0.0 if backend.shared else settings.flush_milliseconds / 2000
         self.writes = WriteBehind(
             backend,
             reactor,

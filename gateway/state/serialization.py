@@ -122,6 +122,24 @@ def encode_record(record: ResponseRecord, ids: AccountIds, evicted: bool = False
     )
 
 
+def described(value: bytes) -> dict[str, Any] | None:
+    """A written record ready for JSON; None when it cannot be read."""
+    try:
+        record = _decode_record(value)
+        return {
+            "tenant": record.tenant,
+            "id": record.id,
+            "account": record.account,
+            "model": record.model,
+            "store": record.store,
+            "created_at": record.created_at,
+            "input": [msgspec.json.decode(item.raw) for item in record.input],
+            "output": [msgspec.json.decode(item.raw) for item in record.output],
+        }
+    except UNREADABLE_VALUE:
+        return None
+
+
 def decode_transcript(
     records: Sequence[tuple[bytes, bytes]], ids: AccountIds
 ) -> tuple[Transcript | None, list[Transcript]]:

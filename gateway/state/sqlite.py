@@ -145,7 +145,7 @@ class SqliteBackend:
         if self._directory is not None:
             _make_directory(self._directory)
             if self.lock is None:
-                self.lock = _locked(self._directory / LOCK)
+                self.lock = lock_directory(self._directory)
         self._database.open()
 
     def _trim(self) -> Deferred[Any]:
@@ -188,19 +188,24 @@ def _make_directory(path: Path) -> None:
         raise StateError(f"{path} cannot be made: {error.strerror}") from error
 
 
-def _locked(path: Path) -> int:
-    """The descriptor of the locked file, which has the process id in it."""
+def lock_directory(directory: Path) -> int:
+    """The descriptor of the directory's locked file, which has the process id in it.
+
+    :raises StateError: when another process has it.
+    """
     try:
-        lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, stat.S_IRUSR | stat.S_IWUSR)
+        lock = os.open(
+            directory / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, stat.S_IRUSR | stat.S_IWUSR
+        )
     except OSError as error:
-        raise StateError(f"{path.parent} cannot be written to: {error.strerror}") from error
+        raise StateError(f"{directory} cannot be written to: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         holder = os.read(lock, 20).decode("ascii", "replace").strip() or "unknown"
         os.close(lock)
         raise StateError(
-            f"{path.parent} is used by another process ({holder}); give each gateway its own"
+            f"{directory} is used by another process ({holder}); give each gateway its own"
             " state.directory"
         ) from None
     os.ftruncate(lock, 0)

@@ -43,7 +43,6 @@ class ForkedGateway:
             [sys.executable, "-m", "tests.e2e.forked_gateway"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             text=True,
             cwd=ROOT,
         )
