@@ -86,14 +86,17 @@ def cpu_seconds(pid: int) -> float:
 
 def spent(fleet: Fleet, count: int, run: Callable[[], object]) -> dict[str, float]:
     """Run something that makes so many events or turns, and read off what it cost."""
+    supervisor = cpu_seconds(fleet.process.pid)
     before = [cpu_seconds(pid) for pid in fleet.pids]
     began = time.perf_counter()
     run()
     wall = time.perf_counter() - began
     used = [cpu_seconds(pid) - earlier for pid, earlier in zip(fleet.pids, before, strict=True)]
+    supervised = cpu_seconds(fleet.process.pid) - supervisor if fleet.workers > 1 else 0.0
     return {
         "per second": count / wall,
         "CPU us each": sum(used) / count * 1e6,
+        "CPU us each, of the supervisor": supervised / count * 1e6,
         "busiest worker's share": max(used) / sum(used),
         "per second with a core for each worker": count / max(used),
     }
@@ -163,7 +166,8 @@ def main() -> int:
     for what, table in results.items():
         for figure, of in table.items():
             one, other = (statistics.median(of[workers]) for workers in (1, many))
-            print(f"| {what}: {figure} | {one:,.2f} | {other:,.2f} | {other / one:.2f} |")
+            ratio = f"{other / one:.2f}" if one else ""
+            print(f"| {what}: {figure} | {one:,.2f} | {other:,.2f} | {ratio} |")
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     return 0

@@ -107,7 +107,12 @@ class Upgrade(ProcessProtocol):
         pipes: dict[int, int | str] = {0: nothing, 1: 1, 2: 2, **files, self._place: "r"}
         try:
             self._reactor.spawnProcess(
-                self, self._command[0], self._command, environ, self._folder, childFDs=pipes
+                self,
+                self._command[0],
+                self._command,
+                env=environ,
+                path=self._folder,
+                childFDs=pipes,
             )
         except OSError as error:
             self._fail(f"cannot be started: {error.strerror}")
