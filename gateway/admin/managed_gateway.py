@@ -22,6 +22,7 @@ from gateway.admin.views.conversations import conversations, turns, why
 from gateway.admin.views.overview import (
     configuration,
     current,
+    keys,
     memory,
     overview,
     part,
@@ -40,7 +41,7 @@ VIEWS: Mapping[str, Callable[..., Any]] = {
     "conversations": conversations,
     "why": why,
     "turns": turns,
-    "keys": lambda running: {"keys": running.api_keys.snapshot()},
+    "keys": keys,
     "memory": memory,
     "configuration": configuration,
     "recorded": recorded,

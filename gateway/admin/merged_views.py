@@ -98,10 +98,12 @@ _ACCOUNT = fields(
 _KEY = fields(
     {
         "turns_running": total,
-        "turns": total,
-        "tokens": total,
+        # What workers share each of them knows; who asked last knows it best.
+        "turns_running_everywhere": most,
+        "turns": most,
+        "tokens": most,
         "last_used_at": most,
-        "limits": fields({}, fields({"used": total, "free_at": most})),
+        "limits": fields({}, fields({"used": most, "free_at": most})),
         "refusals": counts,
     }
 )

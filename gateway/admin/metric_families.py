@@ -33,6 +33,7 @@ _GAUGES: Mapping[str, Rule] = {
     "gateway_config_last_reload_successful": least,
     "gateway_alarms": most,
     "gateway_memory_budget_bytes": least,
+    "gateway_key_quota_used": most,
     "gateway_key_quota_limit": most,
     "gateway_request_log_rules": most,
     "gateway_state_reachable": least,

@@ -249,6 +249,7 @@ def _process(collector: MetricsCollector) -> Iterator[Metric]:
 
 
 def _keys(running: RunningGateway) -> Iterator[Metric]:
+    running.api_keys.refresh()  # for the next scrape
     keys = running.api_keys.snapshot()
     yield _gauge(
         "gateway_key_turns_in_flight",

@@ -197,6 +197,12 @@ class KeyRing:
         if found is not None:
             found.restore(use)
 
+    def refresh(self) -> None:
+        """Somebody looks at :meth:`snapshot`: find out what other processes have used."""
+        for limits in self._limits.values():
+            if limits.shared is not None:
+                limits.shared.refresh()
+
     def snapshot(self) -> list[dict[str, Any]]:
         """For the admin side, ready for JSON."""
         return [limits.snapshot() for limits in self._limits.values()]

@@ -44,6 +44,9 @@ _REPORT_SECONDS = 0.5
 _CONFIRM_SECONDS = 3.0
 _RETRY_SECONDS = 1.0
 
+#: How long what others have used counts as new for somebody who looks at it, in seconds.
+_FRESH_SECONDS = 2.0
+
 #: Bound on the uses of a key that wait to be reported; earlier ones are joined.
 _MAX_USES = 120
 
@@ -217,6 +220,26 @@ class SharedKey:
         if self.answer is None or len(self.answer.used) != len(self._windows):
             return {}
         return {each.name: used for each, used in zip(self._windows, self.answer.used, strict=True)}
+
+    @property
+    def totals(self) -> tuple[int, int] | None:
+        """Turns and tokens ever, in all processes; None if that is not known."""
+        answer = self.answer
+        if answer is None:
+            return None
+        uses = [*self._uses, *(() if self._report is None else self._report[1])]
+        turns = answer.turns - len(self._permits) + sum(use[1] for use in uses)
+        return turns, answer.tokens + sum(use[2] for use in uses)
+
+    @property
+    def held(self) -> int | None:
+        """Requests that run in all processes, and permits for more; None if that is not known."""
+        return None if self.answer is None else self.answer.held
+
+    def refresh(self) -> None:
+        """Somebody looks at what other processes have used: ask for it, unless it is new."""
+        if not 0 <= self._shared.clock.seconds() - self._asked_at < _FRESH_SECONDS:
+            self._ask_soon()
 
     # --- requests ----------------------------------------------------------------------
 

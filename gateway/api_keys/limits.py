@@ -192,14 +192,21 @@ class KeyLimits:
                 self._windows[name].restore(counters)
 
     def snapshot(self) -> dict[str, Any]:
-        """For the admin side, ready for JSON."""
+        """For the admin side, ready for JSON.
+
+        Use is that of all processes, where they share the limits.
+        """
+        shared = self.shared
+        used = None if shared is None else shared.totals
+        turns, tokens = (self._turns, self._tokens) if used is None else used
         return {
             "name": self.settings.name,
             "models": list(self.settings.models),
             "turns_running": self.turns_running,
             "max_concurrent_turns": self.settings.max_concurrent_turns,
-            "turns": self._turns,
-            "tokens": self._tokens,
+            "turns_running_everywhere": None if shared is None else shared.held,
+            "turns": turns,
+            "tokens": tokens,
             "last_used_at": self._used_at,
             "limits": {
                 name: self._window_snapshot(name, window) for name, window in self._windows.items()

@@ -229,6 +229,7 @@ class Shown:
                 "name": f"{name}{self.words}",
                 "models": ["*"],
                 "turns_running": 3,
+                "turns_running_everywhere": 5,
                 "max_concurrent_turns": 8,
                 "turns": 20_113,
                 "tokens": 911_204_338,

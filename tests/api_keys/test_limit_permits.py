@@ -327,3 +327,22 @@ def test_every_turn_is_answered_and_all_places_come_back(steps: list[tuple[str, 
             process.ends()
     stage.passes(5.0)
     assert [stage.a.turn() for _ in range(4)] == [True, True, True, False]
+
+
+def test_what_all_processes_have_used_is_shown() -> None:
+    stage = Stage(max_concurrent_turns=4)
+    assert stage.a.shown["turns_running_everywhere"] is None, "not known yet"
+    for each in (stage.a, stage.b, stage.b):
+        assert each.turn()
+    stage.b.leases[0].used(Usage(60, 0, 50))
+    stage.passes(3.0)
+    stage.a.ring.refresh()
+    stage.clock.advance(0)
+    shown = stage.a.shown
+    assert shown["turns_running"] == 1
+    assert shown["turns_running_everywhere"] == 3
+    assert (shown["turns"], shown["tokens"]) == (3, 110)
+    asks = len(stage.authority.asks)
+    stage.a.ring.refresh()
+    stage.clock.advance(0)
+    assert len(stage.authority.asks) == asks, "it is new"

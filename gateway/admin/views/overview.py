@@ -53,7 +53,7 @@ def current(running: RunningGateway) -> dict[str, Any]:
         "newest": running.metrics.newest(),
         "turns": dict(services.turn_log.totals),
         "accounts": shown,
-        "keys": running.api_keys.snapshot(),
+        **keys(running),
         "ledger": msgspec.to_builtins(services.conversations.figures()),
         "store": store(running),
         "recordings": rules(running),
@@ -117,6 +117,12 @@ def memory(running: RunningGateway, own: Iterable[Mapping[str, Any]] = ()) -> di
     :param own: those of the admin side itself.
     """
     return {"registers": [*running.metrics.bounded_structures(), *own]}
+
+
+def keys(running: RunningGateway) -> dict[str, Any]:
+    """The client keys, and what they have used."""
+    running.api_keys.refresh()
+    return {"keys": running.api_keys.snapshot()}
 
 
 def configuration(running: RunningGateway) -> dict[str, Any]:
