@@ -21,9 +21,10 @@ from gateway.admin import merged_views, worker_list
 from gateway.admin.actions import ANSWER_SECONDS, LEVELS, reload_configuration
 from gateway.admin.managed_gateway import TurnWatcher
 from gateway.admin.merging import Json, merged, total
-from gateway.admin.metric_families import Family, ProcessFamilies, decoded, exposition
+from gateway.admin.metric_families import SUPERVISOR, Family, ProcessFamilies, decoded, exposition
 from gateway.admin.requests import bad_request
 from gateway.admin.running_gateway import Configuration
+from gateway.admin.views.overview import store
 from gateway.admin.worker_answers import (
     ACT,
     FOLLOW,
@@ -44,10 +45,11 @@ from gateway.admin.worker_calls import (
     reply,
 )
 from gateway.log import LogThreshold
-from gateway.metrics.alarms import of_rejected
+from gateway.metrics.alarms import of_rejected, of_state
 from gateway.metrics.collector import STEP_SECONDS, Points
 from gateway.metrics.process import read_process
 from gateway.server.connections import OpenFiles
+from gateway.state.keeper import StateFigures, nothing_kept
 
 #: How long a worker may take to answer, in seconds; probes of accounts take longer.
 _VIEW_SECONDS = 2.0
@@ -81,6 +83,7 @@ class ManagedWorkers(Service):
     :param threshold: of the supervisor's own log.
     :param files: the supervisor's open files.
     :param own_families: the supervisor's own metrics.
+    :param kept: called for how the supervisor keeps the state.
     :ivar configuration: that in force.
     :ivar draining: whether the operator, or a stop, empties all workers of clients.
     """
@@ -92,6 +95,7 @@ class ManagedWorkers(Service):
         threshold: LogThreshold,
         files: OpenFiles,
         own_families: Callable[[], list[Family]] = list,
+        kept: Callable[[], StateFigures | None] = nothing_kept,
     ) -> None:
         self.configuration = Configuration()
         self.draining = False
@@ -101,6 +105,7 @@ class ManagedWorkers(Service):
         self._workers = workers
         self._threshold = threshold
         self._own_families = own_families
+        self._kept = kept
         self._points = Points()
         self._families = ProcessFamilies()
         self._parts: dict[str, tuple[int, Json]] = {}
@@ -288,7 +293,13 @@ class ManagedWorkers(Service):
         shown = merged_views.with_remains(shown, self._ended)
         workers, in_force = self._workers(), self.configuration
         rejected = in_force.last_rejected()
-        found = [*worker_list.alarms(workers, parts), *of_rejected(rejected), *shown["alarms"]]
+        kept = self._kept()
+        found = [
+            *worker_list.alarms(workers, parts),
+            *of_rejected(rejected),
+            *of_state(kept),
+            *shown["alarms"],
+        ]
         memory = shown["memory"]
         return {
             **shown,
@@ -300,6 +311,7 @@ class ManagedWorkers(Service):
             "memory": {**memory, "rss_bytes": total(memory["rss_bytes"], read_process().rss_bytes)},
             "alarms": sorted(found, key=lambda each: each["level"] != "red"),
             "newest": self._points.newest(),
+            "store": shown["store"] if kept is None else store(kept),
             "workers": worker_list.listed(workers, parts, self._latencies),
         }
 
@@ -374,8 +386,8 @@ class ManagedWorkers(Service):
 
         def all_told(told: Answers) -> list[Family]:
             answered = list(told.found)
-            self._families.told("supervisor", 0, self._own_families())
-            found = self._families.merged([*answered, "supervisor"])
+            self._families.told(SUPERVISOR, 0, self._own_families())
+            found = self._families.merged([*answered, SUPERVISOR])
             parts = {name: part for name, (_, part) in self._parts.items() if name in answered}
             shown = worker_list.listed(workers, parts, self._latencies)
             return [*found, *worker_list.families(shown, answered)]

@@ -14,6 +14,7 @@ from typing import Any
 from gateway import __version__
 from gateway.admin.merging import (
     Json,
+    Rule,
     agreed,
     by_bucket,
     chosen,
@@ -290,27 +291,43 @@ def remains(part: Json) -> Json:
         {name: each[name] for name in ("name", "turns", "failures", "errors")}
         for each in part["accounts"]
     )
+    # The turns of keys are counted for all workers, and live on.
+    keys = ({name: each[name] for name in ("name", "refusals")} for each in part["keys"])
     return {
         "turns": part["turns"],
         "accounts": list(accounts),
+        "keys": list(keys),
         "ledger": {"evicted_conversations": part["ledger"]["evicted_conversations"]},
     }
 
 
 #: Merges what remains of several workers.
-REMAINS = fields({"turns": counts, "accounts": listed(named("name"), _ACCOUNT), "ledger": _FIGURES})
+REMAINS = fields(
+    {
+        "turns": counts,
+        "accounts": listed(named("name"), _ACCOUNT),
+        "keys": listed(named("name"), _KEY),
+        "ledger": _FIGURES,
+    }
+)
 
 
 def with_remains(part: Json, ended: Json | None) -> Json:
-    """A part with the counts of those that have ended; accounts that are gone stay away."""
+    """A part with the counts of those that have ended, of the accounts and keys that it has."""
     if ended is None:
         return part
-    here = {each["name"] for each in part["accounts"]}
-    accounts = [each for each in ended["accounts"] if each["name"] in here]
+
+    def with_those(name: str, rule: Rule) -> list[Json]:
+        here = {each["name"] for each in part[name]}
+        left = [each for each in ended[name] if each["name"] in here]
+        found: list[Json] = listed(named("name"), rule)(part[name], left)
+        return found
+
     return {
         **part,
         "turns": counts(part["turns"], ended["turns"]),
-        "accounts": listed(named("name"), _ACCOUNT)(part["accounts"], accounts),
+        "accounts": with_those("accounts", _ACCOUNT),
+        "keys": with_those("keys", _KEY),
         "ledger": _FIGURES(part["ledger"], ended["ledger"]),
     }
 

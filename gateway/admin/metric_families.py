@@ -50,8 +50,14 @@ _GAUGES: Mapping[str, Rule] = {
 #: Gauges of each process, which say nothing as a sum: they get the label ``worker``.
 _LABELLED = frozenset({"process_open_fds", "process_max_fds"})
 
+#: What workers only hand on to the process that writes it, which tells it itself.
+_OF_WRITER = frozenset({"gateway_state_written_rows", "gateway_state_flush_seconds"})
+
 #: One account is in one state.
 _STATE = "gateway_account_state"
+
+#: The process that has no number.
+SUPERVISOR = "supervisor"
 
 #: Bound on the values that are kept of processes that have ended.
 _MAX_KEPT = 100_000
@@ -189,11 +195,17 @@ class ProcessFamilies:
         """
         gauges = frozenset(alive)
         found: dict[str, _Values] = {}
+        own = self._last.get(SUPERVISOR, (None, []))[1]
+        hidden = _OF_WRITER.intersection(family.name for family in own)
         for name, (_, told) in self._last.items():
             for family in told:
+                if family.name in hidden and name != SUPERVISOR:
+                    continue
                 if family.kind in _RISING or name in gauges:
                     _add(found, family, name)
         for family_name, ended in self._ended.items():
+            if family_name in hidden:
+                continue
             values = found.setdefault(family_name, _Values(ended.about, ended.kind))
             for key, value in ended.samples.items():
                 values.add(key, value, total)

@@ -103,7 +103,7 @@ class Metrics(Collector):
         yield from _keys(running)
         yield from _registers(running)
         yield from _request_log(running.services.request_log)
-        yield from _state(running.kept())
+        yield from state_metrics(running.kept())
         yield from _turns(collector.turns)
         yield from _turn_times(collector.turns)
         yield from _gen_ai(collector.turns.models)
@@ -313,7 +313,8 @@ def _request_log(log: RequestLog) -> Iterator[Metric]:
         yield _counter(f"gateway_request_log_{name}", about, (), [((), number)])
 
 
-def _state(kept: StateFigures | None) -> Iterator[Metric]:
+def state_metrics(kept: StateFigures | None) -> Iterator[Metric]:
+    """How the state is kept; nothing without one."""
     if kept is None:
         return
     writes = kept.writes

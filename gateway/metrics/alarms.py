@@ -229,6 +229,13 @@ def _share(part: int | None, whole: int | None) -> float:
     return part / whole if part and whole else 0.0
 
 
+def of_state(kept: StateFigures | None) -> list[Alarm]:
+    """The alarms about a state that this process keeps for its workers."""
+    found = () if kept is None else _unkept(kept)
+    since = None if kept is None else kept.writes.since
+    return [alarm(each.level, each.what, since, None, each.advice) for each in found]
+
+
 # --- of accounts and the configuration -----------------------------------------------------
 
 

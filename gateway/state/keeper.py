@@ -89,6 +89,17 @@ class StateFigures(NamedTuple):
     unreadable: int
 
 
+def figures_of(writes: WriteBehind) -> StateFigures:
+    """What waits to be written, and whether it can be."""
+    backend = writes.backend
+    return StateFigures(
+        backend.name,
+        writes.figures(),
+        getattr(backend, "file_bytes", None),  # of those that write a file
+        getattr(backend, "unreadable", 0),
+    )
+
+
 def nothing_kept() -> StateFigures | None:
     """The figures of a gateway that keeps no state."""
     return None
@@ -256,10 +267,4 @@ class StateKeeper(Service):
 
     def figures(self) -> StateFigures:
         """What waits to be written, and whether it can be."""
-        backend = self.writes.backend
-        return StateFigures(
-            backend.name,
-            self.writes.figures(),
-            getattr(backend, "file_bytes", None),  # of those that write a file
-            getattr(backend, "unreadable", 0),
-        )
+        return figures_of(self.writes)

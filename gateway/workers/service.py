@@ -20,7 +20,7 @@ from gateway.inheritance import LOCK, READY, Descriptors, Inheritance, Successio
 from gateway.listening import CannotListen
 from gateway.log import LogThreshold
 from gateway.reload import ConfigReloader, needs_restart
-from gateway.state.keeper import lock_of, server_for
+from gateway.state.keeper import figures_of, lock_of, server_for
 from gateway.state.shared_limits import LimitServer
 from gateway.systemd import ServiceManager
 from gateway.upgrade import Upgrade, command_line, tell_ready
@@ -124,6 +124,7 @@ class TwistdSupervisor(Supervisor):
             lambda: self.workers,
             self.threshold,
             options.inheritance,
+            lambda: None if self.state is None else figures_of(self.state.writes),
         )
         admin.setServiceParent(self)
         admin.managed.configuration = Configuration(
@@ -206,6 +207,8 @@ class TwistdSupervisor(Supervisor):
         self._manager.ready(self._summary)
         inheritance, former = self._options.inheritance, self._options.succession
         inheritance.close_all_but([*self._inherited, READY, LOCK])
+        if self.admin is not None:
+            self.admin.accept()
         if former is not None:
             tell_ready(inheritance)
             self._daemon.succeed(former)

@@ -6,7 +6,11 @@ import json
 from typing import Any
 
 from gateway.admin.managed_gateway import ACTIONS, VIEWS
+from gateway.admin.metric_families import families
+from gateway.admin.prometheus import state_metrics
 from gateway.config import ConfigError
+from gateway.state.keeper import StateFigures
+from gateway.state.write_behind import WriteFigures
 from tests.admin.stage import BEARER, OWN
 from tests.admin.test_openapi import check
 from tests.admin.workers_stage import Worker, Workers
@@ -329,6 +333,19 @@ def test_no_counter_goes_back_when_a_worker_is_restarted() -> None:
     assert after.sum("gateway_worker_restarts_total", worker="2") == 1
     assert between.sum("gateway_worker_up", worker="2") == 0
     assert workers.json("/status")["turns"] == {"completed": 6}
+
+
+def test_the_state_that_the_supervisor_keeps_is_its_own() -> None:
+    workers = Workers()
+    writes = WriteFigures(0, 0, 9, 3, 0, 1, 0.5, None, None, None)
+    kept = StateFigures("/var/lib/gateway", writes, 10_000, 0)
+    workers.managed._kept = lambda: kept
+    workers.managed._own_families = lambda: families(state_metrics(kept))
+    assert workers.json("/status")["store"]["where"] == "/var/lib/gateway"
+    assert scrape(workers).by("gateway_state_file_bytes") == {(): 10_000}
+    kept = kept._replace(unreadable=2)
+    alarms = workers.json("/status")["alarms"]
+    assert ["another key" in alarm["what"] for alarm in alarms] == [True]
 
 
 # --- live events -------------------------------------------------------------------------------

@@ -144,6 +144,7 @@ remaining = st.builds(
     lambda turns, number: {
         "turns": turns,
         "accounts": [{"name": "a", "turns": number, "failures": 0, "errors": turns}],
+        "keys": [{"name": "k", "refusals": turns}],
         "ledger": {"evicted_conversations": number},
     },
     counts,

@@ -12,6 +12,7 @@ from gateway.admin.running_gateway import RunningGateway
 from gateway.admin.views.accounts import accounts
 from gateway.admin.views.recordings import rules
 from gateway.metrics.alarms import Alarm, all_alarms
+from gateway.state.keeper import StateFigures
 
 
 def ready(running: RunningGateway) -> str | None:
@@ -55,7 +56,7 @@ def current(running: RunningGateway) -> dict[str, Any]:
         "accounts": shown,
         **keys(running),
         "ledger": msgspec.to_builtins(services.conversations.figures()),
-        "store": store(running),
+        "store": store(running.kept()),
         "recordings": rules(running),
         "bindings": len(services.pool.bindings),
         "seals": len(services.issuers),
@@ -90,9 +91,8 @@ def alarms(running: RunningGateway, shown: Sequence[Mapping[str, Any]]) -> list[
     )
 
 
-def store(running: RunningGateway) -> dict[str, Any] | None:
+def store(kept: StateFigures | None) -> dict[str, Any] | None:
     """How the state is kept; None for a gateway that keeps none."""
-    kept = running.kept()
     if kept is None:
         return None
     writes = kept.writes
