@@ -283,6 +283,17 @@ def test_a_killed_worker_costs_its_own_running_turns_only(start: Start, upstream
     assert "signal SIGKILL" in line
 
 
+def test_connections_that_wait_for_a_worker_outlive_it(start: Start) -> None:
+    running = start(workers=2)
+    worker = running.workers()[1]
+    os.kill(worker, signal.SIGSTOP)
+    clients = [HttpClient(running.port, timeout=SECONDS) for _ in range(32)]
+    for client in clients:
+        client.post(stream=True)
+    os.kill(worker, signal.SIGKILL)
+    assert [client.answer().status for client in clients] == [200] * 32
+
+
 def test_the_load_goes_on_while_workers_are_killed(start: Start, upstream: Upstream) -> None:
     running = start(workers=2)
 
