@@ -81,7 +81,8 @@ class KeyRing:
 
     def _share(self, name: str, of_key: KeyLimits) -> None:
         if self._shared is not None:
-            of_key.share(self._shared.key(name, lambda: of_key.turns_running))
+            running = lambda: of_key.turns_running  # noqa: E731
+            of_key.share(self._shared.key(name, running, of_key.used_when))
 
     # --- clients -----------------------------------------------------------------------
 

@@ -112,6 +112,7 @@ class LimitAnswer(msgspec.Struct, array_like=True, frozen=True):
     :ivar turns: ever, in all processes.
     :ivar tokens: ever, in all processes.
     :ivar used: in each window, as they were asked.
+    :ivar born: since when the authority has counted, unix seconds; later if it lost everything.
     """
 
     granted: int
@@ -122,6 +123,7 @@ class LimitAnswer(msgspec.Struct, array_like=True, frozen=True):
     turns: int
     tokens: int
     used: list[int]
+    born: float
 
 
 class LimitAuthority(Protocol):
@@ -152,6 +154,7 @@ class _KeyState(msgspec.Struct, array_like=True):
     :ivar counters: by the window's name: what was used in each counter.
     """
 
+    born: float = 0.0
     turns: int = 0
     tokens: int = 0
     processes: dict[str, _Process] = {}
@@ -172,7 +175,7 @@ class LimitLedger:
 
         :param now: unix seconds.
         """
-        key = self.keys.setdefault(ask.tenant, _KeyState())
+        key = self.keys.setdefault(ask.tenant, _KeyState(now))
         self._forget(key, ask.windows, now)
         before = key.processes.get(ask.process)
         again = before is not None and before.number == ask.number
@@ -216,7 +219,8 @@ class LimitLedger:
             now + _WAITS_SECONDS if waits else 0.0,
         )
         wake = ask.most >= 0 and free > 0 and self._another_waits(key, ask.process, now)
-        return LimitAnswer(granted, reached, wait, wake, others + held, key.turns, key.tokens, used)
+        turns, tokens, born = key.turns, key.tokens, key.born
+        return LimitAnswer(granted, reached, wait, wake, others + held, turns, tokens, used, born)
 
     def gone(self, process: str) -> None:
         """A process has ended: its places are free."""

@@ -9,7 +9,7 @@ process alone, and what they use is reported later.  A key without limits only r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
@@ -96,12 +96,18 @@ class SharedLimits:
         self._tick: IDelayedCall | None = None
         self._stopped = False
 
-    def key(self, tenant: str, running: Callable[[], int]) -> SharedKey:
+    def key(
+        self,
+        tenant: str,
+        running: Callable[[], int],
+        earlier: Callable[[], Iterable[tuple[float, int, int]]],
+    ) -> SharedKey:
         """The part of a key; one that it had before is replaced.
 
         :param running: how many requests of it run in this process.
+        :param earlier: what it has used in this process: unix seconds, requests, tokens.
         """
-        self._keys[tenant] = key = SharedKey(self, tenant, running)
+        self._keys[tenant] = key = SharedKey(self, tenant, running, earlier)
         return key
 
     def forget(self, tenant: str) -> None:
@@ -167,10 +173,17 @@ class SharedKey:
     :ivar answer: the last one of the authority, or None.
     """
 
-    def __init__(self, shared: SharedLimits, tenant: str, running: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        shared: SharedLimits,
+        tenant: str,
+        running: Callable[[], int],
+        earlier: Callable[[], Iterable[tuple[float, int, int]]],
+    ) -> None:
         self._shared = shared
         self._tenant = tenant
         self._running = running
+        self._earlier = earlier
         self._most = -1
         self._windows: list[LimitWindow] = []
         #: When each permit was granted, the oldest first.
@@ -364,7 +377,10 @@ class SharedKey:
 
     def _answered(self, answer: LimitAnswer, ask: LimitAsk) -> None:
         self._asking = False
+        sent = [] if self._report is None else self._report[1]
         self._report = None
+        if self.answer is not None and answer.born > self.answer.born:
+            self._tell_again(sent)
         self.answer = answer
         shared = self._shared
         now = shared.clock.seconds()
@@ -389,6 +405,14 @@ class SharedKey:
             self._ask()
         elif gave_back and self._most >= 0:
             self._ask_soon()
+
+    def _tell_again(self, sent: list[tuple[float, int, int]]) -> None:
+        """The authority has lost what was used: report it again, without what it has by now."""
+        for use in self._earlier():
+            self._add(*use)
+        for at, requests, tokens in sent:
+            self._add(at, -requests, -tokens)
+        self._shared.watch()
 
     def _wake(self) -> None:
         """Requests that wait for the answer go on, then those in the queue.

@@ -191,6 +191,22 @@ class KeyLimits:
             if name in self._windows:
                 self._windows[name].restore(counters)
 
+    def used_when(self) -> list[tuple[float, int, int]]:
+        """What was used within its limits: unix seconds, requests, tokens.
+
+        What is older than a minute is only known of the limits of a day.
+        """
+        uses = []
+        for requests, what in ((1, "requests"), (0, "tokens")):
+            minute = self._windows.get(f"{what}_per_minute")
+            day = self._windows.get(f"{what}_per_day")
+            amounts = [] if minute is None else minute.counters()
+            if day is not None:
+                recent = sum(amount for _, amount in amounts)
+                amounts.insert(0, (self._now() - 2 * _MINUTE, day.used - recent))
+            uses += [(at, n * requests, n * (1 - requests)) for at, n in amounts if n]
+        return uses
+
     def snapshot(self) -> dict[str, Any]:
         """For the admin side, ready for JSON.
 

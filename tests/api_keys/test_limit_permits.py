@@ -346,3 +346,19 @@ def test_what_all_processes_have_used_is_shown() -> None:
     stage.a.ring.refresh()
     stage.clock.advance(0)
     assert len(stage.authority.asks) == asks, "it is new"
+
+
+def test_an_authority_that_lost_everything_is_told_again() -> None:
+    stage = Stage(requests_per_minute=10, requests_per_day=20)
+    assert [stage.a.turn() for _ in range(4)] == [True] * 4
+    assert stage.b.turn()
+    stage.passes(70.0)
+    assert [stage.a.turn() for _ in range(4)] == [True] * 4
+    stage.authority.ledger = LimitLedger()
+    stage.passes(1.0)
+    assert stage.a.turn()
+    assert stage.b.turn()
+    stage.passes(3.0)
+    counters = stage.authority.ledger.keys["laptop"].counters
+    assert sum(counters["requests_per_minute"].values()) == 6
+    assert sum(counters["requests_per_day"].values()) == 11

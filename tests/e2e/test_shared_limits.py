@@ -122,4 +122,6 @@ def test_the_script_does_what_the_ledger_does(
         script.exchange(ask).addCallback(answers.append)
         (answer,) = answers
         assert answer.wait == pytest.approx(expected.wait, abs=1e-3)
-        assert msgspec.structs.replace(answer, wait=expected.wait) == expected
+        assert answer.born == pytest.approx(expected.born, abs=1e-3)
+        same = msgspec.structs.replace(answer, wait=expected.wait, born=expected.born)
+        assert same == expected

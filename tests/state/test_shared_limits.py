@@ -141,7 +141,7 @@ def test_a_free_place_wakes_the_processes_that_wait_for_one() -> None:
     ring = KeyRing([KeySettings(name="laptop", key="k", max_concurrent_turns=1)], clock.seconds)
     authority: Any = None
     there.limits = SharedLimits(clock, authority, "b", lambda _: None, lambda: woken.append("b"))
-    key = there.limits.key("laptop", lambda: 0)
+    key = there.limits.key("laptop", lambda: 0, list)
     there.load([row])
     there.apply(row)
     assert not woken, "it waits for none"

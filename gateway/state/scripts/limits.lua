@@ -3,7 +3,7 @@
 --
 -- KEYS: the key's hash.  ARGV: the packed LimitAsk; unix seconds, or '' for those of Redis;
 -- milliseconds until a key that is not used is forgotten.
--- Fields: 'turns', 'tokens'; 'p' and a process: its state; 'w', a window's name, '|' and the number
+-- Fields: 'turns', 'tokens', 'born'; 'p' and a process: its state; 'w', a window's name, '|' and the number
 -- of a counter: what was used in it.
 -- Returns the packed LimitAnswer.
 
@@ -28,7 +28,7 @@ for _, window in ipairs(windows) do
     counters[window[1]], by_name[window[1]] = {}, window
 end
 local others, another_waits, before = 0, false, nil
-local turns, tokens = 0, 0
+local turns, tokens, born = 0, 0, nil
 local known = redis.call('HGETALL', place)
 for at = 1, #known, 2 do
     local field, value = known[at], known[at + 1]
@@ -37,6 +37,8 @@ for at = 1, #known, 2 do
         turns = tonumber(value)
     elseif field == 'tokens' then
         tokens = tonumber(value)
+    elseif field == 'born' then
+        born = tonumber(value)
     elseif kind == 'w' then
         local name, counter = string.match(field, '^w(.*)|(-?%d+)$')
         counter = tonumber(counter)
@@ -166,6 +168,11 @@ if granted < wanted then
 end
 local waits_until = reached == 'max_concurrent_turns' and now + WAITS or 0
 
+if not born then
+    born = now
+    redis.call('HSET', place, 'born', string.format('%.6f', born))
+    born = tonumber(string.format('%.6f', born))
+end
 redis.call(
     'HSET', place, 'turns', turns, 'tokens', tokens, 'p' .. process,
     string.format('%d %.6f %d %d %.6f', held + granted, now + PLACES, number, granted, waits_until)
@@ -178,5 +185,5 @@ for at, window in ipairs(windows) do
 end
 local wake = most >= 0 and free > 0 and another_waits
 return cmsgpack.pack({
-    granted, reached, wait, wake, others + held + granted, turns, tokens, used
+    granted, reached, wait, wake, others + held + granted, turns, tokens, used, born
 })
