@@ -414,6 +414,8 @@ class HttpChannel(ExtensibleHTTPChannel):
         if not self._has_room:
             raise too_many_open_files()
         self.site.limiter.enter(self)
+        if self.site.limiter.draining:
+            self.is_last = True  # it was connected before, and another process listens now
         if self._makes_way:
             self.site.limiter.mark_idle(self)
 

@@ -674,6 +674,19 @@ def test_a_new_client_at_the_stop_is_told_to_come_later(wired: House, handler: H
     answer_json(handler.last, 200, {})
 
 
+def test_who_was_connected_before_another_process_took_over_asks_once(
+    wired: House, handler: Handler
+) -> None:
+    silent, done = wired.client(), wired.client()
+    wired.limiter.drain(lambda: None, refuse=False)
+    silent.gives(echo(silent))
+    answer_json(handler.last, 200, "done")
+    assert silent.answer().status == 200
+    assert silent.is_closed
+    assert done.asks("GET", "/nothing").status == 404
+    assert done.is_closed
+
+
 def test_when_time_is_up_requests_are_refused(wired: House, handler: Handler) -> None:
     waiting, streaming = wired.client(), wired.client()
     waiting.gives(echo(waiting))
