@@ -133,7 +133,11 @@ class StateBackend(Protocol):
         """Read some rows, and one conversation."""
 
     def write(self, rows: Sequence[Row]) -> Deferred[None]:
-        """Write rows, in this order.  Writing the same rows again changes nothing."""
+        """Write rows, in this order.  Writing the same rows again changes nothing.
+
+        The newer value of a record replaces the older one.  A conversation of which no response
+        is left may be deleted.
+        """
 
     def close(self) -> Deferred[None]:
         """Finish what was begun, and release everything."""
