@@ -27,8 +27,8 @@ import wire
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
-STREAMS, DELTAS = 48, 1000
-CLIENTS, WAVES = 48, 15
+STREAMS, DELTAS = 128, 400
+CLIENTS, WAVES = 128, 6
 SETTLE_SECONDS = 120.0
 
 

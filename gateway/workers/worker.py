@@ -115,6 +115,8 @@ class Worker:
         self._link.tell(orders.READY)
 
     def _cannot_start(self, failure: Failure) -> None:
+        if self._stopping:
+            return  # nobody waits for it any more
         line = failure.getErrorMessage()
         _log.failure("the worker cannot start", failure)
 

@@ -167,8 +167,9 @@ def _trade_in(server: OAuthServer, refresh_token: str) -> tuple[int, str]:
 # --- many 401s -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 def test_twenty_401s_at_once_are_one_renewal(
-    tmp_path: Path, token_file: Path, server: OAuthServer
+    workers: int, tmp_path: Path, token_file: Path, server: OAuthServer
 ) -> None:
     sessions = 20
     refresh_token = server.log_in()
@@ -187,7 +188,8 @@ def test_twenty_401s_at_once_are_one_renewal(
         exchange.json(401, {"error": {"message": "Expired.", "code": "token_expired"}})
 
     upstream = Upstream(guarded)
-    gateway = Gateway(tmp_path, {"accounts": [account(server, upstream.base_url, token_file)]})
+    accounts = [account(server, upstream.base_url, token_file)]
+    gateway = Gateway(tmp_path, {"accounts": accounts, "workers": workers})
     try:
         clients = [gateway.connect() for _ in range(sessions)]
         for client in clients:

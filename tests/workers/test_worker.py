@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import txaio
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.logger import capturedLogs
 
 from gateway.config import Settings
 from gateway.inheritance import Inheritance
@@ -128,6 +129,16 @@ def test_it_stops_once(stage: Stage, handed_over: bool) -> None:
     assert stage.reactor.stops == 1
     assert stage.worker.gateway is not None
     assert stage.worker.gateway.drain.handed_over is handed_over
+
+
+def test_a_stop_during_the_start_is_no_failure(stage: Stage) -> None:
+    stage.worker.start()
+    stage.link.dataReceived(b"")
+    with capturedLogs() as events:
+        stage.supervisor.tell(orders.STOP, encode(StopOrder()))
+        stage.link.dataReceived(stage.transports[1].value())
+        stage.link.connectionLost()
+    assert (stage.reactor.stops, events) == (1, [])
 
 
 def test_it_ends_when_the_supervisor_is_gone(stage: Stage) -> None:
