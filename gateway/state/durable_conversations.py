@@ -47,6 +47,10 @@ from gateway.state.write_behind import WriteBehind
 #: Another process may be about to write what is missing: when to look again, in seconds.
 _LOOK_AGAIN = (0.05, 0.25)
 
+#: When to read again what a turn cannot do without and the backend did not give, in seconds: a
+#: client of a WebSocket would not try again by itself.
+_TRY_AGAIN = (0.5, 1.0, 2.0, 4.0)
+
 #: Items that one turn may look up by their ids, the latest.
 _MAX_ITEMS = 1000
 
@@ -306,8 +310,9 @@ class ConversationRecall:
         # Its account may be asked for what only it may know.
         unknown = response is not None and bool(rows) and rows[0][0] == OWNERS
         awaited = rows[-1] if named and named[-1].type == "item_reference" else None
-        recalled = Deferred.fromCoroutine(self._recall(tenant, wanted, awaited, pauses))
-        return recalled.addErrback(self._unreachable, unknown)
+        needed = self._refuses or (unknown and not self._one_tenant())
+        recalled = Deferred.fromCoroutine(self._recall(tenant, wanted, awaited, pauses, needed))
+        return recalled.addErrback(self._unreachable, needed)
 
     async def _recall(
         self,
@@ -315,8 +320,9 @@ class ConversationRecall:
         wanted: Recall,
         awaited: tuple[str, bytes] | None,
         pauses: Iterator[float],
+        needed: bool,
     ) -> None:
-        found = await self._writes.read(wanted)
+        found = await self._read(wanted, needed)
         while not _is_complete(found, wanted, awaited):
             pause = next(pauses, None)
             if pause is None:
@@ -329,6 +335,14 @@ class ConversationRecall:
         of_items = {value for (table, _), value in found.rows.items() if table == ITEMS}
         for response in sorted(of_items - {wanted.response}):
             self._remember(await self._writes.read(Recall((), response)), tenant, response)
+
+    async def _read(self, wanted: Recall, needed: bool) -> Recalled:
+        for pause in _TRY_AGAIN if needed else ():
+            try:
+                return await self._writes.read(wanted)
+            except StateError:
+                await deferLater(self._clock, pause)
+        return await self._writes.read(wanted)
 
     def _lacking(self, tenant: str, items: Sequence[Item]) -> list[Item]:
         """The items that are only ids, without those in memory; the latest ones."""
@@ -368,9 +382,9 @@ class ConversationRecall:
         for each in evicted:
             self._conversations.evict(each)
 
-    def _unreachable(self, failure: Failure, unknown: bool) -> None:
+    def _unreachable(self, failure: Failure, needed: bool) -> None:
         failure.trap(StateError)
-        if self._refuses or (unknown and not self._one_tenant()):
+        if needed:
             raise ApiError(
                 503,
                 "server_error",

@@ -330,6 +330,17 @@ def code_of(answer: Any) -> str | None:
     return answer.value.code if answer.check(ApiError) else None
 
 
+def recalled_late(process: Process, response_id: str) -> Any:
+    """What it gave after it was tried again for a while."""
+    got: list[Any] = []
+    answer = process._recall.recall("laptop", response_id, ())
+    assert answer is not None
+    answer.addBoth(got.append)
+    assert got == []
+    process.behind.pass_time(LATER)
+    return got[0]
+
+
 @pytest.mark.parametrize("one_tenant", [False, True])
 def test_an_unknown_response_is_not_answered_while_nothing_can_be_read(
     behind: Behind, one_tenant: bool
@@ -337,8 +348,10 @@ def test_an_unknown_response_is_not_answered_while_nothing_can_be_read(
     """One tenant's may be asked for at any account; others' could be another tenant's."""
     behind.backend.trouble = StateError("gone")
     process = Process(behind, one_tenant=one_tenant)
-    answer = process.recall("laptop", "resp_1")
-    assert answer is None if one_tenant else code_of(answer) == "state_unavailable"
+    if one_tenant:
+        assert process.recall("laptop", "resp_1") is None
+    else:
+        assert code_of(recalled_late(process, "resp_1")) == "state_unavailable"
     process.owners.note("laptop", "resp_2", "a")
     assert process.recall("laptop", "resp_2") is None, "its account is asked"
     process.conversations.add(made(3))
@@ -349,8 +362,19 @@ def test_an_unknown_response_is_not_answered_while_nothing_can_be_read(
 def test_a_gateway_may_refuse_what_it_cannot_look_up(behind: Behind) -> None:
     behind.backend.trouble = StateError("gone")
     process = Process(behind, one_tenant=True, refuses=True)
-    assert code_of(process.recall("laptop", "resp_1")) == "state_unavailable"
+    assert code_of(recalled_late(process, "resp_1")) == "state_unavailable"
     assert process.recall("laptop", None) == "known"
+
+
+def test_what_a_turn_needs_is_read_again_for_a_while(behind: Behind) -> None:
+    Process(behind).conversations.add(first := made(1))
+    flushed(behind)
+    after = Process(behind)
+    behind.backend.trouble = StateError("gone")
+    assert after.recall("laptop", "resp_1") == "waits"
+    behind.backend.trouble = None
+    behind.pass_time(LATER)
+    assert same(after.conversations.get("laptop", "resp_1"), first)
 
 
 def test_a_full_disk_costs_nothing_that_was_on_it(behind: Behind) -> None:
