@@ -23,9 +23,10 @@ lint: $(STAMP) ## format, rules, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: $(STAMP) ## tables of measurements: the relay, and the admin side
+bench: $(STAMP) ## tables of measurements: the relay, the admin side, and what a store costs
 	$(VENV)/bin/python bench/run.py
 	$(VENV)/bin/python bench/admin.py
+	$(VENV)/bin/python bench/state.py
 
 clients: $(CLIENTS) ## the real clients that `make test` drives: 900 MB from npm and PyPI
 
