@@ -39,7 +39,7 @@ from gateway.state.replication import (
 )
 from gateway.state.serialization import AccountIds
 from gateway.state.shared_accounts import ReplicatedCooldowns, SharedLoads
-from gateway.state.shared_limits import FreePlaces, authority_of
+from gateway.state.shared_limits import FreePlaces, OnceOpen, authority_of
 from gateway.state.sqlite import SqliteBackend, state_directory
 from gateway.state.worker_state import LinkBackend, StateServer
 from gateway.state.write_behind import WriteBehind, WriteFigures
@@ -258,7 +258,11 @@ class StateKeeper(Service):
             return ReplicatedKeyUse(keys, self.writes, now)
         free = FreePlaces(self.writes, now)
         self._limits = free.limits = SharedLimits(
-            self._reactor, authority, self._origin, free.tell, keys.wake
+            self._reactor,
+            OnceOpen(authority, self.writes),
+            self._origin,
+            free.tell,
+            keys.wake,
         )
         keys.share(self._limits)
         return free

@@ -146,6 +146,18 @@ class LimitServer:
         return Row(KEY_USE, key, _encode(use), now + KEY_USE_SECONDS, tenant)
 
 
+class OnceOpen:
+    """Asks when the state is open: after a start the first requests would come too early."""
+
+    def __init__(self, authority: LimitAuthority, writes: WriteBehind) -> None:
+        self._authority = authority
+        self._writes = writes
+
+    def exchange(self, ask: LimitAsk) -> Deferred[LimitAnswer]:
+        """Ask and report."""
+        return self._writes.when_open().addCallback(lambda _: self._authority.exchange(ask))
+
+
 def authority_of(backend: StateBackend) -> LimitAuthority | None:
     """Who counts for the processes that share a backend; None if nobody shares it."""
     inner = backend.inner if isinstance(backend, EncryptedBackend) else backend

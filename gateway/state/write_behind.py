@@ -286,10 +286,8 @@ class WriteBehind:
         records, rest = self._pending.records(wanted.response)
         if not missing and rest.response is None and rest.record is None:
             return succeed(Recalled(rows, records))
-        if self.state is BackendState.OPENING and self._why is None and not self._readable:
-            opened: Deferred[None] = Deferred()
-            self._when_open.append(opened)
-            return opened.addCallback(lambda _: self.read(wanted))
+        if self._opens_first:
+            return self.when_open().addCallback(lambda _: self.read(wanted))
         if self.state is not BackendState.READY and not self._readable:
             return fail(StateError(self._why or "the state is not open"))
         answer = maybeDeferred(self.backend.read, rest._replace(rows=missing))
@@ -387,6 +385,18 @@ class WriteBehind:
         if self._drop_is_known and not self._pending.waiting:
             self._drop_is_known = False
             self.losses += 1
+
+    @property
+    def _opens_first(self) -> bool:
+        return self.state is BackendState.OPENING and self._why is None and not self._readable
+
+    def when_open(self) -> Deferred[None]:
+        """Fires when the backend is open, or cannot be opened; at once but for the first time."""
+        if not self._opens_first:
+            return succeed(None)
+        opened: Deferred[None] = Deferred()
+        self._when_open.append(opened)
+        return opened
 
     def _opened(self) -> None:
         waiting, self._when_open = self._when_open, []

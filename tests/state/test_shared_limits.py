@@ -20,6 +20,7 @@ from gateway.state.shared_limits import (
     FreePlaces,
     LimitServer,
     LinkLimits,
+    OnceOpen,
     RedisLimits,
     authority_of,
 )
@@ -161,3 +162,23 @@ def test_who_counts_depends_on_what_processes_share(wrapped: bool) -> None:
     assert isinstance(found(RedisBackend(clock, settings)), RedisLimits)
     assert isinstance(found(LinkBackend(Wire(clock).ends[0])), LinkLimits)
     assert found(MemoryBackend()) is None
+
+
+def test_the_first_ask_waits_until_the_state_is_open() -> None:
+    opened: Deferred[None] = Deferred()
+    asked: list[LimitAsk] = []
+
+    class Counts:
+        def exchange(self, ask: LimitAsk) -> Any:
+            asked.append(ask)
+            return succeed(None)
+
+    class Opens:
+        def when_open(self) -> Deferred[None]:
+            return opened
+
+    writes: Any = Opens()
+    OnceOpen(Counts(), writes).exchange(LimitAsk("a", 1, 0, 1, 0, -1, [], [], "laptop"))
+    assert not asked
+    opened.callback(None)
+    assert len(asked) == 1
