@@ -296,11 +296,14 @@ class ConversationRecall:
             response = response_digest(tenant, response_id)
             if self._owners.owner_of(tenant, response_id) is None:
                 rows.append((OWNERS, response))
-        for item in items:
-            if item.encrypted and item.issuer is None:
-                digest = content_digest(item.raw)
-                if digest is not None:
-                    rows.append((ISSUERS, digest))
+        awaited = []
+        encrypted = [item for item in items if item.encrypted]
+        for item in encrypted:
+            digest = content_digest(item.raw) if item.issuer is None else None
+            if digest is not None:
+                rows.append((ISSUERS, digest))
+                if item is encrypted[-1] and _began_here(encrypted):
+                    awaited.append(rows[-1])
         named = self._lacking(tenant, items)
         rows += [(ITEMS, item_digest(tenant, item.id or "")) for item in named]
         if response is None and not rows:
@@ -309,7 +312,8 @@ class ConversationRecall:
         pauses = iter(_LOOK_AGAIN if self._writes.backend.shared else ())
         # Its account may be asked for what only it may know.
         unknown = response is not None and bool(rows) and rows[0][0] == OWNERS
-        awaited = rows[-1] if named and named[-1].type == "item_reference" else None
+        if named and named[-1].type == "item_reference":
+            awaited.append(rows[-1])
         needed = self._refuses or (unknown and not self._one_tenant())
         recalled = Deferred.fromCoroutine(self._recall(tenant, wanted, awaited, pauses, needed))
         return recalled.addErrback(self._unreachable, needed)
@@ -318,7 +322,7 @@ class ConversationRecall:
         self,
         tenant: str,
         wanted: Recall,
-        awaited: tuple[str, bytes] | None,
+        awaited: Sequence[tuple[str, bytes]],
         pauses: Iterator[float],
         needed: bool,
     ) -> None:
@@ -394,11 +398,19 @@ class ConversationRecall:
             )
 
 
-def _is_complete(found: Recalled, wanted: Recall, awaited: tuple[str, bytes] | None) -> bool:
-    """Whether the response, or at least its owner, was found, and so was the latest item."""
+def _began_here(encrypted: Sequence[Item]) -> bool:
+    """Whether a gateway has made the encrypted items before the latest one, as far as is known.
+
+    A history from elsewhere is not waited for in each of its turns.
+    """
+    return len(encrypted) == 1 or any(item.issuer is not None for item in encrypted)
+
+
+def _is_complete(found: Recalled, wanted: Recall, awaited: Sequence[tuple[str, bytes]]) -> bool:
+    """Whether the response, or at least its owner, was found, and so were the latest items."""
     owner = (OWNERS, wanted.response)
     has_response = wanted.response is None or bool(found.records) or owner in found.rows
-    return has_response and (awaited is None or awaited in found.rows)
+    return has_response and all(place in found.rows for place in awaited)
 
 
 class NoRecall:

@@ -13,6 +13,7 @@ import random
 import signal
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -225,7 +226,19 @@ def one_account_each(setting: Setting) -> None:
             number = each.body["metadata"]["turn"].split()[1].split(".")[0]
             places.setdefault(number, set()).add(upstream.name)
     moved = {number: names for number, names in places.items() if len(names) > 1}
-    assert not moved, f"these conversations were on several accounts: {moved}"
+    assert not moved, f"these conversations were on several accounts: {moved}\n{choices(setting)}"
+
+
+def choices(setting: Setting) -> str:
+    """Each turn's account and why, for the report of a test that failed."""
+    lines = []
+    for number, gateway in enumerate(setting.gateways):
+        url = f"http://127.0.0.1:{gateway.admin_port}/status/turns?limit=100"
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            for turn in reversed(json.load(answer)["turns"]):
+                tried = [(each["account"], each["rule"]) for each in turn["attempts"]]
+                lines.append(f"{turn['ended_at']:.3f} gateway {number} {turn['key']} {tried}")
+    return "\n".join(sorted(lines))
 
 
 def report(title: str, talks: list[Conversation]) -> None:
@@ -291,6 +304,29 @@ def test_redis_stops_in_the_middle(setting: Setting, balancer: LoadBalancer) -> 
     assert count > 1, "no turn went on while Redis was stopped"
     assert sent_twice(setting, talks) == []
     report(f"{balancer.name}: Redis stopped for {STOP_SECONDS:g} s, {count} turns each", talks)
+
+
+def test_turns_come_also_while_no_gateway_is_ready(setting: Setting, require_e2e: bool) -> None:
+    """Only a turn ends the state in which ``/readyz`` is 503 because no account is proven."""
+    need_program("haproxy", require_e2e)
+    balancer = HAProxy(setting.folder, setting.gateways)
+    try:
+        for upstream in setting.upstreams:
+            upstream.server.stop()
+        late = time.monotonic() + 60
+        while any(map(is_ready, setting.gateways)):
+            assert time.monotonic() < late, "both are ready without any account"
+            HttpClient(balancer.port, timeout=30.0).create()
+        time.sleep(4.0)  # two checks fail
+        answer = HttpClient(balancer.port, timeout=30.0).create()
+        assert answer.headers["content-type"].startswith("application/json"), answer
+    finally:
+        balancer.stop()
+
+
+def is_ready(gateway: Gateway) -> bool:
+    client = HttpClient(gateway.admin_port, key=None)
+    return client.ask("GET", "/readyz").status == 200
 
 
 def test_redis_begins_anew_in_the_middle(setting: Setting) -> None:

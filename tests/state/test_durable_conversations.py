@@ -282,6 +282,24 @@ def test_items_that_cannot_be_looked_up_stop_no_turn(behind: Behind) -> None:
     assert process.recall("laptop", None, Item(b"", "item_reference", "out_1")) is None
 
 
+def test_the_issuer_of_the_latest_item_may_be_about_to_be_written(behind: Behind) -> None:
+    """By the process that made it; a history from elsewhere is not waited for."""
+    behind.backend.shared = True
+    process = Process(behind)
+    old, new = (Item(SEALED % each, encrypted=True) for each in (b"old", b"new"))
+    assert process.recall("laptop", None, old, new) is None, "nobody here made the old one"
+    process.memory_issuers.note(old.raw, "b")
+    old = Item(old.raw, encrypted=True, issuer="b")
+    assert process.recall("laptop", None, old, new) == "waits"
+    behind.clock.advance(0.05)
+    assert process.memory_issuers.issuer_of(new.raw) is None
+    Process(behind).issuers.note(new.raw, "b")
+    flushed(behind)
+    behind.clock.advance(0.25)
+    assert process.memory_issuers.issuer_of(new.raw) == "b"
+    assert process.recall("laptop", None, Item(SEALED % b"only", encrypted=True)) == "waits"
+
+
 def test_owners_and_issuers_outlive_the_process(behind: Behind) -> None:
     before = Process(behind)
     raw = SEALED % b"abc"

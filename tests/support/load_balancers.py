@@ -72,6 +72,8 @@ class HAProxy(LoadBalancer):
             "bind :8080": f"bind 127.0.0.1:{self.port}",
             "10.0.0.11:8080 port 8081": f"127.0.0.1:{one.port} port {one.admin_port}",
             "10.0.0.12:8080 port 8081": f"127.0.0.1:{two.port} port {two.admin_port}",
+            "10.0.0.11:8080": f"127.0.0.1:{one.port}",
+            "10.0.0.12:8080": f"127.0.0.1:{two.port}",
         }
         path = self._folder / f"haproxy-{self.port}.cfg"
         path.write_text(replaced((ROOT / "config/haproxy.cfg").read_text(), words))
