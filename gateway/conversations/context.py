@@ -147,10 +147,15 @@ def pin_of(
 
 
 def maker_of(items: Sequence[Item], find: FindItem) -> str | None:
-    """The account that made the latest item of a model in ``items``, if that is remembered."""
+    """The account that made the latest item of a model in ``items``, if that is remembered.
+
+    Of a conversation that only another process remembers, the latest encrypted item says it.
+    """
     latest = next((each for each in reversed(items) if each.is_model_made), None)
     found = None if latest is None or latest.id is None else find(latest.id)
-    return None if found is None else found.record.account
+    if found is not None:
+        return found.record.account
+    return next((each.issuer for each in reversed(items) if each.issuer is not None), None)
 
 
 def _carried(record: ResponseRecord, to: TargetAccount) -> list[bytes]:

@@ -332,3 +332,12 @@ def test_the_maker_of_a_history_is_that_of_its_latest_item_of_a_model() -> None:
     assert maker_of([calls["fc_2"], calls["fc_1"]], find) == "a"
     assert maker_of([calls["fc_1"], calls["fc_3"]], find) is None
     assert maker_of([user("x")], find) is None
+
+
+def test_the_issuer_of_the_latest_encrypted_item_made_a_history_that_is_not_remembered() -> None:
+    def find(name: str) -> FoundItem | None:
+        return None
+
+    items = [user("x"), sealed("rs_1", "a"), user("y"), sealed("rs_2", "b"), user("z")]
+    assert maker_of(items, find) == "b"
+    assert maker_of([user("x"), sealed("rs_1", None)], find) is None

@@ -306,29 +306,6 @@ def test_redis_stops_in_the_middle(setting: Setting, balancer: LoadBalancer) -> 
     report(f"{balancer.name}: Redis stopped for {STOP_SECONDS:g} s, {count} turns each", talks)
 
 
-def test_turns_come_also_while_no_gateway_is_ready(setting: Setting, require_e2e: bool) -> None:
-    """Only a turn ends the state in which ``/readyz`` is 503 because no account is proven."""
-    need_program("haproxy", require_e2e)
-    balancer = HAProxy(setting.folder, setting.gateways)
-    try:
-        for upstream in setting.upstreams:
-            upstream.server.stop()
-        late = time.monotonic() + 60
-        while any(map(is_ready, setting.gateways)):
-            assert time.monotonic() < late, "both are ready without any account"
-            HttpClient(balancer.port, timeout=30.0).create()
-        time.sleep(4.0)  # two checks fail
-        answer = HttpClient(balancer.port, timeout=30.0).create()
-        assert answer.headers["content-type"].startswith("application/json"), answer
-    finally:
-        balancer.stop()
-
-
-def is_ready(gateway: Gateway) -> bool:
-    client = HttpClient(gateway.admin_port, key=None)
-    return client.ask("GET", "/readyz").status == 200
-
-
 def test_redis_begins_anew_in_the_middle(setting: Setting) -> None:
     """What it had is lost; what a gateway has in memory is not."""
     gateway = setting.gateways[0]
