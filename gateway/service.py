@@ -112,6 +112,7 @@ class GatewayService(MultiService):
             self.turn_services.turn_log,
             timeouts.shutdown_seconds,
             timeouts.drain_spread_seconds,
+            timeouts.handover_seconds,
         )
         self._responses = Responses(self.turn_services, self.limiter)
         self._catalogues = ModelCatalog(reactor)
@@ -286,6 +287,7 @@ class GatewayService(MultiService):
         services.waiting.max_waiting = settings.routing.max_waiting
         self.api_keys.reconfigure(settings.keys)
         self.drain.shutdown_seconds = settings.timeouts.shutdown_seconds
+        self.drain.handover_seconds = settings.timeouts.handover_seconds
         self.drain.spread_seconds = settings.timeouts.drain_spread_seconds
         self.limiter.max_connections = settings.limits.max_connections
         self.limiter.incoming.max_bytes = settings.limits.max_incoming_bytes

@@ -257,7 +257,7 @@ class TwistdService(GatewayService):
         self._manager.hand_over(successor)
         for listener in self.listeners.values():
             listener.leave()
-        self.drain.handed_over = True
+        self.drain.handed_over = self.drain.has_successor = True
         self._reactor.stop()
 
     def _log_warnings(self) -> None:
@@ -270,10 +270,10 @@ class TwistdService(GatewayService):
             "stopping, connections: {connections}; turns that run have {seconds:g} seconds,"
             " or until a second signal",
             connections=len(self.limiter),
-            seconds=self.drain.shutdown_seconds,
+            seconds=self.drain.stop_seconds,
         )
         self._manager.stopping(
-            self.drain.shutdown_seconds, f"stopping, connections: {len(self.limiter)}"
+            self.drain.stop_seconds, f"stopping, connections: {len(self.limiter)}"
         )
 
     def _end_all_turns(self) -> None:

@@ -254,7 +254,8 @@ def test_a_reload_may_change_how_long_a_stop_waits(reactor: MemoryReactorClock) 
     gateway = GatewayService(settings(timeouts=TimeoutSettings(shutdown_seconds=30)), reactor)
     gateway.startService()
     client = connected(reactor, gateway)
-    arranged(gateway, timeouts=TimeoutSettings(shutdown_seconds=300))
+    arranged(gateway, timeouts=TimeoutSettings(shutdown_seconds=300, handover_seconds=500))
+    assert gateway.drain.handover_seconds == 500
     stopped(gateway)
     reactor.advance(299)
     assert client.abandoned == []

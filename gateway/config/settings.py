@@ -221,6 +221,7 @@ class StateSettings(Section, frozen=True, forbid_unknown_fields=True):
 class TimeoutSettings(Section, frozen=True, forbid_unknown_fields=True):
     """Upstream: connect, first byte, idle (between events). Client: stall, handshake. Shutdown.
 
+    :ivar handover_seconds: how long running turns may take after a successor has taken over.
     :ivar drain_spread_seconds: over how long WebSockets are closed when the gateway is emptied.
     """
 
@@ -230,6 +231,7 @@ class TimeoutSettings(Section, frozen=True, forbid_unknown_fields=True):
     stall_seconds: PositiveSeconds = 60.0
     handshake_seconds: PositiveSeconds = 10.0
     shutdown_seconds: Seconds = 30.0
+    handover_seconds: Seconds = 900.0
     drain_spread_seconds: Seconds = 5.0
 
 

@@ -98,10 +98,13 @@ class Drain:
     :param websockets: those that are WebSockets.
     :param turn_log: has the turns that end.
     :param shutdown_seconds: how long running turns may take at a stop; may change before it.
+    :param handover_seconds: the same at a stop after a successor has taken over.
     :param spread_seconds: over how long WebSockets close; may change.
     :ivar state: what it does.
     :ivar handed_over: whether another process listens for new clients.  Set it before the drain;
         then nobody is refused, and ``stop_listening`` is called first.
+    :ivar has_successor: whether that process serves them already, so that the turns here may take
+        ``handover_seconds``.  Set it before the drain.
     :ivar watchers: called when the state has changed.
     :ivar stop_listening: stops this process's listening.
     """
@@ -114,12 +117,14 @@ class Drain:
         turn_log: TurnLog,
         shutdown_seconds: float = 30.0,
         spread_seconds: float = 5.0,
+        handover_seconds: float = 900.0,
     ) -> None:
         self.state = DrainState.SERVING
-        self.handed_over = False
+        self.handed_over = self.has_successor = False
         self.watchers: list[Callable[[], None]] = []
         self.stop_listening: Callable[[], Any] = lambda: None
         self.shutdown_seconds = shutdown_seconds
+        self.handover_seconds = handover_seconds
         self.spread_seconds = spread_seconds
         self._clock = clock
         self._limiter = limiter
@@ -136,6 +141,11 @@ class Drain:
         turn_log.watchers.append(self._turn_ended)
 
     # --- what is asked of it -----------------------------------------------------------
+
+    @property
+    def stop_seconds(self) -> float:
+        """How long running turns may take at a stop as things are now."""
+        return self.handover_seconds if self.has_successor else self.shutdown_seconds
 
     def begin(self) -> None:
         """Empty the gateway, without a deadline.  May be called again."""
@@ -160,7 +170,7 @@ class Drain:
         return self.state is DrainState.SERVING
 
     def finish(self) -> Deferred[None]:
-        """Empty the gateway for a stop: running turns have ``shutdown_seconds``.
+        """Empty the gateway for a stop: running turns have :attr:`stop_seconds`.
 
         :return: fires when all clients are gone, or time is up; at once when it is asked again.
         """
@@ -168,9 +178,10 @@ class Drain:
         if self.state is DrainState.STOPPING:
             return succeed(None)
         self._enter(DrainState.STOPPING)
-        self._deadline = self._clock.seconds() + self.shutdown_seconds
+        seconds = self.stop_seconds
+        self._deadline = self._clock.seconds() + seconds
         finished: Deferred[None] = Deferred()
-        calls = [self._clock.callLater(self.shutdown_seconds, self.abandon)]
+        calls = [self._clock.callLater(seconds, self.abandon)]
 
         def done() -> None:
             for call in calls:
@@ -181,7 +192,7 @@ class Drain:
                 self._log_summary()
                 finished.callback(None)
 
-        calls.append(self._clock.callLater(self.shutdown_seconds + _CLOSE_SECONDS, done))
+        calls.append(self._clock.callLater(seconds + _CLOSE_SECONDS, done))
         if not already:
             self._start()
         elif self.handed_over:
@@ -238,7 +249,7 @@ class Drain:
 
     def _plan(self, websockets: Sequence[ResponsesProtocol]) -> None:
         """Give each connection its time."""
-        patience = min(self.spread_seconds, self.shutdown_seconds * _SHARE)
+        patience = min(self.spread_seconds, self.stop_seconds * _SHARE)
         window = min(patience, len(websockets) / _MOVES_PER_SECOND)
         self._told.update(websockets)
         now = self._clock.seconds()

@@ -62,7 +62,7 @@ class Reconfiguration(msgspec.Struct, array_like=True):
 class StopOrder(msgspec.Struct, array_like=True):
     """How a worker ends.
 
-    :ivar handed_over: whether other processes go on with the listening sockets.
+    :ivar handed_over: whether a successor serves on the listening sockets already.
     """
 
     handed_over: bool = False

@@ -187,11 +187,11 @@ class TwistdSupervisor(Supervisor):
             "stopping {workers} workers; turns that run have {seconds:g} seconds, or until a second"
             " signal",
             workers=len(self.workers),
-            seconds=self.settings.timeouts.shutdown_seconds,
+            seconds=self.stop_seconds,
         )
         if self.admin is not None:
             self.admin.managed.draining = True
-        self._manager.stopping(self.settings.timeouts.shutdown_seconds, "stopping the workers")
+        self._manager.stopping(self.stop_seconds, "stopping the workers")
         return super().stopService()
 
     def _all_ready(self, _: None) -> None:

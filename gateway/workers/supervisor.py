@@ -34,7 +34,7 @@ _log = Logger(namespace="gateway.workers")
 #: How long a worker may take to put changed settings into force, in seconds.
 _RECONFIGURE_SECONDS = 30.0
 
-#: How much longer than ``timeouts.shutdown_seconds`` a worker may take to end, in seconds.
+#: How much longer than its turns a worker may take to end, in seconds.
 _GRACE_SECONDS = 7.0
 
 #: How often the size of the log file is looked at, in seconds: workers write most of it.
@@ -112,6 +112,12 @@ class Supervisor(MultiService):
     def ready_workers(self) -> list[WorkerProcess]:
         """The workers that accept connections."""
         return [worker for worker in self.workers if worker.state is WorkerState.READY]
+
+    @property
+    def stop_seconds(self) -> float:
+        """How long running turns may take at a stop as things are now."""
+        timeouts = self.settings.timeouts
+        return timeouts.handover_seconds if self.handed_over else timeouts.shutdown_seconds
 
     def order(self) -> WorkerOrder:
         """What a worker is to do at its start."""
@@ -223,15 +229,19 @@ class Supervisor(MultiService):
         self._stopping = True
         for worker in self.workers:
             worker.stop(StopOrder(self.handed_over))
-        seconds = self.settings.timeouts.shutdown_seconds + _GRACE_SECONDS
-        self._kill_all = self._reactor.callLater(seconds, self._kill)
+        self._kill_all = self._reactor.callLater(self.stop_seconds + _GRACE_SECONDS, self._kill)
         stopped = self._stopped
         self._see_whether_all_are_gone()
         return stopped.addCallback(lambda _: MultiService.stopService(self))
 
     def abandon(self) -> None:
-        """End the turns that run in all workers."""
+        """End the turns that run in all workers; at a stop a worker that hangs is killed soon."""
         self._tell_all(orders.ABANDON)
+        kill = self._kill_all
+        if kill is not None and kill.active():
+            soon = self._reactor.seconds() + _GRACE_SECONDS
+            if kill.getTime() > soon:
+                kill.reset(_GRACE_SECONDS)
 
     def _kill(self) -> None:
         for worker in self.workers:

@@ -143,7 +143,8 @@ class Worker:
         if self._stopping:
             return
         if self.gateway is not None:
-            self.gateway.drain.handed_over = decode(payload, StopOrder).handed_over
+            drain, order = self.gateway.drain, decode(payload, StopOrder)
+            drain.handed_over = drain.has_successor = order.handed_over
         self._stopping = True
         self._reactor.stop()
 

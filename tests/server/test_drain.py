@@ -235,3 +235,26 @@ def test_one_second_is_left_to_connections_that_have_not_asked_yet(stage: Draine
     assert done == []
     stage.advance(0.2)
     assert done == [None]
+
+
+@pytest.mark.parametrize(("has_successor", "seconds"), [(False, 30), (True, 120)])
+def test_turns_have_longer_where_a_successor_serves(has_successor: bool, seconds: int) -> None:
+    stage = Drained(shutdown_seconds=30.0, handover_seconds=120.0)
+    stage.drain.handed_over = True  # also where new clients only wait for the next process
+    stage.drain.has_successor = has_successor
+    stage.running()
+    done: list[object] = []
+    stage.drain.finish().addBoth(done.append)
+    stage.world.clock.advance(seconds - 1)
+    figures = stage.drain.figures
+    assert figures is not None
+    assert (figures.cut, figures.seconds_left, done) == (0, 1.0, [])
+    stage.world.clock.advance(1)
+    stage.codes()
+    stage.world.clock.advance(2)
+    figures = stage.drain.figures
+    assert figures is not None
+    assert (figures.cut, done) == (1, [None])
+    for client in stage.door.clients:
+        client.is_lost()
+    stage.world.check_rest()

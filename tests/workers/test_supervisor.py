@@ -202,6 +202,29 @@ def test_a_worker_that_does_not_end_is_killed(stage: Stage) -> None:
     assert [each.signals for each in stage.reactor.processes] == [[], [9], [9]]
 
 
+def test_after_a_hand_over_workers_have_longer(stage: Stage) -> None:
+    stage.all_ready()
+    stage.supervisor.handed_over = True
+    stage.supervisor.stopService()
+    timeouts = stage.supervisor.settings.timeouts
+    assert timeouts.handover_seconds == stage.supervisor.stop_seconds == 900.0
+    stage.reactor.advance(timeouts.handover_seconds + _GRACE_SECONDS - 1)
+    assert [each.signals for each in stage.reactor.processes] == [[], [], []]
+    stage.reactor.advance(1)
+    assert [each.signals for each in stage.reactor.processes] == [[9], [9], [9]]
+
+
+def test_a_second_signal_leaves_a_worker_that_hangs_little_time(stage: Stage) -> None:
+    stage.all_ready()
+    stage.supervisor.handed_over = True
+    stage.supervisor.stopService()
+    stage.reactor.advance(1)
+    for _ in range(2):
+        stage.supervisor.abandon()
+        stage.reactor.advance(_GRACE_SECONDS / 2)
+    assert [each.signals for each in stage.reactor.processes] == [[9], [9], [9]]
+
+
 def test_logs_are_opened_again_and_turns_are_ended_in_all(stage: Stage) -> None:
     stage.all_ready()
     stage.supervisor.reopen_logs()

@@ -128,7 +128,8 @@ def test_it_stops_once(stage: Stage, handed_over: bool) -> None:
     stage.pump()
     assert stage.reactor.stops == 1
     assert stage.worker.gateway is not None
-    assert stage.worker.gateway.drain.handed_over is handed_over
+    drain = stage.worker.gateway.drain
+    assert (drain.handed_over, drain.has_successor) == (handed_over, handed_over)
 
 
 def test_a_stop_during_the_start_is_no_failure(stage: Stage) -> None:
