@@ -102,6 +102,8 @@ class Database:
         self.refused = 0
         #: Conversations that were read, and when; written with the next rows.
         self._touched: dict[str, float] = {}
+        #: Conversations of which the rows that are being written delete a response.
+        self._shrunk: set[str] = set()
         self._connection: sqlite3.Connection | None = None
         self.moved_aside: Path | None = None
 
@@ -232,6 +234,7 @@ class Database:
                     if not self.refused:
                         _log.error("a row of the state cannot be written: {error}", error=error)
                     self.refused += 1
+            self._delete_shrunk(connection)
             self._touch(connection)
         self._measure()
 
@@ -239,6 +242,7 @@ class Database:
     def _transaction(self, connection: sqlite3.Connection) -> Iterator[None]:
         """Write all of it, or nothing."""
         before = self._bytes.copy()
+        self._shrunk = set()
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -297,15 +301,23 @@ class Database:
         self._bytes[row.tenant] += grown
 
     def _delete_response(self, connection: sqlite3.Connection, key: bytes) -> None:
-        """Delete a response, and its conversation if nothing of it can be continued any more."""
         found = connection.execute(
             "SELECT conversation FROM responses WHERE key = ?", (key,)
         ).fetchone()
         if found is not None:
             connection.execute("DELETE FROM responses WHERE key = ?", (key,))
+            self._shrunk.add(found[0])
+
+    def _delete_shrunk(self, connection: sqlite3.Connection) -> None:
+        """Delete conversations of which nothing can be continued any more.
+
+        Not before all rows are written: a later one may continue what was evicted.
+        """
+        shrunk, self._shrunk = self._shrunk, set()
+        for each in shrunk:
             others = "SELECT 1 FROM responses WHERE conversation = ? LIMIT 1"
-            if connection.execute(others, found).fetchone() is None:
-                self._delete(connection, [found[0]])
+            if connection.execute(others, (each,)).fetchone() is None:
+                self._delete(connection, [each])
 
     def _touch(self, connection: sqlite3.Connection) -> None:
         touched, self._touched = self._touched, {}

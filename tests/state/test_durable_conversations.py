@@ -213,6 +213,22 @@ def test_a_turn_that_outlives_its_parents_eviction_is_written_as_a_whole(behind:
     assert after.get("laptop", "resp_1") is None
 
 
+def test_a_turn_goes_on_from_what_was_recalled_and_evicted(behind: Behind) -> None:
+    elsewhere = foreign_response("laptop", "resp_0", "a")
+    first = made(1, elsewhere)
+    Process(behind).conversations.add(first)
+    flushed(behind)
+    process = Process(behind)
+    found = process.get("laptop", "resp_1")
+    assert found is not None
+    process.conversations.evict(found)
+    process.conversations.add(made(2, found))
+    flushed(behind)
+    after = Process(behind)
+    assert same(after.get("laptop", "resp_2"), process.conversations.get("laptop", "resp_2"))
+    assert after.get("laptop", "resp_1") is None
+
+
 def test_a_forgotten_conversation_is_forgotten_everywhere(behind: Behind) -> None:
     before = Process(behind)
     first = made(1)
