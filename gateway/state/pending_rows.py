@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 from twisted.logger import Logger
 
@@ -89,10 +90,13 @@ class PendingRows:
         A record must not come after those that continue it, and not before the deletion of its
         conversation.
         """
-        return row.table == RECORDS and bool(row.key) and not self._deletes(row.conversation)
-
-    def _deletes(self, conversation: str) -> bool:
-        return (RECORDS, conversation.encode()) in self._waiting
+        if row.table != RECORDS or not row.key:
+            return False
+        deletion = (RECORDS, row.conversation.encode())
+        if deletion not in self._waiting:
+            return True
+        first = next(each for each in self._waiting if each in (deletion, place_of(row)))
+        return first == deletion
 
     def _uncount(self, row: Row | MakeRow | None) -> None:
         if isinstance(row, Row):
@@ -119,14 +123,27 @@ class PendingRows:
         """The batch need not be kept any longer."""
         self._sent = {}
 
-    def batch_failed(self) -> None:
-        """Keep the rows of the batch for the next one, before newer ones; newer values win."""
+    def batch_failed(self) -> bool:
+        """Keep the rows of the batch for the next one, before newer ones; newer values win.
+
+        :return: whether no row had to be dropped.
+        """
         sent, later = self._sent, self._waiting
-        self._sent = {}
-        self._waiting = {place: row for place, row in sent.items() if place not in later}
-        self.bytes += sum(row.size for row in self._waiting.values() if isinstance(row, Row))
+        self._sent, self._waiting = {}, {}
+        deleted: set[str] = {row.conversation for row in later.values() if _is_deletion(row)}
+        # Backwards: what is deleted after a record in the batch is known when it comes.
+        for place, row in reversed(sent.items()):
+            newer = later.get(place)
+            if newer is None:
+                self._waiting[place] = row
+                self.bytes += row.size
+            elif row.table == RECORDS and row.key and row.conversation not in deleted:
+                self._waiting[place] = newer  # before those that continue it
+            if _is_deletion(row):
+                deleted.add(row.conversation)
+        self._waiting = dict(reversed(self._waiting.items()))
         self._waiting.update(later)
-        self._shrink()
+        return self._shrink()
 
     # --- reading -----------------------------------------------------------------------
 
@@ -199,6 +216,11 @@ class PendingRows:
 def place_of(row: Row) -> Place:
     """Where a row is kept."""
     return row.table, row.key or row.conversation.encode()
+
+
+def _is_deletion(row: Row | MakeRow) -> TypeGuard[Row]:
+    """Whether it deletes a conversation."""
+    return isinstance(row, Row) and row.table == RECORDS and not row.key
 
 
 def _made(make: MakeRow) -> Row | None:

@@ -206,10 +206,13 @@ class WriteBehind:
         self.losses += 1
 
     def _added(self, complete: bool) -> None:
+        self._note_drops(complete)
+        self._schedule()
+
+    def _note_drops(self, complete: bool) -> None:
         if not complete and not self._drop_is_known:
             self._drop_is_known = True
             _log.error("the state is written too slowly: some conversations are not written")
-        self._schedule()
 
     def flush(self) -> Deferred[None]:
         """Write what is pending now.
@@ -258,8 +261,9 @@ class WriteBehind:
             self._schedule()
 
     def _batch_failed(self, failure: Failure) -> None:
-        self._pending.batch_failed()
+        complete = self._pending.batch_failed()
         self._lost(failure)
+        self._note_drops(complete)
         # A disk that takes no writes may be read; one that hangs is not asked again.
         self._readable = failure.check(StateError) is not None
 

@@ -77,6 +77,11 @@ class FakeBackend:
         for each in waiting:
             each()
 
+    def forget_what_hung(self) -> None:
+        """Answer again, but nothing of what hung was done."""
+        self.hangs = False
+        self._waiting = []
+
     def _call(self, call: Callable[[], Any]) -> Deferred[Any]:
         self.calls += 1
         if self.trouble is not None:

@@ -163,6 +163,23 @@ def test_a_record_that_is_written_again_stays_before_its_children(behind: Behind
     assert [row.value is None for row in behind.backend.written[2:]] == [True, False]
 
 
+def test_a_record_of_a_failed_batch_stays_before_its_children(behind: Behind) -> None:
+    root, leaf = b"a" * 12, b"b" * 12
+    behind.backend.hangs = True
+    behind.writes.put(record(root))
+    behind.writes.put(record(leaf, root, root))
+    behind.writes.put(response(b"d" * 16, leaf, root))
+    behind.clock.advance(FLUSH)
+    behind.writes.put(record(root, size=20))
+    behind.pass_time(11.0)
+    assert behind.writes.figures().why == "it does not answer in time"
+    behind.backend.begin_anew()
+    behind.backend.forget_what_hung()
+    behind.pass_time(4 * LATER)
+    found = behind.backend.database.read(Recall((), b"d" * 16)).records
+    assert [(key, len(value)) for key, value in found] == [(leaf, 10), (root, 20)]
+
+
 # --- failures ------------------------------------------------------------------------------
 
 
@@ -271,6 +288,24 @@ def test_at_the_bound_the_tenant_with_the_most_loses_its_oldest_content(log: Any
     assert owner(b"o") in written
     assert deletion(b"r" * 12) in written
     assert written[-1].key == b"%012d" % 69
+    assert behind.writes.losses == losses + 1, "conversations are written again as a whole"
+
+
+def test_what_a_failed_batch_pushes_out_is_written_again(behind: Behind, log: Any) -> None:
+    behind.backend.hangs = True
+    megabyte = 1 << 20
+    for number in range(4):
+        behind.writes.put(record(b"%012d" % number, size=megabyte))
+    behind.clock.advance(FLUSH)
+    for number in range(4, 67):
+        behind.writes.put(record(b"%012d" % number, size=megabyte))
+    assert behind.writes.figures().dropped == 0
+    losses = behind.writes.losses
+    behind.pass_time(11.0)
+    assert behind.writes.figures().dropped > 0
+    assert log()[-1] == "the state is written too slowly: some conversations are not written"
+    behind.backend.go_on()
+    behind.pass_time(4 * LATER)
     assert behind.writes.losses == losses + 1, "conversations are written again as a whole"
 
 
