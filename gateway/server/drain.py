@@ -198,6 +198,8 @@ class Drain:
         elif self.handed_over:
             self.stop_listening()
             self._limiter.close_doors(refuse=False)
+        if self.handed_over and self._timer is None:
+            self._step()  # clients may come whose connections were accepted before
         wait = _SILENT_SECONDS if self.handed_over and self._limiter.silent else 0.0
         if wait:
             calls.append(self._clock.callLater(wait, self._limiter.call_when_empty, done))

@@ -258,3 +258,19 @@ def test_turns_have_longer_where_a_successor_serves(has_successor: bool, seconds
     for client in stage.door.clients:
         client.is_lost()
     stage.world.check_rest()
+
+
+@pytest.mark.parametrize("drained_before", [False, True])
+def test_a_late_client_is_told_to_move_also_when_nobody_was_there(
+    stage: Drained, drained_before: bool
+) -> None:
+    if drained_before:
+        stage.drain.begin()
+    stage.drain.handed_over = stage.drain.has_successor = True
+    stage.door.limiter.silent[object()] = None
+    done: list[object] = []
+    stage.drain.finish().addBoth(done.append)
+    stage.door.client()  # its head was on the way
+    stage.advance(2)
+    assert stage.codes() == [1012]
+    assert done == [None]
