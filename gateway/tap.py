@@ -225,6 +225,7 @@ class TwistdService(GatewayService):
         if self._daemon.log_file is not None:
             on_signal(self._reactor, signal.SIGUSR1, self._daemon.log_file.reopen)
         on_signal(self._reactor, signal.SIGUSR2, self._upgrade.begin)
+        self._reactor.addSystemEventTrigger("before", "shutdown", self._upgrade.give_up)
         self._reactor.addSystemEventTrigger("before", "shutdown", self._log_open_connections)
         on_second_stop(self._reactor, self._end_all_turns)
         if not getattr(websocket, "USES_NVX", False):  # Autobahn for Python 3.10 has none

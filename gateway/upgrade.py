@@ -49,13 +49,15 @@ class UpgradeState(enum.Enum):
     IDLE = "idle"
     STARTING = "starting"
     HANDED_OVER = "handed over"
+    NO_MORE = "no more"
 
 
 #: The states that may follow each state.
 TRANSITIONS = {
-    UpgradeState.IDLE: {UpgradeState.STARTING},
-    UpgradeState.STARTING: {UpgradeState.IDLE, UpgradeState.HANDED_OVER},
+    UpgradeState.IDLE: {UpgradeState.STARTING, UpgradeState.NO_MORE},
+    UpgradeState.STARTING: {UpgradeState.IDLE, UpgradeState.HANDED_OVER, UpgradeState.NO_MORE},
     UpgradeState.HANDED_OVER: set[UpgradeState](),
+    UpgradeState.NO_MORE: set[UpgradeState](),
 }
 
 
@@ -93,6 +95,9 @@ class Upgrade(ProcessProtocol):
 
     def begin(self) -> None:
         """Start a successor, unless one is on its way."""
+        if self.state is UpgradeState.NO_MORE:
+            _log.warn("no upgrade: the gateway stops")
+            return
         if self.state is not UpgradeState.IDLE or self._alive:
             _log.warn("there is a successor already")
             return
@@ -123,6 +128,15 @@ class Upgrade(ProcessProtocol):
         _log.info("a successor starts: process {pid}", pid=self._pid)
         self._late = self._reactor.callLater(_START_SECONDS, self._too_late)
 
+    def give_up(self) -> None:
+        """This process stops for good: end a successor that has not taken over yet."""
+        if self.state is UpgradeState.STARTING:
+            _log.warn("the gateway stops: its successor, process {pid}, is ended", pid=self._pid)
+            self._stop_timer()
+            self._kill()
+        if self.state is not UpgradeState.HANDED_OVER and self.state is not UpgradeState.NO_MORE:
+            self._enter(UpgradeState.NO_MORE)
+
     @property
     def _pid(self) -> int:
         return int(self.transport.pid) if self.transport is not None else 0
@@ -149,6 +163,9 @@ class Upgrade(ProcessProtocol):
     def _too_late(self) -> None:
         self._late = None
         self._fail(f"was not ready within {_START_SECONDS:g} s")
+        self._kill()
+
+    def _kill(self) -> None:
         if self.transport is not None:
             with suppress(ProcessExitedAlready):
                 self.transport.signalProcess(signal.SIGKILL)

@@ -106,6 +106,30 @@ def test_a_successor_that_is_late_is_ended_first(stage: Stage) -> None:
     assert len(stage.reactor.processes) == 2
 
 
+def test_a_stop_ends_a_successor_that_has_not_taken_over(stage: Stage) -> None:
+    stage.upgrade.begin()
+    with capturedLogs() as events:
+        stage.upgrade.give_up()
+        stage.say(b"ready")
+        stage.successor.end(signal.SIGKILL)
+        stage.upgrade.begin()
+        stage.upgrade.give_up()
+    assert [formatEvent(event) for event in events] == [
+        "the gateway stops: its successor, process 1000, is ended",
+        "no upgrade: the gateway stops",
+    ]
+    assert stage.handed_over == []
+    assert len(stage.reactor.processes) == 1
+    assert not stage.reactor.getDelayedCalls()
+
+
+def test_a_stop_leaves_a_successor_that_has_taken_over(stage: Stage) -> None:
+    stage.upgrade.begin()
+    stage.say(b"ready")
+    stage.upgrade.give_up()
+    assert (stage.upgrade.state, stage.successor.signals) == (S.HANDED_OVER, [])
+
+
 def test_a_command_that_cannot_be_run_changes_nothing(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

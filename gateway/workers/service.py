@@ -172,6 +172,7 @@ class TwistdSupervisor(Supervisor):
             (signal.SIGUSR2, self._upgrade.begin),
         ):
             on_signal(reactor, number, call)
+        reactor.addSystemEventTrigger("before", "shutdown", self._upgrade.give_up)
         on_second_stop(reactor, self._end_all_turns)
         self._daemon.hold_status()
         self.ready.addCallbacks(self._all_ready, self._cannot_start)
