@@ -137,8 +137,26 @@ class WorkerProcess(ProcessProtocol):
     # ---- what is asked of it
 
     def start(self) -> None:
-        """Start the process."""
+        """Start the process; if the system cannot make one now, it is tried again."""
         self._stop_timer()
+        try:
+            self._spawn()
+        except OSError as error:
+            self.link.close()
+            pause = self._next_pause()
+            _log.error(
+                "worker {number} cannot be started: {reason}; tried again in {pause:g} s",
+                number=self.number,
+                reason=error.strerror or str(error),
+                pause=pause,
+            )
+            self._timer = self._reactor.callLater(pause, self.start)
+            return
+        self._pid = self._process.pid  # Twisted forgets it before it tells of the end
+        self._timer = self._reactor.callLater(_START_SECONDS, self._too_slow)
+        self._move(WorkerEvent.SPAWNED)
+
+    def _spawn(self) -> None:
         self.restarts += 1
         self.failed_with = None
         self.started_at = self._reactor.seconds()
@@ -163,9 +181,6 @@ class WorkerProcess(ProcessProtocol):
                 )
             finally:
                 os.close(nothing)
-        self._pid = self._process.pid  # Twisted forgets it before it tells of the end
-        self._timer = self._reactor.callLater(_START_SECONDS, self._too_slow)
-        self._move(WorkerEvent.SPAWNED)
 
     def became_ready(self) -> None:
         """The worker accepts connections."""
@@ -207,8 +222,7 @@ class WorkerProcess(ProcessProtocol):
         ran = self._reactor.seconds() - self.started_at
         if self.state is WorkerState.READY and ran >= _SETTLED_SECONDS:
             self._ends_in_a_row = 0
-        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._ends_in_a_row, 10))
-        self._ends_in_a_row += 1
+        pause = self._next_pause()
         _log.error(
             "worker {number} (process {pid}) ended after {ran:.1f} s: {reason}; it is started again"
             " in {pause:g} s",
@@ -219,6 +233,12 @@ class WorkerProcess(ProcessProtocol):
             pause=pause,
         )
         self._timer = self._reactor.callLater(pause, self.start)
+
+    def _next_pause(self) -> float:
+        """The seconds until the next start, longer each time."""
+        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._ends_in_a_row, 10))
+        self._ends_in_a_row += 1
+        return pause
 
     def _too_slow(self) -> None:
         self._timer = None

@@ -50,6 +50,42 @@ def test_every_state_is_left_somehow_but_the_last() -> None:
     assert not [1 for (before, _), after in TRANSITIONS.items() if before is S.GONE is not after]
 
 
+def test_a_process_that_cannot_be_made_is_tried_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = stage.reactor.spawnProcess
+
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(stage.reactor, "spawnProcess", full)
+    with capturedLogs() as events:
+        stage.worker.start()
+        stage.reactor.advance(process._FIRST_PAUSE)
+    lines = [formatEvent(event) for event in events]
+    assert lines == [
+        f"worker 2 cannot be started: Resource temporarily unavailable; tried again in {pause:g} s"
+        for pause in (process._FIRST_PAUSE, 2 * process._FIRST_PAUSE)
+    ]
+    assert (stage.worker.state, stage.worker.pid, stage.states) == (S.RESTING, None, [])
+    monkeypatch.setattr(stage.reactor, "spawnProcess", spawn)
+    stage.reactor.advance(2 * process._FIRST_PAUSE)
+    assert stage.worker.state is S.STARTING
+
+
+def test_a_worker_that_could_not_be_made_can_be_stopped(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(stage.reactor, "spawnProcess", missing)
+    stage.worker.start()
+    stage.worker.stop(StopOrder())
+    assert stage.worker.state is S.GONE
+    assert not stage.reactor.getDelayedCalls()
+
+
 def test_it_inherits_the_link_and_the_sockets_and_nothing_of_systemd(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
