@@ -75,6 +75,8 @@ def test_the_systemd_unit_starts_reloads_and_stops_what_is_installed() -> None:
         assert options[-2:] == ["--config", installed_as[1]]
     assert "--check" in check.split(), "a reload that will be refused must fail"
     assert reload_ == "/bin/kill -HUP $MAINPID"
+    # SIGTERM to all would be the second one for workers that stop, and end their turns.
+    assert "\nKillMode=mixed\n" in unit
     patience = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert patience is not None
     assert int(patience[1]) > Settings().timeouts.shutdown_seconds + 5, "turns would be cut off"

@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import (
     FilteringLogObserver,
     ILogObserver,
@@ -146,12 +148,21 @@ class Worker:
             drain, order = self.gateway.drain, decode(payload, StopOrder)
             drain.handed_over = drain.has_successor = order.handed_over
         self._stopping = True
-        self._reactor.stop()
+        with suppress(ReactorNotRunning):  # a signal was faster
+            self._reactor.stop()
 
     def abandon(self, _: bytes = b"") -> None:
         """End the turns that run."""
         if self.gateway is not None:
             self.gateway.drain.abandon()
+
+    def second_signal(self) -> None:
+        """A signal to stop came while it stops: whether turns end is for the supervisor to say.
+
+        A signal to the whole group of processes often comes after the supervisor's own order.
+        """
+        if not self._link.is_open:
+            self.abandon()
 
     def _reopen(self, _: bytes) -> None:
         if self.log_file is not None:
@@ -161,6 +172,8 @@ class Worker:
         if not self._stopping:
             _log.error("the supervisor is gone: the worker ends once its turns have")
             self._stop(encode(StopOrder()))
+            if self.gateway is not None:
+                self.gateway.drain.handed_over = True  # the next supervisor can have the port
 
     def _shut_down(self) -> Deferred[Any]:
         """Let turns end before the reactor stops."""
@@ -207,7 +220,7 @@ def main(arguments: Sequence[str]) -> None:
     connect_link(reactor, files.of(LINK)[0], link)
     worker = Worker(reactor, Inheritance(files.descriptors, link, number), begin_log)
     reactor.callWhenRunning(worker.start)
-    on_second_stop(reactor, worker.abandon)
+    on_second_stop(reactor, worker.second_signal)
     reactor.run()
 
 

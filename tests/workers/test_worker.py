@@ -142,6 +142,33 @@ def test_a_stop_during_the_start_is_no_failure(stage: Stage) -> None:
     assert (stage.reactor.stops, events) == (1, [])
 
 
+def test_a_signal_during_a_stop_is_for_the_supervisor_as_long_as_there_is_one(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.start()
+    assert stage.worker.gateway is not None
+    ended: list[bool] = []
+    monkeypatch.setattr(stage.worker.gateway.drain, "abandon", lambda: ended.append(True))
+    stage.supervisor.tell(orders.STOP, encode(StopOrder()))
+    stage.pump()
+    stage.worker.second_signal()
+    assert ended == [], "a signal to the whole group reaches workers after the supervisor's order"
+    stage.supervisor.tell(orders.ABANDON)
+    stage.pump()
+    assert ended == [True]
+    stage.link.connectionLost()
+    stage.worker.second_signal()
+    assert ended == [True, True]
+
+
+def test_without_a_supervisor_it_leaves_the_port_to_the_next_one(stage: Stage) -> None:
+    stage.start()
+    assert stage.worker.gateway is not None
+    stage.link.connectionLost()
+    drain = stage.worker.gateway.drain
+    assert (drain.handed_over, drain.has_successor) == (True, False)
+
+
 def test_it_ends_when_the_supervisor_is_gone(stage: Stage) -> None:
     stage.start()
     stage.link.connectionLost()
