@@ -51,7 +51,7 @@ _LOOK_AGAIN = (0.05, 0.25)
 #: client of a WebSocket would not try again by itself.
 _TRY_AGAIN = (0.5, 1.0, 2.0, 4.0)
 
-#: Items that one turn may look up by their ids, the latest.
+#: Items that one turn may look up by their ids, and as many issuers: the latest ones.
 _MAX_ITEMS = 1000
 
 
@@ -246,8 +246,10 @@ class DurableIssuers:
     def note(self, raw: bytes, account: str) -> None:
         """``account`` issued the encrypted content of the item ``raw``, if it has any."""
         digest, written = content_digest(raw), self._ids.id_of(account)
-        self._memory.note(raw, account)
-        if digest is not None and written is not None:
+        if digest is None:
+            return
+        self._memory.restore(digest, account)
+        if written is not None:
             until = self._now() + STORED_SECONDS
             self._writes.put(Row(ISSUERS, digest, written.encode(), until))
 
@@ -298,12 +300,14 @@ class ConversationRecall:
                 rows.append((OWNERS, response))
         awaited = []
         encrypted = [item for item in items if item.encrypted]
-        for item in encrypted:
+        unknown_issuers: dict[tuple[str, bytes], None] = {}
+        for item in encrypted[-_MAX_ITEMS:]:
             digest = content_digest(item.raw) if item.issuer is None else None
             if digest is not None:
-                rows.append((ISSUERS, digest))
+                unknown_issuers[ISSUERS, digest] = None
                 if item is encrypted[-1] and _began_here(encrypted):
-                    awaited.append(rows[-1])
+                    awaited.append((ISSUERS, digest))
+        rows += unknown_issuers
         named = self._lacking(tenant, items)
         rows += [(ITEMS, item_digest(tenant, item.id or "")) for item in named]
         if response is None and not rows:
@@ -372,7 +376,7 @@ class ConversationRecall:
 
     def _remember(self, found: Recalled, tenant: str, response: bytes) -> None:
         """Take a conversation into memory, unless another turn was faster."""
-        transcript, evicted = decode_transcript(found.records, self._ids)
+        transcript, evicted = decode_transcript(found.records, self._ids, self._conversations.get)
         if transcript is None:
             return
         record = transcript.record

@@ -141,7 +141,9 @@ def described(value: bytes) -> dict[str, Any] | None:
 
 
 def decode_transcript(
-    records: Sequence[tuple[bytes, bytes]], ids: AccountIds
+    records: Sequence[tuple[bytes, bytes]],
+    ids: AccountIds,
+    known: Callable[[str, str], Transcript | None] = lambda tenant, response_id: None,
 ) -> tuple[Transcript | None, list[Transcript]]:
     """The transcript of records, the latest first; None if a part of it is missing.
 
@@ -149,6 +151,9 @@ def decode_transcript(
 
     An account that is not in service keeps what was written for it as its name, which no account
     has.
+
+    :param known: the transcript of a tenant's response that is in memory: processes that take
+        turns would each time make a copy of the whole conversation.
     """
     transcript: Transcript | None = None
     evicted: list[Transcript] = []
@@ -160,26 +165,33 @@ def decode_transcript(
             return None, []
         if written.parent != parent:
             return None, []
-        record = ResponseRecord(
-            written.tenant,
-            written.id,
-            parent,
-            tuple(_renamed(item, ids.name_of) for item in written.input),
-            tuple(_renamed(item, ids.name_of) for item in written.output),
-            ids.name_of(written.account) or written.account,
-            written.store,
-            written.held_upstream,
-            written.model,
-            written.created_at,
-            ids.name_of(written.pinned_to) or written.pinned_to,
-            written.foreign,
-            key=key.hex(),
-        )
-        transcript = Transcript(record, transcript)
-        parent = record.key
+        found = known(written.tenant, written.id)
+        if found is not None and found.record.key == key.hex():
+            transcript = found
+        else:
+            transcript = Transcript(_record(written, key, ids), transcript)
+        parent = transcript.record.key
         if written.evicted:
             evicted.append(transcript)
     return transcript, evicted
+
+
+def _record(written: _WrittenRecord, key: bytes, ids: AccountIds) -> ResponseRecord:
+    return ResponseRecord(
+        written.tenant,
+        written.id,
+        written.parent,
+        tuple(_renamed(item, ids.name_of) for item in written.input),
+        tuple(_renamed(item, ids.name_of) for item in written.output),
+        ids.name_of(written.account) or written.account,
+        written.store,
+        written.held_upstream,
+        written.model,
+        written.created_at,
+        ids.name_of(written.pinned_to) or written.pinned_to,
+        written.foreign,
+        key=key.hex(),
+    )
 
 
 def _renamed(item: Item, rename: Callable[[str], str | None]) -> Item:

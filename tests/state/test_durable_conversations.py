@@ -15,7 +15,7 @@ from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore, ResponseRecord, Transcript, foreign_response
 from gateway.protocol.errors import ApiError
 from gateway.protocol.items import Item
-from gateway.state.backend import ITEMS, RECORDS, RESPONSES, StateError
+from gateway.state.backend import ITEMS, RECORDS, RESPONSES, Recall, StateError
 from gateway.state.durable_conversations import (
     ConversationRecall,
     DurableConversations,
@@ -270,6 +270,38 @@ def test_a_conversation_that_was_recalled_is_not_written_again(behind: Behind) -
     assert tables == [RECORDS, RESPONSES, ITEMS], "expected the new response alone"
 
 
+def test_what_is_recalled_shares_what_memory_has(behind: Behind) -> None:
+    here, there = Process(behind), Process(behind)
+    latest = None
+    for number in range(6):
+        process = (here, there)[number % 2]
+        if latest is not None:
+            latest = process.get("laptop", f"resp_{number - 1}")
+            assert latest is not None
+        latest = made(number, latest)
+        process.conversations.add(latest)
+        flushed(behind)
+    for process in (here, there):
+        kept = [process.get("laptop", f"resp_{number}") for number in range(6)]
+        alive = {id(part) for each in kept if each is not None for part in each.path()}
+        assert len(alive) == 6, "each response is in memory once"
+
+
+def test_an_eviction_elsewhere_is_taken_over_with_what_is_recalled(behind: Behind) -> None:
+    here, there = Process(behind), Process(behind)
+    first = made(1)
+    here.conversations.add(first)
+    flushed(behind)
+    found = there.get("laptop", "resp_1")
+    assert found is not None
+    there.conversations.add(made(2, found))
+    there.conversations.evict(found)
+    there.conversations.add(made(3, there.get("laptop", "resp_2")))
+    flushed(behind)
+    assert here.get("laptop", "resp_3") is not None
+    assert here.conversations.get("laptop", "resp_1") is None
+
+
 def test_items_are_found_by_their_ids(behind: Behind) -> None:
     """Each by the response that it belongs to, and no other tenant's."""
     before = Process(behind)
@@ -314,6 +346,21 @@ def test_the_issuer_of_the_latest_item_may_be_about_to_be_written(behind: Behind
     behind.clock.advance(0.25)
     assert process.memory_issuers.issuer_of(new.raw) == "b"
     assert process.recall("laptop", None, Item(SEALED % b"only", encrypted=True)) == "waits"
+
+
+def test_one_turn_looks_up_a_bounded_count_of_issuers(behind: Behind) -> None:
+    process = Process(behind)
+    asked: list[int] = []
+    read = behind.backend.read
+
+    def counting(wanted: Recall) -> Any:
+        asked.append(len(wanted.rows))
+        return read(wanted)
+
+    behind.backend.read = counting  # type: ignore[method-assign]
+    items = [Item(SEALED % b"%d" % n, type="reasoning", encrypted=True) for n in range(5000)]
+    process.recall("laptop", None, *items, *items)
+    assert asked == [1000]
 
 
 def test_owners_and_issuers_outlive_the_process(behind: Behind) -> None:
