@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -208,6 +209,8 @@ def lock_directory(directory: Path) -> int:
             f"{directory} is used by another process ({holder}); give each gateway its own"
             " state.directory"
         ) from None
-    os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
+    # A full disk says so when the database is opened; who holds the lock is only a help.
+    with suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
     return lock
