@@ -183,10 +183,20 @@ class StateServer(Service):
     # --- the rows in memory ------------------------------------------------------------
 
     def _loaded(self, table: str, rows: Sequence[Row]) -> None:
-        """Rows from disk; what workers wrote meanwhile is newer."""
+        """Rows from disk; what workers wrote meanwhile is newer.
+
+        A database that began anew gets what is known here.
+        """
         known = self._rows[table]
+        missing = known.keys() - {row.key for row in rows}
         for row in rows:
-            known.setdefault(row.key, row)
+            if not self.writes.waits(table, row.key):
+                known.setdefault(row.key, row)
+        if table in VOLATILE:
+            return
+        for key in missing:
+            if not self.writes.waits(table, key):
+                self.writes.put(known[key])
 
     def _keep(self, row: Row) -> None:
         rows = self._rows[row.table]

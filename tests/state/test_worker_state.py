@@ -49,16 +49,21 @@ class _Transport(StringTransport):
 
 
 class MemoryBackend:
-    """A backend on a database in memory, without a thread."""
+    """A backend on a database in memory, without a thread.
+
+    :ivar begins_anew: whether it is empty when it is opened again.
+    """
 
     name, shared = "memory", False
 
     def __init__(self) -> None:
         self.database = Database(None, 2**30, 86_400.0)
-        self.fails = False
+        self.database.open()
+        self.fails = self.begins_anew = False
 
     def open(self, feed: Feed) -> Deferred[None]:
-        self.database.open()
+        if self.begins_anew:
+            self.database.open()
         return succeed(None)
 
     def scan(self, table: str) -> Deferred[list[Row]]:
@@ -145,6 +150,32 @@ def test_a_full_disk_does_not_part_the_workers(whole: Whole) -> None:
     whole.backend.fails = False
     whole.clock.pump([1.0] * 20)
     assert whole.backend.database.read(Recall([(OWNERS, b"k")])).rows
+
+
+def test_what_is_deleted_while_the_disk_is_gone_does_not_come_back(whole: Whole) -> None:
+    one, two = whole.workers
+    whole.settle(one.write([Row(BINDINGS, b"b", b"v", LATER)]))
+    whole.clock.advance(1)
+    whole.backend.fails = True
+    whole.settle(one.write([Row(BINDINGS, b"b", None, 0.0)]))
+    whole.clock.pump([1.0] * 5)  # it is opened again, and takes no writes
+    assert whole.settle(two.scan(BINDINGS)) == []
+    whole.backend.fails = False
+    whole.clock.pump([1.0] * 20)
+    assert whole.backend.database.scan(BINDINGS) == []
+
+
+def test_a_database_that_began_anew_gets_what_the_supervisor_knows(whole: Whole) -> None:
+    row = Row(BINDINGS, b"b", b"v", float(LATER))
+    whole.settle(whole.workers[0].write([row, Row(COOLDOWNS, b"c", b"v", LATER)]))
+    whole.clock.advance(1)
+    whole.backend.fails = True
+    whole.settle(whole.workers[0].write([Row(OWNERS, b"k", b"account", LATER)]))
+    whole.clock.advance(1)
+    whole.backend.fails, whole.backend.begins_anew = False, True
+    whole.clock.pump([1.0] * 20)
+    assert whole.backend.database.scan(BINDINGS) == [row]
+    assert whole.backend.database.scan(COOLDOWNS) == []
 
 
 def test_rows_expire(whole: Whole) -> None:
