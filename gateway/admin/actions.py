@@ -374,6 +374,11 @@ class Audit:
             **{**entry._asdict(), "target": shown or "the gateway"},
         )
 
+    def is_last(self, who: str, address: str, action: str, target: str) -> bool:
+        """Whether nothing else was noted since the same one did the same."""
+        last = self._entries[-1] if self._entries else None
+        return last is not None and last[1:5] == (who, address, action, target[:_LONGEST])
+
     def shown(self) -> dict[str, Any]:
         """The last actions, the newest first."""
         return {"actions": [entry._asdict() for entry in reversed(self._entries)]}

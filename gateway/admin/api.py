@@ -41,6 +41,9 @@ _MAX_LISTED = 1000
 #: Where a page of a recording may begin, in bytes.
 _FURTHEST = 2**40
 
+#: In the audit log; further pages of the same recording are one reading.
+_READ = "read a recording"
+
 #: What a handler returns that answers later by itself.
 ANSWERED_LATER: Final = object()
 
@@ -227,9 +230,9 @@ class Api:
         def shown(found: dict[str, Any] | None) -> Any:
             if found is None:
                 raise not_found("this recording is not there any more")
-            if start == 0:
-                who = caller.name or "nobody known"
-                self.audit.note(who, caller.address, "read a recording", name, True, "done")
+            who = caller.name or "nobody known"
+            if start == 0 or not self.audit.is_last(who, caller.address, _READ, name):
+                self.audit.note(who, caller.address, _READ, name, True, "done")
             return _html(timeline_page(found)) if as_html else found
 
         return when_known(self.managed.view("recording", name=name, start=start), shown)

@@ -163,6 +163,21 @@ def test_who_read_a_recording_is_noted(tmp_path: Path) -> None:
     assert (noted["who"], noted["action"], noted["target"]) == ("token", "read a recording", name)
 
 
+def test_who_reads_only_the_rest_of_a_recording_is_noted_too(tmp_path: Path) -> None:
+    it = admin(tmp_path, keys=("*",))
+    path = f"/status/recordings/{record(it)}"
+    for start in (1, 2, 3):
+        assert SECRET_WORDS.encode() in it.ask(f"{path}?from={start}", BEARER).body
+    it.post("/admin/log-level", {"level": "warn"}, BEARER)
+    it.ask(f"{path}?from=1", BEARER)
+    noted = it.json("/status/audit", BEARER)["actions"]
+    assert [each["action"] for each in noted] == [
+        "read a recording",
+        "set the log level",
+        "read a recording",
+    ]
+
+
 def test_a_turn_is_a_timeline(tmp_path: Path) -> None:
     it = admin(tmp_path, keys=("*",))
     found = it.json(f"/status/recordings/{record(it, 1)}", BEARER)
