@@ -160,10 +160,10 @@ class WorkerProcess(ProcessProtocol):
         self.restarts += 1
         self.failed_with = None
         self.started_at = self._reactor.seconds()
-        self.link = Link(self._reactor)
-        self._linked(self)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
+            self.link = Link(self._reactor)
+            self._linked(self)
             files, told = bequest({LINK: [theirs.fileno()], **self._descriptors()})
             connect_link(self._reactor, ours.detach(), self.link)
             kept = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_FOR_WORKERS)}
