@@ -35,7 +35,7 @@ _MAX_TEXTS = 4096
 #: One in so many bindings of a tenant is evicted at once, because finding the oldest is costly.
 _EVICTED_SHARE = 128
 
-#: A use is reported after such a share of the lifetime without one.
+#: The first use in each such share of the lifetime is reported.
 _REPORTED_SHARE = 0.1
 
 #: Bindings that :meth:`Bindings.expire` forgets at once.
@@ -277,7 +277,8 @@ class MemoryBindings:
         if binding.used_at + self.ttl_seconds <= now:
             self._count -= 1
             return None
-        if now - binding.used_at > self.ttl_seconds * _REPORTED_SHARE:
+        share = self.ttl_seconds * _REPORTED_SHARE
+        if now // share != binding.used_at // share:
             self.changed(digest, key.tenant, binding)
         binding.used_at = now
         bound[digest] = binding
@@ -408,7 +409,9 @@ class MemoryBindings:
             self._pop(tenant, digest)
         elif here is None or here.used_at <= binding.used_at:
             self._pop(tenant, digest)
-            self._bound.setdefault(tenant, {})[digest] = binding
+            binding.account, binding.why = self._shared(binding.account), self._shared(binding.why)
+            binding.rule, binding.tenant = self._shared(binding.rule), self._shared(tenant)
+            self._bound.setdefault(binding.tenant, {})[digest] = binding
             self._count += 1
             self._shrink()
 
