@@ -40,9 +40,6 @@ KEY_USE_SECONDS = 400 * _DAY
 #: Rows that only the operator's next action replaces, in seconds.
 _FOREVER = 10 * 365 * _DAY
 
-#: A binding's last use is written at most so often, as a share of its lifetime.
-_USE_SHARE = 0.1
-
 _TURN_STATE = b"turn_state"
 
 
@@ -245,9 +242,28 @@ class AccountTable(_EachRow):
         self._accounts = accounts
         self._ids = ids
         self._now = now
+        #: The accounts that are followed, by their names.
+        self._followed: dict[str, Account] = {}
 
     def watch(self) -> None:
-        """Follow the changes of the accounts that are in service now."""
+        """Follow the changes of the accounts that are in service now.
+
+        What was written of one that was made anew is replaced; its predecessor, on which turns
+        may still run, is no longer followed.
+        """
+        for account in self._accounts():
+            former = self._followed.get(account.name)
+            if former is account:
+                continue
+            if former is not None:
+                self._follow(former, _nothing)
+            self._follow(account, partial(self._changed, account))
+            self._followed[account.name] = account
+            if former is not None:
+                self._changed(account)
+
+    def _follow(self, account: Account, changed: Callable[[], None]) -> None:
+        """Let the account call this after a change."""
         raise NotImplementedError
 
     def apply(self, row: Row) -> None:
@@ -298,14 +314,15 @@ class ReplicatedOperatorStates(AccountTable):
 
     table = OPERATOR
 
-    def watch(self) -> None:
-        """Follow the changes of the accounts that are in service now."""
-        for account in self._accounts():
-            account.health.admin_state_changed = partial(self._changed, account)
+    def _follow(self, account: Account, changed: Callable[[], None]) -> None:
+        account.health.admin_state_changed = changed
 
     def _changed(self, account: Account) -> None:
-        # A disabled account that the configuration disables needs no row; others may act on it.
-        self._write_later(account, lambda: account.health.admin_state.value)
+        # What the configuration disables is not disabled by the operator.
+        enabled, health = account.settings.enabled, account.health
+        self._write_later(
+            account, lambda: (health.admin_state if enabled else AdminState.SERVE).value
+        )
 
     def _says_something(self, account: Account) -> bool:
         return account.settings.enabled and account.health.admin_state is not AdminState.SERVE
@@ -321,10 +338,8 @@ class ReplicatedLessons(AccountTable):
 
     table = LESSONS
 
-    def watch(self) -> None:
-        """Follow the changes of the accounts that are in service now."""
-        for account in self._accounts():
-            account.learned.changed = partial(self._changed, account)
+    def _follow(self, account: Account, changed: Callable[[], None]) -> None:
+        account.learned.changed = changed
 
     def _changed(self, account: Account) -> None:
         self._write_later(account, account.learned.lessons, _DAY)
@@ -343,10 +358,8 @@ class ReplicatedQuotas(AccountTable):
 
     table = QUOTAS
 
-    def watch(self) -> None:
-        """Follow the changes of the accounts that are in service now."""
-        for account in self._accounts():
-            account.health.quotas.changed = partial(self._changed, account)
+    def _follow(self, account: Account, changed: Callable[[], None]) -> None:
+        account.health.quotas.changed = changed
 
     def _changed(self, account: Account) -> None:
         self._write_later(account, account.health.quotas.windows, 8 * _DAY)
@@ -395,3 +408,7 @@ class ReplicatedKeyUse:
 
     def apply(self, row: Row) -> None:
         """Others count their own use; shared limits are counted elsewhere."""
+
+
+def _nothing() -> None:
+    """An account that is no longer followed."""

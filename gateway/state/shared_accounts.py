@@ -103,10 +103,8 @@ class ReplicatedCooldowns(AccountTable):
         #: By account and name.
         self._known: dict[str, dict[str, _Known]] = {}
 
-    def watch(self) -> None:
-        """Follow the changes of the accounts that are in service now."""
-        for account in self._accounts():
-            account.health.cooldowns_changed = partial(self._changed, account)
+    def _follow(self, account: Account, changed: Callable[[], None]) -> None:
+        account.health.cooldowns_changed = changed
 
     def _changed(self, account: Account) -> None:
         written = self._ids.id_of(account.name)
