@@ -88,9 +88,15 @@ class AdminSite(HttpSite):
             AdminRequest(client_request, local, peer, is_secure), has_path
         )
 
+    def startFactory(self) -> None:
+        """The port is open."""
+        super().startFactory()
+        self.limiter.open_doors()
+
     def stopFactory(self) -> None:
-        """The port is closed."""
+        """The port is closed: who keeps a connection is to find a successor, if there is one."""
         self.api.live.close()
+        self.limiter.drain(lambda: None, refuse=False)
         super().stopFactory()
 
     def _serve(self, request: AdminRequest, has_path: bool) -> None:

@@ -161,3 +161,20 @@ def test_the_end_of_the_gateway_ends_the_events() -> None:
     assert client.received.endswith(b"0\r\n\r\n"), "the answer should end in order"
     assert admin.clock.getDelayedCalls() == []
     client.leaves()
+
+
+def test_kept_connections_end_with_the_listener_so_that_probes_reach_a_successor() -> None:
+    admin = Admin()
+    get = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    idle, late = admin.client(), admin.client()
+    idle.sends(get)
+    assert not idle.closed, "kept for the next request"
+    admin.site.stopFactory()
+    assert idle.closed
+    late.sends(get)
+    assert late.answer.status == 200
+    assert late.closed
+    admin.site.startFactory()
+    again = admin.client()
+    again.sends(get)
+    assert (again.answer.status, again.closed) == (200, False)
