@@ -43,6 +43,7 @@ class PendingRows:
         self.dropped = 0
         self._waiting: dict[Place, Row | MakeRow] = {}
         self._sent: dict[Place, Row] = {}
+        self._is_too_large_known = False
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._sent)
@@ -62,11 +63,14 @@ class PendingRows:
     def put(self, row: Row) -> bool:
         """Add a row; it replaces one of the same key that waits.
 
-        :return: whether no row had to be dropped.
+        :return: whether no row had to be dropped that could be written another time.
         """
         if row.size > MAX_ROW_BYTES:
+            if not self._is_too_large_known:
+                self._is_too_large_known = True
+                _log.error("a response of {bytes} bytes is too large to be kept", bytes=row.size)
             self.dropped += 1
-            return False
+            return True
         place = place_of(row)
         self._uncount(self._waiting.get(place))
         if not self._keeps_place(row):

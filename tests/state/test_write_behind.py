@@ -315,6 +315,7 @@ def test_a_huge_record_pushes_nothing_out(behind: Behind) -> None:
     assert behind.writes.figures().dropped == 1
     behind.pass_time(FLUSH)
     assert behind.backend.written == [owner(b"1")]
+    assert behind.writes.losses == 0, "it would not be written the next time, either"
 
 
 # --- stopping ------------------------------------------------------------------------------
