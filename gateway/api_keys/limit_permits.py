@@ -137,7 +137,9 @@ class SharedLimits:
             self._tick = self.clock.callLater(_TICK_SECONDS, self._time_passes)
 
     def failed(self, why: str) -> None:
-        """The authority did not answer."""
+        """The authority did not answer; at the end of this process that is no news."""
+        if self._stopped:
+            return
         self._retry_at = self.clock.seconds() + _RETRY_SECONDS
         if self.reachable:
             self.reachable = False

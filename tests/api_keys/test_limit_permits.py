@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 
 from gateway.api_keys.keys import KeyRing
 from gateway.api_keys.limit_ledger import LimitAnswer, LimitAsk, LimitLedger
@@ -362,3 +363,12 @@ def test_an_authority_that_lost_everything_is_told_again() -> None:
     counters = stage.authority.ledger.keys["laptop"].counters
     assert sum(counters["requests_per_minute"].values()) == 6
     assert sum(counters["requests_per_day"].values()) == 11
+
+
+def test_an_authority_that_ends_with_the_process_is_no_news() -> None:
+    stage = Stage(max_concurrent_turns=4)
+    stage.a.shared.stop()
+    with capturedLogs() as events:
+        stage.a.shared.failed("the other process is gone")
+    assert events == []
+    assert stage.a.shared.reachable
