@@ -336,13 +336,13 @@ class ManagedWorkers(Service):
             elif not found.called:
                 found.callback({"why_not": None})
 
-        def all_answered(_: Answers) -> None:
+        def all_answered(_: Answers | None) -> None:
             if not found.called:
                 found.callback({"why_not": reasons[0] if reasons else _NO_WORKER})
 
         question = encode(Question("readiness", {}))
         asked = ask(self._workers(), VIEW, question, _VIEW_SECONDS, read)
-        asked.addCallback(all_answered).addErrback(note_failure)
+        asked.addErrback(note_failure).addCallback(all_answered)
         return found
 
     def _accounts(self) -> Deferred[Json]:

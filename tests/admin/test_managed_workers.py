@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from twisted.logger import capturedLogs
+
 from gateway.admin.managed_gateway import ACTIONS, VIEWS
 from gateway.admin.metric_families import families
 from gateway.admin.prometheus import state_metrics
+from gateway.admin.worker_answers import VIEW
 from gateway.config import ConfigError
 from gateway.state.keeper import StateFigures
 from gateway.state.write_behind import WriteFigures
@@ -109,6 +112,15 @@ def test_it_is_ready_while_one_worker_is() -> None:
     first.admin.running.drain.begin()
     answer = workers.ask("/readyz", wait=2.1)
     assert (answer.status, answer.json) == (503, {"status": "draining"})
+
+
+def test_a_probe_has_an_answer_also_when_a_worker_says_nonsense() -> None:
+    workers = Workers(1)
+    workers.workers[0].inner.handle(VIEW, lambda _: b"nonsense")
+    with capturedLogs() as events:
+        ready = workers.ask("/readyz", wait=2.1)
+    assert (ready.status, ready.json) == (503, {"status": "no worker answers"})
+    assert [event["log_format"] for event in events] == ["workers could not be asked"]
 
 
 def test_a_drain_is_of_all_workers_also_of_those_that_start_meanwhile() -> None:
