@@ -81,7 +81,7 @@ class Transcript:
     :ivar parent: the transcript that it continued, or None for a root.
     :ivar root: the key of the first response, which names the conversation.
     :ivar written: for a store that is written behind: after how many losses it was written last;
-        None if it was not.
+        None if it was not; negative if it was, and must be written again.
     """
 
     __slots__ = ("__weakref__", "parent", "record", "root", "written")

@@ -51,6 +51,9 @@ _LOOK_AGAIN = (0.05, 0.25)
 #: client of a WebSocket would not try again by itself.
 _TRY_AGAIN = (0.5, 1.0, 2.0, 4.0)
 
+#: The losses of a record that was written, and must be written again with what continues it.
+_AGAIN = -1
+
 #: Items that one turn may look up by their ids, and as many issuers: the latest ones.
 _MAX_ITEMS = 1000
 
@@ -103,17 +106,23 @@ class DurableConversations:
         """Let a response no longer be continued by its id, in any process."""
         record = transcript.record
         found = self._memory.get(record.tenant, record.id)
-        if found is not None and found.record.key == record.key:
-            self._memory.evict(found)
-        self._memory.evict(transcript)
-        if transcript.written is None or (found is not None and found.record.key != record.key):
-            return  # an upstream has used the id again
+        is_reused = found is not None and found.record.key != record.key
+        if self._memory.is_evicted(transcript) and (found is None or is_reused):
+            return
+        # Memory may have another copy of it, which was recalled.
+        copies = [transcript] if found is None or is_reused else [transcript, found]
+        for each in copies:
+            self._memory.evict(each)
+        if is_reused or all(each.written is None for each in copies):
+            return
         self._write_record(transcript)
         digest = response_digest(record.tenant, record.id)
         self._writes.put(Row(RESPONSES, digest, None, 0.0, record.tenant))
         # The backend may forget the conversation with it; a turn that runs may yet continue it.
-        for each in transcript.path():
-            each.written = None
+        for copy in copies:
+            for each in copy.path():
+                if each.written is not None:
+                    each.written = _AGAIN
 
     def forget(self, tenant: str, response_id: str) -> int:
         """Forget the whole conversation that holds this response, in any process."""

@@ -229,6 +229,46 @@ def test_a_turn_goes_on_from_what_was_recalled_and_evicted(behind: Behind) -> No
     assert after.get("laptop", "resp_1") is None
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("flushes", [True, False])
+def test_of_responses_that_are_deleted_one_after_the_other_nothing_is_left(
+    behind: Behind, order: tuple[int, ...], flushes: bool
+) -> None:
+    process = Process(behind)
+    chain = [made(0)]
+    for number in (1, 2):
+        chain.append(made(number, chain[-1]))
+    for each in chain:
+        process.conversations.add(each)
+    flushed(behind)
+    for which in order:
+        process.conversations.evict(chain[which])
+        process.conversations.evict(chain[which])  # as when the connection ends later
+        if flushes:
+            flushed(behind)
+    flushed(behind)
+    after = Process(behind)
+    assert [after.get("laptop", each.record.id) for each in chain] == [None] * 3
+    assert behind.backend.database.figures()[:3] == (0, 0, 0), "nor its content"
+
+
+def test_a_deleted_parent_stays_deleted_where_its_child_is_recalled(behind: Behind) -> None:
+    process = Process(behind)
+    root = made(0)
+    child = made(1, root)
+    fork = made(2, root)
+    for each in (root, child, fork):
+        process.conversations.add(each)
+    flushed(behind)
+    process.conversations.evict(child)
+    process.conversations.evict(root)
+    flushed(behind)
+    after = Process(behind)
+    assert same(after.get("laptop", "resp_2"), fork)
+    assert after.conversations.get("laptop", "resp_0") is None
+    assert after.get("laptop", "resp_0") is None
+
+
 def test_a_forgotten_conversation_is_forgotten_everywhere(behind: Behind) -> None:
     before = Process(behind)
     first = made(1)
