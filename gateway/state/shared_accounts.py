@@ -210,6 +210,7 @@ class SharedLoads(AccountTable):
         for account in self._accounts():
             limited = account.has_load_limits
             account.load_changed = partial(self._changed, account) if limited else None
+            self._followed[account.name] = account
             written = self._ids.id_of(account.name)
             if limited and written in self._others:
                 self._count(account, self._others[written])
@@ -234,7 +235,9 @@ class SharedLoads(AccountTable):
 
     def _tell(self) -> None:
         changes, self._changes = self._changes, {}
-        for name, account in changes.items():
+        for name, changed in changes.items():
+            # Of an account that was made anew; it counts the turns that still run on this one.
+            account = self._followed.get(name, changed)
             written = self._ids.id_of(name)
             if written is None:
                 self._told.pop(name, None)

@@ -292,3 +292,22 @@ def test_an_account_without_limits_tells_nothing() -> None:
     here.begin().release()
     assert here.account.load_changed is None
     assert not here.written
+
+
+def test_turns_that_outlive_a_reload_are_told_with_those_of_the_account_made_anew() -> None:
+    clock, (here, there) = replicas(max_in_flight=5)
+    first, second = here.begin(), here.begin()
+    former = here.account
+    here.account = Account(former.settings, former.upstream, clock.seconds)
+    here.account.inherit(former)
+    here.loads.watch()
+    here.begin()
+    clock.advance(0.2)
+    first.release()
+    clock.advance(0.2)
+    there.deliver()
+    assert there.account.in_flight_elsewhere == 2
+    second.release()
+    clock.pump([1.0] * 10)
+    there.deliver()
+    assert there.account.in_flight_elsewhere == 1
