@@ -28,7 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gateway.inheritance import LINK, bequest
-from gateway.worker_link import Link, connect_link
+from gateway.worker_link import Link, LinkBusy, connect_link
 from gateway.workers import orders
 
 _log = Logger(namespace="gateway.workers")
@@ -121,6 +121,7 @@ class WorkerProcess(ProcessProtocol):
         self._changed = changed
         self._timer: IDelayedCall | None = None
         self._ends_in_a_row = 0
+        self._answered_at = 0.0
         self._process: Any = None
         self._pid: int | None = None
         self.state = WorkerState.RESTING
@@ -188,6 +189,7 @@ class WorkerProcess(ProcessProtocol):
             return  # it said so with its last breath
         self._stop_timer()
         if self.state is WorkerState.STARTING:
+            self._answered_at = self._reactor.seconds()
             self._timer = self._reactor.callLater(_PING_SECONDS, self._ping)
         self._move(WorkerEvent.READY)
 
@@ -252,10 +254,15 @@ class WorkerProcess(ProcessProtocol):
 
         def answered(_: bytes) -> None:
             if link is self.link and self.state is WorkerState.READY:
+                self._answered_at = self._reactor.seconds()
                 self._timer = self._reactor.callLater(_PING_SECONDS, self._ping)
 
         def silent(failure: Failure) -> None:
             if link is self.link and self.state is WorkerState.READY and link.is_open:
+                since = self._reactor.seconds() - self._answered_at
+                if failure.check(LinkBusy) and since < _STUCK_SECONDS:  # it was not even asked
+                    self._timer = self._reactor.callLater(_PING_SECONDS, self._ping)
+                    return
                 self.failed_with = f"it did nothing for {_STUCK_SECONDS:g} s"
                 self.kill()
 

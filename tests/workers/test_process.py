@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 
 import pytest
+from twisted.internet.defer import fail
 from twisted.logger import capturedLogs, formatEvent
 
+from gateway.worker_link import LinkBusy
 from gateway.workers import orders, process
 from gateway.workers.orders import StopOrder
 from gateway.workers.process import TRANSITIONS, WorkerEvent, WorkerProcess, WorkerState
@@ -183,3 +185,16 @@ def test_the_last_words_of_a_process_start_nothing(stage: Stage) -> None:
     stage.process.crash()
     stage.worker.became_ready()
     assert stage.worker.state is S.RESTING
+
+
+def test_a_worker_with_much_to_read_is_killed_only_when_it_stays_so(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.worker.start()
+    stage.worker.became_ready()
+    monkeypatch.setattr(stage.worker.link, "call", lambda *_, **__: fail(LinkBusy("full")))
+    for _ in range(5):
+        stage.reactor.advance(process._PING_SECONDS)
+    assert stage.process.signals == []
+    stage.reactor.advance(process._PING_SECONDS)
+    assert stage.process.signals == [signal.SIGKILL]
