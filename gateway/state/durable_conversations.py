@@ -127,8 +127,14 @@ class DurableConversations:
     def forget(self, tenant: str, response_id: str) -> int:
         """Forget the whole conversation that holds this response, in any process."""
         found = self._memory.conversation(tenant, response_id)
+        seen: set[str] = set()
         for each in found:
-            each.written = None
+            # Those whose ids an upstream has used again are in paths only.
+            for past in each.path():
+                if past.record.key in seen:
+                    break
+                seen.add(past.record.key)
+                past.written = None
         if found:
             self._writes.put(Row(RECORDS, b"", None, 0.0, tenant, found[0].root))
         return self._memory.forget(tenant, response_id)
@@ -152,10 +158,12 @@ class DurableConversations:
 
     def _write(self, transcript: Transcript) -> None:
         """Write a record, and that its response can be continued, if it can."""
-        self._write_record(transcript)
         record = transcript.record
-        if record.foreign or self._memory.is_evicted(transcript):
-            return
+        known = self._memory.get(record.tenant, record.id)
+        taken = known is not None and known.record.key != record.key
+        self._write_record(transcript, taken)
+        if taken or record.foreign or self._memory.is_evicted(transcript):
+            return  # an upstream has used the id again, or nobody can name it
         digest = response_digest(record.tenant, record.id)
         until = self._now() + self._max_age_seconds
         self._writes.put(
