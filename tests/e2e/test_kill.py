@@ -1,6 +1,7 @@
 """Conversations while the gateway is killed with -9 at random moments.
 
-`GATEWAY_KILLS=1000 pytest tests/e2e/test_kill.py -rP -k shorter` tells the figures of many kills.
+`GATEWAY_KILLS=1000 pytest tests/e2e/test_kill.py -rP -k shorter` tells the figures of many kills;
+`GATEWAY_LOOP_KILLS=20 pytest … -k loop_and_kills` those of a long tool loop.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ from tests.support.strict import Mode
 
 pytestmark = pytest.mark.e2e
 
-TURNS = 200
-KILLS = 20
+#: Kills of the tool loop, and its turns.
+KILLS = int(os.environ.get("GATEWAY_LOOP_KILLS", "5"))
+TURNS = 10 * KILLS
 
 #: The flush interval, and what a busy machine may take to write: an older turn is never lost.
 FLUSH = 0.2
 BUSY = 5.0
 
 #: Kills of the shorter loop.
-MANY = int(os.environ.get("GATEWAY_KILLS", "40"))
+MANY = int(os.environ.get("GATEWAY_KILLS", "15"))
 
 
 class Turnstile:
@@ -188,7 +190,7 @@ def whole(directory: Path, copies: Path) -> None:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_200_turns_and_20_kills(
+def test_a_tool_loop_and_kills_at_random_moments(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     scene.need_packages("openai", "websockets")
