@@ -385,7 +385,10 @@ def test_a_key_is_recorded_read_and_stopped_by_clicking(
     page.reload()
     assert "a word that" not in page.locator("main").inner_text()
     link = page.get_by_role("link", name="what turn")
-    opened.wait_until(lambda: link.count() == 1, "the turn leads to its recording")
+    opened.wait_until(
+        lambda: (scripts or page.reload() is not None) and link.count() == 1,
+        "the turn leads to its recording",
+    )
     link.click()
     page.wait_for_url("**/status/recordings/*")
     steps = page.locator(".timeline .step")
