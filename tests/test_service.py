@@ -16,7 +16,6 @@ from gateway.config import (
     LimitSettings,
     LogSettings,
     RoutingSettings,
-    Settings,
     TimeoutSettings,
 )
 from gateway.conversations.store import ResponseRecord, Transcript
@@ -55,7 +54,7 @@ def test_the_admin_side_can_be_switched_off(reactor: MemoryReactorClock) -> None
 
 
 def test_without_accounts_the_simulator_serves_two(reactor: MemoryReactorClock) -> None:
-    gateway = GatewayService(Settings(), reactor)
+    gateway = GatewayService(settings(accounts=()), reactor)
     assert [account.name for account in gateway.turn_services.pool.accounts] == [
         "simulated-1",
         "simulated-2",

@@ -387,8 +387,8 @@ def test_a_port_that_is_taken_is_one_line(
 
 @pytest.mark.parametrize(
     ("workers", "daemon"),
-    [(1, False), (1, True), (2, False), (2, True)],
-    ids=["one", "one-daemon", "two", "two-daemon"],
+    [(1, False), (2, True)],
+    ids=["one", "two-daemon"],
 )
 def test_an_upgrade_cuts_no_turn(
     workers: int, daemon: bool, start: Start, upstream: Upstream
