@@ -18,6 +18,7 @@ FILE = """
 listen: "tcp:8080:interface=127.0.0.1"
 admin: {listen: "tcp:8081:interface=127.0.0.1", token: "%s-secret", hosts: [gateway.internal]}
 log: {level: %s}
+state: {store: memory}
 accounts:
   - {name: primary, base_url: "https://api.example/v1", key: "sk-secret", proxy: "http://user:pass@proxy.example:1"}
 """
