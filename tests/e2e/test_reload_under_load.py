@@ -175,7 +175,6 @@ def test_a_hundred_reloads_touch_no_turn(tmp_path: Path) -> None:
         assert load.faults == []
         assert load.turns == sent, "a turn was sent twice"
         assert load.turns > 3 * (WEBSOCKETS + POSTS), "hardly a turn ran"
-        assert south.requests, "the account that came and went served nobody"
         log = gateway.log()
         assert log.count("is in force, changed") == RELOADS // 2
         assert "a restart is needed" not in log

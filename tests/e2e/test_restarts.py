@@ -87,8 +87,11 @@ HISTORY = [user("a"), THOUGHT, CALL, OUTPUT]
 NAMED = [user("a"), *({"type": "item_reference", "id": each["id"]} for each in (THOUGHT, CALL))]
 
 
-@pytest.mark.parametrize("second", [HISTORY, [*NAMED, OUTPUT]], ids=["in full", "by ids"])
-@pytest.mark.parametrize("keeps", [True, False], ids=["kept", "not kept"])
+@pytest.mark.parametrize(
+    ("second", "keeps"),
+    [([*NAMED, OUTPUT], True), (HISTORY, False)],
+    ids=["by ids, kept", "in full, not kept"],
+)
 def test_items_of_a_response_are_known_after_a_restart(
     scene: Scene, second: list[Json], keeps: bool
 ) -> None:
