@@ -39,7 +39,7 @@ FLUSH = 0.2
 BUSY = 5.0
 
 #: Kills of the shorter loop.
-MANY = int(os.environ.get("GATEWAY_KILLS", "15"))
+MANY = int(os.environ.get("GATEWAY_KILLS", "8"))
 
 
 class Turnstile:
