@@ -303,6 +303,27 @@ def test_a_clock_that_was_wrong_keeps_nothing_for_ever(make: Make, clock: At) ->
     assert not known(made, 1)
 
 
+def test_a_copy_of_a_running_database_can_be_put_back(tmp_path: Path, make: Make) -> None:
+    """As docs/operations.md tells operators to do it."""
+    running = make()
+    running.write([record(1), response(1)])
+    copy = tmp_path / "copy.db"
+    with (
+        closing(sqlite3.connect(tmp_path / "state.db")) as source,
+        closing(sqlite3.connect(copy)) as target,
+    ):
+        source.backup(target)
+    running.write([record(2), response(2)])
+    running.close()
+    copy.replace(tmp_path / "state.db")
+    for suffix in ("-wal", "-shm"):
+        (tmp_path / f"state.db{suffix}").unlink(missing_ok=True)
+    restored = make()
+    assert (known(restored, 1), known(restored, 2)) == ([b"record 1"], [])
+    restored.write([record(3), response(3)])
+    assert known(restored, 3) == [b"record 3"]
+
+
 def test_a_file_is_its_owners_alone(tmp_path: Path, make: Make) -> None:
     made = filled(make)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("state.db*")} == {0o600}
