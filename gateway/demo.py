@@ -12,8 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.task import react
 
-from gateway.config import AdminSettings, Settings, SimulatorSettings
-from gateway.config.settings import StateSettings
+from gateway.config import AdminSettings, Settings, SimulatorSettings, StateSettings
 from gateway.listening import CannotListen
 from gateway.service import GatewayService
 from gateway.turn.turn_log import TurnRecord

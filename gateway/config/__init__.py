@@ -8,6 +8,7 @@ from gateway.config.provenance import Setting, describe, described, in_force
 from gateway.config.settings import (
     AccountSettings,
     AdminSettings,
+    ContentLogSettings,
     KeySettings,
     LedgerSettings,
     LimitSettings,
@@ -17,6 +18,7 @@ from gateway.config.settings import (
     SessionSettings,
     Settings,
     SimulatorSettings,
+    StateSettings,
     TimeoutSettings,
 )
 
@@ -24,6 +26,7 @@ __all__ = [
     "AccountSettings",
     "AdminSettings",
     "ConfigError",
+    "ContentLogSettings",
     "KeySettings",
     "LedgerSettings",
     "LimitSettings",
@@ -35,6 +38,7 @@ __all__ = [
     "Setting",
     "Settings",
     "SimulatorSettings",
+    "StateSettings",
     "TimeoutSettings",
     "describe",
     "described",

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from gateway.config.settings import ContentLogSettings, KeySettings
+from gateway.config import ContentLogSettings, KeySettings
 from gateway.request_log.files import (
     FileSize,
     LogPage,

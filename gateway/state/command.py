@@ -13,8 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TextIO
 
-from gateway.config import ConfigError, Settings, load_settings, read_text
-from gateway.config.settings import StateSettings
+from gateway.config import ConfigError, Settings, StateSettings, load_settings, read_text
 from gateway.state.backend import RECORDS, StateError
 from gateway.state.database import DATABASE, Database, migrations
 from gateway.state.encryption import Cipher, passphrase, row_place

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from gateway.config.settings import StateSettings
+from gateway.config import StateSettings
 from gateway.state.backend import RESPONSES, Feed, Recall, Recalled, Row, StateBackend
 
 #: The first byte of a value.

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from gateway.api_keys.keys import KeyRing
 from gateway.api_keys.limit_permits import SharedLimits
-from gateway.config.settings import StateSettings
+from gateway.config import StateSettings
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore
 from gateway.protocol.turn_state import TurnStateSigner

@@ -23,7 +23,7 @@ import msgspec
 from twisted.internet.defer import Deferred, fail, gatherResults, inlineCallbacks, succeed
 from twisted.logger import Logger
 
-from gateway.config.settings import StateSettings
+from gateway.config import StateSettings
 from gateway.state.backend import (
     RECORDS,
     REPLICATED,

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from gateway.config.settings import StateSettings
+from gateway.config import StateSettings
 from gateway.state.backend import VOLATILE, Feed, Recall, Recalled, Row, StateError
 from gateway.state.database import DATABASE, Database, DatabaseFigures
 

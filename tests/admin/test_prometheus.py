@@ -20,8 +20,7 @@ from gateway.admin.managed_gateway import ManagedProcess
 from gateway.admin.metric_families import exposition
 from gateway.admin.prometheus import Metrics
 from gateway.admin.site import AdminSite
-from gateway.config import KeySettings, RoutingSettings
-from gateway.config.settings import ContentLogSettings
+from gateway.config import ContentLogSettings, KeySettings, RoutingSettings
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.upstream.proxy import UnavailableProxy

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 
 from gateway.admin.page import recordings_page, timeline_page
 from gateway.admin.views.recordings import MAX_LINES, timeline
-from gateway.config.settings import ContentLogSettings
+from gateway.config import ContentLogSettings
 from gateway.request_log.files import LogLine, LogPage
 from gateway.routing.affinity import connection_key, opaque_id
 from tests.admin.stage import BEARER, OWN, TOKEN, Admin, Answer

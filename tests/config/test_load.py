@@ -17,6 +17,7 @@ from gateway.config import (
     AccountSettings,
     AdminSettings,
     ConfigError,
+    ContentLogSettings,
     KeySettings,
     OAuthSettings,
     Settings,
@@ -25,7 +26,6 @@ from gateway.config import (
     read_text,
 )
 from gateway.config.presets import PRESETS
-from gateway.config.settings import ContentLogSettings
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = sorted((ROOT / "config").glob("*.yaml"))

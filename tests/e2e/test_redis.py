@@ -11,7 +11,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from gateway.config.settings import StateSettings
+from gateway.config import StateSettings
 from gateway.state.backend import BINDINGS, RECORDS, Recall, Row, StateError
 from gateway.state.redis import RedisBackend, RedisScript
 from gateway.state.write_behind import BackendState, WriteBehind

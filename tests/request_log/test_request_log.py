@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 
-from gateway.config.settings import ContentLogSettings, KeySettings
+from gateway.config import ContentLogSettings, KeySettings
 from gateway.request_log import writer
 from gateway.request_log.request_log import MAX_ASKED, RequestLog, TurnRecording, default_directory
 from tests.turn.fakes import at_once

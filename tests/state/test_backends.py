@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from twisted.internet import reactor
 
-from gateway.config.settings import StateSettings
+from gateway.config import StateSettings
 from gateway.state.sqlite import SqliteBackend
 from tests.state.backend_contract import BackendContract
 

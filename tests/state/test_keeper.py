@@ -12,7 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.task import Clock
 
 from gateway.api_keys.keys import KeyRing
-from gateway.config.settings import StateSettings
+from gateway.config import StateSettings
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore, ResponseRecord, Transcript
 from gateway.protocol.turn_state import TurnStateSigner

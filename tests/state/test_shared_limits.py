@@ -11,8 +11,7 @@ from twisted.internet.task import Clock
 from gateway.api_keys.keys import KeyRing
 from gateway.api_keys.limit_ledger import LimitAnswer, LimitAsk, LimitWindow
 from gateway.api_keys.limit_permits import SharedLimits
-from gateway.config import KeySettings
-from gateway.config.settings import StateSettings
+from gateway.config import KeySettings, StateSettings
 from gateway.state.backend import LIMITS, Feed, Row
 from gateway.state.encryption import Cipher, EncryptedBackend
 from gateway.state.redis import RedisBackend

@@ -13,7 +13,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from gateway.config.settings import StateSettings
+from gateway.config import StateSettings
 from gateway.state.backend import COOLDOWNS, OWNERS, Recall, Row, StateError
 from gateway.state.sqlite import LOCK, SqliteBackend, lock_directory, state_directory
 

@@ -8,8 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactorClock
 
-from gateway.config import AccountSettings, Settings
-from gateway.config.settings import StateSettings
+from gateway.config import AccountSettings, Settings, StateSettings
 from gateway.service import GatewayService
 
 ACCOUNT = AccountSettings(name="a", base_url="http://upstream.test/v1", key="sk-a")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.config import AccountSettings
-from gateway.config.settings import MASK, ContentLogSettings
+from gateway.config import AccountSettings, ContentLogSettings
+from gateway.config.settings import MASK
 from gateway.protocol.error_parsing import from_http
 from gateway.protocol.errors import ApiError
 from gateway.turn.context import TurnContext
