@@ -45,8 +45,7 @@ from gateway.server.http_site import ClientSite, endpoints
 from gateway.server.models import Models
 from gateway.server.responses import Responses
 from gateway.server.websocket import ResponsesFactory
-from gateway.state.durable_conversations import NoRecall
-from gateway.state.keeper import StateKeeper, backend_for, lock_of, nothing_kept
+from gateway.state.keeper import NoKeeper, StateKeeper, backend_for, lock_of
 from gateway.turn.context import TurnServices
 from gateway.turn.turn_log import TurnLog
 from simulator import SimulatedAccount, Simulator, SimulatorService
@@ -93,8 +92,8 @@ class GatewayService(MultiService):
         self._backend = backend = backend_for(
             settings.state, os.environ, reactor, locks[0] if locks else None, inherited.link
         )
-        self._state = (
-            None
+        self._state: StateKeeper | NoKeeper = (
+            NoKeeper()
             if backend is None
             else StateKeeper(reactor, settings.state, backend, lambda: self._registry.accounts)
         )
@@ -118,8 +117,7 @@ class GatewayService(MultiService):
         self._catalogues = ModelCatalog(reactor)
         self.threshold = LogThreshold(settings.log.level)
         self._start_admin(reactor)
-        if self._state is not None:
-            self._state.setServiceParent(self)
+        self._state.setServiceParent(self)
         expiry = TimerService(_EXPIRY_SECONDS, self._expire)
         expiry.clock = reactor
         expiry.setServiceParent(self)
@@ -160,24 +158,19 @@ class GatewayService(MultiService):
         conversations = MemoryStore(settings.ledger.max_bytes, ttl, reactor.seconds)
         issuers, owners = MemoryIssuers(), MemoryOwners(reactor.seconds)
         signer = TurnStateSigner(secrets.token_bytes(32))
-        if state is not None:
-            state.replicate(signer, bindings, self.api_keys)
+        state.replicate(signer, bindings, self.api_keys)
         return TurnServices(
             clock=reactor,
-            conversations=conversations if state is None else state.conversations(conversations),
-            issuers=issuers if state is None else state.issuers(issuers),
-            owners=owners if state is None else state.owners(owners),
+            conversations=state.conversations(conversations),
+            issuers=state.issuers(issuers),
+            owners=state.owners(owners),
             pool=pool,
             waiting=waiting,
             limits=self.api_keys,
             turn_states=signer,
             turn_log=TurnLog(),
             request_log=self._request_log(reactor),
-            recall=(
-                NoRecall()
-                if state is None
-                else state.recall(conversations, owners, issuers, self.api_keys)
-            ),
+            recall=state.recall(conversations, owners, issuers, self.api_keys),
             hold_seconds=settings.session.hold_seconds,
             keepalive_seconds=settings.session.keepalive_seconds,
         )
@@ -201,7 +194,6 @@ class GatewayService(MultiService):
     def _start_admin(self, reactor: Any) -> None:
         """Start the metrics, the access control and the listener of the admin side."""
         admin = self.settings.admin
-        kept = nothing_kept if self._state is None else self._state.figures
         metrics = MetricsCollector(
             reactor,
             self.turn_services,
@@ -209,7 +201,7 @@ class GatewayService(MultiService):
             self.limiter,
             self.websockets,
             self._catalogues,
-            kept,
+            self._state.figures,
         )
         metrics.setServiceParent(self)
         self.running_gateway = RunningGateway(
@@ -221,7 +213,7 @@ class GatewayService(MultiService):
             metrics,
             lambda: self._responses.turns_running,
             self.drain,
-            kept,
+            self._state.figures,
         )
         self._access = AccessControl(
             admin.token, is_loopback(admin.listen or ""), admin.hosts, reactor.seconds
@@ -279,8 +271,7 @@ class GatewayService(MultiService):
         for name in gone - {account.name for account in self._registry.accounts}:
             services.pool.bindings.forget_account(name)
         services.pool.reconfigure(self._registry.accounts, settings.routing)
-        if self._state is not None:
-            self._state.accounts_changed()
+        self._state.accounts_changed()
         services.pool.bindings.reconfigure(
             settings.routing.max_bindings, settings.routing.affinity_minutes * 60
         )

@@ -23,6 +23,7 @@ from gateway.state.durable_conversations import (
     DurableConversations,
     DurableIssuers,
     DurableOwners,
+    NoRecall,
 )
 from gateway.state.encryption import Cipher, EncryptedBackend, passphrase
 from gateway.state.redis import RedisBackend
@@ -272,3 +273,38 @@ class StateKeeper(Service):
     def figures(self) -> StateFigures:
         """What waits to be written, and whether it can be."""
         return figures_of(self.writes)
+
+
+class NoKeeper(Service):
+    """Without a backend nothing outlives the process: what is in memory stays as it is."""
+
+    def accounts_changed(self) -> None:
+        """Nothing is kept of accounts."""
+
+    def conversations(self, memory: MemoryStore) -> MemoryStore:
+        """The same."""
+        return memory
+
+    def owners(self, memory: MemoryOwners) -> MemoryOwners:
+        """The same."""
+        return memory
+
+    def issuers(self, memory: MemoryIssuers) -> MemoryIssuers:
+        """The same."""
+        return memory
+
+    def recall(
+        self,
+        conversations: MemoryStore,
+        owners: MemoryOwners,
+        issuers: MemoryIssuers,
+        keys: KeyRing,
+    ) -> NoRecall:
+        """There is nothing to read back."""
+        return NoRecall()
+
+    def replicate(self, signer: TurnStateSigner, bindings: MemoryBindings, keys: KeyRing) -> None:
+        """No other process has any of it."""
+
+    def figures(self) -> None:
+        """There are none."""
