@@ -16,7 +16,7 @@ from twisted.python.components import Componentized
 
 from gateway.config import LogSettings
 from gateway.inheritance import Succession
-from gateway.log import LogFile, LogThreshold, log_file, log_observer
+from gateway.log import LogFile, LogThreshold, log_observer
 
 _log = Logger(namespace="gateway.service")
 
@@ -140,7 +140,7 @@ class Daemon:
         """The file to log to, or None for standard output."""
         path = self._logfile()
         try:
-            return None if path is None else log_file(path)
+            return None if path is None else LogFile(path)
         except OSError as error:
             self.give_up(f"responses-gateway: --logfile '{path}': {error.strerror}")
 

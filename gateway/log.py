@@ -112,11 +112,6 @@ class LogFile:
         return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
-def log_file(path: str) -> LogFile:
-    """The file to log to; ``reopen`` it after another program has renamed it."""
-    return LogFile(path)
-
-
 def log_observer(
     settings: LogSettings,
     file: LogFile | None,

@@ -45,11 +45,6 @@ class ServiceManager(Service):
         self._alive = LoopingCall(self._say_alive)
         self._alive.clock = reactor
 
-    @property
-    def is_there(self) -> bool:
-        """Whether there is a manager to tell anything."""
-        return self._address is not None
-
     def startService(self) -> None:
         """Show the watchdog from now on that the event loop runs."""
         super().startService()

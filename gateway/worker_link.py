@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -112,15 +112,14 @@ class Link(Int32StringReceiver):
     """One end of the connection between a worker and its supervisor.
 
     :param clock: for the deadlines of calls.
-    :param handlers: what answers the peer's calls and messages, by method; more may be added.
     :ivar closed: fires once, with this link, when the connection has ended.
     """
 
     MAX_LENGTH = _PIECE_BYTES + 1
 
-    def __init__(self, clock: IReactorTime, handlers: Mapping[str, Handler] | None = None) -> None:
+    def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._handlers: dict[str, Handler] = dict(handlers or {})
+        self._handlers: dict[str, Handler] = {}
         self._calls: dict[int, _Waiting] = {}
         self._number = 0
         self._received: list[bytes] = []

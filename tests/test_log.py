@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from gateway import log
 from gateway.config import LogSettings
-from gateway.log import LogFile, LogThreshold, json_line, log_file, log_observer, text_line
+from gateway.log import LogFile, LogThreshold, json_line, log_observer, text_line
 from gateway.protocol.errors import ApiError
 from gateway.turn.turn_log import TurnLog
 from tests.support.events import turn_events, user
@@ -164,7 +164,7 @@ def test_a_turns_line_has_no_secret_and_no_content(format: str) -> None:
 
 def test_the_log_can_go_to_a_file(tmp_path: Path) -> None:
     path = tmp_path / "gateway.log"
-    observer = log_observer(LogSettings(), log_file(str(path)))
+    observer = log_observer(LogSettings(), LogFile(str(path)))
     observer({"log_time": 0.0, "log_format": "größer", "log_level": None})
     logger = Logger("gateway.test", observer=observer)
     logger.info("größer")
@@ -174,7 +174,7 @@ def test_the_log_can_go_to_a_file(tmp_path: Path) -> None:
 def test_a_file_that_was_put_aside_is_opened_again(tmp_path: Path) -> None:
     """As logrotate does it: rename, then a signal."""
     path = tmp_path / "gateway.log"
-    file = log_file(str(path))
+    file = LogFile(str(path))
     logger = Logger("gateway.test", observer=log_observer(LogSettings(), file))
     logger.info("first")
     path.rename(tmp_path / "old")
@@ -190,7 +190,7 @@ def test_a_file_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(log, "_FILE_BYTES", 100)
     monkeypatch.setattr(log, "_FILES_KEPT", 3)
     path = tmp_path / "gateway.log"
-    logger = Logger("gateway.test", observer=log_observer(LogSettings(), log_file(str(path))))
+    logger = Logger("gateway.test", observer=log_observer(LogSettings(), LogFile(str(path))))
     for number in range(20):
         logger.info("{number} " + "x" * 100, number=number)
     assert sorted(each.name for each in tmp_path.iterdir()) == [
@@ -250,7 +250,7 @@ def test_a_traceback_of_an_error_value_is_not_needed() -> None:
 def test_the_threshold_moves_while_the_gateway_runs(tmp_path: Path) -> None:
     path = tmp_path / "gateway.log"
     threshold = LogThreshold("info")
-    observer = log_observer(LogSettings(level="error"), log_file(str(path)), threshold)
+    observer = log_observer(LogSettings(level="error"), LogFile(str(path)), threshold)
     logger = Logger("gateway.test", observer=observer)
     logger.debug("before")
     threshold.level = "debug"

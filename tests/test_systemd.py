@@ -47,7 +47,6 @@ def test_it_hears_of_the_start_reloads_and_the_stop(manager: tuple[str, Receiver
     name, receiver = manager
     clock = Clock()
     told = ServiceManager(clock, {"NOTIFY_SOCKET": name})
-    assert told.is_there
     told.startService()
     told.ready("2 accounts,\n listen on tcp:8080")
     told.reloading()
@@ -104,7 +103,7 @@ def test_without_a_manager_nothing_happens(name: str) -> None:
     told.startService()
     with capturedLogs() as logged:
         told.ready("ready")
-    assert (told.is_there, clock.getDelayedCalls(), logged) == (False, [], [])
+    assert (clock.getDelayedCalls(), logged) == ([], [])
 
 
 def test_a_manager_that_is_gone_is_told_of_once_in_the_log(tmp_path: Path) -> None:

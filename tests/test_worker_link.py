@@ -40,7 +40,9 @@ class Pair:
     def __init__(self, handlers: dict[str, Handler] | None = None) -> None:
         self.clock = Clock()
         self.worker = Link(self.clock)
-        self.supervisor = Link(self.clock, HANDLERS if handlers is None else handlers)
+        self.supervisor = Link(self.clock)
+        for method, handler in (HANDLERS if handlers is None else handlers).items():
+            self.supervisor.handle(method, handler)
         self.transports = [StringTransport(), StringTransport()]
         for end, transport in zip(self.ends, self.transports, strict=True):
             end.makeConnection(transport)
@@ -283,7 +285,8 @@ def test_it_runs_on_a_socket_pair() -> None:
 
     ends = [end.detach() for end in socket.socketpair()]
     told: list[bytes] = []
-    worker, supervisor = Link(reactor), Link(reactor, {"note": told.append})  # type: ignore[arg-type]
+    worker, supervisor = Link(reactor), Link(reactor)  # type: ignore[arg-type]
+    supervisor.handle("note", told.append)
     for end, link in zip(ends, (worker, supervisor), strict=True):
         connect_link(reactor, end, link)
         with pytest.raises(OSError, match="Bad file descriptor"):

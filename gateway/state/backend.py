@@ -44,8 +44,6 @@ ITEMS = "items"
 
 #: Tables that are read as a whole at the start, and whose changes other processes follow.
 REPLICATED = (SECRETS, BINDINGS, OPERATOR, LESSONS, QUOTAS, COOLDOWNS, IN_FLIGHT, KEY_USE, LIMITS)
-#: Tables that are read by key.
-READ_BY_KEY = (OWNERS, ISSUERS, ITEMS, RECORDS, RESPONSES)
 #: Tables that only processes which run at the same time need; no backend writes them to disk.
 VOLATILE = (COOLDOWNS, IN_FLIGHT, LIMITS)
 

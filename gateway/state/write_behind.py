@@ -166,11 +166,6 @@ class WriteBehind:
                 each.cancel()
         self._flush_call = self._watch_call = self._retry_call = None
 
-    @property
-    def why_unreachable(self) -> str | None:
-        """Why the backend cannot be used, for the operator; None if it can."""
-        return self._why
-
     def figures(self) -> WriteFigures:
         """How much waits to be written."""
         pending = self._pending

@@ -50,13 +50,14 @@ class Supervisor(MultiService):
     :param settings: the configuration.
     :param count: how many workers.
     :param inherited: from the process that this one succeeds.
-    :param log: where workers log.
     :ivar settings: those in force.
     :ivar workers: all of them, whatever they do.
     :ivar parts: called for each worker that is started, when it has its link.
     :ivar ready: fires when all workers accept connections for the first time, and fails with
         :class:`CannotStart` when one cannot.
     :ivar handed_over: whether a successor goes on with the listening sockets.
+    :ivar log: where workers log.
+    :ivar log_file: the file that is logged to; None for standard output and syslog.
     """
 
     def __init__(
@@ -65,14 +66,13 @@ class Supervisor(MultiService):
         count: int,
         reactor: Any,
         inherited: Inheritance = NOTHING,
-        log: LogOrder | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
         self.parts: list[Part] = []
         self.ready: Deferred[None] = Deferred()
         self.handed_over = False
-        self.log = log or LogOrder()
+        self.log = LogOrder()
         self.log_file: LogFile | None = None
         self._reactor = reactor
         self._told_ready = self._stopping = False

@@ -242,8 +242,8 @@ class Kept:
         await until(lambda: self.writes.state is BackendState.READY)
 
     async def lost(self) -> str:
-        await until(lambda: self.writes.why_unreachable is not None)
-        return self.writes.why_unreachable or ""
+        await until(lambda: self.writes.figures().why is not None)
+        return self.writes.figures().why or ""
 
 
 @pytest_twisted.async_yield_fixture
@@ -280,7 +280,7 @@ async def test_a_server_that_hangs_costs_a_turn_a_second(start: Start, keep: Any
         assert await fails_soon(kept) < 0.5, "only the first turn waits"
         for row in conversation(3, root=1, parent=2):
             kept.writes.put(row)
-    await until(lambda: kept.writes.why_unreachable is None)
+    await until(lambda: kept.writes.figures().why is None)
     await kept.writes.flush()
     assert await records(kept.backend, 3) == expected(3, 2, 1)
 
@@ -299,7 +299,7 @@ async def test_a_server_that_begins_anew_gets_what_was_written_meanwhile(
         one.writes.put(row)
     loads = len(one.loads)
     server.start()
-    await until(lambda: one.writes.why_unreachable is None)
+    await until(lambda: one.writes.figures().why is None)
     assert len(one.loads) > loads, "the tables were not read again"
     await one.writes.flush()
     await other.ready()
@@ -317,11 +317,11 @@ async def test_a_slow_line_is_slow_and_no_more(start: Start, keep: Any) -> None:
         kept.writes.put(row)
     await kept.writes.flush()
     assert await records(kept.backend, 2) == expected(2, 1)
-    assert kept.writes.why_unreachable is None
+    assert kept.writes.figures().why is None
     line.seconds = 3.0
     await kept.lost()
     line.seconds = 0.0
-    await until(lambda: kept.writes.why_unreachable is None)
+    await until(lambda: kept.writes.figures().why is None)
     line.stop()
 
 
@@ -341,9 +341,9 @@ async def test_a_full_server_is_told_and_still_read(start: Start, keep: Any) -> 
     found = await kept.writes.read(Recall((), digest_of(1)))
     assert found.records == expected(1)
     await pause(1.5)
-    assert "OOM" in (kept.writes.why_unreachable or ""), "the banner came and went"
+    assert "OOM" in (kept.writes.figures().why or ""), "the banner came and went"
     server.ask("CONFIG", "SET", "maxmemory", "100mb")
-    await until(lambda: kept.writes.why_unreachable is None)
+    await until(lambda: kept.writes.figures().why is None)
     await until(lambda: server.ask("HLEN", "rg1:conversation:big") == 20)
 
 
@@ -380,7 +380,7 @@ async def test_the_master_is_followed_over_a_failover(
     await kept.lost()
     for row in conversation(2, root=1, parent=1):
         kept.writes.put(row)
-    await until(lambda: kept.writes.why_unreachable is None, 60)
+    await until(lambda: kept.writes.figures().why is None, 60)
     await kept.writes.flush()
     assert await records(kept.backend, 2) == expected(2, 1)
     assert replica.ask("ROLE")[0] == b"master"
@@ -395,8 +395,8 @@ async def test_a_master_that_becomes_a_replica_is_left(start: Start, keep: Any) 
     for row in conversation(1):
         kept.writes.put(row)
     await kept.lost()
-    await until(lambda: "replica" in (kept.writes.why_unreachable or ""))
+    await until(lambda: "replica" in (kept.writes.figures().why or ""))
     server.ask("REPLICAOF", "NO", "ONE")
-    await until(lambda: kept.writes.why_unreachable is None)
+    await until(lambda: kept.writes.figures().why is None)
     await kept.writes.flush()
     assert await records(kept.backend, 1) == expected(1)

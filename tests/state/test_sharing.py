@@ -146,14 +146,14 @@ def test_a_backend_that_is_gone_is_noticed_while_no_turn_asks() -> None:
     for _ in range(5):
         clock.advance(1)
     assert backend.reads == 5
-    assert writes.why_unreachable is None
+    assert writes.figures().why is None
     server.fails = True
     clock.advance(1)
-    assert writes.why_unreachable == "it is gone"
+    assert writes.figures().why == "it is gone"
     server.fails = False
     clock.advance(1)
     assert writes.state is BackendState.READY
-    assert writes.why_unreachable is None
+    assert writes.figures().why is None
     writes.stop()
     assert clock.getDelayedCalls() == []
 

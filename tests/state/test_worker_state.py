@@ -144,7 +144,7 @@ def test_a_full_disk_does_not_part_the_workers(whole: Whole) -> None:
     row = Row(OWNERS, b"k", b"account", LATER)
     whole.settle(one.write([row, Row(BINDINGS, b"b", b"v", LATER)]))
     whole.clock.advance(1)
-    assert whole.server.writes.why_unreachable == "the disk is full"
+    assert whole.server.writes.figures().why == "the disk is full"
     assert whole.settle(two.read(Recall([(OWNERS, b"k")]))).rows, "it is still in the buffer"
     assert len(whole.settle(two.scan(BINDINGS))) == 1
     whole.backend.fails = False

@@ -447,4 +447,4 @@ def test_a_timeout_is_told_in_words() -> None:
     behind = Behind()
     behind.backend.trouble = TimeoutError()
     behind.started()
-    assert behind.writes.why_unreachable == "it does not answer in time"
+    assert behind.writes.figures().why == "it does not answer in time"
