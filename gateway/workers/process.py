@@ -123,17 +123,12 @@ class WorkerProcess(ProcessProtocol):
         self._ends_in_a_row = 0
         self._answered_at = 0.0
         self._process: Any = None
-        self._pid: int | None = None
         self.state = WorkerState.RESTING
         self.link = Link(reactor)
         self.restarts = -1
+        self.pid: int | None = None
         self.started_at = 0.0
         self.failed_with: str | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """The process that runs."""
-        return self._pid
 
     # ---- what is asked of it
 
@@ -153,7 +148,7 @@ class WorkerProcess(ProcessProtocol):
             )
             self._timer = self._reactor.callLater(pause, self.start)
             return
-        self._pid = self._process.pid  # Twisted forgets it before it tells of the end
+        self.pid = self._process.pid  # Twisted forgets it before it tells of the end
         self._timer = self._reactor.callLater(_START_SECONDS, self._too_slow)
         self._move(WorkerEvent.SPAWNED)
 
@@ -213,7 +208,7 @@ class WorkerProcess(ProcessProtocol):
         """The process has ended."""
         self._stop_timer()
         self.link.close()
-        pid, self._process, self._pid = self._pid, None, None
+        pid, self._process, self.pid = self.pid, None, None
         asked = self.state is WorkerState.STOPPING
         if not asked:
             self._rest(pid, reason)

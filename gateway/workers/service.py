@@ -143,12 +143,6 @@ class TwistdSupervisor(Supervisor):
             self.admin.managed.became_ready(worker)
         super()._changed(worker)
 
-    @property
-    def _inherited(self) -> list[str]:
-        """The names of what this process goes on with."""
-        admin = () if self.admin is None else self.admin.descriptors
-        return [*self.descriptors, *admin]
-
     def _bequest(self) -> Descriptors:
         """What a successor inherits."""
         backend = None if self.state is None else self.state.writes.backend
@@ -207,7 +201,7 @@ class TwistdSupervisor(Supervisor):
         self._daemon.started()
         self._manager.ready(self._summary)
         inheritance, former = self._options.inheritance, self._options.succession
-        inheritance.close_all_but([*self._inherited, READY, LOCK])
+        inheritance.close_all_but([*self._bequest(), READY])
         if self.admin is not None:
             self.admin.accept()
         if former is not None:
