@@ -55,7 +55,7 @@ _log = Logger(namespace="gateway.service")
 _EXPIRY_SECONDS = 30.0
 
 #: Pause between the events of a simulated answer, in seconds: fast, yet visibly streamed.
-SIMULATED_PAUSE = 0.005
+_SIMULATED_PAUSE = 0.005
 
 
 class GatewayService(MultiService):
@@ -301,13 +301,7 @@ class GatewayService(MultiService):
 
     def _simulate(self, reactor: Any) -> None:
         """Make the accounts of the built-in simulator; its port is known once it listens."""
-        wanted = self.settings.simulator or SimulatorSettings()
-        simulated = [
-            SimulatedAccount(f"simulated-{number}", mode=wanted.mode)
-            for number in range(1, wanted.accounts + 1)
-        ]
-        simulator = Simulator(simulated, reactor, event_delay=SIMULATED_PAUSE)
-        service = SimulatorService(simulator, reactor)
+        service = built_in_simulator(self.settings, reactor)
         service.setServiceParent(self)
         self._registry.accounts += [
             self._registry.add(
@@ -318,5 +312,16 @@ class GatewayService(MultiService):
                 self.settings.timeouts,
                 self.settings.routing.cooldown_max_seconds,
             )
-            for each in simulated
+            for each in service.simulator.accounts
         ]
+
+
+def built_in_simulator(settings: Settings, reactor: Any) -> SimulatorService:
+    """The simulator that answers where no accounts are configured."""
+    wanted = settings.simulator or SimulatorSettings()
+    accounts = [
+        SimulatedAccount(f"simulated-{number}", mode=wanted.mode)
+        for number in range(1, wanted.accounts + 1)
+    ]
+    simulator = Simulator(accounts, reactor, event_delay=_SIMULATED_PAUSE)
+    return SimulatorService(simulator, reactor)

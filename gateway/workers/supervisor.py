@@ -18,16 +18,16 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gateway.config import AccountSettings, Settings, SimulatorSettings
+from gateway.config import AccountSettings, Settings
 from gateway.inheritance import NOTHING, Descriptors, Inheritance, listener_name
 from gateway.log import LogFile
-from gateway.service import SIMULATED_PAUSE
+from gateway.service import built_in_simulator
 from gateway.worker_link import CallFailed
 from gateway.workers import orders
 from gateway.workers.orders import LogOrder, Reconfiguration, StopOrder, WorkerOrder, encode
 from gateway.workers.process import WorkerProcess, WorkerState
 from gateway.workers.sockets import SharedListener, shares
-from simulator import SimulatedAccount, Simulator, SimulatorService
+from simulator import SimulatorService
 
 _log = Logger(namespace="gateway.workers")
 
@@ -78,10 +78,11 @@ class Supervisor(MultiService):
         self._told_ready = self._stopping = False
         self._stopped: Deferred[None] = Deferred()
         self._kill_all: IDelayedCall | None = None
-        self._simulated: list[SimulatedAccount] = []
         self._simulator: SimulatorService | None = None
         if not settings.accounts:
-            self._simulate(settings.simulator or SimulatorSettings())
+            # One for all workers: an account knows the responses that it gave.
+            self._simulator = built_in_simulator(settings, reactor)
+            self._simulator.setServiceParent(self)
         self.listener = SharedListener(
             reactor, settings.listen, "listen", count, inherited.sockets("listen", settings.listen)
         )
@@ -134,19 +135,9 @@ class Supervisor(MultiService):
                 key=each.key,
                 background=True,
             )
-            for each in self._simulated
+            for each in self._simulator.simulator.accounts
         )
         return msgspec.structs.replace(settings, accounts=accounts, simulator=None)
-
-    def _simulate(self, wanted: SimulatorSettings) -> None:
-        """Simulate accounts for all workers: an account knows the responses that it gave."""
-        self._simulated = [
-            SimulatedAccount(f"simulated-{number}", mode=wanted.mode)
-            for number in range(1, wanted.accounts + 1)
-        ]
-        simulator = Simulator(self._simulated, self._reactor, event_delay=SIMULATED_PAUSE)
-        self._simulator = SimulatorService(simulator, self._reactor)
-        self._simulator.setServiceParent(self)
 
     def startService(self) -> None:
         """Listen, and start the workers.
