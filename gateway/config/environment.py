@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gateway.config.errors import SettingError, SettingErrors
+from gateway.config.validation import substitute
 
 SETTING = "environment_file"
 
@@ -80,13 +81,8 @@ def read_environment(value: Any, process: Mapping[str, str], errors: SettingErro
     for name in names:
         if isinstance(name, str) and name:
             with errors.collect():
-                variables.update(_read(_expanded(name, process), warnings))
+                variables.update(_read(substitute(name, process, SETTING), warnings))
     return Environment(process, variables, warnings)
-
-
-def _expanded(name: str, process: Mapping[str, str]) -> str:
-    """The name of a file without its ``${NAME}``; what is not set is refused elsewhere."""
-    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", lambda m: process.get(m[1]) or m[2] or m[0], name)
 
 
 def _read(name: str, warnings: list[str]) -> dict[str, str]:

@@ -156,7 +156,7 @@ class ShapeCheck:
     ) -> Any:
         given = value
         if isinstance(value, str):
-            value = _substitute(value, self._environ, path)
+            value = substitute(value, self._environ, path)
             if value != given and not isinstance(expected, (inspect.StrType, inspect.LiteralType)):
                 value = _from_environment(value)
         words = _mismatch(expected, value)
@@ -227,8 +227,12 @@ def _range(expected: inspect.IntType | inspect.FloatType) -> str:
 # --- variables ------------------------------------------------------------------------------
 
 
-def _substitute(text: str, environ: Mapping[str, str], path: str) -> str:
-    """The text without its references; as in a shell, ``:-`` also covers an empty variable."""
+def substitute(text: str, environ: Mapping[str, str], path: str) -> str:
+    """The text without its references; as in a shell, ``:-`` also covers an empty variable.
+
+    :param path: of the setting, for the error.
+    :raises SettingError: a variable is not set, or a reference is broken.
+    """
     unset: dict[str, None] = {}
 
     def replace(match: re.Match[str]) -> str:

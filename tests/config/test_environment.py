@@ -122,6 +122,36 @@ def test_a_file_that_cannot_be_read_is_the_only_mistake_told(
     assert caught.value.lines == [f"g.yaml: environment_file: '{path}': {words}"]
 
 
+@pytest.mark.parametrize("prefix", ["", "-"])
+def test_a_variable_in_the_name_of_a_file_that_is_not_set_is_the_mistake(prefix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(ACCOUNT + f"environment_file: '{prefix}${{FOLDER}}/none'", {}, "g.yaml")
+    (told,) = caught.value.lines
+    assert told.startswith(
+        "g.yaml: environment_file: ${FOLDER}: the environment variable FOLDER is not set"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "process"),
+    [
+        ("${NAME:-environment}", {"NAME": ""}),
+        ("${NAME:-none}", {"NAME": "environment"}),
+        ("$${NAME}", {"NAME": "none"}),
+    ],
+)
+def test_a_name_of_a_file_is_read_as_every_text(
+    tmp_path: Path, name: str, process: dict[str, str]
+) -> None:
+    file(tmp_path, "KEY=k\n")
+    file(tmp_path, "KEY=k\n", "${NAME}")
+    text = ACCOUNT + f"environment_file: '{tmp_path}/{name}'"
+    loaded = load(text, process, "g.yaml")
+    (shown,) = loaded.settings.environment_file
+    assert Path(shown).exists()
+    assert loaded.settings.accounts[0].key == "k"
+
+
 @pytest.mark.parametrize("value", ["7", "{a: b}", "[7]", "''"])
 def test_a_wrong_type_is_told_like_that_of_any_setting(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
