@@ -98,11 +98,14 @@ class Operator:
         self._config = folder / f"gateway-{gateway.port}.yaml"
         self._variables = variables
         self._right = gateway.config
+        self._upstream = south
         self._south = account("south", south) | {"key": "${SOUTH_KEY}"}
-        self._read = 0
 
     def right(self, number: int) -> None:
-        """Another one that is right: an account comes or goes, a rule or a limit changes."""
+        """Another one that is right: an account comes or goes, a rule or a limit changes.
+
+        An account that comes stays until it has served a turn.
+        """
         config: Json = copy.deepcopy(self._right)
         config["accounts"][0]["weight"] = 1 + number % 7
         config["routing"]["strategy"] = ("round-robin", "weighted", "least-in-flight")[number % 3]
@@ -112,7 +115,10 @@ class Operator:
             config["accounts"].append(self._south)
         self._variables.write_text(f"SOUTH_KEY=upstream-secret-south-{number // 4}\n")
         self._config.write_text(yaml.safe_dump(config))
+        served = len(self._upstream.requests)
         self._reload("is in force")
+        if number % 2:
+            self._upstream.wait_for(served + 1, SECONDS)
 
     def wrong(self, number: int) -> None:
         """One that is wrong, in another way each time."""
