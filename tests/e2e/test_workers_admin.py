@@ -165,6 +165,13 @@ def test_promtool_likes_the_metrics_of_all(operated: Operated) -> None:
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
+def shown_of_first(visit: Visit, column: str) -> str:
+    """What the table of workers says of worker 1."""
+    table = visit.page.locator("table.workers")
+    place = [each.strip() for each in table.locator("thead th").all_inner_texts()].index(column)
+    return table.locator('tr[data-key="1"] > *').nth(place).inner_text().strip()
+
+
 def test_the_page_shows_both_workers_and_goes_on_when_one_dies(operated: Operated) -> None:
     path = executable()
     pytest.importorskip("playwright")
@@ -180,15 +187,17 @@ def test_the_page_shows_both_workers_and_goes_on_when_one_dies(operated: Operate
             lambda: visit.page.locator("table.turns tbody tr").count() == 3,
             "the turns of both workers are there",
         )
-        killed = str(operated.workers()[0]["pid"])
-        os.kill(int(killed), signal.SIGKILL)
+        restarts = int(shown_of_first(visit, "Restarts"))
+        killed = operated.workers()[0]["pid"]
+        os.kill(killed, signal.SIGKILL)
         # Its successor may be ready before the page has told that it was gone.
         visit.wait_until(
-            lambda: killed not in visit.page.locator("table.workers").inner_text(),
+            lambda: shown_of_first(visit, "Process") != str(killed),
             "the page tells that a worker has ended",
         )
         visit.wait_until(
             lambda: visit.page.locator('table.workers tr[data-state="ready"]').count() == 2,
             "both workers are ready again",
         )
+        assert int(shown_of_first(visit, "Restarts")) > restarts, "the page tells of no restart"
         visit.finish()
