@@ -50,8 +50,8 @@ class KeyRing:
     def __init__(self, keys: Sequence[KeySettings], now: Callable[[], float]) -> None:
         self._now = now
         self.unknown_keys = UnknownKeyThrottle(now)
-        self.freed: Callable[[], None] = _nothing
-        self.used: Callable[[str], None] = _nothing_used
+        self.freed: Callable[[], None] = lambda: None
+        self.used: Callable[[str], None] = lambda tenant: None
         self._limits: dict[str, KeyLimits] = {}
         self._shared: SharedLimits | None = None
         self.reconfigure(keys)
@@ -325,11 +325,3 @@ def _digest(key: KeySettings) -> bytes:
     if key.key_sha256 is not None:
         return bytes.fromhex(key.key_sha256)
     return hashlib.sha256((key.key or "").encode()).digest()
-
-
-def _nothing() -> None:
-    """No request waits for a limit to end."""
-
-
-def _nothing_used(tenant: str) -> None:
-    """Nobody follows what is used."""

@@ -74,7 +74,7 @@ class KeyLimits:
     ) -> None:
         self._now = now
         self._freed = freed
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], None] = lambda: None
         self.shared: SharedKey | None = None
         self._windows: dict[str, RateWindow] = {}
         self.turns_running = 0
@@ -359,7 +359,3 @@ class RateWindow:
             self._total = 0
         while self._counters and self._gone_at(self._counters[0][0]) <= now:
             self._total -= self._counters.popleft()[1]
-
-
-def _nothing() -> None:
-    """Nobody follows what is used."""

@@ -257,7 +257,7 @@ class MemoryBindings:
         self.max_bindings = max_bindings
         self.ttl_seconds = ttl_seconds
         self.now = now
-        self.changed: Callable[[bytes, str, Binding | None], None] = _nothing
+        self.changed: Callable[[bytes, str, Binding | None], None] = lambda *change: None
         #: By tenant, the least recently used first.
         self._bound: dict[str, dict[bytes, Binding]] = {}
         self._count = 0
@@ -514,10 +514,6 @@ class BindingUpdate:
         """The attempt is over without an answer."""
         if self._effect is BindingEffect.BEGIN:
             self._bindings.withdraw(self._key, self._account)
-
-
-def _nothing(digest: bytes, tenant: str, binding: Binding | None) -> None:
-    """Nobody follows the bindings."""
 
 
 def opaque_id(key: AffinityKey) -> str:

@@ -82,7 +82,7 @@ class LearnedCapabilities:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], None] = lambda: None
         self._learned: dict[tuple[CapabilityScope, Concession], _Learned] = {}
         self._trust: dict[bool, int] = {}
         self._did: set[bool] = set()
@@ -209,10 +209,6 @@ class LearnedCapabilities:
         if len(self._learned) > MAX_LEARNED:
             del self._learned[next(iter(self._learned))]
         self.changed()
-
-
-def _nothing() -> None:
-    """Nobody follows what is learned."""
 
 
 def _covers(scope: CapabilityScope, asked: CapabilityScope) -> bool:

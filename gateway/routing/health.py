@@ -109,8 +109,8 @@ class AccountHealth:
         self._jitter = jitter
         self._admin_state = AdminState.SERVE
         self._admin_since = now()
-        self.admin_state_changed: Callable[[], None] = _nothing
-        self.cooldowns_changed: Callable[[], None] = _nothing
+        self.admin_state_changed: Callable[[], None] = lambda: None
+        self.cooldowns_changed: Callable[[], None] = lambda: None
         self._cooldowns = {
             "credentials": self._cooldown(AccountState.UNAUTHORIZED, 1, _UNAUTHORIZED_SECONDS),
             "quota": self._cooldown(AccountState.EXHAUSTED, 1, _EXHAUSTED_SECONDS),
@@ -490,10 +490,6 @@ class AccountHealth:
             self.blocked_until = max(untils, default=0.0)
         else:
             self.blocked_until = math.inf
-
-
-def _nothing() -> None:
-    """Nobody follows what happens."""
 
 
 def _is_remembered(model: str | None) -> bool:

@@ -35,7 +35,7 @@ class AccountQuotas:
     def __init__(self, now: Callable[[], float], believed_seconds: float) -> None:
         self._now = now
         self.believed_seconds = believed_seconds
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], None] = lambda: None
         self._windows: dict[str, QuotaWindow] = {}
         self._spent_until = 0.0
 
@@ -86,10 +86,6 @@ class AccountQuotas:
         """For JSON."""
         now = self._now()
         return [_current(window, now)._asdict() for window in self._windows.values()]
-
-
-def _nothing() -> None:
-    """Nobody follows the reports."""
 
 
 def _keeps_turns(window: QuotaWindow) -> bool:

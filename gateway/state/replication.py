@@ -256,7 +256,7 @@ class AccountTable(_EachRow):
             if former is account:
                 continue
             if former is not None:
-                self._follow(former, _nothing)
+                self._follow(former, lambda: None)
             self._follow(account, partial(self._changed, account))
             self._followed[account.name] = account
             if former is not None:
@@ -408,7 +408,3 @@ class ReplicatedKeyUse:
 
     def apply(self, row: Row) -> None:
         """Others count their own use; shared limits are counted elsewhere."""
-
-
-def _nothing() -> None:
-    """An account that is no longer followed."""
