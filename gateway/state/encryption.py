@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from gateway.config import StateSettings
-from gateway.state.backend import RESPONSES, Feed, Recall, Recalled, Row, StateBackend
+from gateway.state.backend import RECORDS, RESPONSES, Feed, Recall, Recalled, Row, StateBackend
 
 #: The first byte of a value.
 _PLAIN = b"\0"
@@ -140,7 +140,7 @@ class EncryptedBackend:
                 rows[table, key] = value
         records = []
         for key, written in found.records:
-            value = self._cipher.decrypt(written, row_place("records", key))
+            value = self._cipher.decrypt(written, row_place(RECORDS, key))
             if value is None:
                 break  # what is older cannot be continued without it
             records.append((key, value))
