@@ -81,11 +81,6 @@ class RedisConnection(Protocol):
         self.lost: Callable[[StateError], None] = lambda error: None
         self.received: Callable[[bytes], None] | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether commands can be sent."""
-        return self._why is None and self.transport is not None
-
     def command(self, *parts: bytes | str | int | float) -> Deferred[Any]:
         """Send a command.
 

@@ -24,7 +24,7 @@ from twisted.python.threadpool import ThreadPool
 
 from gateway.config import StateSettings
 from gateway.state.backend import VOLATILE, Feed, Recall, Recalled, Row, StateError
-from gateway.state.database import DATABASE, Database, DatabaseFigures
+from gateway.state.database import DATABASE, Database
 
 #: The file whose lock shows that the directory is in use.
 LOCK = "state.lock"
@@ -107,10 +107,6 @@ class SqliteBackend:
         """Write rows, in this order."""
         self._use_thread()
         return self._run(self._database.write, [row for row in rows if row.table not in VOLATILE])
-
-    def figures(self) -> Deferred[DatabaseFigures]:
-        """How much the database holds."""
-        return self._run(self._database.figures)
 
     def close(self) -> Deferred[None]:
         """Close the database after what was begun."""

@@ -130,7 +130,8 @@ def test_the_end_of_the_connection_fails_what_waits() -> None:
     line.connection.connectionLost(Failure(ConnectionLost()))
     assert str(answer[0]) == "Redis closed the connection"
     assert len(line.lost) == 1
-    assert not line.connection.is_open
+    later = outcome(line.connection.command("PING"))
+    assert str(later[0]) == "Redis closed the connection"
 
 
 def test_who_closes_it_is_not_told() -> None:
