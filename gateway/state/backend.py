@@ -109,7 +109,9 @@ Feed = Callable[[Sequence[Row]], None]
 
 
 class StateBackend(Protocol):
-    """Keeps rows.  All Deferreds fail with :class:`StateError`, and fire within a few seconds.
+    """Keeps rows.  All Deferreds fail with :class:`StateError`.
+
+    A disk may hang: who calls it sets the deadlines (:mod:`gateway.state.write_behind`).
 
     :ivar name: for the operator, without passwords: ``sqlite /path``, ``redis host:6379``.
     :ivar shared: whether other processes change the rows, too.
