@@ -30,6 +30,7 @@ from gateway.admin.merging import (
     total,
     united,
 )
+from gateway.admin.views.recordings import MAX_FILES
 from gateway.metrics.histogram import MILLISECONDS, percentiles
 from gateway.metrics.turns import share
 
@@ -363,11 +364,6 @@ def turns(views: Mapping[str, Json], limit: int) -> Json:
     return {"turns": found[-limit:]}
 
 
-def accounts(parts: Mapping[str, Json]) -> Json:
-    """The accounts of all workers."""
-    return {"accounts": whole(parts)["accounts"]}
-
-
 def keys(views: Mapping[str, Json]) -> Json:
     """The client keys, with what was used in all workers."""
     merge = listed(named("name"), _KEY)
@@ -382,9 +378,6 @@ def memory(views: Mapping[str, Json]) -> Json:
 
 _RECORDED = fields({"recorded": _RULES, "failed": agreed, "turns": total, "bytes": total})
 
-#: The newest files that are listed; all workers write to one directory.
-_MAX_FILES = 200
-
 
 def recorded(views: Mapping[str, Json]) -> Json:
     """What is recorded, and what became of it."""
@@ -394,9 +387,9 @@ def recorded(views: Mapping[str, Json]) -> Json:
 
 
 def recordings(views: Mapping[str, Json]) -> Json:
-    """The same with the newest files, the newest first."""
+    """The same with the newest files, the newest first; all workers write to one directory."""
     files = {each["name"]: each for view in views.values() for each in view["files"]}
-    newest = [files[name] for name in sorted(files, reverse=True)[:_MAX_FILES]]
+    newest = [files[name] for name in sorted(files, reverse=True)[:MAX_FILES]]
     return {**recorded(views), "files": newest}
 
 
