@@ -38,7 +38,7 @@ from gateway.turn.account_search import KnownAccount
 from gateway.turn.context import Resolution, TurnContext, TurnServices
 from gateway.turn.continuity import TurnContinuity
 from gateway.turn.forwarding import Forwarding, KnownRoute, PoolRoute, RequestSpec
-from gateway.turn.recorded import recorded_forwarding
+from gateway.turn.recording import recorded_forwarding
 from gateway.turn.response_metadata import passed_headers, route_headers, shows_limits
 from gateway.upstream.interface import ForwardedRequest
 

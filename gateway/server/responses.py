@@ -17,7 +17,7 @@ from gateway.server.event_sinks import (
 from gateway.server.history import ConnectionHistory
 from gateway.server.http_request import ClientRequest
 from gateway.turn.context import TurnContext, TurnServices
-from gateway.turn.recorded import recorded_turn
+from gateway.turn.recording import recorded_turn
 from gateway.turn.turn import Turn
 
 

@@ -34,7 +34,7 @@ from gateway.server.history import ConnectionHistory
 from gateway.server.lanes import Lane, Lanes, connection_ends
 from gateway.server.rollover import Rollover
 from gateway.turn.context import MetadataFields, TurnContext, TurnServices
-from gateway.turn.recorded import recorded_turn
+from gateway.turn.recording import recorded_turn
 from gateway.turn.turn import Turn
 
 #: WebSocket close codes (RFC 6455 and its registry).  SDKs that reconnect by themselves do so after

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 
 from gateway.conversations.context import ContextPlan
 from gateway.protocol.errors import ApiError
@@ -69,7 +70,7 @@ def recorded_turn(
     if not asking:
         return Turn(services, context, request, sink, resolve)
     turn = RecordedTurn(services, context, request, sink, resolve, asking)
-    body = request_body(request) if call is None else call.body
+    body = _request_body(request) if call is None else call.body
     _record_request(turn.recording, turn.record, context, body, call)
     return turn
 
@@ -90,7 +91,7 @@ def recorded_forwarding(
     return forwarding
 
 
-def request_body(request: TurnRequest) -> bytes:
+def _request_body(request: TurnRequest) -> bytes:
     """A client's message from its members."""
     members = {name: msgspec.Raw(value) for name, value in request.members.items()}
     return msgspec.json.encode(members)
@@ -199,7 +200,7 @@ class AttemptRecording:
             self.answered()
             self.said([answer.refusal])
         fields = {**self._number, "status": error.status, "error": error.label}
-        self._recording.note("attempt_ended", fields, encoded(error.body()))
+        self._recording.note("attempt_ended", fields, _encoded(error.body()))
 
     def _learn(self) -> None:
         """The account's secrets, which it may get anew at any time."""
@@ -217,7 +218,7 @@ class RecordedTurnAttempt(TurnAttempt):
         sent: UpstreamTurn,
         response: ResponseStream,
         hold_seconds: float,
-        clock: Any,
+        clock: IReactorTime,
     ) -> None:
         super().__init__(turn, account, plan, sent, response, hold_seconds, clock)
         assert isinstance(turn, RecordedTurn)
@@ -323,7 +324,7 @@ class RecordingSink:
 
     def refuse(self, error: ApiError) -> None:
         """Send the error that ends the turn."""
-        self._recording.note("to_client", {"status": error.status}, error_body(error))
+        self._recording.note("to_client", {"status": error.status}, _error_body(error))
         self._sink.refuse(error)
 
     def keep_alive(self) -> None:
@@ -364,7 +365,7 @@ class RecordedTurn(Turn):
         if self.recording.is_written:
             self.record.recording = self.recording.name
         super()._close(status, error_code)
-        note_end(self.recording, self.record)
+        _note_end(self.recording, self.record)
 
 
 class RecordingResponseSink:
@@ -414,7 +415,7 @@ class RecordedForwarding(Forwarding):
         """The client is gone."""
         if self._phase is not RequestPhase.ENDED:
             super().cancel(satisfied)
-            note_end(self.recording, self.record)
+            _note_end(self.recording, self.record)
 
     def _close(self, status: str, error_code: str | None) -> None:
         if self.recording.is_written:
@@ -423,16 +424,16 @@ class RecordedForwarding(Forwarding):
 
     def _answered(self, error: ApiError | None) -> None:
         if error is not None:
-            self.recording.note("to_client", {"status": error.status}, error_body(error))
-        note_end(self.recording, self.record)
+            self.recording.note("to_client", {"status": error.status}, _error_body(error))
+        _note_end(self.recording, self.record)
 
 
-def error_body(error: ApiError) -> bytes:
+def _error_body(error: ApiError) -> bytes:
     """An error as it is written."""
-    return encoded({"error": error.body()})
+    return _encoded({"error": error.body()})
 
 
-def encoded(value: Any) -> bytes:
+def _encoded(value: Any) -> bytes:
     """A value of the gateway's own as JSON; what cannot be written ends no turn."""
     try:
         return msgspec.json.encode(value, enc_hook=str)
@@ -440,7 +441,7 @@ def encoded(value: Any) -> bytes:
         return b"null"
 
 
-def note_end(recording: TurnRecording, record: TurnRecord) -> None:
+def _note_end(recording: TurnRecording, record: TurnRecord) -> None:
     """The end of a turn, with its record."""
     fields = {"status": record.status, "error": record.error_code}
-    recording.note("end", fields, encoded(record.as_dict()))
+    recording.note("end", fields, _encoded(record.as_dict()))

@@ -14,7 +14,7 @@ from gateway.config.settings import MASK
 from gateway.protocol.error_parsing import from_http
 from gateway.protocol.errors import ApiError
 from gateway.turn.context import TurnContext
-from gateway.turn.recorded import (
+from gateway.turn.recording import (
     RecordedForwarding,
     RecordedTurn,
     recorded_forwarding,
