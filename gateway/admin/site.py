@@ -96,7 +96,7 @@ class AdminSite(HttpSite):
     def stopFactory(self) -> None:
         """The port is closed: who keeps a connection is to find a successor, if there is one."""
         self.api.live.close()
-        self.limiter.drain(lambda: None, refuse=False)
+        self.limiter.drain(refuse=False)
         super().stopFactory()
 
     def _serve(self, request: AdminRequest, has_path: bool) -> None:

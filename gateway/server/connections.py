@@ -267,12 +267,9 @@ class ConnectionLimiter:
         self._draining = self._refuses = False
         self._when_empty.clear()
 
-    def drain(
-        self, when_empty: Callable[[], None], later: Container[Drainable] = (), refuse: bool = True
-    ) -> None:
+    def drain(self, later: Container[Drainable] = (), refuse: bool = True) -> None:
         """Admit no more, and let each connection close when its work is done.
 
-        :param when_empty: called once, when the last one is gone.
         :param later: the connections that are told later, by the caller.
         :param refuse: see :meth:`close_doors`.
         """
@@ -280,7 +277,6 @@ class ConnectionLimiter:
         for connection in list(self._connections):
             if connection not in later:
                 connection.drain()
-        self.call_when_empty(when_empty)
 
     def call_when_empty(self, call: Callable[[], None]) -> None:
         """Call once, when no connection is left."""

@@ -245,7 +245,7 @@ class Drain:
         if self.handed_over:
             self.stop_listening()
         websockets = frozenset(self._websockets.connections)
-        self._limiter.drain(lambda: None, websockets, refuse=not self.handed_over)
+        self._limiter.drain(websockets, refuse=not self.handed_over)
         if self._limiter:
             self._step()
 

@@ -578,7 +578,7 @@ def test_an_answer_that_was_not_read_may_be_the_last(
     if how == "lost":
         client.is_lost()
     elif how == "drained":
-        wired.limiter.drain(lambda: None)
+        wired.limiter.drain()
         client.transport.producer.resumeProducing()
         assert client.is_closed
     else:
@@ -646,7 +646,8 @@ def test_at_the_stop_idle_connections_go_and_running_requests_finish(
     half.gives(b"POST /v1")
     busy.gives(echo(busy))
     emptied: list[bool] = []
-    wired.limiter.drain(lambda: emptied.append(True))
+    wired.limiter.drain()
+    wired.limiter.call_when_empty(lambda: emptied.append(True))
     assert (idle.is_closed, busy.is_closed, half.is_closed) == (True, False, False)
     idle.is_lost()
     half.gives(echo(half).removeprefix(b"POST /v1"))
@@ -666,7 +667,7 @@ def test_at_the_stop_idle_connections_go_and_running_requests_finish(
 def test_a_new_client_at_the_stop_is_told_to_come_later(wired: House, handler: Handler) -> None:
     busy = wired.client()
     busy.gives(echo(busy))
-    wired.limiter.drain(lambda: None)
+    wired.limiter.drain()
     late = wired.client()
     answer = late.asks("GET", "/v1/echo")
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
@@ -692,7 +693,7 @@ def test_when_time_is_up_requests_are_refused(wired: House, handler: Handler) ->
     waiting.gives(echo(waiting))
     streaming.gives(echo(streaming))
     handler.last.start(200, {})
-    wired.limiter.drain(lambda: None)
+    wired.limiter.drain()
     wired.limiter.abandon()
     answer = waiting.answer()
     assert (answer.status, answer.error["code"]) == (503, "gateway_restart")
@@ -704,7 +705,7 @@ def test_when_time_is_up_requests_are_refused(wired: House, handler: Handler) ->
 def test_a_turn_by_http_outlives_the_drain(house: House) -> None:
     client = house.client()
     client.creates()
-    house.limiter.drain(lambda: None)
+    house.limiter.drain()
     house.sent().sends(*turn_events([text_item()], "resp_1"))
     assert client.answer().json["id"] == "resp_1"
     assert client.is_closed

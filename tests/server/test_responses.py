@@ -455,7 +455,8 @@ def test_the_stop_waits_for_what_runs_in_the_background(patient: House) -> None:
     patient.sent().sends(*events[:5])
     client.is_lost()
     emptied: list[bool] = []
-    patient.limiter.drain(lambda: emptied.append(True))
+    patient.limiter.drain()
+    patient.limiter.call_when_empty(lambda: emptied.append(True))
     assert emptied == []
     patient.limiter.abandon()
     assert emptied == [True]
@@ -470,7 +471,7 @@ def test_when_time_is_up_turns_are_told(house: House, stream: bool) -> None:
     client = house.client()
     client.creates(stream=stream)
     house.sent().sends(*turn_events([text_item()], "resp_1")[:5])
-    house.limiter.drain(lambda: None)
+    house.limiter.drain()
     house.limiter.abandon()
     answer = client.answer()
     if stream:

@@ -99,7 +99,8 @@ def test_strangers_fill_no_log(door: Door) -> None:
 
 def test_a_gateway_that_stops_says_when_to_come_again(door: Door) -> None:
     emptied: list[bool] = []
-    door.limiter.drain(lambda: emptied.append(True))
+    door.limiter.drain()
+    door.limiter.call_when_empty(lambda: emptied.append(True))
     assert emptied == [True]
     client = door.client()
     status, fields, _ = client.refusal
@@ -333,7 +334,8 @@ def test_events_after_the_close_are_not_written(door: Door) -> None:
 def test_when_the_gateway_stops_idle_clients_go_first(door: Door) -> None:
     idle, busy = door.client(), running(door)
     emptied: list[bool] = []
-    door.limiter.drain(lambda: emptied.append(True))
+    door.limiter.drain()
+    door.limiter.call_when_empty(lambda: emptied.append(True))
     idle.read()
     busy.read()
     assert (idle.close_code, busy.close_code) == (1012, None)
@@ -361,7 +363,7 @@ def test_an_idle_connection_closes_towards_its_greatest_age(door: Door) -> None:
 
 def test_when_time_is_up_all_clients_are_told_to_come_again(door: Door) -> None:
     client = running(door)
-    door.limiter.drain(lambda: None)
+    door.limiter.drain()
     door.limiter.abandon()
     client.read()
     assert client.frames[-1]["error"]["code"] == "gateway_restart"
@@ -370,7 +372,7 @@ def test_when_time_is_up_all_clients_are_told_to_come_again(door: Door) -> None:
 
 def test_a_client_that_never_answers_the_close_is_dropped(door: Door) -> None:
     client = door.client()
-    door.limiter.drain(lambda: None)
+    door.limiter.drain()
     door.reactor.advance(2.1)
     door.reactor.advance(2.1)
     assert client.transport.disconnecting or client.transport.disconnected
