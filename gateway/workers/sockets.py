@@ -44,7 +44,6 @@ class SharedListener(Service):
         self._setting = setting
         self._queues = queues
         self._inherited = list(inherited)
-        self._binder: _Binder | None = None
         self.sockets: list[socket.socket] = []
 
     @property
@@ -62,7 +61,7 @@ class SharedListener(Service):
             self.sockets = [socket.socket(fileno=each) for each in self._inherited]
             self._inherited = []
             return
-        self._binder = binder = _Binder(self._reactor, self._queues)
+        binder = _Binder(self._reactor, self._queues)
         problems: list[Failure] = []
         bound = maybeDeferred(listen_on, binder, self._endpoint, Factory())
         bound.addErrback(problems.append)
