@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.config.errors import ConfigError
 from gateway.config.load import Loaded, load, load_settings, read_text
-from gateway.config.provenance import Setting, describe, described, in_force
+from gateway.config.provenance import Setting, described, in_force
 from gateway.config.settings import (
     AccountSettings,
     AdminSettings,
@@ -40,7 +40,6 @@ __all__ = [
     "SimulatorSettings",
     "StateSettings",
     "TimeoutSettings",
-    "describe",
     "described",
     "in_force",
     "load",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from gateway.config.environment import Environment
 from gateway.config.errors import join_path
-from gateway.config.load import Loaded, load
+from gateway.config.load import Loaded
 from gateway.config.presets import additions
 from gateway.config.settings import AccountSettings, Section, Settings, masked
 from gateway.config.validation import references
@@ -25,17 +25,6 @@ class Setting(NamedTuple):
     path: str
     value: Any
     origin: str
-
-
-def describe(text: str | None, environ: Mapping[str, str], source: str) -> list[Setting]:
-    """Every setting of a configuration, in the order of the types.
-
-    :param text: the configuration; None for a start without a file.
-    :param environ: the variables that the text may name.
-    :param source: the file's name for messages.
-    :raises ConfigError: when the text is not right.
-    """
-    return described(None if text is None else load(text, environ, source))
 
 
 def described(loaded: Loaded | None) -> list[Setting]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import ConfigError, describe, load, load_settings
+from gateway.config import ConfigError, described, load, load_settings
 from gateway.config.environment import parse_variables
 
 SECRET = "sk-leak-0123456789"
@@ -172,7 +172,8 @@ def test_the_page_says_that_a_value_is_from_a_file_but_not_the_secret(tmp_path: 
     path = file(tmp_path, f"KEY={SECRET}\n")
     text = ACCOUNT + f"environment_file: {path}\nlisten: '${{LISTEN}}'\n"
     shown = {
-        each.path: each for each in describe(text, {"LISTEN": "tcp:1:interface=127.0.0.1"}, "g")
+        each.path: each
+        for each in described(load(text, {"LISTEN": "tcp:1:interface=127.0.0.1"}, "g"))
     }
     assert shown["accounts[0].key"][1:] == ("<hidden>", "environment_file KEY")
     assert shown["environment_file"][1:] == ([str(path)], "file")

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import ConfigError, Setting, Settings, describe, in_force
+from gateway import config
+from gateway.config import ConfigError, Setting, Settings, in_force
 
 SECRET = "sk-leak-0123456789"
 TEXT = f"""
@@ -32,8 +33,12 @@ ledger:
 ENVIRON = {"TOKEN": SECRET, "PROJECT": SECRET, "SERVICE": "ollama", "KEEPALIVE": "7"}
 
 
+def describe(text: str | None, environ: dict[str, str]) -> list[Setting]:
+    return config.described(None if text is None else config.load(text, environ, "gateway.yaml"))
+
+
 def described(text: str | None = TEXT, **environ: str) -> dict[str, Setting]:
-    settings = describe(text, {**ENVIRON, **environ}, "gateway.yaml")
+    settings = describe(text, {**ENVIRON, **environ})
     by_path = {setting.path: setting for setting in settings}
     assert len(by_path) == len(settings), "expected every path once"
     return by_path
@@ -121,7 +126,7 @@ def test_a_mistake_is_the_same_line_as_at_the_start() -> None:
 
 @given(st.dictionaries(st.sampled_from(["PORT", "KEEPALIVE"]), st.integers(1, 999).map(str)))
 def test_values_that_are_set_are_named_as_their_origin(environ: dict[str, str]) -> None:
-    shown = {s.path: s for s in describe(TEXT, {**ENVIRON, "KEEPALIVE": "", **environ}, "f")}
+    shown = {s.path: s for s in describe(TEXT, {**ENVIRON, "KEEPALIVE": "", **environ})}
     for name, path in (("PORT", "listen"), ("KEEPALIVE", "session.keepalive_seconds")):
         expected = f"environment {name}" if name in environ else "file"
         assert shown[path].origin == expected
@@ -131,9 +136,9 @@ def test_values_that_are_set_are_named_as_their_origin(environ: dict[str, str]) 
 
 
 def test_what_waits_for_a_restart_is_shown_as_it_still_is() -> None:
-    started = describe(TEXT, ENVIRON, "f")
+    started = describe(TEXT, ENVIRON)
     moved = TEXT.replace("PORT:-8080", "PORT:-9090").replace("stay", "sticky")
-    shown = in_force(started, describe(moved, ENVIRON, "f"), ["listen"])
+    shown = in_force(started, describe(moved, ENVIRON), ["listen"])
     by_path = {each.path: each for each in shown}
     assert by_path["listen"].value == "tcp:8080:interface=127.0.0.1"
     assert by_path["listen"].origin == "file, until a restart"
@@ -144,8 +149,8 @@ def test_what_waits_for_a_restart_is_shown_as_it_still_is() -> None:
 def test_a_simulator_that_waits_is_not_shown() -> None:
     one, other = "simulator: {accounts: 3}", "accounts: [{name: a, preset: ollama}]"
     for before, after in ((one, other), (other, one)):
-        started = describe(before, {}, "f")
-        shown = in_force(started, describe(after, {}, "f"), ["simulator"])
+        started = describe(before, {})
+        shown = in_force(started, describe(after, {}), ["simulator"])
         simulated = [(each.path, each.value) for each in shown if "simulator" in each.path]
         assert simulated == [(s.path, s.value) for s in started if "simulator" in s.path]
     assert [each.origin for each in shown if "simulator" in each.path] == [

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ConfigError, Settings, describe, load_settings, read_text
+from gateway import config
+from gateway.config import ConfigError, Settings, load_settings, read_text
 
 ACCOUNT = "accounts: [{name: a, base_url: 'http://x/v1', key: k}]\n"
 KEY = "keys: [{name: n, key: v}]\n"
@@ -656,9 +657,10 @@ accounts:
     ]
     assert [line.partition(":")[0] for line in mistakes(text)] == ["accounts[1].key"]
     assert [each.name for each in load(text, A="a", B="b").accounts] == ["a", "b", "d"]
-    shown = {each.path: each.value for each in describe(text, {"B": "b"}, "gateway.yaml")}
+    described = config.described(config.load(text, {"B": "b"}, "gateway.yaml"))
+    shown = {each.path: each.value for each in described}
     assert (shown["accounts[0].name"], shown["accounts[1].name"]) == ("b", "d")
-    origins = {each.path: each.origin for each in describe(text, {"B": "b"}, "gateway.yaml")}
+    origins = {each.path: each.origin for each in described}
     assert origins["accounts[0].key"] == "environment B"
 
 
