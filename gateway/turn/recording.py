@@ -141,9 +141,10 @@ def _record_request(
 class AttemptRecording:
     """Writes what happens in one attempt."""
 
-    def __init__(self, recording: TurnRecording, attempt: Attempt, number: int) -> None:
-        self._recording = recording
+    def __init__(self, owner: RecordedTurn | RecordedForwarding, attempt: Attempt) -> None:
+        self._recording = recording = owner.recording
         self._attempt = attempt
+        number = len(owner.record.attempts) + 1
         self._number = {"attempt": number, "account": attempt.account.name}
         recording.wants(attempt.account.name)
         self._learn()
@@ -222,8 +223,7 @@ class RecordedTurnAttempt(TurnAttempt):
     ) -> None:
         super().__init__(turn, account, plan, sent, response, hold_seconds, clock)
         assert isinstance(turn, RecordedTurn)
-        number = len(turn.record.attempts) + 1
-        self._recording = AttemptRecording(turn.recording, self, number)
+        self._recording = AttemptRecording(turn, self)
 
     def upstream_connected(self) -> None:
         """The request goes out."""
@@ -254,8 +254,7 @@ class RecordedForwardingAttempt(ForwardingAttempt):
     ) -> None:
         super().__init__(owner, account, spec, call)
         assert isinstance(owner, RecordedForwarding)
-        number = len(owner.record.attempts) + 1
-        self._recording = AttemptRecording(owner.recording, self, number)
+        self._recording = AttemptRecording(owner, self)
         self._events: EventStreamParser | None = None
         self._body = bytearray()
         self._size = 0
