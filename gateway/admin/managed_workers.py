@@ -36,6 +36,7 @@ from gateway.admin.worker_answers import (
     encode,
 )
 from gateway.admin.worker_calls import (
+    NO_WORKER,
     Answers,
     ManagedWorker,
     answers,
@@ -58,9 +59,6 @@ _PROBE_SECONDS = ANSWER_SECONDS + 2.0
 
 #: Steps between two collections of the metrics: what a killed worker counted since is lost.
 _COLLECT_STEPS = 2
-
-#: Why a gateway without workers that answer is not ready.
-_NO_WORKER = "no worker answers"
 
 
 class _TurnOfWorker:
@@ -338,7 +336,7 @@ class ManagedWorkers(Service):
 
         def all_answered(_: Answers | None) -> None:
             if not found.called:
-                found.callback({"why_not": reasons[0] if reasons else _NO_WORKER})
+                found.callback({"why_not": reasons[0] if reasons else NO_WORKER})
 
         question = encode(Question("readiness", {}))
         asked = ask(self._workers(), VIEW, question, _VIEW_SECONDS, read)

@@ -18,6 +18,9 @@ from gateway.admin.requests import AdminError
 from gateway.admin.worker_answers import decode_reply
 from gateway.worker_link import Link, LinkError
 
+#: Why a gateway without workers that answer is not ready, and does nothing.
+NO_WORKER = "no worker answers"
+
 _log = Logger(namespace="gateway.admin")
 
 
@@ -81,7 +84,7 @@ class Answers:
             return self.found
         if self.refused:
             raise next(iter(self.refused.values()))
-        raise AdminError(503, "no worker answers")
+        raise AdminError(503, NO_WORKER)
 
 
 def reply(worker: ManagedWorker, payload: bytes) -> Any:
