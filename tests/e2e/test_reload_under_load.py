@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -83,7 +84,8 @@ class Load:
         client = HttpClient(self._gateway.port)
         streams = False
         while not self._over.is_set():
-            answer = client.create(stream=streams)
+            # A text of its own: the same one would stay at the account that had it before.
+            answer = client.create(input=str(uuid.uuid4()), stream=streams)
             last = answer.events[-1]["response"] if streams else answer.json
             assert last["status"] == "completed", answer
             streams = not streams
