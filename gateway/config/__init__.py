@@ -20,6 +20,7 @@ from gateway.config.settings import (
     SimulatorSettings,
     StateSettings,
     TimeoutSettings,
+    UpstreamWebSocketSettings,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "SimulatorSettings",
     "StateSettings",
     "TimeoutSettings",
+    "UpstreamWebSocketSettings",
     "described",
     "in_force",
     "load",

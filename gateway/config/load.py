@@ -17,7 +17,7 @@ from yaml.constructor import ConstructorError
 
 from gateway.config.environment import SETTING, Environment, read_environment
 from gateway.config.errors import ConfigError, SettingError, SettingErrors, join_path
-from gateway.config.presets import additions
+from gateway.config.presets import filled_in
 from gateway.config.rules import apply_rules
 from gateway.config.settings import Settings
 from gateway.config.validation import ShapeCheck, variable_hint
@@ -93,7 +93,7 @@ def _load(value: Any, environ: Mapping[str, str], errors: SettingErrors) -> tupl
     checked = ShapeCheck(environ, errors).check(_SHAPE, value, "")
     _check_upstreams(checked, errors)
     for entry in checked.get("accounts", ()):
-        entry.update(additions(entry))
+        entry.update(filled_in(entry))
     try:
         settings = msgspec.convert(checked, Settings)
     except msgspec.ValidationError as error:  # a type that ShapeCheck does not know fully

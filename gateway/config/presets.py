@@ -1,12 +1,12 @@
 """The settings of known services, so that an account's entry needs little more than a key.
 
-A preset fills in only what the entry leaves out: the operator's own values win. The services'
-behaviour: protocol.md §8.1, §8.3.10, §10.30, §10.77; and their documentation.
+A preset fills in only what the entry leaves out, also within a section: the operator's own values
+win. The services' behaviour: protocol.md §8.1, §8.3.10, §10.30, §10.77; and their documentation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -28,17 +28,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "openai": {
             "base_url": "https://api.openai.com/v1",
             "background": True,
+            "transport": "auto",
         },
         # Every resource has an address of its own.
         "azure": {
             "auth_header": "api-key",
             "strip": _CODEX_MEMBERS,
             "background": True,
+            "transport": "auto",
         },
         "xai": {
             "base_url": "https://api.x.ai/v1",
             "strip": (*_OTHER_ENGINES, "metadata"),
             "tools": "hoisted",
+            # For those who choose a WebSocket: it ends after 25 minutes.
+            "websocket": {"continues_unstored": False, "max_age_minutes": 24.0},
         },
         "openrouter": {
             "base_url": "https://openrouter.ai/api/v1",
@@ -69,22 +73,45 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "strip": _OTHER_ENGINES,
             "tools": "hoisted",
         },
+        # `replay` is about ids over HTTP; a WebSocket continues what it made itself.
         "chatgpt": {
             "base_url": "https://chatgpt.com/backend-api/codex",
             "continuity": "replay",
             "store": "never",
             "strip": _CHATGPT_REFUSES,
             "chat_completions": False,
+            "transport": "auto",
         },
     }
 )
 
 
 def additions(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the preset of an account's entry adds to it; none without a preset."""
+    """The settings that the preset of an account's entry adds to it; none without a preset.
+
+    Of a section only the members are named that the entry leaves out.
+    """
     added = dict(PRESETS.get(entry.get("preset") or "", {}))
     if any(entry.get(name) is not None for name in _CREDENTIALS):
         added.pop("key", None)
     if entry.get("oauth") is not None:  # its tokens are bearer tokens (RFC 6750)
         added.pop("auth_header", None)
-    return {name: value for name, value in added.items() if name not in entry or name == "key"}
+    return dict(_left_out(entry, added))
+
+
+def filled_in(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An account's entry with all that its preset adds to it."""
+    filled = {**entry, **additions(entry)}
+    for name, value in filled.items():
+        if isinstance(value, Mapping):
+            filled[name] = {**value, **(entry.get(name) or {})}
+    return filled
+
+
+def _left_out(entry: Mapping[str, Any], added: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in added.items():
+        if isinstance(value, Mapping):
+            own = entry.get(name) or {}
+            yield name, {member: each for member, each in value.items() if member not in own}
+        elif name not in entry or name == "key":
+            yield name, value

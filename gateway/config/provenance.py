@@ -67,15 +67,17 @@ class _Walk:
     def __init__(self, environ: Environment) -> None:
         self._environ = environ
 
-    def section(self, section: Section, given: Any, path: str) -> Iterator[Setting]:
+    def section(
+        self, section: Section, given: Any, path: str, added: Mapping[str, Any] | None = None
+    ) -> Iterator[Setting]:
         given = given if isinstance(given, dict) else {}
-        added = self._added(section, given)
+        added = self._added(section, given) if added is None else added
         names = zip(section.__struct_fields__, section.__struct_encode_fields__, strict=True)
         for field, name in names:
             value, here = getattr(section, field), join_path(path, name)
             raw = given.get(name)
             if isinstance(value, Section):
-                yield from self.section(value, raw, here)
+                yield from self.section(value, raw, here, added.get(name, {}))
             elif isinstance(value, tuple) and value and isinstance(value[0], Section):
                 for index, item in enumerate(value):
                     yield from self.section(item, raw[index], f"{here}[{index}]")
@@ -86,11 +88,15 @@ class _Walk:
                 yield Setting(here, _plain(masked(name, value)), origin)
 
     @staticmethod
-    def _added(section: Section, given: Mapping[str, Any]) -> Mapping[str, str]:
+    def _added(section: Section, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The origins of what a preset has filled in; of a section those of its members."""
         if not isinstance(section, AccountSettings) or section.preset is None:
             return {}
-        entry = {**given, "preset": section.preset}
-        return dict.fromkeys(additions(entry), f"preset {section.preset}")
+        origin = f"preset {section.preset}"
+        return {
+            name: dict.fromkeys(value, origin) if isinstance(value, Mapping) else origin
+            for name, value in additions({**given, "preset": section.preset}).items()
+        }
 
     def _origin(self, raw: Any) -> str:
         names = list(dict.fromkeys(self._variables(raw)))

@@ -35,6 +35,7 @@ from gateway.config.settings import (
     Section,
     Settings,
     StateSettings,
+    UpstreamWebSocketSettings,
 )
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
@@ -57,6 +58,9 @@ _FRAMING_HEADERS = frozenset(
 )
 _FRAMING = "expected another header; the gateway sets this one itself"
 _MEMBER = re.compile(r"[a-z][a-z0-9_]*")
+_PATH = re.compile(r"/[!\"$-~]*")
+#: Some services take the key as a subprotocol, too; but subprotocols are shown.
+_KEY_SUBPROTOCOL = "api-key."
 #: Members that every turn needs; two of them have settings of their own.
 _NEEDED = frozenset(["input", "model", "previous_response_id", "store", "stream", "type"])
 #: No file of a configuration is larger; reading a device would never end.
@@ -204,6 +208,7 @@ def _apply_to_account(
             words = "expected a model's name for clients and this account's name for it"
             errors.add(f"{path}.aliases.{asked}", repr(own), words)
     _check_members(account.strip, f"{path}.strip", errors)
+    _check_websocket(account.websocket, f"{path}.websocket", errors)
     _check_egress(account, path, errors)
     plain = account.base_url
     with errors.collect():
@@ -222,6 +227,25 @@ def _check_members(members: Sequence[str], path: str, errors: SettingErrors) -> 
         elif member in _NEEDED:
             words = "expected another member; turns need this one (see continuity and store)"
             errors.add(where, repr(member), words)
+
+
+def _check_websocket(
+    websocket: UpstreamWebSocketSettings, path: str, errors: SettingErrors
+) -> None:
+    if websocket.spare_sockets > websocket.max_sockets:
+        words = f"expected at most max_sockets, which is {websocket.max_sockets}"
+        errors.add(f"{path}.spare_sockets", str(websocket.spare_sockets), words)
+    if not _PATH.fullmatch(websocket.path):
+        shown = repr(websocket.path.partition("?")[0])
+        errors.add(f"{path}.path", shown, "expected a path such as /responses, already encoded")
+    for index, name in enumerate(websocket.subprotocols):
+        where = f"{path}.subprotocols[{index}]"
+        if not _HEADER_NAME.fullmatch(name):
+            errors.add(where, MASK, "expected a name without spaces, commas and slashes")
+        elif _KEY_SUBPROTOCOL in name.lower():
+            errors.add(where, MASK, "expected one without a key, which goes in 'key'")
+        elif name in websocket.subprotocols[:index]:
+            errors.add(where, repr(name), "given twice; expected each once")  # RFC 6455 §4.1
 
 
 def _check_egress(account: AccountSettings, path: str, errors: SettingErrors) -> None:

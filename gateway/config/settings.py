@@ -29,6 +29,7 @@ Preset = Literal["openai", "azure", "xai", "openrouter", "vllm", "ollama", "lmst
 Continuity = Literal["auto", "chain", "replay"]
 StoreRule = Literal["client", "never"]
 ToolsRule = Literal["as-sent", "hoisted"]
+Transport = Literal["auto", "websocket", "http"]
 Chaining = Literal["auto", "always"]
 Strategy = Literal["round-robin", "weighted", "least-in-flight", "fill-first", "priority"]
 ReturnRule = Literal["sticky", "stay"]
@@ -109,6 +110,28 @@ class OAuthSettings(Section, frozen=True, forbid_unknown_fields=True):
     refresh_before_seconds: Seconds = 300.0
 
 
+class UpstreamWebSocketSettings(Section, frozen=True, forbid_unknown_fields=True):
+    """The WebSockets to one account, see ``transport``.  The bounds are those of one process.
+
+    :ivar max_age_minutes: an older socket gets no further turn.
+    :ivar idle_minutes: a socket that no turn has used for so long is closed.
+    :ivar spare_sockets: how many are kept open for conversations that have none yet.
+    :ivar continues_unstored: whether the service continues responses with ``store: false`` on the
+        socket that made them.
+    :ivar subprotocols: offered in the handshake, in this order (RFC 6455 §1.9).
+    :ivar path: added to ``base_url``; may have a query.
+    """
+
+    max_sockets: Count = 50
+    max_age_minutes: PositiveMinutes = 55.0
+    idle_minutes: PositiveMinutes = 30.0
+    spare_sockets: Annotated[int, Meta(ge=0, le=1000)] = 0
+    continues_unstored: bool = True
+    subprotocols: tuple[Text, ...] = ()
+    path: Text = "/responses"
+    ping_seconds: Annotated[float, Meta(ge=1, le=3600)] = 25.0
+
+
 class AccountSettings(Section, frozen=True, forbid_unknown_fields=True):
     """One upstream credential; a preset has filled in what the file leaves out.
 
@@ -119,6 +142,8 @@ class AccountSettings(Section, frozen=True, forbid_unknown_fields=True):
     :ivar models: shell patterns.
     :ivar aliases: the account's name of a model by the client's name.
     :ivar priority: the lowest is used first.
+    :ivar transport: of turns: a WebSocket, or HTTP where the service has none (auto); a WebSocket
+        whenever the request fits one (websocket); always HTTP (http).
     """
 
     name: Text
@@ -134,6 +159,8 @@ class AccountSettings(Section, frozen=True, forbid_unknown_fields=True):
     tools: ToolsRule = "as-sent"
     background: bool = False
     chat_completions: bool = True
+    transport: Transport = "http"
+    websocket: UpstreamWebSocketSettings = UpstreamWebSocketSettings()
     models: Patterns = ("*",)
     aliases: dict[str, Text] = field(default_factory=dict)
     weight: Weight = 1
@@ -236,11 +263,15 @@ class TimeoutSettings(Section, frozen=True, forbid_unknown_fields=True):
 
 
 class LimitSettings(Section, frozen=True, forbid_unknown_fields=True):
-    """Bounds on what clients may hold open."""
+    """Bounds on what clients and accounts may hold open, for each process.
+
+    :ivar max_upstream_sockets: WebSockets to all accounts together.
+    """
 
     max_connections: Count = 10_000
     max_queued_turns: Count = 64
     max_incoming_bytes: Bytes = 536_870_912
+    max_upstream_sockets: Count = 1000
 
 
 class ContentLogSettings(Section, frozen=True, forbid_unknown_fields=True):

@@ -22,6 +22,7 @@ from gateway.config import (
     OAuthSettings,
     Settings,
     SimulatorSettings,
+    UpstreamWebSocketSettings,
     load_settings,
     read_text,
 )
@@ -105,7 +106,9 @@ def test_the_pool_example_shows_the_defaults_and_every_setting(environ: dict[str
         expected = set(getattr(settings, name).__struct_encode_fields__)
         assert set(given_[name]) == expected, f"{name} does not show every setting"
     assert len(settings.accounts) == 3
-    for entry in (KeySettings, AccountSettings, OAuthSettings, ContentLogSettings):
+    assert settings.accounts[0].websocket == UpstreamWebSocketSettings(), "not the defaults"
+    entries = (KeySettings, AccountSettings, OAuthSettings, ContentLogSettings)
+    for entry in (*entries, UpstreamWebSocketSettings):
         for name in entry.__struct_encode_fields__:
             assert re.search(rf"\b{name}:", path.read_text()), f"{entry.__name__}.{name} is missing"
 

@@ -8,7 +8,12 @@ from typing import get_args
 import pytest
 import yaml
 
-from gateway.config import AccountSettings, ConfigError, load_settings
+from gateway.config import (
+    AccountSettings,
+    ConfigError,
+    UpstreamWebSocketSettings,
+    load_settings,
+)
 from gateway.config.presets import PRESETS
 from gateway.config.settings import Preset
 
@@ -103,10 +108,40 @@ def test_whatever_the_entry_says_counts(preset: str) -> None:
         "tools": "as-sent",
         "background": False,
         "chat_completions": True,
+        "transport": "websocket",
+        "websocket": {"continues_unstored": True, "max_age_minutes": 3},
     }
     assert set(PRESETS[preset]) <= set(own), "this test must know every member of a preset"
     got = account(preset, **own)
-    assert {name: getattr(got, name) for name in own} == {**own, "strip": ()}
+    websocket = UpstreamWebSocketSettings(max_age_minutes=3)
+    expected = {**own, "strip": (), "websocket": websocket}
+    assert {name: getattr(got, name) for name in own} == expected
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_turns_go_over_a_websocket_where_a_service_has_one(preset: str) -> None:
+    native = preset in ("openai", "azure", "chatgpt")
+    assert whole(preset).transport == ("auto" if native else "http")
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, (24.0, False, 50)),
+        ({"websocket": None}, (24.0, False, 50)),
+        ({"websocket": {}}, (24.0, False, 50)),
+        ({"websocket": {"max_sockets": 7}}, (24.0, False, 7)),
+        ({"websocket": {"max_age_minutes": 10}}, (10.0, False, 50)),
+        ({"websocket": {"continues_unstored": True, "max_sockets": 7}}, (24.0, True, 7)),
+    ],
+)
+def test_a_section_is_filled_in_member_by_member(
+    own: dict[str, object], expected: tuple[float, bool, int]
+) -> None:
+    got = whole("xai", transport="auto", **own)
+    found = got.websocket
+    assert got.transport == "auto"
+    assert (found.max_age_minutes, found.continues_unstored, found.max_sockets) == expected
 
 
 def test_without_a_preset_nothing_is_filled_in() -> None:

@@ -25,6 +25,7 @@ accounts:
     headers: {{OpenAI-Project: "${{PROJECT}}-${{TOKEN}}"}}
     background: false
   - {{name: two, preset: "${{SERVICE}}", proxy: null}}
+  - {{name: three, preset: xai, key: {SECRET}, websocket: {{max_age_minutes: "${{AGE:-9}}"}}}}
 session:
   keepalive_seconds: ${{KEEPALIVE:-20}}
 routing: {{return: stay}}
@@ -65,6 +66,11 @@ def described(text: str | None = TEXT, **environ: str) -> dict[str, Setting]:
         ("accounts[1].key", "<hidden>", "preset ollama"),
         ("accounts[1].proxy", None, "file"),
         ("accounts[1].strip", "*", "preset ollama"),
+        ("accounts[0].transport", "auto", "preset openai"),
+        ("accounts[0].websocket.continues_unstored", True, "default"),
+        ("accounts[2].websocket.continues_unstored", False, "preset xai"),
+        ("accounts[2].websocket.max_age_minutes", 9.0, "file"),
+        ("accounts[2].websocket.max_sockets", 50, "default"),
         ("simulator", None, "default"),
     ],
 )

@@ -288,6 +288,49 @@ MISTAKES = [
     ),
     (account(aliases="{1: b}"), "accounts[0].aliases.1: expected text as the name"),
     (account(strip="['a b']"), "accounts[0].strip[0]: 'a b': expected the name of a request's"),
+    # WebSockets to the account
+    (
+        account(transport="ws"),
+        "accounts[0].transport: 'ws': expected one of auto, http, websocket",
+    ),
+    (
+        account(websocket="true"),
+        "accounts[0].websocket: expected a mapping with the keys max_sockets, max_age_minutes, ",
+    ),
+    (
+        account(websocket="{max_socket: 1}"),
+        "accounts[0].websocket.max_socket: unknown key; did you mean 'max_sockets'? ",
+    ),
+    (
+        account(websocket="{max_sockets: 3, spare_sockets: 4}"),
+        "accounts[0].websocket.spare_sockets: 4: expected at most max_sockets, which is 3",
+    ),
+    (
+        account(websocket="{ping_seconds: 0}"),
+        "accounts[0].websocket.ping_seconds: 0: expected a number from 1 to 3600",
+    ),
+    (
+        account(websocket="{max_age_minutes: 0}"),
+        "accounts[0].websocket.max_age_minutes: 0: expected a number above 0 up to 525600",
+    ),
+    (
+        account(websocket="{path: 'responses?a=b'}"),
+        "accounts[0].websocket.path: 'responses': expected a path such as /responses",
+    ),
+    (account(websocket="{path: '/a b'}"), "accounts[0].websocket.path: '/a b': expected a path"),
+    (account(websocket="{path: '/a#b'}"), "accounts[0].websocket.path: '/a#b': expected a path"),
+    (
+        account(websocket="{subprotocols: ['a, b']}"),
+        "accounts[0].websocket.subprotocols[0]: <hidden>: expected a name without spaces",
+    ),
+    (
+        account(websocket="{subprotocols: [a, openai-insecure-api-key.k]}"),
+        "accounts[0].websocket.subprotocols[1]: <hidden>: expected one without a key, which",
+    ),
+    (
+        account(websocket="{subprotocols: [a, b, a]}"),
+        "accounts[0].websocket.subprotocols[2]: 'a': given twice; expected each once",
+    ),
     (account(strip="[user, store]"), "accounts[0].strip[1]: 'store': expected another member; "),
     (account(weight="0"), "accounts[0].weight: 0: expected a whole number from 1 to 1000"),
     (account(priority="-1"), "accounts[0].priority: -1: expected a whole number from 0 to 1000"),
@@ -501,6 +544,9 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        account(websocket=f"{{path: 'responses?key={SECRET}'}}"),
+        account(websocket=f"{{subprotocols: ['a, {SECRET}']}}"),
+        account(websocket=f"{{subprotocols: [openai-insecure-api-key.{SECRET}]}}"),
         f"keys: [{SECRET}]",
         f"keys: {SECRET}",
         f"keys: [{{name: n, key: [{SECRET}]}}]",
