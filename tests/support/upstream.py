@@ -37,6 +37,7 @@ class Recorded:
     body: Any
     connection: int
     received_at: float
+    transport: str = "http"
     gone: threading.Event = field(default_factory=threading.Event)
     gone_at: float | None = None
     finished: threading.Event = field(default_factory=threading.Event)
@@ -266,6 +267,14 @@ class Upstream:
         self.drop_connections()
         assert not self.errors, f"scripts of the upstream failed: {self.errors!r}"
 
+    def arrive(self, request: Recorded) -> Script:
+        """Log a request; the script that answers it."""
+        with self._arrived:
+            self.requests.append(request)
+            script = self._queue.popleft() if self._queue else self.script
+            self._arrived.notify_all()
+        return script
+
     # ---- threads
 
     def _accept(self) -> None:
@@ -303,10 +312,7 @@ class Upstream:
 
     def _exchange(self, sock: socket.socket, request: Recorded) -> bool:
         exchange = Exchange(self, sock, request)
-        with self._arrived:
-            self.requests.append(request)
-            script = self._queue.popleft() if self._queue else self.script
-            self._arrived.notify_all()
+        script = self.arrive(request)
         wake, over = os.pipe()
         watcher = threading.Thread(target=_watch, args=(sock, request, wake), daemon=True)
         watcher.start()
