@@ -14,7 +14,8 @@ from twisted.web.client import HTTPConnectionPool
 from gateway.config import AccountSettings, Settings, TimeoutSettings
 from gateway.credentials.interface import Credentials, credentials_for
 from gateway.routing.account import Account
-from gateway.upstream.agent import EgressPaths, http_client
+from gateway.upstream.agent import http_client
+from gateway.upstream.endpoints import EgressPaths
 from gateway.upstream.http import HttpTimeouts, HttpUpstream
 
 _log = Logger(namespace="gateway.service")

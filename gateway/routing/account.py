@@ -12,7 +12,7 @@ from gateway.routing.capabilities import LearnedCapabilities
 from gateway.routing.cooldown import HealthLog
 from gateway.routing.health import AccountHealth, AccountState, Unavailable
 from gateway.routing.quotas import RequestRate
-from gateway.upstream.agent import EgressPath
+from gateway.upstream.endpoints import EgressPath
 from gateway.upstream.interface import Upstream
 
 _FULL = Unavailable(AccountState.READY, "max_in_flight is reached", None)

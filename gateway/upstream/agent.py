@@ -1,35 +1,26 @@
-"""The HTTP client of one account: its connections, its egress and its TLS settings.
+"""The HTTP client of one account, on connections of :mod:`~gateway.upstream.endpoints`.
 
-Connections are direct or go through a proxy.  The HTTP chunks of one read are coalesced (see
-:mod:`~gateway.upstream.chunk_coalescer`), which cuts the cost of a burst of small chunks to a
-third.
+The HTTP chunks of one read are coalesced (see :mod:`~gateway.upstream.chunk_coalescer`), which cuts
+the cost of a burst of small chunks to a third.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any
-from weakref import WeakValueDictionary
 
 from hyperlink import EncodedURL
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import (
-    IAddress,
     IConsumer,
-    IDelayedCall,
-    IHandshakeListener,
     IProtocol,
-    IProtocolFactory,
     IReactorTime,
-    ISSLTransport,
     IStreamClientEndpoint,
     ITransport,
 )
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, GzipDecoder, HTTPConnectionPool
 from twisted.web.http_headers import Headers
@@ -38,9 +29,7 @@ from zope.interface import implementer
 
 from gateway.compat import is_reading_head
 from gateway.upstream.chunk_coalescer import MAX_HEAD, ChunkCoalescer, HeadTooLarge
-from gateway.upstream.proxy import Proxy, ProxyHealth, UnavailableProxy
-from gateway.upstream.proxy_endpoint import ProxyEndpoint
-from gateway.upstream.tls import AccountTLS
+from gateway.upstream.endpoints import EgressEndpoints, EgressPath, UpstreamConnection
 
 #: How long an idle connection is kept, in seconds: shorter than load balancers allow.
 _IDLE_CONNECTION_SECONDS = 45.0
@@ -72,7 +61,7 @@ def http_client(
     :param connect_seconds: how long TCP and a proxy's handshake may take, and TLS after it.
     :param egress: how connections leave the machine; direct when left out.
     """
-    endpoints = UpstreamEndpoints(reactor, connect_seconds, egress or EgressPath())
+    endpoints = CoalescingEndpoints(reactor, connect_seconds, egress or EgressPath())
     return UpstreamClient(Agent.usingEndpointFactory(reactor, endpoints, pool))
 
 
@@ -198,192 +187,42 @@ def abandon(response: IResponse) -> None:
     unread.transport.loseConnection()
 
 
-# --- egress --------------------------------------------------------------------------------
-
-
-class EgressPath:
-    """How one account's connections leave the machine.
-
-    :param tls: the trusted certificates, and the client certificate.
-    :param proxy: None to connect directly.
-    :param health: of the proxy; shared by all accounts that use it.
-    """
-
-    def __init__(
-        self,
-        tls: AccountTLS | None = None,
-        proxy: Proxy | None = None,
-        health: ProxyHealth | None = None,
-    ) -> None:
-        assert (proxy is None) == (health is None), "a proxy and its health go together"
-        self.tls = tls or AccountTLS()
-        self.proxy = proxy
-        self.health = health
-
-    def unavailable(self) -> UnavailableProxy | None:
-        """Why, and until when, its proxy is unavailable; None when the path can be used."""
-        return None if self.health is None else self.health.unavailable()
-
-    def clear(self) -> None:
-        """Reset the proxy's circuit breaker (operator action)."""
-        if self.health is not None:
-            self.health.clear()
-
-
-class EgressPaths:
-    """Makes egress paths; those with the same proxy share its health.
-
-    Credentials are part of a proxy's identity, because some proxies use another exit for each user
-    name.
-
-    :param now: unix seconds.
-    :param cooldown_max_seconds: the longest cooldown of a broken proxy.
-    """
-
-    def __init__(self, now: Callable[[], float], cooldown_max_seconds: float) -> None:
-        self._now = now
-        self._cooldown_max_seconds = cooldown_max_seconds
-        self._health: WeakValueDictionary[Proxy, ProxyHealth] = WeakValueDictionary()
-
-    def cap_cooldowns(self, cooldown_max_seconds: float) -> None:
-        """Change the longest cooldown of a broken proxy, in seconds."""
-        self._cooldown_max_seconds = cooldown_max_seconds
-        for health in self._health.values():
-            health.cap_cooldowns(cooldown_max_seconds)
-
-    def egress(
-        self,
-        proxy: str | None = None,
-        ca_file: str | None = None,
-        client_cert_file: str | None = None,
-        client_key_file: str | None = None,
-    ) -> EgressPath:
-        """The path that these settings describe.
-
-        :param proxy: a URL, see :meth:`Proxy.from_url`.
-        :raises ValueError: for a URL that describes no proxy; does not quote it.
-        :raises TLSFileError: when a file cannot be used.
-        """
-        tls = AccountTLS(ca_file, client_cert_file, client_key_file)
-        if proxy is None:
-            return EgressPath(tls)
-        found = Proxy.from_url(proxy)
-        health = self._health.get(found)
-        if health is None:
-            health = ProxyHealth(self._now, self._cooldown_max_seconds)
-            self._health[found] = health
-        return EgressPath(tls, found, health)
-
-
 # --- connections ---------------------------------------------------------------------------
 
 
 @implementer(IAgentEndpointFactory)
-class UpstreamEndpoints:
-    """The endpoints of one account, with verified TLS for ``https``.
+class CoalescingEndpoints:
+    """The endpoints of one account for an Agent; its connections coalesce HTTP chunks.
 
     :param connect_seconds: how long TCP and a proxy's handshake may take, and TLS after it.
     """
 
     def __init__(self, reactor: Any, connect_seconds: float, egress: EgressPath) -> None:
-        self._reactor = reactor
-        self._connect_seconds = connect_seconds
-        self._egress = egress
-        self._endpoints: dict[tuple[bytes, bytes, int], IStreamClientEndpoint] = {}
+        self._endpoints = EgressEndpoints(reactor, connect_seconds, egress, CoalescingConnection)
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
-        """The endpoint of a URL; made once, since a TLS one takes 80 µs."""
-        key = uri.scheme, uri.host, uri.port
-        if key not in self._endpoints:
-            self._endpoints[key] = self._make(*key)
-        return self._endpoints[key]
-
-    def _make(self, scheme: bytes, host: bytes, port: int) -> IStreamClientEndpoint:
-        seconds, egress, name = self._connect_seconds, self._egress, host.decode("ascii")
-        endpoint: IStreamClientEndpoint
-        if egress.proxy is None or egress.health is None:
-            endpoint = HostnameEndpoint(self._reactor, name, port, timeout=seconds)
-        else:
-            endpoint = ProxyEndpoint(
-                self._reactor, egress.proxy, egress.health, name, port, seconds
-            )
-        if scheme == b"https":
-            endpoint = wrapClientTLS(egress.tls.creatorForNetloc(host, port), endpoint)
-        return CoalescingEndpoint(endpoint, self._reactor, seconds)
+        """The endpoint of a URL."""
+        return self._endpoints.endpoint(uri.scheme, uri.host, uri.port)
 
 
-@implementer(IStreamClientEndpoint)
-class CoalescingEndpoint:
-    """Connects as the endpoint that it wraps; its connections coalesce HTTP chunks.
-
-    :param clock: for the deadline of the TLS handshake.
-    :param handshake_seconds: how long that may take once TCP is up.  Twisted's connect timeout
-        ends there, and a peer that never answers would hold a turn until its first-byte deadline.
-    """
-
-    def __init__(
-        self, endpoint: IStreamClientEndpoint, clock: IReactorTime, handshake_seconds: float
-    ) -> None:
-        self._endpoint = endpoint
-        self._clock = clock
-        self._handshake_seconds = handshake_seconds
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect; the Deferred has the protocol of ``protocolFactory``."""
-        factory = _CoalescingFactory(protocolFactory, self._clock, self._handshake_seconds)
-        connecting: Deferred[Any] = self._endpoint.connect(factory)
-        return connecting.addCallback(lambda protocol: protocol.http)
-
-
-class _CoalescingFactory(Factory):
-    noisy = False
-
-    def __init__(self, factory: Any, clock: IReactorTime, handshake_seconds: float) -> None:
-        self._factory = factory
-        self._clock = clock
-        self._handshake_seconds = handshake_seconds
-        self.doStart = factory.doStart  # type: ignore[method-assign]
-        self.doStop = factory.doStop  # type: ignore[method-assign]
-
-    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
-        http = self._factory.buildProtocol(addr)
-        if http is None:
-            return None
-        return _CoalescingProtocol(http, self._clock, self._handshake_seconds)
-
-
-@implementer(IHandshakeListener)
-class _CoalescingProtocol(Protocol):
+class CoalescingConnection(UpstreamConnection):
     """Receives for an HTTP client protocol, which otherwise has the transport to itself."""
 
-    _handshake: IDelayedCall | None = None
-
-    def __init__(self, http: IProtocol, clock: IReactorTime, handshake_seconds: float) -> None:
-        self.http = http
-        self._clock = clock
-        self._handshake_seconds = handshake_seconds
+    def __init__(self, receiver: IProtocol, clock: IReactorTime, handshake_seconds: float) -> None:
+        super().__init__(receiver, clock, handshake_seconds)
         self._chunks = ChunkCoalescer()
         self._feed = self._chunks.feed
         self._unwatched = 0
         self._refused: Failure | None = None
-        self._receive = http.dataReceived
+        self._receive = receiver.dataReceived
 
-    def makeConnection(self, transport: ITransport) -> None:
-        self.transport = transport
-        self.connected = 1
-        with suppress(AttributeError):  # only TCP has it
-            transport.setTcpNoDelay(True)  # type: ignore[attr-defined]
-        if ISSLTransport.providedBy(transport):
-            abort = transport.abortConnection
-            self._handshake = self._clock.callLater(self._handshake_seconds, abort)
+    def hand_over(self, transport: ITransport) -> None:
+        """Give the HTTP client a transport that closes at once."""
         abrupt: Any = _AbruptTransport(transport)
-        self.http.makeConnection(abrupt)
-
-    def handshakeCompleted(self) -> None:
-        """TLS is up."""
-        self._stop_waiting()
+        self.receiver.makeConnection(abrupt)
 
     def dataReceived(self, data: bytes) -> None:
+        """Pass on what the upstream sent, the chunks in it as one."""
         if self._refused is not None:
             return
         try:
@@ -391,22 +230,17 @@ class _CoalescingProtocol(Protocol):
             if coalesced:
                 self._receive(coalesced)
             if self._chunks.transparent:  # the parser alone knows whether this was a head
-                self._unwatched = self._unwatched + len(data) if is_reading_head(self.http) else 0
+                reading = is_reading_head(self.receiver)
+                self._unwatched = self._unwatched + len(data) if reading else 0
                 if self._unwatched > MAX_HEAD:
                     raise HeadTooLarge(f"more than {MAX_HEAD} bytes")
         except HeadTooLarge:
             self._refused = Failure()
             self.transport.abortConnection()  # type: ignore[union-attr]
 
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        self.connected = 0
-        self._stop_waiting()
-        self.http.connectionLost(self._refused or reason)
-
-    def _stop_waiting(self) -> None:
-        waiting, self._handshake = self._handshake, None
-        if waiting is not None and waiting.active():
-            waiting.cancel()
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is closed."""
+        super().connectionLost(self._refused or reason)
 
 
 class _AbruptTransport:

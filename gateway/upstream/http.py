@@ -31,12 +31,12 @@ from gateway.protocol.response_body import NotAResponse, ResponseBody
 from gateway.protocol.sse import EventStreamParser, EventTooLarge
 from gateway.protocol.upstream_request import UpstreamTurn, build_body, build_headers
 from gateway.upstream.agent import (
-    EgressPath,
     abandon,
     connection_pool,
     headers_of,
     http_client,
 )
+from gateway.upstream.endpoints import EgressPath
 from gateway.upstream.errors import connection_went_stale, log_bug, upstream_failure
 from gateway.upstream.interface import (
     BodyReceiver,

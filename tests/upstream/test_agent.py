@@ -1,16 +1,14 @@
-"""An account's connections under a real ``Agent`` and its pool, and the way that they take."""
+"""An account's connections under a real ``Agent`` and its pool."""
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint
+from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectionLost, ConnectionRefusedError
 from twisted.internet.protocol import Protocol
-from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -18,15 +16,8 @@ from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseDone, Res
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from gateway.upstream.agent import (
-    CoalescingEndpoint,
-    EgressPath,
-    EgressPaths,
-    UpstreamEndpoints,
-    http_client,
-)
-from gateway.upstream.proxy_endpoint import ProxyEndpoint
-from gateway.upstream.tls import TLSFileError
+from gateway.upstream.agent import CoalescingConnection, http_client
+from gateway.upstream.endpoints import ReceivingEndpoint
 from tests.upstream.body import Body
 from tests.upstream.wire import Connection, Reactor
 
@@ -38,9 +29,9 @@ class Endpoints:
     def __init__(self, reactor: MemoryReactorClock) -> None:
         self.reactor = reactor
 
-    def endpointForURI(self, uri: URI) -> CoalescingEndpoint:
+    def endpointForURI(self, uri: URI) -> ReceivingEndpoint:
         tcp = TCP4ClientEndpoint(self.reactor, "127.0.0.1", uri.port)
-        return CoalescingEndpoint(tcp, self.reactor, 10)
+        return ReceivingEndpoint(tcp, lambda http: CoalescingConnection(http, self.reactor, 10))
 
 
 class CoalescingTests(SynchronousTestCase):
@@ -124,73 +115,6 @@ class CoalescingTests(SynchronousTestCase):
         requested.cancel()
         self.failureResultOf(requested)
         assert self.reactor.connectors[-1].stoppedConnecting
-
-
-# --- the way out ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def paths() -> EgressPaths:
-    return EgressPaths(Clock().seconds, 60)
-
-
-def breaks(egress: EgressPath) -> None:
-    assert egress.health is not None
-    for _ in range(3):
-        attempt = egress.health.attempt()
-        assert attempt is not None, "three failures are needed"
-        egress.health.failed(attempt, "The proxy broke")
-
-
-def test_accounts_behind_one_proxy_share_what_is_known_of_it(paths: EgressPaths) -> None:
-    one, two = (paths.egress("http://u:p@proxy.test:3128") for _ in range(2))
-    others = [
-        paths.egress("http://v:p@proxy.test:3128"),
-        paths.egress("http://proxy.test:3128"),
-        paths.egress("socks5://u:p@proxy.test:3128"),
-        paths.egress(),
-        EgressPath(),
-    ]
-    breaks(one)
-    barred = two.unavailable()
-    assert barred is not None
-    assert barred.why == "The proxy broke"
-    assert 0 < barred.until <= 60
-    assert [each.unavailable() for each in others] == [None] * len(others)
-
-
-def test_a_proxy_that_nobody_uses_any_more_is_forgotten(paths: EgressPaths) -> None:
-    first = paths.egress("http://proxy.test:3128")
-    breaks(first)
-    del first
-    gc.collect()
-    assert paths.egress("http://proxy.test:3128").unavailable() is None
-
-
-def test_bad_settings_are_refused_without_being_shown(paths: EgressPaths) -> None:
-    with pytest.raises(ValueError, match="expected") as caught:
-        paths.egress("ftp://u:hush@proxy.test:1")
-    assert "hush" not in str(caught.value)
-    with pytest.raises(TLSFileError, match="ca_file"):
-        paths.egress(ca_file="/nowhere/ca.pem")
-
-
-def test_endpoints_are_made_once_for_each_place(paths: EgressPaths) -> None:
-    egress = paths.egress("socks5://proxy.test:1080")
-    endpoints = UpstreamEndpoints(Reactor(), 10, egress)
-    urls = [b"http://a.test/v1/x", b"https://a.test/v1/x", b"https://[::1]:8443/", b"http://b.test"]
-    made = [endpoints.endpointForURI(URI.fromBytes(url)) for url in urls]
-    assert len(set(made)) == len(urls)
-    assert endpoints.endpointForURI(URI.fromBytes(b"https://a.test/v1/other")) is made[1]
-
-
-def test_connections_go_by_the_proxy_or_directly(paths: EgressPaths) -> None:
-    proxied, direct = paths.egress("socks5://proxy.test:1080"), EgressPath()
-    for egress, kind in [(proxied, ProxyEndpoint), (direct, HostnameEndpoint)]:
-        endpoints = UpstreamEndpoints(Reactor(), 10, egress)
-        made = endpoints.endpointForURI(URI.fromBytes(b"http://a.test"))
-        assert isinstance(made, CoalescingEndpoint)
-        assert isinstance(made._endpoint, kind)
 
 
 @pytest.mark.parametrize(
