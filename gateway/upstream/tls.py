@@ -25,6 +25,9 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
+#: Offered by ALPN (RFC 7301): no upgrade to a WebSocket can be sent over HTTP/2.
+_PROTOCOLS = [b"http/1.1"]
+
 #: OpenSSL's verification errors (X509_V_ERR_…) in words for the operator.
 _VERIFY_ERRORS = {
     9: "is not valid yet",
@@ -100,7 +103,11 @@ class AccountTLS:
         # Twisted drops certificates that come after the first.
         more = {"extraCertChain": self._chain} if self._certificate is not None else {}
         creator = optionsForClientTLS(
-            name, self._trust, self._certificate, extraCertificateOptions=more
+            name,
+            self._trust,
+            self._certificate,
+            acceptableProtocols=_PROTOCOLS,
+            extraCertificateOptions=more,
         )
         return StrictConnectionCreator(creator, name)
 

@@ -97,6 +97,14 @@ def test_an_upstream_with_a_certificate_of_the_accounts_authority(
     Meeting(AccountTLS(str(authority.file)), host, server).check_talked()
 
 
+def test_a_server_that_also_has_http_2_is_spoken_to_in_http_1(authority: Authority) -> None:
+    server = authority.server("api.test")
+    server.set_alpn_protocols(["h2", "http/1.1"])
+    meeting = Meeting(AccountTLS(str(authority.file)), "api.test", server)
+    meeting.check_talked()
+    assert meeting.server.selected_alpn_protocol() == "http/1.1"
+
+
 @pytest.mark.parametrize("host", ["other.test", "127.0.0.2"])
 @pytest.mark.parametrize("hosts", [["api.test", "127.0.0.1"], []], ids=["others", "nobody"])
 def test_a_certificate_must_name_the_upstream(
