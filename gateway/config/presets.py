@@ -81,6 +81,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "strip": _CHATGPT_REFUSES,
             "chat_completions": False,
             "transport": "auto",
+            "websocket": {"beta": "responses_websockets=2026-02-06"},
         },
     }
 )

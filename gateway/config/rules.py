@@ -58,6 +58,7 @@ _FRAMING_HEADERS = frozenset(
 )
 _FRAMING = "expected another header; the gateway sets this one itself"
 _MEMBER = re.compile(r"[a-z][a-z0-9_]*")
+_BETA = re.compile(r"[!-+\--~]+")
 _PATH = re.compile(r"/[!\"$-~]*")
 #: Some services take the key as a subprotocol, too; but subprotocols are shown.
 _KEY_SUBPROTOCOL = "api-key."
@@ -238,6 +239,9 @@ def _check_websocket(
     if not _PATH.fullmatch(websocket.path):
         shown = repr(websocket.path.partition("?")[0])
         errors.add(f"{path}.path", shown, "expected a path such as /responses, already encoded")
+    if websocket.beta is not None and not _BETA.fullmatch(websocket.beta):
+        words = "expected one value of OpenAI-Beta, without spaces and commas"
+        errors.add(f"{path}.beta", repr(websocket.beta), words)
     for index, name in enumerate(websocket.subprotocols):
         where = f"{path}.subprotocols[{index}]"
         if not _HEADER_NAME.fullmatch(name):

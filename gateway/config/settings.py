@@ -119,6 +119,7 @@ class UpstreamWebSocketSettings(Section, frozen=True, forbid_unknown_fields=True
     :ivar continues_unstored: whether the service continues responses with ``store: false`` on the
         socket that made them.
     :ivar subprotocols: offered in the handshake, in this order (RFC 6455 §1.9).
+    :ivar beta: a value that the handshake's ``OpenAI-Beta`` must have.
     :ivar path: added to ``base_url``; may have a query.
     """
 
@@ -128,6 +129,7 @@ class UpstreamWebSocketSettings(Section, frozen=True, forbid_unknown_fields=True
     spare_sockets: Annotated[int, Meta(ge=0, le=1000)] = 0
     continues_unstored: bool = True
     subprotocols: tuple[Text, ...] = ()
+    beta: Text | None = None
     path: Text = "/responses"
     ping_seconds: Annotated[float, Meta(ge=1, le=3600)] = 25.0
 

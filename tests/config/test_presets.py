@@ -72,6 +72,7 @@ def test_the_codex_backend_of_chatgpt_gets_what_it_insists_on() -> None:
     assert (backend.store, backend.background, backend.chat_completions) == ("never", False, False)
     refused = {"max_output_tokens", "temperature", "top_p", "user", "metadata", "truncation"}
     assert refused <= set(backend.strip)
+    assert backend.websocket.beta == "responses_websockets=2026-02-06"
     assert not {"client_metadata", "include", "prompt_cache_key"} & set(backend.strip)
 
 
@@ -109,7 +110,7 @@ def test_whatever_the_entry_says_counts(preset: str) -> None:
         "background": False,
         "chat_completions": True,
         "transport": "websocket",
-        "websocket": {"continues_unstored": True, "max_age_minutes": 3},
+        "websocket": {"beta": None, "continues_unstored": True, "max_age_minutes": 3},
     }
     assert set(PRESETS[preset]) <= set(own), "this test must know every member of a preset"
     got = account(preset, **own)

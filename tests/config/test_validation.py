@@ -320,6 +320,10 @@ MISTAKES = [
     (account(websocket="{path: '/a b'}"), "accounts[0].websocket.path: '/a b': expected a path"),
     (account(websocket="{path: '/a#b'}"), "accounts[0].websocket.path: '/a#b': expected a path"),
     (
+        account(websocket="{beta: 'a, b'}"),
+        "accounts[0].websocket.beta: 'a, b': expected one value of OpenAI-Beta, without spaces",
+    ),
+    (
         account(websocket="{subprotocols: ['a, b']}"),
         "accounts[0].websocket.subprotocols[0]: <hidden>: expected a name without spaces",
     ),
