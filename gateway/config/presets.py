@@ -73,7 +73,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "strip": _OTHER_ENGINES,
             "tools": "hoisted",
         },
-        # `replay` is about ids over HTTP; a WebSocket continues what it made itself.
+        # `replay` is about stored responses; a WebSocket continues what it made itself.
         "chatgpt": {
             "base_url": "https://chatgpt.com/backend-api/codex",
             "continuity": "replay",
