@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
+from autobahn.websocket import xormasker
 from twisted.internet import tcp, unix
 from twisted.internet.main import CONNECTION_DONE
 from twisted.internet.tcp import _FileDescriptorReservation
@@ -161,3 +162,11 @@ class ExtensibleHTTPChannel(HTTPChannel):
 #: A WebSocket protocol's ``dataReceived`` without the debug line before it, which costs a
 #: microsecond for each read even when nothing is logged.
 websocket_data_received: Any = WebSocketServerProtocol._dataReceived
+
+#: Masks a frame; the compiled one where there is it.  Its module exports no name.
+xor_masker: Any = xormasker.create_xor_masker  # type: ignore[attr-defined]
+
+
+def is_between_frames(socket: Any) -> bool:
+    """Whether a WebSocket protocol has read nothing of a frame or message that is not whole."""
+    return socket.current_frame is None and not socket.inside_message and not socket.data

@@ -97,6 +97,9 @@ class UpstreamTurn(NamedTuple):
     :ivar turn_state: ``x-codex-turn-state`` for this account, or None.
     :ivar affinity: what identifies the conversation, for a transport that keeps one on one
         connection; None when nothing does.
+    :ivar holder: the token of the connection that has the response to chain to; None if the
+        account itself has it.
+    :ivar avoids_websocket: true after WebSocket has failed for this request.
     """
 
     request: TurnRequest
@@ -107,6 +110,13 @@ class UpstreamTurn(NamedTuple):
     account_headers: Sequence[tuple[str, str]] = ()
     turn_state: str | None = None
     affinity: Hashable = None
+    holder: str | None = None
+    avoids_websocket: bool = False
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the account is asked to store the response."""
+        return self.request.store and self.dialect.stores
 
 
 def build_body(
@@ -120,6 +130,29 @@ def build_body(
     :param items: the whole ``input`` as raw items, or None to send the client's own.
     :param previous_response_id: the response to chain to, or None.
     """
+    own: dict[str, bytes | msgspec.Raw] = {"stream": b"true" if dialect.streams else b"false"}
+    if request.background:
+        own["background"] = b"true"
+    metadata: bytes | None = request.members.get("client_metadata")
+    if metadata is not None:
+        metadata = _http_metadata(bytes(metadata))
+    return write_turn(request, items, previous_response_id, dialect, own, metadata)
+
+
+def write_turn(
+    request: TurnRequest,
+    items: Sequence[bytes] | None,
+    previous_response_id: str | None,
+    dialect: Dialect,
+    own: Mapping[str, bytes | msgspec.Raw],
+    client_metadata: bytes | msgspec.Raw | None,
+) -> bytes:
+    """Write a turn's request for any transport.
+
+    :param items: as for :func:`build_body`.
+    :param own: the raw members that only this transport has.
+    :param client_metadata: as this transport sends it; None where there is none.
+    """
     kept: dict[str, bytes | msgspec.Raw] = dict(request.members)
     for name in _NOT_FORWARDED.intersection(kept):
         del kept[name]
@@ -128,19 +161,17 @@ def build_body(
         kept["include"] = include
     if request.store and not dialect.stores:
         kept["store"] = b"false"
-    if "client_metadata" in kept:
-        kept["client_metadata"] = _http_metadata(bytes(kept["client_metadata"]))
+    if client_metadata is not None:
+        kept["client_metadata"] = client_metadata
     if dialect.hoists_tools:
         whole = [item.raw for item in request.items] if items is None else items
         others, tools = hoist_tools(whole, bytes(kept.get("tools", b"null")))
         if len(others) < len(whole):
             items, kept["tools"] = others, tools
     _adapt(kept, dialect)
-    body: dict[str, bytes | msgspec.Raw] = {"stream": b"true" if dialect.streams else b"false"}
+    body = dict(own)
     if previous_response_id is not None:
         body["previous_response_id"] = msgspec.json.encode(previous_response_id)
-    if request.background:
-        body["background"] = b"true"
     body.update(kept)
     return _write(body, request, items, dialect)
 

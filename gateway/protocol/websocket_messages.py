@@ -1,0 +1,127 @@
+"""Messages between the gateway and an upstream that is spoken to over WebSocket.
+
+Sources: protocol.md §8.7; the platform's guide to WebSocket mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from gateway.protocol.events import ERRORS, TERMINALS, event_type, value_of
+from gateway.protocol.headers import may_pass
+from gateway.protocol.response_body import with_one_type
+from gateway.protocol.sse import Event
+from gateway.protocol.turn_state import TURN_STATE
+from gateway.protocol.upstream_request import UpstreamTurn, build_headers, write_turn
+
+#: The largest message that OpenAI's services read, and what is left free below it, in bytes: the
+#: measured limit is exact, and nobody promised it.
+MAX_REQUEST_BYTES = 16 * 1024 * 1024 - 65_536
+
+#: What the handshake has no use for: it has no body, and asks for no stream.
+_OF_A_REQUEST = ("accept", "content-type")
+
+_BETA = "openai-beta"
+#: A value of ``OpenAI-Beta`` that does not go together with WebSocket.
+_HTTP_BETA = "responses=experimental"
+
+#: Client headers that name a session; a socket that has one belongs to that client for good.
+SESSION_HEADERS = frozenset(
+    {"session-id", "session_id", "thread-id", "conversation_id", "x-client-request-id"}
+)
+
+#: Frames that may come between two responses, and mean nothing there.
+_OUT_OF_BAND = (b"codex.", b"responsesapi.", b"keepalive")
+_METADATA = b"response.metadata"
+
+#: The code of the error by which a service says that a socket is too old; the turn did not run.
+SOCKET_AT_ITS_END = "websocket_connection_limit_reached"
+
+
+def create_message(turn: UpstreamTurn) -> bytes:
+    """A turn as ``response.create``: the body over HTTP, without what only HTTP has."""
+    request = turn.request
+    own: dict[str, bytes | msgspec.Raw] = {"type": b'"response.create"'}
+    if request.prewarm:
+        own["generate"] = b"false"
+    metadata: bytes | None = request.members.get("client_metadata")
+    if metadata is not None or turn.turn_state:
+        metadata = _metadata(bytes(metadata or b"{}"), turn.turn_state)
+    return write_turn(request, turn.items, turn.previous_response_id, turn.dialect, own, metadata)
+
+
+def handshake_headers(
+    turn: UpstreamTurn | None,
+    account_headers: Sequence[tuple[str, str]],
+    beta: str | None = None,
+) -> dict[str, str]:
+    """The headers by which a socket is opened.
+
+    :param turn: the first turn on it; None for a socket that is opened ahead of need.
+    :param account_headers: the account's own, which win over everything.
+    :param beta: a value that ``OpenAI-Beta`` must have, or None.
+    """
+    headers: dict[str, str] = {}
+    if turn is None:
+        headers.update((name.lower(), value) for name, value in account_headers)
+    else:
+        headers = build_headers(turn.request, turn.client_headers, account_headers, None)
+        for name in _OF_A_REQUEST:
+            headers.pop(name, None)
+    values = [each.strip() for each in headers.pop(_BETA, "").split(",")]
+    values = [each for each in values if each and each != _HTTP_BETA]
+    if beta is not None and beta not in values:
+        values.append(beta)
+    if values:
+        headers[_BETA] = ", ".join(values)
+    return headers
+
+
+def handshake_authorization(authorization: Mapping[str, str]) -> dict[str, str]:
+    """What authorizes a handshake: Azure takes its API keys as bearer tokens only there."""
+    headers = dict(authorization)
+    key = headers.pop("api-key", None)
+    if key is not None:
+        headers["authorization"] = f"Bearer {key}"
+    return headers
+
+
+def names_a_session(headers: Mapping[str, str]) -> bool:
+    """Whether a handshake names the session of one client."""
+    return not SESSION_HEADERS.isdisjoint(headers)
+
+
+def read_message(payload: bytes) -> Event | None:
+    """A text message as an event under its type; None if no client could tell what it is.
+
+    Line ends, which are white space in JSON, become spaces: over HTTP an event is one line.
+    """
+    if b"\n" in payload or b"\r" in payload:
+        payload = payload.replace(b"\n", b" ").replace(b"\r", b" ")
+    kind = event_type(payload)
+    return (kind, payload) if kind else with_one_type((b"", payload))
+
+
+def is_out_of_band(name: bytes) -> bool:
+    """Whether a message of this type may come while no response runs, and is dropped then."""
+    return name.startswith(_OUT_OF_BAND) or name == _METADATA
+
+
+def ends_response(name: bytes) -> bool:
+    """Whether an event is the last of its response, an error among them."""
+    return name in TERMINALS or name in ERRORS
+
+
+def _metadata(raw: bytes, turn_state: str | None) -> bytes:
+    """``client_metadata`` with the upstream's own turn state in place of the gateway's."""
+    if TURN_STATE.encode() not in raw and not turn_state:
+        return raw
+    metadata = value_of(raw)
+    if not isinstance(metadata, dict):
+        return raw
+    metadata.pop(TURN_STATE, None)
+    if turn_state and may_pass(TURN_STATE, turn_state):
+        metadata[TURN_STATE] = turn_state
+    return msgspec.json.encode(metadata)

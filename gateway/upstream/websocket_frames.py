@@ -1,0 +1,103 @@
+"""Frames between the gateway and an upstream's WebSocket (RFC 6455 §5.2).
+
+Events come as many small text frames.  Whole ones are cut out of a read here, because Autobahn's
+parser costs forty times as much for each; it gets everything else.  What is sent is masked, and a
+large message leaves in fragments, so that a pong can go out between two of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from struct import Struct
+
+from gateway.compat import xor_masker
+
+#: The longest frame that is sent, in bytes of its payload.
+FRAGMENT_BYTES = 32_768
+
+_WHOLE_TEXT = 0x81
+_FIN = 0x80
+_TEXT = 0x01
+_CONTINUATION = 0x00
+_MASKED = 0x80
+
+_MASKED_16 = Struct("!BBH").pack
+
+
+def cut_text_messages(data: bytes, payloads: list[bytes]) -> int:
+    """Cut the whole, unfragmented text messages that ``data`` begins with.
+
+    :param payloads: gets what they carry.
+    :return: where the first other or incomplete frame begins.
+    """
+    at, end = 0, len(data)
+    while end - at >= 2 and data[at] == _WHOLE_TEXT:
+        length = data[at + 1]
+        start = at + 2
+        if length == 126:
+            start = at + 4
+            if end < start:
+                break
+            length = data[at + 2] << 8 | data[at + 3]
+            if length < 126:
+                break  # RFC 6455 §5.2: the shortest form must be used
+        elif length == 127:
+            start = at + 10
+            if end < start:
+                break
+            length = int.from_bytes(data[at + 2 : start], "big")
+            if length < 65_536:
+                break
+        elif length > 127:
+            break  # masked, which a server's frames must not be
+        stop = start + length
+        if stop > end:
+            break
+        payloads.append(data[start:stop])
+        at = stop
+    return at
+
+
+def may_complete(rest: bytes, max_bytes: int) -> bool:
+    """Whether ``rest`` is the beginning of a short, whole text message.
+
+    :param rest: what :func:`cut_text_messages` left.
+    :param max_bytes: how long the message may be.
+    """
+    if not rest or rest[0] != _WHOLE_TEXT:
+        return False
+    if len(rest) < 2:
+        return True
+    length = rest[1]
+    if length < 126:
+        return True
+    if length == 126:
+        return len(rest) < 4 or 126 <= rest[2] << 8 | rest[3] <= max_bytes
+    return False
+
+
+def masked_fragments(payload: bytes) -> Iterator[bytes]:
+    """One text message as masked frames, none with more than :data:`FRAGMENT_BYTES`.
+
+    A frame is made when it is asked for: a large message is not copied at once.
+    """
+    if len(payload) <= FRAGMENT_BYTES:
+        yield _masked(_FIN | _TEXT, payload)
+        return
+    opcode = _TEXT
+    for start in range(0, len(payload), FRAGMENT_BYTES):
+        piece = payload[start : start + FRAGMENT_BYTES]
+        fin = _FIN if start + FRAGMENT_BYTES >= len(payload) else 0
+        yield _masked(fin | opcode, piece)
+        opcode = _CONTINUATION
+
+
+def _masked(first: int, payload: bytes) -> bytes:
+    length, mask = len(payload), os.urandom(4)
+    if length < 126:
+        head = bytes((first, _MASKED | length))
+    else:  # never above FRAGMENT_BYTES
+        head = _MASKED_16(first, _MASKED | 126, length)
+    masked: bytes = xor_masker(mask, length).process(payload)
+    return b"".join((head, mask, masked))
