@@ -14,7 +14,15 @@ from typing import NamedTuple
 from gateway.protocol import error_messages as messages
 from gateway.protocol import rate_limits
 from gateway.protocol.error_parsing import names_a_member
-from gateway.protocol.errors import GATEWAY_FAILED, NOT_THE_API, PROXY_ERROR, UNREACHABLE, ApiError
+from gateway.protocol.errors import (
+    GATEWAY_FAILED,
+    NOT_THE_API,
+    PROXY_ERROR,
+    SOCKET_LOST,
+    SOCKET_UNSUITED,
+    UNREACHABLE,
+    ApiError,
+)
 
 #: The code, and the type, of failures that every client retries.
 SERVER_ERROR = "server_error"
@@ -75,6 +83,9 @@ _NO_SUCH_MODEL = _names(
 
 #: Codes of requests that ended before a model could work on them.
 _NOT_WORKED_ON = frozenset({"previous_response_not_found", PROXY_ERROR, UNREACHABLE})
+
+#: Codes of failures that say nothing about an account: many things cut a socket.
+_ABOUT_NO_ACCOUNT = frozenset({GATEWAY_FAILED, SOCKET_LOST, SOCKET_UNSUITED})
 
 #: Statuses below 500 that another account may not answer with.
 _MAY_MOVE = frozenset({401, 402, 403, 404, 408, 409, 425, 429, 431})
@@ -209,7 +220,7 @@ def is_about_the_request(error: ApiError) -> bool:
 
 def may_move(error: ApiError) -> bool:
     """Whether another account might answer what this one refused (design law 13)."""
-    if is_about_the_request(error) or error.code == GATEWAY_FAILED:
+    if is_about_the_request(error) or error.code in _ABOUT_NO_ACCOUNT:
         return False
     if refuses_spending(error) or refuses_credentials(error) or refuses_model(error):
         return True
@@ -388,7 +399,7 @@ def attribute(
 def _kind(error: ApiError) -> FaultKind:
     if error.code == PROXY_ERROR:
         return FaultKind.PROXY
-    if is_about_the_request(error) or error.code == GATEWAY_FAILED:
+    if is_about_the_request(error) or error.code in _ABOUT_NO_ACCOUNT:
         return FaultKind.REQUEST
     if refuses_spending(error):
         for_model = rate_limits.limits_single_model(error.hints)

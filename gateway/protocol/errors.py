@@ -21,6 +21,11 @@ PROXY_ERROR = "egress_proxy_error"
 UNREACHABLE = "upstream_unreachable"
 NOT_THE_API = "upstream_not_the_api"
 
+#: Codes of WebSockets to upstreams, which say nothing about the account: one was lost while it was
+#: used; a request that WebSocket cannot carry there, and HTTP can.
+SOCKET_LOST = "upstream_websocket_lost"
+SOCKET_UNSUITED = "upstream_websocket_unsuited"
+
 
 class ApiError(Exception):
     """An error in the API's terms: raised by readers, passed as a value everywhere else.

@@ -97,6 +97,7 @@ class UpstreamTurn(NamedTuple):
     :ivar turn_state: ``x-codex-turn-state`` for this account, or None.
     :ivar affinity: what identifies the conversation, for a transport that keeps one on one
         connection; None when nothing does.
+    :ivar tenant: the client key; tenants share no connection that keeps something of them.
     :ivar holder: the token of the connection that has the response to chain to; None if the
         account itself has it.
     :ivar avoids_websocket: true after WebSocket has failed for this request.
@@ -110,6 +111,7 @@ class UpstreamTurn(NamedTuple):
     account_headers: Sequence[tuple[str, str]] = ()
     turn_state: str | None = None
     affinity: Hashable = None
+    tenant: str = ""
     holder: str | None = None
     avoids_websocket: bool = False
 

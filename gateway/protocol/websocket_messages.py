@@ -5,6 +5,7 @@ Sources: protocol.md §8.7; the platform's guide to WebSocket mode.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -38,6 +39,31 @@ _METADATA = b"response.metadata"
 
 #: The code of the error by which a service says that a socket is too old; the turn did not run.
 SOCKET_AT_ITS_END = "websocket_connection_limit_reached"
+
+
+class UpgradeRefusal(enum.Enum):
+    """What a refused upgrade is about."""
+
+    ACCOUNT = "the account: its credentials or its quota"
+    NO_WEBSOCKET = "the service takes no WebSocket"
+    TRANSIENT = "the transport, at this moment"
+
+
+#: 400 comes from servers that do not know the upgrade, also for their compression.
+_REFUSALS = {
+    401: UpgradeRefusal.ACCOUNT,
+    429: UpgradeRefusal.ACCOUNT,
+    **dict.fromkeys((400, 404, 405, 410, 426, 501), UpgradeRefusal.NO_WEBSOCKET),
+}
+
+
+def refusal_of_upgrade(status: int) -> UpgradeRefusal:
+    """What a refusal is about.
+
+    A 403 is no verdict on the account: ChatGPT's backend sends it without a body where the same
+    credentials work a moment later.
+    """
+    return _REFUSALS.get(status, UpgradeRefusal.TRANSIENT)
 
 
 def create_message(turn: UpstreamTurn) -> bytes:

@@ -178,6 +178,10 @@ class HttpExchange(Protocol):
     transport: Any = None
     _receiver: UpstreamReceiver
 
+    #: Of :class:`~gateway.upstream.interface.UpstreamExchange`.
+    transport_name = "http"
+    holder: str | None = None
+
     #: Completes "The upstream … within 5 seconds." for an answer that stops.
     _SILENCE = ""
 

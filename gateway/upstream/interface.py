@@ -76,6 +76,14 @@ class UpstreamExchange(Protocol):
         """Size of the encoded request."""
 
     @property
+    def transport_name(self) -> str:
+        """``http`` or ``websocket``."""
+
+    @property
+    def holder(self) -> str | None:
+        """The token of the response, if only its connection can continue it; else None."""
+
+    @property
     def request(self) -> ForwardedRequest | None:
         """The encoded request without what authorizes it; None once it cannot be sent again."""
 
