@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.web.client import HTTPConnectionPool
 
@@ -15,8 +17,10 @@ from gateway.config import AccountSettings, Settings, TimeoutSettings
 from gateway.credentials.interface import Credentials, credentials_for
 from gateway.routing.account import Account
 from gateway.upstream.agent import http_client
-from gateway.upstream.endpoints import EgressPaths
+from gateway.upstream.endpoints import EgressEndpoints, EgressPath, EgressPaths
 from gateway.upstream.http import HttpTimeouts, HttpUpstream
+from gateway.upstream.websocket import WebSocketUpstream
+from gateway.upstream.websocket_pool import SocketBudget, WebSocketPool
 
 _log = Logger(namespace="gateway.service")
 
@@ -38,7 +42,8 @@ class AccountRegistry:
         self._reactor = reactor
         self._credentials = credentials
         self._paths = EgressPaths(reactor.seconds, settings.routing.cooldown_max_seconds)
-        self._upstreams: dict[Account, HttpUpstream] = {}
+        self._budget = SocketBudget(settings.limits.max_upstream_sockets)
+        self._upstreams: dict[Account, HttpUpstream | WebSocketUpstream] = {}
         self._leaving: list[Account] = []
         self.accounts: list[Account] = []
 
@@ -56,6 +61,7 @@ class AccountRegistry:
             self._paths.cap_cooldowns(cooldown_max)
             for present in self.accounts:
                 present.health.cap_cooldowns(cooldown_max)
+        self._budget.most = settings.limits.max_upstream_sockets
         for present in self.accounts:
             present.learned.forget()
         if not settings.accounts:
@@ -95,7 +101,8 @@ class AccountRegistry:
         # Tokens are asked for too seldom to keep a connection for it.
         unkept = HTTPConnectionPool(self._reactor, persistent=False)
         for_tokens = http_client(self._reactor, unkept, timeouts.connect_seconds, egress)
-        upstream = HttpUpstream(
+        upstream: HttpUpstream | WebSocketUpstream
+        upstream = over_http = HttpUpstream(
             self._reactor,
             settings.name,
             base_url,
@@ -105,9 +112,38 @@ class AccountRegistry:
             ),
             egress,
         )
+        if settings.transport != "http":
+            upstream = self._over_websocket(settings, over_http, timeouts, egress)
         account = Account(settings, upstream, self._reactor.seconds, cooldown_max_seconds, egress)
         self._upstreams[account] = upstream
         return account
+
+    def _over_websocket(
+        self,
+        settings: AccountSettings,
+        over_http: HttpUpstream,
+        timeouts: TimeoutSettings,
+        egress: EgressPath,
+    ) -> WebSocketUpstream:
+        endpoints = EgressEndpoints(self._reactor, timeouts.connect_seconds, egress)
+
+        def connect(url: str) -> IStreamClientEndpoint:
+            target = urlsplit(url)
+            secure = target.scheme == "https"
+            return endpoints.endpoint(
+                target.scheme.encode(),
+                (target.hostname or "").encode("ascii"),
+                target.port or (443 if secure else 80),
+            )
+
+        pool = WebSocketPool(
+            self._reactor,
+            settings.websocket.max_sockets,
+            settings.websocket.max_age_minutes * 60,
+            settings.websocket.idle_minutes * 60,
+            self._budget,
+        )
+        return WebSocketUpstream(self._reactor, settings, over_http, connect, pool)
 
     def release_idle(self) -> None:
         """Close the connections of accounts that are gone and on which no turn runs any more."""

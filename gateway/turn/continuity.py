@@ -45,7 +45,7 @@ from gateway.protocol.error_classification import (
     refuses_continuation,
     refuses_encrypted_content,
 )
-from gateway.protocol.errors import ApiError
+from gateway.protocol.errors import SOCKET_LOST, SOCKET_UNSUITED, ApiError
 from gateway.protocol.items import Item, missing_calls, read_item
 from gateway.protocol.upstream_request import Dialect, added_include
 from gateway.routing.account import Account
@@ -58,6 +58,11 @@ _log = Logger(namespace="gateway.routing")
 
 #: How often a request is changed and sent again to one account that refuses it.
 _MOST_ROUNDS = 16
+
+#: How many sockets of one account may fail one request before it goes there by HTTP.
+_MOST_SOCKET_FAILURES = 2
+
+_OF_A_SOCKET = frozenset({SOCKET_LOST, SOCKET_UNSUITED})
 
 _MAX_WHY = 200
 
@@ -219,6 +224,7 @@ class TurnContinuity:
         self._chained_to = None if self._point is None else self._point.record
         self._not_continued: dict[str, str] = {}
         self._drops_encrypted = False
+        self._socket_failures: dict[str, int] = {}
         #: The first account that was tried; only it gets ids that are not remembered.
         self._first: str | None = None
         self.holder = None if self._chained_to is None else self._chained_to.account
@@ -315,6 +321,8 @@ class TurnContinuity:
         :param sent: the parts of the request that could be given up.
         :param error: the refusal; nothing of the answer was seen by the client.
         """
+        if error.code in _OF_A_SOCKET:
+            return self._socket_failed(account, error)
         if self.concessions.concede(account, error, sent):
             return True
         if not self.can_replay:
@@ -333,6 +341,32 @@ class TurnContinuity:
             self._drops_encrypted = True
             return True
         return False
+
+    def holder_of(self, plan: ContextPlan) -> str | None:
+        """The token of the connection that ``plan`` needs; None where any will do."""
+        chained = plan.route is ContextRoute.CHAINED and self._chained_to is not None
+        return self._chained_to.holder if chained and self._chained_to is not None else None
+
+    def avoids_websocket(self, account: Account) -> bool:
+        """Whether the request goes to ``account`` by HTTP, after sockets have failed it."""
+        return self._socket_failures.get(account.name, 0) >= _MOST_SOCKET_FAILURES
+
+    def _socket_failed(self, account: Account, error: ApiError) -> bool:
+        """A socket was lost, or cannot carry the request; whether to send it there again.
+
+        The context is sent in full then.  The second failure sends it by HTTP, and so does the
+        first if WebSocket cannot carry it.
+        """
+        name, lived_there = account.name, self._chained_to is not None and self._chained_to.holder
+        failures = self._socket_failures.get(name, 0) + 1
+        if failures > _MOST_SOCKET_FAILURES or (lived_there and not self.can_replay):
+            return False
+        if error.code == SOCKET_UNSUITED:
+            failures = _MOST_SOCKET_FAILURES
+        self._socket_failures[name] = failures
+        if lived_there:
+            self._not_continued[name] = error.message
+        return True
 
     def translated(self, error: ApiError) -> ApiError:
         """``error`` from the conversation's point of view.
@@ -356,8 +390,8 @@ class TurnContinuity:
     def learn(self, account: Account, plan: ContextPlan) -> None:
         """``account`` answered ``plan``: learn whether it continues responses."""
         response = self._chained_to
-        if response is None or response.account != account.name:
-            return
+        if response is None or response.account != account.name or response.holder is not None:
+            return  # what a socket continues says nothing about the account
         if plan.route is ContextRoute.CHAINED:
             account.learned.continued(response.store)
         elif account.name in self._not_continued:
@@ -369,6 +403,7 @@ class TurnContinuity:
         output: Sequence[Item],
         account: str | None,
         held_upstream: bool,
+        holder: str | None,
         now: float,
     ) -> Transcript:
         """Remember a response that can be continued.
@@ -376,6 +411,7 @@ class TurnContinuity:
         :param output: the finished items as the client saw them, in ``output_index`` order.
         :param account: the account that made it, or None for the gateway itself.
         :param held_upstream: whether that account can know it by this id.
+        :param holder: the token of the connection that alone can continue it, or None.
         :param now: unix seconds.
         """
         request, parent = self._request, self._parent
@@ -394,6 +430,7 @@ class TurnContinuity:
             model=request.model,
             created_at=now,
             pinned_to=pinned_to,
+            holder=holder if held_upstream else None,
         )
         transcript = Transcript(record, parent)
         self._conversations.add(transcript)
@@ -415,11 +452,15 @@ class TurnContinuity:
             return None
         name = account.name
         if not account.upstream.holds(response.holder or response.account or ""):
+            if response.holder is not None and response.account == name:
+                return "the WebSocket of the previous response is gone"
             return f"the previous response belongs to {response.account}"
         if name in self._not_continued:
             return self._not_continued[name]
         if self._drops_encrypted:
             return "the upstream refused encrypted reasoning"
+        if response.holder is not None:
+            return None  # the setting and what was learned are about ids that the account has
         if account.settings.continuity == "replay":
             return "continuity: replay"
         if account.settings.continuity == "auto":

@@ -224,6 +224,9 @@ class Turn(RoutedRequest[TurnAttempt]):
             account.request_headers,
             self._metadata.upstream_state(account.name),
             context.affinity[-1] if context.affinity else None,
+            context.tenant,
+            continuity.holder_of(plan),
+            continuity.avoids_websocket(account),
         )
         must_echo = account.settings.continuity == "auto"
         response = ResponseStream(
@@ -316,8 +319,12 @@ class Turn(RoutedRequest[TurnAttempt]):
         self._log.outcome(outcome.status)
         continuity.learn(account, attempt.chosen)
         if outcome.status in _CONTINUABLE:
-            held_upstream = not response.id_is_ours and continuity.may_keep(account)
-            self._remember(response.response_id, response.items, account.name, held_upstream)
+            holder = attempt.exchange.holder
+            may_keep = holder is not None or continuity.may_keep(account)
+            held_upstream = not response.id_is_ours and may_keep
+            self._remember(
+                response.response_id, response.items, account.name, held_upstream, holder
+            )
         else:
             self.record.response_id = response.response_id
             self.error = outcome.error
@@ -426,7 +433,12 @@ class Turn(RoutedRequest[TurnAttempt]):
         )
 
     def _remember(
-        self, response_id: str, raw_items: list[bytes], account: str | None, held_upstream: bool
+        self,
+        response_id: str,
+        raw_items: list[bytes],
+        account: str | None,
+        held_upstream: bool,
+        holder: str | None = None,
     ) -> None:
         self.record.response_id = response_id
         if self._search is None:
@@ -437,7 +449,9 @@ class Turn(RoutedRequest[TurnAttempt]):
                 if item.encrypted:
                     self._services.issuers.note(item.raw, account)
         now = self._services.clock.seconds()
-        self.recorded = self._continuity.record(response_id, output, account, held_upstream, now)
+        self.recorded = self._continuity.record(
+            response_id, output, account, held_upstream, holder, now
+        )
 
     def _estimate(self) -> None:
         """Count an estimated usage for a turn that ends before its usage is known."""

@@ -1,7 +1,7 @@
 """Turns of one account over WebSocket, and over HTTP where that does better (protocol.md §8.7).
 
 A :class:`WebSocketExchange` finds or opens a socket, sends one ``response.create`` and reads its
-events.  It goes by HTTP instead when the account's service takes no WebSocket (``transport: auto``).
+events.  It goes by HTTP instead if the account's service takes no WebSocket (``transport: auto``).
 Whether a failed turn is sent again is for the turn to decide: the codes ``SOCKET_LOST`` and
 ``SOCKET_UNSUITED`` say that the account is not to blame.
 """
@@ -113,7 +113,7 @@ class WebSocketUpstream:
 
     def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> UpstreamExchange:
         """Encode a turn; one that WebSocket cannot carry goes by HTTP."""
-        goes_by_http = turn.request.background or turn.avoids_websocket
+        goes_by_http = turn.request.background or (turn.avoids_websocket and self.falls_back)
         if turn.holder is None and (goes_by_http or self.unavailable() is not None):
             return self.http.exchange(turn, receiver)
         message = create_message(turn)
@@ -209,9 +209,7 @@ class WebSocketUpstream:
             {**headers, **handshake_authorization(authorization)},
             settings.websocket.subprotocols,
         )
-        opening = dial(
-            self.reactor, self._connect(url), handshake, settings.websocket.ping_seconds
-        )
+        opening = dial(self.reactor, self._connect(url), handshake, settings.websocket.ping_seconds)
         return opening, names_a_session(headers)
 
     def fill_spares(self) -> None:

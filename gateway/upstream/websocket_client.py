@@ -190,7 +190,7 @@ class UpstreamSocket(WebSocketClientProtocol):
         self.listener: SocketListener | None = None
 
     @property
-    def is_open(self) -> bool:
+    def may_send(self) -> bool:
         """Whether messages may be sent."""
         return self._phase is SocketPhase.OPEN
 

@@ -270,7 +270,7 @@ class WebSocketPool:
 
     def holding(self, token: str) -> PooledSocket | None:
         """The socket that can continue the response that ``token`` stands for."""
-        name, _, number = token.partition("/")
+        name = token.partition("/")[0]
         found = self._sockets.get(name)
         if found is None or not found.holds_latest or found.token != token or not found.is_usable:
             return None
@@ -311,8 +311,7 @@ class WebSocketPool:
     # --- opening and closing ---------------------------------------------------------
 
     def reserve(self) -> bool:
-        """Whether a socket may be opened; the room for it is kept until :meth:`add` or
-        :meth:`give_up`."""
+        """Keep room for one more, until :meth:`add` or :meth:`give_up`; False if there is none."""
         if self.opened_now >= self.most:
             idle = self.longest_idle()
             if idle is None:
@@ -327,9 +326,7 @@ class WebSocketPool:
         """The socket that was to be opened could not be."""
         self._dialing -= 1
 
-    def add(
-        self, socket: UpstreamSocket, key: SocketKey | None, is_private: bool
-    ) -> PooledSocket:
+    def add(self, socket: UpstreamSocket, key: SocketKey | None, is_private: bool) -> PooledSocket:
         """A socket was opened.
 
         :param key: whose it is; None for a spare one.
