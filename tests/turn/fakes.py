@@ -46,6 +46,9 @@ def at_once(function: Callable[[], Any]) -> Deferred[Any]:
 class FakeExchange:
     """One request as an upstream sees it; the test plays the upstream."""
 
+    transport_name = "http"
+    holder: str | None = None
+
     def __init__(self, turn: UpstreamTurn, receiver: EventReceiver) -> None:
         self.headers = build_headers(
             turn.request,
