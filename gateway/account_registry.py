@@ -20,6 +20,7 @@ from gateway.upstream.agent import http_client
 from gateway.upstream.endpoints import EgressEndpoints, EgressPath, EgressPaths
 from gateway.upstream.http import HttpTimeouts, HttpUpstream
 from gateway.upstream.websocket import WebSocketUpstream
+from gateway.upstream.websocket_access import WebSocketAccess
 from gateway.upstream.websocket_pool import SocketBudget, WebSocketPool
 
 _log = Logger(namespace="gateway.service")
@@ -143,7 +144,7 @@ class AccountRegistry:
             settings.websocket.idle_minutes * 60,
             self._budget,
         )
-        return WebSocketUpstream(self._reactor, settings, over_http, connect, pool)
+        return WebSocketUpstream(WebSocketAccess(self._reactor, settings, over_http, connect, pool))
 
     def release_idle(self) -> None:
         """Close the connections of accounts that are gone and on which no turn runs any more."""

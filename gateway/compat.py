@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autobahn.twisted.websocket import WebSocketServerProtocol
+from autobahn.twisted.websocket import WebSocketClientProtocol, WebSocketServerProtocol
 from autobahn.websocket import xormasker
 from twisted.internet import tcp, unix
 from twisted.internet.main import CONNECTION_DONE
@@ -170,3 +170,14 @@ xor_masker: Any = xormasker.create_xor_masker  # type: ignore[attr-defined]
 def is_between_frames(socket: Any) -> bool:
     """Whether a WebSocket protocol has read nothing of a frame or message that is not whole."""
     return socket.current_frame is None and not socket.inside_message and not socket.data
+
+
+class ExtensibleWebSocketClient(WebSocketClientProtocol):
+    """Autobahn's client with a hook for violations of the protocol, which has no public one."""
+
+    def violated(self, code: int, reason: str) -> None:
+        """The peer violated the protocol; the connection is of no use any more."""
+        super()._fail_connection(code, reason)
+
+    def _fail_connection(self, code: int = 1001, reason: str = "going away") -> None:
+        self.violated(code, reason)

@@ -14,14 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
+from autobahn.twisted.websocket import WebSocketClientFactory
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gateway.compat import is_between_frames, websocket_data_received
+from gateway.compat import (
+    ExtensibleWebSocketClient,
+    is_between_frames,
+    websocket_data_received,
+)
 from gateway.protocol.http_head import HeadUnreadable, HttpHead, body_of, read_head
 from gateway.upstream.websocket_frames import cut_text_messages, masked_fragments, may_complete
 
@@ -157,7 +161,7 @@ def dial(
     return opened
 
 
-class UpstreamSocket(WebSocketClientProtocol):
+class UpstreamSocket(ExtensibleWebSocketClient):
     """One socket.
 
     :param opened: fires with the socket, or fails.
@@ -450,7 +454,7 @@ class UpstreamSocket(WebSocketClientProtocol):
                 self.sendCloseFrame(code=code)
             self._end(ClosedSocket(code, f"the upstream sent {problem}"))
 
-    def _fail_connection(self, code: int = 1002, reason: str = "") -> None:
+    def violated(self, code: int, reason: str) -> None:
         """Autobahn found a violation of the protocol."""
         if self._phase is SocketPhase.OPEN:
             self._end(ClosedSocket(code, reason), abort=True)

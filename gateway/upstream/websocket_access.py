@@ -1,0 +1,171 @@
+"""How turns of one account get WebSockets: free ones, new ones, and when none can be had.
+
+A service that takes no WebSocket is remembered for minutes, so that turns go over HTTP at once, and
+so are sockets that forget what they should hold (protocol.md §8.7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway.config import AccountSettings
+from gateway.protocol.upstream_request import UpstreamTurn
+from gateway.protocol.websocket_messages import (
+    UpgradeRefusal,
+    handshake_authorization,
+    handshake_headers,
+    names_a_session,
+)
+from gateway.upstream.errors import log_bug
+from gateway.upstream.http import HttpUpstream
+from gateway.upstream.websocket_client import Handshake, UpstreamSocket, dial
+from gateway.upstream.websocket_pool import PooledSocket, SocketKey, WebSocketPool
+
+#: How long a service that takes no WebSocket is not asked again, and one that could not be
+#: reached by it, in seconds.
+_NO_WEBSOCKET_SECONDS = 600.0
+_UNREACHABLE_SECONDS = 30.0
+
+#: Misses in a row on sockets that should have known the response, after which their responses are
+#: not continued for a while, in seconds.
+_MOST_MISSES = 3
+_MISSES_SECONDS = 3600.0
+
+_log = Logger(namespace="gateway.upstream")
+
+
+class WebSocketAccess:
+    """The sockets of one account, and what was learned of them.
+
+    :param http: the same account over HTTP; its credentials and timeouts hold for both.
+    :param connect: makes the endpoint for a URL with the scheme ``http`` or ``https``.
+    :param pool: the account's sockets.
+    :ivar falls_back: whether turns may go over HTTP in place of a WebSocket.
+    :ivar continues_unstored: whether a socket continues responses that are not stored.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: AccountSettings,
+        http: HttpUpstream,
+        connect: Callable[[str], IStreamClientEndpoint],
+        pool: WebSocketPool,
+    ) -> None:
+        self.reactor = reactor
+        self.http = http
+        self.pool = pool
+        self.falls_back = settings.transport == "auto"
+        self.continues_unstored = settings.websocket.continues_unstored
+        self._settings = settings
+        self._connect = connect
+        self._unavailable_until = 0.0
+        self._why_unavailable: str | None = None
+        self._misses = 0
+        self._mistrusted_until = 0.0
+        self._filling: Deferred[Any] | None = None
+
+    # --- whether sockets can be opened -----------------------------------------------
+
+    def unavailable(self) -> str | None:
+        """Why no socket is opened now, where HTTP is used in its place; None if one may be."""
+        if not self.falls_back or self._unavailable_until <= self.reactor.seconds():
+            return None
+        return self._why_unavailable
+
+    def could_not_open(self, refusal: UpgradeRefusal | None, why: str) -> None:
+        """Remember that no socket could be opened.
+
+        :param refusal: how the upgrade was refused; None if there was no answer to it.
+        """
+        lasting = refusal is UpgradeRefusal.NO_WEBSOCKET
+        seconds = _NO_WEBSOCKET_SECONDS if lasting else _UNREACHABLE_SECONDS
+        self._unavailable_until = self.reactor.seconds() + seconds
+        self._why_unavailable = why
+        if self.falls_back:
+            _log.info(
+                "account {account} is reached over HTTP for {seconds:g} seconds: {why}",
+                account=self._settings.name,
+                seconds=seconds,
+                why=why,
+            )
+
+    # --- what sockets continue -------------------------------------------------------
+
+    def holding(self, token: str) -> PooledSocket | None:
+        """The socket that can continue the response of ``token``, and has shown that it does."""
+        trusted = self._mistrusted_until <= self.reactor.seconds()
+        return self.pool.holding(token) if trusted else None
+
+    def continued(self) -> None:
+        """A socket continued its latest response."""
+        self._misses = 0
+
+    def missed(self) -> None:
+        """A socket did not know its latest response.  Some services forget all of them."""
+        self._misses += 1
+        if self._misses >= _MOST_MISSES:
+            self._misses = 0
+            self._mistrusted_until = self.reactor.seconds() + _MISSES_SECONDS
+
+    # --- sockets ---------------------------------------------------------------------
+
+    def key_of(self, turn: UpstreamTurn) -> SocketKey:
+        """Whose sockets a turn may use; each lane of a conversation has its own."""
+        return SocketKey(turn.tenant, (turn.affinity, turn.request.stream_id))
+
+    def open(
+        self, turn: UpstreamTurn | None, authorization: Mapping[str, str]
+    ) -> tuple[Deferred[UpstreamSocket], bool]:
+        """Open a socket.
+
+        :param turn: the first one on it; None for a spare socket, which names no client.
+        :return: the socket, and whether it names a client's session.
+        """
+        settings = self._settings
+        headers = handshake_headers(turn, list(settings.headers.items()), settings.websocket.beta)
+        url = self.http.base_url() + settings.websocket.path
+        handshake = Handshake(
+            url,
+            {**headers, **handshake_authorization(authorization)},
+            settings.websocket.subprotocols,
+        )
+        opening = dial(self.reactor, self._connect(url), handshake, settings.websocket.ping_seconds)
+        return opening, names_a_session(headers)
+
+    def fill_spares(self) -> None:
+        """Open a spare socket, if one is missing; the next after it."""
+        missing = self.pool.spares < self._settings.websocket.spare_sockets
+        if self._filling is not None or not missing or self.unavailable() is not None:
+            return
+        headers = self.http.credentials.headers()
+        if isinstance(headers, Deferred):
+            return  # a turn will bring a fresh token
+        if self.pool.opened_now >= self.pool.most or not self.pool.reserve():
+            return
+        self._filling = filling = self.open(None, headers)[0]
+        filling.addCallbacks(self._filled, self._not_filled)
+        filling.addErrback(log_bug)
+
+    def _filled(self, socket: UpstreamSocket) -> None:
+        self._filling = None
+        self.pool.add(socket, None, is_private=False)
+        self.fill_spares()
+
+    def _not_filled(self, failure: Failure) -> None:
+        self._filling = None
+        self.pool.give_up()
+
+    def stop(self) -> Deferred[None]:
+        """Close all sockets, and the account's connections over HTTP."""
+        filling, self._filling = self._filling, None
+        if filling is not None:
+            filling.cancel()
+        self.pool.close()
+        return self.http.close()

@@ -1,0 +1,503 @@
+"""One turn over a WebSocket to its account, and its answer (protocol.md §8.7).
+
+It finds or opens a socket, sends one ``response.create`` and reads the events.  It goes over HTTP
+instead if the account's service takes no WebSocket (``transport: auto``).  Whether a failed turn is
+sent again is for the turn to decide: the codes ``SOCKET_LOST`` and ``SOCKET_UNSUITED`` say that the
+account is not to blame.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
+
+from gateway.deadline import Deadline
+from gateway.protocol.error_parsing import from_event, from_http
+from gateway.protocol.errors import SOCKET_LOST, SOCKET_UNSUITED, ApiError
+from gateway.protocol.events import ERRORS
+from gateway.protocol.sse import Event
+from gateway.protocol.upstream_request import UpstreamTurn
+from gateway.protocol.websocket_messages import (
+    MAX_REQUEST_BYTES,
+    SOCKET_AT_ITS_END,
+    UpgradeRefusal,
+    ends_response,
+    read_message,
+    refusal_of_upgrade,
+)
+from gateway.upstream.errors import log_bug, upstream_failure
+from gateway.upstream.http import TurnExchange
+from gateway.upstream.interface import EventReceiver, ForwardedRequest, UpstreamAnswer
+from gateway.upstream.websocket_access import WebSocketAccess
+from gateway.upstream.websocket_client import (
+    NORMAL,
+    ClosedSocket,
+    UpgradeFailed,
+    UpgradeRefused,
+    UpstreamSocket,
+)
+from gateway.upstream.websocket_pool import PooledSocket, SocketReceiver
+
+#: What a paused turn keeps of its answer before the socket is not read any more, in bytes.
+_MAX_HELD_BYTES = 1_048_576
+
+_TOO_BIG = 1009
+
+
+class WebSocketExchangeState(enum.Enum):
+    """The states of an exchange, named by what it waits for."""
+
+    IDLE = "to be started"
+    OPENING = "a socket"
+    SENT = "the first event"
+    STREAMING = "the rest of the events"
+    HTTP = "an exchange over HTTP"
+    OVER = "nothing"
+
+
+_State = WebSocketExchangeState
+
+TRANSITIONS = {
+    _State.IDLE: {_State.OPENING, _State.SENT, _State.HTTP, _State.OVER},
+    _State.OPENING: {_State.SENT, _State.HTTP, _State.OVER},
+    _State.SENT: {_State.STREAMING, _State.OVER},
+    _State.STREAMING: {_State.OVER},
+    _State.HTTP: {_State.OVER},
+    _State.OVER: set(),
+}
+
+
+class _Lost(NamedTuple):
+    """How the socket was lost while its last events are held back."""
+
+    error: ApiError
+
+
+class WebSocketExchange(SocketReceiver):
+    """One turn over a socket, and its answer.
+
+    :param message: the encoded turn.
+    """
+
+    def __init__(
+        self,
+        access: WebSocketAccess,
+        turn: UpstreamTurn,
+        message: bytes,
+        receiver: EventReceiver,
+    ) -> None:
+        self._access = access
+        self._turn = turn
+        self._message = message
+        self._receiver = receiver
+        self._state = _State.IDLE
+        self._socket: PooledSocket | None = None
+        self._http: TurnExchange | None = None
+        self._waiting: Deferred[Any] | None = None
+        self._reserved = False
+        self._authorization: Mapping[str, str] = {}
+        self._reauthorized = False
+        self._paused = False
+        self._held: list[Event] = []
+        self._held_bytes = 0
+        self._lost: _Lost | None = None
+        self._terminal = b""
+        self._answer: UpstreamAnswer | None = None
+        self._holder: str | None = None
+        self._message_bytes = len(message)
+        self._deadline = Deadline(access.reactor, self._timed_out)
+
+    # --- what is known of it ---------------------------------------------------------
+
+    @property
+    def request_bytes(self) -> int:
+        """Size of the encoded request."""
+        return self._message_bytes if self._http is None else self._http.request_bytes
+
+    @property
+    def transport_name(self) -> str:
+        """``websocket``, or ``http`` where it went by that."""
+        return "websocket" if self._http is None else self._http.transport_name
+
+    @property
+    def holder(self) -> str | None:
+        """The token of the response, if only its socket can continue it."""
+        return self._holder
+
+    @property
+    def request(self) -> ForwardedRequest | None:
+        """The message, until it is answered."""
+        if self._http is not None:
+            return self._http.request
+        if not self._message:
+            return None
+        return ForwardedRequest("GET", "/responses", {}, self._message)
+
+    def answer(self) -> UpstreamAnswer | None:
+        """The answer to the upgrade, once the turn is answered; or its refusal."""
+        return self._answer if self._http is None else self._http.answer()
+
+    # --- commands --------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Find a socket, or open one, and send the turn."""
+        access, turn = self._access, self._turn
+        self._deadline.start(access.http.timeouts.first_byte)
+        if turn.holder is not None:
+            held = access.holding(turn.holder)
+            if len(self._message) > MAX_REQUEST_BYTES:
+                self._fail(_unsuited("The request is too large for a WebSocket."))
+            elif held is None:
+                self._fail(_lost("The WebSocket with the previous response is gone."))
+            else:
+                self._send(held)
+            return
+        free = access.pool.take(access.key_of(turn))
+        if free is not None:
+            self._send(free)
+        elif access.pool.reserve():
+            self._reserved = True
+            self._enter(_State.OPENING)
+            self._authorize()
+        elif access.falls_back:
+            self._go_by_http()
+        else:
+            self._fail(
+                ApiError.bad_gateway(
+                    "The account has as many WebSockets as it may.", "upstream_websockets_used_up"
+                )
+            )
+        access.fill_spares()
+
+    def cancel(self) -> None:
+        """Drop it now; the socket may still get the rest of the answer, so it is closed."""
+        if self._http is not None:
+            self._http.cancel()
+        elif self._state is not _State.OVER:
+            self._drop("cancelled")
+
+    def finish(self) -> None:
+        """The terminal event was read: the socket is free."""
+        if self._http is not None:
+            self._http.finish()
+            return
+        if self._state is _State.STREAMING and self._terminal:
+            socket = self._socket
+            self._stop()
+            assert socket is not None
+            socket.finish(self._holder is not None)
+        else:
+            self.cancel()
+
+    def pause(self) -> None:
+        """Keep what comes; a socket that goes on bringing much is not read any more."""
+        self._paused = True
+        if self._http is not None:
+            self._http.pause()
+        else:
+            self._deadline.stop()
+
+    def resume(self) -> None:
+        """Deliver what was kept, and read on."""
+        if not self._paused:
+            return
+        self._paused = False
+        if self._http is not None:
+            self._http.resume()
+            return
+        if self._state is _State.OVER:
+            return
+        timeouts = self._access.http.timeouts
+        streaming = self._state is _State.STREAMING
+        self._deadline.start(timeouts.idle if streaming else timeouts.first_byte)
+        held, self._held = self._held, []
+        too_much = self._held_bytes > _MAX_HELD_BYTES
+        self._held_bytes = 0
+        if too_much and self._socket is not None:
+            self._socket.socket.resume()
+        if held:
+            self._deliver(held)
+        lost, self._lost = self._lost, None
+        if lost is not None and self._is_running():
+            self._fail(lost.error)
+
+    # --- opening a socket ------------------------------------------------------------
+
+    def _authorize(self) -> None:
+        try:
+            headers = self._access.http.credentials.headers()
+        except Exception:
+            self._fail_inside(Failure())
+            return
+        if isinstance(headers, Deferred):
+            self._wait(headers, self._open, self._not_authorized)
+        else:
+            self._open(headers)
+
+    def _open(self, authorization: Mapping[str, str]) -> None:
+        self._authorization = authorization
+        private = False
+        try:
+            opening, private = self._access.open(self._turn, authorization)
+        except Exception:
+            opening = fail()
+        self._wait(opening, lambda socket: self._opened(socket, private), self._not_opened)
+
+    def _wait(
+        self,
+        waiting: Deferred[Any],
+        callback: Callable[[Any], None],
+        errback: Callable[[Failure], None],
+    ) -> None:
+        self._waiting = waiting
+
+        def done(result: Any) -> None:
+            self._waiting = None
+            if self._state is _State.OPENING:
+                callback(result)
+
+        def failed(failure: Failure) -> None:
+            self._waiting = None
+            if self._state is _State.OPENING:
+                errback(failure)
+
+        waiting.addCallbacks(done, failed)
+        waiting.addErrback(self._fail_inside)
+
+    def _opened(self, socket: UpstreamSocket, is_private: bool) -> None:
+        self._reserved = False
+        access = self._access
+        opened = access.pool.add(socket, access.key_of(self._turn), is_private)
+        self._send(opened)
+        access.fill_spares()
+
+    def _not_authorized(self, failure: Failure) -> None:
+        error = failure.value
+        self._fail(error if isinstance(error, ApiError) else upstream_failure(failure))
+
+    def _not_opened(self, failure: Failure) -> None:
+        problem = failure.value
+        if not isinstance(problem, UpgradeRefused):
+            failed = isinstance(problem, UpgradeFailed)
+            error = (
+                ApiError.bad_gateway(f"The upstream {problem}.", "upstream_timeout")
+                if failed
+                else upstream_failure(failure)
+            )
+            self._no_socket(None, error)
+            return
+        head = problem.head
+        body = self._access.http.without_secrets(problem.body)
+        self._answer = UpstreamAnswer(head.status, head.headers, body)
+        if head.status == 401 and not self._reauthorized:
+            self._reauthorized = True
+            changed = self._access.http.credentials.refused(self._authorization)
+            if isinstance(changed, Deferred):
+                self._wait(changed, self._reauthorize, self._not_authorized)
+            else:
+                self._reauthorize(changed)
+            return
+        self._refused(head.status, head.headers, body)
+
+    def _reauthorize(self, changed: bool) -> None:
+        if changed:
+            self._authorize()
+            return
+        assert self._answer is not None
+        self._refused(*self._answer)
+
+    def _refused(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        refusal = refusal_of_upgrade(status)
+        error = from_http(status, headers, body)
+        if refusal is UpgradeRefusal.ACCOUNT:
+            self._fail(error)
+            return
+        if refusal is UpgradeRefusal.NO_WEBSOCKET:
+            error = ApiError.bad_gateway(
+                f"The upstream takes no WebSocket: it answered the upgrade with {status}.",
+                "upstream_websocket_refused",
+            )
+        self._no_socket(refusal, error)
+
+    def _no_socket(self, refusal: UpgradeRefusal | None, error: ApiError) -> None:
+        """Nothing was sent: go by HTTP, or report it."""
+        self._access.could_not_open(refusal, str(error))
+        if self._access.falls_back:
+            self._go_by_http()
+        else:
+            self._fail(error)
+
+    def _go_by_http(self) -> None:
+        self._give_up_room()
+        self._enter(_State.HTTP)
+        self._deadline.stop()
+        self._message = b""
+        self._http = http = self._access.http.exchange(self._turn, self._receiver)
+        if self._paused:
+            http.pause()
+        http.start()
+
+    # --- the answer ------------------------------------------------------------------
+
+    def _send(self, socket: PooledSocket) -> None:
+        self._enter(_State.SENT)
+        self._socket = socket
+        head = socket.socket.head
+        # What the handshake says of quotas was true at that time only.
+        headers = head.headers if socket.turns == 0 else {}
+        self._answer = UpstreamAnswer(head.status, headers, b"")
+        socket.begin(self)
+        if not self._turn.is_stored and self._access.continues_unstored:
+            self._holder = socket.token
+        socket.socket.send_message(self._message)
+        self._receiver.upstream_connected()
+
+    def socket_messages(self, payloads: list[bytes]) -> list[bytes]:
+        """Events of the answer; what follows its end is returned."""
+        events: list[Event] = []
+        rest: list[bytes] = []
+        for number, payload in enumerate(payloads):
+            event = read_message(payload)
+            if event is None:
+                continue
+            name = event[0]
+            if ends_response(name):
+                if name in ERRORS and SOCKET_AT_ITS_END.encode() in payload:
+                    self._fail_or_hold(events, _lost("The upstream's WebSocket is at its end."))
+                    return []
+                if name not in ERRORS or from_event(payload) is not None:
+                    self._terminal = name
+                    rest = payloads[number + 1 :]
+                    events.append(event)
+                    break
+            events.append(event)
+        if not events:
+            return rest
+        if self._state is _State.SENT:
+            self._begin_answer()
+        if self._paused:
+            self._hold(events)
+        elif self._is_running():
+            self._deadline.touch()
+            self._deliver(events)
+        return rest
+
+    def _begin_answer(self) -> None:
+        self._enter(_State.STREAMING)
+        self._message = b""
+        if not self._paused:
+            self._deadline.start(self._access.http.timeouts.idle)
+        assert self._answer is not None
+        self._receiver.upstream_answered(self._answer.headers)
+
+    def _deliver(self, events: list[Event]) -> None:
+        terminal = self._terminal
+        self._note_misses(events)
+        self._receiver.upstream_events(events)
+        if terminal and self._is_running() and not self._paused:
+            self._drop("not finished")
+            self._receiver.upstream_ended(None)
+
+    def _note_misses(self, events: list[Event]) -> None:
+        """Whether the socket knew the response it should have."""
+        if self._turn.holder is None or not self._terminal:
+            return
+        name, payload = events[-1]
+        if name not in ERRORS:
+            self._access.continued()
+        elif b"previous_response" in payload:
+            self._access.missed()
+
+    def _hold(self, events: list[Event]) -> None:
+        self._held += events
+        before = self._held_bytes
+        self._held_bytes += sum(len(payload) for _, payload in events)
+        if before <= _MAX_HELD_BYTES < self._held_bytes and self._socket is not None:
+            self._socket.socket.pause()
+
+    def socket_closed(self, closed: ClosedSocket) -> None:
+        """The socket is lost."""
+        self._socket = None
+        reason = self._access.http.without_secrets(closed.reason.encode()).decode(errors="replace")
+        said = ClosedSocket(closed.code, reason[:200])
+        message = f"The upstream's WebSocket closed before the response had ended: {said}."
+        # Without an answer these mean that the input is refused; over HTTP the reason is given.
+        refuses_input = self._state is _State.SENT and closed.code in (NORMAL, _TOO_BIG)
+        self._fail_or_hold([], _unsuited(message) if refuses_input else _lost(message))
+
+    def _fail_or_hold(self, events: list[Event], error: ApiError) -> None:
+        """End with an error, after all events that came before it."""
+        if events:
+            if self._state is _State.SENT:
+                self._begin_answer()
+            if self._paused:
+                self._hold(events)
+            elif self._is_running():
+                self._deliver(events)
+        if not self._is_running():
+            return
+        if self._paused and self._held:
+            self._lost = _Lost(error)
+        else:
+            self._fail(error)
+
+    # --- the end ---------------------------------------------------------------------
+
+    def _timed_out(self) -> None:
+        timeouts = self._access.http.timeouts
+        streaming = self._state is _State.STREAMING
+        waited = timeouts.idle if streaming else timeouts.first_byte
+        what = "sent no event" if streaming else "did not answer"
+        message = f"The upstream {what} within {waited:g} seconds."
+        self._fail(ApiError.bad_gateway(message, "upstream_timeout"), "silence")
+
+    def _fail_inside(self, failure: Failure) -> None:
+        """A bug of the gateway ends the exchange, which would wait for ever otherwise."""
+        log_bug(failure)
+        if self._state is not _State.OVER:
+            self._fail(ApiError.gateway_failed())
+
+    def _fail(self, error: ApiError, why: str = "failed") -> None:
+        self._drop(why)
+        self._receiver.upstream_ended(error)
+
+    def _drop(self, why: str) -> None:
+        socket, waiting = self._socket, self._waiting
+        self._stop()
+        if waiting is not None:
+            waiting.cancel()
+        if socket is not None:
+            socket.drop(why)
+
+    def _stop(self) -> None:
+        self._enter(_State.OVER)
+        self._give_up_room()
+        self._deadline.stop()
+        self._socket = self._waiting = self._lost = None
+        self._message = b""
+        self._held = []
+
+    def _give_up_room(self) -> None:
+        if self._reserved:
+            self._reserved = False
+            self._access.pool.give_up()
+
+    def _is_running(self) -> bool:
+        return self._state in (_State.SENT, _State.STREAMING)
+
+    def _enter(self, state: WebSocketExchangeState) -> None:
+        if state not in TRANSITIONS[self._state]:
+            raise AssertionError(f"an exchange cannot go from {self._state} to {state}")
+        self._state = state
+
+
+def _lost(message: str) -> ApiError:
+    return ApiError.bad_gateway(message, SOCKET_LOST)
+
+
+def _unsuited(message: str) -> ApiError:
+    return ApiError.bad_gateway(message, SOCKET_UNSUITED)
