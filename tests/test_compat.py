@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from autobahn.twisted.websocket import WebSocketServerProtocol
+from autobahn.twisted.websocket import WebSocketClientProtocol, WebSocketServerProtocol
 from packaging.requirements import Requirement
 from twisted.internet import tcp, unix
 from twisted.internet.testing import StringTransport
@@ -127,6 +127,13 @@ PARTS = [
         "autobahn.twisted.websocket.WebSocketServerProtocol",
         "_dataReceived",
         "websocket_data_received",
+    ),
+    Part(
+        "Autobahn",
+        lambda: WebSocketClientProtocol,
+        "autobahn.websocket.protocol.WebSocketProtocol",
+        "_fail_connection",
+        "ExtensibleWebSocketClient",
     ),
 ]
 
