@@ -70,8 +70,8 @@ def create_message(turn: UpstreamTurn) -> bytes:
     """A turn as ``response.create``: the body over HTTP, without what only HTTP has."""
     request = turn.request
     own: dict[str, bytes | msgspec.Raw] = {"type": b'"response.create"'}
-    if request.prewarm:
-        own["generate"] = b"false"
+    if request.prewarm and "generate" in request.members:
+        own["generate"] = request.members["generate"]
     metadata: bytes | None = request.members.get("client_metadata")
     if metadata is not None or turn.turn_state:
         metadata = _metadata(bytes(metadata or b"{}"), turn.turn_state)

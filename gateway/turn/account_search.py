@@ -153,6 +153,22 @@ class AccountSearch:
         if not self._try_limits():
             raise self._error()
 
+    def warm_account(self) -> tuple[Account, str, Selection] | None:
+        """An account whose connection a prewarm prepares, if one is free at once.
+
+        The request must have been admitted.
+        """
+        pool = self._services.pool
+        if not any(account.upstream.warms for account in pool.accounts):
+            return None
+        choice = pool.choose(self._asked(), self._tries.ruled_out)
+        if isinstance(choice, NoAccount):
+            return None
+        if not choice.lease.account.upstream.warms:
+            choice.lease.release()
+            return None
+        return choice.lease.account, choice.rule, choice
+
     def refused(self, account: Account, error: ApiError) -> None:
         """``account`` did not serve the request; it will not be asked again for now."""
         self._tries.refused(account.name, error, self._in_doubt)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from twisted.internet.interfaces import IReactorTime
 
-from gateway.conversations.context import ContextPlan
+from gateway.conversations.context import ContextPlan, ContextRoute
 from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
 from gateway.protocol.response_stream import FinishedResponse, ResponseStream, StreamPhase
@@ -33,7 +33,8 @@ class TurnAttempt(Attempt):
         hold_seconds: float,
         clock: IReactorTime,
     ) -> None:
-        super().__init__(account, plan, plan.route.value)
+        route = ContextRoute.PREWARM if sent.request.prewarm else plan.route
+        super().__init__(account, plan, route.value)
         self.chosen = plan
         self.sent = sent
         self.response = response

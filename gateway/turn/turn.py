@@ -47,6 +47,10 @@ from gateway.turn.continuity import TurnContinuity
 from gateway.turn.response_metadata import ResponseMetadata, route_headers
 from gateway.turn.routed_request import SAME_ACCOUNT, RequestPhase, RoutedRequest
 
+#: How long an upstream may take for a prewarm, in seconds, before the gateway answers it: less than
+#: a preamble is held back.
+_PREWARM_SECONDS = 4.0
+
 #: Final statuses of responses that may be continued.
 _CONTINUABLE = frozenset({"completed", "incomplete"})
 
@@ -88,6 +92,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         self._last_refused: TurnAttempt | None = None
         self._metadata = ResponseMetadata(services, context)
         self._silence = Deadline(services.clock, self._keep_alive)
+        self._warming = Deadline(services.clock, self._warms_too_long)
         self.request = request
         self.recorded: Transcript | None = None
         self.error: ApiError | None = None
@@ -200,11 +205,16 @@ class Turn(RoutedRequest[TurnAttempt]):
             self._waits,
             self._fail,
         )
-        if request.prewarm:
-            search.admit_without_account()
-            self._prewarm()
-        else:
+        if not request.prewarm:
             search.next()
+            return
+        search.admit_without_account()
+        warm = search.warm_account()
+        if warm is None:
+            self._answer_prewarm()
+        else:
+            self._warming.start(_PREWARM_SECONDS)
+            self._found(*warm)
 
     def _attempt_at(self, account: Account) -> TurnAttempt:
         continuity, context, request = self._continuity, self._context, self.request
@@ -330,7 +340,8 @@ class Turn(RoutedRequest[TurnAttempt]):
             self.error = outcome.error
         if outcome.usage is not None:
             self._log.counts(outcome.usage)
-            self._count(outcome.usage)
+            if not self.request.prewarm:  # whether a service charges for it is not known
+                self._count(outcome.usage)
         elif outcome.error is None:
             self._estimate()
         if outcome.error is not None:
@@ -367,6 +378,8 @@ class Turn(RoutedRequest[TurnAttempt]):
         return self._continuity.adapt_to(attempt.account, plan, sent, error)
 
     def _may_move(self, error: ApiError) -> bool:
+        if self.request.prewarm:
+            return False  # the gateway can answer it
         return self._continuity.may_move(error)
 
     def _charge(self, account: Account, error: ApiError) -> None:
@@ -398,6 +411,9 @@ class Turn(RoutedRequest[TurnAttempt]):
 
     def _fail(self, error: ApiError) -> None:
         """Send the error; the upstream's own ``response.failed`` is preferred."""
+        if self.request.prewarm and self._phase is RequestPhase.RUNNING:
+            self._answer_prewarm()
+            return
         refused = self._last_refused
         if refused is not None:
             outcome = refused.response.outcome
@@ -415,7 +431,14 @@ class Turn(RoutedRequest[TurnAttempt]):
         self.error = error
         self._close("failed", error.label)
 
-    def _prewarm(self) -> None:
+    def _warms_too_long(self) -> None:
+        """The upstream's prewarm takes longer than a client should wait for it."""
+        if self._attempt is not None and not self._attempt.response.released:
+            self._drop_attempt("took too long")
+            self._answer_prewarm()
+
+    def _answer_prewarm(self) -> None:
+        """Answer it without an upstream; its input is sent with the next turn."""
         response_id = new_response_id("prewarm")
         now = int(self._services.clock.seconds())
         self.record.route = ContextRoute.PREWARM.value
@@ -460,6 +483,7 @@ class Turn(RoutedRequest[TurnAttempt]):
 
     def _close(self, status: str, error_code: str | None) -> None:
         self._silence.stop()
+        self._warming.stop()
         if self._attempt is not None:
             self._attempt.account.turns += 1
         self._last_refused = None

@@ -109,6 +109,9 @@ class HttpUpstream:
         self._pool = connection_pool(reactor, max_kept)
         self.client = http_client(reactor, self._pool, timeouts.connect, egress)
 
+    #: Each request may take another connection, and over HTTP a prewarm is an answer of its own.
+    warms = False
+
     @property
     def kept(self) -> int:
         """Idle connections that are kept; at most ``max_kept``."""

@@ -109,6 +109,10 @@ class UpstreamExchange(Protocol):
 class Upstream(Protocol):
     """The transport to one account."""
 
+    @property
+    def warms(self) -> bool:
+        """Whether it takes prewarms: they prepare the connection of the turns that follow."""
+
     def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> UpstreamExchange:
         """Encode a turn's request; nothing is sent before its ``start``."""
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from twisted.internet.defer import Deferred
 
 from gateway.protocol.upstream_request import UpstreamTurn
-from gateway.protocol.websocket_messages import MAX_REQUEST_BYTES, create_message
+from gateway.protocol.websocket_messages import create_message
 from gateway.upstream.interface import (
     BodyReceiver,
     EventReceiver,
@@ -32,16 +32,19 @@ class WebSocketUpstream:
         self.access = access
         self._http = access.http
 
+    @property
+    def warms(self) -> bool:
+        """Whether sockets can be opened now."""
+        return self.access.unavailable() is None
+
     def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> UpstreamExchange:
         """Encode a turn; one that WebSocket cannot carry goes by HTTP."""
         access = self.access
-        goes_by_http = turn.request.background or (turn.avoids_websocket and access.falls_back)
-        if turn.holder is None and (goes_by_http or access.unavailable() is not None):
+        avoids = turn.avoids_websocket and access.falls_back
+        over_http = turn.request.background or avoids or access.unavailable() is not None
+        if over_http and turn.holder is None and not turn.request.prewarm:
             return self._http.exchange(turn, receiver)
-        message = create_message(turn)
-        if len(message) > MAX_REQUEST_BYTES and turn.holder is None:
-            return self._http.exchange(turn, receiver)
-        return WebSocketExchange(access, turn, message, receiver)
+        return WebSocketExchange(access, turn, create_message(turn), receiver)
 
     def forward(self, request: ForwardedRequest, receiver: BodyReceiver) -> UpstreamExchange:
         """Prepare a request that is sent as it is, over HTTP."""

@@ -147,14 +147,18 @@ class WebSocketExchange(SocketReceiver):
         """Find a socket, or open one, and send the turn."""
         access, turn = self._access, self._turn
         self._deadline.start(access.http.timeouts.first_byte)
+        is_too_large = len(self._message) > MAX_REQUEST_BYTES
         if turn.holder is not None:
             held = access.holding(turn.holder)
-            if len(self._message) > MAX_REQUEST_BYTES:
+            if is_too_large:
                 self._fail(_unsuited("The request is too large for a WebSocket."))
             elif held is None:
                 self._fail(_lost("The WebSocket with the previous response is gone."))
             else:
                 self._send(held)
+            return
+        if is_too_large:
+            self._go_by_http()
             return
         free = access.pool.take(access.key_of(turn))
         if free is not None:
@@ -332,6 +336,9 @@ class WebSocketExchange(SocketReceiver):
             self._fail(error)
 
     def _go_by_http(self) -> None:
+        if self._turn.request.prewarm:  # over HTTP it would be answered in full
+            self._fail(_unsuited("No WebSocket is free for a prewarm."))
+            return
         self._give_up_room()
         self._enter(_State.HTTP)
         self._deadline.stop()

@@ -92,6 +92,8 @@ class FakeCall:
 class CallingUpstream:
     """Keeps every call."""
 
+    warms = False
+
     def __init__(self, name: str = "a") -> None:
         self.name = name
         self.calls: list[FakeCall] = []

@@ -106,6 +106,8 @@ class FakeExchange:
 class FakeUpstream:
     """Keeps every exchange; ``answer`` plays the upstream from within ``start``."""
 
+    warms = False
+
     def __init__(self, name: str = "a") -> None:
         self.name = name
         self.exchanges: list[FakeExchange] = []
