@@ -359,6 +359,8 @@ class TurnContinuity:
         """
         name, lived_there = account.name, self._chained_to is not None and self._chained_to.holder
         failures = self._socket_failures.get(name, 0) + 1
+        if self._request.prewarm:
+            return False  # the gateway answers it
         if failures > _MOST_SOCKET_FAILURES or (lived_there and not self.can_replay):
             return False
         if error.code == SOCKET_UNSUITED:
