@@ -52,7 +52,7 @@ class TurnAttempt(Attempt):
 
     def upstream_connected(self) -> None:
         """The request goes out."""
-        self._turn.attempt_connected()
+        self._turn.attempt_connected(self)
 
     def upstream_answered(self, headers: Mapping[str, str]) -> None:
         """The upstream's event stream begins."""

@@ -327,7 +327,7 @@ class ForwardingAttempt(Attempt):
 
     def upstream_connected(self) -> None:
         """The request goes out."""
-        self._owner.attempt_connected()
+        self._owner.attempt_connected(self)
 
     def upstream_answered(self, status: int, headers: Mapping[str, str]) -> None:
         """The answer begins."""

@@ -251,7 +251,13 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
             self._fail(ApiError.gateway_failed())
             return
         self._log.tries(
-            account.name, rule, attempt.route, attempt.request_bytes, attempt.plan, choice
+            account.name,
+            rule,
+            attempt.route,
+            attempt.exchange.transport_name,
+            attempt.request_bytes,
+            attempt.plan,
+            choice,
         )
         if self._paused:
             attempt.exchange.pause()
@@ -263,9 +269,9 @@ class RoutedRequest(abc.ABC, Generic[AttemptT]):
 
     # --- what attempts report --------------------------------------------------------
 
-    def attempt_connected(self) -> None:
+    def attempt_connected(self, attempt: AttemptT) -> None:
         """The request goes out on a connection."""
-        self._log.connected()
+        self._log.connected(attempt.exchange.transport_name)
 
     def attempt_answered(self, attempt: AttemptT) -> None:
         """The upstream's answer begins; its headers report the account's quotas."""

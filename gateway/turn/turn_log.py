@@ -54,7 +54,8 @@ class TurnRecord:
 
     ``conversation`` is the opaque id of its binding (see ``Bindings.items``).  ``waited_ms`` is
     how long it waited for an account, ``limited_ms`` for a limit of its key.  ``recording`` is the
-    file that has all that was said.
+    file that has all that was said.  ``transport`` is how its last attempt reached the account:
+    ``http`` or ``websocket``.
     """
 
     turn: str
@@ -71,6 +72,7 @@ class TurnRecord:
     chained_to: str | None = None
     reason: str | None = None
     account: str | None = None
+    transport: str | None = None
     attempts: list[AttemptRecord] = field(default_factory=list)
     status: str = RUNNING
     error_code: str | None = None
@@ -97,7 +99,8 @@ class TurnRecord:
         """For a line of text.  Twisted's formatter would take 70 us for as many fields."""
         return (
             f"turn {self.turn} {self.status} key={self.key} model={self.model}"
-            f" account={self.account} attempts={len(self.attempts)} route={self.route}"
+            f" account={self.account} transport={self.transport} attempts={len(self.attempts)}"
+            f" route={self.route}"
             f" reason={self.reason!r} response={self.response_id} chained_to={self.chained_to}"
             f" error={self.error_code} queued_ms={self.queued_ms} waited_ms={self.waited_ms}"
             f" limited_ms={self.limited_ms}"
@@ -187,6 +190,7 @@ class TurnRecorder:
         account: str,
         rule: str,
         route: str,
+        transport: str,
         request_bytes: int,
         plan: ContextPlan | None,
         choice: Selection | None,
@@ -194,6 +198,7 @@ class TurnRecorder:
         """An attempt begins.
 
         :param route: the context route, or the kind of request.
+        :param transport: by which it begins; an exchange may change to another.
         :param request_bytes: size of the request to the account.
         :param plan: the context plan; None for a request without a conversation.
         :param choice: the router's selection; None if the pool was not asked.
@@ -201,7 +206,7 @@ class TurnRecorder:
         if self._waits is not None:
             self._waited()
         record = self.record
-        record.account, record.route = account, route
+        record.account, record.route, record.transport = account, route, transport
         record.upstream_bytes += request_bytes
         if plan is not None:
             record.chained_to, record.reason = plan.previous_response_id, plan.reason
@@ -211,8 +216,9 @@ class TurnRecorder:
             attempt.candidates, attempt.others = choice.candidates, dict(choice.others)
         record.attempts.append(attempt)
 
-    def connected(self) -> None:
-        """The request goes out."""
+    def connected(self, transport: str) -> None:
+        """The request goes out by ``transport``."""
+        self.record.transport = transport
         self.record.attempts[-1].connected_ms = self._elapsed_ms()
 
     def answered(self) -> None:

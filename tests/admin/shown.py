@@ -276,6 +276,7 @@ class Shown:
             "route": "replayed" if number % 4 == 2 else "chained",
             "reason": f"its account is cooling{self.words}",
             "account": account,
+            "transport": "websocket" if number % 3 == 1 else "http",
             "attempts": [attempt, attempt] if failed else [attempt],
             "status": "failed" if failed else "completed",
             "error_code": f"server_error{self.words}" if failed else None,

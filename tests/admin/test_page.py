@@ -151,6 +151,13 @@ def test_a_turn_shows_its_phases() -> None:
     assert expected in [label.replace("\u00a0", " ") for label in labels]
 
 
+def test_a_turn_over_websocket_says_so_below_its_route() -> None:
+    rows = find(rendered(Shown(turns=3)), "turns").findall(".//tbody/tr")
+    replayed, chained, _ = (text(row.findall("td")[5]) for row in rows)
+    assert chained.split() == ["chained", "websocket"]
+    assert replayed == "replayed", "the usual way needs no word"
+
+
 def test_a_turn_that_got_no_answer_waited_for_one() -> None:
     page = rendered(Shown(turns=4))
     labels = [str(each.get("aria-label")) for each in elements(page) if kind(each) == "svg"]

@@ -30,6 +30,8 @@ JSON = {"content-type": "application/json"}
 class FakeCall:
     """One call as an upstream sees it; the test plays the upstream."""
 
+    transport_name = "http"
+
     def __init__(self, call: ForwardedRequest, receiver: BodyReceiver) -> None:
         self.call = call
         self.request = call

@@ -264,6 +264,23 @@ def test_the_journal_has_one_line_a_turn_with_its_times_and_sizes() -> None:
     json.dumps(record.as_dict())
 
 
+def test_the_journal_has_the_transport_of_the_last_attempt() -> None:
+    world = World(2)
+    turn = world.turn([user("hi")])
+    assert turn.record.transport is None, "no account was tried"
+    turn.start()
+    exchange = world.exchanges("a")[0]
+    assert turn.record.transport == "http"
+    exchange.transport_name = "websocket"
+    exchange.receiver.upstream_connected()
+    assert turn.record.transport == "websocket", "an exchange may change to another transport"
+    exchange.ends(ApiError.bad_gateway("Gone."))
+    world.exchanges("b")[0].sends(*turn_events([text_item()], "resp_1"))
+    assert (turn.record.account, turn.record.transport) == ("b", "http")
+    assert " transport=http " in str(turn.record)
+    assert turn.record.as_dict()["transport"] == "http"
+
+
 def test_a_watcher_that_fails_stops_no_turn() -> None:
     world = World()
 
