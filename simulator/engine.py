@@ -82,7 +82,7 @@ class Answer:
 
     :ivar response: the response as it begins.
     :ivar final: the response as it ends.
-    :ivar keep: stores the response, if it is to be stored.
+    :ivar store: stores the response as a record has it, if it is to be stored.
     """
 
     response_id: str
@@ -90,7 +90,11 @@ class Answer:
     response: dict[str, Any]
     final: dict[str, Any]
     record: Record
-    keep: Callable[[], None]
+    store: Callable[[Record], None]
+
+    def keep(self) -> None:
+        """Store the response as it ends."""
+        self.store(self.record)
 
     def events(self) -> Iterator[Event]:
         """The whole event sequence, without numbers."""
@@ -122,39 +126,54 @@ class AccountEngine:
         self._cipher = ContentCipher(account.key)
         self._now = now
 
-    def answer(self, body: object, size: int = 0) -> Answer:
+    def answer(
+        self,
+        body: object,
+        size: int = 0,
+        *,
+        remembered: FindRecord | None = None,
+        prewarms: bool = False,
+        response_id: str | None = None,
+    ) -> Answer:
         """Answer a request.
 
         :param size: the bytes of its body.
+        :param remembered: finds a response in the memory of the request's WebSocket; None over
+            HTTP.
+        :param prewarms: the model is not asked; the input can be continued.
+        :param response_id: the id of the response; by default a new one.
         :raises Refusal: when the API does not accept it.
         """
         request = check_parameters(body)
         stored = self._stores(request)
         if request.get("background"):
             self._check_background(stored)
-        resolved = self.resolve(request)
+        resolved = self.resolve(request, remembered)
         context, parent = resolved.context, resolved.parent
         response = response_object(
             request,
-            response_id=new_id("resp"),
+            response_id=response_id or new_id("resp"),
             created_at=int(self._now()),
             previous_response_id=parent.response_id if parent else None,
             store=stored,
         )
-        output = self.generate(context, request)
+        output = [] if prewarms else self.generate(context, request)
         usage = usage_object(resolved.tokens, resolved.cached_tokens, estimated_tokens(output))
         final = completed(response, output, usage, int(self._now()))
         record = Record(response["id"], parent, resolved.new, output, final, size)
 
-        def keep() -> None:
+        def store(ended: Record) -> None:
             if stored and self.account.mode == "stateful":
-                self.store.keep(record)
+                self.store.keep(ended)
 
-        return Answer(response["id"], context, response, final, record, keep)
+        return Answer(response["id"], context, response, final, record, store)
 
-    def resolve(self, request: dict[str, Any]) -> Resolved:
+    def resolve(
+        self, request: dict[str, Any], remembered: FindRecord | None = None
+    ) -> Resolved:
         """Find the conversation that a checked request continues.
 
+        :param remembered: as in :meth:`answer`.
         :raises Refusal: when there is none, or it cannot be continued.
         """
         model = request.get("model")
@@ -162,7 +181,7 @@ class AccountEngine:
             message = f"The requested model '{model}' does not exist."
             raise bad_request(message, "model", "model_not_found")
         _refuse_unknown_sources(request)
-        parent = self._parent(request.get("previous_response_id"))
+        parent = self._parent(request.get("previous_response_id"), remembered)
         find = self._finder(self._stores(request))
         new = expand_references(input_items(request.get("input")), find)
         check_new_items(new, find, self._cipher.issued)
@@ -179,10 +198,13 @@ class AccountEngine:
     def _stores(self, request: dict[str, Any]) -> bool:
         return self.account.mode != "stateless" and request.get("store") is not False
 
-    def _parent(self, response_id: str | None) -> Record | None:
+    def _parent(self, response_id: str | None, remembered: FindRecord | None) -> Record | None:
         if response_id is None or self.account.mode == "forgetful":
             return None
-        if self.account.mode == "stateless":
+        found = None if remembered is None else remembered(response_id)
+        if found is not None:
+            return found
+        if self.account.mode == "stateless" and remembered is None:
             message = "Previous response cannot be used for this organization due to"
             message += " Zero Data Retention."
             raise bad_request(message, "previous_response_id", "unsupported_parameter")
@@ -270,6 +292,10 @@ class Record:
             items += record.input
             items += record.output
         return items
+
+
+#: Finds a response by its id.
+FindRecord = Callable[[str], Record | None]
 
 
 class ResponseStore:

@@ -167,11 +167,22 @@ def numbered(steps: Iterator[Any], start: int = 0) -> Iterator[Any]:
     """
     number = start
     for step in steps:
-        if isinstance(step, dict) and not step["type"].startswith("codex."):
-            rest = {name: value for name, value in step.items() if name != "type"}
-            step = {"type": step["type"], "sequence_number": number, **rest}
+        if isinstance(step, dict) and has_number(step):
+            step = with_number(step, number)
             number += 1
         yield step
+
+
+def has_number(event: Event) -> bool:
+    """Whether it is an event of a response; events about the account or transport are not."""
+    kind = event["type"]
+    return kind != "response.metadata" and not kind.startswith(("codex.", "responsesapi."))
+
+
+def with_number(event: Event, number: int) -> Event:
+    """The event with a sequence number behind its type."""
+    rest = {name: value for name, value in event.items() if name != "type"}
+    return {"type": event["type"], "sequence_number": number, **rest}
 
 
 def sse(event: Event) -> bytes:

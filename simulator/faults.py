@@ -1,7 +1,9 @@
 """Faults for tests and demonstrations: errors of an account at its next requests.
 
 A fault refuses a request or rewrites the steps of its answer. A step is an event, bytes to send as
-they are, a pause, a wait, or an end of the connection.
+they are, a pause, a wait, or an end of the connection. Over a WebSocket bytes are one text message,
+and the one event of an upgrade is its 101; ``simulator/websocket_faults.py`` has the faults that
+only a WebSocket can have.
 """
 
 from __future__ import annotations
@@ -14,17 +16,18 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from simulator.events import Event, sse
+from simulator.events import Event
 from simulator.request_log import Endpoint
 
 
 class Ending(enum.Enum):
     """An end of an answer other than its terminal event."""
 
-    END = "end"  # the HTTP response ends properly, without a terminal event
-    CLOSE = "close"  # everything sent is delivered, then the connection closes
+    END = "end"  # the answer ends properly, without a terminal event; a WebSocket goes on
+    CLOSE = "close"  # everything sent is delivered, then the connection closes without a word
     DROP = "drop"  # the connection is reset
     SILENCE = "silence"  # nothing more is sent; the connection stays open
+    DEAF = "deaf"  # the same, and nothing more is read: a WebSocket answers no ping
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,56 @@ class Headers(enum.Enum):
     NOW = "now"
 
 
+@dataclass(frozen=True)
+class Inserted:
+    """An event that is sent as it is: without a number, and without a lane."""
+
+    event: Event
+
+
+@dataclass(frozen=True)
+class CloseFrame:
+    """An end of a WebSocket by a Close frame; over HTTP the connection closes.
+
+    :ivar code: any number, or None for a frame without one.
+    """
+
+    code: int | None = 1000
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class WireBytes:
+    """Bytes that a WebSocket sends as they are, in no frame; left out over HTTP."""
+
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class WireManner:
+    """How a WebSocket goes on; nothing over HTTP.
+
+    :ivar fragment_bytes: messages leave in frames of at most so many bytes.
+    :ivar read_bytes_per_second: how fast it reads.
+    """
+
+    fragment_bytes: int | None = None
+    read_bytes_per_second: float | None = None
+
+
 #: A Deferred fires when the next event is there.
-Step = Event | bytes | Pause | Ending | Headers | Deferred[None]
+Step = (
+    Event
+    | bytes
+    | Inserted
+    | WireBytes
+    | WireManner
+    | Pause
+    | Ending
+    | CloseFrame
+    | Headers
+    | Deferred[None]
+)
 Steps = Iterator[Step]
 
 
@@ -130,7 +181,7 @@ class _Stop(Fault):
     def rewrite(self, steps: Steps) -> Steps:
         if self.headers:
             yield Headers.NOW
-        yield from _first(steps, self.after)
+        yield from first_steps(steps, self.after)
         yield self.ending
 
 
@@ -170,7 +221,7 @@ class PauseAfter(Fault):
     after: int = 0
 
     def rewrite(self, steps: Steps) -> Steps:
-        yield from _first(steps, self.after)
+        yield from first_steps(steps, self.after)
         yield Pause(self.seconds)
         yield from steps
 
@@ -181,11 +232,11 @@ class InsertAfter(Fault):
 
     event: Event | bytes
     after: int = 0
-    then: Ending | None = None
+    then: Ending | CloseFrame | None = None
 
     def rewrite(self, steps: Steps) -> Steps:
-        yield from _first(steps, self.after)
-        yield self.event if isinstance(self.event, bytes) else sse(self.event)
+        yield from first_steps(steps, self.after)
+        yield self.event if isinstance(self.event, bytes) else Inserted(self.event)
         if self.then is None:
             yield from steps
         else:
@@ -194,7 +245,7 @@ class InsertAfter(Fault):
 
 @dataclass(frozen=True)
 class TerminalAfter(Fault):
-    """End the response as failed or incomplete after at most N events."""
+    """End the response as failed or incomplete after at most N events, once it has begun."""
 
     error: Mapping[str, Any] | None = None
     incomplete_reason: str | None = None
@@ -207,7 +258,7 @@ class TerminalAfter(Fault):
         for number, step in enumerate(steps):
             event = step if isinstance(step, dict) else {}
             response = event.get("response", response)
-            if number >= self.after or event.get("type") == "response.completed":
+            if (response and number >= self.after) or event.get("type") == "response.completed":
                 break
             if event.get("type") == "response.output_item.done":
                 finished.append(event["item"])
@@ -264,14 +315,14 @@ class Together(Fault):
         return steps
 
 
-def _first(steps: Steps, count: int) -> Steps:
+def first_steps(steps: Steps, count: int) -> Steps:
     """The steps up to so many events; pauses do not count."""
     while count > 0:
         step = next(steps, None)
         if step is None:
             return
         yield step
-        count -= isinstance(step, (dict, bytes))
+        count -= isinstance(step, (dict, bytes, Inserted))
 
 
 def flat_error(code: str | None, message: str | None = None) -> Event:
@@ -303,8 +354,11 @@ class FaultQueue:
         self._always = {key: value for key, value in self._always.items() if key[0] != account}
 
     def take(self, account: str, endpoint: Endpoint = "create") -> Fault:
-        """The fault for a request that has just arrived; it leaves the queue."""
-        keys = ((account, endpoint), (account, None))
+        """The fault for a request that has just arrived; it leaves the queue.
+
+        An upgrade to a WebSocket takes only faults that were given to it.
+        """
+        keys = [(account, endpoint), (account, None)][: 1 if endpoint == "upgrade" else 2]
         for key in keys:
             waiting = self._next.get(key)
             if waiting:

@@ -20,10 +20,49 @@ Endpoint = Literal[
     "models",
     "model",
     "chat",
+    "upgrade",
 ]
+#: upgrade: of ``GET /responses`` to a WebSocket; each ``response.create`` on it is a create.
 Outcome = Literal[
     "running", "completed", "failed", "incomplete", "refused", "ended", "dropped", "cancelled"
 ]
+
+
+@dataclass(eq=False)
+class SocketRecord:
+    """What one WebSocket received, and how it ended.
+
+    :ivar number: sockets are counted from 1.
+    :ivar headers: those of the upgrade.
+    :ivar opened_at: in seconds of the simulator's clock, as all times here.
+    :ivar close_code: the code of the first Close frame; None without one.
+    :ivar closed_by_service: whether the simulator sent it, or ended the connection.
+    :ivar received_bytes: the bytes of all messages.
+    :ivar requests: the messages that were a ``response.create``.
+    :ivar prewarms: those of them with ``generate: false``.
+    :ivar chained: those of them that named a previous response and were accepted.
+    :ivar completed: the responses that completed.
+    """
+
+    number: int
+    account: str
+    headers: Mapping[str, str] = field(repr=False)
+    opened_at: float
+    closed_at: float | None = None
+    close_code: int | None = None
+    closed_by_service: bool = False
+    messages: int = 0
+    received_bytes: int = 0
+    requests: int = 0
+    prewarms: int = 0
+    chained: int = 0
+    completed: int = 0
+    pings: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is still connected."""
+        return self.closed_at is None
 
 
 @dataclass(eq=False)
@@ -34,6 +73,7 @@ class LoggedRequest:
     :ivar context: all items that the model was given.
     :ivar outcome: ``ended`` and ``dropped`` come from faults, ``cancelled`` from the client.
     :ivar path: without the query.
+    :ivar socket: the WebSocket on which it came; the body is then the message.
     :ivar at: when it arrived, in seconds of the simulator's clock.
     """
 
@@ -53,6 +93,7 @@ class LoggedRequest:
     content_encoding: str | None = None
     endpoint: Endpoint | None = None
     at: float = 0.0
+    socket: SocketRecord | None = field(default=None, repr=False)
 
     @property
     def previous_response_id(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,13 @@ from simulator.accounts import SimulatedAccount
 from simulator.engine import AccountEngine, BackgroundRun, Record
 from simulator.faults import Fault, FaultQueue, Steps
 from simulator.model import Model, ScriptedModel
-from simulator.request_log import LoggedRequest, RequestLog
-from simulator.stream import AnswerStream
+from simulator.request_log import LoggedRequest, RequestLog, SocketRecord
+from simulator.stream import StepStream
 from simulator.validation import bad_request, invalid_type, invalid_value
 
 #: The prefix of the ChatGPT backend.
 CODEX_PREFIX = "/backend-api/codex"
+_SOCKETS = 2000
 
 
 class Simulator:
@@ -29,6 +31,7 @@ class Simulator:
     :param event_delay: seconds between two events of a stream.
     :param background_seconds: seconds from the start of a background response to its end.
     :param requests: the log of requests.
+    :ivar sockets: the latest WebSockets, the oldest first.
     """
 
     def __init__(
@@ -49,7 +52,8 @@ class Simulator:
         self.background_seconds = background_seconds
         self.requests = RequestLog() if requests is None else requests
         self.faults = FaultQueue()
-        self.streams: set[AnswerStream] = set()
+        self.streams: set[StepStream] = set()
+        self.sockets: deque[SocketRecord] = deque(maxlen=_SOCKETS)
         self._runs: WeakSet[BackgroundRun] = WeakSet()
         chosen = ScriptedModel() if model is None else model
         self._engines = {account.key: AccountEngine(account, chosen) for account in self.accounts}

@@ -20,17 +20,28 @@ from twisted.web.server import Request
 from zope.interface import implementer
 
 from simulator.events import DONE, Event, sse
-from simulator.faults import Ending, Fault, Headers, Pause, Steps
+from simulator.faults import (
+    CloseFrame,
+    Ending,
+    Fault,
+    Headers,
+    Inserted,
+    Pause,
+    Steps,
+    WireBytes,
+    WireManner,
+)
 from simulator.request_log import Outcome
 
 _PIECE = 64 * 1024
+#: Steps that have no place in an answer of one JSON value.
+_EVENTS = (dict, Inserted, WireBytes)
 
-Written = bytes | Pause | Ending | Headers | Deferred[None]
+Written = bytes | Pause | Ending | CloseFrame | Headers | WireManner | Deferred[None]
 
 
-@implementer(IPushProducer)
-class AnswerStream:
-    """A push producer that writes the steps of one answer as fast as the client reads.
+class StepStream:
+    """Goes through the steps of one answer; the transports write them.
 
     :param delay: seconds between two events.
     :param ended: called once: with None after the last step, else with the reason of an earlier
@@ -39,13 +50,11 @@ class AnswerStream:
 
     def __init__(
         self,
-        request: Request,
-        steps: Iterator[Written],
+        steps: Iterator[Any],
         clock: IReactorTime,
         delay: float,
         ended: Callable[[Outcome | None], None],
     ) -> None:
-        self._request = request
         self._steps = steps
         self._clock = clock
         self._delay = delay
@@ -62,8 +71,6 @@ class AnswerStream:
 
     def start(self) -> None:
         """Begin to write."""
-        self._request.notifyFinish().addErrback(self._client_gone)
-        self._request.registerProducer(self, True)
         self._go_on()
 
     def pauseProducing(self) -> None:
@@ -82,26 +89,32 @@ class AnswerStream:
     def abort(self) -> None:
         """Drop the answer: the server stops."""
         if not self._over:
-            self._close("dropped")
+            self._stop("dropped")
 
     def _go_on(self) -> None:
         while not (self._paused or self._over or self._timer or self._awaited):
             step = next(self._steps, None)
             if step is None:
                 self._finish(None)
-            elif isinstance(step, bytes):
-                self._request.write(step)
-                if self._delay:
-                    self._wait(self._delay)
             elif isinstance(step, Pause):
                 self._wait(step.seconds)
             elif isinstance(step, Deferred):
                 self._awaited = step
                 step.addCallbacks(self._resume, lambda _cancelled: None)
-            elif isinstance(step, Headers):
-                self._request.write(b"")
-            else:
+            elif isinstance(step, (Ending, CloseFrame)):
                 self._end_early(step)
+            else:
+                self._write(step)
+                if self._delay and isinstance(step, (dict, bytes)):
+                    self._wait(self._delay)
+
+    def _write(self, step: Any) -> None:
+        """Write a step that is neither a wait nor an end."""
+        raise NotImplementedError
+
+    def _break(self, ending: Ending | CloseFrame) -> None:
+        """End the connection."""
+        raise NotImplementedError
 
     def _wait(self, seconds: float) -> None:
         if not self._over:
@@ -111,7 +124,7 @@ class AnswerStream:
         self._timer = self._awaited = None
         self._go_on()
 
-    def _end_early(self, ending: Ending) -> None:
+    def _end_early(self, ending: Ending | CloseFrame) -> None:
         if ending is Ending.SILENCE:
             # The producer stays registered until the client goes away.
             self._paused = True
@@ -119,19 +132,9 @@ class AnswerStream:
         elif ending is Ending.END:
             self._finish("ended")
         else:
-            self._close("dropped")
-            channel = self._request.channel
-            if channel is not None and ending is Ending.CLOSE:
-                channel.loseConnection()
-            elif channel is not None:
-                Reset(cast(Connection, channel.transport))
+            self._break(ending)
 
     def _finish(self, outcome: Outcome | None) -> None:
-        self._close(outcome)
-        self._request.finish()
-
-    def _close(self, outcome: Outcome | None) -> None:
-        self._request.unregisterProducer()
         self._stop(outcome)
 
     def _client_gone(self, _reason: Failure | None) -> None:
@@ -149,6 +152,58 @@ class AnswerStream:
         self._ended(outcome)
 
 
+@implementer(IPushProducer)
+class AnswerStream(StepStream):
+    """A push producer that writes the steps of one HTTP answer as fast as the client reads."""
+
+    def __init__(
+        self,
+        request: Request,
+        steps: Iterator[Any],
+        clock: IReactorTime,
+        delay: float,
+        ended: Callable[[Outcome | None], None],
+    ) -> None:
+        super().__init__(steps, clock, delay, ended)
+        self._request = request
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._request.notifyFinish().addErrback(self._client_gone)
+        self._request.registerProducer(self, True)
+        super().start()
+
+    def abort(self) -> None:
+        """Drop the answer: the server stops."""
+        if not self._over:
+            self._close("dropped")
+
+    def _write(self, step: Any) -> None:
+        if isinstance(step, bytes):
+            self._request.write(step)
+        elif isinstance(step, Headers):
+            self._request.write(b"")
+
+    def _break(self, ending: Ending | CloseFrame) -> None:
+        if ending is Ending.DEAF:
+            self._end_early(Ending.SILENCE)
+            return
+        self._close("dropped")
+        channel = self._request.channel
+        if channel is not None and ending is Ending.DROP:
+            Reset(cast(Connection, channel.transport))
+        elif channel is not None:
+            channel.loseConnection()
+
+    def _finish(self, outcome: Outcome | None) -> None:
+        self._close(outcome)
+        self._request.finish()
+
+    def _close(self, outcome: Outcome | None) -> None:
+        self._request.unregisterProducer()
+        self._stop(outcome)
+
+
 @dataclass(frozen=True)
 class Reply:
     """The answer to an accepted request.
@@ -164,7 +219,7 @@ class Reply:
 def json_reply(value: Any, fault: Fault, headers: Mapping[str, str] | None = None) -> Reply:
     """An answer of one JSON value. Its steps are a list: without a fault it is sent at once."""
     body: Iterator[bytes] = iter([msgspec.json.encode(value)])
-    written = [_cut(step) for step in fault.rewrite(body) if not isinstance(step, dict)]
+    written = [_cut(step) for step in fault.rewrite(body) if not isinstance(step, _EVENTS)]
     return Reply(written, headers=headers or {})
 
 
@@ -176,7 +231,12 @@ def stream_reply(written: Iterator[Written]) -> Reply:
 def as_sse(steps: Steps) -> Iterator[Written]:
     """Steps with events as server-sent events, and ``[DONE]`` behind them."""
     for step in steps:
-        yield sse(step) if isinstance(step, dict) else step
+        if isinstance(step, Inserted):
+            yield sse(step.event)
+        elif isinstance(step, dict):
+            yield sse(step)
+        elif not isinstance(step, WireBytes):
+            yield step
     yield DONE
 
 
@@ -186,7 +246,7 @@ def as_json(steps: Steps) -> Iterator[Written]:
     for step in steps:
         if isinstance(step, dict):
             last = step
-        elif not isinstance(step, bytes):
+        elif not isinstance(step, (bytes, *_EVENTS)):
             yield _cut(step)
     body = msgspec.json.encode(last.get("response"))
     for start in range(0, len(body), _PIECE):
