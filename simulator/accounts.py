@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from simulator.events import Event
@@ -89,6 +89,64 @@ def random_key() -> str:
 
 
 @dataclass(frozen=True)
+class SocketOptions:
+    """The WebSocket mode of an account. What is None is as in the account's dialect.
+
+    :ivar enabled: upgrades are else refused with 426.
+    :ivar path: the path of upgrades, behind the prefix.
+    :ivar subprotocol: the subprotocol that clients must offer.
+    :ivar has_lanes: whether ``stream_id`` is accepted.
+    :ivar queues: whether a request waits for the one before it on its lane; it is else refused.
+    :ivar age_seconds: the age from which a socket takes no requests.
+    :ivar close_at_age: at that age it closes with this code, between two responses.
+    :ivar max_message_bytes: longer messages end the socket with 1009.
+    :ivar continues_unstored: whether the latest response of a lane can be continued with
+        ``store: false``.
+    :ivar has_uncoded_misses: a lost previous response is refused without code and param.
+    :ivar interrupts: whether ``response.interrupt`` ends a response; it is else ignored.
+    :ivar cancels: the same for ``response.cancel``.
+    :ivar steers: whether ``response.steer`` is supported.
+    :ivar sends_limits: ``codex.rate_limits`` before each response.
+    :ivar sends_limits_late: another one, out of band after it.
+    :ivar sends_timing: ``responsesapi.websocket_timing`` out of band after each response.
+    :ivar late_seconds: how long after a response the frames out of band come.
+    :ivar ping_seconds: the interval of its pings; None: it sends none.
+    :ivar pong_seconds: without a pong for so long it closes with 1011.
+    """
+
+    enabled: bool = True
+    path: str = "/responses"
+    subprotocol: str | None = None
+    has_lanes: bool | None = None
+    queues: bool = True
+    age_seconds: float | None = None
+    close_at_age: int | None = None
+    max_message_bytes: int = 16 * 1024 * 1024 - 1
+    continues_unstored: bool | None = None
+    has_uncoded_misses: bool = False
+    interrupts: bool = True
+    cancels: bool = False
+    steers: bool = True
+    sends_limits: bool | None = None
+    sends_limits_late: bool = False
+    sends_timing: bool = False
+    late_seconds: float = 0.0
+    ping_seconds: float | None = None
+    pong_seconds: float = 20.0
+
+    def of_dialect(self, dialect: Dialect) -> SocketOptions:
+        """The options with those that were left to the dialect."""
+        given = {
+            "has_lanes": dialect == "platform",
+            "age_seconds": 25 * 60.0 if dialect == "xai" else 60 * 60.0,
+            "continues_unstored": dialect != "xai",
+            "sends_limits": dialect == "chatgpt",
+        }
+        missing = {name: value for name, value in given.items() if getattr(self, name) is None}
+        return replace(self, **missing)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
 class SimulatedAccount:
     """One credential of the simulator.
 
@@ -98,6 +156,7 @@ class SimulatedAccount:
         in its dialect.
     :ivar turn_state: an ``x-codex-turn-state`` for every response.
     :ivar headers: headers for every answer; they replace others of their names.
+    :ivar websocket: its WebSocket mode.
     """
 
     name: str
@@ -113,12 +172,14 @@ class SimulatedAccount:
     rate_limits: RateLimits = field(default_factory=RateLimits)
     codex_limits: CodexLimits = field(default_factory=CodexLimits)
     headers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    websocket: SocketOptions = field(default_factory=SocketOptions)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode {self.mode!r} is none of {', '.join(MODES)}")
         if self.dialect not in DIALECTS:
             raise ValueError(f"dialect {self.dialect!r} is none of {', '.join(DIALECTS)}")
+        object.__setattr__(self, "websocket", self.websocket.of_dialect(self.dialect))
 
     @property
     def accepted_encodings(self) -> tuple[str, ...]:
@@ -220,10 +281,11 @@ def _with_limits(account: SimulatedAccount, steps: Steps) -> Steps:
     for step in steps:
         yield step
         if isinstance(step, dict) and step["type"] == "response.in_progress":
-            yield _limits_event(account)
+            yield limits_event(account)
 
 
-def _limits_event(account: SimulatedAccount) -> Event:
+def limits_event(account: SimulatedAccount) -> Event:
+    """The quotas of a ChatGPT subscription as an event."""
     now = time.time()
     return {
         "type": "codex.rate_limits",

@@ -168,9 +168,7 @@ class AccountEngine:
 
         return Answer(response["id"], context, response, final, record, store)
 
-    def resolve(
-        self, request: dict[str, Any], remembered: FindRecord | None = None
-    ) -> Resolved:
+    def resolve(self, request: dict[str, Any], remembered: FindRecord | None = None) -> Resolved:
         """Find the conversation that a checked request continues.
 
         :param remembered: as in :meth:`answer`.

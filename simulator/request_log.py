@@ -28,6 +28,9 @@ Outcome = Literal[
 ]
 
 
+_CONTROLS = 100
+
+
 @dataclass(eq=False)
 class SocketRecord:
     """What one WebSocket received, and how it ended.
@@ -42,6 +45,8 @@ class SocketRecord:
     :ivar prewarms: those of them with ``generate: false``.
     :ivar chained: those of them that named a previous response and were accepted.
     :ivar completed: the responses that completed.
+    :ivar pings: the pings that it answered.
+    :ivar controls: the latest other messages: interrupts, steers and the like.
     """
 
     number: int
@@ -58,6 +63,9 @@ class SocketRecord:
     chained: int = 0
     completed: int = 0
     pings: int = 0
+    controls: deque[Mapping[str, Any]] = field(
+        default_factory=lambda: deque(maxlen=_CONTROLS), repr=False
+    )
 
     @property
     def is_open(self) -> bool:

@@ -32,6 +32,8 @@ from simulator.request_log import Endpoint, LoggedRequest, Outcome
 from simulator.simulator import Exchange, Simulator
 from simulator.stream import AnswerStream, Reply
 from simulator.validation import Refusal
+from simulator.websocket import SocketFactory, check_path, is_upgrade
+from simulator.websocket_dialects import check_upgrade
 
 _log = Logger()
 
@@ -119,6 +121,7 @@ class SimulatorService(Service):
         self.simulator.abort()
         for channel in list(self._site.channels):
             cast(ITCPTransport, channel.transport).abortConnection()
+        self._site.sockets.abort()
         stopped = None if listening is None else listening.stopListening()
         return succeed(None) if stopped is None else stopped
 
@@ -148,7 +151,8 @@ class SimulatorSite(Site):
     protocol = _Channel  # type: ignore[assignment]
 
     def __init__(self, simulator: Simulator) -> None:
-        resource = SimulatorResource(simulator)
+        self.sockets = SocketFactory(simulator)
+        resource = SimulatorResource(simulator, self.sockets)
         super().__init__(resource, reactor=simulator.clock, parsePOSTFormSubmission=False)
         self.channels: set[_Channel] = set()
 
@@ -161,9 +165,10 @@ class SimulatorResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, simulator: Simulator) -> None:
+    def __init__(self, simulator: Simulator, sockets: SocketFactory | None = None) -> None:
         super().__init__()
         self._simulator = simulator
+        self._sockets = SocketFactory(simulator) if sockets is None else sockets
 
     def render(self, request: Request) -> bytes | int:
         """Answer a request."""
@@ -173,6 +178,8 @@ class SimulatorResource(Resource):
         entry = _logged(request, len(raw), self._simulator.clock.seconds())
         self._simulator.requests.add(entry)
         try:
+            if is_upgrade(request):
+                return self._upgraded(request, entry)
             exchange = self._admitted(request, entry, raw)
             if isinstance(exchange.fault, Refuse):
                 return _refuse(request, entry, exchange.fault.status, exchange.fault.body)
@@ -195,6 +202,19 @@ class SimulatorResource(Resource):
         _set_headers(request, reply.headers)
         return self._write(request, entry, reply)
 
+    def _upgraded(self, request: Request, entry: LoggedRequest) -> bytes | int:
+        """Answer an upgrade to a WebSocket."""
+        entry.endpoint = "upgrade"
+        engine = self._engine(request)
+        entry.account = engine.account.name
+        check_path(entry.path, self._simulator, engine.account.websocket.path)
+        fault = self._simulator.faults.take(entry.account, "upgrade")
+        if isinstance(fault, Refuse):
+            _set_headers(request, fault.headers)
+            return _refuse(request, entry, fault.status, fault.body)
+        check_upgrade(engine.account, entry.headers)
+        return self._sockets.upgrade(Exchange(self._simulator, engine, entry, fault), request)
+
     def _admitted(self, request: Request, entry: LoggedRequest, raw: bytes) -> Exchange:
         """The request with its account, endpoint and fault."""
         engine = self._engine(request)
@@ -216,7 +236,9 @@ class SimulatorResource(Resource):
                 scheme, _, value = value.partition(" ")
                 value = value.strip() if scheme.lower() == "bearer" else ""
             engine = self._simulator.engine_of_key(value)
-            if engine is not None and engine.account.auth_header == name:
+            # A service with a header of its own for keys takes them as bearer on a WebSocket, too.
+            is_bearer_upgrade = name == "authorization" and is_upgrade(request)
+            if engine and (engine.account.auth_header == name or is_bearer_upgrade):
                 return engine
         message = "Incorrect API key provided. Use the key of one of the simulated accounts."
         raise Refusal(401, message, code="invalid_api_key")

@@ -91,6 +91,12 @@ class StepStream:
         if not self._over:
             self._stop("dropped")
 
+    def go_on_with(self, steps: Iterator[Any]) -> None:
+        """Leave the steps that were to come, and write others."""
+        self._steps = steps
+        self._stop_waiting()
+        self._go_on()
+
     def _go_on(self) -> None:
         while not (self._paused or self._over or self._timer or self._awaited):
             step = next(self._steps, None)
@@ -143,13 +149,16 @@ class StepStream:
 
     def _stop(self, outcome: Outcome | None) -> None:
         self._over = True
+        self._stop_waiting()
+        self._ended(outcome)
+
+    def _stop_waiting(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._awaited is not None:
             self._awaited.cancel()
             self._awaited = None
-        self._ended(outcome)
 
 
 @implementer(IPushProducer)
