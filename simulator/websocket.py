@@ -29,6 +29,7 @@ from simulator.websocket_session import SocketSession, SocketUpgrade
 _OF_HANDSHAKE = ("host", "upgrade", "connection")
 #: A client may take so many seconds to answer a Close frame.
 _CLOSE_SECONDS = 10
+_TEXT, _CONTINUATION = 0x1, 0x0
 _KEEPALIVE_LOST = 1011, b"keepalive ping timeout"
 
 
@@ -155,9 +156,17 @@ class SimulatorSocket(WebSocketServerProtocol):
     # --- what is sent ----------------------------------------------------------------
 
     def send(self, payload: bytes) -> None:
-        """Send one text message."""
-        if self.state == self.STATE_OPEN and not self._is_deaf:
-            self.sendMessage(payload, fragmentSize=self._manner.fragment_bytes)
+        """Send one text message.
+
+        Not by ``sendMessage``: that has the bound of what is received for what is sent, too.
+        """
+        if self.state != self.STATE_OPEN or self._is_deaf:
+            return
+        size = self._manner.fragment_bytes or len(payload) or 1
+        for start in range(0, len(payload) or 1, size):
+            opcode = _CONTINUATION if start else _TEXT
+            piece = payload[start : start + size]
+            self.sendFrame(opcode, piece, fin=start + size >= len(payload))
 
     def send_raw(self, data: bytes) -> None:
         """Send bytes in no frame."""
