@@ -175,8 +175,8 @@ def numbered(steps: Iterator[Any], start: int = 0) -> Iterator[Any]:
 
 def has_number(event: Event) -> bool:
     """Whether it is an event of a response; events about the account or transport are not."""
-    kind = event["type"]
-    return kind != "response.metadata" and not kind.startswith(("codex.", "responsesapi."))
+    kind = str(event.get("type"))
+    return kind.startswith("response.") and kind != "response.metadata"
 
 
 def with_number(event: Event, number: int) -> Event:

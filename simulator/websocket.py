@@ -114,7 +114,7 @@ class SimulatorSocket(WebSocketServerProtocol):
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """A message arrived."""
-        if self.session is None or self._is_deaf:
+        if self.session is None:
             return
         if isBinary:
             self.session.refuse(bad_request("Send text messages.", None))
@@ -183,21 +183,25 @@ class SimulatorSocket(WebSocketServerProtocol):
             self._ended_by_service(code)
             # Not sendClose: that does not accept the codes of services.
             self.sendCloseFrame(code, reason.encode() if code is not None else None)
+            self._end_session()
 
     def lose(self) -> None:
         """Close without a Close frame once everything is sent."""
         self._ended_by_service(None)
+        self._end_session()
         self.unregisterProducer()
         self.transport.loseConnection()
 
     def reset(self) -> None:
         """Reset the connection."""
         self._ended_by_service(None)
+        self._end_session()
         Reset(cast(Connection, self.transport))
 
     def go_deaf(self) -> None:
         """Neither read nor write any more."""
         self._is_deaf = True
+        self._end_session()
         _cancel(self._reads_again)
         self._reads_again = None
         self.transport.pauseProducing()
@@ -227,6 +231,7 @@ class SimulatorSocket(WebSocketServerProtocol):
         record = self.upgrade.record
         if not record.closed_by_service and record.close_code is None:
             record.close_code = code
+        self._end_session()
         return super().onCloseFrame(code, reasonRaw)
 
     def onMessageFrameBegin(self, length: int) -> None:
@@ -234,6 +239,7 @@ class SimulatorSocket(WebSocketServerProtocol):
         super().onMessageFrameBegin(length)
         if self.wasMaxMessagePayloadSizeExceeded:
             self._ended_by_service(self.CLOSE_STATUS_CODE_MESSAGE_TOO_BIG)
+            self._end_session()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The socket is gone."""
@@ -242,10 +248,14 @@ class SimulatorSocket(WebSocketServerProtocol):
         self._ping = self._pong = self._reads_again = None
         self.factory.open.discard(self)
         self.upgrade.record.closed_at = self.factory.simulator.clock.seconds()
+        self._end_session()
+        super().connectionLost(reason)
+
+    def _end_session(self) -> None:
+        """Stop what runs: nothing is sent any more, and no message is read."""
         session, self.session = self.session, None
         if session is not None:
             session.closed()
-        super().connectionLost(reason)
 
 
 def _cancel(call: IDelayedCall | None) -> None:

@@ -73,7 +73,7 @@ class SocketSession:
         self._is_pumping = False
         self._is_paused = False
         self._common_id: str | None = None
-        self._is_to_close = False
+        self._is_to_close = self._is_over = False
         self._age: IDelayedCall | None = None
         if self._options.close_at_age is not None:
             self._age = self._simulator.clock.callLater(self._age_seconds, self._grown_old)
@@ -172,7 +172,7 @@ class SocketSession:
             return
         self._is_pumping = True
         try:
-            while (turn := self._lanes.take()) is not None:
+            while not self._is_over and (turn := self._lanes.take()) is not None:
                 self._begin(turn)
         finally:
             self._is_pumping = False
@@ -249,7 +249,7 @@ class SocketSession:
             lane.evict(turn.create.previous_response_id)
         self.record.completed += turn.entry.outcome == "completed"
         self._lanes.release(lane)
-        if turn.steers:
+        if turn.steers and not self._is_over:
             self._succeed(turn)
         self._pump()
 
@@ -378,6 +378,7 @@ class SocketSession:
             self._age.cancel()
             self._age = None
         self._is_to_close = False
+        self._is_over = True
         for waiting in self._lanes.waiting():
             waiting.entry.outcome = "cancelled"
         self._lanes.clear()

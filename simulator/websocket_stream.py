@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from simulator.events import Event
 from simulator.faults import CloseFrame, Ending, Inserted, WireBytes, WireManner
@@ -66,6 +67,7 @@ class SocketStream(StepStream):
         self._wire = wire
         self._write_event = write
         self._inserted = inserted
+        self._is_breaking = False
 
     def _write(self, step: Any) -> None:
         if isinstance(step, dict):
@@ -84,7 +86,7 @@ class SocketStream(StepStream):
             self._wire.set_manner(step)
 
     def _break(self, ending: Ending | CloseFrame) -> None:
-        self._stop("dropped")
+        self._is_breaking = True
         if isinstance(ending, CloseFrame):
             self._wire.close(ending.code, ending.reason)
         elif ending is Ending.CLOSE:
@@ -93,3 +95,8 @@ class SocketStream(StepStream):
             self._wire.reset()
         else:
             self._wire.go_deaf()
+        self._client_gone(None)
+
+    def _client_gone(self, _reason: Failure | None) -> None:
+        if not self._over:
+            self._stop("dropped" if self._is_breaking else "cancelled")

@@ -128,7 +128,7 @@ class SocketTurn:
 
     def send(self, event: Event) -> None:
         """Send an event of this turn, with its number and lane."""
-        if has_number(event) and self.state is not TurnState.WAITING:
+        if has_number(event):
             event = with_number(event, self._number)
             self._number += 1
         if self.lane.name is not None:

@@ -181,10 +181,10 @@ async def test_a_close_of_the_client_is_answered_and_logged(running: RunningSimu
 
 
 class LongAnswer:
-    """A model that says forty words of a megabyte each."""
+    """A model that says eight words of a megabyte each."""
 
     def respond(self, turn: ModelTurn) -> list[dict[str, Any]]:
-        return [message(" ".join(["x" * 1_000_000] * 40))]
+        return [message(" ".join(["x" * 1_000_000] * 8))]
 
 
 @pytest_twisted.ensureDeferred
@@ -197,10 +197,10 @@ async def test_a_client_that_does_not_read_pauses_its_answers() -> None:
     entries = running.simulator.requests
     await until(lambda: len(entries) == 2 and entries[1].events_sent > 3)
     await deferLater(reactor, 0.2)
-    assert entries[1].events_sent < 30, "the answer must wait for its reader"
+    assert entries[1].outcome == "running", "the answer must wait for its reader"
     transport.resumeProducing()
     last = (await client.events())[-1]
-    assert len(last["response"]["output"][0]["content"][0]["text"]) > 40_000_000
+    assert len(last["response"]["output"][0]["content"][0]["text"]) > 8_000_000
     await running.stop()
 
 

@@ -248,7 +248,8 @@ async def test_a_socket_counts_what_it_received(running: RunningSimulator) -> No
     assert record.received_bytes == sum(entry.size for entry in creates)
     assert all(entry.socket is record for entry in creates)
     assert [entry.outcome for entry in creates] == ["completed"] * 5 + ["refused"]
-    assert creates[-1].error and creates[-1].error["code"] == "previous_response_not_found"
+    assert creates[-1].error
+    assert creates[-1].error["code"] == "previous_response_not_found"
     assert len(creates[3].context) == 6
 
 

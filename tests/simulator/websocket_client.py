@@ -39,7 +39,7 @@ class SocketClient(Protocol):
         self.error: Exception | None = None
         self.answers_pings = True
         self.tap = FrameTap()
-        self._text = ""
+        self._pieces: list[str] = []
         self._head = b""
         self._wire = Connection(ConnectionType.CLIENT)
 
@@ -69,9 +69,10 @@ class SocketClient(Protocol):
 
     def _event(self, event: Any) -> None:
         if isinstance(event, TextMessage):
-            self._text += event.data
+            self._pieces.append(event.data)
             if event.message_finished:
-                text, self._text = self._text, ""
+                text = "".join(self._pieces)
+                self._pieces.clear()
                 self.texts.append(text)
                 self.frames.append(json.loads(text))
         elif isinstance(event, Pong):
