@@ -174,9 +174,10 @@ def numbered(steps: Iterator[Any], start: int = 0) -> Iterator[Any]:
 
 
 def has_number(event: Event) -> bool:
-    """Whether it is an event of a response; events about the account or transport are not."""
-    kind = str(event.get("type"))
-    return kind.startswith("response.") and kind != "response.metadata"
+    """Whether it is an event of a response; errors and events about others are not."""
+    kind = str(event.get("type", "error"))
+    about_others = kind.startswith(("codex.", "responsesapi."))
+    return kind not in ("error", "response.metadata") and not about_others
 
 
 def with_number(event: Event, number: int) -> Event:
