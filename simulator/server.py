@@ -105,6 +105,10 @@ class SimulatorService(Service):
         prefix = self.simulator.prefixes[0] if known is None else self.simulator.prefix_of(known)
         return f"http://{self._interface}:{self.port}{prefix}"
 
+    def drop_sockets(self) -> None:
+        """Reset every WebSocket, idle ones too, as a network does."""
+        self._site.sockets.abort()
+
     def startService(self) -> None:
         """Listen."""
         super().startService()
