@@ -41,8 +41,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "base_url": "https://api.x.ai/v1",
             "strip": (*_OTHER_ENGINES, "metadata"),
             "tools": "hoisted",
+            "instructions": "inherited",
             # For those who choose a WebSocket: it ends after 25 minutes.
-            "websocket": {"continues_unstored": False, "max_age_minutes": 24.0},
+            "websocket": {
+                "continues_unstored": False,
+                "reuses_ids": True,
+                "max_age_minutes": 24.0,
+            },
         },
         "openrouter": {
             "base_url": "https://openrouter.ai/api/v1",

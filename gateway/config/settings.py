@@ -29,6 +29,7 @@ Preset = Literal["openai", "azure", "xai", "openrouter", "vllm", "ollama", "lmst
 Continuity = Literal["auto", "chain", "replay"]
 StoreRule = Literal["client", "never"]
 ToolsRule = Literal["as-sent", "hoisted"]
+InstructionsRule = Literal["as-sent", "inherited"]
 Transport = Literal["auto", "websocket", "http"]
 Chaining = Literal["auto", "always"]
 Strategy = Literal["round-robin", "weighted", "least-in-flight", "fill-first", "priority"]
@@ -118,6 +119,8 @@ class UpstreamWebSocketSettings(Section, frozen=True, forbid_unknown_fields=True
     :ivar spare_sockets: how many are kept open for conversations that have none yet.
     :ivar continues_unstored: whether the service continues responses with ``store: false`` on the
         socket that made them.
+    :ivar reuses_ids: whether the service gives one id to all stored responses of a socket, so that
+        only the socket knows which is meant.
     :ivar subprotocols: offered in the handshake, in this order (RFC 6455 §1.9).
     :ivar beta: a value that the handshake's ``OpenAI-Beta`` must have.
     :ivar path: added to ``base_url``; may have a query.
@@ -128,6 +131,7 @@ class UpstreamWebSocketSettings(Section, frozen=True, forbid_unknown_fields=True
     idle_minutes: PositiveMinutes = 30.0
     spare_sockets: Annotated[int, Meta(ge=0, le=1000)] = 0
     continues_unstored: bool = True
+    reuses_ids: bool = False
     subprotocols: tuple[Text, ...] = ()
     beta: Text | None = None
     path: Text = "/responses"
@@ -141,6 +145,8 @@ class AccountSettings(Section, frozen=True, forbid_unknown_fields=True):
 
     :ivar base_url: without a trailing slash.
     :ivar strip: the request members that the service refuses.
+    :ivar instructions: whether the service keeps those of the previous response, and refuses others
+        beside it (inherited).
     :ivar models: shell patterns.
     :ivar aliases: the account's name of a model by the client's name.
     :ivar priority: the lowest is used first.
@@ -159,6 +165,7 @@ class AccountSettings(Section, frozen=True, forbid_unknown_fields=True):
     store: StoreRule = "client"
     strip: tuple[Text, ...] = ()
     tools: ToolsRule = "as-sent"
+    instructions: InstructionsRule = "as-sent"
     background: bool = False
     chat_completions: bool = True
     transport: Transport = "http"

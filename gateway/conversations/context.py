@@ -94,7 +94,8 @@ def chain_plan(
     own = sendable_items(without_resent_history(after[-1], new) if after else new, to, to.may_know)
     verbatim = not after and _is_verbatim(own, new)
     items = None if verbatim else carried + own
-    return ContextPlan(ContextRoute.CHAINED, previous.record.id, items, None)
+    named = previous.record.upstream_id or previous.record.id
+    return ContextPlan(ContextRoute.CHAINED, named, items, None)
 
 
 def replay_plan(

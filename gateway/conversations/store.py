@@ -48,6 +48,10 @@ class ResponseRecord(msgspec.Struct, frozen=True):
     :ivar pinned_to: the one account that can read the transcript up to here, when encrypted
         content binds it (protocol.md §8.3.9).
     :ivar foreign: whether the gateway does not have it, and only an upstream may.
+    :ivar upstream_id: its id at its account, where clients got another one because the account
+        uses one id for several responses.
+    :ivar instructions: a digest of the instructions it was made with, where the account keeps those
+        for the turns that continue it.
     :ivar key: the record's own opaque id.
     """
 
@@ -64,6 +68,8 @@ class ResponseRecord(msgspec.Struct, frozen=True):
     pinned_to: str | None = None
     foreign: bool = False
     holder: str | None = None
+    upstream_id: str | None = None
+    instructions: bytes | None = None
     key: str = msgspec.field(default_factory=_new_key)
 
     def items(self) -> tuple[Item, ...]:

@@ -124,6 +124,7 @@ class ResponseStream:
     :param without_secrets: removes the account's secrets from the text of a failure.
     :ivar released: whether anything of this attempt was given out for relaying.
     :ivar response_id: the id of ``response.created``; empty before.
+    :ivar upstream_id: the id that the upstream gave it; empty when it gave none.
     :ivar created: ``response.created`` as the client gets it; empty before.
     :ivar turn_state: ``x-codex-turn-state`` as the upstream's event gave it, or None.
     :ivar rate_limits: the last ``codex.rate_limits`` event; empty when there was none.
@@ -158,6 +159,7 @@ class ResponseStream:
         self.released = False
         self.response_id = ""
         self.id_is_ours = False
+        self.upstream_id = ""
         self.turn_state: str | None = None
         self.created = b""
         self.rate_limits = b""
@@ -304,6 +306,7 @@ class ResponseStream:
 
     def _choose_id(self, head: ResponseHead) -> None:
         """Clients continue a response by its id, so it must have one."""
+        self.upstream_id = head.id
         self.id_is_ours = not head.id or self._is_taken(head.id)
         self.response_id = new_response_id() if self.id_is_ours else head.id
         if self._client_parent is not None and head.previous_response_id != self._client_parent:

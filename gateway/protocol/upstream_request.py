@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from typing import NamedTuple
 
 import msgspec
@@ -61,6 +62,8 @@ class Dialect(NamedTuple):
     :ivar streams: the answer is asked for as a stream.
     :ivar spares: members that the service refuses, left out where that changes nothing.
     :ivar keeps_items: false where no item is kept whatever ``store`` says.
+    :ivar inherits_instructions: the service keeps the instructions of the previous response, and
+        refuses others beside it.
     """
 
     model: str | None = None
@@ -73,6 +76,7 @@ class Dialect(NamedTuple):
     streams: bool = True
     spares: frozenset[str] = frozenset()
     keeps_items: bool = True
+    inherits_instructions: bool = False
 
     @property
     def takes_only_lists(self) -> bool:
@@ -173,6 +177,8 @@ def write_turn(
     _adapt(kept, dialect)
     body = dict(own)
     if previous_response_id is not None:
+        if dialect.inherits_instructions:
+            kept.pop("instructions", None)
         body["previous_response_id"] = msgspec.json.encode(previous_response_id)
     body.update(kept)
     return _write(body, request, items, dialect)
@@ -219,6 +225,11 @@ def build_chat_body(
     # A service might read another model than the gateway did: the first of two, not the last.
     names_one_model = len(_MODEL_NAME.findall(request.body)) < 2
     return request.body if body == request.members and names_one_model else _write(body)
+
+
+def instructions_digest(request: TurnRequest) -> bytes:
+    """A value that is equal for requests with the same instructions."""
+    return blake2b(request.members.get("instructions", b"null"), digest_size=8).digest()
 
 
 def _adapt(members: dict[str, bytes | msgspec.Raw], dialect: Dialect) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 from twisted.logger import Logger
 
@@ -47,7 +48,8 @@ from gateway.protocol.error_classification import (
 )
 from gateway.protocol.errors import SOCKET_LOST, SOCKET_UNSUITED, ApiError
 from gateway.protocol.items import Item, missing_calls, read_item
-from gateway.protocol.upstream_request import Dialect, added_include
+from gateway.protocol.response_stream import ResponseStream
+from gateway.protocol.upstream_request import Dialect, added_include, instructions_digest
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey, derived_cache_key
 from gateway.routing.capabilities import RESPONSES, CapabilityScope
@@ -105,6 +107,7 @@ class RequestConcessions:
             supports it.
         """
         settings = account.settings
+        inherits_instructions = settings.instructions == "inherited"
         if not concessions and not in_one_piece:  # the usual case
             return Dialect(
                 settings.aliases.get(self._asked.model or ""),
@@ -112,6 +115,7 @@ class RequestConcessions:
                 settings.store != "never",
                 settings.tools == "hoisted",
                 derived_cache_key(affinity) if settings.derive_cache_key else None,
+                inherits_instructions=inherits_instructions,
             )
         gives = {each.kind for each in concessions}
         return Dialect(
@@ -126,6 +130,7 @@ class RequestConcessions:
             or not (in_one_piece or ConcessionKind.STREAM in gives),
             frozenset(each.member for each in concessions if each.kind is ConcessionKind.MEMBER),
             ConcessionKind.STORED_ITEMS not in gives,
+            inherits_instructions,
         )
 
     def concede(self, account: Account, error: ApiError, sent: SentRequest) -> bool:
@@ -194,6 +199,19 @@ class RequestConcessions:
             if kept and found is not None and learned.is_fresh(found.record):
                 return CapabilityScope(asked.path)
         return None if learned.trusts(True) else CapabilityScope(asked.path, None, asked.tenant)
+
+
+class ResponseAtAccount(NamedTuple):
+    """What an account knows of a response that it made.
+
+    :ivar id: its id there, if clients got another one.
+    :ivar holder: the token of the connection that alone can continue it, or None.
+    :ivar instructions: the digest of those that the account keeps for it, or None.
+    """
+
+    id: str | None = None
+    holder: str | None = None
+    instructions: bytes | None = None
 
 
 class TurnContinuity:
@@ -342,6 +360,25 @@ class TurnContinuity:
             return True
         return False
 
+    def at_account(
+        self, account: Account, response: ResponseStream, holder: str | None
+    ) -> ResponseAtAccount | None:
+        """What ``account`` knows of the response that it made.
+
+        :param holder: the token of the connection that alone can continue it, or None.
+        :return: None if it cannot be continued there.
+        """
+        if holder is None and (response.id_is_ours or not self.may_keep(account)):
+            return None
+        if not response.upstream_id:
+            return None
+        inherited = account.settings.instructions == "inherited"
+        return ResponseAtAccount(
+            response.upstream_id if response.id_is_ours else None,
+            holder,
+            instructions_digest(self._request) if inherited else None,
+        )
+
     def holder_of(self, plan: ContextPlan) -> str | None:
         """The token of the connection that ``plan`` needs; None where any will do."""
         chained = plan.route is ContextRoute.CHAINED and self._chained_to is not None
@@ -404,16 +441,14 @@ class TurnContinuity:
         response_id: str,
         output: Sequence[Item],
         account: str | None,
-        held_upstream: bool,
-        holder: str | None,
+        at_account: ResponseAtAccount | None,
         now: float,
     ) -> Transcript:
         """Remember a response that can be continued.
 
         :param output: the finished items as the client saw them, in ``output_index`` order.
         :param account: the account that made it, or None for the gateway itself.
-        :param held_upstream: whether that account can know it by this id.
-        :param holder: the token of the connection that alone can continue it, or None.
+        :param at_account: what that account knows of it; None if it does not have it.
         :param now: unix seconds.
         """
         request, parent = self._request, self._parent
@@ -428,11 +463,13 @@ class TurnContinuity:
             output=tuple(output),
             account=account,
             store=request.store,
-            held_upstream=held_upstream,
+            held_upstream=at_account is not None,
             model=request.model,
             created_at=now,
             pinned_to=pinned_to,
-            holder=holder if held_upstream else None,
+            holder=None if at_account is None else at_account.holder,
+            upstream_id=None if at_account is None else at_account.id,
+            instructions=None if at_account is None else at_account.instructions,
         )
         transcript = Transcript(record, parent)
         self._conversations.add(transcript)
@@ -461,6 +498,9 @@ class TurnContinuity:
             return self._not_continued[name]
         if self._drops_encrypted:
             return "the upstream refused encrypted reasoning"
+        inherited = account.settings.instructions == "inherited"
+        if inherited and response.instructions != instructions_digest(self._request):
+            return "the instructions have changed, and the service keeps those before"
         if response.holder is not None:
             return None  # the setting and what was learned are about ids that the account has
         if account.settings.continuity == "replay":

@@ -43,7 +43,7 @@ from gateway.routing.selection import RouteRequest
 from gateway.turn.account_search import AccountSearch
 from gateway.turn.attempt import TurnAttempt
 from gateway.turn.context import EventSink, Resolution, Resolver, TurnContext, TurnServices
-from gateway.turn.continuity import TurnContinuity
+from gateway.turn.continuity import ResponseAtAccount, TurnContinuity
 from gateway.turn.response_metadata import ResponseMetadata, route_headers
 from gateway.turn.routed_request import SAME_ACCOUNT, RequestPhase, RoutedRequest
 
@@ -155,7 +155,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         self._estimate()
         self._drop_attempt("interrupted")
         account = attempt.account.name if attempt is not None else None
-        self._remember(response_id, response.items, account, held_upstream=False)
+        self._remember(response_id, response.items, account)
         self._close("incomplete", "interrupted")
 
     def abandon(self, error: ApiError) -> None:
@@ -329,12 +329,8 @@ class Turn(RoutedRequest[TurnAttempt]):
         self._log.outcome(outcome.status)
         continuity.learn(account, attempt.chosen)
         if outcome.status in _CONTINUABLE:
-            holder = attempt.exchange.holder
-            may_keep = holder is not None or continuity.may_keep(account)
-            held_upstream = not response.id_is_ours and may_keep
-            self._remember(
-                response.response_id, response.items, account.name, held_upstream, holder
-            )
+            at_account = continuity.at_account(account, response, attempt.exchange.holder)
+            self._remember(response.response_id, response.items, account.name, at_account)
         else:
             self.record.response_id = response.response_id
             self.error = outcome.error
@@ -443,7 +439,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         now = int(self._services.clock.seconds())
         self.record.route = ContextRoute.PREWARM.value
         self._relay(prewarm_events(self._new_response(response_id), now))
-        self._remember(response_id, [], None, held_upstream=False)
+        self._remember(response_id, [], None)
         self._close("completed", None)
 
     def _new_response(self, response_id: str) -> Members:
@@ -460,8 +456,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         response_id: str,
         raw_items: list[bytes],
         account: str | None,
-        held_upstream: bool,
-        holder: str | None = None,
+        at_account: ResponseAtAccount | None = None,
     ) -> None:
         self.record.response_id = response_id
         if self._search is None:
@@ -472,9 +467,7 @@ class Turn(RoutedRequest[TurnAttempt]):
                 if item.encrypted:
                     self._services.issuers.note(item.raw, account)
         now = self._services.clock.seconds()
-        self.recorded = self._continuity.record(
-            response_id, output, account, held_upstream, holder, now
-        )
+        self.recorded = self._continuity.record(response_id, output, account, at_account, now)
 
     def _estimate(self) -> None:
         """Count an estimated usage for a turn that ends before its usage is known."""

@@ -47,7 +47,6 @@ class WebSocketAccess:
     :param connect: makes the endpoint for a URL with the scheme ``http`` or ``https``.
     :param pool: the account's sockets.
     :ivar falls_back: whether turns may go over HTTP in place of a WebSocket.
-    :ivar continues_unstored: whether a socket continues responses that are not stored.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class WebSocketAccess:
         self.http = http
         self.pool = pool
         self.falls_back = settings.transport == "auto"
-        self.continues_unstored = settings.websocket.continues_unstored
         self._settings = settings
         self._connect = connect
         self._unavailable_until = 0.0
@@ -97,6 +95,11 @@ class WebSocketAccess:
             )
 
     # --- what sockets continue -------------------------------------------------------
+
+    def is_held_by_socket(self, turn: UpstreamTurn) -> bool:
+        """Whether the response to ``turn`` can be continued on its socket only."""
+        settings = self._settings.websocket
+        return settings.reuses_ids if turn.is_stored else settings.continues_unstored
 
     def holding(self, token: str) -> PooledSocket | None:
         """The socket that can continue the response of ``token``, and has shown that it does."""

@@ -358,7 +358,7 @@ class WebSocketExchange(SocketReceiver):
         headers = head.headers if socket.turns == 0 else {}
         self._answer = UpstreamAnswer(head.status, headers, b"")
         socket.begin(self)
-        if not self._turn.is_stored and self._access.continues_unstored:
+        if self._access.is_held_by_socket(self._turn):
             self._holder = socket.token
         socket.socket.send_message(self._message)
         self._receiver.upstream_connected()

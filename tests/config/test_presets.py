@@ -107,10 +107,16 @@ def test_whatever_the_entry_says_counts(preset: str) -> None:
         "store": "client",
         "strip": [],
         "tools": "as-sent",
+        "instructions": "as-sent",
         "background": False,
         "chat_completions": True,
         "transport": "websocket",
-        "websocket": {"beta": None, "continues_unstored": True, "max_age_minutes": 3},
+        "websocket": {
+            "beta": None,
+            "continues_unstored": True,
+            "max_age_minutes": 3,
+            "reuses_ids": False,
+        },
     }
     assert set(PRESETS[preset]) <= set(own), "this test must know every member of a preset"
     got = account(preset, **own)

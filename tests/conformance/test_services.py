@@ -12,6 +12,7 @@ from tests.support.checks import assert_error, completed
 from tests.support.events import error_body, user
 from tests.support.gateway import account
 from tests.support.upstream import Exchange, Script
+from tests.support.websocket_upstream import WebSocketUpstream, remembering
 
 pytestmark = pytest.mark.conformance
 
@@ -61,7 +62,7 @@ def test_10_77_the_chatgpt_backend_gets_what_it_takes(stage: Stage) -> None:
         exchange.answer(empty_output=True)
 
     upstream = stage.upstream(answer)
-    gateway = stage.gateway(account("chatgpt", upstream, preset="chatgpt"))
+    gateway = stage.gateway(account("chatgpt", upstream, preset="chatgpt", transport="http"))
     client = gateway.connect()
     first = completed(
         client.turn(
@@ -87,3 +88,26 @@ def test_10_77_the_chatgpt_backend_gets_what_it_takes(stage: Stage) -> None:
         assert not refused & set(request.body), "the backend refuses these"
         assert isinstance(request.body["input"], list)
     assert len(upstream.requests[1].input) == 3, "the whole transcript is replayed"
+
+
+def test_10_77_it_gets_the_same_over_a_websocket(stage: Stage) -> None:
+    upstream = WebSocketUpstream(remembering)
+    try:
+        gateway = stage.gateway(account("chatgpt", upstream, preset="chatgpt"))
+        client = gateway.connect()
+        members = {"temperature": 0.5, "max_output_tokens": 10, "user": "someone", "store": True}
+        first = completed(client.turn(model="m", input="hello", **members))
+        following = {"previous_response_id": first["id"], **members}
+        completed(client.turn(model="m", input=[user("more")], **following))
+        one, two = (request.body for request in upstream.requests)
+        for body in (one, two):
+            assert body["type"] == "response.create"
+            assert body["store"] is False
+            assert not {"temperature", "max_output_tokens", "user", "stream"} & set(body)
+            assert isinstance(body["input"], list)
+        assert two["previous_response_id"] == first["id"], "the socket continues its own response"
+        assert two["input"] == [user("more")]
+        beta = upstream.sockets[0].head.headers["openai-beta"]
+        assert beta == "responses_websockets=2026-02-06"
+    finally:
+        upstream.stop()
