@@ -107,7 +107,7 @@ def test_10_77_it_gets_the_same_over_a_websocket(stage: Stage) -> None:
             assert isinstance(body["input"], list)
         assert two["previous_response_id"] == first["id"], "the socket continues its own response"
         assert two["input"] == [user("more")]
-        beta = upstream.sockets[0].head.headers["openai-beta"]
+        beta = upstream.sockets[0].handshake.header("openai-beta")
         assert beta == "responses_websockets=2026-02-06"
     finally:
         upstream.stop()
