@@ -21,6 +21,7 @@ from gateway.upstream.endpoints import EgressEndpoints, EgressPath, EgressPaths
 from gateway.upstream.http import HttpTimeouts, HttpUpstream
 from gateway.upstream.websocket import WebSocketUpstream
 from gateway.upstream.websocket_access import WebSocketAccess
+from gateway.upstream.websocket_counts import SocketCounts
 from gateway.upstream.websocket_pool import SocketBudget, WebSocketPool
 
 _log = Logger(namespace="gateway.service")
@@ -44,6 +45,7 @@ class AccountRegistry:
         self._credentials = credentials
         self._paths = EgressPaths(reactor.seconds, settings.routing.cooldown_max_seconds)
         self._budget = SocketBudget(settings.limits.max_upstream_sockets)
+        self._socket_counts: dict[str, SocketCounts] = {}
         self._upstreams: dict[Account, HttpUpstream | WebSocketUpstream] = {}
         self._leaving: list[Account] = []
         self.accounts: list[Account] = []
@@ -83,6 +85,8 @@ class AccountRegistry:
         gone = [account for account in self.accounts if account not in configured]
         self._leaving += gone
         self.accounts = configured
+        for name in {*self._socket_counts}.difference(each.name for each in configured):
+            del self._socket_counts[name]
         return gone
 
     def add(
@@ -143,6 +147,7 @@ class AccountRegistry:
             settings.websocket.max_age_minutes * 60,
             settings.websocket.idle_minutes * 60,
             self._budget,
+            self._socket_counts.setdefault(settings.name, SocketCounts()),
         )
         return WebSocketUpstream(WebSocketAccess(self._reactor, settings, over_http, connect, pool))
 

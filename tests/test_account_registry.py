@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
@@ -16,6 +16,7 @@ from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.account import Account
 from gateway.routing.capabilities import CapabilityScope
 from gateway.upstream.http import HttpUpstream
+from gateway.upstream.websocket import WebSocketUpstream
 
 PROXY = "socks5://127.0.0.1:1080"
 
@@ -152,3 +153,25 @@ def break_proxy(account: Account) -> None:
     health = account._egress.health  # type: ignore[union-attr]
     while (attempt := health.attempt()) is not None:
         health.failed(attempt, "the proxy refused the connection")
+
+
+def test_counts_of_sockets_outlive_a_change_of_settings_but_not_the_account() -> None:
+    lists = Lists(settings_of("a", "b"))
+
+    def reload(*names: str, weight: int) -> list[WebSocketUpstream]:
+        wanted = [
+            replace(each, transport="auto", weight=weight) for each in settings_of(*names).accounts
+        ]
+        lists.reload(replace(lists.settings, accounts=tuple(wanted)))
+        upstreams = [lists[name].upstream for name in names]
+        assert all(isinstance(each, WebSocketUpstream) for each in upstreams)
+        return cast(list[WebSocketUpstream], upstreams)
+
+    first, other = reload("a", "b", weight=1)
+    first.access.pool.counts.opened = other.access.pool.counts.opened = 5
+    second, _ = reload("a", "b", weight=2)
+    assert second is not first
+    assert second.sockets().opened == 5
+    reload("a", weight=2)
+    _, again = reload("a", "b", weight=2)
+    assert again.sockets().opened == 0

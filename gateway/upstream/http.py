@@ -134,6 +134,9 @@ class HttpUpstream:
         """Whether it is the account's name: its responses are found over any connection."""
         return holder == self._name
 
+    def sockets(self) -> None:
+        """It has no WebSockets."""
+
     def secrets(self) -> Sequence[str]:
         """The current secrets of its credentials."""
         return self.credentials.secrets()

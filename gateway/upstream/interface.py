@@ -35,6 +35,31 @@ class UpstreamAnswer(NamedTuple):
     refusal: bytes
 
 
+class SocketFigures(NamedTuple):
+    """The WebSockets to one account.
+
+    :ivar in_use: those on which a response runs.
+    :ivar idle: open ones that are free.
+    :ivar opening: those that are being opened.
+    :ivar most: how many the account may have.
+    :ivar most_of_all: how many all accounts together may have.
+    :ivar opened: how many were opened so far.
+    :ivar lost: how many of them are gone, by reason; the reasons are few.
+    :ivar why_unavailable: why turns go over HTTP at present; None if a socket may be opened.
+    :ivar unavailable_until: when it is tried again, in unix seconds.
+    """
+
+    in_use: int
+    idle: int
+    opening: int
+    most: int
+    most_of_all: int
+    opened: int
+    lost: Mapping[str, int]
+    why_unavailable: str | None = None
+    unavailable_until: float | None = None
+
+
 class UpstreamReceiver(Protocol):
     """Gets an answer.  Nothing is delivered after the end, or after a cancel."""
 
@@ -125,6 +150,9 @@ class Upstream(Protocol):
         :param holder: what the response was recorded with: an account's name, or the token of
             a connection where responses live no longer than that.
         """
+
+    def sockets(self) -> SocketFigures | None:
+        """Its WebSockets; None if it is reached over HTTP only."""
 
     def without_secrets(self, text: bytes) -> bytes:
         """What the account answered, without its secrets: upstreams quote them in errors."""

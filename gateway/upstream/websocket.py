@@ -16,6 +16,7 @@ from gateway.upstream.interface import (
     BodyReceiver,
     EventReceiver,
     ForwardedRequest,
+    SocketFigures,
     UpstreamExchange,
 )
 from gateway.upstream.websocket_access import WebSocketAccess
@@ -53,6 +54,10 @@ class WebSocketUpstream:
     def holds(self, holder: str) -> bool:
         """Whether it is the account's name, or the token of a socket's latest response."""
         return self._http.holds(holder) or self.access.holding(holder) is not None
+
+    def sockets(self) -> SocketFigures:
+        """The counts of its WebSockets, and whether more can be had."""
+        return self.access.figures()
 
     def secrets(self) -> Sequence[str]:
         """The current secrets of its credentials."""

@@ -24,6 +24,7 @@ from gateway.protocol.websocket_messages import (
 )
 from gateway.upstream.errors import log_bug
 from gateway.upstream.http import HttpUpstream
+from gateway.upstream.interface import SocketFigures
 from gateway.upstream.websocket_client import Handshake, UpstreamSocket, dial
 from gateway.upstream.websocket_pool import PooledSocket, SocketKey, WebSocketPool
 
@@ -93,6 +94,15 @@ class WebSocketAccess:
                 seconds=seconds,
                 why=why,
             )
+
+    def figures(self) -> SocketFigures:
+        """The counts of the sockets, and whether more can be had."""
+        why = self.unavailable()
+        if why is None:
+            return self.pool.figures()
+        return self.pool.figures()._replace(
+            why_unavailable=why, unavailable_until=self._unavailable_until
+        )
 
     # --- what sockets continue -------------------------------------------------------
 

@@ -40,6 +40,7 @@ from gateway.upstream.websocket_client import (
     UpgradeRefused,
     UpstreamSocket,
 )
+from gateway.upstream.websocket_counts import SocketEnd
 from gateway.upstream.websocket_pool import PooledSocket, SocketReceiver
 
 #: What a paused turn keeps of its answer before the socket is not read any more, in bytes.
@@ -75,6 +76,7 @@ class _Lost(NamedTuple):
     """How the socket was lost while its last events are held back."""
 
     error: ApiError
+    why: SocketEnd
 
 
 class WebSocketExchange(SocketReceiver):
@@ -182,7 +184,7 @@ class WebSocketExchange(SocketReceiver):
         if self._http is not None:
             self._http.cancel()
         elif self._state is not _State.OVER:
-            self._drop("cancelled")
+            self._drop(SocketEnd.CANCELLED)
 
     def finish(self) -> None:
         """The terminal event was read: the socket is free."""
@@ -227,7 +229,7 @@ class WebSocketExchange(SocketReceiver):
             self._deliver(held)
         lost, self._lost = self._lost, None
         if lost is not None and self._is_running():
-            self._fail(lost.error)
+            self._fail(lost.error, lost.why)
 
     # --- opening a socket ------------------------------------------------------------
 
@@ -374,7 +376,8 @@ class WebSocketExchange(SocketReceiver):
             name = event[0]
             if ends_response(name):
                 if name in ERRORS and SOCKET_AT_ITS_END.encode() in payload:
-                    self._fail_or_hold(events, _lost("The upstream's WebSocket is at its end."))
+                    error = _lost("The upstream's WebSocket is at its end.")
+                    self._fail_or_hold(events, error, SocketEnd.CONNECTION_LIMIT)
                     return []
                 if name not in ERRORS or from_event(payload) is not None:
                     self._terminal = name
@@ -406,7 +409,7 @@ class WebSocketExchange(SocketReceiver):
         self._note_misses(events)
         self._receiver.upstream_events(events)
         if terminal and self._is_running() and not self._paused:
-            self._drop("not finished")
+            self._drop(SocketEnd.NOT_FINISHED)
             self._receiver.upstream_ended(None)
 
     def _note_misses(self, events: list[Event]) -> None:
@@ -436,7 +439,9 @@ class WebSocketExchange(SocketReceiver):
         refuses_input = self._state is _State.SENT and closed.code in (NORMAL, _TOO_BIG)
         self._fail_or_hold([], _unsuited(message) if refuses_input else _lost(message))
 
-    def _fail_or_hold(self, events: list[Event], error: ApiError) -> None:
+    def _fail_or_hold(
+        self, events: list[Event], error: ApiError, why: SocketEnd = SocketEnd.FAILED
+    ) -> None:
         """End with an error, after all events that came before it."""
         if events:
             if self._state is _State.SENT:
@@ -448,9 +453,9 @@ class WebSocketExchange(SocketReceiver):
         if not self._is_running():
             return
         if self._paused and self._held:
-            self._lost = _Lost(error)
+            self._lost = _Lost(error, why)
         else:
-            self._fail(error)
+            self._fail(error, why)
 
     # --- the end ---------------------------------------------------------------------
 
@@ -460,7 +465,7 @@ class WebSocketExchange(SocketReceiver):
         waited = timeouts.idle if streaming else timeouts.first_byte
         what = "sent no event" if streaming else "did not answer"
         message = f"The upstream {what} within {waited:g} seconds."
-        self._fail(ApiError.bad_gateway(message, "upstream_timeout"), "silence")
+        self._fail(ApiError.bad_gateway(message, "upstream_timeout"), SocketEnd.SILENCE)
 
     def _fail_inside(self, failure: Failure) -> None:
         """A bug of the gateway ends the exchange, which would wait for ever otherwise."""
@@ -468,11 +473,11 @@ class WebSocketExchange(SocketReceiver):
         if self._state is not _State.OVER:
             self._fail(ApiError.gateway_failed())
 
-    def _fail(self, error: ApiError, why: str = "failed") -> None:
+    def _fail(self, error: ApiError, why: SocketEnd = SocketEnd.FAILED) -> None:
         self._drop(why)
         self._receiver.upstream_ended(error)
 
-    def _drop(self, why: str) -> None:
+    def _drop(self, why: SocketEnd) -> None:
         socket, waiting = self._socket, self._waiting
         self._stop()
         if waiting is not None:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import enum
 import itertools
 import secrets
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 from twisted.internet.interfaces import IDelayedCall
 
 from gateway.protocol.websocket_messages import is_out_of_band, read_message
+from gateway.upstream.interface import SocketFigures
 from gateway.upstream.websocket_client import ClosedSocket, UpstreamSocket
+from gateway.upstream.websocket_counts import SocketCounts, SocketEnd, end_of_code
 
 #: How often idle sockets are looked through, in seconds; the age of one is looked at, too, when it
 #: is used.
@@ -110,14 +111,14 @@ class PooledSocket:
             self._enter(SocketUse.IDLE)
             self._pool.freed(self)
 
-    def drop(self, why: str) -> None:
+    def drop(self, why: SocketEnd) -> None:
         """Close it at once: what runs on it is given up."""
         self.receiver = None
         if self.use is not SocketUse.GONE:
             self._leave(why)
             self.socket.drop()
 
-    def close(self, why: str) -> None:
+    def close(self, why: SocketEnd) -> None:
         """Close it, between two responses."""
         if self.use is not SocketUse.GONE:
             self._leave(why)
@@ -138,13 +139,13 @@ class PooledSocket:
             if self.use is SocketUse.GONE:
                 return
             if message is None or not is_out_of_band(message[0]):
-                self.close("unexpected message")
+                self.close(SocketEnd.UNEXPECTED_MESSAGE)
 
     def socket_closed(self, closed: ClosedSocket) -> None:
         """The socket is lost."""
         receiver, self.receiver = self.receiver, None
         if self.use is not SocketUse.GONE:
-            self._leave(f"closed {closed.code}")
+            self._leave(end_of_code(closed.code))
         if receiver is not None:
             receiver.socket_closed(closed)
 
@@ -152,9 +153,9 @@ class PooledSocket:
         """A ping was not answered: if a response runs, what comes of it decides."""
         self.is_silent = True
         if self.use is SocketUse.IDLE:
-            self.drop("no pong")
+            self.drop(SocketEnd.NO_PONG)
 
-    def _leave(self, why: str) -> None:
+    def _leave(self, why: SocketEnd) -> None:
         self._enter(SocketUse.GONE)
         self._pool.left(self, why)
 
@@ -207,7 +208,7 @@ class SocketBudget:
         idle = [found for pool in self._pools if (found := pool.longest_idle()) is not None]
         if not idle:
             return False
-        min(idle, key=lambda each: each.used_at).close("room for another")
+        min(idle, key=lambda each: each.used_at).close(SocketEnd.ROOM)
         return True
 
 
@@ -218,8 +219,7 @@ class WebSocketPool:
     :param most: how many sockets the account may have.
     :param max_age_seconds: how old a socket may be when a turn begins on it.
     :param idle_seconds: how long an idle one is kept.
-    :ivar opened: how many were opened.
-    :ivar lost: how many are gone, by reason.
+    :param counts: of the account's sockets so far; it may have some of an earlier pool.
     """
 
     def __init__(
@@ -229,6 +229,7 @@ class WebSocketPool:
         max_age_seconds: float,
         idle_seconds: float,
         budget: SocketBudget,
+        counts: SocketCounts | None = None,
     ) -> None:
         self._reactor = reactor
         self.now: Callable[[], float] = reactor.seconds
@@ -240,8 +241,7 @@ class WebSocketPool:
         self._of_key: dict[SocketKey, list[PooledSocket]] = {}
         self._dialing = 0
         self._sweeping: IDelayedCall | None = None
-        self.opened = 0
-        self.lost: Counter[str] = Counter()
+        self.counts = counts or SocketCounts()
         budget.join(self)
 
     # --- counts ----------------------------------------------------------------------
@@ -265,6 +265,19 @@ class WebSocketPool:
     def spares(self) -> int:
         """Sockets that were not used yet."""
         return sum(each.key is None for each in self._sockets.values())
+
+    def figures(self) -> SocketFigures:
+        """All counts."""
+        busy, counts = self.busy, self.counts
+        return SocketFigures(
+            in_use=busy,
+            idle=len(self._sockets) - busy,
+            opening=self._dialing,
+            most=self.most,
+            most_of_all=self._budget.most,
+            opened=counts.opened,
+            lost={end.value: count for end, count in counts.lost.items()},
+        )
 
     # --- finding one -----------------------------------------------------------------
 
@@ -316,7 +329,7 @@ class WebSocketPool:
             idle = self.longest_idle()
             if idle is None:
                 return False
-            idle.close("room for another")
+            idle.close(SocketEnd.ROOM)
         if not self._budget.makes_room():
             return False
         self._dialing += 1
@@ -332,7 +345,7 @@ class WebSocketPool:
         :param key: whose it is; None for a spare one.
         """
         self._dialing -= 1
-        self.opened += 1
+        self.counts.opened += 1
         pooled = PooledSocket(self, socket, key, is_private)
         self._sockets[pooled.name] = pooled
         if key is not None:
@@ -349,11 +362,11 @@ class WebSocketPool:
     def freed(self, socket: PooledSocket) -> None:
         """A response has ended on ``socket``."""
         if socket.is_silent:
-            socket.close("no pong")
+            socket.close(SocketEnd.NO_PONG)
 
-    def left(self, socket: PooledSocket, why: str) -> None:
+    def left(self, socket: PooledSocket, why: SocketEnd) -> None:
         """``socket`` is gone."""
-        self.lost[why] += 1
+        self.counts.lost[why] += 1
         self._sockets.pop(socket.name, None)
         self._forget_key(socket)
 
@@ -366,9 +379,9 @@ class WebSocketPool:
             sweeping.cancel()
         for each in list(self._sockets.values()):
             if each.use is SocketUse.IDLE:
-                each.close("account closed")
+                each.close(SocketEnd.ACCOUNT_CLOSED)
             else:
-                each.drop("account closed")
+                each.drop(SocketEnd.ACCOUNT_CLOSED)
 
     def sockets(self) -> Iterator[PooledSocket]:
         """All of them."""
@@ -389,9 +402,9 @@ class WebSocketPool:
         for each in list(self._sockets.values()):
             if each.use is SocketUse.IDLE:
                 if now - each.opened_at >= self.max_age_seconds:
-                    each.close("age")
+                    each.close(SocketEnd.AGE)
                 elif now - each.used_at >= self._idle_seconds:
-                    each.close("idle")
+                    each.close(SocketEnd.IDLE)
         self._sweeping = None
         if self._sockets:
             self._sweeping = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)

@@ -104,6 +104,9 @@ class CallingUpstream:
         self.calls.append(FakeCall(call, receiver))
         return self.calls[-1]
 
+    def sockets(self) -> None:
+        """It has none."""
+
     def holds(self, holder: str) -> bool:
         return holder == self.name
 

@@ -27,7 +27,12 @@ from gateway.state.durable_conversations import NoRecall
 from gateway.turn.context import Resolution, Resolver, TurnContext, TurnServices
 from gateway.turn.turn import Turn
 from gateway.turn.turn_log import TurnLog
-from gateway.upstream.interface import EventReceiver, ForwardedRequest, UpstreamAnswer
+from gateway.upstream.interface import (
+    EventReceiver,
+    ForwardedRequest,
+    SocketFigures,
+    UpstreamAnswer,
+)
 from tests.support.events import Json
 from tests.support.sse import ServerSentEvent
 
@@ -112,12 +117,16 @@ class FakeUpstream:
         self.name = name
         self.exchanges: list[FakeExchange] = []
         self.answer: Any = None
+        self.figures: SocketFigures | None = None
 
     def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> FakeExchange:
         exchange = FakeExchange(turn, receiver)
         exchange.play = self.answer
         self.exchanges.append(exchange)
         return exchange
+
+    def sockets(self) -> SocketFigures | None:
+        return self.figures
 
     def holds(self, holder: str) -> bool:
         return holder == self.name
