@@ -83,12 +83,17 @@ def _of_state(account: Json) -> Json:
     return {name: account[name] for name in _STATE if name in account}
 
 
+_WEBSOCKETS = fields(
+    {"lost": counts, "unavailable": chosen(lambda each: each["until"] or 0.0)}, total
+)
+
 _ACCOUNT = fields(
     {
         "in_flight": total,
         "turns": total,
         "failures": total,
         "errors": counts,
+        "websockets": _WEBSOCKETS,
         "pinned": most,
         "models": listed(named("model"), chosen(lambda each: each["until"] or 0.0)),
         "windows": listed(named("name"), _QUOTA),
@@ -168,6 +173,9 @@ def marked(part: Json, worker: str) -> Json:
         "alarms": [{**each, "workers": [worker]} for each in part["alarms"]],
     }
 
+
+#: The sockets of a process that has ended.
+_NO_WEBSOCKETS = {"in_use": 0, "idle": 0, "opening": 0, "most": 0, "unavailable": None}
 
 #: The part of no process.
 _NO_TIMES = [0] * (len(MILLISECONDS) + 1)
@@ -289,7 +297,10 @@ def _presented_alarm(alarm: Json, workers: Sequence[str]) -> Json:
 def remains(part: Json) -> Json:
     """What stays of a worker that has ended: its counts."""
     accounts = (
-        {name: each[name] for name in ("name", "turns", "failures", "errors")}
+        {
+            **{name: each[name] for name in ("name", "turns", "failures", "errors")},
+            "websockets": each["websockets"] and {**each["websockets"], **_NO_WEBSOCKETS},
+        }
         for each in part["accounts"]
     )
     # The turns of keys are counted for all workers, and live on.

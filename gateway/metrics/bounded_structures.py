@@ -11,6 +11,7 @@ from typing import NamedTuple
 from gateway.api_keys.keys import MAX_ADDRESSES as MAX_UNKNOWN_CLIENTS
 from gateway.api_keys.keys import KeyRing
 from gateway.metrics.turns import MAX_MODELS, MAX_NAMES, TurnMetrics
+from gateway.routing.account import Account
 from gateway.routing.health import MAX_MODELS as MAX_LIMITED_MODELS
 from gateway.routing.model_catalog import MAX_CATALOGUES, ModelCatalog
 from gateway.routing.router import MAX_MODELS as MAX_POOL_MODELS
@@ -20,6 +21,7 @@ from gateway.state.keeper import StateFigures, nothing_kept
 from gateway.turn.context import TurnServices
 from gateway.turn.turn_log import RING
 from gateway.upstream.http import HttpUpstream
+from gateway.upstream.websocket import WebSocketUpstream
 
 #: The memory of one entry in bytes, as measured where each structure is defined.
 _BINDING_BYTES = 290
@@ -115,12 +117,19 @@ class BoundedStructures:
         limited = sum(len(account.health.snapshot()["models"]) for account in accounts)
         most = MAX_LIMITED_MODELS * len(accounts)
         yield BoundedStructure("models at rest", limited, most, "models of accounts")
-        upstreams = [
-            account.upstream for account in accounts if isinstance(account.upstream, HttpUpstream)
-        ]
+        by_http = map(_over_http, accounts)
+        upstreams = [upstream for upstream in by_http if upstream is not None]
         kept = sum(upstream.kept for upstream in upstreams)
         most = sum(upstream.max_kept for upstream in upstreams)
         yield BoundedStructure("idle upstream connections", kept, most, "connections")
+        by_socket = [account.upstream.sockets() for account in accounts]
+        sockets = [figures for figures in by_socket if figures is not None]
+        opened = sum(each.in_use + each.idle + each.opening for each in sockets)
+        most = min(
+            sum(each.most for each in sockets),
+            max((each.most_of_all for each in sockets), default=0),
+        )
+        yield BoundedStructure("upstream websockets", opened, most, "sockets")
         models, catalogues = pool.models_remembered, len(self._catalogues)
         yield BoundedStructure("models of the pool", models, MAX_POOL_MODELS, "models")
         yield BoundedStructure("model catalogues", catalogues, MAX_CATALOGUES, "catalogues")
@@ -130,6 +139,14 @@ class BoundedStructures:
         yield BoundedStructure("models counted", len(turns.models), MAX_MODELS + 2, "models")
         yield BoundedStructure("accounts counted", len(turns.accounts), MAX_NAMES + 1, "accounts")
         yield BoundedStructure("keys and models counted", len(turns.uses), None, "pairs")
+
+
+def _over_http(account: Account) -> HttpUpstream | None:
+    """The account's side over HTTP, which it has beside its WebSockets, too."""
+    upstream = account.upstream
+    if isinstance(upstream, WebSocketUpstream):
+        return upstream.access.http
+    return upstream if isinstance(upstream, HttpUpstream) else None
 
 
 def _counted(name: str, size: int, bound: int, unit: str, each: int) -> BoundedStructure:

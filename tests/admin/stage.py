@@ -25,6 +25,7 @@ from gateway.server.drain import Drain
 from gateway.server.websocket import ResponsesFactory
 from gateway.state.keeper import StateFigures
 from gateway.state.write_behind import WriteFigures
+from gateway.upstream.interface import SocketFigures
 from gateway.upstream.proxy import UnavailableProxy
 from tests.turn.fakes import World
 
@@ -32,6 +33,19 @@ TOKEN = "t0ken"
 BEARER = f"authorization: Bearer {TOKEN}"
 OWN = "origin: http://localhost:8081"
 
+
+#: An account whose service takes no WebSocket at present.
+SOCKETS = SocketFigures(
+    in_use=2,
+    idle=3,
+    opening=1,
+    most=50,
+    most_of_all=1000,
+    opened=20,
+    lost={"age": 10, "closed 1006": 4},
+    why_unavailable="it answered the upgrade with 426",
+    unavailable_until=1_800_000_600.0,
+)
 
 #: A state that is kept well.
 WRITES = WriteFigures(3, 900, 1 << 26, 40, 0, 5, 0.25, 1000.0, None, None)

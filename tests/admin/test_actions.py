@@ -96,6 +96,9 @@ class Upstream:
         self.receiver = receiver
         return self
 
+    def sockets(self) -> None:
+        """It has none."""
+
     def start(self) -> None:
         self.play(self.receiver)
 

@@ -167,6 +167,9 @@ class Upstream:
         self.asked += 1
         return self
 
+    def sockets(self) -> None:
+        """It has none."""
+
     def start(self) -> None:
         """Nothing is answered."""
 

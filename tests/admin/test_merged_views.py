@@ -14,10 +14,20 @@ from gateway.admin import merged_views
 from gateway.admin.merged_views import NOTHING, PART, REMAINS, marked, presented, remains, whole
 from gateway.admin.merging import merged
 from gateway.admin.views.overview import current, part
-from tests.admin.stage import Admin
+from tests.admin.stage import SOCKETS, Admin
 from tests.metrics.test_turns import attempt, turn
 
 Json = dict[str, Any]
+
+OPEN = SOCKETS._replace(
+    in_use=1,
+    idle=0,
+    opening=0,
+    opened=2,
+    lost={"closed 1006": 1},
+    why_unavailable=None,
+    unavailable_until=None,
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +74,37 @@ def test_figures_are_sums_and_states_are_by_rule(parts: list[Json]) -> None:
     assert shown["drain"]["state"] == "draining"
     assert "counted" not in shown
     assert parts == before, "merging changed what workers said"
+
+
+def test_websockets_are_those_of_all_workers() -> None:
+    admins = [Admin() for _ in range(3)]
+    for admin, figures in zip(admins, (SOCKETS, OPEN, None), strict=True):
+        admin.world.upstreams["a"].figures = figures
+    parts = [part(admin.running) for admin in admins]
+    found = whole({str(number): each for number, each in enumerate(parts)})["accounts"]
+    assert found[0]["websockets"] == {
+        "in_use": 3,
+        "idle": 3,
+        "opening": 1,
+        "most": 100,
+        "opened": 22,
+        "lost": {"age": 10, "closed 1006": 5},
+        "unavailable": {"why": "it answered the upgrade with 426", "until": 1_800_000_600.0},
+    }
+    assert found[1]["websockets"] is None
+
+
+def test_the_sockets_of_ended_processes_are_counted_and_not_there() -> None:
+    admin = Admin()
+    admin.world.upstreams["a"].figures = SOCKETS
+    left = merged(REMAINS, [remains(part(admin.running))])
+    for figures, opened in ((OPEN, 22), (None, 20)):
+        other = Admin()
+        other.world.upstreams["a"].figures = figures
+        shown = merged_views.with_remains(whole({"0": part(other.running)}), left)
+        sockets = shown["accounts"][0]["websockets"]
+        assert sockets["opened"] == opened
+        assert (sockets["in_use"], sockets["unavailable"]) == (int(figures is OPEN), None)
 
 
 def test_percentiles_are_those_of_all_values() -> None:

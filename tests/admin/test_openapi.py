@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from gateway.admin.api import DESCRIPTION
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import read_windows
-from tests.admin.stage import BEARER, TOKEN, Admin
+from tests.admin.stage import BEARER, SOCKETS, TOKEN, Admin
 from tests.admin.test_actions import answers, probe
 from tests.admin.test_live import events, listen
 from tests.support.events import text_item, turn_events, user
@@ -50,6 +50,7 @@ def busy() -> Admin:
     first = admin.world.completed([user("hi")], turn_events([text_item()], "resp_1"))
     events = turn_events([text_item()], "resp_2", previous_response_id="resp_1")
     admin.world.completed([user("x")], events, parent=first)
+    admin.world.upstreams["b"].figures = SOCKETS
     health = admin.world.accounts["b"].health
     health.refused("gpt-5", Fault(FaultKind.MODEL_REFUSED, "no", None))
     health.refused(None, Fault(FaultKind.EXHAUSTED, "used up", None))

@@ -12,7 +12,7 @@ from gateway.metrics.collector import STEP_SECONDS, STEPS, History, MetricsColle
 from gateway.metrics.turns import TurnMetrics
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.upstream.proxy import UnavailableProxy
-from tests.admin.stage import Admin, Way
+from tests.admin.stage import SOCKETS, Admin, Way
 from tests.metrics.test_turns import attempt, turn
 
 
@@ -264,3 +264,17 @@ def test_a_series_that_begins_late_is_as_long_as_the_others() -> None:
     history.step(5.0, {"connections": 1})
     history.step(10.0, {"connections": 1, "lanes": 2})
     assert history.shown()["series"]["lanes"] == [None, 2]
+
+
+def test_websockets_to_accounts_are_bounded_by_each_and_by_all(
+    admin: Admin, collector: MetricsCollector
+) -> None:
+    def register() -> dict[str, Any]:
+        found = {each["name"]: each for each in collector.bounded_structures()}
+        return found["upstream websockets"]
+
+    assert (register()["size"], register()["bound"]) == (0, 0), "all accounts have HTTP only"
+    admin.world.upstreams["a"].figures = SOCKETS
+    assert (register()["size"], register()["bound"]) == (6, 50)
+    admin.world.upstreams["b"].figures = SOCKETS._replace(most=2000)
+    assert (register()["size"], register()["bound"]) == (12, 1000)

@@ -16,6 +16,9 @@ from gateway.routing.router import AccountPool
 #: Conversations that are counted by account; more would stop the streams for too long.
 _COUNTED = 20_000
 
+#: Bound on a reason from an upstream, in characters.
+_MAX_WHY = 300
+
 #: Actions that an account in each state allows, besides those that are always allowed.
 _ACTIONS = {
     AccountState.DISABLED: ("resume",),
@@ -51,6 +54,8 @@ def account(running: RunningGateway, account: Account) -> dict[str, Any]:
         "max_in_flight": settings.max_in_flight,
         "turns": account.turns,
         "failures": account.failures,
+        "transport": settings.transport,
+        "websockets": websockets(account),
         **running.metrics.account(account.name),
         "continuity": {"setting": settings.continuity, "learned": account.learned.continuity()},
         "learned": account.learned.shown(),
@@ -62,6 +67,26 @@ def account(running: RunningGateway, account: Account) -> dict[str, Any]:
             *_ACTIONS.get(account.health.state, _ACTIONS_IN_SERVICE),
             *_ACTIONS_ALWAYS,
         ],
+    }
+
+
+def websockets(account: Account) -> dict[str, Any] | None:
+    """The account's WebSockets; None if it is reached over HTTP only.
+
+    ``{in_use, idle, opening, most, opened, lost: {reason: count}, unavailable: {why, until}}``.
+    """
+    found = account.upstream.sockets()
+    if found is None:
+        return None
+    why, until = found.why_unavailable, found.unavailable_until
+    return {
+        "in_use": found.in_use,
+        "idle": found.idle,
+        "opening": found.opening,
+        "most": found.most,
+        "opened": found.opened,
+        "lost": dict(found.lost),
+        "unavailable": None if why is None else {"why": why[:_MAX_WHY], "until": until},
     }
 
 
