@@ -32,6 +32,7 @@ class AccountRegistry:
 
     :param credentials: makes the credentials of an account from its settings, the reactor, and a
         client that reaches its token endpoint.
+    :ivar socket_budget: the bound on the WebSockets of all accounts.
     :ivar accounts: those in service, in the operator's order.
     """
 
@@ -44,7 +45,7 @@ class AccountRegistry:
         self._reactor = reactor
         self._credentials = credentials
         self._paths = EgressPaths(reactor.seconds, settings.routing.cooldown_max_seconds)
-        self._budget = SocketBudget(settings.limits.max_upstream_sockets)
+        self.socket_budget = SocketBudget(settings.limits.max_upstream_sockets)
         self._socket_counts: dict[str, SocketCounts] = {}
         self._upstreams: dict[Account, HttpUpstream | WebSocketUpstream] = {}
         self._leaving: list[Account] = []
@@ -64,9 +65,12 @@ class AccountRegistry:
             self._paths.cap_cooldowns(cooldown_max)
             for present in self.accounts:
                 present.health.cap_cooldowns(cooldown_max)
-        self._budget.most = settings.limits.max_upstream_sockets
+        self.socket_budget.most = settings.limits.max_upstream_sockets
         for present in self.accounts:
             present.learned.forget()
+            upstream = self._upstreams[present]
+            if isinstance(upstream, WebSocketUpstream):
+                upstream.access.forget()
         if not settings.accounts:
             return []
         same_timeouts = before is not None and settings.timeouts == before.timeouts
@@ -146,7 +150,7 @@ class AccountRegistry:
             settings.websocket.max_sockets,
             settings.websocket.max_age_minutes * 60,
             settings.websocket.idle_minutes * 60,
-            self._budget,
+            self.socket_budget,
             self._socket_counts.setdefault(settings.name, SocketCounts()),
         )
         return WebSocketUpstream(WebSocketAccess(self._reactor, settings, over_http, connect, pool))

@@ -104,6 +104,11 @@ class WebSocketAccess:
             why_unavailable=why, unavailable_until=self._unavailable_until
         )
 
+    def forget(self) -> None:
+        """Try everything again: the service may have changed."""
+        self._unavailable_until = self._mistrusted_until = 0.0
+        self._misses = 0
+
     # --- what sockets continue -------------------------------------------------------
 
     def is_held_by_socket(self, turn: UpstreamTurn) -> bool:

@@ -149,17 +149,17 @@ class WebSocketExchange(SocketReceiver):
         """Find a socket, or open one, and send the turn."""
         access, turn = self._access, self._turn
         self._deadline.start(access.http.timeouts.first_byte)
-        is_too_large = len(self._message) > MAX_REQUEST_BYTES
+        unsuited = turn.request.background or len(self._message) > MAX_REQUEST_BYTES
         if turn.holder is not None:
             held = access.holding(turn.holder)
-            if is_too_large:
-                self._fail(_unsuited("The request is too large for a WebSocket."))
+            if unsuited:
+                self._fail(_unsuited("A WebSocket cannot carry this request."))
             elif held is None:
                 self._fail(_lost("The WebSocket with the previous response is gone."))
             else:
                 self._send(held)
             return
-        if is_too_large:
+        if unsuited:
             self._go_by_http()
             return
         free = access.pool.take(access.key_of(turn))
