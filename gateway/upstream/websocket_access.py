@@ -25,13 +25,22 @@ from gateway.protocol.websocket_messages import (
 from gateway.upstream.errors import log_bug
 from gateway.upstream.http import HttpUpstream
 from gateway.upstream.interface import SocketFigures
-from gateway.upstream.websocket_client import Handshake, UpstreamSocket, dial
+from gateway.upstream.websocket_client import (
+    POLICY_VIOLATION,
+    ClosedSocket,
+    Handshake,
+    UpstreamSocket,
+    dial,
+)
 from gateway.upstream.websocket_pool import PooledSocket, SocketKey, WebSocketPool
 
 #: How long a service that takes no WebSocket is not asked again, and one that could not be
 #: reached by it, in seconds.
 _NO_WEBSOCKET_SECONDS = 600.0
 _UNREACHABLE_SECONDS = 30.0
+
+#: Sockets in a row that may be lost before HTTP is used for a while.
+_MOST_LOSSES = 3
 
 #: Misses in a row on sockets that should have known the response, after which their responses are
 #: not continued for a while, in seconds.
@@ -67,6 +76,7 @@ class WebSocketAccess:
         self._unavailable_until = 0.0
         self._why_unavailable: str | None = None
         self._misses = 0
+        self._losses = 0
         self._mistrusted_until = 0.0
         self._filling: Deferred[Any] | None = None
 
@@ -108,6 +118,24 @@ class WebSocketAccess:
         """Try everything again: the service may have changed."""
         self._unavailable_until = self._mistrusted_until = 0.0
         self._misses = 0
+
+    def lost(self, closed: ClosedSocket, answered: bool) -> None:
+        """A socket was lost while a response ran on it.
+
+        Several in a row, with no response between them, mean that sockets do not work now.  So does
+        a first one with 1008: ChatGPT's backend refuses accounts by that after it has answered 101.
+
+        :param answered: whether an event had come.
+        """
+        self._losses += 1
+        refused = closed.code == POLICY_VIOLATION and not answered
+        if refused or self._losses >= _MOST_LOSSES:
+            self._losses = 0
+            self.could_not_open(None, f"WebSockets are closed while they are used ({closed})")
+
+    def served(self) -> None:
+        """A response has ended in order."""
+        self._losses = 0
 
     # --- what sockets continue -------------------------------------------------------
 

@@ -52,6 +52,7 @@ _CLOSE_SECONDS = 2.0
 #: Close codes (RFC 6455 §7.4.1).
 NORMAL = 1000
 NO_STATUS = 1005
+POLICY_VIOLATION = 1008
 ABNORMAL = 1006
 
 _log = Logger(namespace="gateway.upstream")

@@ -195,6 +195,7 @@ class WebSocketExchange(SocketReceiver):
             socket = self._socket
             self._stop()
             assert socket is not None
+            self._access.served()
             socket.finish(self._holder is not None)
         else:
             self.cancel()
@@ -437,7 +438,11 @@ class WebSocketExchange(SocketReceiver):
         message = f"The upstream's WebSocket closed before the response had ended: {said}."
         # Without an answer these mean that the input is refused; over HTTP the reason is given.
         refuses_input = self._state is _State.SENT and closed.code in (NORMAL, _TOO_BIG)
-        self._fail_or_hold([], _unsuited(message) if refuses_input else _lost(message))
+        if refuses_input:
+            self._fail_or_hold([], _unsuited(message))
+        else:
+            self._access.lost(said, answered=self._state is _State.STREAMING)
+            self._fail_or_hold([], _lost(message))
 
     def _fail_or_hold(
         self, events: list[Event], error: ApiError, why: SocketEnd = SocketEnd.FAILED
