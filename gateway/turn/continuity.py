@@ -428,13 +428,17 @@ class TurnContinuity:
 
     def learn(self, account: Account, plan: ContextPlan) -> None:
         """``account`` answered ``plan``: learn whether it continues responses."""
-        response = self._chained_to
-        if response is None or response.account != account.name or response.holder is not None:
-            return  # what a socket continues says nothing about the account
-        if plan.route is ContextRoute.CHAINED:
+        response, name = self._chained_to, account.name
+        if response is None or response.account != name:
+            return
+        chained = plan.route is ContextRoute.CHAINED
+        if response.holder is not None:  # what a socket continues says nothing about the account
+            if chained or (name in self._not_continued and name not in self._socket_failures):
+                account.upstream.continued(chained)
+        elif chained:
             account.learned.continued(response.store)
-        elif account.name in self._not_continued:
-            account.learned.refused(response, self._not_continued[account.name])
+        elif name in self._not_continued:
+            account.learned.refused(response, self._not_continued[name])
 
     def record(
         self,

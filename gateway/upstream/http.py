@@ -30,12 +30,7 @@ from gateway.protocol.errors import ApiError
 from gateway.protocol.response_body import NotAResponse, ResponseBody
 from gateway.protocol.sse import EventStreamParser, EventTooLarge
 from gateway.protocol.upstream_request import UpstreamTurn, build_body, build_headers
-from gateway.upstream.agent import (
-    abandon,
-    connection_pool,
-    headers_of,
-    http_client,
-)
+from gateway.upstream.agent import abandon, connection_pool, headers_of, http_client
 from gateway.upstream.endpoints import EgressPath
 from gateway.upstream.errors import connection_went_stale, log_bug, upstream_failure
 from gateway.upstream.interface import (
@@ -129,6 +124,9 @@ class HttpUpstream:
     def forward(self, request: ForwardedRequest, receiver: BodyReceiver) -> ForwardedExchange:
         """Prepare a request that is sent as it is."""
         return ForwardedExchange(self, request, receiver)
+
+    def continued(self, was: bool) -> None:
+        """Connections keep no responses."""
 
     def holds(self, holder: str) -> bool:
         """Whether it is the account's name: its responses are found over any connection."""

@@ -154,6 +154,12 @@ class Upstream(Protocol):
     def sockets(self) -> SocketFigures | None:
         """Its WebSockets; None if it is reached over HTTP only."""
 
+    def continued(self, was: bool) -> None:
+        """Whether a connection continued a response that it should have had.
+
+        :param was: false if the whole context was sent again, and answered.
+        """
+
     def without_secrets(self, text: bytes) -> bytes:
         """What the account answered, without its secrets: upstreams quote them in errors."""
 

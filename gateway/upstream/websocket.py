@@ -59,6 +59,13 @@ class WebSocketUpstream:
         """The counts of its WebSockets, and whether more can be had."""
         return self.access.figures()
 
+    def continued(self, was: bool) -> None:
+        """Learn whether sockets continue what is not stored."""
+        if was:
+            self.access.continued()
+        else:
+            self.access.missed()
+
     def secrets(self) -> Sequence[str]:
         """The current secrets of its credentials."""
         return self._http.secrets()

@@ -407,21 +407,10 @@ class WebSocketExchange(SocketReceiver):
 
     def _deliver(self, events: list[Event]) -> None:
         terminal = self._terminal
-        self._note_misses(events)
         self._receiver.upstream_events(events)
         if terminal and self._is_running() and not self._paused:
             self._drop(SocketEnd.NOT_FINISHED)
             self._receiver.upstream_ended(None)
-
-    def _note_misses(self, events: list[Event]) -> None:
-        """Whether the socket knew the response it should have."""
-        if self._turn.holder is None or not self._terminal:
-            return
-        name, payload = events[-1]
-        if name not in ERRORS:
-            self._access.continued()
-        elif b"previous_response" in payload:
-            self._access.missed()
 
     def _hold(self, events: list[Event]) -> None:
         self._held += events

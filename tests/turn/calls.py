@@ -110,6 +110,9 @@ class CallingUpstream:
     def holds(self, holder: str) -> bool:
         return holder == self.name
 
+    def continued(self, was: bool) -> None:
+        """Nothing to learn."""
+
     def without_secrets(self, said: bytes) -> bytes:
         return said.replace(b"sk-secret", b"*")
 

@@ -118,6 +118,8 @@ class FakeUpstream:
         self.exchanges: list[FakeExchange] = []
         self.answer: Any = None
         self.figures: SocketFigures | None = None
+        self.continuations: list[bool] = []
+        self.held: set[str] = set()
 
     def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> FakeExchange:
         exchange = FakeExchange(turn, receiver)
@@ -129,7 +131,10 @@ class FakeUpstream:
         return self.figures
 
     def holds(self, holder: str) -> bool:
-        return holder == self.name
+        return holder == self.name or holder in self.held
+
+    def continued(self, was: bool) -> None:
+        self.continuations.append(was)
 
     def without_secrets(self, said: bytes) -> bytes:
         return said.replace(b"sk-secret", b"*")

@@ -34,11 +34,17 @@ LIMIT = ApiError(429, "rate_limit_error", "Slow down.", "rate_limit_exceeded")
 DOWN = ApiError.bad_gateway("The upstream refused the connection.")
 
 
-def with_call(world: World, **members: Any) -> Transcript:
-    """A first turn that ended with a call of a tool."""
-    return world.completed(
-        [user("list files")], turn_events([call_item("call_1")], "resp_1"), **members
-    )
+def with_call(world: World, holder: str | None = None, **members: Any) -> Transcript:
+    """A first turn that ended with a call of a tool.
+
+    :param holder: the connection that has it.
+    """
+    turn = world.turn([user("list files")], **members)
+    turn.start()
+    world.exchanges()[-1].holder = holder
+    world.exchanges()[-1].sends(*turn_events([call_item("call_1")], "resp_1"))
+    assert turn.recorded is not None, f"expected a completed turn, got {world.sink.types}"
+    return turn.recorded
 
 
 def test_a_root_goes_out_with_the_clients_own_input() -> None:
@@ -118,6 +124,35 @@ def test_an_answer_that_does_not_echo_the_id_is_dropped_and_replayed(echo: str |
     assert turn.recorded is not None
     assert turn.recorded.record.id == "resp_2"
     assert turn.record.attempts[0].outcome == "did not continue the previous response"
+    world.check_rest()
+
+
+@pytest.mark.parametrize("refusal", [NOT_FOUND, ORPHAN, None], ids=str)
+def test_a_connection_that_forgets_is_no_matter_of_the_account(refusal: ApiError | None) -> None:
+    """Its transport is told, once the replay was answered; None: the id is ignored."""
+    world = World()
+    upstream = world.upstreams["a"]
+    upstream.held = {"socket/1", "socket/2"}
+    parent = with_call(world, store=False, holder="socket/1")
+    turn = world.turn([call_output("call_1")], parent, store=False)
+    turn.start()
+    first = world.exchanges()[-1]
+    if refusal is None:
+        first.sends(*turn_events([text_item()], "resp_x"))
+    else:
+        first.ends(refusal)
+    replay = world.exchanges()[-1]
+    replay.holder = "socket/2"
+    assert upstream.continuations == []
+    replay.sends(*turn_events([text_item()], "resp_2"))
+    assert upstream.continuations == [False]
+    third = world.turn([user("and?")], turn.recorded, store=False)
+    third.start()
+    world.exchanges()[-1].sends(
+        *turn_events([text_item()], "resp_3", previous_response_id="resp_2")
+    )
+    assert upstream.continuations == [False, True]
+    assert world.accounts["a"].learned.continuity() == {"store": "unknown", "no_store": "unknown"}
     world.check_rest()
 
 
