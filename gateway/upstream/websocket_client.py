@@ -402,20 +402,20 @@ class UpstreamSocket(ExtensibleWebSocketClient):
 
     def _deliver(self, payloads: list[bytes]) -> None:
         self._pinged = False
-        for payload in payloads:
-            if not payload.isascii():
-                try:
-                    payload.decode()
-                except UnicodeDecodeError:
-                    self._break(1007, "a text message that is no UTF-8")
-                    return
+        readable = len(payloads)
+        for number, payload in enumerate(payloads):
+            if not payload.isascii() and not _is_utf8(payload):
+                readable = number
+                break
         listener = self.listener
-        if listener is not None:
+        if listener is not None and readable:
             try:
-                listener.socket_messages(payloads)
+                listener.socket_messages(payloads[:readable])
             except Exception:
                 _log.failure("messages of an upstream could not be read")
                 self._break(1011, "the gateway failed")
+        if readable < len(payloads):
+            self._break(1007, "a text message that is no UTF-8")
 
     # --- pings -----------------------------------------------------------------------
 
@@ -514,6 +514,14 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         if phase not in TRANSITIONS[self._phase]:
             raise AssertionError(f"a socket cannot go from {self._phase} to {phase}")
         self._phase = phase
+
+
+def _is_utf8(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class _SocketFactory(WebSocketClientFactory):
