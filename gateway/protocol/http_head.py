@@ -8,6 +8,10 @@ from typing import NamedTuple
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
+_LENGTH = re.compile(r"[0-9]{1,15}")
+_CHUNK_LENGTH = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n")
+_LINE_END = b"\r\n"
 
 
 class HeadUnreadable(Exception):
@@ -37,7 +41,7 @@ def read_head(data: bytes) -> HttpHead:
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(b":")
-        if not colon or not _NAME.fullmatch(name):
+        if not (colon and _NAME.fullmatch(name) and _VALUE.fullmatch(value)):
             raise HeadUnreadable("a header of its answer is malformed")
         headers[name.decode("ascii").lower()] = value.strip(b" \t").decode("latin-1")
     return HttpHead(int(status[1]), headers)
@@ -53,24 +57,25 @@ def body_of(head: HttpHead, data: bytes) -> bytes | None:
     if head.headers.get("transfer-encoding", "").lower().endswith("chunked"):
         return _of_chunks(data)
     length = head.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and len(data) >= int(length):
+    if _LENGTH.fullmatch(length) and len(data) >= int(length):
         return data[: int(length)]
     return None
 
 
 def _of_chunks(data: bytes) -> bytes | None:
+    """The body in chunks (RFC 9112 §7.1), up to one that is malformed."""
     pieces: list[bytes] = []
+    at = 0
     while True:
-        line, end, data = data.partition(b"\r\n")
-        if not end:
-            return None
-        try:
-            length = int(line.partition(b";")[0], 16)
-        except ValueError:
+        line = _CHUNK_LENGTH.match(data, at)
+        if line is None:
+            if data.find(_LINE_END, at) < 0:
+                return None
             return b"".join(pieces)
+        length, begin = int(line[1], 16), line.end()
         if length == 0:
             return b"".join(pieces)
-        if len(data) < length + 2:
+        at = begin + length + len(_LINE_END)
+        if len(data) < at:
             return None
-        pieces.append(data[:length])
-        data = data[length + 2 :]
+        pieces.append(data[begin : begin + length])
