@@ -42,9 +42,15 @@ _MAX_HEAD_BYTES = 65_536
 #: The largest message that is read, in bytes: as the largest event over HTTP.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
+#: How many fragments a message may have: each takes memory, also an empty one.
+MAX_FRAGMENTS = 65_536
+
 #: The longest message of which an incomplete frame is kept here, in bytes; longer ones are put
 #: together by Autobahn, so that they are not scanned again with every read.
 _MAX_TAIL_BYTES = 16_384
+
+#: How many pings are answered until the peer answers one: one that does not read gets no more.
+_MAX_PINGS = 1000
 
 #: How long a closed connection may take to go away, in seconds.
 _CLOSE_SECONDS = 2.0
@@ -188,9 +194,10 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         self._tail = b""
         self._fragments: Iterator[bytes] | None = None
         self._waiting_messages: list[bytes] = []
+        self._fragments_read = 0
+        self._pings_read = 0
         self._timer: IDelayedCall | None = None
         self._pinged = False
-        self._why: ClosedSocket | None = None
         self.head = HttpHead(0, {})
         self.listener: SocketListener | None = None
 
@@ -326,8 +333,10 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         self._stop_timer()
         self._enter(SocketPhase.OPEN)
         self._schedule_ping()
-        opened, self._opened = self._opened, None
-        if opened is not None:
+        opened = self._take_opened()
+        if opened is None:
+            self.drop()  # the endpoint has failed meanwhile
+        else:
             opened.callback(self)
 
     def _read_refusal(self) -> None:
@@ -336,7 +345,7 @@ class UpstreamSocket(ExtensibleWebSocketClient):
 
     def _refused_or_failed(self) -> None:
         """The handshake is over without a socket."""
-        opened, self._opened = self._opened, None
+        opened = self._take_opened()
         refused = self._phase is SocketPhase.REFUSED
         body = bytes(self.data[:_MAX_REFUSAL_BYTES])
         self._end(ClosedSocket(ABNORMAL, "the upgrade was refused"), abort=True)
@@ -350,8 +359,13 @@ class UpstreamSocket(ExtensibleWebSocketClient):
                 UpgradeFailed(f"did not answer the upgrade within {UPGRADE_SECONDS:g} seconds")
             )
 
-    def _fail(self, reason: str) -> None:
+    def _take_opened(self) -> Deferred[UpstreamSocket] | None:
+        """What waits for the socket; None once it knows, from the endpoint or from here."""
         opened, self._opened = self._opened, None
+        return None if opened is None or opened.called else opened
+
+    def _fail(self, reason: str) -> None:
+        opened = self._take_opened()
         self._end(ClosedSocket(ABNORMAL, reason), abort=True)
         if opened is not None:
             opened.errback(UpgradeFailed(f"did not accept the upgrade: {reason}"))
@@ -382,13 +396,21 @@ class UpstreamSocket(ExtensibleWebSocketClient):
 
     _feed = websocket_data_received
 
+    def onMessageBegin(self, isBinary: bool) -> None:
+        """Count its fragments from here."""
+        super().onMessageBegin(isBinary)
+        self._fragments_read = 0
+
     def onMessageFrameBegin(self, length: int) -> None:
         """Count the message's length."""
         self.frame_length = length
         self.frame_data = []
         self.message_data_total_length += length
+        self._fragments_read += 1
         if self.message_data_total_length > MAX_MESSAGE_BYTES:
-            self._break(1009, f"a message of more than {MAX_MESSAGE_BYTES} bytes")
+            self._break(1009, f"the upstream sent a message of more than {MAX_MESSAGE_BYTES} bytes")
+        elif self._fragments_read > MAX_FRAGMENTS:
+            self._break(1009, f"the upstream sent a message of more than {MAX_FRAGMENTS} fragments")
 
     def onMessageEnd(self) -> None:
         """A message that was not whole in one read, fragmented, or binary."""
@@ -396,7 +418,7 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         if self._phase is not SocketPhase.OPEN:
             return
         if self.message_is_binary:
-            self._break(1003, "a binary message")
+            self._break(1003, "the upstream sent a binary message")
         else:
             self._deliver([b"".join(pieces)])
 
@@ -415,7 +437,7 @@ class UpstreamSocket(ExtensibleWebSocketClient):
                 _log.failure("messages of an upstream could not be read")
                 self._break(1011, "the gateway failed")
         if readable < len(payloads):
-            self._break(1007, "a text message that is no UTF-8")
+            self._break(1007, "the upstream sent a text message that is no UTF-8")
 
     # --- pings -----------------------------------------------------------------------
 
@@ -430,9 +452,18 @@ class UpstreamSocket(ExtensibleWebSocketClient):
             self._pinged = True
             self.sendPing(b"gateway")
 
+    def onPing(self, payload: bytes) -> None:
+        """Answer, if the peer reads."""
+        self._pings_read += 1
+        if self._pings_read > _MAX_PINGS:
+            self.violated(1008, "the upstream sent too many pings, and answered none")
+        else:
+            super().onPing(payload)
+
     def onPong(self, payload: bytes) -> None:
         """The peer is alive."""
         self._pinged = False
+        self._pings_read = 0
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Autobahn's own frames, without its debug line; they may go between two fragments."""
@@ -453,7 +484,7 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         if self._phase is SocketPhase.OPEN:
             if self._fragments is None:
                 self.sendCloseFrame(code=code)
-            self._end(ClosedSocket(code, f"the upstream sent {problem}"))
+            self._end(ClosedSocket(code, problem))
 
     def violated(self, code: int, reason: str) -> None:
         """Autobahn found a violation of the protocol."""
@@ -493,7 +524,7 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         if self._phase is SocketPhase.REFUSED:
             self._refused_or_failed()
         elif self._phase is SocketPhase.OPENING:
-            opened, self._opened = self._opened, None
+            opened = self._take_opened()
             self._end(ClosedSocket(ABNORMAL, "the connection was lost"), abort=True)
             if opened is not None:
                 opened.errback(reason)
