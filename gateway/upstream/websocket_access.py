@@ -28,11 +28,11 @@ from gateway.upstream.interface import SocketFigures
 from gateway.upstream.websocket_client import (
     POLICY_VIOLATION,
     ClosedSocket,
-    Handshake,
     UpstreamSocket,
     dial,
 )
 from gateway.upstream.websocket_pool import PooledSocket, SocketKey, WebSocketPool
+from gateway.upstream.websocket_upgrade import Handshake
 
 #: How long a service that takes no WebSocket is not asked again, and one that could not be
 #: reached by it, in seconds.

@@ -10,9 +10,8 @@ from __future__ import annotations
 import base64
 import enum
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
 
 from autobahn.twisted.websocket import WebSocketClientFactory
 from twisted.internet.defer import Deferred
@@ -28,9 +27,13 @@ from gateway.compat import (
 )
 from gateway.protocol.http_head import HeadUnreadable, HttpHead, body_of, read_head
 from gateway.upstream.websocket_frames import cut_text_messages, masked_fragments, may_complete
-
-#: How long the answer to the upgrade may take once there is a connection, in seconds.
-UPGRADE_SECONDS = 15.0
+from gateway.upstream.websocket_upgrade import (
+    UPGRADE_SECONDS,
+    Handshake,
+    UpgradeFailed,
+    UpgradeRefused,
+    upgrade_request,
+)
 
 #: How long the body of a refused upgrade may take, in seconds, and how much of it is read.
 _REFUSAL_SECONDS = 5.0
@@ -64,23 +67,6 @@ ABNORMAL = 1006
 _log = Logger(namespace="gateway.upstream")
 
 
-class UpgradeRefused(Exception):
-    """The upstream answered the upgrade with something else than 101.
-
-    :ivar head: its status and headers.
-    :ivar body: as much of its body as was read.
-    """
-
-    def __init__(self, head: HttpHead, body: bytes) -> None:
-        super().__init__(f"the upgrade was answered with {head.status}")
-        self.head = head
-        self.body = body
-
-
-class UpgradeFailed(Exception):
-    """The upgrade has no valid answer: none in time, a broken one, or the connection closed."""
-
-
 class ClosedSocket(NamedTuple):
     """How a socket ended.
 
@@ -93,19 +79,6 @@ class ClosedSocket(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.code} {self.reason}".strip()
-
-
-class Handshake(NamedTuple):
-    """An upgrade request.
-
-    :ivar url: with the scheme ``http`` or ``https``.
-    :ivar headers: each character of a value stands for one byte.
-    :ivar subprotocols: that are offered.
-    """
-
-    url: str
-    headers: Mapping[str, str]
-    subprotocols: Sequence[str] = ()
 
 
 class SocketListener(Protocol):
@@ -276,20 +249,7 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         """Send the upgrade request; Autobahn's own would encode header values as UTF-8."""
         self._timer = self._reactor.callLater(UPGRADE_SECONDS, self._refused_or_failed)
         self.websocket_key = base64.b64encode(os.urandom(16))
-        target = urlsplit(self._handshake.url)
-        path = (target.path or "/") + (f"?{target.query}" if target.query else "")
-        headers = {
-            "host": target.netloc.rpartition("@")[2],
-            "upgrade": "websocket",
-            "connection": "Upgrade",
-            **self._handshake.headers,
-            "sec-websocket-key": self.websocket_key.decode(),
-            "sec-websocket-version": "13",
-        }
-        if self._handshake.subprotocols:
-            headers["sec-websocket-protocol"] = ", ".join(self._handshake.subprotocols)
-        lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        self.transport.write(upgrade_request(self._handshake, self.websocket_key))
 
     def processHandshake(self) -> None:
         """Read the answer; Autobahn checks one of 101."""
@@ -456,7 +416,7 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         """Answer, if the peer reads."""
         self._pings_read += 1
         if self._pings_read > _MAX_PINGS:
-            self.violated(1008, "the upstream sent too many pings, and answered none")
+            self.violated(1002, "the upstream sent too many pings, and answered none")
         else:
             super().onPing(payload)
 

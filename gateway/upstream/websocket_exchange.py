@@ -33,15 +33,10 @@ from gateway.upstream.errors import log_bug, upstream_failure
 from gateway.upstream.http import TurnExchange
 from gateway.upstream.interface import EventReceiver, ForwardedRequest, UpstreamAnswer
 from gateway.upstream.websocket_access import WebSocketAccess
-from gateway.upstream.websocket_client import (
-    NORMAL,
-    ClosedSocket,
-    UpgradeFailed,
-    UpgradeRefused,
-    UpstreamSocket,
-)
+from gateway.upstream.websocket_client import NORMAL, ClosedSocket, UpstreamSocket
 from gateway.upstream.websocket_counts import SocketEnd
 from gateway.upstream.websocket_pool import PooledSocket, SocketReceiver
+from gateway.upstream.websocket_upgrade import UpgradeFailed, UpgradeRefused
 
 #: What a paused turn keeps of its answer before the socket is not read any more, in bytes.
 _MAX_HELD_BYTES = 1_048_576

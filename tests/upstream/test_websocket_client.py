@@ -16,16 +16,18 @@ from gateway.upstream import websocket_client
 from gateway.upstream.websocket_client import (
     MAX_MESSAGE_BYTES,
     TRANSITIONS,
-    UPGRADE_SECONDS,
     ClosedSocket,
-    Handshake,
     SocketPhase,
-    UpgradeFailed,
-    UpgradeRefused,
     UpstreamSocket,
     dial,
 )
 from gateway.upstream.websocket_frames import FRAGMENT_BYTES
+from gateway.upstream.websocket_upgrade import (
+    UPGRADE_SECONDS,
+    Handshake,
+    UpgradeFailed,
+    UpgradeRefused,
+)
 from tests.upstream.websocket_wire import (
     BINARY,
     CLOSE,
@@ -626,7 +628,7 @@ def test_a_peer_that_floods_and_does_not_read_fills_no_buffer() -> None:
     peer.sends(frame(b"x", PING) * 1000, frame(b"", PONG), frame(b"x", PING) * 1000)
     assert len(peer.frames()) == 2000
     peer.sends(frame(b"x", PING) * 3)
-    assert [end.code for end in dialled.heard.ends] == [1008]
+    assert [end.code for end in dialled.heard.ends] == [1002]
     assert peer.frames() == []
     dialled.check_rest(peer)
 

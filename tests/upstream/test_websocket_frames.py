@@ -14,7 +14,6 @@ from twisted.internet.task import Clock
 
 from gateway.upstream.websocket_client import (
     ClosedSocket,
-    Handshake,
     UpstreamSocket,
     dial,
 )
@@ -24,6 +23,7 @@ from gateway.upstream.websocket_frames import (
     masked_fragments,
     may_complete,
 )
+from gateway.upstream.websocket_upgrade import Handshake
 from tests.upstream.websocket_wire import (
     BINARY,
     CONTINUATION,
