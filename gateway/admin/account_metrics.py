@@ -32,6 +32,7 @@ def account_families(
     """
     yield from _accounts(accounts)
     yield from _quotas(accounts)
+    yield from _websockets(accounts)
     yield from _account_turns(turns)
 
 
@@ -99,6 +100,37 @@ def _quotas(accounts: Sequence[Account]) -> Iterator[Metric]:
             if window[member] is not None
         ]
         yield gauge_family(f"gateway_account_quota_{name}", about, labels, rows)
+
+
+def _websockets(accounts: Sequence[Account]) -> Iterator[Metric]:
+    found = [(account.name, account.upstream.sockets()) for account in accounts]
+    known = [(name, figures) for name, figures in found if figures is not None]
+    yield gauge_family(
+        "gateway_upstream_websockets",
+        "WebSockets to an account: in use, idle, and being opened.",
+        ("account", "state"),
+        (
+            ((name, state), number)
+            for name, each in known
+            for state, number in (
+                ("in_use", each.in_use),
+                ("idle", each.idle),
+                ("opening", each.opening),
+            )
+        ),
+    )
+    yield counter_family(
+        "gateway_upstream_websockets_opened",
+        "WebSockets to an account that were opened.",
+        ("account",),
+        (((name,), each.opened) for name, each in known),
+    )
+    yield counter_family(
+        "gateway_upstream_websockets_lost",
+        "WebSockets to an account that are gone, by reason.",
+        ("account", "reason"),
+        (((name, why), n) for name, each in known for why, n in each.lost.items()),
+    )
 
 
 def _account_turns(accounts: dict[str, AccountMetrics]) -> Iterator[Metric]:

@@ -32,7 +32,7 @@ from gateway.admin.merging import (
 )
 from gateway.admin.views.recordings import MAX_FILES
 from gateway.metrics.histogram import MILLISECONDS, percentiles
-from gateway.metrics.turns import share
+from gateway.metrics.turns import TurnMetrics, share, with_shares
 
 #: The states of an account; the later one counts.  What the operator set counts most, as it does
 #: in one process.
@@ -102,6 +102,10 @@ _ACCOUNT = fields(
     }
 )
 
+_TRANSPORTS = fields(
+    {}, fields(dict.fromkeys(("chained_share", "bytes_per_turn", "cached_share"), agreed), total)
+)
+
 _KEY = fields(
     {
         "turns_running": total,
@@ -153,6 +157,7 @@ PART = fields(
         "now": fields({"added_first_token_ms": agreed, "upstream_first_token_ms": agreed}, total),
         "newest": fields({"at": most, "values": counts}),
         "turns": counts,
+        "transports": _TRANSPORTS,
         "accounts": listed(named("name"), _account),
         "keys": listed(named("name"), _KEY),
         "ledger": _FIGURES,
@@ -207,6 +212,7 @@ NOTHING: Mapping[str, Any] = {
     ),
     "newest": {"at": None, "values": {}},
     "turns": {},
+    "transports": TurnMetrics().by_transport(),
     "accounts": [],
     "keys": [],
     "ledger": {
@@ -249,10 +255,15 @@ def presented(part: Json, workers: Sequence[str]) -> Json:
     found["loop_lag_ms"] = percentiles(counted["loop_lag_ms"])
     found["now"] = {**part["now"], **_measured(counted["minute"])}
     found["newest"] = {**part["newest"], "values": _point(part["newest"], counted["step"])}
+    found["transports"] = _with_shares(part["transports"])
     found["accounts"] = [_presented_account(each, counted) for each in part["accounts"]]
     alarms = [_presented_alarm(each, workers) for each in part["alarms"]]
     found["alarms"] = sorted(alarms, key=lambda each: each["level"] != "red")[:_MAX_ALARMS]
     return found
+
+
+def _with_shares(transports: Json) -> Json:
+    return {name: with_shares(each) for name, each in transports.items()}
 
 
 def _measured(counted: Mapping[str, Sequence[int]]) -> Json:
@@ -307,6 +318,7 @@ def remains(part: Json) -> Json:
     keys = ({name: each[name] for name in ("name", "refusals")} for each in part["keys"])
     return {
         "turns": part["turns"],
+        "transports": part["transports"],
         "accounts": list(accounts),
         "keys": list(keys),
         "ledger": {"evicted_conversations": part["ledger"]["evicted_conversations"]},
@@ -317,6 +329,7 @@ def remains(part: Json) -> Json:
 REMAINS = fields(
     {
         "turns": counts,
+        "transports": _TRANSPORTS,
         "accounts": listed(named("name"), _ACCOUNT),
         "keys": listed(named("name"), _KEY),
         "ledger": _FIGURES,
@@ -338,6 +351,7 @@ def with_remains(part: Json, ended: Json | None) -> Json:
     return {
         **part,
         "turns": counts(part["turns"], ended["turns"]),
+        "transports": _with_shares(_TRANSPORTS(part["transports"], ended["transports"])),
         "accounts": with_those("accounts", _ACCOUNT),
         "keys": with_those("keys", _KEY),
         "ledger": _FIGURES(part["ledger"], ended["ledger"]),

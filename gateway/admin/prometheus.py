@@ -8,7 +8,7 @@ conversation or a response.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client.core import (
     CollectorRegistry,
@@ -32,7 +32,7 @@ from gateway.admin.views.accounts import account
 from gateway.admin.views.overview import alarms, ready
 from gateway.metrics.collector import MetricsCollector
 from gateway.metrics.process import ProcessFigures
-from gateway.metrics.turns import ModelMetrics, TurnMetrics
+from gateway.metrics.turns import ModelMetrics, TransportUse, TurnMetrics
 from gateway.request_log.request_log import RequestLog
 from gateway.state.keeper import StateFigures
 
@@ -294,12 +294,40 @@ def _turns(turns: TurnMetrics) -> Iterator[Metric]:
         ("route", "status"),
         turns.routes.items(),
     )
+    yield from _transports(turns)
     yield counter_family(
         "gateway_turn_errors",
         "Turns that ended in an error, by its code or type.",
         ("error",),
         (((error,), n) for error, n in turns.errors.items()),
     )
+
+
+def _transports(turns: TurnMetrics) -> Iterator[Metric]:
+    uses = turns.transports.items()
+    for name, about, value in _OF_TRANSPORTS:
+        rows = ((names, value(use)) for names, use in uses)
+        yield counter_family(f"gateway_transport_{name}", about, ("transport", "route"), rows)
+
+
+_OF_TRANSPORTS: tuple[tuple[str, str, Callable[[TransportUse], float]], ...] = (
+    (
+        "turns",
+        "Turns that ended, by the transport to their account and by route.",
+        lambda use: use.turns,
+    ),
+    (
+        "upstream_bytes",
+        "Bytes of the requests to accounts, with those of all attempts.",
+        lambda use: use.upstream_bytes,
+    ),
+    ("input_tokens", "Input tokens, cached ones included.", lambda use: use.tokens.input),
+    (
+        "cached_input_tokens",
+        "Input tokens that came from a prompt cache.",
+        lambda use: use.tokens.cached,
+    ),
+)
 
 
 def _turn_times(turns: TurnMetrics) -> Iterator[Metric]:

@@ -18,7 +18,7 @@ from gateway.metrics.alarms import Alarm, MeasuredAlarms, Measurements, conditio
 from gateway.metrics.bounded_structures import BoundedStructure, BoundedStructures
 from gateway.metrics.histogram import Histogram, Recent
 from gateway.metrics.process import GarbagePauses, LoopLag, memory_budget, read_process
-from gateway.metrics.turns import TurnMetrics, share
+from gateway.metrics.turns import TurnMetrics, share, with_shares
 from gateway.routing.account import Account
 from gateway.routing.health import AccountState
 from gateway.routing.model_catalog import ModelCatalog
@@ -257,6 +257,14 @@ class MetricsCollector(Service):
         if found is None:
             found = self._accounts[name] = self.turns.account(name)
         return found
+
+    def transports(self) -> dict[str, Any]:
+        """The turns since the start by transport, for JSON.
+
+        ``{transport: {turns, chained, upstream_bytes, input_tokens, cached_input_tokens,
+        chained_share, bytes_per_turn, cached_share}}``; both transports are always there.
+        """
+        return {name: with_shares(each) for name, each in self.turns.by_transport().items()}
 
     def unavailable_since(self, name: str) -> float | None:
         """Since when an account is unavailable, in unix seconds; tries between do not end that."""

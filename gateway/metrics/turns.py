@@ -17,6 +17,7 @@ gateway's time to pass on one event is in the last part; the event loop's lag me
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from twisted.logger import Logger
@@ -39,6 +40,11 @@ NO_MODEL = "none"
 _STREAMED = frozenset(
     {ContextRoute.ROOT.value, ContextRoute.CHAINED.value, ContextRoute.REPLAYED.value}
 )
+
+#: How turns reach accounts.
+TRANSPORTS = ("http", "websocket")
+
+_BY_TRANSPORT = ("turns", "chained", "upstream_bytes", "input_tokens", "cached_input_tokens")
 
 #: Ends of attempts that are no error of the account.
 _NO_ERRORS = frozenset(
@@ -115,6 +121,18 @@ class Use:
 
 
 @dataclass(slots=True)
+class TransportUse:
+    """The turns that reached their account by one transport and one route.
+
+    :ivar upstream_bytes: of the requests of all their attempts.
+    """
+
+    turns: int = 0
+    upstream_bytes: int = 0
+    tokens: TokenCounts = field(default_factory=TokenCounts)
+
+
+@dataclass(slots=True)
 class ModelMetrics:
     """The tokens and times of one model's answers to all keys."""
 
@@ -178,6 +196,7 @@ class TurnMetrics:
     :ivar failed: those of them that ended in an error.
     :ivar uses: by key and model.
     :ivar routes: turns by route and status.
+    :ivar transports: turns by the transport of their last attempt and by route.
     :ivar errors: turns by the error that ended them.
     :ivar added: what the gateway added to the time to the first output, in milliseconds.
     """
@@ -190,6 +209,7 @@ class TurnMetrics:
         self.models: dict[str, ModelMetrics] = defaultdict(ModelMetrics)
         self.accounts: dict[str, AccountMetrics] = defaultdict(AccountMetrics)
         self.routes: Counter[tuple[str, str]] = Counter()
+        self.transports: dict[tuple[str, str], TransportUse] = defaultdict(TransportUse)
         self.errors: Counter[str] = Counter()
         self.duration = Histogram()
         self.queued = Histogram()
@@ -236,6 +256,11 @@ class TurnMetrics:
         if record.input_tokens or record.output_tokens:
             self.tokens.add(record)
             use.tokens.add(record)
+        if record.transport is not None:
+            by_transport = self.transports[record.transport, record.route or "none"]
+            by_transport.turns += 1
+            by_transport.upstream_bytes += record.upstream_bytes
+            by_transport.tokens.add(record)
         if record.account is not None:
             self._count_account(record, record.account, model)
 
@@ -246,6 +271,23 @@ class TurnMetrics:
         if found is None:
             return {"errors": {}, "first_token_ms": unmeasured(), "cached_share": None}
         return found.shown()
+
+    def by_transport(self) -> dict[str, dict[str, int]]:
+        """The counts of turns by transport, for JSON; forwarded requests are left out.
+
+        ``{transport: {turns, chained, upstream_bytes, input_tokens, cached_input_tokens}}``.
+        """
+        self.catch_up()
+        found = {name: dict.fromkeys(_BY_TRANSPORT, 0) for name in TRANSPORTS}
+        for (name, route), use in self.transports.items():
+            if route in _STREAMED:
+                counts = found[name]
+                counts["turns"] += use.turns
+                counts["chained"] += use.turns if route == ContextRoute.CHAINED.value else 0
+                counts["upstream_bytes"] += use.upstream_bytes
+                counts["input_tokens"] += use.tokens.input
+                counts["cached_input_tokens"] += use.tokens.cached
+        return found
 
     def mark(self) -> None:
         """A step of the accounts' figures is over."""
@@ -292,6 +334,20 @@ class TurnMetrics:
         account.first_token.add(upstream)
         model.first_token.add(upstream)
         model.duration.add(max(0.0, (record.duration_ms or 0.0) - sent))
+
+
+def with_shares(counts: Mapping[str, int]) -> dict[str, float | None]:
+    """The counts of one transport, and what they are of a turn or of all.
+
+    :param counts: a value of :meth:`TurnMetrics.by_transport`.
+    """
+    turns, sent = counts["turns"], counts["upstream_bytes"]
+    return {
+        **counts,
+        "chained_share": share(counts["chained"], turns),
+        "bytes_per_turn": round(sent / turns) if turns else None,
+        "cached_share": share(counts["cached_input_tokens"], counts["input_tokens"]),
+    }
 
 
 def share(part: int, whole: int) -> float | None:

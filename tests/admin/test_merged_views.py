@@ -94,6 +94,22 @@ def test_websockets_are_those_of_all_workers() -> None:
     assert found[1]["websockets"] is None
 
 
+def test_shares_are_those_of_all_turns() -> None:
+    admins = [Admin() for _ in range(3)]
+    for admin, chained in zip(admins, (3, 1, 0), strict=True):
+        for number in range(4):
+            route = "chained" if number < chained else "replayed"
+            record = turn(transport="websocket", route=route, upstream_bytes=100 * chained)
+            admin.world.services.turn_log.ended(record)
+    here = {str(number): part(admin.running) for number, admin in enumerate(admins[:2])}
+    found = whole(here)["transports"]["websocket"]
+    assert (found["turns"], found["chained_share"], found["bytes_per_turn"]) == (8, 0.5, 200)
+    left = merged(REMAINS, [remains(part(admins[2].running))])
+    found = merged_views.with_remains(whole(here), left)["transports"]["websocket"]
+    assert (found["turns"], found["chained_share"], found["bytes_per_turn"]) == (12, 0.3333, 133)
+    assert whole({})["transports"]["websocket"]["chained_share"] is None
+
+
 def test_the_sockets_of_ended_processes_are_counted_and_not_there() -> None:
     admin = Admin()
     admin.world.upstreams["a"].figures = SOCKETS

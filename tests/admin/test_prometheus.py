@@ -24,7 +24,7 @@ from gateway.config import ContentLogSettings, KeySettings, RoutingSettings
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.protocol.rate_limits import QuotaWindow
 from gateway.upstream.proxy import UnavailableProxy
-from tests.admin.stage import BEARER, KEPT, TOKEN, WRITES, Admin, Way
+from tests.admin.stage import BEARER, KEPT, SOCKETS, TOKEN, WRITES, Admin, Way
 from tests.metrics.test_turns import attempt, turn
 from tests.support.scrape import Scrape, read
 
@@ -73,6 +73,34 @@ def test_counts_and_gauges_are_there(admin: Measured) -> None:
     assert scraped.sum("gateway_turn_duration_seconds_bucket", le="5.0") == 2
     assert scraped.sum("gateway_ready") == 1
     assert scraped.sum("gateway_register_size", register="journal") == 2
+
+
+def test_websockets_to_accounts_are_counted(admin: Measured) -> None:
+    assert "gateway_upstream_websockets" not in admin.scrape().names
+    admin.world.upstreams["b"].figures = SOCKETS
+    scraped = admin.scrape()
+    states = scraped.by("gateway_upstream_websockets", "account", "state")
+    assert states == {("b", "in_use"): 2.0, ("b", "idle"): 3.0, ("b", "opening"): 1.0}
+    assert scraped.by("gateway_upstream_websockets_opened_total", "account") == {("b",): 20.0}
+    lost = scraped.by("gateway_upstream_websockets_lost_total", "reason")
+    assert lost == {("age",): 10.0, ("closed 1006",): 4.0}
+    said = promtool("check", "metrics", text=scraped.text)
+    assert said == "", f"promtool: {said}"
+
+
+def test_turns_are_counted_by_their_transport(admin: Measured) -> None:
+    for fields in ({"upstream_bytes": 300}, {"upstream_bytes": 900, "cached_tokens": 0}):
+        admin.world.services.turn_log.ended(turn(transport="websocket", **fields))
+    scraped = admin.scrape()
+    found = {
+        name: scraped.sum(f"gateway_transport_{name}", transport="websocket", route="chained")
+        for name in (
+            *("turns_total", "upstream_bytes_total"),
+            *("input_tokens_total", "cached_input_tokens_total"),
+        )
+    }
+    assert list(found.values()) == [2, 1200, 2000, 800]
+    assert scraped.sum("gateway_transport_turns_total", transport="http") == 0
 
 
 def test_request_logs_are_counted(admin: Measured, tmp_path: Path) -> None:

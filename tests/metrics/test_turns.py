@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.metrics.turns import MAX_ERRORS, MAX_MODELS, OTHER, TurnMetrics
+from gateway.metrics.turns import MAX_ERRORS, MAX_MODELS, OTHER, TurnMetrics, with_shares
 from gateway.turn.turn_log import AttemptRecord, TurnRecord
 from tests.support.steps import steps_of
 
@@ -171,3 +171,36 @@ def test_turns_are_put_by_up_to_a_number(tally: TurnMetrics) -> None:
     assert 0 < 1050 - tally.turns <= 100
     tally.catch_up()
     assert tally.turns == 1050
+
+
+def test_turns_count_by_transport_and_route(tally: TurnMetrics) -> None:
+    count(tally, turn(transport="websocket", upstream_bytes=300))
+    count(tally, turn(transport="websocket", upstream_bytes=500, route="replayed"))
+    count(tally, turn(transport="http", upstream_bytes=9000, cached_tokens=100, route="replayed"))
+    count(tally, turn(transport="http", upstream_bytes=70, route="compaction"))
+    count(tally, turn(transport=None, account=None, route="prewarm"))
+    assert {key: use.upstream_bytes for key, use in tally.transports.items()} == {
+        ("websocket", "chained"): 300,
+        ("websocket", "replayed"): 500,
+        ("http", "replayed"): 9000,
+        ("http", "compaction"): 70,
+    }
+    shown = {name: with_shares(each) for name, each in tally.by_transport().items()}
+    assert shown["websocket"] == {
+        "turns": 2,
+        "chained": 1,
+        "upstream_bytes": 800,
+        "input_tokens": 2000,
+        "cached_input_tokens": 1600,
+        "chained_share": 0.5,
+        "bytes_per_turn": 400,
+        "cached_share": 0.8,
+    }
+    assert (shown["http"]["turns"], shown["http"]["bytes_per_turn"]) == (1, 9000)
+    assert shown["http"]["cached_share"] == 0.1, "forwarded requests are no turns"
+
+
+def test_of_no_turn_there_is_no_share(tally: TurnMetrics) -> None:
+    shown = with_shares(tally.by_transport()["websocket"])
+    assert (shown["turns"], shown["chained_share"]) == (0, None)
+    assert (shown["bytes_per_turn"], shown["cached_share"]) == (None, None)

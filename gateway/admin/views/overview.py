@@ -53,6 +53,7 @@ def current(running: RunningGateway) -> dict[str, Any]:
         "now": _now(running),
         "newest": running.metrics.newest(),
         "turns": dict(services.turn_log.totals),
+        "transports": running.metrics.transports(),
         "accounts": shown,
         **keys(running),
         "ledger": msgspec.to_builtins(services.conversations.figures()),
