@@ -95,6 +95,7 @@ class SocketOptions:
     :ivar enabled: upgrades are else refused with 426.
     :ivar path: the path of upgrades, behind the prefix.
     :ivar subprotocol: the subprotocol that clients must offer.
+    :ivar max_sockets: more upgrades at a time are refused with 403; None: any number.
     :ivar has_lanes: whether ``stream_id`` is accepted.
     :ivar queues: whether a request waits for the one before it on its lane; it is else refused.
     :ivar age_seconds: the age from which a socket takes no requests.
@@ -117,6 +118,7 @@ class SocketOptions:
     enabled: bool = True
     path: str = "/responses"
     subprotocol: str | None = None
+    max_sockets: int | None = None
     has_lanes: bool | None = None
     queues: bool = True
     age_seconds: float | None = None
@@ -156,6 +158,8 @@ class SimulatedAccount:
         in its dialect.
     :ivar turn_state: an ``x-codex-turn-state`` for every response.
     :ivar headers: headers for every answer; they replace others of their names.
+    :ivar store_delay_seconds: how long a stored response cannot be found, as on Azure, except on
+        the WebSocket that made it.
     :ivar websocket: its WebSocket mode.
     """
 
@@ -172,6 +176,7 @@ class SimulatedAccount:
     rate_limits: RateLimits = field(default_factory=RateLimits)
     codex_limits: CodexLimits = field(default_factory=CodexLimits)
     headers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    store_delay_seconds: float = 0.0
     websocket: SocketOptions = field(default_factory=SocketOptions)
 
     def __post_init__(self) -> None:

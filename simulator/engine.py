@@ -297,12 +297,26 @@ FindRecord = Callable[[str], Record | None]
 
 
 class ResponseStore:
-    """The stored responses of one account and their items; the oldest are evicted first."""
+    """The stored responses of one account and their items; the oldest are evicted first.
 
-    def __init__(self, max_count: int = 10_000, max_bytes: int = 64 * 1024 * 1024) -> None:
+    :param delay: a response is found only so many seconds after it was stored.
+    :param now: the time in seconds.
+    """
+
+    def __init__(
+        self,
+        max_count: int = 10_000,
+        max_bytes: int = 64 * 1024 * 1024,
+        *,
+        delay: float = 0.0,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._max_count = max_count
         self._max_bytes = max_bytes
+        self._delay = delay
+        self._now = now
         self._records: OrderedDict[str, Record] = OrderedDict()
+        self._stored_at: dict[str, float] = {}
         self._items: dict[str, Item] = {}
         self._bytes = 0
 
@@ -311,7 +325,9 @@ class ResponseStore:
 
     def keep(self, record: Record) -> None:
         """Store a response, in place of its earlier state."""
+        stored_at = self._stored_at.get(record.response_id, self._now())
         self.forget(record.response_id)
+        self._stored_at[record.response_id] = stored_at
         self._records[record.response_id] = record
         self._bytes += record.size
         for item in (*record.input, *record.output):
@@ -324,7 +340,10 @@ class ResponseStore:
 
     def get(self, response_id: str) -> Record | None:
         """A stored response."""
-        return self._records.get(response_id)
+        record = self._records.get(response_id)
+        if record is None or self._now() < self._stored_at[response_id] + self._delay:
+            return None
+        return record
 
     def item(self, item_id: str) -> Item | None:
         """A stored item."""
@@ -335,6 +354,7 @@ class ResponseStore:
         record = self._records.pop(response_id, None)
         if record is None:
             return
+        del self._stored_at[response_id]
         self._bytes -= record.size
         for item in (*record.input, *record.output):
             self._items.pop(item.get("id", ""), None)

@@ -217,6 +217,7 @@ class SimulatorResource(Resource):
             _set_headers(request, fault.headers)
             return _refuse(request, entry, fault.status, fault.body)
         check_upgrade(engine.account, entry.headers)
+        self._sockets.check_room(engine.account)
         return self._sockets.upgrade(Exchange(self._simulator, engine, entry, fault), request)
 
     def _admitted(self, request: Request, entry: LoggedRequest, raw: bytes) -> Exchange:

@@ -11,7 +11,7 @@ from weakref import WeakSet
 from twisted.internet.interfaces import IReactorTime
 
 from simulator.accounts import SimulatedAccount
-from simulator.engine import AccountEngine, BackgroundRun, Record
+from simulator.engine import AccountEngine, BackgroundRun, Record, ResponseStore
 from simulator.faults import Fault, FaultQueue, Steps
 from simulator.model import Model, ScriptedModel
 from simulator.request_log import LoggedRequest, RequestLog, SocketRecord
@@ -56,9 +56,14 @@ class Simulator:
         self.sockets: deque[SocketRecord] = deque(maxlen=_SOCKETS)
         self._runs: WeakSet[BackgroundRun] = WeakSet()
         chosen = ScriptedModel() if model is None else model
-        self._engines = {account.key: AccountEngine(account, chosen) for account in self.accounts}
+        self._engines = {account.key: self._engine(account, chosen) for account in self.accounts}
         if len(self._engines) != len(self.accounts):
             raise ValueError("two simulated accounts have the same key")
+
+    def _engine(self, account: SimulatedAccount, model: Model) -> AccountEngine:
+        delay = account.store_delay_seconds
+        store = ResponseStore(delay=delay, now=self.clock.seconds)
+        return AccountEngine(account, model, store=store)
 
     def prefix_of(self, account: SimulatedAccount) -> str:
         """The prefix of this account's service; every prefix serves every account."""

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import implementer
 
+from simulator.accounts import SimulatedAccount
 from simulator.faults import WireManner
 from simulator.request_log import Outcome, SocketRecord
 from simulator.simulator import Exchange, Simulator
@@ -282,6 +283,16 @@ class SocketFactory(WebSocketServerFactory):
             closeHandshakeTimeout=_CLOSE_SECONDS,
             tcpNoDelay=True,
         )
+
+    def check_room(self, account: SimulatedAccount) -> None:
+        """Check that an account may have one more socket.
+
+        :raises Refusal: when it has as many as it may.
+        """
+        held = sum(each.upgrade.engine.account is account for each in self.open)
+        most = account.websocket.max_sockets
+        if most is not None and held >= most:
+            raise Refusal(403, "Forbidden")
 
     def upgrade(self, exchange: Exchange, request: Request) -> int:
         """Answer an admitted upgrade; its fault may delay or prevent the 101."""

@@ -24,6 +24,7 @@ ACCOUNTS = [
     SimulatedAccount("without", websocket=SocketOptions(enabled=False)),
     SimulatedAccount("orq", websocket=SocketOptions(subprotocol="openai-beta.responses.v1")),
     SimulatedAccount("phaseo", websocket=SocketOptions(path="/responses/ws")),
+    SimulatedAccount("two", websocket=SocketOptions(max_sockets=2)),
     SimulatedAccount("small", websocket=SocketOptions(max_message_bytes=2000)),
     SimulatedAccount("pinging", websocket=SocketOptions(ping_seconds=0.02, pong_seconds=0.1)),
 ]
@@ -86,6 +87,17 @@ async def test_upgrades_are_refused_as_the_account_refuses_them(running: Running
     assert client.headers["sec-websocket-protocol"] == "openai-beta.responses.v1"
     client = await opened(running, "stateful", offer)
     assert "sec-websocket-protocol" not in client.headers
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_account_may_have_a_bound_of_sockets(running: RunningSimulator) -> None:
+    first = await opened(running, "two")
+    await opened(running, "two")
+    assert (await refused_upgrade(running, "two")).status == 403
+    await opened(running, "other")
+    first.drop()
+    await until(lambda: not running.simulator.sockets[0].is_open)
+    await opened(running, "two")
 
 
 @pytest_twisted.ensureDeferred

@@ -253,6 +253,24 @@ async def test_a_socket_counts_what_it_received(running: RunningSimulator) -> No
     assert len(creates[3].context) == 6
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_stored_response_can_be_found_late_elsewhere() -> None:
+    clock = Clock()
+    accounts = [SimulatedAccount("azure", store_delay_seconds=6.0)]
+    running = RunningSimulator(clock, accounts=accounts)
+    client, other = await opened(running, "azure"), await opened(running, "azure")
+    first = await client.done(CODE_WORD)
+    named = {"previous_response_id": first["id"]}
+    clock.advance(5.9)
+    assert (await other.refused(ASK, **named))["code"] == "previous_response_not_found"
+    over_http = await running.create({"input": ASK, **named}, "azure")
+    assert over_http["error"]["code"] == "previous_response_not_found"
+    assert "Lychee" in says(await client.done(ASK, **named)), "this socket made it"
+    clock.advance(0.2)
+    assert "Lychee" in says(await other.done(ASK, **named))
+    await running.stop()
+
+
 # ---- prewarm
 
 
