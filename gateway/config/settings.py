@@ -31,6 +31,8 @@ StoreRule = Literal["client", "never"]
 ToolsRule = Literal["as-sent", "hoisted"]
 InstructionsRule = Literal["as-sent", "inherited"]
 Transport = Literal["auto", "websocket", "http"]
+Eviction = Literal["strict", "lenient"]
+ControlName = Literal["interrupt", "cancel", "steer", "inject"]
 Chaining = Literal["auto", "always"]
 Strategy = Literal["round-robin", "weighted", "least-in-flight", "fill-first", "priority"]
 ReturnRule = Literal["sticky", "stay"]
@@ -209,11 +211,14 @@ class RoutingSettings(Section, frozen=True, forbid_unknown_fields=True):
 class SessionSettings(Section, frozen=True, forbid_unknown_fields=True):
     """One client connection.
 
+    :ivar eviction: whether a turn with an error of its own evicts the ``store: false`` response
+        that it continued on its lane (strict), as on the platform.
     :ivar keepalive_seconds: 0: no keep-alives are sent.
     :ivar websocket: False: upgrades are answered 426, which sends clients to HTTP.
     """
 
     chaining: Chaining = "auto"
+    eviction: Eviction = "strict"
     keepalive_seconds: Seconds = 20.0
     max_age_minutes: PositiveMinutes = 60.0
     max_message_bytes: Annotated[int, Meta(ge=1024, le=2**31 - 1)] = 67_108_864

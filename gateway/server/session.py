@@ -301,7 +301,8 @@ class ResponsesSession:
             self._history.remember(turn.recorded.record, lane.name)
         elif turn.record.response_id is not None:
             self._history.cannot_continue(turn.record.response_id)
-        if turn.error is not None and is_clients_fault(turn.error):
+        strict = self._settings.eviction == "strict"
+        if strict and turn.error is not None and is_clients_fault(turn.error):
             self._history.evict(turn.request.previous_response_id, lane.name)
         self._lanes.release(lane)
         if self._lanes.is_ending:

@@ -134,6 +134,10 @@ MISTAKES = [
     (ACCOUNT + "limits: {max_connections: '5'}", "limits.max_connections: '5': expected a whole"),
     (ACCOUNT + "limits: {max_connections: 0x" + "f" * 5000 + "}", "limits.max_connections: a very"),
     (
+        ACCOUNT + "session: {eviction: none}",
+        "session.eviction: 'none': expected one of lenient, strict",
+    ),
+    (
         ACCOUNT + "session: {chaining: never}",
         "session.chaining: 'never': expected one of always, auto",
     ),

@@ -199,6 +199,19 @@ def test_10_59_failed_continuation_evicts_its_parent(stage: Stage, mode: Mode) -
     completed(client.turn(input=[user("fresh")], store=False))
 
 
+def test_10_59_a_lenient_gateway_evicts_nothing(stage: Stage) -> None:
+    strict = stage.strict("s")
+    gateway = stage.gateway(account("a", strict.server), session={"eviction": "lenient"})
+    client = gateway.connect()
+    parent = completed(client.turn(input=[user("recall a")], store=False))["id"]
+    events = client.turn(
+        input=[call_output("call_nobody")], previous_response_id=parent, store=False
+    )
+    assert_error(events[0], 400, None)
+    events = client.turn(input=[user("recall b")], previous_response_id=parent, store=False)
+    assert output_text(events) == "recall a | recall b"
+
+
 def test_10_59_a_fork_that_fails_on_another_lane_keeps_the_parent(stage: Stage) -> None:
     strict = stage.strict("s")
     client = stage.serve(strict).connect()
