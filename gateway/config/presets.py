@@ -29,6 +29,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "base_url": "https://api.openai.com/v1",
             "background": True,
             "transport": "auto",
+            # What its guides document; Codex's `response.interrupt` is not among it.
+            "websocket": {"controls": ("steer", "inject")},
         },
         # Every resource has an address of its own.
         "azure": {
@@ -86,7 +88,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "strip": _CHATGPT_REFUSES,
             "chat_completions": False,
             "transport": "auto",
-            "websocket": {"beta": "responses_websockets=2026-02-06"},
+            # Codex itself sends this one there.
+            "websocket": {"beta": "responses_websockets=2026-02-06", "controls": ("interrupt",)},
         },
     }
 )

@@ -242,6 +242,11 @@ def _check_websocket(
     if websocket.beta is not None and not _BETA.fullmatch(websocket.beta):
         words = "expected one value of OpenAI-Beta, without spaces and commas"
         errors.add(f"{path}.beta", repr(websocket.beta), words)
+    for index, control in enumerate(websocket.controls):
+        if control in websocket.controls[:index]:
+            errors.add(
+                f"{path}.controls[{index}]", repr(control), "given twice; expected each once"
+            )
     for index, name in enumerate(websocket.subprotocols):
         where = f"{path}.subprotocols[{index}]"
         if not _HEADER_NAME.fullmatch(name):

@@ -124,6 +124,7 @@ class UpstreamWebSocketSettings(Section, frozen=True, forbid_unknown_fields=True
     :ivar reuses_ids: whether the service gives one id to all stored responses of a socket, so that
         only the socket knows which is meant.
     :ivar subprotocols: offered in the handshake, in this order (RFC 6455 §1.9).
+    :ivar controls: the messages about a running response that the service knows.
     :ivar beta: a value that the handshake's ``OpenAI-Beta`` must have.
     :ivar path: added to ``base_url``; may have a query.
     """
@@ -134,6 +135,7 @@ class UpstreamWebSocketSettings(Section, frozen=True, forbid_unknown_fields=True
     spare_sockets: Annotated[int, Meta(ge=0, le=1000)] = 0
     continues_unstored: bool = True
     reuses_ids: bool = False
+    controls: tuple[ControlName, ...] = ()
     subprotocols: tuple[Text, ...] = ()
     beta: Text | None = None
     path: Text = "/responses"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from gateway.protocol.controls import is_answer
 from gateway.protocol.error_classification import blames_others
 from gateway.protocol.error_parsing import from_event, from_failed_response
 from gateway.protocol.errors import ApiError
@@ -129,6 +130,9 @@ class ResponseStream:
     :ivar turn_state: ``x-codex-turn-state`` as the upstream's event gave it, or None.
     :ivar rate_limits: the last ``codex.rate_limits`` event; empty when there was none.
     :ivar outcome: None until the attempt has ended.
+    :ivar upstream_id: the same as the upstream calls it; empty where it gave no id.
+    :ivar read_answer: given the type and the data of an answer to what the client said about the
+        response; returns what the client gets of it, or None.
     :ivar id_is_ours: the upstream gave its response no id of its own; ``response_id`` is the
         gateway's.
     """
@@ -158,6 +162,8 @@ class ResponseStream:
         self.phase = StreamPhase.SENT
         self.released = False
         self.response_id = ""
+        self.upstream_id = ""
+        self.read_answer: Callable[[bytes, bytes], bytes | None] = lambda _, __: None
         self.id_is_ours = False
         self.upstream_id = ""
         self.turn_state: str | None = None
@@ -248,6 +254,8 @@ class ResponseStream:
                 self.rate_limits = strict_json(data)
                 if self._pass_rate_limits:
                     self._hold_or_pass(self.rate_limits, payloads)
+            elif is_answer(name):
+                self._control_answer(name, strict_json(data), payloads)
             elif name.startswith(b"response."):
                 self._output(data, payloads)
             else:
@@ -309,6 +317,7 @@ class ResponseStream:
         self.upstream_id = head.id
         self.id_is_ours = not head.id or self._is_taken(head.id)
         self.response_id = new_response_id() if self.id_is_ours else head.id
+        self.upstream_id = head.id
         if self._client_parent is not None and head.previous_response_id != self._client_parent:
             self._shown["previous_response_id"] = raw_value(self._client_parent)
 
@@ -320,6 +329,11 @@ class ResponseStream:
         if head.previous_is_odd:
             shown.setdefault("previous_response_id", raw_value(None))
         return shown
+
+    def _control_answer(self, name: bytes, data: bytes, payloads: list[bytes]) -> None:
+        answer = self.read_answer(name, data)
+        if answer is not None:
+            self._hold_or_pass(answer, payloads)
 
     def _item_done(self, data: bytes, payloads: list[bytes]) -> None:
         index, raw = read_item_done(data)

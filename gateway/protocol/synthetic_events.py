@@ -14,6 +14,28 @@ from gateway.protocol.request import Members, TurnRequest
 #: Members of a request that its response repeats.
 _REPEATED = ("parallel_tool_calls", "tool_choice", "tools", "instructions", "reasoning")
 
+#: Codes of messages about a running response that the gateway refuses itself.
+STEERING_NOT_SUPPORTED = "steering_not_supported"
+INJECTION_NOT_SUPPORTED = "injection_not_supported"
+NOT_ACTIVE = "response_not_active"
+ALREADY_COMPLETED = "response_already_completed"
+TOO_MANY_STEERS = "too_many_pending_steers"
+TOO_MANY_INJECTIONS = "too_many_pending_injections"
+NO_SUCCESSOR = "successor_creation_failed"
+
+#: The codes for messages that no account's service knows, by the names in ``websocket.controls``.
+NOT_SUPPORTED = {"steer": STEERING_NOT_SUPPORTED, "inject": INJECTION_NOT_SUPPORTED}
+
+_WHY = {
+    STEERING_NOT_SUPPORTED: "The account of this response cannot be steered while it answers.",
+    INJECTION_NOT_SUPPORTED: "The account of this response takes no input while it answers.",
+    NOT_ACTIVE: "That response is not running on this connection.",
+    ALREADY_COMPLETED: "That response has ended.",
+    TOO_MANY_STEERS: "Too much steering input waits for this response already.",
+    TOO_MANY_INJECTIONS: "Too much injected input waits for this response already.",
+    NO_SUCCESSOR: "The response that was to follow could not be created.",
+}
+
 
 def new_response_id(purpose: str = "") -> str:
     """An id for a response that the gateway itself creates."""
@@ -136,13 +158,35 @@ def interrupt_failed(response_id: str) -> bytes:
     )
 
 
-def steer_failed(previous_response_id: str | None) -> bytes:
-    """``response.steer.failed``: HTTP upstreams cannot be steered."""
-    message = "This gateway's upstreams cannot be steered while they answer."
-    return msgspec.json.encode(
-        {
-            "type": "response.steer.failed",
-            "error": {"code": "steering_not_supported", "message": message},
-            "steer": {"previous_response_id": previous_response_id},
-        }
-    )
+def steer_failed(
+    previous_response_id: str | None,
+    given: bytes = b"",
+    code: str = STEERING_NOT_SUPPORTED,
+    steer_id: str | None = None,
+) -> bytes:
+    """``response.steer.failed``: the input was not, and will not be, brought to a response.
+
+    :param given: the ``input``, which goes back to the client; empty to leave it out.
+    :param steer_id: what the service that had accepted it called it.
+    """
+    steer: dict[str, Any] = {} if steer_id is None else {"id": steer_id}
+    steer["previous_response_id"] = previous_response_id
+    if given:
+        steer["input"] = msgspec.Raw(given)
+    error = {"type": "invalid_request_error", "code": code, "message": _WHY[code]}
+    return msgspec.json.encode({"type": "response.steer.failed", "error": error, "steer": steer})
+
+
+def inject_failed(response_id: str | None, given: bytes, code: str) -> bytes:
+    """``response.inject.failed``: the input was not brought to the response.
+
+    :param given: the ``input``, which goes back to the client; empty to leave it out.
+    """
+    event: dict[str, Any] = {
+        "type": "response.inject.failed",
+        "response_id": response_id,
+        "error": {"code": code, "message": _WHY[code]},
+    }
+    if given:
+        event["input"] = msgspec.Raw(given)
+    return msgspec.json.encode(event)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from gateway.protocol.controls import ANSWERS
 from gateway.protocol.events import ERRORS, TERMINALS, event_type, value_of
 from gateway.protocol.headers import may_pass
 from gateway.protocol.response_body import with_one_type
@@ -33,8 +34,9 @@ SESSION_HEADERS = frozenset(
     {"session-id", "session_id", "thread-id", "conversation_id", "x-client-request-id"}
 )
 
-#: Frames that may come between two responses, and mean nothing there.
-_OUT_OF_BAND = (b"codex.", b"responsesapi.", b"keepalive")
+#: Frames that may come between two responses, and mean nothing there: among them answers that come
+#: too late.
+_OUT_OF_BAND = (b"codex.", b"responsesapi.", b"keepalive", *ANSWERS)
 _METADATA = b"response.metadata"
 
 #: The code of the error by which a service says that a socket is too old; the turn did not run.

@@ -5,7 +5,7 @@ A session does not depend on frames or sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.config import LimitSettings, SessionSettings
 from gateway.conversations.store import Transcript
+from gateway.protocol.controls import Control, ControlMessage
 from gateway.protocol.error_classification import is_clients_fault
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.events import with_stream_id
@@ -27,7 +28,14 @@ from gateway.protocol.request import (
     read_stream_id,
     read_type,
 )
-from gateway.protocol.synthetic_events import interrupt_accepted, interrupt_failed, steer_failed
+from gateway.protocol.synthetic_events import (
+    NOT_ACTIVE,
+    NOT_SUPPORTED,
+    inject_failed,
+    interrupt_accepted,
+    interrupt_failed,
+    steer_failed,
+)
 from gateway.protocol.turn_state import TURN_STATE
 from gateway.routing.affinity import affinity_keys, connection_key
 from gateway.server.history import ConnectionHistory
@@ -47,7 +55,7 @@ _CLOSE_RESTART = 1012
 #: Bound on answers to messages without a turn, while the client reads nothing.
 _MAX_UNREAD_ANSWERS = 100
 
-#: How much of a response's id is echoed, in characters.
+#: How much of a response's id and of refused input is echoed, in characters.
 _MAX_ECHO = 4096
 
 
@@ -143,16 +151,13 @@ class ResponsesSession:
                     f" {', '.join(sorted(_HANDLERS))}.",
                     "type",
                 )
-            handle(self, members, len(payload))
+            handle(self, members, payload)
         except ApiError as error:
             self.refuse(error, stream_id)
 
     def refuse(self, error: ApiError, stream_id: str | None = None) -> None:
         """Answer a message that started no turn."""
-        event = error_event(error)
-        if stream_id is not None:
-            event = with_stream_id(event, msgspec.json.encode(stream_id))
-        self._answer(event)
+        self._answer(error_event(error), stream_id)
 
     def pause(self) -> None:
         """The client reads too slowly: stop reading its upstreams."""
@@ -224,46 +229,82 @@ class ResponsesSession:
 
     # --- messages --------------------------------------------------------------------
 
-    def _create(self, members: Members, size: int) -> None:
+    def _create(self, members: Members, payload: bytes) -> None:
         if self._lanes.is_ending or self._too_old():
             self._turn_away(read_stream_id(members))
             return
-        request = read_create(members, size)
+        request = read_create(members, len(payload))
         self._lanes.add(request, self._services.clock.seconds())
         if self._takes_last_turn:
             self.drain()
 
-    def _interrupt(self, members: Members, size: int) -> None:
+    def _interrupt(self, members: Members, payload: bytes) -> None:
         response_id = member(members, "response_id", str)
         if not response_id:
-            self._cancel(members, size)
+            self._cancel_on_lane(members, None)
             return
-        turn = next((t for t in self._lanes.turns() if t.response_id == response_id), None)
+        turn = self._running(response_id)
         if turn is not None:
-            turn.interrupt(interrupt_accepted)
+            turn.interrupt(interrupt_accepted, ControlMessage(Control.INTERRUPT, members, payload))
         else:
             self._answer(interrupt_failed(response_id[:_MAX_ECHO]))
 
-    def _cancel(self, members: Members, size: int) -> None:
+    def _cancel(self, members: Members, payload: bytes) -> None:
         """``response.cancel``: end the lane's turn, unless another response is named."""
+        self._cancel_on_lane(members, ControlMessage(Control.CANCEL, members, payload))
+
+    def _cancel_on_lane(self, members: Members, message: ControlMessage | None) -> None:
         running = self._lanes.turn_on(read_stream_id(members))
         named = member(members, "response_id", str)
         if running is not None and (not named or named == running.response_id):
-            running.interrupt(None)
+            running.interrupt(None, message)
 
-    def _steer(self, members: Members, size: int) -> None:
-        named = member(members, "previous_response_id", str)
-        self._answer(steer_failed(named and named[:_MAX_ECHO]))
+    def _steer(self, members: Members, payload: bytes) -> None:
+        self._give_input(ControlMessage(Control.STEER, members, payload), steer_failed)
 
-    def _ignore(self, members: Members, size: int) -> None:
+    def _inject(self, members: Members, payload: bytes) -> None:
+        self._give_input(ControlMessage(Control.INJECT, members, payload), inject_failed)
+
+    def _give_input(
+        self, message: ControlMessage, failed: Callable[[str | None, bytes, str], bytes]
+    ) -> None:
+        """Steer a response, or inject input: by the response it names, on whichever lane."""
+        named = member(message.members, message.control.id_member, str)
+        turn = self._running(named)
+        if turn is not None:
+            code = turn.give_input(message)
+        elif any(message.control.value in each for each in self._controls_of_accounts()):
+            code = NOT_ACTIVE
+        else:
+            code = NOT_SUPPORTED[message.control.value]
+        if code is not None:
+            small = len(message.input) <= _MAX_ECHO or not self._lanes.is_paused
+            given = message.input if small else b""
+            event = failed(named and named[:_MAX_ECHO], given, code)
+            self._answer(
+                event, read_stream_id(message.members) if turn is None else turn.request.stream_id
+            )
+
+    def _running(self, response_id: str | None) -> Turn | None:
+        """The turn whose response has this id."""
+        if not response_id:
+            return None
+        return next((t for t in self._lanes.turns() if t.response_id == response_id), None)
+
+    def _controls_of_accounts(self) -> Iterator[Sequence[str]]:
+        return (each.settings.websocket.controls for each in self._services.pool.accounts)
+
+    def _ignore(self, members: Members, payload: bytes) -> None:
         """``response.processed`` asks for nothing."""
 
-    def _answer(self, event: bytes) -> None:
+    def _answer(self, event: bytes, stream_id: str | None = None) -> None:
         """Answer a message that runs no turn.
 
         A client that keeps sending without reading is disconnected: the answers would fill the
         memory.
         """
+        if stream_id is not None:
+            event = with_stream_id(event, msgspec.json.encode(stream_id))
         if self._lanes.is_paused:
             self._unread_answers += 1
             if self._unread_answers > _MAX_UNREAD_ANSWERS:
@@ -355,10 +396,11 @@ def _has_calls(transcript: Transcript) -> bool:
     return any(item.call_id and not item.is_call_output for item in transcript.record.output)
 
 
-_HANDLERS: dict[str, Callable[[ResponsesSession, Members, int], None]] = {
+_HANDLERS: dict[str, Callable[[ResponsesSession, Members, bytes], None]] = {
     "response.create": ResponsesSession._create,
     "response.interrupt": ResponsesSession._interrupt,
     "response.cancel": ResponsesSession._cancel,
     "response.steer": ResponsesSession._steer,
+    "response.inject": ResponsesSession._inject,
     "response.processed": ResponsesSession._ignore,
 }

@@ -13,6 +13,7 @@ from gateway.protocol.response_stream import FinishedResponse, ResponseStream, S
 from gateway.protocol.sse import Event
 from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.routing.account import Account
+from gateway.turn.controls import TurnControls
 from gateway.turn.routed_request import Attempt, RoutedRequest
 
 
@@ -42,8 +43,28 @@ class TurnAttempt(Attempt):
         self._hold_seconds = hold_seconds
         self._hold: Deadline | None = None
         self._clock = clock
+        self._controls: TurnControls | None = None
         self.exchange = exchange = account.upstream.exchange(sent, self)
         self.request_bytes = exchange.request_bytes
+
+    @property
+    def controls(self) -> TurnControls:
+        """What the client says about the response."""
+        if self._controls is None:
+            known = self.account.settings.websocket.controls
+            self._controls = TurnControls(known, self.exchange.tell, self.response, self._clock)
+        return self._controls
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether the client said something about the response."""
+        return self._controls is not None
+
+    @property
+    def items(self) -> list[bytes]:
+        """The finished items, with the input that was injected."""
+        items = self.response.items
+        return items if self._controls is None else self._controls.with_injected(items)
 
     def cancel(self) -> None:
         """Drop the attempt; the turn is not called any more."""

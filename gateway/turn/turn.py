@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from gateway.conversations.context import ContextRoute
 from gateway.conversations.store import Transcript
 from gateway.deadline import Deadline
+from gateway.protocol.controls import ControlMessage
 from gateway.protocol.error_classification import code_of_failure, for_the_client, may_move
 from gateway.protocol.errors import ApiError
 from gateway.protocol.events import response_members
@@ -30,6 +31,8 @@ from gateway.protocol.response_stream import (
     UnchainedResponse,
 )
 from gateway.protocol.synthetic_events import (
+    NO_SUCCESSOR,
+    NOT_ACTIVE,
     created_event,
     failed_event,
     interrupted_event,
@@ -126,9 +129,14 @@ class Turn(RoutedRequest[TurnAttempt]):
             self._drop_attempt("cancelled")
             self._close("cancelled", None)
 
-    def interrupt(self, accepted: Callable[[str, int], bytes] | None) -> None:
-        """End it now, with the finished items, as a response that can be continued.
+    def interrupt(
+        self,
+        accepted: Callable[[str, int], bytes] | None,
+        message: ControlMessage | None = None,
+    ) -> None:
+        """End it, with the finished items, as a response that can be continued.
 
+        If the account's service knows ``message``, the response ends there; else it ends now.
         Before its conversation is looked up, the turn leaves nothing to continue.
 
         :param accepted: makes the event to send before the terminal one, from the response's
@@ -136,6 +144,22 @@ class Turn(RoutedRequest[TurnAttempt]):
         """
         if self._phase is RequestPhase.ENDED:
             return
+        attempt = self._attempt
+        if attempt is None or message is None:
+            interrupts = attempt is not None and attempt.has_controls
+            if not (interrupts and attempt is not None and attempt.controls.end_here()):
+                self._end_here(accepted)
+        elif not attempt.controls.interrupt(
+            message, lambda told: self._end_here(None if told else accepted)
+        ):
+            self._end_here(accepted)
+
+    def give_input(self, message: ControlMessage) -> str | None:
+        """Steer the response, or inject input; returns a code if that cannot be done."""
+        attempt = self._attempt
+        return NOT_ACTIVE if attempt is None else attempt.controls.give_input(message)
+
+    def _end_here(self, accepted: Callable[[str, int], bytes] | None) -> None:
         attempt = self._attempt
         response = attempt.response if attempt is not None else ResponseStream()
         payloads = response.release()
@@ -151,11 +175,12 @@ class Turn(RoutedRequest[TurnAttempt]):
             number += 1
             payloads.append(accepted(response_id, number))
         payloads.append(interrupted_event(members, response.items, number + 1))
+        items = [] if attempt is None else attempt.items
         self._relay(payloads)
         self._estimate()
         self._drop_attempt("interrupted")
         account = attempt.account.name if attempt is not None else None
-        self._remember(response_id, response.items, account)
+        self._remember(response_id, items, account)
         self._close("incomplete", "interrupted")
 
     def abandon(self, error: ApiError) -> None:
@@ -282,6 +307,8 @@ class Turn(RoutedRequest[TurnAttempt]):
         outcome = attempt.response.outcome
         if isinstance(outcome, FinishedResponse):
             self._finished(attempt, outcome)
+        elif attempt.has_controls and attempt.controls.end_here():
+            return
         elif isinstance(outcome, BackgroundResponse):
             self._continues_in_background(attempt)
         elif isinstance(outcome, UnchainedResponse):
@@ -330,7 +357,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         continuity.learn(account, attempt.chosen)
         if outcome.status in _CONTINUABLE:
             at_account = continuity.at_account(account, response, attempt.exchange.holder)
-            self._remember(response.response_id, response.items, account.name, at_account)
+            self._remember(response.response_id, attempt.items, account.name, at_account)
         else:
             self.record.response_id = response.response_id
             self.error = outcome.error
@@ -477,8 +504,12 @@ class Turn(RoutedRequest[TurnAttempt]):
     def _close(self, status: str, error_code: str | None) -> None:
         self._silence.stop()
         self._warming.stop()
-        if self._attempt is not None:
-            self._attempt.account.turns += 1
+        attempt = self._attempt
+        if attempt is not None:
+            attempt.account.turns += 1
+            untold = attempt.controls.stop(NO_SUCCESSOR) if attempt.has_controls else []
+            if untold and status != "cancelled":
+                self._relay(untold)
         self._last_refused = None
         super()._close(status, error_code)
         self._sink.turn_ended()

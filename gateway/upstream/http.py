@@ -230,6 +230,10 @@ class HttpExchange(Protocol):
         if self._state is not ExchangeState.OVER:
             self._drop()
 
+    def tell(self, message: bytes) -> bool:
+        """Do nothing: over HTTP nothing can be said about a response that runs."""
+        return False
+
     def finish(self) -> None:
         """Read the answer to its end, for a bounded time, without calling the receiver."""
         if self._state is ExchangeState.STREAMING:

@@ -124,6 +124,9 @@ class UpstreamExchange(Protocol):
     def finish(self) -> None:
         """Read the answer to its end and ignore it, so that the connection can be reused."""
 
+    def tell(self, message: bytes) -> bool:
+        """Send a message about the response that runs; False where that cannot be done."""
+
     def pause(self) -> None:
         """Stop reading the answer (back-pressure).  May be called again while paused."""
 

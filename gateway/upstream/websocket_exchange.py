@@ -195,6 +195,13 @@ class WebSocketExchange(SocketReceiver):
         else:
             self.cancel()
 
+    def tell(self, message: bytes) -> bool:
+        """Send a message about the response that runs; False where that cannot be done."""
+        if self._state is not _State.STREAMING or self._terminal or self._socket is None:
+            return False
+        self._socket.socket.send_message(message)
+        return True
+
     def pause(self) -> None:
         """Keep what comes; a socket that goes on bringing much is not read any more."""
         self._paused = True

@@ -114,6 +114,7 @@ def test_whatever_the_entry_says_counts(preset: str) -> None:
         "websocket": {
             "beta": None,
             "continues_unstored": True,
+            "controls": [],
             "max_age_minutes": 3,
             "reuses_ids": False,
         },
@@ -129,6 +130,12 @@ def test_whatever_the_entry_says_counts(preset: str) -> None:
 def test_turns_go_over_a_websocket_where_a_service_has_one(preset: str) -> None:
     native = preset in ("openai", "azure", "chatgpt")
     assert whole(preset).transport == ("auto" if native else "http")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_only_services_that_know_a_control_message_get_it(preset: str) -> None:
+    known = {"openai": ("steer", "inject"), "chatgpt": ("interrupt",)}
+    assert whole(preset).websocket.controls == known.get(preset, ())
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,14 @@ MISTAKES = [
         account(websocket="{subprotocols: [a, b, a]}"),
         "accounts[0].websocket.subprotocols[2]: 'a': given twice; expected each once",
     ),
+    (
+        account(websocket="{controls: [steer, stop]}"),
+        "accounts[0].websocket.controls[1]: 'stop': expected one of cancel, inject, ",
+    ),
+    (
+        account(websocket="{controls: [steer, steer]}"),
+        "accounts[0].websocket.controls[1]: 'steer': given twice; expected each once",
+    ),
     (account(strip="[user, store]"), "accounts[0].strip[1]: 'store': expected another member; "),
     (account(weight="0"), "accounts[0].weight: 0: expected a whole number from 1 to 1000"),
     (account(priority="-1"), "accounts[0].priority: -1: expected a whole number from 0 to 1000"),

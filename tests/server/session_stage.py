@@ -41,8 +41,14 @@ class FakeChannel:
 class Stage:
     """One connection, and the upstream behind it."""
 
-    def __init__(self, accounts: int = 1, limits: Any = None, **settings: Any) -> None:
-        self.world = World(accounts)
+    def __init__(
+        self,
+        accounts: int = 1,
+        limits: Any = None,
+        controls: Sequence[str] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.world = World(accounts, controls=controls)
         self.settings = SessionSettings(**settings)
         self.limits = LimitSettings(**(limits or {}))
         self.channel = FakeChannel()

@@ -177,7 +177,7 @@ def test_steering_is_refused_honestly() -> None:
     stage.says(type="response.steer", previous_response_id="resp_1", input="stop")
     assert stage.channel.last["type"] == "response.steer.failed"
     assert stage.channel.last["error"]["code"] == "steering_not_supported"
-    assert stage.channel.last["steer"] == {"previous_response_id": "resp_1"}
+    assert stage.channel.last["steer"] == {"previous_response_id": "resp_1", "input": "stop"}
 
 
 @pytest.mark.parametrize(

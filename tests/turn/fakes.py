@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
-from gateway.config import AccountSettings, RoutingSettings
+from gateway.config import AccountSettings, RoutingSettings, UpstreamWebSocketSettings
 from gateway.conversations.owners import MemoryIssuers, MemoryOwners
 from gateway.conversations.store import MemoryStore, Transcript
 from gateway.protocol.errors import ApiError, error_event
@@ -70,6 +70,7 @@ class FakeExchange:
             "POST", "/responses", self.headers, body
         )
         self.state = "prepared"
+        self.told: list[Json] = []
         self.paused = False
         self.play: Any = None
         self.head: UpstreamAnswer | None = None
@@ -90,6 +91,12 @@ class FakeExchange:
     def finish(self) -> None:
         assert self.state == "running", f"finished while {self.state}"
         self.state = "finished"
+
+    def tell(self, message: bytes) -> bool:
+        if self.transport_name != "websocket":
+            return False
+        self.told.append(json.loads(message))
+        return True
 
     def pause(self) -> None:
         self.paused = True
@@ -120,10 +127,12 @@ class FakeUpstream:
         self.figures: SocketFigures | None = None
         self.continuations: list[bool] = []
         self.held: set[str] = set()
+        self.transport_name = "http"
 
     def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> FakeExchange:
         exchange = FakeExchange(turn, receiver)
         exchange.play = self.answer
+        exchange.transport_name = self.transport_name
         self.exchanges.append(exchange)
         return exchange
 
@@ -216,6 +225,7 @@ class World:
     """Accounts ``a``, ``b``, … and what turns share.
 
     :param continuity: of all accounts.
+    :param controls: if given, turns go over WebSockets to services that know these messages.
     """
 
     def __init__(
@@ -223,6 +233,7 @@ class World:
         accounts: int = 1,
         continuity: str = "auto",
         routing: RoutingSettings | None = None,
+        controls: Sequence[str] | None = None,
         **services: Any,
     ) -> None:
         self.clock = Clock()
@@ -237,6 +248,9 @@ class World:
                     base_url="http://upstream",
                     key=f"sk-{name}",
                     continuity=continuity,  # type: ignore[arg-type]
+                    websocket=UpstreamWebSocketSettings(
+                        controls=tuple(controls or ())  # type: ignore[arg-type]
+                    ),
                 ),
                 upstream,
                 now,
@@ -244,6 +258,8 @@ class World:
             )
             for name, upstream in self.upstreams.items()
         }
+        for upstream in self.upstreams.values():
+            upstream.transport_name = "http" if controls is None else "websocket"
         self.conversations = MemoryStore(2**24, 3600, now)
         self.turn_log = TurnLog()
         about: dict[str, Any] = {
