@@ -112,7 +112,7 @@ _MAX_WHY = 200
 
 def refuses_continuation(error: ApiError) -> bool:
     """Whether a chained turn was refused for its ``previous_response_id``."""
-    if error.code == "previous_response_not_found":
+    if error.code == "previous_response_not_found" or messages.misses_response(error.message):
         return True
     if error.status in (404, 501):
         return not (is_about_the_request(error) or refuses_model(error))

@@ -67,6 +67,11 @@ _names_its_request = _opening(
     r"no endpoints found that\b",
 )
 
+#: The account does not have the response to continue; xAI says it without a code or a status.
+misses_response = _opening(
+    r"(?:previous )?response with (?:the )?id\b.{1,200}? (?:was |could )?not (?:be )?found"
+)
+
 #: A code that stands before the words: ``rate_limit_exceeded: Slow down``.
 _CODE = _pattern(r"['\"`(\[]?([a-z]{1,40}(?:_[a-z]{1,40}){1,9})\b")
 

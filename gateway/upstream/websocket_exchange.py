@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from gateway.deadline import Deadline
 from gateway.protocol.error_parsing import from_event, from_http
 from gateway.protocol.errors import SOCKET_LOST, SOCKET_UNSUITED, ApiError
-from gateway.protocol.events import ERRORS
+from gateway.protocol.events import ERRORS, PREAMBLE, read_response
 from gateway.protocol.sse import Event
 from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.protocol.websocket_messages import (
@@ -26,6 +26,7 @@ from gateway.protocol.websocket_messages import (
     SOCKET_AT_ITS_END,
     UpgradeRefusal,
     ends_response,
+    is_out_of_band,
     read_message,
     refusal_of_upgrade,
 )
@@ -103,6 +104,7 @@ class WebSocketExchange(SocketReceiver):
         self._held_bytes = 0
         self._lost: _Lost | None = None
         self._terminal = b""
+        self._created = b""
         self._answer: UpstreamAnswer | None = None
         self._holder: str | None = None
         self._message_bytes = len(message)
@@ -377,7 +379,11 @@ class WebSocketExchange(SocketReceiver):
             if event is None:
                 continue
             name = event[0]
-            if ends_response(name):
+            ends = ends_response(name)
+            if (ends or not self._created) and self._is_of_another(name, payload):
+                self._fail_or_hold(events, _lost("The upstream mixed up two responses."))
+                return []
+            if ends:
                 if name in ERRORS and SOCKET_AT_ITS_END.encode() in payload:
                     error = _lost("The upstream's WebSocket is at its end.")
                     self._fail_or_hold(events, error, SocketEnd.CONNECTION_LIMIT)
@@ -398,6 +404,23 @@ class WebSocketExchange(SocketReceiver):
             self._deadline.touch()
             self._deliver(events)
         return rest
+
+    def _is_of_another(self, name: bytes, payload: bytes) -> bool:
+        """Whether an event belongs to a response before, as far as that can be told cheaply.
+
+        What comes late for a response that has ended must not end the next one: that begins with
+        its ``response.created``, and ends with the same id.
+        """
+        if name in ERRORS or is_out_of_band(name):
+            return False
+        is_first = self._socket is None or self._socket.turns == 1
+        if not self._created:
+            self._created = payload
+            return name not in PREAMBLE and not is_first
+        if is_first:
+            return False
+        head = read_response(self._created)
+        return head is not None and head.id.encode() not in payload
 
     def _begin_answer(self) -> None:
         self._enter(_State.STREAMING)

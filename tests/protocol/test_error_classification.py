@@ -47,6 +47,8 @@ def refusal(
         refusal(422, None, "Extra inputs are not permitted: previous_response_id"),
         refusal(400, None, "Previous response was deleted."),
         refusal(500, "previous_response_not_found"),
+        refusal(500, None, "Response with id=resp_1 not found"),
+        refusal(500, None, "Previous response with the id 'resp_1' could not be found."),
     ],
     ids=str,
 )
@@ -60,6 +62,7 @@ def test_a_refused_continuation_is_recognised(error: ApiError) -> None:
         refusal(400, "context_length_exceeded", "Too long."),
         refusal(429, None, "previous_response_id has nothing to do with it"),
         refusal(500, None, "previous_response_id crashed"),
+        refusal(500, None, "Response with identical text not found in cache"),
         refusal(401),
         refusal(400, "unsupported_parameter", "No.", "temperature"),
     ],
