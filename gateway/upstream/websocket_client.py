@@ -32,6 +32,7 @@ from gateway.upstream.websocket_upgrade import (
     Handshake,
     UpgradeFailed,
     UpgradeRefused,
+    UpgradeTimedOut,
     upgrade_request,
 )
 
@@ -95,7 +96,7 @@ class SocketListener(Protocol):
 
 
 class SocketPhase(enum.Enum):
-    """The phases of a socket."""
+    """What a socket does."""
 
     OPENING = "opening"
     REFUSED = "reading the body of a refusal"
@@ -294,9 +295,7 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         self._enter(SocketPhase.OPEN)
         self._schedule_ping()
         opened = self._take_opened()
-        if opened is None:
-            self.drop()  # the endpoint has failed meanwhile
-        else:
+        if opened is not None:
             opened.callback(self)
 
     def _read_refusal(self) -> None:
@@ -316,7 +315,7 @@ class UpstreamSocket(ExtensibleWebSocketClient):
             opened.errback(UpgradeRefused(self.head, body if whole is None else whole))
         else:
             opened.errback(
-                UpgradeFailed(f"did not answer the upgrade within {UPGRADE_SECONDS:g} seconds")
+                UpgradeTimedOut(f"did not answer the upgrade within {UPGRADE_SECONDS:g} seconds")
             )
 
     def _take_opened(self) -> Deferred[UpstreamSocket] | None:

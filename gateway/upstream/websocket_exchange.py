@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
@@ -37,10 +37,13 @@ from gateway.upstream.websocket_access import WebSocketAccess
 from gateway.upstream.websocket_client import NORMAL, ClosedSocket, UpstreamSocket
 from gateway.upstream.websocket_counts import SocketEnd
 from gateway.upstream.websocket_pool import PooledSocket, SocketReceiver
-from gateway.upstream.websocket_upgrade import UpgradeFailed, UpgradeRefused
+from gateway.upstream.websocket_upgrade import UpgradeFailed, UpgradeRefused, UpgradeTimedOut
 
 #: What a paused turn keeps of its answer before the socket is not read any more, in bytes.
 _MAX_HELD_BYTES = 1_048_576
+
+#: How much of an upstream's own words an error has, in characters.
+_MAX_SAID = 200
 
 _TOO_BIG = 1009
 
@@ -66,13 +69,6 @@ TRANSITIONS = {
     _State.HTTP: {_State.OVER},
     _State.OVER: set(),
 }
-
-
-class _Lost(NamedTuple):
-    """How the socket was lost while its last events are held back."""
-
-    error: ApiError
-    why: SocketEnd
 
 
 class WebSocketExchange(SocketReceiver):
@@ -102,7 +98,8 @@ class WebSocketExchange(SocketReceiver):
         self._paused = False
         self._held: list[Event] = []
         self._held_bytes = 0
-        self._lost: _Lost | None = None
+        #: Why the socket was lost, while events that came before are held back.
+        self._lost: ApiError | None = None
         self._terminal = b""
         self._created = b""
         self._answer: UpstreamAnswer | None = None
@@ -191,9 +188,9 @@ class WebSocketExchange(SocketReceiver):
         if self._state is _State.STREAMING and self._terminal:
             socket = self._socket
             self._stop()
-            assert socket is not None
             self._access.served()
-            socket.finish(self._holder is not None)
+            if socket is not None:  # it may be lost since the event was read
+                socket.finish(self._holder is not None)
         else:
             self.cancel()
 
@@ -205,11 +202,14 @@ class WebSocketExchange(SocketReceiver):
         return True
 
     def pause(self) -> None:
-        """Keep what comes; a socket that goes on bringing much is not read any more."""
+        """Keep what comes; a socket that goes on bringing much is not read any more.
+
+        The wait for the first event goes on: the receiver cannot be its reason.
+        """
         self._paused = True
         if self._http is not None:
             self._http.pause()
-        else:
+        elif self._state is _State.STREAMING:
             self._deadline.stop()
 
     def resume(self) -> None:
@@ -220,11 +220,9 @@ class WebSocketExchange(SocketReceiver):
         if self._http is not None:
             self._http.resume()
             return
-        if self._state is _State.OVER:
-            return
-        timeouts = self._access.http.timeouts
-        streaming = self._state is _State.STREAMING
-        self._deadline.start(timeouts.idle if streaming else timeouts.first_byte)
+        if self._state is not _State.STREAMING:
+            return  # nothing is kept before the first event
+        self._deadline.start(self._access.http.timeouts.idle)
         held, self._held = self._held, []
         too_much = self._held_bytes > _MAX_HELD_BYTES
         self._held_bytes = 0
@@ -234,7 +232,9 @@ class WebSocketExchange(SocketReceiver):
             self._deliver(held)
         lost, self._lost = self._lost, None
         if lost is not None and self._is_running():
-            self._fail(lost.error, lost.why)
+            self._fail(lost)
+        else:
+            self._end_unfinished()
 
     # --- opening a socket ------------------------------------------------------------
 
@@ -292,14 +292,14 @@ class WebSocketExchange(SocketReceiver):
 
     def _not_opened(self, failure: Failure) -> None:
         problem = failure.value
-        if not isinstance(problem, UpgradeRefused):
-            failed = isinstance(problem, UpgradeFailed)
-            error = (
-                ApiError.bad_gateway(f"The upstream {problem}.", "upstream_timeout")
-                if failed
-                else upstream_failure(failure)
-            )
+        if isinstance(problem, UpgradeFailed):
+            error = ApiError.bad_gateway(f"The upstream {self._without_secrets(str(problem))}.")
+            if isinstance(problem, UpgradeTimedOut):
+                error.code = "upstream_timeout"
             self._no_socket(None, error)
+            return
+        if not isinstance(problem, UpgradeRefused):
+            self._no_socket(None, upstream_failure(failure))
             return
         head = problem.head
         body = self._access.http.without_secrets(problem.body)
@@ -372,6 +372,8 @@ class WebSocketExchange(SocketReceiver):
 
     def socket_messages(self, payloads: list[bytes]) -> list[bytes]:
         """Events of the answer; what follows its end is returned."""
+        if self._terminal:
+            return payloads  # its end is held back
         events: list[Event] = []
         rest: list[bytes] = []
         for number, payload in enumerate(payloads):
@@ -425,15 +427,21 @@ class WebSocketExchange(SocketReceiver):
     def _begin_answer(self) -> None:
         self._enter(_State.STREAMING)
         self._message = b""
-        if not self._paused:
+        if self._paused:
+            self._deadline.stop()
+        else:
             self._deadline.start(self._access.http.timeouts.idle)
         assert self._answer is not None
         self._receiver.upstream_answered(self._answer.headers)
 
     def _deliver(self, events: list[Event]) -> None:
-        terminal = self._terminal
         self._receiver.upstream_events(events)
-        if terminal and self._is_running() and not self._paused:
+        self._end_unfinished()
+
+    def _end_unfinished(self) -> None:
+        """Report the end, if the receiver did not take the terminal event for one."""
+        delivered = self._terminal and not self._paused and not self._held
+        if delivered and self._is_running():
             self._drop(SocketEnd.NOT_FINISHED)
             self._receiver.upstream_ended(None)
 
@@ -447,8 +455,9 @@ class WebSocketExchange(SocketReceiver):
     def socket_closed(self, closed: ClosedSocket) -> None:
         """The socket is lost."""
         self._socket = None
-        reason = self._access.http.without_secrets(closed.reason.encode()).decode(errors="replace")
-        said = ClosedSocket(closed.code, reason[:200])
+        if self._terminal:
+            return  # the answer is whole, and its end is held back
+        said = ClosedSocket(closed.code, self._without_secrets(closed.reason))
         message = f"The upstream's WebSocket closed before the response had ended: {said}."
         # Without an answer these mean that the input is refused; over HTTP the reason is given.
         refuses_input = self._state is _State.SENT and closed.code in (NORMAL, _TOO_BIG)
@@ -472,7 +481,10 @@ class WebSocketExchange(SocketReceiver):
         if not self._is_running():
             return
         if self._paused and self._held:
-            self._lost = _Lost(error, why)
+            self._lost = error
+            socket, self._socket = self._socket, None
+            if socket is not None:
+                socket.drop(why)
         else:
             self._fail(error, why)
 
@@ -499,6 +511,8 @@ class WebSocketExchange(SocketReceiver):
     def _drop(self, why: SocketEnd) -> None:
         socket, waiting = self._socket, self._waiting
         self._stop()
+        if self._http is not None:
+            self._http.cancel()
         if waiting is not None:
             waiting.cancel()
         if socket is not None:
@@ -516,6 +530,11 @@ class WebSocketExchange(SocketReceiver):
         if self._reserved:
             self._reserved = False
             self._access.pool.give_up()
+
+    def _without_secrets(self, said: str) -> str:
+        """The beginning of what an upstream said."""
+        text = self._access.http.without_secrets(said.encode()).decode(errors="replace")
+        return text[:_MAX_SAID]
 
     def _is_running(self) -> bool:
         return self._state in (_State.SENT, _State.STREAMING)

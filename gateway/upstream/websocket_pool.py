@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from gateway.protocol.websocket_messages import is_out_of_band, read_message
 from gateway.upstream.interface import SocketFigures
-from gateway.upstream.websocket_client import ClosedSocket, UpstreamSocket
+from gateway.upstream.websocket_client import ABNORMAL, ClosedSocket, UpstreamSocket
 from gateway.upstream.websocket_counts import SocketCounts, SocketEnd, end_of_code
 
 #: How often idle sockets are looked through, in seconds; the age of one is looked at, too, when it
@@ -139,7 +139,7 @@ class PooledSocket:
             if self.use is SocketUse.GONE:
                 return
             if message is None or not is_out_of_band(message[0]):
-                self.close(SocketEnd.UNEXPECTED_MESSAGE)
+                self._spoilt()
 
     def socket_closed(self, closed: ClosedSocket) -> None:
         """The socket is lost."""
@@ -154,6 +154,13 @@ class PooledSocket:
         self.is_silent = True
         if self.use is SocketUse.IDLE:
             self.drop(SocketEnd.NO_PONG)
+
+    def _spoilt(self) -> None:
+        """A message came that belongs to no response; another may have begun by now."""
+        receiver, self.receiver = self.receiver, None
+        self.close(SocketEnd.UNEXPECTED_MESSAGE)
+        if receiver is not None:
+            receiver.socket_closed(ClosedSocket(ABNORMAL, "an unexpected message came"))
 
     def _leave(self, why: SocketEnd) -> None:
         self._enter(SocketUse.GONE)

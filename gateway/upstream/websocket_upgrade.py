@@ -39,7 +39,11 @@ class UpgradeRefused(Exception):
 
 
 class UpgradeFailed(Exception):
-    """The upgrade has no valid answer: none in time, a broken one, or the connection closed."""
+    """The upgrade has no valid answer."""
+
+
+class UpgradeTimedOut(UpgradeFailed):
+    """The upgrade has no answer in time."""
 
 
 def upgrade_request(handshake: Handshake, key: bytes) -> bytes:
