@@ -295,7 +295,9 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         self._enter(SocketPhase.OPEN)
         self._schedule_ping()
         opened = self._take_opened()
-        if opened is not None:
+        if opened is None:  # the endpoint has failed meanwhile
+            self.drop()
+        else:
             opened.callback(self)
 
     def _read_refusal(self) -> None:
@@ -323,9 +325,9 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         opened, self._opened = self._opened, None
         return None if opened is None or opened.called else opened
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, code: int = ABNORMAL) -> None:
         opened = self._take_opened()
-        self._end(ClosedSocket(ABNORMAL, reason), abort=True)
+        self._end(ClosedSocket(code, reason), abort=True)
         if opened is not None:
             opened.errback(UpgradeFailed(f"did not accept the upgrade: {reason}"))
 
@@ -447,10 +449,7 @@ class UpstreamSocket(ExtensibleWebSocketClient):
 
     def violated(self, code: int, reason: str) -> None:
         """Autobahn found a violation of the protocol."""
-        if self._phase is SocketPhase.OPEN:
-            self._end(ClosedSocket(code, reason), abort=True)
-        else:
-            self._fail(reason)
+        self._fail(reason, code)
 
     def _end(self, closed: ClosedSocket, abort: bool = False) -> None:
         if self._phase is SocketPhase.CLOSED:

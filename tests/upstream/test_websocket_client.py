@@ -410,11 +410,16 @@ def test_a_connection_may_be_lost_after_the_endpoint_has_failed() -> None:
     opening: Deferred[Any] = dial(clock, endpoint, Handshake("http://u/", {}), 25)
     opening.addErrback(failures.append)
     factory, connecting = endpoint.connecting[0]
-    peer = Peer(factory.buildProtocol(None))
-    connecting.errback(ConnectionRefusedError())
-    peer.loses(ConnectionLost())
-    assert [failed.type for failed in failures] == [ConnectionRefusedError]
-    assert not clock.getDelayedCalls()
+    for opens in (False, True):
+        peer = Peer(factory.buildProtocol(None))
+        if not connecting.called:
+            connecting.errback(ConnectionRefusedError())
+        if opens:
+            peer.accepts()
+            assert peer.aborted, "nobody wants it any more"
+        peer.loses(ConnectionLost())
+        assert [failed.type for failed in failures] == [ConnectionRefusedError]
+        assert not clock.getDelayedCalls()
 
 
 # --- messages out --------------------------------------------------------------------------
