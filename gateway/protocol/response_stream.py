@@ -130,7 +130,6 @@ class ResponseStream:
     :ivar turn_state: ``x-codex-turn-state`` as the upstream's event gave it, or None.
     :ivar rate_limits: the last ``codex.rate_limits`` event; empty when there was none.
     :ivar outcome: None until the attempt has ended.
-    :ivar upstream_id: the same as the upstream calls it; empty where it gave no id.
     :ivar read_answer: given the type and the data of an answer to what the client said about the
         response; returns what the client gets of it, or None.
     :ivar id_is_ours: the upstream gave its response no id of its own; ``response_id`` is the
@@ -162,7 +161,6 @@ class ResponseStream:
         self.phase = StreamPhase.SENT
         self.released = False
         self.response_id = ""
-        self.upstream_id = ""
         self.read_answer: Callable[[bytes, bytes], bytes | None] = lambda _, __: None
         self.id_is_ours = False
         self.upstream_id = ""
@@ -314,7 +312,6 @@ class ResponseStream:
 
     def _choose_id(self, head: ResponseHead) -> None:
         """Clients continue a response by its id, so it must have one."""
-        self.upstream_id = head.id
         self.id_is_ours = not head.id or self._is_taken(head.id)
         self.response_id = new_response_id() if self.id_is_ours else head.id
         self.upstream_id = head.id

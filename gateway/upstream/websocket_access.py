@@ -47,6 +47,9 @@ _MOST_LOSSES = 3
 _MOST_MISSES = 3
 _MISSES_SECONDS = 3600.0
 
+#: How much of a service's own words an error has, in characters.
+_MAX_SAID = 200
+
 _log = Logger(namespace="gateway.upstream")
 
 
@@ -136,6 +139,10 @@ class WebSocketAccess:
     def served(self) -> None:
         """A response has ended in order."""
         self._losses = 0
+
+    def without_secrets(self, said: str) -> str:
+        """The beginning of what the service said, without the account's secrets."""
+        return self.http.without_secrets(said.encode()).decode(errors="replace")[:_MAX_SAID]
 
     # --- what sockets continue -------------------------------------------------------
 

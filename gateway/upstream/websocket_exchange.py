@@ -9,14 +9,11 @@ account is not to blame.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
-from typing import Any
 
-from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from gateway.deadline import Deadline
-from gateway.protocol.error_parsing import from_event, from_http
+from gateway.protocol.error_parsing import from_event
 from gateway.protocol.errors import SOCKET_LOST, SOCKET_UNSUITED, ApiError
 from gateway.protocol.events import ERRORS, PREAMBLE, read_response
 from gateway.protocol.sse import Event
@@ -28,22 +25,18 @@ from gateway.protocol.websocket_messages import (
     ends_response,
     is_out_of_band,
     read_message,
-    refusal_of_upgrade,
 )
-from gateway.upstream.errors import log_bug, upstream_failure
+from gateway.upstream.errors import log_bug
 from gateway.upstream.http import TurnExchange
 from gateway.upstream.interface import EventReceiver, ForwardedRequest, UpstreamAnswer
 from gateway.upstream.websocket_access import WebSocketAccess
 from gateway.upstream.websocket_client import NORMAL, ClosedSocket, UpstreamSocket
 from gateway.upstream.websocket_counts import SocketEnd
+from gateway.upstream.websocket_opening import SocketOpening
 from gateway.upstream.websocket_pool import PooledSocket, SocketReceiver
-from gateway.upstream.websocket_upgrade import UpgradeFailed, UpgradeRefused, UpgradeTimedOut
 
 #: What a paused turn keeps of its answer before the socket is not read any more, in bytes.
 _MAX_HELD_BYTES = 1_048_576
-
-#: How much of an upstream's own words an error has, in characters.
-_MAX_SAID = 200
 
 _TOO_BIG = 1009
 
@@ -91,10 +84,8 @@ class WebSocketExchange(SocketReceiver):
         self._state = _State.IDLE
         self._socket: PooledSocket | None = None
         self._http: TurnExchange | None = None
-        self._waiting: Deferred[Any] | None = None
+        self._opening: SocketOpening | None = None
         self._reserved = False
-        self._authorization: Mapping[str, str] = {}
-        self._reauthorized = False
         self._paused = False
         self._held: list[Event] = []
         self._held_bytes = 0
@@ -162,7 +153,8 @@ class WebSocketExchange(SocketReceiver):
         elif access.pool.reserve():
             self._reserved = True
             self._enter(_State.OPENING)
-            self._authorize()
+            self._opening = SocketOpening(access, turn, self)
+            self._opening.start()
         elif access.falls_back:
             self._go_by_http()
         else:
@@ -238,109 +230,31 @@ class WebSocketExchange(SocketReceiver):
 
     # --- opening a socket ------------------------------------------------------------
 
-    def _authorize(self) -> None:
-        try:
-            headers = self._access.http.credentials.headers()
-        except Exception:
-            self._fail_inside(Failure())
-            return
-        if isinstance(headers, Deferred):
-            self._wait(headers, self._open, self._not_authorized)
-        else:
-            self._open(headers)
-
-    def _open(self, authorization: Mapping[str, str]) -> None:
-        self._authorization = authorization
-        private = False
-        try:
-            opening, private = self._access.open(self._turn, authorization)
-        except Exception:
-            opening = fail()
-        self._wait(opening, lambda socket: self._opened(socket, private), self._not_opened)
-
-    def _wait(
-        self,
-        waiting: Deferred[Any],
-        callback: Callable[[Any], None],
-        errback: Callable[[Failure], None],
-    ) -> None:
-        self._waiting = waiting
-
-        def done(result: Any) -> None:
-            self._waiting = None
-            if self._state is _State.OPENING:
-                callback(result)
-
-        def failed(failure: Failure) -> None:
-            self._waiting = None
-            if self._state is _State.OPENING:
-                errback(failure)
-
-        waiting.addCallbacks(done, failed)
-        waiting.addErrback(self._fail_inside)
-
-    def _opened(self, socket: UpstreamSocket, is_private: bool) -> None:
+    def socket_opened(self, socket: UpstreamSocket, is_private: bool) -> None:
+        """There is a new socket."""
         self._reserved = False
+        self._opening = None
         access = self._access
         opened = access.pool.add(socket, access.key_of(self._turn), is_private)
         self._send(opened)
         access.fill_spares()
 
-    def _not_authorized(self, failure: Failure) -> None:
-        error = failure.value
-        self._fail(error if isinstance(error, ApiError) else upstream_failure(failure))
+    def opening_refused(self, error: ApiError) -> None:
+        """The account is at fault."""
+        self._fail(error)
 
-    def _not_opened(self, failure: Failure) -> None:
-        problem = failure.value
-        if isinstance(problem, UpgradeFailed):
-            error = ApiError.bad_gateway(f"The upstream {self._without_secrets(str(problem))}.")
-            if isinstance(problem, UpgradeTimedOut):
-                error.code = "upstream_timeout"
-            self._no_socket(None, error)
-            return
-        if not isinstance(problem, UpgradeRefused):
-            self._no_socket(None, upstream_failure(failure))
-            return
-        head = problem.head
-        body = self._access.http.without_secrets(problem.body)
-        self._answer = UpstreamAnswer(head.status, head.headers, body)
-        if head.status == 401 and not self._reauthorized:
-            self._reauthorized = True
-            changed = self._access.http.credentials.refused(self._authorization)
-            if isinstance(changed, Deferred):
-                self._wait(changed, self._reauthorize, self._not_authorized)
-            else:
-                self._reauthorize(changed)
-            return
-        self._refused(head.status, head.headers, body)
-
-    def _reauthorize(self, changed: bool) -> None:
-        if changed:
-            self._authorize()
-            return
-        assert self._answer is not None
-        self._refused(*self._answer)
-
-    def _refused(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        refusal = refusal_of_upgrade(status)
-        error = from_http(status, headers, body)
-        if refusal is UpgradeRefusal.ACCOUNT:
-            self._fail(error)
-            return
-        if refusal is UpgradeRefusal.NO_WEBSOCKET:
-            error = ApiError.bad_gateway(
-                f"The upstream takes no WebSocket: it answered the upgrade with {status}.",
-                "upstream_websocket_refused",
-            )
-        self._no_socket(refusal, error)
-
-    def _no_socket(self, refusal: UpgradeRefusal | None, error: ApiError) -> None:
+    def no_socket(self, refusal: UpgradeRefusal | None, error: ApiError) -> None:
         """Nothing was sent: go by HTTP, or report it."""
-        self._access.could_not_open(refusal, str(error))
         if self._access.falls_back:
             self._go_by_http()
         else:
             self._fail(error)
+
+    def opening_broke(self, failure: Failure) -> None:
+        """A bug of the gateway ends the exchange, which would wait for ever otherwise."""
+        log_bug(failure)
+        if self._state is not _State.OVER:
+            self._fail(ApiError.gateway_failed())
 
     def _go_by_http(self) -> None:
         if self._turn.request.prewarm:  # over HTTP it would be answered in full
@@ -457,7 +371,7 @@ class WebSocketExchange(SocketReceiver):
         self._socket = None
         if self._terminal:
             return  # the answer is whole, and its end is held back
-        said = ClosedSocket(closed.code, self._without_secrets(closed.reason))
+        said = ClosedSocket(closed.code, self._access.without_secrets(closed.reason))
         message = f"The upstream's WebSocket closed before the response had ended: {said}."
         # Without an answer these mean that the input is refused; over HTTP the reason is given.
         refuses_input = self._state is _State.SENT and closed.code in (NORMAL, _TOO_BIG)
@@ -498,23 +412,18 @@ class WebSocketExchange(SocketReceiver):
         message = f"The upstream {what} within {waited:g} seconds."
         self._fail(ApiError.bad_gateway(message, "upstream_timeout"), SocketEnd.SILENCE)
 
-    def _fail_inside(self, failure: Failure) -> None:
-        """A bug of the gateway ends the exchange, which would wait for ever otherwise."""
-        log_bug(failure)
-        if self._state is not _State.OVER:
-            self._fail(ApiError.gateway_failed())
-
     def _fail(self, error: ApiError, why: SocketEnd = SocketEnd.FAILED) -> None:
         self._drop(why)
         self._receiver.upstream_ended(error)
 
     def _drop(self, why: SocketEnd) -> None:
-        socket, waiting = self._socket, self._waiting
+        socket, opening = self._socket, self._opening
         self._stop()
         if self._http is not None:
             self._http.cancel()
-        if waiting is not None:
-            waiting.cancel()
+        if opening is not None:
+            self._answer = opening.answer
+            opening.cancel()
         if socket is not None:
             socket.drop(why)
 
@@ -522,7 +431,7 @@ class WebSocketExchange(SocketReceiver):
         self._enter(_State.OVER)
         self._give_up_room()
         self._deadline.stop()
-        self._socket = self._waiting = self._lost = None
+        self._socket = self._opening = self._lost = None
         self._message = b""
         self._held = []
 
@@ -530,11 +439,6 @@ class WebSocketExchange(SocketReceiver):
         if self._reserved:
             self._reserved = False
             self._access.pool.give_up()
-
-    def _without_secrets(self, said: str) -> str:
-        """The beginning of what an upstream said."""
-        text = self._access.http.without_secrets(said.encode()).decode(errors="replace")
-        return text[:_MAX_SAID]
 
     def _is_running(self) -> bool:
         return self._state in (_State.SENT, _State.STREAMING)
