@@ -112,8 +112,8 @@ class Api:
         self.managed = managed
         self.access = access
         self.audit = Audit(managed.now)
-        self.live = LiveFeed(managed)
         self.pages = Page(PageData(managed, self.memory), managed.now)
+        self.live = LiveFeed(managed, self.pages.forget)
         anybody, reader, operator = RequiredRole.ANYBODY, RequiredRole.READER, RequiredRole.OPERATOR
         routes: list[tuple[str, str, RequiredRole, Callable[[AdminQuery], Any]]] = [
             ("GET", "/", anybody, lambda _: see_other("/status")),

@@ -85,11 +85,14 @@ class LiveSubscriber:
 class LiveFeed:
     """All listeners.
 
+    :param outdate: called before a new overview is told. A page that hears of a change asks at once
+        for what changed, and must not get what was drawn before.
     :ivar dropped: listeners that were too slow.
     """
 
-    def __init__(self, managed: ManagedGateway) -> None:
+    def __init__(self, managed: ManagedGateway, outdate: Callable[[], None]) -> None:
         self._managed = managed
+        self._outdate = outdate
         self._clock = managed.clock
         self._listeners: set[LiveSubscriber] = set()
         self._step: IDelayedCall | None = None
@@ -176,6 +179,7 @@ class LiveFeed:
         shown = _event(b"status", {**found, "turns_omitted": self._omitted})
         self._turns = self._omitted = 0
         self._latest = self._clock.seconds(), shown
+        self._outdate()
         self._send(shown)
 
     def _turn_ended(self, record: EndedTurn) -> None:

@@ -68,6 +68,19 @@ def test_the_snapshot_is_made_once_for_all_and_never_for_nobody(
     assert admin.clock.getDelayedCalls() == [], "a timer runs for nobody"
 
 
+def test_a_page_that_heard_of_a_change_is_never_given_what_was_drawn_before() -> None:
+    admin = Admin()
+    client = listen(admin)
+    admin.clock.advance(0.7)
+    ask = ("/status?part=accounts", "accept: text/html")
+    assert b'data-state="disabled"' not in admin.ask(*ask).body
+    admin.world.accounts["a"].health.disable()
+    admin.clock.advance(0.3)
+    states = {each["name"]: each["state"] for each in statuses(client)[-1]["accounts"]}
+    assert states["a"] == "disabled"
+    assert b'data-state="disabled"' in admin.ask(*ask).body, "no event would tell it again"
+
+
 def test_finished_turns_are_told_up_to_a_rate() -> None:
     admin = Admin()
     client = listen(admin)

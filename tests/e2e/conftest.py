@@ -36,6 +36,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.e2e.browser import chromium, executable
 from tests.e2e.scripted_model import ScriptedModel
 from tests.e2e.tap import ProxyTrap, Tap
 from tests.support.events import Json
@@ -108,6 +109,20 @@ class Scene:
         tap = self.enter(Tap(target))
         self.logs["the wire"] = tap.report
         return tap
+
+
+@pytest.fixture(scope="module")
+def browser(require_e2e: bool) -> Iterator[Any]:
+    """A real Chromium for the tests of one file."""
+    path = executable()
+    packages = map(importlib.util.find_spec, ("axe_playwright_python", "playwright"))
+    if path is None or not all(packages):
+        reason = "no Chromium, or no Playwright (apt install chromium; pip install '.[test]')"
+        if require_e2e:
+            pytest.fail(f"{reason} (GATEWAY_REQUIRE_E2E=1)")
+        pytest.skip(reason)
+    with chromium(path) as started:
+        yield started
 
 
 @pytest.fixture

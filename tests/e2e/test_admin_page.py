@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.admin.page.formatting import FORMS
-from tests.e2e.browser import Visit, chromium, executable
+from tests.e2e.browser import Visit
 from tests.e2e.codex import NEWEST, CodexClient, CodexRun, run_codex
 from tests.e2e.conftest import CLIENT_KEY, Scene
 from tests.e2e.scripted_model import success_text, task_prompt
@@ -27,23 +27,6 @@ ROUNDS = 8
 PHONE = {"viewport": {"width": 360, "height": 740}}
 
 Open = Callable[..., Visit]
-
-
-@pytest.fixture(scope="module")
-def browser(require_e2e: bool) -> Iterator[Any]:
-    path = executable()
-    try:
-        import axe_playwright_python  # noqa: F401
-        import playwright  # noqa: F401
-    except ImportError:
-        path = None
-    if path is None:
-        reason = "no Chromium, or no Playwright (apt install chromium; pip install '.[test]')"
-        if require_e2e:
-            pytest.fail(f"{reason} (GATEWAY_REQUIRE_E2E=1)")
-        pytest.skip(reason)
-    with chromium(path) as started:
-        yield started
 
 
 @pytest.fixture

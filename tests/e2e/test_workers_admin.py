@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.browser import Visit, chromium, executable
+from tests.e2e.browser import Visit
 from tests.support.gateway import Gateway, account
 from tests.support.httpclient import HttpClient
 from tests.support.ports import free_port
@@ -172,32 +172,30 @@ def shown_of_first(visit: Visit, column: str) -> str:
     return table.locator('tr[data-key="1"] > *').nth(place).inner_text().strip()
 
 
-def test_the_page_shows_both_workers_and_goes_on_when_one_dies(operated: Operated) -> None:
-    path = executable()
-    pytest.importorskip("playwright")
-    if path is None:
-        pytest.skip("no Chromium")
-    with chromium(path) as browser:
-        visit = Visit(browser, f"http://127.0.0.1:{operated.admin_port}")
-        visit.sign_in(TOKEN)
-        rows = visit.page.locator("table.workers tbody tr")
-        assert rows.count() == 2
-        operated.turns(3)
-        visit.wait_until(
-            lambda: visit.page.locator("table.turns tbody tr").count() == 3,
-            "the turns of both workers are there",
-        )
-        restarts = int(shown_of_first(visit, "Restarts"))
-        killed = operated.workers()[0]["pid"]
-        os.kill(killed, signal.SIGKILL)
-        # Its successor may be ready before the page has told that it was gone.
-        visit.wait_until(
-            lambda: shown_of_first(visit, "Process") != str(killed),
-            "the page tells that a worker has ended",
-        )
-        visit.wait_until(
-            lambda: visit.page.locator('table.workers tr[data-state="ready"]').count() == 2,
-            "both workers are ready again",
-        )
-        assert int(shown_of_first(visit, "Restarts")) > restarts, "the page tells of no restart"
-        visit.finish()
+def test_the_page_shows_both_workers_and_goes_on_when_one_dies(
+    operated: Operated, browser: Any
+) -> None:
+    visit = Visit(browser, f"http://127.0.0.1:{operated.admin_port}")
+    visit.sign_in(TOKEN)
+    rows = visit.page.locator("table.workers tbody tr")
+    assert rows.count() == 2
+    operated.turns(3)
+    visit.wait_until(
+        lambda: visit.page.locator("table.turns tbody tr").count() == 3,
+        "the turns of both workers are there",
+    )
+    restarts = int(shown_of_first(visit, "Restarts"))
+    killed = operated.workers()[0]["pid"]
+    os.kill(killed, signal.SIGKILL)
+    # Its successor may be ready before the page has told that it was gone.
+    visit.wait_until(
+        lambda: shown_of_first(visit, "Process") != str(killed),
+        "the page tells that a worker has ended",
+    )
+    waited("both workers", lambda: operated.states() == ["ready", "ready"])
+    visit.wait_until(
+        lambda: visit.page.locator('table.workers tr[data-state="ready"]').count() == 2,
+        "the page tells that both workers are ready again",
+    )
+    assert int(shown_of_first(visit, "Restarts")) > restarts, "the page tells of no restart"
+    visit.finish()

@@ -203,7 +203,7 @@ class Page:
         )
 
     def forget(self) -> None:
-        """Render anew, because an action changed the state."""
+        """Render anew, because the state has changed, or browsers were told a newer one."""
         self._kept_until = 0.0
 
     def _found(self, part: str, query: PageQuery) -> Any:
@@ -285,7 +285,7 @@ class Page:
         }
 
     def _shared(self, what: Any, make: Callable[[], Any]) -> Any:
-        """The value of the last second, or a new one."""
+        """The value of the last second unless it was to be forgotten, or a new one."""
         now = self._now()
         if now >= self._kept_until or now < self._kept_until - _KEPT_SECONDS:
             self._kept = {}

@@ -273,26 +273,41 @@ async function draw(part, entry) {
   }
   entry.timer = null;
   entry.last = performance.now();
-  try {
-    await fetchPart(part);
-  } catch (error) {
-    // the stream of events says that the gateway is away
-  }
+  if (!(await fetchPart(part))) again(part);
 }
 
+// No event tells again of what changed.  A gateway that is away is asked when it is back.
+function again(part) {
+  if (events && !lost) refresh(part, 3000);
+}
+
+const asked = new Map();
+const drawn = new Map();
+
+// False when there was no answer, or the gateway failed; what it refuses it goes on to refuse.
 async function fetchPart(part) {
   const query = new URLSearchParams(location.search);
   query.set("part", part);
-  const answer = await fetch(`/status?${query}`, { headers: { accept: "text/html" } });
-  if (!answer.ok) return;
-  const drawn = new DOMParser().parseFromString(await answer.text(), "text/html");
-  const wanted = drawn.querySelector("[data-part]");
+  const order = (asked.get(part) ?? 0) + 1;
+  asked.set(part, order);
+  let text;
+  try {
+    const answer = await fetch(`/status?${query}`, { headers: { accept: "text/html" } });
+    if (!answer.ok) return answer.status < 500;
+    text = await answer.text();
+  } catch (error) {
+    return false;
+  }
+  if (order < (drawn.get(part) ?? 0)) return true;  // overtaken by a newer drawing
+  drawn.set(part, order);
+  const wanted = new DOMParser().parseFromString(text, "text/html").querySelector("[data-part]");
   const shown = document.querySelector(`[data-part="${part}"]`);
-  if (!wanted || !shown) return;
+  if (!wanted || !shown) return true;
   const active = document.activeElement;
   morph(shown, document.importNode(wanted, true));
   keepFocus(active);
   tick();
+  return true;
 }
 
 // A button that has gone hands its focus to the next one.
@@ -364,18 +379,18 @@ function listen() {
   if (events || document.hidden) return;
   triedAt = Date.now();
   events = new EventSource("/events");
-  events.addEventListener("open", () => {
-    if (lost) refreshAll();
-    // A turn may have ended between the drawing of the page and now; drawings are kept a second.
-    else setTimeout(() => refresh("turns", 500), 1200);
-  });
+  let first = true;
   events.addEventListener("error", () => {
     lose("not connected");
     if (events?.readyState === EventSource.CLOSED) refused();
   });
   events.addEventListener("status", (event) => {
+    const missed = first || lost;
+    first = false;
     heard();
     onStatus(JSON.parse(event.data));
+    // No event tells what changed between the drawing and now.
+    if (missed) refreshAll();
   });
   events.addEventListener("turn", () => {
     refresh("turns", 2000);
@@ -446,7 +461,6 @@ document.addEventListener("visibilitychange", () => {
     title("");  // nobody keeps it true
     return ignore();
   }
-  refreshAll();
   listen();
 });
 
@@ -487,7 +501,7 @@ async function act(form, button) {
     say(`${what}: the gateway did not answer.`);
   }
   button.removeAttribute("aria-busy");
-  if (part) await fetchPart(part).catch(() => {});
+  if (part && !(await fetchPart(part))) again(part);
 }
 
 document.addEventListener("submit", (event) => {
