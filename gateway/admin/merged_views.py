@@ -103,7 +103,13 @@ _ACCOUNT = fields(
 )
 
 _TRANSPORTS = fields(
-    {}, fields(dict.fromkeys(("chained_share", "bytes_per_turn", "cached_share"), agreed), total)
+    {},
+    fields(
+        dict.fromkeys(
+            ("chained_share", "chained_share_of_all", "bytes_per_turn", "cached_share"), agreed
+        ),
+        total,
+    ),
 )
 
 _KEY = fields(
@@ -255,15 +261,11 @@ def presented(part: Json, workers: Sequence[str]) -> Json:
     found["loop_lag_ms"] = percentiles(counted["loop_lag_ms"])
     found["now"] = {**part["now"], **_measured(counted["minute"])}
     found["newest"] = {**part["newest"], "values": _point(part["newest"], counted["step"])}
-    found["transports"] = _with_shares(part["transports"])
+    found["transports"] = with_shares(part["transports"])
     found["accounts"] = [_presented_account(each, counted) for each in part["accounts"]]
     alarms = [_presented_alarm(each, workers) for each in part["alarms"]]
     found["alarms"] = sorted(alarms, key=lambda each: each["level"] != "red")[:_MAX_ALARMS]
     return found
-
-
-def _with_shares(transports: Json) -> Json:
-    return {name: with_shares(each) for name, each in transports.items()}
 
 
 def _measured(counted: Mapping[str, Sequence[int]]) -> Json:
@@ -351,7 +353,7 @@ def with_remains(part: Json, ended: Json | None) -> Json:
     return {
         **part,
         "turns": counts(part["turns"], ended["turns"]),
-        "transports": _with_shares(_TRANSPORTS(part["transports"], ended["transports"])),
+        "transports": with_shares(_TRANSPORTS(part["transports"], ended["transports"])),
         "accounts": with_those("accounts", _ACCOUNT),
         "keys": with_those("keys", _KEY),
         "ledger": _FIGURES(part["ledger"], ended["ledger"]),

@@ -262,9 +262,10 @@ class MetricsCollector(Service):
         """The turns since the start by transport, for JSON.
 
         ``{transport: {turns, chained, upstream_bytes, input_tokens, cached_input_tokens,
-        chained_share, bytes_per_turn, cached_share}}``; both transports are always there.
+        chained_share, chained_share_of_all, bytes_per_turn, cached_share}}``; both transports are
+        always there.
         """
-        return {name: with_shares(each) for name, each in self.turns.by_transport().items()}
+        return with_shares(self.turns.by_transport())
 
     def unavailable_since(self, name: str) -> float | None:
         """Since when an account is unavailable, in unix seconds; tries between do not end that."""

@@ -336,15 +336,21 @@ class TurnMetrics:
         model.duration.add(max(0.0, (record.duration_ms or 0.0) - sent))
 
 
-def with_shares(counts: Mapping[str, int]) -> dict[str, float | None]:
-    """The counts of one transport, and what they are of a turn or of all.
+def with_shares(transports: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float | None]]:
+    """The counts of transports, and what they are of a turn or of all.
 
-    :param counts: a value of :meth:`TurnMetrics.by_transport`.
+    :param transports: from :meth:`TurnMetrics.by_transport`.
     """
+    turns = sum(counts["turns"] for counts in transports.values())
+    return {name: _with_shares(counts, turns) for name, counts in transports.items()}
+
+
+def _with_shares(counts: Mapping[str, int], all_turns: int) -> dict[str, float | None]:
     turns, sent = counts["turns"], counts["upstream_bytes"]
     return {
         **counts,
         "chained_share": share(counts["chained"], turns),
+        "chained_share_of_all": share(counts["chained"], all_turns),
         "bytes_per_turn": round(sent / turns) if turns else None,
         "cached_share": share(counts["cached_input_tokens"], counts["input_tokens"]),
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gateway.metrics.turns import with_shares
+
 Json = dict[str, Any]
 
 NOW = 1_800_000_000.0
@@ -73,6 +75,12 @@ class Shown:
             "history": self._history(),
             "accounts": [self._account(*each) for each in enumerate(self.names)],
             "keys": self._keys(),
+            "transports": with_shares(
+                {
+                    "http": _use(1000, 100, 90_000_000, 4_000_000, 1_000_000),
+                    "websocket": _use(3000, 2900, 1_500_000, 12_000_000, 11_500_000),
+                }
+            ),
             "turns": {"completed": 48_211, "failed": 37, "cancelled": 210},
         }
 
@@ -204,6 +212,22 @@ class Shown:
             "errors": {"rate_limited": 11, f"service{self.words}": 1} if resting else {},
             "first_token_ms": {"p50": 812.0, "p99": 4310.0},
             "cached_share": 0.87,
+            "websockets": None
+            if number % 3
+            else {
+                "in_use": 4 + number,
+                "idle": 12,
+                "opening": 1,
+                "most": 50,
+                "opened": 340,
+                "lost": {"age": 300, "closed 1006": 7, f"closed otherwise{self.words}": 0},
+                "unavailable": {
+                    "why": f"the service answered the upgrade with 426{self.words}",
+                    "until": NOW + 540,
+                }
+                if number
+                else None,
+            },
             "continuity": {"setting": "auto", "learned": {"store": f"chain{self.words}"}},
             "learned": [
                 {
@@ -309,6 +333,11 @@ class Shown:
             }
             for number, parent in enumerate(parents)
         ]
+
+
+def _use(*counts: int) -> dict[str, int]:
+    names = ("turns", "chained", "upstream_bytes", "input_tokens", "cached_input_tokens")
+    return dict(zip(names, counts, strict=True))
 
 
 def _names(count: int) -> list[str]:

@@ -136,6 +136,37 @@ def test_a_model_that_rests_is_told_beside_the_state() -> None:
         assert expected in shown, f"the row does not say {expected!r}: {shown}"
 
 
+def test_an_account_shows_its_websockets_and_why_there_are_none() -> None:
+    assert "4 in use, 12 idle" in row_of("north")
+    assert "1 being opened, 340 in all" in row_of("north")
+    assert "age 300 closed 1006 7" in row_of("north")
+    assert "HTTP for now" not in row_of("north")
+    told = "HTTP for now : the service answered the upgrade with 426; tried again in 9 min"
+    assert told in row_of("team-a").replace("\u00a0", " ")
+    assert "in use" not in row_of("south"), "it is reached over HTTP"
+
+
+def test_transports_are_compared_where_there_are_several() -> None:
+    page = rendered(Shown())
+    rows = [
+        text(row) for row in find(page, "now").findall(".//table[@class='transports']/tbody/tr")
+    ]
+    shown = [row.replace("\u00a0", " ") for row in rows]
+    assert shown == ["WebSocket 3,000 97 % 73 % 500 B 96 %", "HTTP 1,000 10 % 3 % 90 kB 25 %"]
+    alone = OverHttp()
+    assert b'class="transports"' not in rendered(alone)
+
+
+class OverHttp(Shown):
+    """A pool without WebSockets."""
+
+    def status(self) -> dict[str, Any]:
+        shown = super().status()
+        shown["accounts"] = [{**each, "websockets": None} for each in shown["accounts"]]
+        shown["transports"]["websocket"]["turns"] = 0
+        return shown
+
+
 def test_accounts_that_do_not_serve_are_named_above_the_table_and_lead_to_their_rows() -> None:
     page = rendered(Shown(accounts=8))
     links = {text(each): str(each.get("href")) for each in elements(page) if kind(each) == "a"}

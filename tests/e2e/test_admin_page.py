@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from tests.e2e.browser import Visit
 from tests.e2e.codex import NEWEST, CodexClient, CodexRun, run_codex
 from tests.e2e.conftest import CLIENT_KEY, Scene
 from tests.e2e.scripted_model import success_text, task_prompt
-from tests.support.events import user
+from tests.support.events import Json, user
 from tests.support.gateway import Gateway, account
 from tests.support.ports import free_port
 from tests.support.strict import Mode, Strict
+from tests.support.websocket_upstream import WebSocketUpstream
 
 TOKEN = "token-of-the-operator"
 CODEX = CodexClient(NEWEST, "gpt-5.5")
@@ -37,11 +39,17 @@ def upstreams(scene: Scene) -> list[Strict]:
 @pytest.fixture
 def gateway(scene: Scene, upstreams: list[Strict]) -> Iterator[Gateway]:
     """A gateway with two accounts and an admin token."""
+    with running(scene, [account(each.name, each.server) for each in upstreams]) as started:
+        yield started
+
+
+@contextmanager
+def running(scene: Scene, accounts: list[Json]) -> Iterator[Gateway]:
     admin_port = free_port()
     started = Gateway(
         scene.directory,
         {
-            "accounts": [account(each.name, each.server) for each in upstreams],
+            "accounts": accounts,
             "admin": {"listen": f"tcp:{admin_port}:interface=127.0.0.1", "token": TOKEN},
         },
     )
@@ -143,6 +151,40 @@ def _codex(scene: Scene, gateway: Gateway) -> CodexRun:
         directory=scene.directory / "codex",
         proxy=scene.proxy.url,
     )
+
+
+@pytest.fixture
+def west() -> Iterator[WebSocketUpstream]:
+    upstream = WebSocketUpstream()
+    yield upstream
+    upstream.stop()
+
+
+def test_the_page_shows_what_goes_over_websocket(
+    browser: Any, scene: Scene, west: WebSocketUpstream
+) -> None:
+    with running(scene, [account("west", west, transport="auto")]) as gateway:
+        opened = Visit(browser, f"http://127.0.0.1:{gateway.admin_port}")
+        opened.sign_in(TOKEN)
+        page = opened.page
+        loads = len(opened.loads)
+        assert opened.cell("west", "websockets.idle") == "0"
+        converse(gateway, "one", "two")
+        opened.wait_until(lambda: opened.cell("west", "websockets.idle") == "1", "it is kept")
+        assert opened.cell("west", "websockets.opened") == "1"
+        row = page.locator("table.transports tr[data-key=websocket]")
+        opened.wait_until(
+            lambda: row.locator('[data-v$="chained_share_of_all"]').inner_text() == "50\u00a0%",
+            "the second turn was chained",
+        )
+        ways = page.locator("table.turns tbody tr td .under", has_text="websocket")
+        opened.wait_until(lambda: ways.count() == 2, "both turns tell their transport")
+        west.sockets[0].drop()
+        gone = page.locator('tr[data-account="west"] .count', has_text="closed 1006")
+        opened.wait_until(lambda: gone.count() == 1, "the lost socket is told with its reason")
+        assert len(opened.loads) == loads, "the page was loaded anew"
+        assert opened.violations() == []
+        opened.finish()
 
 
 def test_what_is_typed_focused_and_scrolled_stays_while_turns_come(

@@ -185,7 +185,7 @@ def test_turns_count_by_transport_and_route(tally: TurnMetrics) -> None:
         ("http", "replayed"): 9000,
         ("http", "compaction"): 70,
     }
-    shown = {name: with_shares(each) for name, each in tally.by_transport().items()}
+    shown = with_shares(tally.by_transport())
     assert shown["websocket"] == {
         "turns": 2,
         "chained": 1,
@@ -193,6 +193,7 @@ def test_turns_count_by_transport_and_route(tally: TurnMetrics) -> None:
         "input_tokens": 2000,
         "cached_input_tokens": 1600,
         "chained_share": 0.5,
+        "chained_share_of_all": 0.3333,
         "bytes_per_turn": 400,
         "cached_share": 0.8,
     }
@@ -201,6 +202,6 @@ def test_turns_count_by_transport_and_route(tally: TurnMetrics) -> None:
 
 
 def test_of_no_turn_there_is_no_share(tally: TurnMetrics) -> None:
-    shown = with_shares(tally.by_transport()["websocket"])
+    shown = with_shares(tally.by_transport())["websocket"]
     assert (shown["turns"], shown["chained_share"]) == (0, None)
     assert (shown["bytes_per_turn"], shown["cached_share"]) == (None, None)

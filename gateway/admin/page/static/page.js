@@ -338,6 +338,8 @@ const composite = (account) => [
   account.max_in_flight,
   account.windows,
   account.errors,
+  account.websockets?.lost,
+  account.websockets?.unavailable,
   account.models,
   account.continuity,
   account.learned,
