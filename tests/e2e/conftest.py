@@ -19,6 +19,10 @@ name.
 
 The admin page's tests drive a real Chromium (`apt install chromium`; `browser` steers it).
 
+Whether the gateway reaches its accounts by HTTP or WebSocket is the parameter `transport` of most
+tests (`by_transport`). By WebSocket go those with `pytest.mark.always`, and all of them with
+GATEWAY_ALL_CLIENTS=1.
+
 Without them (or without the test extra) the tests skip, and say so; with
 GATEWAY_REQUIRE_E2E=1 they fail instead. Alone and with their figures: `pytest tests/e2e -rP`.
 """
@@ -29,6 +33,7 @@ import functools
 import http.client
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -46,6 +51,19 @@ from tests.support.upstream import Recorded
 
 CLIENT_KEY = CLIENT_KEYS["laptop"]
 
+#: Whether every client meets every upstream, which takes long.
+ALL_CLIENTS = os.environ.get("GATEWAY_ALL_CLIENTS") == "1"
+#: Over both transports to the accounts.
+by_transport = pytest.mark.parametrize(
+    "transport", ["http", pytest.param("websocket", marks=pytest.mark.all_clients)]
+)
+#: The names of a pool's accounts.
+by_pool = pytest.mark.parametrize(
+    "names",
+    [("north", "south", "east"), pytest.param(("north",), marks=pytest.mark.all_clients)],
+    ids=["three accounts", "one account"],
+)
+
 T = TypeVar("T")
 U = TypeVar("U", bound=Strict)
 
@@ -54,9 +72,16 @@ class Scene:
     """The parties of one test, started in order and stopped in reverse, and their logs."""
 
     def __init__(
-        self, directory: Path, stack: ExitStack, proxy: ProxyTrap, *, required: bool
+        self,
+        directory: Path,
+        stack: ExitStack,
+        proxy: ProxyTrap,
+        *,
+        required: bool,
+        transport: str = "http",
     ) -> None:
         self.directory = directory
+        self.transport = transport
         self.proxy = proxy
         self.required = required
         self.logs: dict[str, Callable[[], str]] = {}
@@ -88,6 +113,8 @@ class Scene:
         """An upstream of any kind, with a scripted model of its own."""
         model = ScriptedModel()
         upstream = make(model)
+        if self.transport == "websocket":
+            upstream.take_websockets()
         self.models[upstream.name] = model
         self._stack.callback(upstream.server.stop)
         lines = functools.partial(map, _line, upstream.requests)
@@ -96,7 +123,13 @@ class Scene:
 
     def gateway(self, *upstreams: Strict) -> Gateway:
         """The gateway with one account per upstream."""
-        return self.gateway_with([account(each.name, each.server) for each in upstreams])
+        return self.gateway_with([self.account(each) for each in upstreams])
+
+    def account(self, upstream: Strict, **fields: Any) -> Json:
+        """An entry of `accounts:` for it, over the transport of this test."""
+        if self.transport != "http":
+            fields["transport"] = self.transport
+        return account(upstream.name, upstream.server, **fields)
 
     def gateway_with(self, accounts: list[Json]) -> Gateway:
         gateway = Gateway(self.directory, {"accounts": accounts})
@@ -126,12 +159,34 @@ def browser(require_e2e: bool) -> Iterator[Any]:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, require_e2e: bool) -> Iterator[Scene]:
+def transport() -> str:
+    """How the gateway reaches its accounts, unless a test says otherwise."""
+    return "http"
+
+
+@pytest.fixture
+def scene(tmp_path: Path, require_e2e: bool, transport: str) -> Iterator[Scene]:
     """Everything one test starts; no client may have tried to leave the machine."""
     with ExitStack() as stack:
         proxy = stack.enter_context(ProxyTrap())
-        yield Scene(tmp_path, stack, proxy, required=require_e2e)
+        yield Scene(tmp_path, stack, proxy, required=require_e2e, transport=transport)
         assert proxy.attempts == [], "a client tried to leave the machine"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only GATEWAY_ALL_CLIENTS=1 runs."""
+    left_out = [] if ALL_CLIENTS else [item for item in items if _is_left_out(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not _is_left_out(item)]
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    if item.get_closest_marker("all_clients") is None:
+        return False
+    params = item.callspec.params if isinstance(item, pytest.Function) else {}
+    always = [each.kwargs.items() for each in item.iter_markers("always")]
+    return not any(wanted <= params.items() for wanted in always)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -148,7 +203,8 @@ def _line(request: Recorded) -> str:
     given = request.input if isinstance(request.input, list) else [{"type": "text"}]
     types = " ".join(item.get("type", "message") for item in given)
     outcome = "refused" if request.refused else request.response_id
-    return f"{request.method} previous={request.previous_response_id} [{types}] -> {outcome}"
+    asked = f"{request.connection} {request.method} previous={request.previous_response_id}"
+    return f"{asked} [{types}] -> {outcome}"
 
 
 def _turns(gateway: Gateway) -> str:

@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 
 from tests.e2e.codex import NEWEST, OLDEST, CodexClient, CodexRun, run_codex
-from tests.e2e.conftest import CLIENT_KEY, Scene
+from tests.e2e.conftest import CLIENT_KEY, Scene, by_pool, by_transport
 from tests.e2e.scripted_model import recall_text, success_text, task_prompt
 from tests.e2e.tap import Connection, Tap
 from tests.support.events import Json, error_body
 from tests.support.strict import Mode, Strict
 from tests.support.upstream import Exchange, Recorded
+from tests.support.websocket_upstream import WebSocketUpstream, refused
 
 pytestmark = pytest.mark.e2e
 
 ROUNDS = 10
+MISSES = 3  # on sockets, until the gateway believes that they forget
 CLIENTS = [
     CodexClient(OLDEST, "gpt-5.4"),
     CodexClient(NEWEST, "gpt-5.5"),
@@ -35,11 +37,11 @@ def drive(scene: Scene, client: CodexClient, base_url: str, **options: Any) -> C
     if client.binary() is None:
         scene.unavailable(f"{client} is not installed (make clients)")
     options.setdefault("prompt", task_prompt(ROUNDS, scene.directory / "ran.txt"))
+    options.setdefault("directory", scene.directory / "codex")
     run = run_codex(
         client,
         base_url=base_url,
         key=CLIENT_KEY,
-        directory=scene.directory / "codex",
         proxy=scene.proxy.url,
         **options,
     )
@@ -73,12 +75,26 @@ def assert_one_socket(tap: Tap) -> Connection:
 
 
 def assert_thread_kept(scene: Scene, upstream: Strict, connection: Connection) -> None:
-    """The upstream saw the whole conversation, and chained turns where it can chain."""
+    """The upstream saw the whole conversation, and chained turns where it can chain.
+
+    Over a socket it can whatever it stores, and has the warm-up, too.
+    """
     turns = relayed_turns(upstream, connection)
     assert len(turns) == ROUNDS + 1, "one upstream turn per frame, the warm-up aside"
     assert scene.models[upstream.name].transcripts[-1] == expected_transcript(connection)
     chained_to = [turn.previous_response_id for turn in turns]
-    if upstream.mode is Mode.STATEFUL:
+    if scene.transport == "websocket":
+        assert {request.transport for request in upstream.requests} == {"websocket"}
+        if upstream.mode is Mode.FORGETFUL:
+            assert chained_to == [None] * len(turns), "chained to what the upstream forgets"
+            assert len(upstream.requests) == len(turns) + 1 + MISSES, "chaining was tried again"
+            assert len(upstream.websockets.sockets) == 1 + MISSES, "sockets were not kept"
+            return
+        assert len(upstream.websockets.sockets) == 1, "one conversation, one socket"
+        assert len(upstream.requests) == len(turns) + 1, "not one message a turn and a warm-up"
+        ids = [turn.response_id for turn in upstream.requests]
+        assert chained_to == ids[:-1], "each turn references the one before"
+    elif upstream.mode is Mode.STATEFUL:
         ids = [turn.response_id for turn in turns]
         assert chained_to == [None, *ids[:-1]], "each turn references the one before"
         assert len(upstream.requests) == len(turns), "something was refused"
@@ -89,9 +105,12 @@ def assert_thread_kept(scene: Scene, upstream: Strict, connection: Connection) -
 
 
 def relayed_turns(upstream: Strict, connection: Connection) -> list[Recorded]:
-    """The upstream requests whose answers reached the client: no refusal, no abandoned trial."""
+    """The upstream requests whose answers reached the client: no refusal, no abandoned trial.
+
+    Without the warm-up, which goes to accounts over WebSocket.
+    """
     seen = set(connection.completed_ids)
-    return [request for request in upstream.requests if request.response_id in seen]
+    return [request for request in upstream.generated if request.response_id in seen]
 
 
 def _rate_limit(exchange: Exchange) -> None:
@@ -101,12 +120,23 @@ def _rate_limit(exchange: Exchange) -> None:
 
 
 def _usage_limit(exchange: Exchange) -> None:
-    """As the ChatGPT backend says it: for hours, and in the body and the headers."""
+    exchange.json(429, *_used_up())
+
+
+def _usage_limit_at_the_upgrade(exchange: Exchange) -> None:
+    """The socket ends before an answer, and the account gets no other one."""
+    upstream = exchange.upstream
+    assert isinstance(upstream, WebSocketUpstream), "this limit is one of WebSockets"
+    upstream.upgrade = refused(429, *_used_up())
+    exchange.close()
+
+
+def _used_up() -> tuple[Json, dict[str, str]]:
+    """A limit as the ChatGPT backend says it: for hours, and in the body and the headers."""
     body = error_body(None, "The usage limit has been reached", kind="usage_limit_reached")
     reset = int(time.time()) + 5 * 3600
     body["error"].update(plan_type="plus", resets_at=reset, resets_in_seconds=5 * 3600)
-    used = {"x-codex-primary-used-percent": "100", "x-codex-primary-reset-at": str(reset)}
-    exchange.json(429, body, used)
+    return body, {"x-codex-primary-used-percent": "100", "x-codex-primary-reset-at": str(reset)}
 
 
 def _throttle(
@@ -143,15 +173,21 @@ def expected_transcript(connection: Connection) -> list[Json]:
     return transcript
 
 
+@by_transport
+@by_pool
 @each_client
 @each_mode
-def test_ten_tool_rounds_through_the_gateway(scene: Scene, client: CodexClient, mode: Mode) -> None:
-    north, south = scene.upstream(mode, "north"), scene.upstream(mode, "south")
-    tap = scene.tap(scene.gateway(north, south).port)
+@pytest.mark.always(client=CLIENTS[1], mode=Mode.STATEFUL, names=("north", "south", "east"))
+@pytest.mark.always(client=CLIENTS[0], mode=Mode.STATELESS, names=("north", "south", "east"))
+def test_ten_tool_rounds_through_the_gateway(
+    scene: Scene, names: tuple[str, ...], client: CodexClient, mode: Mode
+) -> None:
+    pool = [scene.upstream(mode, name) for name in names]
+    tap = scene.tap(scene.gateway(*pool).port)
     run = drive(scene, client, tap.base_url)
     assert_done(run, scene.directory)
     connection = assert_one_socket(tap)
-    used = [upstream for upstream in (north, south) if upstream.requests]
+    used = [upstream for upstream in pool if upstream.requests]
     assert len(used) == 1, "the conversation did not stay with one account"
     assert_thread_kept(scene, used[0], connection)
     print(
@@ -162,22 +198,34 @@ def test_ten_tool_rounds_through_the_gateway(scene: Scene, client: CodexClient, 
 
 
 @each_client
-@pytest.mark.parametrize("limit", [_rate_limit, _usage_limit], ids=["rate-limit", "usage-limit"])
+@pytest.mark.parametrize(
+    ("transport", "limit"),
+    [
+        ("http", _rate_limit),
+        ("http", _usage_limit),
+        pytest.param("websocket", _rate_limit, marks=pytest.mark.all_clients),
+        pytest.param("websocket", _usage_limit, marks=pytest.mark.all_clients),
+        pytest.param("websocket", _usage_limit_at_the_upgrade, marks=pytest.mark.all_clients),
+    ],
+)
+@pytest.mark.always(client=CLIENTS[2], limit=_usage_limit_at_the_upgrade)
 def test_a_limited_account_is_never_seen(
     scene: Scene, client: CodexClient, limit: Callable[[Exchange], None]
 ) -> None:
     """The account of the conversation answers 429 on its fourth turn, and from then on."""
-    both = [scene.upstream(Mode.STATEFUL, "north"), scene.upstream(Mode.STATEFUL, "south")]
+    pool = [scene.upstream(Mode.STATEFUL, name) for name in ("north", "south", "east")]
     throttled: list[Strict] = []
-    for upstream in both:
+    for upstream in pool:
         upstream.before_answer = functools.partial(_throttle, upstream, throttled, limit)
-    tap = scene.tap(scene.gateway(*both).port)
+    tap = scene.tap(scene.gateway(*pool).port)
     run = drive(scene, client, tap.base_url)
     assert_done(run, scene.directory)
     connection = assert_one_socket(tap)
     (first,) = throttled
-    (second,) = (upstream for upstream in both if upstream is not first)
-    assert [request.response_id is None for request in first.requests] == [False] * 3 + [True]
+    (second,) = (each for each in pool if each is not first and each.requests)
+    answered = 4 if scene.transport == "websocket" else 3  # the warm-up, too
+    refusals = [request.response_id is None for request in first.requests]
+    assert refusals == [False] * answered + [True]
     turns = relayed_turns(second, connection)
     assert len(turns) == ROUNDS + 1 - 3, "the other account did not answer the rest"
     chained_to = [turn.previous_response_id for turn in turns]
@@ -192,6 +240,7 @@ def test_a_limited_account_is_never_seen(
     )
 
 
+@by_transport
 @each_client
 @pytest.mark.parametrize("mode", [Mode.STATEFUL, Mode.STATELESS], ids=lambda mode: mode.value)
 def test_a_conversation_resumed_by_a_new_process(

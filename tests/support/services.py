@@ -75,11 +75,11 @@ class ZeroRetention(Strict):
 class OtherIds(Strict):
     """Its terminal events list what it streamed under other ids, and a thought more."""
 
-    def written(self, events: list[Json]) -> list[bytes]:
+    def listed(self, events: list[Json]) -> list[Json]:
         final = events[-1]["response"]
         renamed = [{**item, "id": new_id("final")} for item in final["output"]]
         final["output"] = [reasoning_item(self.seal()), *renamed]
-        return super().written(events)
+        return events
 
 
 class TypesByName(Strict):

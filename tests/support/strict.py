@@ -1,6 +1,7 @@
 """A small strict Responses server for tests: it refuses what the real ones refuse.
 
-The rules are those of protocol.md §5.3 and §8.1; `Mode` says which kind of upstream it plays.
+The rules are those of protocol.md §5.3, §8.1 and §8.7; `Mode` says which kind of upstream it plays.
+With `take_websockets` its connections may be upgraded, too.
 """
 
 from __future__ import annotations
@@ -23,14 +24,22 @@ from tests.support.events import (
     user,
 )
 from tests.support.upstream import Exchange, Recorded, Upstream, sse_bytes
+from tests.support.websocket_upstream import SocketExchange, UpstreamSocket, WebSocketUpstream
 
 Brain = Callable[[list[Json], "Strict"], list[Json]]
 FORBIDDEN = ("type", "generate", "stream_id")
+FORBIDDEN_ON_SOCKETS = ("stream", "background", "stream_id")
+#: What a service takes over a socket whatever it refuses over HTTP.
+OF_SOCKETS = ("type", "generate", "previous_response_id")
 SEALS = "reasoning.encrypted_content"
 
 
 class Mode(enum.Enum):
-    """What the upstream does with previous_response_id."""
+    """What the upstream does with previous_response_id.
+
+    Over a socket each but the forgetful one also knows the latest response of that socket, and
+    `store: false` responses are known in no other way.
+    """
 
     STATEFUL = "stateful"  # knows every response it made, store:false included
     STATELESS = "stateless"  # refuses the parameter
@@ -61,9 +70,21 @@ class Strict:
         self.order: list[str] = []  # ids of the answers given, in order
         self.refusals: list[str] = []  # the bodies of its refusals, in order
         self.before_answer: Callable[[Exchange], bool] | None = None
+        self.before_events: Callable[[Exchange, list[Json]], bool] | None = None
         self._lock = threading.Lock()
         self._count = itertools.count(1)
-        self.server = Upstream(self.script)
+        self._latest: dict[UpstreamSocket, tuple[str, list[Json]]] = {}
+        self.server: Upstream = Upstream(self.script)
+
+    def take_websockets(self) -> None:
+        """Let connections be upgraded; before the first one."""
+        self.server = WebSocketUpstream(self.script)
+
+    @property
+    def websockets(self) -> WebSocketUpstream:
+        """Its server as one of WebSockets."""
+        assert isinstance(self.server, WebSocketUpstream), "it takes no WebSockets"
+        return self.server
 
     @property
     def requests(self) -> list[Recorded]:
@@ -78,33 +99,42 @@ class Strict:
             kept = [r for r in kept if r.previous_response_id is None]
         return kept
 
+    @property
+    def generated(self) -> list[Recorded]:
+        """The requests that the model answered: no refusals, no prewarms."""
+        given = set(self.order)
+        return [each for each in self.requests if each.response_id in given]
+
     def forget(self) -> None:
         """As after a restart: every id is unknown."""
         self.transcripts.clear()
+        self._latest.clear()
         self.items.clear()
 
     def script(self, exchange: Exchange) -> None:
-        # A hook for one-off trouble; True means it answered itself.
+        # Hooks for one-off trouble; True means they answered themselves.
         if self.before_answer is not None and self.before_answer(exchange):
             return
         try:
             with self._lock:
-                transcript, parent = self._accept(exchange.request.body)
+                transcript, parent = self._accept(exchange)
         except Refusal as refusal:
             exchange.request.refused = True
             self.refusals.append(json.dumps(refusal.body))
+            if isinstance(exchange, SocketExchange):
+                self._latest.pop(exchange.socket, None)
             exchange.json(refusal.status, refusal.body)
             return
         body = exchange.request.body
-        store = body.get("store", True)
+        prewarm = body.get("generate") is False
         response_id = f"resp_{self.name}_{uuid.uuid4().hex}"
-        items = self.brain(transcript, self)
+        items = [] if prewarm else self.brain(transcript, self)
         exchange.request.response_id = response_id
-        if self.mode is not Mode.STATELESS and (self.mode is not Mode.STORED_ONLY or store):
-            self.transcripts[response_id] = [*transcript, *items]
-        if self.mode in (Mode.STATEFUL, Mode.STORED_ONLY) and store:
+        self._remember(exchange, response_id, [*transcript, *items])
+        if self.mode in (Mode.STATEFUL, Mode.STORED_ONLY) and body.get("store", True):
             self.items.update((item["id"], item) for item in items)
-        self.order.append(response_id)
+        if not prewarm:
+            self.order.append(response_id)
         if self.seals_on_request and SEALS not in (body.get("include") or []):
             items = [unsealed(item) for item in items]
         events = exchange.turn(
@@ -113,12 +143,32 @@ class Strict:
             previous_response_id=parent,
             empty_output=self.lists_no_output,
         )
-        exchange.chunks(*self.written(events))
+        if self.before_events is not None and self.before_events(exchange, events):
+            return
+        if isinstance(exchange, SocketExchange):
+            exchange.sse(*self.listed(events))
+        else:
+            exchange.chunks(*self.written(events))
         exchange.end()
+
+    def _remember(self, exchange: Exchange, response_id: str, transcript: list[Json]) -> None:
+        store = exchange.request.body.get("store", True)
+        known = self.mode is Mode.STATEFUL or self.mode is Mode.FORGETFUL
+        if isinstance(exchange, SocketExchange):
+            self._latest[exchange.socket] = response_id, transcript
+            known = self.mode is not Mode.STATELESS and store
+        elif self.mode is Mode.STORED_ONLY:
+            known = store
+        if known:
+            self.transcripts[response_id] = transcript
+
+    def listed(self, events: list[Json]) -> list[Json]:
+        """The events of one answer as it tells them."""
+        return events
 
     def written(self, events: list[Json]) -> list[bytes]:
         """The events of one answer as its stream has them."""
-        return [sse_bytes(event) for event in events]
+        return [sse_bytes(event) for event in self.listed(events)]
 
     def seal(self) -> str:
         """encrypted_content that only this account can read."""
@@ -129,31 +179,39 @@ class Strict:
     def check_service(self, body: Json) -> None:
         """Refuse what the service does not take, whatever the conversation is."""
 
-    def _accept(self, body: Json) -> tuple[list[Json], str | None]:
-        self.check_service(body)
-        for name in FORBIDDEN:
+    def _accept(self, exchange: Exchange) -> tuple[list[Json], str | None]:
+        body = exchange.request.body
+        over_socket = isinstance(exchange, SocketExchange)
+        self.check_service(_as_over_http(body) if over_socket else body)
+        for name in FORBIDDEN_ON_SOCKETS if over_socket else FORBIDDEN:
             if name in body:
                 raise refuse("unsupported_parameter", f"Unsupported parameter: {name}", name)
-        if body.get("stream") is not True:
+        if not over_socket and body.get("stream") is not True:
             raise refuse("unsupported_parameter", "Stream must be true", "stream")
         history: list[Json] = []
         parent = body.get("previous_response_id")
+        if self.mode is Mode.FORGETFUL:
+            parent = None
         if parent is not None:
-            if self.mode is Mode.STATELESS:
-                detail = {"detail": "Unsupported parameter: previous_response_id"}
-                raise Refusal(400, detail)
-            if self.mode is Mode.FORGETFUL:
-                parent = None
-            elif parent not in self.transcripts:
-                message = f"Previous response with id '{parent}' not found."
-                raise refuse("previous_response_not_found", message, "previous_response_id")
-            else:
-                history = self.transcripts[parent]
+            history = self._known(parent, exchange)
         given = body.get("input")
         new = [user(given)] if isinstance(given, str) else [*map(self._named, given or [])]
         transcript = [*history, *new]
         self._check(transcript, self.seals_on_request or not body.get("store", True))
         return transcript, parent
+
+    def _known(self, response_id: str, exchange: Exchange) -> list[Json]:
+        """The transcript up to this response."""
+        if isinstance(exchange, SocketExchange):
+            latest = self._latest.get(exchange.socket)
+            if latest is not None and latest[0] == response_id:
+                return latest[1]
+        elif self.mode is Mode.STATELESS:
+            raise Refusal(400, {"detail": "Unsupported parameter: previous_response_id"})
+        if response_id not in self.transcripts:
+            message = f"Previous response with id '{response_id}' not found."
+            raise refuse("previous_response_not_found", message, "previous_response_id")
+        return self.transcripts[response_id]
 
     def _named(self, item: Json) -> Json:
         """The item itself, or the one that it names."""
@@ -193,6 +251,11 @@ class Strict:
         if open_calls:
             first = next(iter(open_calls))
             raise refuse(None, f"No tool output found for function call {first}.", "input")
+
+
+def _as_over_http(body: Json) -> Json:
+    """A message of a socket as the rules of a service are written."""
+    return {**{k: v for k, v in body.items() if k not in OF_SOCKETS}, "stream": True}
 
 
 def unsealed(item: Json) -> Json:
