@@ -197,12 +197,18 @@ class WebSocketAccess:
         missing = self.pool.spares < self._settings.websocket.spare_sockets
         if self._filling is not None or not missing or self.unavailable() is not None:
             return
-        headers = self.http.credentials.headers()
-        if isinstance(headers, Deferred):
-            return  # a turn will bring a fresh token
-        if self.pool.opened_now >= self.pool.most or not self.pool.reserve():
+        if not self.pool.has_room:
             return
-        self._filling = filling = self.open(None, headers)[0]
+        try:
+            headers = self.http.credentials.headers()
+            if isinstance(headers, Deferred):
+                headers.addErrback(lambda _: None)
+                return  # a turn will bring a fresh token
+            filling = self.open(None, headers)[0]
+        except Exception:  # a turn meets it, too, and reports it
+            return
+        self.pool.reserve()
+        self._filling = filling
         filling.addCallbacks(self._filled, self._not_filled)
         filling.addErrback(log_bug)
 

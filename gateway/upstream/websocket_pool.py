@@ -247,6 +247,7 @@ class WebSocketPool:
         self._sockets: dict[str, PooledSocket] = {}
         self._of_key: dict[SocketKey, list[PooledSocket]] = {}
         self._dialing = 0
+        self._closed = False
         self._sweeping: IDelayedCall | None = None
         self.counts = counts or SocketCounts()
         budget.join(self)
@@ -330,6 +331,11 @@ class WebSocketPool:
 
     # --- opening and closing ---------------------------------------------------------
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may be opened, and none has to be closed for it."""
+        return self.opened_now < self.most and self._budget.used < self._budget.most
+
     def reserve(self) -> bool:
         """Keep room for one more, until :meth:`add` or :meth:`give_up`; False if there is none."""
         if self.opened_now >= self.most:
@@ -357,7 +363,7 @@ class WebSocketPool:
         self._sockets[pooled.name] = pooled
         if key is not None:
             self._of_key.setdefault(key, []).append(pooled)
-        if self._sweeping is None:
+        if self._sweeping is None and not self._closed:
             self._sweeping = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
         return pooled
 
@@ -368,8 +374,12 @@ class WebSocketPool:
 
     def freed(self, socket: PooledSocket) -> None:
         """A response has ended on ``socket``."""
-        if socket.is_silent:
+        if self._closed:
+            socket.close(SocketEnd.ACCOUNT_CLOSED)
+        elif socket.is_silent:
             socket.close(SocketEnd.NO_PONG)
+        elif not socket.is_usable:
+            socket.close(SocketEnd.AGE)
 
     def left(self, socket: PooledSocket, why: SocketEnd) -> None:
         """``socket`` is gone."""
@@ -378,17 +388,21 @@ class WebSocketPool:
         self._forget_key(socket)
 
     def close(self) -> None:
-        """Close all sockets, and open no more."""
+        """Close all sockets, and open no more; one that is being opened closes after its turn."""
         self._budget.leave(self)
+        self._closed = True
         self.most = 0
         sweeping, self._sweeping = self._sweeping, None
         if sweeping is not None and sweeping.active():
             sweeping.cancel()
         for each in list(self._sockets.values()):
+            receiver = each.receiver
             if each.use is SocketUse.IDLE:
                 each.close(SocketEnd.ACCOUNT_CLOSED)
             else:
                 each.drop(SocketEnd.ACCOUNT_CLOSED)
+            if receiver is not None:
+                receiver.socket_closed(ClosedSocket(ABNORMAL, "the account is closed"))
 
     def sockets(self) -> Iterator[PooledSocket]:
         """All of them."""
