@@ -21,6 +21,9 @@ from gateway.upstream.websocket_access import WebSocketAccess
 from gateway.upstream.websocket_client import UpstreamSocket
 from gateway.upstream.websocket_upgrade import UpgradeFailed, UpgradeRefused, UpgradeTimedOut
 
+#: Statuses below 500 that speak of the account, also in answer to an upgrade.
+_ABOUT_THE_ACCOUNT = frozenset({401, 402, 403, 429})
+
 
 class OpeningReceiver(Protocol):
     """Gets the socket, or the reason why there is none: one of the first three is called."""
@@ -161,9 +164,12 @@ class SocketOpening:
             self._is_over = True
             self._receiver.opening_refused(error)
             return
-        if refusal is UpgradeRefusal.NO_WEBSOCKET:
+        lasting = refusal is UpgradeRefusal.NO_WEBSOCKET
+        if lasting or (answer.status < 500 and answer.status not in _ABOUT_THE_ACCOUNT):
+            # The client asked for no upgrade: a 4xx would blame its request.
+            what = "takes no WebSocket" if lasting else "refused a WebSocket"
             error = ApiError.bad_gateway(
-                f"The upstream takes no WebSocket: it answered the upgrade with {answer.status}.",
+                f"The upstream {what}: it answered the upgrade with {answer.status}.",
                 "upstream_websocket_refused",
             )
         self._no_socket(refusal, error)
