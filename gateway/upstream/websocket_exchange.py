@@ -38,6 +38,10 @@ from gateway.upstream.websocket_pool import PooledSocket, SocketReceiver
 #: What a paused turn keeps of its answer before the socket is not read any more, in bytes.
 _MAX_HELD_BYTES = 1_048_576
 
+#: How long the ``response.failed`` may take that an empty ``error`` announces, in seconds.  An
+#: answer over HTTP ends without it, a socket does not.
+_ANNOUNCED_SECONDS = 5.0
+
 _TOO_BIG = 1009
 
 
@@ -93,6 +97,7 @@ class WebSocketExchange(SocketReceiver):
         self._lost: ApiError | None = None
         self._terminal = b""
         self._created = b""
+        self._idle_seconds = access.http.timeouts.idle
         self._answer: UpstreamAnswer | None = None
         self._holder: str | None = None
         self._message_bytes = len(message)
@@ -214,7 +219,7 @@ class WebSocketExchange(SocketReceiver):
             return
         if self._state is not _State.STREAMING:
             return  # nothing is kept before the first event
-        self._deadline.start(self._access.http.timeouts.idle)
+        self._deadline.start(self._idle_seconds)
         held, self._held = self._held, []
         too_much = self._held_bytes > _MAX_HELD_BYTES
         self._held_bytes = 0
@@ -309,6 +314,9 @@ class WebSocketExchange(SocketReceiver):
                     rest = payloads[number + 1 :]
                     events.append(event)
                     break
+                self._idle_seconds = min(_ANNOUNCED_SECONDS, self._idle_seconds)
+                if not self._paused:
+                    self._deadline.start(self._idle_seconds)
             events.append(event)
         if not events:
             return rest
@@ -344,7 +352,7 @@ class WebSocketExchange(SocketReceiver):
         if self._paused:
             self._deadline.stop()
         else:
-            self._deadline.start(self._access.http.timeouts.idle)
+            self._deadline.start(self._idle_seconds)
         assert self._answer is not None
         self._receiver.upstream_answered(self._answer.headers)
 
@@ -405,9 +413,8 @@ class WebSocketExchange(SocketReceiver):
     # --- the end ---------------------------------------------------------------------
 
     def _timed_out(self) -> None:
-        timeouts = self._access.http.timeouts
         streaming = self._state is _State.STREAMING
-        waited = timeouts.idle if streaming else timeouts.first_byte
+        waited = self._idle_seconds if streaming else self._access.http.timeouts.first_byte
         what = "sent no event" if streaming else "did not answer"
         message = f"The upstream {what} within {waited:g} seconds."
         self._fail(ApiError.bad_gateway(message, "upstream_timeout"), SocketEnd.SILENCE)
