@@ -31,7 +31,15 @@ _HTTP_BETA = "responses=experimental"
 
 #: Client headers that name a session; a socket that has one belongs to that client for good.
 SESSION_HEADERS = frozenset(
-    {"session-id", "session_id", "thread-id", "conversation_id", "x-client-request-id"}
+    {
+        "session-id",
+        "session_id",
+        "thread-id",
+        "conversation_id",
+        "x-client-request-id",
+        "x-codex-turn-metadata",
+        "x-codex-window-id",
+    }
 )
 
 #: Frames that may come between two responses, and mean nothing there: among them answers that come
