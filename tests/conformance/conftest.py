@@ -13,10 +13,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -24,6 +24,7 @@ from tests.support.events import Json
 from tests.support.gateway import Gateway, account
 from tests.support.strict import Brain, Mode, Strict
 from tests.support.upstream import Script, Upstream, new_listener
+from tests.support.websocket_upstream import WebSocketUpstream
 from tests.support.wsclient import WsClient
 
 ACTIVE: list[Gateway] = []
@@ -42,28 +43,57 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
             report.sections.append((f"log of gateway {gateway.port}", gateway.log()[-4000:]))
 
 
+class Plot(NamedTuple):
+    """Models of a farm that tests may take.
+
+    :ivar kind: how a test asks for it.
+    :ivar size: accounts that serve each model.
+    :ivar models: how many there are.
+    :ivar fields: more settings of these accounts.
+    """
+
+    kind: str
+    size: int
+    models: int
+    fields: Json
+
+
+HTTP = [Plot("http", 1, 60, {}), Plot("http", 2, 30, {})]
+SOCKETS = [
+    Plot("websocket", 1, 240, {"transport": "websocket"}),
+    Plot("websocket", 2, 50, {"transport": "websocket"}),
+    Plot("auto", 1, 60, {"transport": "auto"}),
+    Plot("auto", 2, 10, {"transport": "auto"}),
+]
+IMPATIENT: Json = {
+    "timeouts": {"connect_seconds": 0.7, "first_byte_seconds": 0.7, "idle_seconds": 0.7},
+    "session": {"hold_seconds": 10},
+}
+
+
 class Farm:
     """One gateway with many accounts, each model served by one or two accounts of its own.
 
     What happens to the accounts of one model says nothing to the others, so a test that breaks
     an account takes a fresh model instead of a fresh process.
+
+    :param plots: what there is of each kind.
+    :param config: of the gateway.
     """
 
-    SLOTS: ClassVar[dict[int, int]] = {1: 60, 2: 30}
-
-    def __init__(self, folder: Path) -> None:
-        self.free: dict[int, list[tuple[str, list[socket.socket]]]] = {}
+    def __init__(self, folder: Path, plots: Iterable[Plot], config: Json) -> None:
+        self.free: dict[tuple[str, int], list[tuple[str, list[socket.socket]]]] = {}
         accounts: list[Json] = []
-        for size, count in self.SLOTS.items():
-            slots = self.free.setdefault(size, [])
+        for kind, size, count, fields in plots:
+            slots = self.free.setdefault((kind, size), [])
             for number in range(count):
-                model = f"model-{size}-{number}"
+                model = f"model-{kind}-{size}-{number}"
                 listeners = [new_listener() for _ in range(size)]
                 slots.append((model, listeners))
                 for at, listener in enumerate(listeners):
                     url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-                    accounts.append(account(f"{model}-{at}", url, models=[model]))
-        self.gateway = Gateway(folder, {"accounts": accounts})
+                    accounts.append(account(f"{model}-{at}", url, models=[model], **fields))
+        self.gateway = Gateway(folder, {"accounts": accounts, **config})
 
     def close(self) -> None:
         for _, listeners in itertools.chain(*self.free.values()):
@@ -75,16 +105,20 @@ class Farm:
 class Farms:
     """The farm in use; a new one when its slots run out or its gateway died."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, plots: Iterable[Plot] = tuple(HTTP), config: Json | None = None
+    ) -> None:
         self.folder = folder
+        self.plots = plots
+        self.config = config or {}
         self.farm: Farm | None = None
 
-    def take(self, size: int) -> tuple[Gateway, str, list[socket.socket]]:
+    def take(self, kind: str, size: int) -> tuple[Gateway, str, list[socket.socket]]:
         farm = self.farm
-        if farm is None or not farm.free[size] or farm.gateway.process.poll() is not None:
+        if farm is None or not farm.free[kind, size] or farm.gateway.process.poll() is not None:
             self.close()
-            farm = self.farm = Farm(self.folder)
-        return farm.gateway, *farm.free[size].pop()
+            farm = self.farm = Farm(self.folder, self.plots, self.config)
+        return farm.gateway, *farm.free[kind, size].pop()
 
     def close(self) -> None:
         if self.farm is not None:
@@ -118,10 +152,10 @@ class Stage:
         self.farms = farms
         self._stack = contextlib.ExitStack()
 
-    def serve(self, *backends: Strict | Upstream | Script) -> Lease:
+    def serve(self, *backends: Strict | Upstream | Script, kind: str = "http") -> Lease:
         """A gateway (shared, with the base configuration) whose accounts are these upstreams."""
         assert self.farms is not None, "only tests lease a model"
-        gateway, model, listeners = self.farms.take(len(backends))
+        gateway, model, listeners = self.farms.take(kind, len(backends))
         for backend, listener in zip(backends, listeners, strict=True):
             if isinstance(backend, Strict):
                 backend.server.listen(listener)
@@ -140,6 +174,11 @@ class Stage:
 
     def upstream(self, script: Script | None = None, **options: Any) -> Upstream:
         upstream = Upstream(script, **options)
+        self._stack.callback(upstream.stop)
+        return upstream
+
+    def websocket_upstream(self, script: Script | None = None, **options: Any) -> WebSocketUpstream:
+        upstream = WebSocketUpstream(script, **options)
         self._stack.callback(upstream.stop)
         return upstream
 
@@ -191,6 +230,36 @@ def farms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farms]:
     farms = Farms(tmp_path_factory.mktemp("farm"))
     yield farms
     farms.close()
+
+
+@pytest.fixture(scope="session")
+def socket_farms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farms]:
+    farms = Farms(tmp_path_factory.mktemp("sockets"), SOCKETS)
+    yield farms
+    farms.close()
+
+
+@pytest.fixture(scope="session")
+def impatient_farms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farms]:
+    farms = Farms(tmp_path_factory.mktemp("impatient"), SOCKETS, IMPATIENT)
+    yield farms
+    farms.close()
+
+
+@pytest.fixture
+def socket_stage(tmp_path: Path, socket_farms: Farms) -> Iterator[Stage]:
+    """Serves accounts that are reached over WebSocket, of the kinds `websocket` and `auto`."""
+    stage = Stage(tmp_path, socket_farms)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture
+def impatient_stage(tmp_path: Path, impatient_farms: Farms) -> Iterator[Stage]:
+    """The same, at a gateway that waits less than a second for anything."""
+    stage = Stage(tmp_path, impatient_farms)
+    yield stage
+    stage.close()
 
 
 @pytest.fixture

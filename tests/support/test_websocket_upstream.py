@@ -14,10 +14,6 @@ import pytest
 from tests.support.checks import assert_error, completed
 from tests.support.upstream import Exchange, Script
 from tests.support.websocket_upstream import (
-    CONTINUATION,
-    PING,
-    PONG,
-    TEXT,
     Handshake,
     WebSocketUpstream,
     frame,
@@ -25,7 +21,16 @@ from tests.support.websocket_upstream import (
     refused,
     unmasked,
 )
-from tests.support.wsclient import Refused, Silence, SocketClosed, WsClient
+from tests.support.wsclient import (
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Refused,
+    Silence,
+    SocketClosed,
+    WsClient,
+)
 
 
 @pytest.fixture
