@@ -113,17 +113,15 @@ def run_codex(
     """
     binary = client.binary()
     assert binary is not None, f"{client} is not installed under {NODE_MODULES}"
-    home, work = directory / "home", directory / "work"
-    codex_home = home / ".codex"
-    codex_home.mkdir(parents=True, exist_ok=True)
-    work.mkdir(exist_ok=True)
-    (codex_home / "config.toml").write_text(_config(client, base_url, websockets))
+    work, environment = configured(
+        client, base_url, key, directory, proxy=proxy, websockets=websockets
+    )
     command = ["resume", "--last"] if resume else []
     started = time.monotonic()
     process = subprocess.Popen(
         [str(binary), "exec", *command, "--json", "--skip-git-repo-check", prompt],
         cwd=work,
-        env=_environment(home, codex_home, key, proxy),
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -135,15 +133,34 @@ def run_codex(
         stdout, stderr = process.communicate(timeout=timeout)
         returncode = process.returncode
     except subprocess.TimeoutExpired:
-        _kill_group(process)
+        kill_group(process)
         stdout, stderr = process.communicate()
         returncode = None
     finally:
-        _kill_group(process)
+        kill_group(process)
     return CodexRun(returncode, stdout, stderr, time.monotonic() - started)
 
 
-def _kill_group(process: subprocess.Popen[str]) -> None:
+def configured(
+    client: CodexClient,
+    base_url: str,
+    key: str,
+    directory: Path,
+    *,
+    proxy: str,
+    websockets: bool = True,
+) -> tuple[Path, dict[str, str]]:
+    """A home of its own for one Codex; returns where it works, and its environment."""
+    home, work = directory / "home", directory / "work"
+    codex_home = home / ".codex"
+    codex_home.mkdir(parents=True, exist_ok=True)
+    work.mkdir(exist_ok=True)
+    (codex_home / "config.toml").write_text(_config(client, base_url, websockets))
+    return work, _environment(home, codex_home, key, proxy)
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """End a process that has a session of its own, and all that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

@@ -130,7 +130,7 @@ class Strict:
         response_id = f"resp_{self.name}_{uuid.uuid4().hex}"
         items = [] if prewarm else self.brain(transcript, self)
         exchange.request.response_id = response_id
-        self._remember(exchange, response_id, [*transcript, *items])
+        self.remember(exchange, response_id, [*transcript, *items])
         if self.mode in (Mode.STATEFUL, Mode.STORED_ONLY) and body.get("store", True):
             self.items.update((item["id"], item) for item in items)
         if not prewarm:
@@ -151,7 +151,8 @@ class Strict:
             exchange.chunks(*self.written(events))
         exchange.end()
 
-    def _remember(self, exchange: Exchange, response_id: str, transcript: list[Json]) -> None:
+    def remember(self, exchange: Exchange, response_id: str, transcript: list[Json]) -> None:
+        """Know a response from now on, as far as its mode and transport allow."""
         store = exchange.request.body.get("store", True)
         known = self.mode is Mode.STATEFUL or self.mode is Mode.FORGETFUL
         if isinstance(exchange, SocketExchange):
