@@ -411,12 +411,14 @@ class TurnContinuity:
         """``error`` from the conversation's point of view.
 
         If the request continues a response that only an upstream may have, all ways to say that an
-        account does not have it become one error, and no account is charged for it.
+        account does not have it, or that its socket is gone, become one error, and no account is
+        charged for it.
         """
         response = self._chained_to
-        if response is None or self.can_replay or not does_not_know(error, response.id):
+        if response is None or self.can_replay:
             return error
-        return self.unknown_parent()
+        is_gone = response.holder is not None and error.code in _OF_A_SOCKET
+        return self.unknown_parent() if is_gone or does_not_know(error, response.id) else error
 
     def may_move(self, error: ApiError) -> bool:
         """Whether another account might answer what this one refused so.
@@ -424,7 +426,9 @@ class TurnContinuity:
         :param error: as :meth:`translated` gave it.
         """
         unknown = error.code == "previous_response_not_found"
-        return may_move(error) or (unknown and self.owner_is_unknown)
+        # No account is at fault for a lost socket, but another's may work.
+        lost = error.code in _OF_A_SOCKET
+        return may_move(error) or lost or (unknown and self.owner_is_unknown)
 
     def learn(self, account: Account, plan: ContextPlan) -> None:
         """``account`` answered ``plan``: learn whether it continues responses."""
