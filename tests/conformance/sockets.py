@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.support.events import Json, text_item, user
 from tests.support.httpclient import Answer, HttpClient
 from tests.support.upstream import Exchange, Recorded, Script
 from tests.support.websocket_upstream import UpgradeScript, WebSocketUpstream
-from tests.support.wsclient import WsClient
+from tests.support.wsclient import TERMINAL, WsClient
 
 #: Events of a usual turn before its first output, and up to its first text.
 OPENING, BEGUN = 2, 5
@@ -23,6 +24,7 @@ class Conversation:
     """A client that continues its own responses, with `store: false` unless told otherwise.
 
     :ivar said: all items so far, as a replay has them.
+    :ivar shown_at: when the first output of the last answer was read (monotonic), or None.
     """
 
     client: WsClient
@@ -30,6 +32,7 @@ class Conversation:
     last: str | None = None
     said: list[Json] = field(default_factory=list)
     new: list[Json] = field(default_factory=list)
+    shown_at: float | None = None
 
     def send(self, text: str = "go on", **members: Any) -> None:
         """Send a turn and do not wait for its end."""
@@ -44,7 +47,12 @@ class Conversation:
 
     def answer(self) -> list[Json]:
         """The events of the turn that was sent."""
-        events = self.client.until_terminal()
+        self.shown_at = None
+        events: list[Json] = []
+        while not events or events[-1]["type"] not in TERMINAL:
+            events.append(self.client.event())
+            if self.shown_at is None and "output_index" in events[-1]:
+                self.shown_at = time.monotonic()
         assert_one_terminal(events)
         assert types(events).count("response.created") <= 1, "a client sees one beginning"
         assert_strictly_increasing(events)

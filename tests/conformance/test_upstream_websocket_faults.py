@@ -218,7 +218,6 @@ def assert_failed_or_5xx(events: list[Json]) -> None:
 
 @pytest.mark.parametrize("phase", ["sent", "created"])
 @pytest.mark.parametrize("loss", ["close 1008", "close 1013", "FIN"])
-@pytest.mark.xfail(reason="a lost socket never moves a turn to another account", strict=True)
 def test_a_socket_lost_each_time_moves_the_turn(socket_stage: Stage, loss: str, phase: str) -> None:
     line = lay_first_fails(socket_stage, losing(LOSSES[loss], PHASES[phase]))
     events = line.talk().ask()
