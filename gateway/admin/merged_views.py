@@ -84,7 +84,12 @@ def _of_state(account: Json) -> Json:
 
 
 _WEBSOCKETS = fields(
-    {"lost": counts, "unavailable": chosen(lambda each: each["until"] or 0.0)}, total
+    {
+        "lost": counts,
+        "unavailable": chosen(lambda each: each["until"] or 0.0),
+        "forgets_until": most,
+    },
+    total,
 )
 
 _ACCOUNT = fields(
@@ -186,7 +191,10 @@ def marked(part: Json, worker: str) -> Json:
 
 
 #: The sockets of a process that has ended.
-_NO_WEBSOCKETS = {"in_use": 0, "idle": 0, "opening": 0, "most": 0, "unavailable": None}
+_NO_WEBSOCKETS = {
+    **dict.fromkeys(("in_use", "idle", "opening", "most"), 0),
+    **dict.fromkeys(("unavailable", "forgets_until")),
+}
 
 #: The part of no process.
 _NO_TIMES = [0] * (len(MILLISECONDS) + 1)

@@ -47,6 +47,8 @@ class SocketFigures(NamedTuple):
     :ivar lost: how many of them are gone, by reason; the reasons are few.
     :ivar why_unavailable: why turns go over HTTP at present; None if a socket may be opened.
     :ivar unavailable_until: when it is tried again, in unix seconds.
+    :ivar forgets_until: until when responses are not continued on their sockets, in unix seconds,
+        because several were forgotten there; None if they are continued.
     """
 
     in_use: int
@@ -58,6 +60,7 @@ class SocketFigures(NamedTuple):
     lost: Mapping[str, int]
     why_unavailable: str | None = None
     unavailable_until: float | None = None
+    forgets_until: float | None = None
 
 
 class UpstreamReceiver(Protocol):

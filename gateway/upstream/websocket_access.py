@@ -110,11 +110,11 @@ class WebSocketAccess:
 
     def figures(self) -> SocketFigures:
         """The counts of the sockets, and whether more can be had."""
-        why = self.unavailable()
-        if why is None:
-            return self.pool.figures()
+        why, forgets_until = self.unavailable(), self._mistrusted_until
         return self.pool.figures()._replace(
-            why_unavailable=why, unavailable_until=self._unavailable_until
+            why_unavailable=why,
+            unavailable_until=None if why is None else self._unavailable_until,
+            forgets_until=forgets_until if forgets_until > self.reactor.seconds() else None,
         )
 
     def forget(self) -> None:

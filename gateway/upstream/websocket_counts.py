@@ -20,6 +20,7 @@ class SocketEnd(str, enum.Enum):
     ACCOUNT_CLOSED = "account closed"
     # By the gateway, with a response.
     CANCELLED = "cancelled"
+    REFUSED = "refused"
     NOT_FINISHED = "not finished"
     FAILED = "failed"
     SILENCE = "silence"

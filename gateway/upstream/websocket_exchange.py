@@ -175,7 +175,7 @@ class WebSocketExchange(SocketReceiver):
         if self._http is not None:
             self._http.cancel()
         elif self._state is not _State.OVER:
-            self._drop(SocketEnd.CANCELLED)
+            self._drop(SocketEnd.REFUSED if self._terminal else SocketEnd.CANCELLED)
 
     def finish(self) -> None:
         """The terminal event was read: the socket is free."""

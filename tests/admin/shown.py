@@ -227,6 +227,7 @@ class Shown:
                 }
                 if number
                 else None,
+                "forgets_until": NOW + 3600 if number else None,
             },
             "continuity": {"setting": "auto", "learned": {"store": f"chain{self.words}"}},
             "learned": [

@@ -45,6 +45,7 @@ SOCKETS = SocketFigures(
     lost={"age": 10, "closed 1006": 4},
     why_unavailable="it answered the upgrade with 426",
     unavailable_until=1_800_000_600.0,
+    forgets_until=1_800_003_600.0,
 )
 
 #: A state that is kept well.

@@ -27,6 +27,7 @@ OPEN = SOCKETS._replace(
     lost={"closed 1006": 1},
     why_unavailable=None,
     unavailable_until=None,
+    forgets_until=None,
 )
 
 
@@ -90,6 +91,7 @@ def test_websockets_are_those_of_all_workers() -> None:
         "opened": 22,
         "lost": {"age": 10, "closed 1006": 5},
         "unavailable": {"why": "it answered the upgrade with 426", "until": 1_800_000_600.0},
+        "forgets_until": 1_800_003_600.0,
     }
     assert found[1]["websockets"] is None
 
@@ -121,6 +123,7 @@ def test_the_sockets_of_ended_processes_are_counted_and_not_there() -> None:
         sockets = shown["accounts"][0]["websockets"]
         assert sockets["opened"] == opened
         assert (sockets["in_use"], sockets["unavailable"]) == (int(figures is OPEN), None)
+        assert sockets["forgets_until"] is None
 
 
 def test_percentiles_are_those_of_all_values() -> None:

@@ -143,6 +143,8 @@ def test_an_account_shows_its_websockets_and_why_there_are_none() -> None:
     assert "HTTP for now" not in row_of("north")
     told = "HTTP for now : the service answered the upgrade with 426; tried again in 9 min"
     assert told in row_of("team-a").replace("\u00a0", " ")
+    told = "replays : responses were forgotten; continued again in 1 h"
+    assert told in row_of("team-a").replace("\u00a0", " ")
     assert "in use" not in row_of("south"), "it is reached over HTTP"
 
 

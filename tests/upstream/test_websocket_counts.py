@@ -19,6 +19,7 @@ from gateway.upstream.websocket_pool import (
     SocketReceiver,
     WebSocketPool,
 )
+from tests.upstream.websocket_account import AT_ITS_END, SocketAccount
 
 KEY = SocketKey("laptop", "thread 1")
 
@@ -90,6 +91,34 @@ def test_each_end_has_its_reason() -> None:
         "account closed": 1,
     }
     assert pool.figures().in_use == pool.figures().idle == 0
+
+
+def test_a_refusal_is_told_from_a_client_that_leaves() -> None:
+    account = SocketAccount()
+    account.streaming(account.turn("one"))[0].cancel()
+    exchange, heard, peer = account.sent(account.turn("two"))
+    heard.does = lambda step: exchange.cancel() if step == "events" else None
+    peer.says(b'{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"}}')
+    assert account.pool.figures().lost == {"cancelled": 1, "refused": 1}
+    account.check_rest()
+
+
+def test_a_socket_that_is_too_old_for_its_service_is_told_from_others() -> None:
+    account = SocketAccount()
+    peer = account.sent()[2]
+    peer.says(AT_ITS_END)
+    assert account.pool.figures().lost == {"connection limit": 1}
+    account.check_rest()
+
+
+def test_it_is_told_until_when_responses_are_not_continued() -> None:
+    account = SocketAccount()
+    for _ in range(3):
+        assert account.access.figures().forgets_until is None
+        account.access.missed()
+    assert account.access.figures().forgets_until == account.reactor.seconds() + 3600
+    account.reactor.advance(3600)
+    assert account.access.figures().forgets_until is None
 
 
 @pytest.mark.parametrize("code", [0, 999, 1004, 1015, 3000, 4999, -1, 70_000])

@@ -73,7 +73,8 @@ def account(running: RunningGateway, account: Account) -> dict[str, Any]:
 def websockets(account: Account) -> dict[str, Any] | None:
     """The account's WebSockets; None if it is reached over HTTP only.
 
-    ``{in_use, idle, opening, most, opened, lost: {reason: count}, unavailable: {why, until}}``.
+    ``{in_use, idle, opening, most, opened, lost: {reason: count}, unavailable: {why, until},
+    forgets_until}``.
     """
     found = account.upstream.sockets()
     if found is None:
@@ -87,6 +88,7 @@ def websockets(account: Account) -> dict[str, Any] | None:
         "opened": found.opened,
         "lost": dict(found.lost),
         "unavailable": None if why is None else {"why": why[:_MAX_WHY], "until": until},
+        "forgets_until": found.forgets_until,
     }
 
 

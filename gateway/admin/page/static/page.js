@@ -340,6 +340,7 @@ const composite = (account) => [
   account.errors,
   account.websockets?.lost,
   account.websockets?.unavailable,
+  account.websockets?.forgets_until,
   account.models,
   account.continuity,
   account.learned,
