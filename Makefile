@@ -23,8 +23,9 @@ lint: $(STAMP) ## format, rules, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: $(STAMP) ## tables of measurements: the relay, the admin side, and what a store costs
+bench: $(STAMP) ## tables of measurements: the relay, accounts by WebSocket, the admin side, and a store
 	$(VENV)/bin/python bench/run.py
+	$(VENV)/bin/python bench/websocket.py
 	$(VENV)/bin/python bench/admin.py
 	$(VENV)/bin/python bench/state.py
 

@@ -171,10 +171,17 @@ def response_id(data: bytes) -> str:
     return terminal[terminal.index(b'"id":"') + 6 :].split(b'"', 1)[0].decode()
 
 
-def conversation(link: Link, model: str, size: int, previous: str | None) -> Iterator[str]:
-    """Turns without end, each with a body of this size and naming the response before it."""
+def conversation(
+    link: Link, model: str, size: int, previous: str | None, times: list[float] | None = None
+) -> Iterator[str]:
+    """Turns without end, each with a body of this size and naming the response before it.
+
+    :param times: gets the seconds to the first event of each.
+    """
     while True:
         request = link.encode(wire.request_body(model, size, previous))
         (answer,) = wave([link], [request], keep=1)
         previous = response_id(answer.data)
+        if times is not None:
+            times.append(answer.first - answer.sent)
         yield previous

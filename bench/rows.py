@@ -16,6 +16,9 @@ import load
 import measure
 import wire
 
+#: Asks the source for its counts.
+STATS_REQUEST = b"GET /stats HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -173,12 +176,13 @@ class Measurements:
             ),
         ]
 
-    def _spent(self, subject: Subject, what: str, spent: measure.Spent) -> None:
+    def note(self, subject: Subject, what: str, spent: measure.Spent) -> None:
+        """Keep how much of the core others used meanwhile."""
         self.foreign[f"{what}, {subject.name}"].append(spent.foreign)
 
-    def _source_stats(self) -> dict[str, int]:
+    def source_stats(self) -> dict[str, int]:
         (link,) = load.connect(self.source_port, False, 1)
-        link.sock.sendall(b"GET /stats HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        link.sock.sendall(STATS_REQUEST)
         received = link.sock.recv(4096)
         link.close()
         stats: dict[str, int] = json.loads(received.partition(b"\r\n\r\n")[2])
@@ -198,7 +202,7 @@ class Measurements:
         finally:
             load.close(links)
         load.check(links[0], answers[0], deltas)
-        self._spent(subject, what, spent)
+        self.note(subject, what, spent)
         events = streams * wire.event_count(deltas)
         yield f"{what}.rate", events / spent.wall
         yield f"{what}.cpu", spent.cpu / events * 1e6
@@ -251,16 +255,16 @@ class Measurements:
                 talk = load.conversation(link, wire.model_name(1), size, None)
                 for _ in range(3):
                     next(talk)
-                before = self._source_stats()
+                before = self.source_stats()
                 with measure.spending(subject.process, self.core) as spent:
                     for _ in range(turns):
                         next(talk)
             finally:
                 link.close()
-            after = self._source_stats()
+            after = self.source_stats()
             if after["chained"] - before["chained"] != turns:
                 self.mistakes.add(f"{subject.name} did not chain every turn of {name}")
-            self._spent(subject, f"turns of {name}", spent)
+            self.note(subject, f"turns of {name}", spent)
             yield f"turns.{name}", spent.cpu / turns * 1e6
 
     def replayed_turns(self, subject: Subject, round_: int) -> Iterator[tuple[str, float]]:
@@ -277,20 +281,20 @@ class Measurements:
                     size = self._replayed_bytes.get(transcript, transcript * 1000)
                     talk = load.conversation(link, model, size, None)
                     next(talk)
-                before = self._source_stats()
+                before = self.source_stats()
                 with measure.spending(process, self.core) as spent:
                     for _ in range(self.scale.replayed_turns):
                         next(talk)
             finally:
                 link.close()
-            after = self._source_stats()
+            after = self.source_stats()
             if subject.replaying:
                 self._replayed_bytes[transcript] = (
                     before["last_body_bytes"] + after["last_body_bytes"]
                 ) // 2
                 if after["chained"] != before["chained"]:
                     self.mistakes.add(f"{subject.name} chained while set to replay")
-            self._spent(subject, "replay", spent)
+            self.note(subject, "replay", spent)
             yield f"replay.{transcript}", spent.cpu / self.scale.replayed_turns * 1e6
 
     def choosing(self, subject: Subject, round_: int) -> Iterator[tuple[str, float]]:

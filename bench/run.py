@@ -37,7 +37,12 @@ Results = dict[str, dict[str, list[float]]]  # row key -> subject -> one value p
 
 
 def gateway_config(
-    port: int, admin_port: int, source_port: int, continuity: str, state: Path
+    port: int,
+    admin_port: int,
+    source_port: int,
+    continuity: str,
+    state: Path,
+    transport: str = "http",
 ) -> str:
     return f"""\
 listen: "tcp:{port}:interface=127.0.0.1"
@@ -47,7 +52,10 @@ accounts:
     base_url: "http://127.0.0.1:{source_port}/v1"
     key: bench
     continuity: {continuity}
+    transport: {transport}
+    websocket: {{max_sockets: 10000}}
     models: ["*"]
+limits: {{max_upstream_sockets: 10000}}
 state: {{directory: "{state}"}}
 """
 
@@ -77,12 +85,15 @@ class Stage:
 
         return start
 
-    def gateway(self, continuity: str = "auto") -> Callable[[], measure.Process]:
+    def gateway(
+        self, continuity: str = "auto", transport: str = "http"
+    ) -> Callable[[], measure.Process]:
         def start() -> measure.Process:
             port, admin_port = measure.free_port(), measure.free_port()
             config = self._directory / f"{continuity}-{port}.yaml"
             state = self._directory / f"state-{port}"
-            config.write_text(gateway_config(port, admin_port, self.source.port, continuity, state))
+            text = gateway_config(port, admin_port, self.source.port, continuity, state, transport)
+            config.write_text(text)
             twistd = str(Path(sys.executable).with_name("twistd"))
             command = [twistd, "-n", "--pidfile=", "responses-gateway", "--config", str(config)]
             return self._start("gateway", command, port)

@@ -1,4 +1,5 @@
-"""The benchmark's upstream: POST /v1/responses answered with server-sent events, one per chunk.
+"""The benchmark's upstream: POST /v1/responses answered with server-sent events, one per chunk, or
+a WebSocket of the same path with one text frame per event.
 
 A single-threaded server on plain sockets that must never be the bottleneck. What to answer stands
 in the name of the model that a request asks for (see ``wire.model_name``): so many deltas, at once
@@ -15,10 +16,12 @@ import socket
 import sys
 import time
 
-from wire import HEAD, LAST_CHUNK, Answer
+from wire import HEAD, LAST_CHUNK, Answer, ClientFrames, accepted, chunk, text_frame
 
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"]*)"')
 _PREVIOUS = re.compile(rb'"previous_response_id"\s*:\s*"([^"]*)"')
+_KEY = re.compile(rb"\r\nsec-websocket-key:\s*([^\r]*)", re.IGNORECASE)
+_PING = 9
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 
 
@@ -32,6 +35,7 @@ class _Connection:
         self.answer: Answer | None = None
         self.next_delta = 0
         self.open = True
+        self.frames: ClientFrames | None = None  # of a WebSocket
 
     def readable(self) -> None:
         try:
@@ -40,6 +44,10 @@ class _Connection:
             data = b""
         if not data:
             self.close()
+            return
+        self.server.stats["bytes"] += len(data)
+        if self.frames is not None:
+            self.framed(data)
             return
         self.received += data
         if not self.expected:
@@ -60,6 +68,25 @@ class _Connection:
             stats = json.dumps(self.server.stats).encode()
             self.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(stats), stats))
             return
+        key = _KEY.search(head + b"\r\n")
+        if key is not None:
+            self.frames = ClientFrames()
+            self.send(accepted(key[1].strip()))
+            return
+        self.turn(body)
+
+    def framed(self, data: bytes) -> None:
+        assert self.frames is not None
+        for opcode, payload in self.frames.feed(data):
+            if opcode == 1:
+                self.turn(payload)
+            elif opcode == _PING:
+                self.send(bytes((0x8A, len(payload))) + payload)
+
+    def turn(self, body: bytes) -> None:
+        framing, head, end = chunk, HEAD, LAST_CHUNK
+        if self.frames is not None:
+            framing, head, end = text_frame, b"", b""
         model = _MODEL.search(body)
         previous = _PREVIOUS.search(body)
         stats_of = self.server.stats
@@ -70,14 +97,13 @@ class _Connection:
             stats_of["requests"],
             model[1].decode() if model else "bench-1-0",
             previous[1].decode() if previous else None,
+            framing,
         )
         if not answer.every:
-            self.send(
-                b"".join((HEAD, answer.before, answer.all_deltas(), answer.after, LAST_CHUNK))
-            )
+            self.send(b"".join((head, answer.before, answer.all_deltas(), answer.after, end)))
             return
         self.answer, self.next_delta = answer, 0
-        self.send(HEAD + answer.before)
+        self.send(head + answer.before)
         # Streams that start together do not tick together.
         phase = stats_of["requests"] * 0.618034 % 1.0
         self.server.at(time.monotonic() + (1 + phase) * answer.every, self)
@@ -92,7 +118,7 @@ class _Connection:
             self.server.at(due + answer.every, self)
         else:
             self.answer = None
-            self.send(answer.after + LAST_CHUNK)
+            self.send(answer.after + (LAST_CHUNK if self.frames is None else b""))
 
     def send(self, data: bytes) -> None:
         if len(self.unsent):
@@ -128,7 +154,7 @@ class Source:
 
     def __init__(self, port: int) -> None:
         self.selector = selectors.DefaultSelector()
-        self.stats = {"requests": 0, "chained": 0, "last_body_bytes": 0}
+        self.stats = {"requests": 0, "chained": 0, "last_body_bytes": 0, "bytes": 0}
         self._ticks: list[tuple[float, int, _Connection]] = []
         self._ticked = 0
         self._listener = socket.create_server(("127.0.0.1", port), backlog=1024)

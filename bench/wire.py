@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import json
 import os
 import struct
+from collections.abc import Callable
 
 #: Ends the last event of every answer, so that a client need not parse to know that it is over.
 END_MARK = b'"bench_end":true}'
@@ -25,6 +27,7 @@ HEAD = (
     b"x-request-id: req_bench\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n"
 )
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -33,16 +36,34 @@ def model_name(deltas: int, every_ms: int = 0) -> str:
     return f"bench-{deltas}-{every_ms}"
 
 
-def _chunk(event: dict[str, object]) -> bytes:
+Framing = Callable[[dict[str, object]], bytes]
+
+
+def chunk(event: dict[str, object]) -> bytes:
+    """An event as an HTTP chunk of its own."""
     data = json.dumps(event, separators=(",", ":"))
     text = f"event: {event['type']}\ndata: {data}\n\n".encode()
     return b"%x\r\n%b\r\n" % (len(text), text)
 
 
+def text_frame(event: dict[str, object]) -> bytes:
+    """An event as a text frame of a server."""
+    data = json.dumps(event, separators=(",", ":")).encode()
+    return _frame_head(len(data), 0) + data
+
+
+def _frame_head(size: int, masked: int) -> bytes:
+    if size < 126:
+        return struct.pack("!BB", 0x81, masked | size)
+    if size < 65536:
+        return struct.pack("!BBH", 0x81, masked | 126, size)
+    return struct.pack("!BBQ", 0x81, masked | 127, size)
+
+
 @functools.lru_cache(maxsize=32)
-def _delta_chunks(count: int) -> tuple[bytes, ...]:
+def _deltas(count: int, framing: Framing) -> tuple[bytes, ...]:
     return tuple(
-        _chunk(
+        framing(
             {
                 "type": "response.output_text.delta",
                 "sequence_number": number + 3,
@@ -59,8 +80,8 @@ def _delta_chunks(count: int) -> tuple[bytes, ...]:
 
 
 @functools.lru_cache(maxsize=32)
-def _all_delta_chunks(count: int) -> bytes:
-    return b"".join(_delta_chunks(count))
+def _all_deltas(count: int, framing: Framing) -> bytes:
+    return b"".join(_deltas(count, framing))
 
 
 @functools.lru_cache(maxsize=32)
@@ -98,11 +119,15 @@ def _response(serial: int, model: str, previous: str | None, status: str) -> dic
 
 
 class Answer:
-    """The chunks of one answer: what comes before the deltas, the deltas, what comes after."""
+    """The events of one answer: what comes before the deltas, the deltas, what comes after.
 
-    def __init__(self, serial: int, model: str, previous: str | None) -> None:
+    :param framing: what each event is sent as.
+    """
+
+    def __init__(self, serial: int, model: str, previous: str | None, framing: Framing) -> None:
         _, count, every_ms = model.split("-")
         self.count, self.every = int(count), int(every_ms) / 1000
+        self._framing = framing
         self._item_id = f"msg_{serial:048x}".encode()
         item: dict[str, object] = {
             "id": f"msg_{serial:048x}",
@@ -121,9 +146,11 @@ class Answer:
         number = self.count + 3
         self.before = b"".join(
             (
-                _chunk({"type": "response.created", "sequence_number": 0, "response": started}),
-                _chunk({"type": "response.in_progress", "sequence_number": 1, "response": started}),
-                _chunk(
+                framing({"type": "response.created", "sequence_number": 0, "response": started}),
+                framing(
+                    {"type": "response.in_progress", "sequence_number": 1, "response": started}
+                ),
+                framing(
                     {
                         "type": "response.output_item.added",
                         "sequence_number": 2,
@@ -133,14 +160,14 @@ class Answer:
                 ),
             )
         )
-        self.after = _chunk(
+        self.after = framing(
             {
                 "type": "response.output_item.done",
                 "sequence_number": number,
                 "output_index": 0,
                 "item": done,
             }
-        ) + _chunk(
+        ) + framing(
             {
                 "type": "response.completed",
                 "sequence_number": number + 1,
@@ -150,10 +177,10 @@ class Answer:
         )
 
     def all_deltas(self) -> bytes:
-        return _all_delta_chunks(self.count).replace(_ITEM_ID.encode(), self._item_id)
+        return _all_deltas(self.count, self._framing).replace(_ITEM_ID.encode(), self._item_id)
 
     def delta(self, number: int) -> bytes:
-        return _delta_chunks(self.count)[number].replace(_ITEM_ID.encode(), self._item_id)
+        return _deltas(self.count, self._framing)[number].replace(_ITEM_ID.encode(), self._item_id)
 
 
 def event_count(deltas: int) -> int:
@@ -191,16 +218,62 @@ def websocket_handshake(port: int) -> bytes:
 
 
 def masked_text_frame(payload: bytes) -> bytes:
-    size = len(payload)
-    if size < 126:
-        head = struct.pack("!BB", 0x81, 0x80 | size)
-    elif size < 65536:
-        head = struct.pack("!BBH", 0x81, 0xFE, size)
-    else:
-        head = struct.pack("!BBQ", 0x81, 0xFF, size)
     mask = os.urandom(4)
+    return _frame_head(len(payload), 0x80) + mask + masked(payload, mask)
+
+
+def masked(payload: bytes, mask: bytes) -> bytes:
+    """The payload with this mask put on, or taken off."""
+    size = len(payload)
     keys = int.from_bytes((mask * (size // 4 + 1))[:size], "big")
-    return head + mask + (int.from_bytes(payload, "big") ^ keys).to_bytes(size, "big")
+    return (int.from_bytes(payload, "big") ^ keys).to_bytes(size, "big")
+
+
+class ClientFrames:
+    """Reads the frames of a client."""
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+        self._fragments = b""
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """The messages that these bytes complete, each with its opcode: 1, or that of a control."""
+        self._received += data
+        messages = []
+        while (frame := self._next()) is not None:
+            first, payload = frame
+            if first & 0x0F >= 8:
+                messages.append((first & 0x0F, payload))
+                continue
+            self._fragments += payload
+            if first & 0x80:
+                messages.append((1, self._fragments))
+                self._fragments = b""
+        return messages
+
+    def _next(self) -> tuple[int, bytes] | None:
+        received = self._received
+        if len(received) < 2:
+            return None
+        size, start = received[1] & 0x7F, 2
+        if size > 125:
+            start = 4 if size == 126 else 10
+            size = int.from_bytes(received[2:start], "big")
+        if len(received) < start + 4 + size:
+            return None
+        first, mask = received[0], bytes(received[start : start + 4])
+        payload = masked(bytes(received[start + 4 : start + 4 + size]), mask)
+        del received[: start + 4 + size]
+        return first, payload
+
+
+def accepted(key: bytes) -> bytes:
+    """The answer to a client that asks for a WebSocket with this key."""
+    accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"x-request-id: req_bench\r\nSec-WebSocket-Accept: %b\r\n\r\n" % accept
+    )
 
 
 def text_messages(received: bytes) -> list[bytes]:
