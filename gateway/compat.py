@@ -78,6 +78,30 @@ def leave_port(port: Any) -> None:
     tcp.Port.connectionLost(port, Failure(CONNECTION_DONE))
 
 
+# --- writing -------------------------------------------------------------------------------
+
+
+def write_at_once(transport: Any, data: bytes) -> None:
+    """Write, without a turn of the reactor's loop before the socket gets it.
+
+    ``write`` keeps the data and asks the kernel when the socket is writable, which it nearly always
+    is: that costs more than the write.  What the socket does not take is written as usual, and so
+    is everything where earlier data waits, where TLS stands between, or in tests.
+    """
+    if (
+        isinstance(transport, tcp.Connection)
+        and transport.connected
+        and not (transport.TLS or transport.disconnecting)
+        and not (transport.dataBuffer or transport._tempDataBuffer)
+    ):
+        sent = transport.writeSomeData(data)
+        if isinstance(sent, int):  # else the reactor meets the same error and reports it
+            if sent == len(data):
+                return
+            data = data[sent:]
+    transport.write(data)
+
+
 # --- twisted.web's client ------------------------------------------------------------------
 
 _HEAD_STATES = (STATUS, HEADER)

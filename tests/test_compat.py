@@ -20,9 +20,12 @@ from typing import Any, NamedTuple
 import pytest
 from autobahn.twisted.websocket import WebSocketClientProtocol, WebSocketServerProtocol
 from packaging.requirements import Requirement
-from twisted.internet import tcp, unix
+from twisted.internet import abstract, tcp, unix
+from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import StringTransport
 from twisted.web import client, http
+
+from gateway.compat import write_at_once
 
 ROOT = Path(__file__).parent.parent
 COMPAT = ROOT / "gateway" / "compat.py"
@@ -104,6 +107,13 @@ PARTS = [
         "_shouldShutdown",
         "leave_port",
     ),
+    Part(
+        "Twisted",
+        abstract.FileDescriptor,
+        "twisted.internet.abstract.FileDescriptor",
+        "_tempDataBuffer",
+        "write_at_once",
+    ),
     Part("Twisted", http_client_module, CLIENT_AT, "STATUS", "is_reading_head"),
     Part("Twisted", http_client_module, CLIENT_AT, "HEADER", "is_reading_head"),
     Part(
@@ -164,6 +174,105 @@ def test_the_installed_release_has_the_private_part(part: Part) -> None:
         f"{part.library} {version(part.library)} moved {part.place}.{part.name}: "
         f"gateway.compat.{part.used_by} relies on it, and {users_of(part.used_by)} on that"
     )
+
+
+class Socket:
+    """Takes so many bytes at a time, or fails."""
+
+    def __init__(self, *takes: int | OSError) -> None:
+        self.takes = list(takes)
+        self.got = b""
+
+    def setblocking(self, blocks: bool) -> None:
+        assert not blocks
+
+    def fileno(self) -> int:
+        return -1
+
+    def send(self, data: memoryview) -> int:
+        takes = self.takes.pop(0)
+        if isinstance(takes, OSError):
+            raise takes
+        self.got += data[:takes]
+        return min(takes, len(data))
+
+
+class Reactor:
+    """Knows what waits to be written."""
+
+    def __init__(self) -> None:
+        self.writers: list[Any] = []
+
+    def addWriter(self, writer: Any) -> None:
+        if writer not in self.writers:
+            self.writers.append(writer)
+
+    def removeWriter(self, writer: Any) -> None:
+        self.writers.remove(writer)
+
+
+def connection(*takes: int | OSError) -> tuple[Any, Socket, Reactor]:
+    """A connected transport, its socket and its reactor."""
+    socket, reactor = Socket(*takes), Reactor()
+    transport: Any = tcp.Connection(socket, None, reactor)  # type: ignore[arg-type]
+    transport.connected = 1
+    return transport, socket, reactor
+
+
+def test_what_the_socket_takes_is_written_at_once() -> None:
+    transport, socket, reactor = connection(9)
+    write_at_once(transport, b"all of it")
+    assert socket.got == b"all of it"
+    assert reactor.writers == []
+
+
+def test_what_the_socket_does_not_take_is_written_in_order() -> None:
+    transport, socket, reactor = connection(3, 100)
+    write_at_once(transport, b"one two")
+    write_at_once(transport, b" three")  # behind what waits
+    assert (socket.got, reactor.writers) == (b"one", [transport])
+    assert transport.doWrite() is None
+    assert (socket.got, reactor.writers) == (b"one two three", [])
+
+
+def test_a_full_socket_pauses_its_producer() -> None:
+    transport, socket, _ = connection(10)
+    producer = Paused()
+    transport.registerProducer(producer, True)
+    write_at_once(transport, b"x" * (transport.bufferSize + 10))
+    assert not producer.paused
+    write_at_once(transport, b"x")
+    assert producer.paused
+    assert len(socket.got) == 10
+
+
+class Paused:
+    """A producer that notes whether it is paused."""
+
+    paused = False
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+
+
+def test_an_error_of_the_socket_is_left_to_the_reactor() -> None:
+    transport, _, reactor = connection(OSError(32, "broken pipe"), OSError(32, "broken pipe"))
+    write_at_once(transport, b"lost")
+    assert reactor.writers == [transport]
+    assert isinstance(transport.doWrite(), ConnectionLost)
+
+
+def test_nothing_is_written_past_a_close_that_has_begun() -> None:
+    transport, socket, reactor = connection(100)
+    transport.disconnecting = 1
+    write_at_once(transport, b"last words")
+    assert (socket.got, reactor.writers) == (b"", [transport])
+
+
+def test_other_transports_write_as_they_do() -> None:
+    transport = StringTransport()
+    write_at_once(transport, b"bytes")
+    assert transport.value() == b"bytes"
 
 
 def test_a_head_is_recognised_by_the_states_of_the_clients_parser() -> None:

@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gateway.api_keys.keys import KeyRing
-from gateway.compat import websocket_data_received
+from gateway.compat import websocket_data_received, write_at_once
 from gateway.config import Settings
 from gateway.protocol.errors import ApiError
 from gateway.protocol.headers import forwardable
@@ -230,7 +230,7 @@ class ResponsesProtocol(WebSocketServerProtocol):
         if self.state == self.STATE_OPEN:
             frames = text_frames(payloads)
             self._stall.last_write = len(frames)
-            self.transport.write(frames)
+            write_at_once(self.transport, frames)
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Autobahn's own frames and answers, without its debug line."""

@@ -24,6 +24,7 @@ from gateway.compat import (
     ExtensibleWebSocketClient,
     is_between_frames,
     websocket_data_received,
+    write_at_once,
 )
 from gateway.protocol.http_head import HeadUnreadable, HttpHead, body_of, read_head
 from gateway.upstream.websocket_frames import cut_text_messages, masked_fragments, may_complete
@@ -188,7 +189,7 @@ class UpstreamSocket(ExtensibleWebSocketClient):
             self._waiting_messages.append(payload)
             return
         fragments = masked_fragments(payload)
-        self.transport.write(next(fragments))
+        write_at_once(self.transport, next(fragments))
         self._fragments = fragments
         following = next(fragments, None)
         if following is None:
