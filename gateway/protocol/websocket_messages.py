@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from gateway.protocol.controls import ANSWERS
-from gateway.protocol.events import ERRORS, TERMINALS, event_type, value_of
+from gateway.protocol.events import ERRORS, PASSED_UNREAD, TERMINALS, event_type, value_of
 from gateway.protocol.headers import may_pass
 from gateway.protocol.response_body import with_one_type
 from gateway.protocol.sse import Event
@@ -47,8 +47,11 @@ SESSION_HEADERS = frozenset(
 _OUT_OF_BAND = (b"codex.", b"responsesapi.", b"keepalive", *ANSWERS)
 _METADATA = b"response.metadata"
 
+#: What no message begins with.
+_NO_MESSAGE = b"\xff"
+
 #: The code of the error by which a service says that a socket is too old; the turn did not run.
-SOCKET_AT_ITS_END = "websocket_connection_limit_reached"
+SOCKET_AT_ITS_END = b"websocket_connection_limit_reached"
 
 
 class UpgradeRefusal(enum.Enum):
@@ -138,6 +141,33 @@ def read_message(payload: bytes) -> Event | None:
         payload = payload.replace(b"\n", b" ").replace(b"\r", b" ")
     kind = event_type(payload)
     return (kind, payload) if kind else with_one_type((b"", payload))
+
+
+def read_until_end(payloads: list[bytes]) -> tuple[list[Event], list[bytes]]:
+    """Messages as events, up to the first that ends a response or is an error.
+
+    The hot path: most events are of the type of the one before, and say so in their first bytes.
+
+    :return: the events, the end among them, and the messages behind it.
+    """
+    events: list[Event] = []
+    several = b"".join(payloads)
+    in_lines = b"\n" in several or b"\r" in several
+    name, beginning = b"", _NO_MESSAGE
+    for number, payload in enumerate(payloads, 1):
+        if payload.startswith(beginning):
+            events.append((name, payload))
+            continue
+        event = read_message(payload)
+        if event is None:
+            continue
+        events.append(event)
+        name = event[0]
+        if ends_response(name):
+            return events, payloads[number:]
+        recurs = name in PASSED_UNREAD and not in_lines
+        beginning = b'{"type":"%b"' % name if recurs else _NO_MESSAGE
+    return events, []
 
 
 def is_out_of_band(name: bytes) -> bool:

@@ -27,7 +27,12 @@ from gateway.compat import (
     write_at_once,
 )
 from gateway.protocol.http_head import HeadUnreadable, HttpHead, body_of, read_head
-from gateway.upstream.websocket_frames import cut_text_messages, masked_fragments, may_complete
+from gateway.upstream.websocket_frames import (
+    cut_text_messages,
+    masked_fragments,
+    may_complete,
+    readable_messages,
+)
 from gateway.upstream.websocket_upgrade import (
     UPGRADE_SECONDS,
     Handshake,
@@ -386,19 +391,15 @@ class UpstreamSocket(ExtensibleWebSocketClient):
 
     def _deliver(self, payloads: list[bytes]) -> None:
         self._pinged = False
-        readable = len(payloads)
-        for number, payload in enumerate(payloads):
-            if not payload.isascii() and not _is_utf8(payload):
-                readable = number
-                break
+        readable = readable_messages(payloads)
         listener = self.listener
         if listener is not None and readable:
             try:
-                listener.socket_messages(payloads[:readable])
+                listener.socket_messages(readable)
             except Exception:
                 _log.failure("messages of an upstream could not be read")
                 self._break(1011, "the gateway failed")
-        if readable < len(payloads):
+        if len(readable) < len(payloads):
             self._break(1007, "the upstream sent a text message that is no UTF-8")
 
     # --- pings -----------------------------------------------------------------------
@@ -504,14 +505,6 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         if phase not in TRANSITIONS[self._phase]:
             raise AssertionError(f"a socket cannot go from {self._phase} to {phase}")
         self._phase = phase
-
-
-def _is_utf8(payload: bytes) -> bool:
-    try:
-        payload.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 class _SocketFactory(WebSocketClientFactory):

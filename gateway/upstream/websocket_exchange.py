@@ -24,7 +24,7 @@ from gateway.protocol.websocket_messages import (
     UpgradeRefusal,
     ends_response,
     is_out_of_band,
-    read_message,
+    read_until_end,
 )
 from gateway.upstream.errors import log_bug
 from gateway.upstream.http import TurnExchange
@@ -294,30 +294,27 @@ class WebSocketExchange(SocketReceiver):
         if self._terminal:
             return payloads  # its end is held back
         events: list[Event] = []
-        rest: list[bytes] = []
-        for number, payload in enumerate(payloads):
-            event = read_message(payload)
-            if event is None:
-                continue
-            name = event[0]
-            ends = ends_response(name)
-            if (ends or not self._created) and self._is_of_another(name, payload):
+        rest = payloads
+        while rest:
+            more, rest = read_until_end(rest)
+            fit = self._count_of_this(more)
+            events += more[:fit]
+            if fit < len(more):
                 self._fail_or_hold(events, _lost("The upstream mixed up two responses."))
                 return []
-            if ends:
-                if name in ERRORS and SOCKET_AT_ITS_END.encode() in payload:
-                    error = _lost("The upstream's WebSocket is at its end.")
-                    self._fail_or_hold(events, error, SocketEnd.CONNECTION_LIMIT)
-                    return []
-                if name not in ERRORS or from_event(payload) is not None:
-                    self._terminal = name
-                    rest = payloads[number + 1 :]
-                    events.append(event)
-                    break
-                self._idle_seconds = min(_ANNOUNCED_SECONDS, self._idle_seconds)
-                if not self._paused:
-                    self._deadline.start(self._idle_seconds)
-            events.append(event)
+            name, payload = events[-1] if more else (b"", b"")
+            if name in ERRORS and SOCKET_AT_ITS_END in payload:
+                error = _lost("The upstream's WebSocket is at its end.")
+                self._fail_or_hold(events[:-1], error, SocketEnd.CONNECTION_LIMIT)
+                return []
+            if not ends_response(name):
+                continue
+            if name not in ERRORS or from_event(payload) is not None:
+                self._terminal = name
+                break
+            self._idle_seconds = min(_ANNOUNCED_SECONDS, self._idle_seconds)
+            if not self._paused:
+                self._deadline.start(self._idle_seconds)
         if not events:
             return rest
         if self._state is _State.SENT:
@@ -328,6 +325,16 @@ class WebSocketExchange(SocketReceiver):
             self._deadline.touch()
             self._deliver(events)
         return rest
+
+    def _count_of_this(self, events: list[Event]) -> int:
+        """How many events come before one of another response."""
+        for number, (name, payload) in enumerate(events):
+            if self._created:
+                break
+            if self._is_of_another(name, payload):
+                return number
+        ends = bool(events) and ends_response(events[-1][0])
+        return len(events) - (ends and self._is_of_another(*events[-1]))
 
     def _is_of_another(self, name: bytes, payload: bytes) -> bool:
         """Whether an event belongs to a response before, as far as that can be told cheaply.

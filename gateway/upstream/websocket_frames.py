@@ -22,6 +22,10 @@ _TEXT = 0x01
 _CONTINUATION = 0x00
 _MASKED = 0x80
 
+#: A whole text frame with a length of 16 bits, which the last two bytes are.
+_USUAL = 0x817E_0000
+
+_unpack_32 = Struct("!I").unpack_from
 _MASKED_16 = Struct("!BBH").pack
 
 
@@ -32,31 +36,47 @@ def cut_text_messages(data: bytes, payloads: list[bytes]) -> int:
     :return: where the first other or incomplete frame begins.
     """
     at, end = 0, len(data)
-    while end - at >= 2 and data[at] == _WHOLE_TEXT:
-        length = data[at + 1]
-        start = at + 2
-        if length == 126:
-            start = at + 4
-            if end < start:
-                break
-            length = data[at + 2] << 8 | data[at + 3]
-            if length < 126:
-                break  # RFC 6455 §5.2: the shortest form must be used
-        elif length == 127:
-            start = at + 10
-            if end < start:
-                break
-            length = int.from_bytes(data[at + 2 : start], "big")
-            if length < 65_536:
-                break
-        elif length > 127:
-            break  # masked, which a server's frames must not be
+    while end - at >= 2:
+        # The usual event, of 126 to 65,535 bytes: the whole head is one number.
+        length = _unpack_32(data, at)[0] - _USUAL if end - at >= 4 else 0
+        start = at + 4
+        if not 126 <= length < 65_536:
+            start, length = _other_head(data, at)
         stop = start + length
-        if stop > end:
+        if not start or stop > end:
             break
         payloads.append(data[start:stop])
         at = stop
     return at
+
+
+def _other_head(data: bytes, at: int) -> tuple[int, int]:
+    """Where the payload begins and how long it is; 0 if this is no whole head of a text message.
+
+    RFC 6455 §5.2: the shortest form of the length must be used, and servers do not mask.
+    """
+    if data[at] != _WHOLE_TEXT:
+        return 0, 0
+    length = data[at + 1]
+    if length < 126:
+        return at + 2, length
+    start = at + 10
+    if length != 127 or len(data) < start:
+        return 0, 0
+    length = int.from_bytes(data[at + 2 : start], "big")
+    return (start, length) if length >= 65_536 else (0, 0)
+
+
+def readable_messages(payloads: list[bytes]) -> list[bytes]:
+    """The messages before the first that is no UTF-8 (RFC 6455 §8.1)."""
+    if all(map(bytes.isascii, payloads)):
+        return payloads
+    for number, payload in enumerate(payloads):
+        try:
+            payload.decode()
+        except UnicodeDecodeError:
+            return payloads[:number]
+    return payloads
 
 
 def may_complete(rest: bytes, max_bytes: int) -> bool:

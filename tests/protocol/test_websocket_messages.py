@@ -24,6 +24,7 @@ from gateway.protocol.websocket_messages import (
     is_out_of_band,
     names_a_session,
     read_message,
+    read_until_end,
     refusal_of_upgrade,
 )
 
@@ -271,3 +272,65 @@ def test_which_events_end_a_response() -> None:
     assert all(ends_response(b"response." + name) for name in ends)
     assert ends_response(b"error")
     assert not any(map(ends_response, [b"response.created", b"response.in_progress", b"codex.x"]))
+
+
+# --- messages in batches ------------------------------------------------------------------
+
+DELTA = "response.output_text.delta"
+
+
+def event(kind: str, **members: Any) -> bytes:
+    return json.dumps({"type": kind, **members}, separators=(",", ":")).encode()
+
+
+def deltas(*texts: str) -> list[bytes]:
+    return [event(DELTA, delta=text) for text in texts]
+
+
+def test_a_batch_is_read_as_each_of_its_messages() -> None:
+    batch = [
+        event("response.created"),
+        *deltas("a", "b"),
+        event("codex.rate_limits"),
+        *deltas("c"),
+        event("response.output_text.done"),
+        b'{"delta":"d","type":"response.output_text.delta"}',
+        b'{ "type" : "response.output_text.delta" }',
+        *deltas("e"),
+        b'{"type":"response.output_text.deltas"}',
+    ]
+    assert read_until_end(batch) == ([read_message(each) for each in batch], [])
+
+
+def test_what_follows_an_end_is_left() -> None:
+    batch = [
+        *deltas("a"),
+        event("response.completed"),
+        event("codex.rate_limits"),
+        *deltas("b"),
+    ]
+    events, rest = read_until_end(batch)
+    assert [name for name, _ in events] == [DELTA.encode(), b"response.completed"]
+    assert rest == batch[2:]
+
+
+def test_an_error_is_the_last_that_is_read() -> None:
+    batch = [event("error"), event("response.failed")]
+    assert read_until_end(batch) == ([(b"error", batch[0])], batch[1:])
+
+
+def test_events_become_one_line_each_wherever_line_ends_stand() -> None:
+    lines = [b'{"type":"%b",\r\n"delta":"%d"}' % (DELTA.encode(), number) for number in range(3)]
+    events, _ = read_until_end([*deltas("a"), *lines, *deltas("b")])
+    assert [payload for _, payload in events] == [
+        *deltas("a"),
+        *(line.replace(b"\r\n", b"  ") for line in lines),
+        *deltas("b"),
+    ]
+
+
+def test_what_is_no_event_is_left_out() -> None:
+    batch = [*deltas("a"), b"[]", b"nonsense", *deltas("b")]
+    events, rest = read_until_end(batch)
+    assert [payload for _, payload in events] == deltas("a", "b")
+    assert rest == []
