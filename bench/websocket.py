@@ -39,7 +39,7 @@ TARGETS = {
 MOST_KIB = 60.0
 
 SMALL = 300  # bytes of a small turn
-SMALL_TURNS, SMALL_REPEATS = 60, 8  # short pieces in turn: others disturb few of them
+SMALL_TURNS, SMALL_REPEATS = 25, 20  # short pieces in turn: others disturb few of them
 TOOL_ROUNDS, TOOL_BYTES, ANSWER_DELTAS = 30, 4_000, 60
 WARM_CONVERSATIONS = 100
 

@@ -66,8 +66,9 @@ _LONE = rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 _PAIR = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _ODD = re.compile(rb'(")|' + _PAIR + rb"|(" + _LONE + rb")|\\.|(NaN|-?Infinity)", re.DOTALL)
 
-#: An odd text has one of these; looking for them costs next to nothing.
-_ODD_SIGNS = (b"NaN", b"Infinity", b"\\ud", b"\\uD")
+#: A byte that no one-line event has.  ``b"\n" in data`` takes three times as long: it asks first
+#: whether the bytes are a number, which raises an error.
+LINE_FEED = 0x0A
 
 
 class ResponseHead(msgspec.Struct):
@@ -130,7 +131,8 @@ def strict_json(data: bytes) -> bytes:
 
     ``NaN`` and the like become null, lone surrogates U+FFFD; every other byte stays.
     """
-    if not any(sign in data for sign in _ODD_SIGNS):
+    find = data.find  # ``in`` takes twice as long
+    if find(b"NaN") < 0 and find(b"Infinity") < 0 and find(b"\\ud") < 0 and find(b"\\uD") < 0:
         return data
     in_text = False
 

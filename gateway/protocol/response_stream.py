@@ -230,7 +230,7 @@ class ResponseStream:
     def _note_number(self, payloads: list[bytes]) -> None:
         """Keep the last numbered event; not every event has a number."""
         for payload in reversed(payloads):
-            if b'"sequence_number"' in payload:
+            if payload.find(b'"sequence_number"') >= 0:
                 self._last_numbered = payload
                 return
 

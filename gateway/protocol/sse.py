@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import chain
 
 _BOM = b"\xef\xbb\xbf"
+_CARRIAGE_RETURN = 0x0D
 
 #: The name, empty when the stream gave no ``event:`` line, and the data.  A plain tuple: making
 #: a named one takes as long as parsing.
@@ -60,7 +61,7 @@ class EventStreamParser:
 
         :raises EventTooLarge: when an unfinished event exceeds the bound.
         """
-        if data and (self._after_cr or b"\r" in data):
+        if data and (self._after_cr or _CARRIAGE_RETURN in data):
             data = self._line_feeds_only(data)
         if not self._ends_event(data):
             return []
@@ -87,7 +88,7 @@ class EventStreamParser:
 
     def _ends_event(self, data: bytes) -> bool:
         """Whether a blank line is complete now; if not, ``data`` is put aside unscanned later."""
-        if b"\n\n" in data:
+        if data.find(b"\n\n") >= 0:
             return True
         if self._pieces and data.startswith(b"\n") and self._pieces[-1].endswith(b"\n"):
             return True

@@ -11,7 +11,14 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from gateway.protocol.controls import ANSWERS
-from gateway.protocol.events import ERRORS, PASSED_UNREAD, TERMINALS, event_type, value_of
+from gateway.protocol.events import (
+    ERRORS,
+    LINE_FEED,
+    PASSED_UNREAD,
+    TERMINALS,
+    event_type,
+    value_of,
+)
 from gateway.protocol.headers import may_pass
 from gateway.protocol.response_body import with_one_type
 from gateway.protocol.sse import Event
@@ -46,6 +53,8 @@ SESSION_HEADERS = frozenset(
 #: too late.
 _OUT_OF_BAND = (b"codex.", b"responsesapi.", b"keepalive", *ANSWERS)
 _METADATA = b"response.metadata"
+
+_CARRIAGE_RETURN = 0x0D
 
 #: What no message begins with.
 _NO_MESSAGE = b"\xff"
@@ -137,7 +146,7 @@ def read_message(payload: bytes) -> Event | None:
 
     Line ends, which are white space in JSON, become spaces: over HTTP an event is one line.
     """
-    if b"\n" in payload or b"\r" in payload:
+    if LINE_FEED in payload or _CARRIAGE_RETURN in payload:
         payload = payload.replace(b"\n", b" ").replace(b"\r", b" ")
     kind = event_type(payload)
     return (kind, payload) if kind else with_one_type((b"", payload))
@@ -152,7 +161,7 @@ def read_until_end(payloads: list[bytes]) -> tuple[list[Event], list[bytes]]:
     """
     events: list[Event] = []
     several = b"".join(payloads)
-    in_lines = b"\n" in several or b"\r" in several
+    in_lines = LINE_FEED in several or _CARRIAGE_RETURN in several
     name, beginning = b"", _NO_MESSAGE
     for number, payload in enumerate(payloads, 1):
         if payload.startswith(beginning):

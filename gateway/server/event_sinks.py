@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gateway.protocol.error_classification import for_the_client
 from gateway.protocol.errors import UNREADABLE, ApiError
-from gateway.protocol.events import TERMINALS, decode_members, event_type, sequence_number
+from gateway.protocol.events import (
+    LINE_FEED,
+    TERMINALS,
+    decode_members,
+    event_type,
+    sequence_number,
+)
 from gateway.protocol.synthetic_events import (
     created_event,
     failed_event,
@@ -47,7 +53,7 @@ def event_stream(payloads: Iterable[bytes]) -> bytes:
     parts: list[bytes] = []
     for payload in payloads:
         parts += b"event: ", event_type(payload), b"\ndata: "
-        if b"\n" in payload:  # in JSON between values only: each line has a field of its own
+        if LINE_FEED in payload:  # in JSON between values only: each line has a field of its own
             payload = payload.replace(b"\n", b"\ndata: ")
         parts += payload, b"\n\n"
     return b"".join(parts)

@@ -28,8 +28,10 @@ from gateway.compat import (
 )
 from gateway.protocol.http_head import HeadUnreadable, HttpHead, body_of, read_head
 from gateway.upstream.websocket_frames import (
+    FRAGMENT_BYTES,
     cut_text_messages,
     masked_fragments,
+    masked_text,
     may_complete,
     readable_messages,
 )
@@ -193,14 +195,12 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         if self._fragments is not None:
             self._waiting_messages.append(payload)
             return
-        fragments = masked_fragments(payload)
-        write_at_once(self.transport, next(fragments))
-        self._fragments = fragments
-        following = next(fragments, None)
-        if following is None:
-            self._fragments = None
+        if len(payload) <= FRAGMENT_BYTES:
+            write_at_once(self.transport, masked_text(payload))
             return
-        self.transport.write(following)
+        self._fragments = fragments = masked_fragments(payload)
+        write_at_once(self.transport, next(fragments))
+        self.transport.write(next(fragments))
         # A streaming producer would be paused at the transport's own high-water mark, so that a
         # pong had to wait for much more than a fragment.
         self.transport.registerProducer(self, False)

@@ -16,6 +16,9 @@ from gateway.compat import xor_masker
 #: The longest frame that is sent, in bytes of its payload.
 FRAGMENT_BYTES = 32_768
 
+#: Up to so many bytes a number is masked in less time than Autobahn's masker is made.
+_SHORT_BYTES = 1024
+
 _WHOLE_TEXT = 0x81
 _FIN = 0x80
 _TEXT = 0x01
@@ -97,16 +100,18 @@ def may_complete(rest: bytes, max_bytes: int) -> bool:
     return False
 
 
+def masked_text(payload: bytes) -> bytes:
+    """One text message of at most :data:`FRAGMENT_BYTES` as a masked frame."""
+    return _masked(_FIN | _TEXT, payload)
+
+
 def masked_fragments(payload: bytes) -> Iterator[bytes]:
     """One text message as masked frames, none with more than :data:`FRAGMENT_BYTES`.
 
     A frame is made when it is asked for: a large message is not copied at once.
     """
-    if len(payload) <= FRAGMENT_BYTES:
-        yield _masked(_FIN | _TEXT, payload)
-        return
     opcode = _TEXT
-    for start in range(0, len(payload), FRAGMENT_BYTES):
+    for start in range(0, max(1, len(payload)), FRAGMENT_BYTES):
         piece = payload[start : start + FRAGMENT_BYTES]
         fin = _FIN if start + FRAGMENT_BYTES >= len(payload) else 0
         yield _masked(fin | opcode, piece)
@@ -119,5 +124,9 @@ def _masked(first: int, payload: bytes) -> bytes:
         head = bytes((first, _MASKED | length))
     else:  # never above FRAGMENT_BYTES
         head = _MASKED_16(first, _MASKED | 126, length)
-    masked: bytes = xor_masker(mask, length).process(payload)
+    if length > _SHORT_BYTES:
+        masked: bytes = xor_masker(mask, length).process(payload)
+    else:
+        keys = int.from_bytes((mask * (length // 4 + 1))[:length], "big")
+        masked = (int.from_bytes(payload, "big") ^ keys).to_bytes(length, "big")
     return b"".join((head, mask, masked))
