@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
@@ -38,7 +38,7 @@ class ConversationFailed(Exception):
 
 
 class DemoClient(WebSocketClientProtocol):
-    """A client of the Responses API that does one turn after the other."""
+    """A client of the Responses API that does one turn after the other; it stores nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,12 @@ class DemoClient(WebSocketClientProtocol):
         """Send a ``response.create``; fires with the finished response object."""
         self._waiting = Deferred()
         self._waiting.addTimeout(_TURN_SECONDS, self.factory.reactor)
-        create = {"type": "response.create", "model": "simulated-model", **fields}
+        create = {
+            "type": "response.create",
+            "model": "simulated-model",
+            "store": False,
+            **fields,
+        }
         self.sendMessage(json.dumps(create).encode())
         return self._waiting
 
@@ -118,6 +123,19 @@ def said(response: dict[str, Any]) -> str:
     return " ".join(" ".join(parts).split())
 
 
+def shown_end(records: Sequence[TurnRecord], sockets: int) -> str:
+    """What the turns of the conversation cost, as the demo prints it.
+
+    :param sockets: how many WebSockets to accounts were opened.
+    """
+    used = {record.transport for record in records}
+    way = "one WebSocket" if sockets == 1 else f"{sockets} WebSockets"
+    if used != {"websocket"}:
+        way = " and ".join(sorted(map(str, used)))
+    sizes = ", ".join(str(record.upstream_bytes) for record in records)
+    return f"{len(records)} turns over {way} to the account, {sizes} bytes: each what it adds\n"
+
+
 def shown_turn(number: int, record: TurnRecord, question: str, answer: str) -> str:
     """A turn as the demo prints it."""
     chained = f"chained to {record.chained_to}" if record.chained_to else f"{record.route}"
@@ -125,6 +143,7 @@ def shown_turn(number: int, record: TurnRecord, question: str, answer: str) -> s
         f"turn {number}  account {record.account}\n"
         f"  response  {record.response_id}\n"
         f"  context   {chained}\n"
+        f"  sent      {record.upstream_bytes} bytes over {record.transport}\n"
         f"  client    {question}\n"
         f"  model     {answer}\n"
     )
@@ -151,10 +170,14 @@ async def demonstrate(reactor: Any, settings: Settings, port: int, once: bool) -
         record = gateway.turn_services.turn_log.latest()[-1]
         print(shown_turn(turns, record, question, said(response)), flush=True)
 
+    accounts = gateway.turn_services.pool.accounts
     try:
         await converse(client, show)
     except ConversationFailed as error:
         raise SystemExit(f"responses-gateway: the conversation failed: {error}") from None
+    figures = [found for each in accounts if (found := each.upstream.sockets()) is not None]
+    records = list(gateway.turn_services.turn_log.latest())[-turns:]
+    print(shown_end(records, sum(found.opened for found in figures)), flush=True)
     client.sendClose(1000)
     if not once:
         print(

@@ -306,7 +306,11 @@ class GatewayService(MultiService):
         self._registry.accounts += [
             self._registry.add(
                 AccountSettings(
-                    name=each.name, base_url="simulator", key=each.key, background=True
+                    name=each.name,
+                    base_url="simulator",
+                    key=each.key,
+                    background=True,
+                    transport="auto",
                 ),
                 service.base_url,
                 self.settings.timeouts,

@@ -42,6 +42,10 @@ def test_the_demo_shows_five_turns_each_chained_to_the_one_before() -> None:
     assert chained == responses[:4], "each turn must continue the one before"
     assert len(accounts) == 1, "a conversation stays with its account"
     assert "heron" in out.rpartition("model")[2], "the last turn must recall the first"
+    sizes = re.findall(r"sent +(\d+) bytes over websocket", out)
+    assert f"5 turns over one WebSocket to the account, {', '.join(sizes)} bytes" in out
+    assert len(sizes) == 5, "a turn went over HTTP"
+    assert len(set(sizes[1:4])) == 1, "a turn with a tool's output sends more than that"
     assert err == ""
 
 
