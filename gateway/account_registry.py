@@ -68,9 +68,7 @@ class AccountRegistry:
         self.socket_budget.most = settings.limits.max_upstream_sockets
         for present in self.accounts:
             present.learned.forget()
-            upstream = self._upstreams[present]
-            if isinstance(upstream, WebSocketUpstream):
-                upstream.access.forget()
+            present.upstream.forget()
         if not settings.accounts:
             return []
         same_timeouts = before is not None and settings.timeouts == before.timeouts

@@ -125,8 +125,9 @@ class Account:
         return None if why is None else Unavailable(AccountState.COOLING, *why)
 
     def clear(self) -> None:
-        """Clear all cooldowns, also that of its proxy (operator action)."""
+        """Clear all cooldowns, its proxy's too, and try WebSockets again (operator action)."""
         self.health.clear()
+        self.upstream.forget()
         if self._egress is not None:
             self._egress.clear()
 

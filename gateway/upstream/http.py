@@ -132,6 +132,9 @@ class HttpUpstream:
         """Whether it is the account's name: its responses are found over any connection."""
         return holder == self._name
 
+    def forget(self) -> None:
+        """Nothing is learned of connections."""
+
     def sockets(self) -> None:
         """It has no WebSockets."""
 

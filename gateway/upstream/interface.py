@@ -160,6 +160,9 @@ class Upstream(Protocol):
     def sockets(self) -> SocketFigures | None:
         """Its WebSockets; None if it is reached over HTTP only."""
 
+    def forget(self) -> None:
+        """Forget what was learned of connections: the service may have changed."""
+
     def continued(self, was: bool) -> None:
         """Whether a connection continued a response that it should have had.
 

@@ -59,6 +59,10 @@ class WebSocketUpstream:
         """The counts of its WebSockets, and whether more can be had."""
         return self.access.figures()
 
+    def forget(self) -> None:
+        """Open WebSockets again, and let them continue what is not stored."""
+        self.access.forget()
+
     def continued(self, was: bool) -> None:
         """Learn whether sockets continue what is not stored."""
         if was:

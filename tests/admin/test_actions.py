@@ -63,6 +63,7 @@ def test_a_cleared_account_forgives_its_proxy_too() -> None:
     assert state(admin)["state"] == "cooling"
     admin.post("/admin/accounts/a/clear", None, BEARER)
     assert state(admin)["state"] == "ready"
+    assert admin.world.upstreams["a"].forgotten == 1, "expected WebSockets to be tried again"
 
 
 def test_a_turn_that_waits_is_served_when_an_account_is_resumed() -> None:

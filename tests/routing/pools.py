@@ -34,6 +34,9 @@ class NoUpstream:
     def without_secrets(self, said: bytes) -> NoReturn:
         raise AssertionError("the pool only chooses")
 
+    def forget(self) -> None:
+        """Nothing is learned."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -107,6 +107,9 @@ class CallingUpstream:
     def sockets(self) -> None:
         """It has none."""
 
+    def forget(self) -> None:
+        """Nothing is learned."""
+
     def holds(self, holder: str) -> bool:
         return holder == self.name
 

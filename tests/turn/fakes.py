@@ -122,6 +122,7 @@ class FakeUpstream:
 
     def __init__(self, name: str = "a") -> None:
         self.name = name
+        self.forgotten = 0
         self.exchanges: list[FakeExchange] = []
         self.answer: Any = None
         self.figures: SocketFigures | None = None
@@ -138,6 +139,9 @@ class FakeUpstream:
 
     def sockets(self) -> SocketFigures | None:
         return self.figures
+
+    def forget(self) -> None:
+        self.forgotten += 1
 
     def holds(self, holder: str) -> bool:
         return holder == self.name or holder in self.held
