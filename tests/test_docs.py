@@ -32,7 +32,7 @@ LAW = re.compile(r"\b[Ll]aw (\d+)")
 MISSPELT = re.compile(r"protocol\.md (?:section )?\d|\b[Ll]aws \d|§ ")
 
 CHECK_ROW = re.compile(r"\| 10\.(\d+) \| .* \| (.*) \|$")
-CHECK_TEST = re.compile(r"def test_10_(\d\d)(?:_to_(\d\d))?_")
+CHECK_TEST = re.compile(r"def test_10_(\d\d\d?)(?:_to_(\d\d\d?))?_")
 MAP_ROW = re.compile(r"^\| `(gateway/[\w/.]+)` \|", re.MULTILINE)
 
 

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from gateway.api_keys.limit_ledger import KeyUse
 from gateway.api_keys.limit_permits import SharedLimits
-from gateway.api_keys.limits import KeyLimits, LimitLease, LimitReached
+from gateway.api_keys.limits import FollowingLease, KeyLimits, LimitLease, LimitReached
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
 
@@ -180,6 +180,14 @@ class KeyRing:
             settings = KeySettings(name=tenant, key="")
             return LimitLease(KeyLimits(settings, self._now, self.wake))
         return found.acquire(model)
+
+    def follow(self, tenant: str, model: str | None) -> LimitLease:
+        """Count a request that runs already: beyond a limit only its tokens are counted.
+
+        :raises ApiError: when the key may never do this.
+        """
+        found = self.acquire(tenant, model)
+        return found if isinstance(found, LimitLease) else FollowingLease(self._limits[tenant])
 
     def refused(self, tenant: str, limit: str) -> None:
         """Count a request that was refused for ``limit``, after all waiting."""

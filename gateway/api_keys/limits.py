@@ -58,6 +58,15 @@ class LimitLease:
             limits.released()
 
 
+class FollowingLease(LimitLease):
+    """A request that could not be refused: its tokens count, and nothing else."""
+
+    __slots__ = ()
+
+    def release(self) -> None:
+        """The request is over."""
+
+
 class KeyLimits:
     """The limits, the usage and the refusals of one client key.
 

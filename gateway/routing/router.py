@@ -15,7 +15,7 @@ from gateway.config import RoutingSettings
 from gateway.routing.account import Account
 from gateway.routing.affinity import AffinityKey, Binding, BindingEffect, Bindings, BindingUpdate
 from gateway.routing.health import AccountState, Unavailable
-from gateway.routing.selection import DryRun, NoAccount, RouteRequest, Selection
+from gateway.routing.selection import FOLLOWS, DryRun, NoAccount, RouteRequest, Selection
 from gateway.routing.strategies import Pick, Skipped, Usable, strategy
 
 #: Accounts whose rejection is explained, for a turn and for a dry run.
@@ -104,6 +104,10 @@ class AccountPool:
         others = choice.others(account, _EXPLAINED)
         lease = account.lease(wanted.model, self._release, update)
         return Selection(lease, rule, len(candidates.all), others)
+
+    def follow(self, account: Account, model: str | None) -> Selection:
+        """A lease on an account that has begun to answer without being asked."""
+        return Selection(account.lease(model, self._release), FOLLOWS, 1, {})
 
     def none_left(self, wanted: RouteRequest, tried: Collection[str]) -> NoAccount | None:
         """Why no account is left to choose; None while there is one.  No lease is taken."""

@@ -12,6 +12,7 @@ from gateway.routing.health import Unavailable
 
 #: The rules by which only one account can serve a turn.
 ENCRYPTED = "sealed items"
+FOLLOWS = "follows a steered response"
 KEPT = "keeps the previous response"
 
 

@@ -15,7 +15,9 @@ from twisted.logger import Logger
 
 from gateway.protocol.errors import ApiError, error_event
 from gateway.protocol.events import with_stream_id
+from gateway.protocol.items import Item
 from gateway.protocol.request import TurnRequest
+from gateway.turn.successor_wait import SuccessorWait
 from gateway.turn.turn import Turn
 
 _log = Logger(namespace="gateway.websocket")
@@ -27,6 +29,9 @@ MAX_NAMED_LANES = 32
 #: Of no known type, so that it needs no place in the response's ``sequence_number``s: a
 #: repeated ``response.in_progress`` would.  Clients ignore unknown types, but not silence.
 KEEP_ALIVE = b'{"type":"keepalive"}'
+
+#: What a lane is busy with: a turn, or the wait for one that follows it by itself.
+Occupant = Turn | SuccessorWait
 
 Send = Callable[[Sequence[bytes]], None]
 
@@ -46,16 +51,19 @@ class Lane:
     :param send: sends events to the client.
     :param ended: called with every turn that ended.
     :ivar queue: its turns that have not started, and when each was accepted, unix seconds.
-    :ivar running: the turn in progress, or None.
+    :ivar running: the turn in progress, or the wait for it; or None.
     :ivar latest: id of the last response that can be continued, or None.
+    :ivar steered: the id of a response, and the steering input which its account puts before that
+        of the turn that continues it on this lane; or None.
     """
 
     def __init__(self, name: str | None, send: Send, ended: Callable[[Lane, Turn], None]) -> None:
         self.name = name
         self.state = LaneState.IDLE
         self.queue: deque[tuple[TurnRequest, float]] = deque()
-        self.running: Turn | None = None
+        self.running: Occupant | None = None
         self.latest: str | None = None
+        self.steered: tuple[str, tuple[Item, ...]] | None = None
         self._send = send
         self._ended = ended
         self._stream_id = None if name is None else msgspec.json.encode(name)
@@ -78,7 +86,7 @@ class Lane:
     def turn_ended(self) -> None:
         """The lane is free for its next turn."""
         turn, self.running = self.running, None
-        if turn is not None:
+        if isinstance(turn, Turn):
             self._ended(self, turn)
 
 
@@ -124,11 +132,11 @@ class Lanes:
         """Turns that wait for their lane."""
         return sum(len(lane.queue) for lane in self._lanes.values())
 
-    def turns(self) -> list[Turn]:
+    def turns(self) -> list[Occupant]:
         """The turns in progress."""
         return [lane.running for lane in self._lanes.values() if lane.running is not None]
 
-    def turn_on(self, name: str | None) -> Turn | None:
+    def turn_on(self, name: str | None) -> Occupant | None:
         """The turn in progress on one lane."""
         lane = self._lanes.get(name)
         return lane.running if lane is not None else None

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Protocol
 
 import msgspec
+from twisted.internet.defer import Deferred
 
 from gateway.config import LimitSettings, SessionSettings
 from gateway.conversations.store import Transcript
@@ -41,8 +42,9 @@ from gateway.routing.affinity import affinity_keys, connection_key
 from gateway.server.history import ConnectionHistory
 from gateway.server.lanes import Lane, Lanes, connection_ends
 from gateway.server.rollover import Rollover
-from gateway.turn.context import MetadataFields, TurnContext, TurnServices
+from gateway.turn.context import MetadataFields, Resolution, TurnContext, TurnServices
 from gateway.turn.recording import recorded_turn
+from gateway.turn.successor_wait import Following, SuccessorWait
 from gateway.turn.turn import Turn
 
 #: WebSocket close codes (RFC 6455 and its registry).  SDKs that reconnect by themselves do so after
@@ -289,7 +291,8 @@ class ResponsesSession:
         """The turn whose response has this id."""
         if not response_id:
             return None
-        return next((t for t in self._lanes.turns() if t.response_id == response_id), None)
+        turns = (each for each in self._lanes.turns() if isinstance(each, Turn))
+        return next((each for each in turns if each.response_id == response_id), None)
 
     def _controls_of_accounts(self) -> Iterator[Sequence[str]]:
         return (each.settings.websocket.controls for each in self._services.pool.accounts)
@@ -314,7 +317,13 @@ class ResponsesSession:
 
     # --- turns -----------------------------------------------------------------------
 
-    def _start_turn(self, lane: Lane, request: TurnRequest, accepted_at: float) -> None:
+    def _start_turn(
+        self,
+        lane: Lane,
+        request: TurnRequest,
+        accepted_at: float,
+        follows: Following | None = None,
+    ) -> None:
         client, metadata = self.client, request.client_metadata
         context = TurnContext(
             tenant=client.tenant,
@@ -331,10 +340,19 @@ class ResponsesSession:
             turn_state=metadata.get(TURN_STATE),
             metadata=client.metadata,
         )
-        resolve = partial(self._history.resolve, latest=lane.latest)
+        resolve = partial(self._resolve, lane)
         make = recorded_turn if self._services.request_log.rules else Turn
-        lane.running = turn = make(self._services, context, request, lane, resolve)
+        lane.running = turn = make(self._services, context, request, lane, resolve, follows=follows)
         turn.start()
+
+    def _resolve(self, lane: Lane, request: TurnRequest) -> Resolution | Deferred[Resolution]:
+        found = self._history.resolve(request, latest=lane.latest)
+        if lane.steered is None or lane.steered[0] != request.previous_response_id:
+            return found
+        steered = lane.steered[1]
+        if isinstance(found, Deferred):
+            return found.addCallback(lambda later: later._replace(steered=steered))
+        return found._replace(steered=steered)
 
     def _turn_ended(self, lane: Lane, turn: Turn) -> None:
         if turn.recorded is not None:
@@ -345,6 +363,33 @@ class ResponsesSession:
         strict = self._settings.eviction == "strict"
         if strict and turn.error is not None and is_clients_fault(turn.error):
             self._history.evict(turn.request.previous_response_id, lane.name)
+        continued = (
+            lane.steered is not None and lane.steered[0] == turn.request.previous_response_id
+        )
+        if continued and turn.recorded is not None:
+            lane.steered = None
+        if turn.successor_wait is not None:
+            self._await_successor(lane, turn, turn.successor_wait)
+        else:
+            self._leave(lane, turn)
+
+    def _await_successor(self, lane: Lane, turn: Turn, wait: SuccessorWait) -> None:
+        """The lane stays busy until the response that follows has ended, or none will follow."""
+
+        def begin(request: TurnRequest, follows: Following | None) -> None:
+            self._start_turn(lane, request, self._services.clock.seconds(), follows)
+
+        def none_follows() -> None:
+            if wait.pending and wait.parent_id is not None:
+                lane.steered = wait.parent_id, wait.pending
+            lane.running = None
+            self._leave(lane, turn)
+
+        lane.running = wait
+        wait.start(begin, none_follows)
+
+    def _leave(self, lane: Lane, turn: Turn) -> None:
+        """The lane is free."""
         self._lanes.release(lane)
         if self._lanes.is_ending:
             self._close_between_turns()

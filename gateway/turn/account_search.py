@@ -143,6 +143,17 @@ class AccountSearch:
         if not found:
             self._wait()
 
+    def follow(self, account: Account, rule: str) -> None:
+        """Take the account that has begun to answer by itself, whatever its limits."""
+        limits = self._services.limits
+        try:
+            self.limit_lease = limits.follow(self._tenant, self._wanted.model)
+        except ApiError as error:
+            self._failed(error)
+            return
+        self._in_doubt = account.health.in_doubt(self._wanted.model)
+        self._found(account, rule, self._services.pool.follow(account, self._wanted.model))
+
     def admit_without_account(self) -> None:
         """Count a turn that needs no account within the tenant's limits.
 

@@ -9,12 +9,20 @@ from twisted.internet.interfaces import IReactorTime
 from gateway.conversations.context import ContextPlan, ContextRoute
 from gateway.deadline import Deadline
 from gateway.protocol.errors import ApiError
-from gateway.protocol.response_stream import FinishedResponse, ResponseStream, StreamPhase
+from gateway.protocol.rate_limits import read_rate_limits_event, read_windows
+from gateway.protocol.response_stream import (
+    BrokenResponse,
+    FinishedResponse,
+    RefusedResponse,
+    ResponseStream,
+    StreamPhase,
+)
 from gateway.protocol.sse import Event
 from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.routing.account import Account
 from gateway.turn.controls import TurnControls
 from gateway.turn.routed_request import Attempt, RoutedRequest
+from gateway.upstream.interface import Successor
 
 
 class TurnAttempt(Attempt):
@@ -22,6 +30,8 @@ class TurnAttempt(Attempt):
 
     :param sent: the turn, for the account's transport to encode.
     :param hold_seconds: how long the preamble is held back, in case a refusal follows.
+    :param follows: what has the connection of a response that has begun by itself.
+    :ivar successor: waits for a response that follows by itself; None where none does.
     """
 
     def __init__(
@@ -33,6 +43,7 @@ class TurnAttempt(Attempt):
         response: ResponseStream,
         hold_seconds: float,
         clock: IReactorTime,
+        follows: Successor | None = None,
     ) -> None:
         route = ContextRoute.PREWARM if sent.request.prewarm else plan.route
         super().__init__(account, plan, route.value)
@@ -44,7 +55,9 @@ class TurnAttempt(Attempt):
         self._hold: Deadline | None = None
         self._clock = clock
         self._controls: TurnControls | None = None
-        self.exchange = exchange = account.upstream.exchange(sent, self)
+        self.successor: Successor | None = None
+        make = account.upstream.exchange if follows is None else follows.exchange
+        self.exchange = exchange = make(sent, self)
         self.request_bytes = exchange.request_bytes
 
     @property
@@ -65,6 +78,16 @@ class TurnAttempt(Attempt):
         """The finished items, with the input that was injected."""
         items = self.response.items
         return items if self._controls is None else self._controls.with_injected(items)
+
+    def learn_quotas(self) -> None:
+        """Read the quotas in ``codex.rate_limits`` and in the error that ended the attempt."""
+        response, health, now = self.response, self.account.health, self._clock.seconds()
+        if response.rate_limits:
+            health.observe(read_rate_limits_event(response.rate_limits, now))
+        outcome = response.outcome
+        if isinstance(outcome, (RefusedResponse, BrokenResponse, FinishedResponse)):
+            error = outcome.error
+            health.observe(() if error is None else read_windows(error.hints, now))
 
     def cancel(self) -> None:
         """Drop the attempt; the turn is not called any more."""
@@ -118,7 +141,10 @@ class TurnAttempt(Attempt):
     def _ended(self) -> None:
         if isinstance(self.response.outcome, FinishedResponse):
             self._stop_holding()
-            self.exchange.finish()
+            if self._controls is not None and self._controls.waiting_steers:
+                self.successor = self.exchange.successor()
+            if self.successor is None:
+                self.exchange.finish()
         else:
             self.cancel()
         self._turn.attempt_ended(self)

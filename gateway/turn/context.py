@@ -101,12 +101,14 @@ class Resolution(NamedTuple):
     :ivar parent: the response it continues, or None for a new conversation.
     :ivar continuation: how the parent was found: the client named it, or the session did.
     :ivar issued_here: whether this connection issued the parent.
+    :ivar steered: steering input that the account of the parent will put before the request's.
     """
 
     request: TurnRequest
     parent: Transcript | None = None
     continuation: str | None = None
     issued_here: bool = False
+    steered: Sequence[Item] = ()
 
 
 #: Looks up what a request needs: at once, or later from a store outside of this process.

@@ -235,6 +235,7 @@ class TurnContinuity:
         request, self._parent = resolution.request, resolution.parent
         self._tenant = tenant
         self._request = request
+        self._steered = tuple(resolution.steered)
         self._issued_here = resolution.issued_here
         self._conversations = conversations
         self._find = partial(conversations.find_item, tenant)
@@ -295,12 +296,18 @@ class TurnContinuity:
             return chain_plan(point, self._after_point, new, reader)
         return self.replay(account, concessions, reason)
 
+    def followed(self) -> ContextPlan:
+        """The plan of a response that its account has begun by itself after the one before."""
+        parent = None if self._parent is None else self._parent.record.id
+        return ContextPlan(ContextRoute.CHAINED, parent, None, None)
+
     def replay(
         self, account: Account, concessions: frozenset[Concession], reason: str | None
     ) -> ContextPlan:
         """The plan for ``account`` without a previous response."""
         reader = self._reader(account, concessions)
-        return replay_plan(self._parent, self._request.items, reader, reason)
+        new = (*self._steered, *self._request.items)
+        return replay_plan(self._parent, new, reader, reason)
 
     def sent(self, plan: ContextPlan, dialect: Dialect) -> SentRequest:
         """The parts of the sent request that could be given up."""
@@ -467,7 +474,7 @@ class TurnContinuity:
             tenant=self._tenant,
             id=response_id,
             parent=None if parent is None else parent.record.key,
-            input=tuple(without_resent_history(parent, request.items)),
+            input=(*self._steered, *without_resent_history(parent, request.items)),
             output=tuple(output),
             account=account,
             store=request.store,

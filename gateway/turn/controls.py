@@ -49,7 +49,7 @@ class SteerState(enum.Enum):
     SENT = "not answered"
     ACCEPTED = "accepted: a response will follow"
     PENDING = "waits for the client's next turn"
-    OVER = "failed"
+    OVER = "failed, or part of the next response"
 
 
 TRANSITIONS = {
@@ -82,6 +82,7 @@ class TurnControls:
     """What was said about the response of one attempt.
 
     :param known: the kinds of messages that the account's service knows.
+    :ivar steers: the steering input, in its order.
     :param tell: sends a message on the connection of the response; false where it cannot.
     """
 
@@ -100,7 +101,7 @@ class TurnControls:
         self._end_here: Callable[[bool], None] | None = None
         self._interrupt: Control | None = None
         self._answered = False
-        self._steers: list[Steer] = []
+        self.steers: list[Steer] = []
         self._injected: list[bytes] = []
         #: Committed input, each with the number of finished items before it.
         self._committed: list[tuple[int, bytes]] = []
@@ -127,7 +128,7 @@ class TurnControls:
         """Pass on input for the running response; returns a code if that cannot be done."""
         steers = message.control is Control.STEER
         if self._waiting_bytes(message.input) > _MAX_WAITING_BYTES or (
-            (len(self._steers) if steers else len(self._injected)) >= _MAX_WAITING
+            (len(self.steers) if steers else len(self._injected)) >= _MAX_WAITING
         ):
             return TOO_MANY_STEERS if steers else TOO_MANY_INJECTIONS
         if message.control.value not in self._known:
@@ -135,7 +136,7 @@ class TurnControls:
         if not self._tell(message):
             return NOT_ACTIVE if steers else ALREADY_COMPLETED
         if steers:
-            self._steers.append(Steer(message.input))
+            self.steers.append(Steer(message.input))
         else:
             self._injected.append(message.input)
         return None
@@ -146,7 +147,7 @@ class TurnControls:
         return known and bool(upstream_id) and self._send(message.encoded(upstream_id))
 
     def _waiting_bytes(self, more: bytes) -> int:
-        waiting = (*(each.input for each in self._steers), *self._injected, more)
+        waiting = (*(each.input for each in self.steers), *self._injected, more)
         return sum(map(len, waiting))
 
     # --- answers ---------------------------------------------------------------------
@@ -196,8 +197,8 @@ class TurnControls:
 
     def _steer_of(self, answer: ControlAnswer) -> Steer | None:
         """The input that an answer is about: they are answered in their order."""
-        same = (each for each in self._steers if each.id and each.id == answer.steer_id)
-        first = (each for each in self._steers if each.state is SteerState.SENT)
+        same = (each for each in self.steers if each.id and each.id == answer.steer_id)
+        first = (each for each in self.steers if each.state is SteerState.SENT)
         return next(same, None) or next(first, None)
 
     def _not_answered(self) -> None:
@@ -215,15 +216,21 @@ class TurnControls:
 
     # --- the end ---------------------------------------------------------------------
 
-    def stop(self, code: str) -> list[bytes]:
+    def stop(self, code: str | None) -> list[bytes]:
         """The response is over: wait for no answer.
 
-        :param code: why no response follows for steering input.
+        :param code: why no response follows for steering input; None if one may.
         :return: what the client has still to be told.
         """
         self._deadline.stop()
         self._end_here = None
-        return self.unanswered() + self.unsteered(code)
+        return self.unanswered() + ([] if code is None else self.unsteered(code))
+
+    def commit(self) -> None:
+        """The accepted steering input is that of the next response."""
+        for each in self.steers:
+            if each.state is SteerState.ACCEPTED:
+                each.enter(SteerState.OVER)
 
     def unanswered(self) -> list[bytes]:
         """For the client, once the response has ended: what became of what was not answered.
@@ -249,7 +256,7 @@ class TurnControls:
     def waiting_steers(self) -> list[Steer]:
         """Steering input that is not answered, or that a response is to follow for."""
         return [
-            each for each in self._steers if each.state in (SteerState.SENT, SteerState.ACCEPTED)
+            each for each in self.steers if each.state in (SteerState.SENT, SteerState.ACCEPTED)
         ]
 
     def with_injected(self, items: Sequence[bytes]) -> list[bytes]:

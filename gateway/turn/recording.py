@@ -31,9 +31,10 @@ from gateway.turn.forwarding import (
     RequestSpec,
 )
 from gateway.turn.routed_request import Attempt, RequestPhase, RoutedRequest
+from gateway.turn.successor_wait import Following
 from gateway.turn.turn import Turn
 from gateway.turn.turn_log import TurnRecord
-from gateway.upstream.interface import ForwardedRequest
+from gateway.upstream.interface import ForwardedRequest, Successor
 
 _EVENT_STREAM = "text/event-stream"
 
@@ -61,15 +62,17 @@ def recorded_turn(
     sink: EventSink,
     resolve: Resolver,
     call: HttpCall | None = None,
+    follows: Following | None = None,
 ) -> Turn:
     """A turn, which is recorded if a rule asks for it.
 
     :param call: the client's request over HTTP; None over WebSocket.
+    :param follows: its response, if that has begun already, without a request.
     """
     asking = _asking(services, context, request.model)
     if not asking:
-        return Turn(services, context, request, sink, resolve)
-    turn = RecordedTurn(services, context, request, sink, resolve, asking)
+        return Turn(services, context, request, sink, resolve, follows)
+    turn = RecordedTurn(services, context, request, sink, resolve, asking, follows)
     body = _request_body(request) if call is None else call.body
     _record_request(turn.recording, turn.record, context, body, call)
     return turn
@@ -220,8 +223,9 @@ class RecordedTurnAttempt(TurnAttempt):
         response: ResponseStream,
         hold_seconds: float,
         clock: IReactorTime,
+        follows: Successor | None = None,
     ) -> None:
-        super().__init__(turn, account, plan, sent, response, hold_seconds, clock)
+        super().__init__(turn, account, plan, sent, response, hold_seconds, clock, follows)
         assert isinstance(turn, RecordedTurn)
         self._recording = AttemptRecording(turn, self)
 
@@ -353,8 +357,9 @@ class RecordedTurn(Turn):
         sink: EventSink,
         resolve: Resolver,
         asking: Sequence[RecordingRule],
+        follows: Following | None = None,
     ) -> None:
-        super().__init__(services, context, request, sink, resolve)
+        super().__init__(services, context, request, sink, resolve, follows)
         self.recording = services.request_log.recording(
             asking, self.record.turn, context.tenant, context.accepted_at
         )

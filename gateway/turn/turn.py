@@ -20,7 +20,6 @@ from gateway.protocol.error_classification import code_of_failure, for_the_clien
 from gateway.protocol.errors import ApiError
 from gateway.protocol.events import response_members
 from gateway.protocol.items import read_item, with_issuers
-from gateway.protocol.rate_limits import read_rate_limits_event, read_windows
 from gateway.protocol.request import Members, TurnRequest
 from gateway.protocol.response_stream import (
     BackgroundResponse,
@@ -42,17 +41,20 @@ from gateway.protocol.synthetic_events import (
 )
 from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.routing.account import Account
-from gateway.routing.selection import RouteRequest
+from gateway.routing.selection import FOLLOWS, RouteRequest
 from gateway.turn.account_search import AccountSearch
 from gateway.turn.attempt import TurnAttempt
 from gateway.turn.context import EventSink, Resolution, Resolver, TurnContext, TurnServices
 from gateway.turn.continuity import ResponseAtAccount, TurnContinuity
 from gateway.turn.response_metadata import ResponseMetadata, route_headers
 from gateway.turn.routed_request import SAME_ACCOUNT, RequestPhase, RoutedRequest
+from gateway.turn.successor_wait import Following, SuccessorWait
 
 #: How long an upstream may take for a prewarm, in seconds, before the gateway answers it: less than
 #: a preamble is held back.
 _PREWARM_SECONDS = 4.0
+
+MakeAnswer = Callable[[str, int], bytes]
 
 #: Final statuses of responses that may be continued.
 _CONTINUABLE = frozenset({"completed", "incomplete"})
@@ -62,6 +64,8 @@ class Turn(RoutedRequest[TurnAttempt]):
     """One ``response.create`` up to its terminal event.
 
     :param resolve: looks up the response that the turn continues.
+    :param follows: its response, if that has begun already, without a request.
+    :ivar successor_wait: the wait for a response that follows this one by itself, or None.
     :ivar recorded: the transcript in the store, if it ended well.
     :ivar error: why it failed, or None.
     :ivar broken_off: whether the answer broke off, and the gateway made the terminal event.
@@ -79,6 +83,7 @@ class Turn(RoutedRequest[TurnAttempt]):
         request: TurnRequest,
         sink: EventSink,
         resolve: Resolver,
+        follows: Following | None = None,
     ) -> None:
         super().__init__(
             services,
@@ -97,6 +102,8 @@ class Turn(RoutedRequest[TurnAttempt]):
         self._silence = Deadline(services.clock, self._keep_alive)
         self._warming = Deadline(services.clock, self._warms_too_long)
         self.request = request
+        self._follows = follows
+        self.successor_wait: SuccessorWait | None = None
         self.recorded: Transcript | None = None
         self.error: ApiError | None = None
         self.broken_off = False
@@ -129,11 +136,7 @@ class Turn(RoutedRequest[TurnAttempt]):
             self._drop_attempt("cancelled")
             self._close("cancelled", None)
 
-    def interrupt(
-        self,
-        accepted: Callable[[str, int], bytes] | None,
-        message: ControlMessage | None = None,
-    ) -> None:
+    def interrupt(self, accepted: MakeAnswer | None, message: ControlMessage | None = None) -> None:
         """End it, with the finished items, as a response that can be continued.
 
         If the account's service knows ``message``, the response ends there; else it ends now.
@@ -144,22 +147,22 @@ class Turn(RoutedRequest[TurnAttempt]):
         """
         if self._phase is RequestPhase.ENDED:
             return
-        attempt = self._attempt
-        if attempt is None or message is None:
-            interrupts = attempt is not None and attempt.has_controls
-            if not (interrupts and attempt is not None and attempt.controls.end_here()):
-                self._end_here(accepted)
-        elif not attempt.controls.interrupt(
-            message, lambda told: self._end_here(None if told else accepted)
-        ):
-            self._end_here(accepted)
+
+        def end_here(is_told: bool) -> None:
+            self._end_here(None if is_told else accepted)
+
+        if self._attempt is not None:
+            controls = self._attempt.controls
+            if controls.end_here() if message is None else controls.interrupt(message, end_here):
+                return
+        self._end_here(accepted)
 
     def give_input(self, message: ControlMessage) -> str | None:
         """Steer the response, or inject input; returns a code if that cannot be done."""
         attempt = self._attempt
         return NOT_ACTIVE if attempt is None else attempt.controls.give_input(message)
 
-    def _end_here(self, accepted: Callable[[str, int], bytes] | None) -> None:
+    def _end_here(self, accepted: MakeAnswer | None) -> None:
         attempt = self._attempt
         response = attempt.response if attempt is not None else ResponseStream()
         payloads = response.release()
@@ -230,6 +233,9 @@ class Turn(RoutedRequest[TurnAttempt]):
             self._waits,
             self._fail,
         )
+        if self._follows is not None:
+            search.follow(self._follows.account, FOLLOWS)
+            return
         if not request.prewarm:
             search.next()
             return
@@ -244,7 +250,8 @@ class Turn(RoutedRequest[TurnAttempt]):
     def _attempt_at(self, account: Account) -> TurnAttempt:
         continuity, context, request = self._continuity, self._context, self.request
         concessions = continuity.concessions.to(account)
-        plan = continuity.plan(account, concessions)
+        follows, self._follows = self._follows, None
+        plan = continuity.plan(account, concessions) if follows is None else continuity.followed()
         # Discounts for the background are for requests without a stream.
         in_one_piece = request.background and not request.stream
         dialect = continuity.concessions.dialect(
@@ -263,7 +270,7 @@ class Turn(RoutedRequest[TurnAttempt]):
             continuity.holder_of(plan),
             continuity.avoids_websocket(account),
         )
-        must_echo = account.settings.continuity == "auto"
+        must_echo = account.settings.continuity == "auto" and follows is None
         response = ResponseStream(
             plan.previous_response_id if must_echo else None,
             pass_rate_limits=self._metadata.shows_limits,
@@ -277,7 +284,10 @@ class Turn(RoutedRequest[TurnAttempt]):
         # A background response is relayed at once: clients can poll it by its id.
         hold_seconds = 0.0 if request.background else self._services.hold_seconds
         clock = self._services.clock
-        return self.attempt_class(self, account, plan, sent, response, hold_seconds, clock)
+        successor = None if follows is None else follows.successor
+        return self.attempt_class(
+            self, account, plan, sent, response, hold_seconds, clock, successor
+        )
 
     def _is_taken(self, response_id: str) -> bool:
         return self._services.conversations.get(self._context.tenant, response_id) is not None
@@ -303,7 +313,7 @@ class Turn(RoutedRequest[TurnAttempt]):
 
     def attempt_ended(self, attempt: TurnAttempt) -> None:
         """The attempt ended; ``attempt.response.outcome`` says how."""
-        self._learn_quotas(attempt)
+        attempt.learn_quotas()
         outcome = attempt.response.outcome
         if isinstance(outcome, FinishedResponse):
             self._finished(attempt, outcome)
@@ -339,17 +349,6 @@ class Turn(RoutedRequest[TurnAttempt]):
         sent_state = response.turn_state is not None
         event = self._metadata.event(self.record, attempt.answer_headers, sent_state)
         return payloads if event is None else [payloads[0], event, *payloads[1:]]
-
-    def _learn_quotas(self, attempt: TurnAttempt) -> None:
-        """Read the quotas in ``codex.rate_limits`` and in the error that ended the attempt."""
-        response, health = attempt.response, attempt.account.health
-        now = self._services.clock.seconds()
-        if response.rate_limits:
-            health.observe(read_rate_limits_event(response.rate_limits, now))
-        outcome = response.outcome
-        if isinstance(outcome, (RefusedResponse, BrokenResponse, FinishedResponse)):
-            error = outcome.error
-            health.observe(() if error is None else read_windows(error.hints, now))
 
     def _finished(self, attempt: TurnAttempt, outcome: FinishedResponse) -> None:
         continuity, response, account = self._continuity, attempt.response, attempt.account
@@ -507,12 +506,30 @@ class Turn(RoutedRequest[TurnAttempt]):
         attempt = self._attempt
         if attempt is not None:
             attempt.account.turns += 1
-            untold = attempt.controls.stop(NO_SUCCESSOR) if attempt.has_controls else []
-            if untold and status != "cancelled":
-                self._relay(untold)
+            if attempt.has_controls:
+                self._end_controls(attempt, status)
+        follows, self._follows = self._follows, None
+        if follows is not None:
+            follows.successor.cancel()
         self._last_refused = None
         super()._close(status, error_code)
         self._sink.turn_ended()
+
+    def _end_controls(self, attempt: TurnAttempt, status: str) -> None:
+        """Tell the client what became of what it said; another response may follow."""
+        successor, controls = attempt.successor, attempt.controls
+        untold = controls.stop(NO_SUCCESSOR if successor is None else None)
+        if untold and status != "cancelled":
+            self._relay(untold)
+        if successor is not None:
+            self.successor_wait = SuccessorWait(
+                Following(attempt.account, successor),
+                controls,
+                self.request,
+                None if self.recorded is None else self.recorded.record.id,
+                self._sink.relay,
+                self._services.clock,
+            )
 
     def _drop_attempt(self, outcome: str) -> None:
         if self._attempt is not None:

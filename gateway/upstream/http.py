@@ -37,6 +37,7 @@ from gateway.upstream.interface import (
     BodyReceiver,
     EventReceiver,
     ForwardedRequest,
+    OneWayExchange,
     UpstreamAnswer,
     UpstreamReceiver,
 )
@@ -175,7 +176,7 @@ TRANSITIONS = {
 }
 
 
-class HttpExchange(Protocol):
+class HttpExchange(Protocol, OneWayExchange):
     """One request and its answer; also the protocol that the answer's body is delivered to.
 
     Subclasses say what becomes of the head (``_head_received``), of a piece of the body
@@ -232,10 +233,6 @@ class HttpExchange(Protocol):
         """Drop the request or its answer now; the receiver is not called any more."""
         if self._state is not ExchangeState.OVER:
             self._drop()
-
-    def tell(self, message: bytes) -> bool:
-        """Do nothing: over HTTP nothing can be said about a response that runs."""
-        return False
 
     def finish(self) -> None:
         """Read the answer to its end, for a bounded time, without calling the receiver."""

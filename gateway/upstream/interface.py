@@ -96,6 +96,53 @@ class BodyReceiver(UpstreamReceiver, Protocol):
         """A piece of its body."""
 
 
+class SuccessorWatcher(Protocol):
+    """Is told what comes between a response and the one that follows by itself."""
+
+    def successor_answered(self, name: bytes, data: bytes) -> None:
+        """An answer to what the client said about the response before."""
+
+    def successor_begins(self) -> None:
+        """The next response has begun; its exchange can be made."""
+
+    def successor_lost(self, error: ApiError) -> None:
+        """No response will follow on this connection."""
+
+
+class Successor(Protocol):
+    """A connection on which a response has ended, and another is to follow by itself."""
+
+    def start(self, watcher: SuccessorWatcher) -> None:
+        """Tell the watcher what comes; it may be called before this returns."""
+
+    def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> UpstreamExchange:
+        """The exchange of the response that has begun."""
+
+    def finish(self) -> None:
+        """No response follows: the connection is free."""
+
+    def cancel(self) -> None:
+        """Give it up, and with it the connection; ignored once it is over."""
+
+    def pause(self) -> None:
+        """Keep what comes (back-pressure)."""
+
+    def resume(self) -> None:
+        """Read on."""
+
+
+class OneWayExchange:
+    """What exchanges have in common that send nothing after their request."""
+
+    def tell(self, message: bytes) -> bool:
+        """Do nothing: nothing can be said about a response that runs."""
+        return False
+
+    def successor(self) -> Successor | None:
+        """No response follows by itself."""
+        return None
+
+
 class UpstreamExchange(Protocol):
     """One request and its answer."""
 
@@ -129,6 +176,12 @@ class UpstreamExchange(Protocol):
 
     def tell(self, message: bytes) -> bool:
         """Send a message about the response that runs; False where that cannot be done."""
+
+    def successor(self) -> Successor | None:
+        """In place of :meth:`finish`: wait for a response that the service lets follow by itself.
+
+        None where none can follow; then the exchange still is to be finished.
+        """
 
     def pause(self) -> None:
         """Stop reading the answer (back-pressure).  May be called again while paused."""

@@ -34,6 +34,7 @@ from gateway.upstream.websocket_client import NORMAL, ClosedSocket, UpstreamSock
 from gateway.upstream.websocket_counts import SocketEnd
 from gateway.upstream.websocket_opening import SocketOpening
 from gateway.upstream.websocket_pool import PooledSocket, SocketReceiver
+from gateway.upstream.websocket_successor import SocketSuccessor
 
 #: What a paused turn keeps of its answer before the socket is not read any more, in bytes.
 _MAX_HELD_BYTES = 1_048_576
@@ -41,6 +42,9 @@ _MAX_HELD_BYTES = 1_048_576
 #: How long the ``response.failed`` may take that an empty ``error`` announces, in seconds.  An
 #: answer over HTTP ends without it, a socket does not.
 _ANNOUNCED_SECONDS = 5.0
+
+#: How many messages are kept behind the end of a response that is held back.
+_MAX_BEHIND = 64
 
 _TOO_BIG = 1009
 
@@ -71,7 +75,8 @@ TRANSITIONS = {
 class WebSocketExchange(SocketReceiver):
     """One turn over a socket, and its answer.
 
-    :param message: the encoded turn.
+    :param message: the encoded turn; empty where the response has begun by itself.
+    :param follows: what has the socket of such a response.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class WebSocketExchange(SocketReceiver):
         turn: UpstreamTurn,
         message: bytes,
         receiver: EventReceiver,
+        follows: SocketSuccessor | None = None,
     ) -> None:
         self._access = access
         self._turn = turn
@@ -88,6 +94,9 @@ class WebSocketExchange(SocketReceiver):
         self._state = _State.IDLE
         self._socket: PooledSocket | None = None
         self._http: TurnExchange | None = None
+        self._follows = follows
+        #: What came behind the end of the response while that was held back.
+        self._behind: list[bytes] = []
         self._opening: SocketOpening | None = None
         self._reserved = False
         self._paused = False
@@ -139,6 +148,9 @@ class WebSocketExchange(SocketReceiver):
         """Find a socket, or open one, and send the turn."""
         access, turn = self._access, self._turn
         self._deadline.start(access.http.timeouts.first_byte)
+        if self._follows is not None:
+            self._follow(*self._follows.take())
+            return
         unsuited = turn.request.background or len(self._message) > MAX_REQUEST_BYTES
         if turn.holder is not None:
             held = access.holding(turn.holder)
@@ -188,8 +200,20 @@ class WebSocketExchange(SocketReceiver):
             self._access.served()
             if socket is not None:  # it may be lost since the event was read
                 socket.finish(self._holder is not None)
+                if self._behind:
+                    socket.messages_behind(self._behind)
         else:
             self.cancel()
+
+    def successor(self) -> SocketSuccessor | None:
+        """In place of ``finish``: wait on the socket for the response that follows by itself."""
+        socket = self._socket
+        if self._state is not _State.STREAMING or not self._terminal or socket is None:
+            return None
+        self._stop()
+        self._access.served()
+        holds = self._holder is not None
+        return SocketSuccessor(self._access, socket, self._behind, holds, _following)
 
     def tell(self, message: bytes) -> bool:
         """Send a message about the response that runs; False where that cannot be done."""
@@ -289,10 +313,29 @@ class WebSocketExchange(SocketReceiver):
         socket.socket.send_message(self._message)
         self._receiver.upstream_connected()
 
+    def _follow(self, socket: PooledSocket | None, payloads: list[bytes]) -> None:
+        """The response has begun on ``socket``, without a request."""
+        if socket is None:
+            self._fail(_lost("The upstream's WebSocket closed before the response had ended."))
+            return
+        self._enter(_State.SENT)
+        self._socket = socket
+        self._answer = UpstreamAnswer(socket.socket.head.status, {}, b"")
+        socket.go_on(self)
+        if self._access.is_held_by_socket(self._turn):
+            self._holder = socket.token
+        self._receiver.upstream_connected()
+        rest = self.socket_messages(payloads)
+        if rest:
+            socket.messages_behind(rest)
+
     def socket_messages(self, payloads: list[bytes]) -> list[bytes]:
         """Events of the answer; what follows its end is returned."""
         if self._terminal:
-            return payloads  # its end is held back
+            if len(self._behind) + len(payloads) > _MAX_BEHIND:
+                return payloads
+            self._behind += payloads  # its end is held back
+            return []
         events: list[Event] = []
         rest = payloads
         while rest:
@@ -461,6 +504,12 @@ class WebSocketExchange(SocketReceiver):
         if state not in TRANSITIONS[self._state]:
             raise AssertionError(f"an exchange cannot go from {self._state} to {state}")
         self._state = state
+
+
+def _following(
+    access: WebSocketAccess, turn: UpstreamTurn, receiver: EventReceiver, follows: SocketSuccessor
+) -> WebSocketExchange:
+    return WebSocketExchange(access, turn, b"", receiver, follows)
 
 
 def _lost(message: str) -> ApiError:

@@ -99,6 +99,12 @@ class PooledSocket:
         self.turns += 1
         self.holds_latest = False
 
+    def go_on(self, receiver: SocketReceiver) -> None:
+        """Another response begins right behind the one before."""
+        self.receiver = receiver
+        self.turns += 1
+        self.holds_latest = False
+
     def finish(self, holds_latest: bool) -> None:
         """The response has ended in order: the socket is free.
 
@@ -130,10 +136,14 @@ class PooledSocket:
         """Messages for the response that runs; between two, some are dropped."""
         if self.receiver is not None:
             self.is_silent = False
-            rest = self.receiver.socket_messages(payloads)
-            if not rest:
-                return
-            payloads = rest
+            payloads = self.receiver.socket_messages(payloads)
+        if payloads:
+            self.messages_behind(payloads)
+
+    def messages_behind(self, payloads: list[bytes]) -> None:
+        """Messages behind the end of a response; another may follow it by itself."""
+        if self.receiver is not None and self.receiver.follows:
+            payloads = self.receiver.socket_messages(payloads)
         for payload in payloads:
             message = read_message(payload)
             if self.use is SocketUse.GONE:
@@ -173,7 +183,12 @@ class PooledSocket:
 
 
 class SocketReceiver:
-    """Gets what comes for one response."""
+    """Gets what comes for one response.
+
+    :ivar follows: whether it waits for one that begins by itself, behind the end of another.
+    """
+
+    follows = False
 
     def socket_messages(self, payloads: list[bytes]) -> list[bytes]:
         """Take messages; return those that come after the end of the response."""

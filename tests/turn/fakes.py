@@ -92,6 +92,9 @@ class FakeExchange:
         assert self.state == "running", f"finished while {self.state}"
         self.state = "finished"
 
+    def successor(self) -> None:
+        return None
+
     def tell(self, message: bytes) -> bool:
         if self.transport_name != "websocket":
             return False
