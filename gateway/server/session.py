@@ -343,6 +343,8 @@ class ResponsesSession:
         resolve = partial(self._resolve, lane)
         make = recorded_turn if self._services.request_log.rules else Turn
         lane.running = turn = make(self._services, context, request, lane, resolve, follows=follows)
+        if self._lanes.is_paused:  # a response that follows another begins when it will
+            turn.pause()
         turn.start()
 
     def _resolve(self, lane: Lane, request: TurnRequest) -> Resolution | Deferred[Resolution]:
@@ -386,6 +388,8 @@ class ResponsesSession:
             self._leave(lane, turn)
 
         lane.running = wait
+        if self._lanes.is_paused:
+            wait.pause()
         wait.start(begin, none_follows)
 
     def _leave(self, lane: Lane, turn: Turn) -> None:

@@ -332,10 +332,7 @@ class WebSocketExchange(SocketReceiver):
     def socket_messages(self, payloads: list[bytes]) -> list[bytes]:
         """Events of the answer; what follows its end is returned."""
         if self._terminal:
-            if len(self._behind) + len(payloads) > _MAX_BEHIND:
-                return payloads
-            self._behind += payloads  # its end is held back
-            return []
+            return self._keep_behind(payloads)
         events: list[Event] = []
         rest = payloads
         while rest:
@@ -364,10 +361,18 @@ class WebSocketExchange(SocketReceiver):
             self._begin_answer()
         if self._paused:
             self._hold(events)
-        elif self._is_running():
+            return self._keep_behind(rest)
+        if self._is_running():
             self._deadline.touch()
             self._deliver(events)
         return rest
+
+    def _keep_behind(self, payloads: list[bytes]) -> list[bytes]:
+        """Keep what comes while the end is held back; what is too much is returned."""
+        if len(self._behind) + len(payloads) > _MAX_BEHIND:
+            return payloads
+        self._behind += payloads
+        return []
 
     def _count_of_this(self, events: list[Event]) -> int:
         """How many events come before one of another response."""

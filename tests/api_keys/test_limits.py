@@ -8,6 +8,7 @@ from gateway.api_keys.keys import KeyRing
 from gateway.api_keys.limits import LimitReached
 from gateway.config import KeySettings
 from gateway.protocol.errors import ApiError
+from gateway.protocol.usage import Usage
 from tests.server.handlers import DESK, Hall
 from tests.server.session_stage import Stage
 from tests.support.events import text_item, turn_events
@@ -109,3 +110,18 @@ def test_a_chat_stream_without_usage_is_not_free() -> None:
     call.ends()
     assert 30 < tokens(hall.tenants) < 100
     hall.check_rest()
+
+
+def test_a_response_that_runs_already_is_counted_also_beyond_a_limit() -> None:
+    """A service lets it follow a steered one by itself: it cannot be refused any more."""
+    key = KeySettings(name="laptop", key="k", requests_per_minute=1, tokens_per_minute=1000)
+    tenants = KeyRing((key, DESK), lambda: 1_800_000_000.0)
+    first = tenants.follow("laptop", "gpt-5.5")
+    assert isinstance(tenants.acquire("laptop", "gpt-5.5"), LimitReached)
+    second = tenants.follow("laptop", "gpt-5.5")
+    for lease in (first, second):
+        lease.used(Usage(10, 0, 5))
+        lease.release()
+        lease.release()
+    assert tokens(tenants) == 30
+    assert tenants.snapshot()[0]["turns_running"] == 0

@@ -13,7 +13,7 @@ from gateway.config import RoutingSettings
 from gateway.config.settings import Strategy as StrategyName
 from gateway.protocol.error_classification import Fault, FaultKind
 from gateway.routing.health import AccountState
-from gateway.routing.selection import NoAccount, RouteRequest, Selection
+from gateway.routing.selection import FOLLOWS, NoAccount, RouteRequest, Selection
 from tests.routing.pools import MODEL, Basin, thread, wanted
 
 STRATEGIES = get_args(StrategyName)
@@ -44,6 +44,17 @@ def test_whom_nobody_offers_the_model_is_chosen_for_nothing() -> None:
     nobody = basin.nobody(model="unheard-of")
     assert (nobody.candidates, nobody.reasons) == ((), ())
     assert basin.goes(model=None)[0] in "abc", "a request without a model may go anywhere"
+
+
+def test_who_answers_already_is_taken_whatever_its_limits() -> None:
+    basin = Basin("a", "b", accounts={"a": {"max_in_flight": 1}})
+    account = basin.accounts["a"]
+    leases = [basin.pool.follow(account, MODEL) for _ in range(2)]
+    assert [(each.account.name, each.rule) for each in leases] == [("a", FOLLOWS)] * 2
+    assert account.in_flight == 2
+    for each in leases:
+        each.lease.release()
+    assert account.in_flight == 0
 
 
 @pytest.mark.parametrize(("members", "setting"), [("background", "background"), ("chat", "")])

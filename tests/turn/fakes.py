@@ -31,6 +31,7 @@ from gateway.upstream.interface import (
     EventReceiver,
     ForwardedRequest,
     SocketFigures,
+    SuccessorWatcher,
     UpstreamAnswer,
 )
 from tests.support.events import Json
@@ -71,6 +72,7 @@ class FakeExchange:
         )
         self.state = "prepared"
         self.told: list[Json] = []
+        self.succeeded_by: FakeSuccessor | None = None
         self.paused = False
         self.play: Any = None
         self.head: UpstreamAnswer | None = None
@@ -92,8 +94,12 @@ class FakeExchange:
         assert self.state == "running", f"finished while {self.state}"
         self.state = "finished"
 
-    def successor(self) -> None:
-        return None
+    def successor(self) -> FakeSuccessor | None:
+        if self.transport_name != "websocket" or self.state != "running":
+            return None
+        self.state = "finished"
+        self.succeeded_by = FakeSuccessor()
+        return self.succeeded_by
 
     def tell(self, message: bytes) -> bool:
         if self.transport_name != "websocket":
@@ -116,6 +122,48 @@ class FakeExchange:
         if self.state == "running":
             self.state = "over"
             self.receiver.upstream_ended(error)
+
+
+class FakeSuccessor:
+    """The connection behind a steered response; the test says what comes on it."""
+
+    def __init__(self) -> None:
+        self.state = "ready"
+        self.paused = False
+        self.watcher: Any = None
+        self.made: FakeExchange | None = None
+
+    def start(self, watcher: SuccessorWatcher) -> None:
+        self.state, self.watcher = "running", watcher
+
+    def exchange(self, turn: UpstreamTurn, receiver: EventReceiver) -> FakeExchange:
+        assert self.state == "running"
+        self.state = "finished"
+        self.made = FakeExchange(turn, receiver)
+        self.made.transport_name = "websocket"
+        return self.made
+
+    def answers(self, event: Json) -> None:
+        self.watcher.successor_answered(event["type"].encode(), json.dumps(event).encode())
+
+    def begins(self, *events: Json) -> FakeExchange:
+        self.watcher.successor_begins()
+        assert self.made is not None
+        self.made.sends(*events)
+        return self.made
+
+    def finish(self) -> None:
+        self.state = "finished"
+
+    def cancel(self) -> None:
+        if self.state != "finished":
+            self.state = "cancelled"
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
 
 
 class FakeUpstream:
@@ -216,6 +264,9 @@ class NoLimits:
         return None
 
     def acquire(self, tenant: str, model: str | None) -> NoLimits:
+        return self
+
+    def follow(self, tenant: str, model: str | None) -> NoLimits:
         return self
 
     def used(self, usage: Usage) -> None:
