@@ -200,6 +200,11 @@ def test_every_client_gets_its_own_answers(socket_stage: Stage, seed: int, kind:
         f"{weather.faults} faults, {len(line.sent)} requests, {line.dialled} sockets, {took:.1f} s"
     )
     assert good > CLIENTS * TURNS / 2
+    sockets = line.upstream.sockets
+    line.upstream.wait(
+        lambda: all(peer.busy is None or peer.gone.is_set() for peer in sockets),
+        "no turn to run on for a client that left",
+    )
     assert_seen_once(line.sent, clients)
     for peer in line.upstream.sockets:
         tenants = {("1357" if int(who) % 2 else "0246") for who in numbers_of(peer.turns)}
