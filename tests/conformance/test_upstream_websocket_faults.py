@@ -36,11 +36,13 @@ from tests.support.checks import (
     note,
     output_text,
 )
-from tests.support.events import Json, error_body, response_object, text_item
+from tests.support.events import Json, error_body, new_id, response_object, text_item, turn_events
 from tests.support.gateway import account
+from tests.support.strict import said
 from tests.support.upstream import Exchange, Recorded, Script
 from tests.support.websocket_upstream import (
     Handshake,
+    ReceivedFrame,
     SocketExchange,
     UpgradeScript,
     UpstreamSocket,
@@ -438,6 +440,142 @@ def memory(line: Line) -> int:
     """The most memory that the gateway has had so far, in bytes."""
     status = Path(f"/proc/{line.lease.gateway.process.pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+# --- while a large request goes up ---------------------------------------------------------
+
+LARGE = 8 * MIB
+
+
+@pytest.mark.parametrize("end", ["FIN", "RST", "close 1011", "close 1009"])
+def test_a_socket_lost_within_a_request_is_not_seen(socket_stage: Stage, end: str) -> None:
+    """The peer goes after some fragments; it has no turn, so that sending it again is free."""
+    line = lay(socket_stage, kind="auto")
+    talk = warm(line)
+    items = list(talk.said)
+    ended = threading.Event()
+
+    def on_frame(peer: UpstreamSocket, received: ReceivedFrame) -> None:
+        if received.opcode == CONTINUATION and not ended.is_set():
+            ended.set()
+            if end.startswith("close"):
+                peer.frame(CLOSE, struct.pack("!H", int(end[6:])))
+            elif end == "RST":
+                peer.reset()
+            else:
+                peer.drop()
+
+    line.upstream.on_frame = on_frame
+    talk.turn("x" * LARGE)
+    assert ended.is_set()
+    assert len(line.sent) == 2, "only the second attempt arrived"
+    assert_replay(line.sent[-1], [*items, *talk.new])
+    assert line.sent[-1].transport == ("http" if end == "close 1009" else "websocket")
+
+
+@pytest.mark.parametrize("refused_early", [True, False])
+def test_an_answer_may_come_before_the_end_of_its_request(
+    socket_stage: Stage, refused_early: bool
+) -> None:
+    """The rest of the request still goes up before the next one, or the socket is dropped."""
+    line = lay(socket_stage)
+    talk = line.talk()
+    early = threading.Event()
+
+    def on_frame(peer: UpstreamSocket, received: ReceivedFrame) -> None:
+        if received.opcode != TEXT or received.fin or early.is_set():
+            return
+        early.set()
+        if refused_early:
+            error = error_body("context_length_exceeded", "Too long.", param="input")
+            peer.text({"type": "error", "status": 400, **error})
+        else:
+            for event in turn_events([text_item("early")], new_id("resp"), store=False):
+                peer.text(event)
+
+    def script(exchange: Exchange) -> None:
+        if len(exchange.request.raw) > MIB:  # it was answered before
+            exchange.end()
+        else:
+            exchange.answer([text_item(f"echo of {said(exchange.request.input[-1])}")])
+
+    line.upstream.on_frame = on_frame
+    line.upstream.script = script
+    line.upstream.lanes = True  # the next turn is right behind one that was answered long ago
+    events = talk.ask("x" * LARGE)
+    if refused_early:
+        assert_error(events[-1], 400, "context_length_exceeded")
+    else:
+        assert output_text(events) == "early"
+    assert early.is_set()
+    talk.start_over()
+    assert talk.text("next") == "echo of next"
+    assert line.talk().text("another") == "echo of another"
+    assert talk.text("last") == "echo of last"
+
+
+def test_a_client_that_leaves_frees_a_request_that_nobody_reads(socket_stage: Stage) -> None:
+    line = lay(socket_stage)
+    talk = warm(line)
+    (peer,) = line.upstream.sockets
+    peer.reading.clear()
+    talk.send("x" * (15 * MIB))
+    time.sleep(0.2)
+    talk.client.reset()
+    peer.upstream.wait(lambda: peer.gone.is_set(), "the socket to be given up")
+    line.talk().turn()
+
+
+# --- floods --------------------------------------------------------------------------------
+
+
+FLOODS: dict[str, tuple[bytes, bytes]] = {
+    "empty fragments": (frame(TEXT, b"{", fin=False), frame(CONTINUATION, b"", fin=False) * 5000),
+    "fragments": (frame(TEXT, b"{", fin=False), frame(CONTINUATION, b" " * 60, fin=False) * 2000),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
+def test_a_message_without_an_end_is_bounded(
+    socket_stage: Stage, flood: tuple[bytes, bytes]
+) -> None:
+    line = lay(socket_stage)
+    talk = warm(line)
+    first, more = flood
+    before = memory(line)
+
+    def script(exchange: Exchange) -> None:
+        exchange.sse(*exchange.turn()[:OPENING])
+        exchange.raw(first)
+        while not exchange.request.gone.is_set():
+            exchange.raw(more)
+
+    assert_unseen(line, talk, script)
+    assert memory(line) - before < 200 * MIB
+
+
+def test_a_flood_of_pings_costs_nobody_anything(socket_stage: Stage) -> None:
+    """Whose pongs are not read: they are not kept without a bound, and others go on."""
+    line = lay(socket_stage)
+    talk = warm(line)
+    before = memory(line)
+
+    def script(exchange: Exchange) -> None:
+        over(exchange).socket.reading.clear()
+        events = exchange.turn([text_item("behind pings")])
+        exchange.sse(*events[:BEGUN])
+        for _ in range(100):
+            exchange.raw(frame(PING, b"x" * 125) * 1000)
+        exchange.sse(*events[BEGUN:])
+        exchange.end()
+        over(exchange).socket.reading.set()
+
+    line.upstream.queue(script)
+    talk.send()
+    assert line.talk().text() == "hello"
+    events = talk.answer()
+    assert output_text(events) in ("behind pings", "")
+    assert memory(line) - before < 100 * MIB
 
 
 # --- refused upgrades ----------------------------------------------------------------------
