@@ -564,8 +564,10 @@ def test_a_pong_does_not_wait_behind_a_large_request(socket_stage: Stage) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_large_requests_go_by_http_with_the_same_account(socket_stage: Stage, kind: str) -> None:
-    """Sixteen MiB and more do not fit into a message (§10.78)."""
+def test_10_78_large_requests_go_by_http_with_the_same_account(
+    socket_stage: Stage, kind: str
+) -> None:
+    """Sixteen MiB and more do not fit into a message."""
     line = lay(socket_stage, kind=kind)
     line.talk().turn()
     line.talk().turn("x" * (16 * MIB + 1000))
@@ -685,7 +687,7 @@ def test_anything_else_between_turns_ends_the_socket(socket_stage: Stage, messag
 
 @pytest.mark.parametrize("leave", ["cancel", "interrupt", "close", "reset"])
 @pytest.mark.parametrize("after", [0, 2, BEGUN], ids=["sent", "created", "output"])
-def test_an_abandoned_answer_never_reaches_the_next_turn(
+def test_10_79_an_abandoned_answer_never_reaches_the_next_turn(
     socket_stage: Stage, leave: str, after: int
 ) -> None:
     line = lay(socket_stage)
