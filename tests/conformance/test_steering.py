@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from simulator import SimulatedAccount
 from tests.conformance.conftest import Rig, Stage
 from tests.conformance.test_controls import incomplete, started, websockets
 from tests.support.checks import assert_one_terminal, completed, output_text, types
 from tests.support.events import Json, call_item, call_output, new_id, text_item, turn_events, user
 from tests.support.gateway import account
+from tests.support.simulation import SimulatorProcess
 from tests.support.upstream import Exchange
 from tests.support.websocket_upstream import WebSocketUpstream, over
 from tests.support.wsclient import WsClient
@@ -231,6 +233,32 @@ def test_10_100_silence_after_the_end_is_a_refusal(rig: Rig) -> None:
     failed = client.event(timeout=12)
     assert (failed["type"], failed["steer"]["input"]) == ("response.steer.failed", "to the left")
     completed(client.turn(input="two", previous_response_id=first))
+
+
+def test_10_100_a_strict_service_is_steered_and_interrupted_on_one_socket(stage: Stage) -> None:
+    """The simulator shares no code with the gateway, and refuses what is not the protocol."""
+    simulated = SimulatorProcess([SimulatedAccount("a")], event_delay=0.02)
+    stage.on_close(simulated.stop)
+    entry = account("a", simulated.base_url("a"), key=simulated.key("a"), transport="websocket")
+    entry["websocket"] = {"controls": ["steer", "interrupt"]}
+    client = stage.gateway(entry).connect()
+    parents: list[str | None] = [None]
+    first = started(client, input=[user("a long story about the sea")], store=False)
+    steer(client, first, "a short one")
+    assert client.until_terminal()[-1]["response"]["incomplete_details"]["reason"] == "steered"
+    following = completed(client.until_terminal())
+    assert following["previous_response_id"] == first
+    parents.append(following["id"])
+    second = started(
+        client, input=[user("and on")], store=False, previous_response_id=following["id"]
+    )
+    client.send({"type": "response.interrupt", "response_id": second})
+    ended = client.until_terminal()[-1]
+    assert ended["response"]["incomplete_details"]["reason"] == "interrupted"
+    parents.append(second)
+    completed(client.turn(input=[user("go on")], store=False, previous_response_id=second))
+    assert [each.previous_response_id for each in simulated.requests("a")] == parents
+    assert len(simulated.sockets("a")) == 1
 
 
 def test_10_100_a_client_that_leaves_meanwhile_frees_the_socket(rig: Rig) -> None:
