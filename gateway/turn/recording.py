@@ -152,7 +152,8 @@ class AttemptRecording:
         recording.wants(attempt.account.name)
         self._learn()
         request = attempt.exchange.request
-        if request is None:
+        if request is None:  # the response has begun by itself
+            recording.note("attempt", {**self._number, "route": attempt.route})
             return
         redactor = recording.redactor
         account = attempt.account.settings

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.config import ContentLogSettings
 from gateway.protocol.errors import SOCKET_LOST, ApiError
 from gateway.turn.controls import ANSWER_SECONDS
 from tests.server.session_stage import Stage
@@ -32,8 +34,17 @@ def steering(verdict: str, response_id: str = "resp_1", **more: Any) -> Json:
 class Steered:
     """A stage on which a response was steered, and has ended."""
 
-    def __init__(self, *verdicts: str, items: list[Json] | None = None, **members: Any) -> None:
+    def __init__(
+        self,
+        *verdicts: str,
+        items: list[Json] | None = None,
+        log: Path | None = None,
+        **members: Any,
+    ) -> None:
         self.stage = Stage(accounts=2, controls=["steer", "interrupt", "cancel"])
+        if log is not None:
+            settings = ContentLogSettings(directory=str(log))
+            self.stage.world.services.request_log.configure(settings)
         self.stage.create([user("one")], instructions="Be kind.", **members)
         self.first = self.stage.running[0]
         whole = turn_events([text_item("whole")] if items is None else items, "resp_1")
@@ -93,6 +104,19 @@ def test_the_response_that_follows_can_be_continued_by_others() -> None:
     assert said == [user("to the left"), user("one")]
     assert found.parent is not None
     assert found.parent.record.id == "resp_1"
+
+
+def test_both_turns_are_written_where_a_request_log_asks_for_them(tmp_path: Path) -> None:
+    steered = Steered("accepted", log=tmp_path / "log")
+    steered.successor.begins(*turn_events([text_item("done")], "resp_2"))
+    files = sorted((tmp_path / "log").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    first, second = ([json.loads(line) for line in f.read_text().splitlines()] for f in files)
+    assert [line["kind"] for line in second[:2]] == ["request", "attempt"]
+    assert second[0]["body"]["input"] == [user("to the left")]
+    assert second[0]["body"]["previous_response_id"] == "resp_1"
+    assert second[1]["route"] == "chained"
+    accepted = [line for line in first if "response.steer.accepted" in json.dumps(line)]
+    assert {line["kind"] for line in accepted} == {"from_account", "to_client"}
 
 
 def test_a_lost_connection_makes_it_a_turn_like_any_other() -> None:

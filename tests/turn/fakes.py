@@ -141,6 +141,7 @@ class FakeSuccessor:
         self.state = "finished"
         self.made = FakeExchange(turn, receiver)
         self.made.transport_name = "websocket"
+        self.made.request = None
         return self.made
 
     def answers(self, event: Json) -> None:
