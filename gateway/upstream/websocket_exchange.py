@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from gateway.deadline import Deadline
 from gateway.protocol.error_parsing import from_event
 from gateway.protocol.errors import SOCKET_LOST, SOCKET_UNSUITED, ApiError
-from gateway.protocol.events import ERRORS, PREAMBLE, read_response
+from gateway.protocol.events import ERRORS, PREAMBLE, MalformedEvent, read_response
 from gateway.protocol.sse import Event
 from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.protocol.websocket_messages import (
@@ -398,8 +398,11 @@ class WebSocketExchange(SocketReceiver):
             return name not in PREAMBLE and not is_first
         if is_first:
             return False
-        head = read_response(self._created)
-        return head is not None and head.id.encode() not in payload
+        try:
+            head = read_response(self._created)
+        except MalformedEvent:
+            return False  # the receiver finds out, too, and says so
+        return head is not None and head.id.encode(errors="replace") not in payload
 
     def _begin_answer(self) -> None:
         self._enter(_State.STREAMING)
@@ -436,12 +439,13 @@ class WebSocketExchange(SocketReceiver):
             return  # the answer is whole, and its end is held back
         said = ClosedSocket(closed.code, self._access.without_secrets(closed.reason))
         message = f"The upstream's WebSocket closed before the response had ended: {said}."
-        # Without an answer these mean that the input is refused; over HTTP the reason is given.
-        refuses_input = self._state is _State.SENT and closed.code in (NORMAL, _TOO_BIG)
+        # Before an event of the response (quotas are none) these mean that the input is refused;
+        # over HTTP the reason is given.
+        refuses_input = not self._created and closed.code in (NORMAL, _TOO_BIG)
         if refuses_input:
             self._fail_or_hold([], _unsuited(message))
         else:
-            self._access.lost(said, answered=self._state is _State.STREAMING)
+            self._access.lost(said, answered=bool(self._created))
             self._fail_or_hold([], _lost(message))
 
     def _fail_or_hold(

@@ -231,6 +231,41 @@ def test_a_lost_socket_is_no_fault_of_the_account(
     account.check_rest()
 
 
+@pytest.mark.parametrize("code", [1000, 1008, 1009])
+def test_quotas_that_come_first_are_no_answer(account: SocketAccount, code: int) -> None:
+    _, heard, peer = account.sent()
+    peer.says(RATE_LIMITS)
+    peer.sends(closing(code))
+    assert heard.names == [b"codex.rate_limits"]
+    if code == 1008:
+        assert heard.error.code == SOCKET_LOST
+        assert account.access.unavailable() is not None, "ChatGPT refuses accounts so"
+    else:
+        assert heard.error.code == SOCKET_UNSUITED
+    account.check_rest()
+
+
+@pytest.mark.parametrize(
+    "created",
+    [
+        b'{"type":"response.created", broken',
+        b'{"type":"response.created","response":1}',
+        b'{"type":"response.created","response":{"id":"\\ud800"}}',
+        b'{"type":"response.created","response":{"id":7}}',
+    ],
+)
+def test_a_malformed_beginning_on_a_used_socket_is_no_bug(
+    account: SocketAccount, created: bytes
+) -> None:
+    _, peer = account.served()
+    heard = Listener()
+    account.prepared(heard).start()
+    peer.says(created, COMPLETED)
+    assert heard.names == [b"response.created", b"response.completed"]
+    assert heard.endings == [None]
+    account.check_rest()
+
+
 @pytest.mark.parametrize("before", [[], [DELTA]])
 def test_a_socket_at_its_end_is_lost_after_what_came_before(
     account: SocketAccount, before: list[bytes]
