@@ -86,7 +86,7 @@ class Lane:
     def turn_ended(self) -> None:
         """The lane is free for its next turn."""
         turn, self.running = self.running, None
-        if isinstance(turn, Turn):
+        if turn is not None and not isinstance(turn, SuccessorWait):
             self._ended(self, turn)
 
 
