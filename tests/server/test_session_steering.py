@@ -109,8 +109,9 @@ def test_the_response_that_follows_can_be_continued_by_others() -> None:
 def test_both_turns_are_written_where_a_request_log_asks_for_them(tmp_path: Path) -> None:
     steered = Steered("accepted", log=tmp_path / "log")
     steered.successor.begins(*turn_events([text_item("done")], "resp_2"))
-    files = sorted((tmp_path / "log").iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    first, second = ([json.loads(line) for line in f.read_text().splitlines()] for f in files)
+    texts = [file.read_text().splitlines() for file in (tmp_path / "log").iterdir()]
+    written = [[json.loads(line) for line in lines] for lines in texts]
+    first, second = sorted(written, key=lambda lines: "previous_response_id" in lines[0]["body"])
     assert [line["kind"] for line in second[:2]] == ["request", "attempt"]
     assert second[0]["body"]["input"] == [user("to the left")]
     assert second[0]["body"]["previous_response_id"] == "resp_1"
