@@ -6,6 +6,7 @@ Sources: protocol.md §8.7; the platform's guide to WebSocket mode.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -16,7 +17,9 @@ from gateway.protocol.events import (
     LINE_FEED,
     PASSED_UNREAD,
     TERMINALS,
+    MalformedEvent,
     event_type,
+    read_response,
     value_of,
 )
 from gateway.protocol.headers import may_pass
@@ -53,6 +56,11 @@ SESSION_HEADERS = frozenset(
 #: too late.
 _OUT_OF_BAND = (b"codex.", b"responsesapi.", b"keepalive", *ANSWERS)
 _METADATA = b"response.metadata"
+
+_ENDS = ERRORS | TERMINALS.keys()
+
+#: Where an id usually stands; in a text the quotes would be escaped.
+_RESPONSE_ID = re.compile(rb'"response":\{"id":"([^"\\]+)"')
 
 _CARRIAGE_RETURN = 0x0D
 
@@ -172,11 +180,25 @@ def read_until_end(payloads: list[bytes]) -> tuple[list[Event], list[bytes]]:
             continue
         events.append(event)
         name = event[0]
-        if ends_response(name):
+        beginning = _NO_MESSAGE
+        if name in PASSED_UNREAD:
+            if not in_lines:
+                beginning = b'{"type":"%b"' % name
+        elif name in _ENDS:
             return events, payloads[number:]
-        recurs = name in PASSED_UNREAD and not in_lines
-        beginning = b'{"type":"%b"' % name if recurs else _NO_MESSAGE
     return events, []
+
+
+def response_id(payload: bytes) -> bytes:
+    """The id of the response in an event; empty where it has none."""
+    usual = _RESPONSE_ID.search(payload)
+    if usual is not None:
+        return usual[1]
+    try:
+        head = read_response(payload)
+    except MalformedEvent:
+        return b""
+    return b"" if head is None else head.id.encode(errors="replace")
 
 
 def is_out_of_band(name: bytes) -> bool:
@@ -186,7 +208,7 @@ def is_out_of_band(name: bytes) -> bool:
 
 def ends_response(name: bytes) -> bool:
     """Whether an event is the last of its response, an error among them."""
-    return name in TERMINALS or name in ERRORS
+    return name in _ENDS
 
 
 def _metadata(raw: bytes, turn_state: str | None) -> bytes:

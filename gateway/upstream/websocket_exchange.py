@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from gateway.deadline import Deadline
 from gateway.protocol.error_parsing import from_event
 from gateway.protocol.errors import SOCKET_LOST, SOCKET_UNSUITED, ApiError
-from gateway.protocol.events import ERRORS, PREAMBLE, MalformedEvent, read_response
+from gateway.protocol.events import ERRORS, PREAMBLE
 from gateway.protocol.sse import Event
 from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.protocol.websocket_messages import (
@@ -25,6 +25,7 @@ from gateway.protocol.websocket_messages import (
     ends_response,
     is_out_of_band,
     read_until_end,
+    response_id,
 )
 from gateway.upstream.errors import log_bug
 from gateway.upstream.http import TurnExchange
@@ -343,12 +344,12 @@ class WebSocketExchange(SocketReceiver):
                 self._fail_or_hold(events, _lost("The upstream mixed up two responses."))
                 return []
             name, payload = events[-1] if more else (b"", b"")
+            if not ends_response(name):
+                break
             if name in ERRORS and SOCKET_AT_ITS_END in payload:
                 error = _lost("The upstream's WebSocket is at its end.")
                 self._fail_or_hold(events[:-1], error, SocketEnd.CONNECTION_LIMIT)
                 return []
-            if not ends_response(name):
-                continue
             if name not in ERRORS or from_event(payload) is not None:
                 self._terminal = name
                 break
@@ -390,19 +391,14 @@ class WebSocketExchange(SocketReceiver):
         What comes late for a response that has ended must not end the next one: that begins with
         its ``response.created``, and ends with the same id.
         """
+        is_first = self._socket is None or self._socket.turns == 1
+        if self._created:
+            ends_well = not is_first and name not in ERRORS
+            return ends_well and payload.find(response_id(self._created)) < 0
         if name in ERRORS or is_out_of_band(name):
             return False
-        is_first = self._socket is None or self._socket.turns == 1
-        if not self._created:
-            self._created = payload
-            return name not in PREAMBLE and not is_first
-        if is_first:
-            return False
-        try:
-            head = read_response(self._created)
-        except MalformedEvent:
-            return False  # the receiver finds out, too, and says so
-        return head is not None and head.id.encode(errors="replace") not in payload
+        self._created = payload
+        return name not in PREAMBLE and not is_first
 
     def _begin_answer(self) -> None:
         self._enter(_State.STREAMING)

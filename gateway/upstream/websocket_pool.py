@@ -60,6 +60,7 @@ class PooledSocket:
 
     :param key: whose it is; None until it is first used.
     :param is_private: whether its handshake named a client's session.
+    :ivar token: stands for its latest response: what ``ResponseRecord.holder`` remembers.
     :ivar receiver: gets the messages of the response that runs.
     """
 
@@ -74,15 +75,11 @@ class PooledSocket:
         self.opened_at = self.used_at = pool.now()
         self.use = SocketUse.IDLE
         self.turns = 0
+        self.token = f"{self.name}/0"
         self.holds_latest = False
         self.is_silent = False
         self.receiver: SocketReceiver | None = None
         socket.listener = self
-
-    @property
-    def token(self) -> str:
-        """Stands for its latest response: what ``ResponseRecord.holder`` remembers."""
-        return f"{self.name}/{self.turns}"
 
     @property
     def is_usable(self) -> bool:
@@ -97,6 +94,7 @@ class PooledSocket:
         self._enter(SocketUse.BUSY)
         self.receiver = receiver
         self.turns += 1
+        self.token = f"{self.name}/{self.turns}"
         self.holds_latest = False
 
     def go_on(self, receiver: SocketReceiver) -> None:

@@ -26,6 +26,7 @@ from gateway.protocol.websocket_messages import (
     read_message,
     read_until_end,
     refusal_of_upgrade,
+    response_id,
 )
 
 
@@ -334,3 +335,19 @@ def test_what_is_no_event_is_left_out() -> None:
     events, rest = read_until_end(batch)
     assert [payload for _, payload in events] == deltas("a", "b")
     assert rest == []
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        (event("response.created", sequence_number=0, response={"id": "resp_1"}), b"resp_1"),
+        (b'{"type": "response.created", "response": {"object": "x", "id": "r"}}', b"r"),
+        (event("response.created", response={"object": "response"}), b""),
+        (event("response.created", response={"id": 7}), b""),
+        (event("response.created"), b""),
+        (event(DELTA, delta='"response":{"id":"resp_2"'), b""),
+        (b"nonsense", b""),
+    ],
+)
+def test_the_id_of_a_response_is_found_where_it_stands(payload: bytes, expected: bytes) -> None:
+    assert response_id(payload) == expected
