@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gateway.api_keys.keys import KeyRing
-from gateway.compat import websocket_data_received, write_at_once
+from gateway.compat import is_between_frames, websocket_data_received, write_at_once
 from gateway.config import Settings
 from gateway.protocol.errors import ApiError
 from gateway.protocol.headers import forwardable
@@ -35,7 +35,7 @@ from gateway.server.connections import ConnectionLimiter, HalfClosedSocket, Writ
 from gateway.server.http_request import headers_of, refusal
 from gateway.server.routes import PREFIXES, nothing_served, parts_of
 from gateway.server.session import ClientIdentity, ResponsesSession
-from gateway.server.websocket_frames import text_frames
+from gateway.server.websocket_frames import small_message, text_frames
 from gateway.turn.context import MetadataFields, TurnServices
 
 PATHS = tuple(f"{prefix}/responses" for prefix in PREFIXES)
@@ -142,7 +142,14 @@ class ResponsesProtocol(WebSocketServerProtocol):
 
     # --- messages in -----------------------------------------------------------------
 
-    dataReceived = websocket_data_received
+    def dataReceived(self, data: bytes) -> None:
+        """Read a small message that came whole, the usual one; Autobahn gets everything else."""
+        if self.state == self.STATE_OPEN and is_between_frames(self):
+            message = small_message(data)
+            if message is not None and len(data) <= self.factory.max_message_bytes:
+                self._read(message)
+                return
+        websocket_data_received(self, data)
 
     def onMessageFrameBegin(self, length: int) -> None:
         """Count the message's length; above the bound it is read but not kept."""
@@ -188,18 +195,20 @@ class ResponsesProtocol(WebSocketServerProtocol):
         unwanted, self._unwanted = self._unwanted, None
         self._kept_bytes = 0
         self.factory.incoming.leave(self)
+        if unwanted is None and self.message_is_binary:
+            unwanted = ApiError.invalid_request("Send text messages; binary ones are not read.")
+        self._read(b"".join(pieces) if unwanted is None else unwanted)
+
+    def _read(self, message: bytes | ApiError) -> None:
+        """Give the session a message, or why there is none."""
         session = self.session
         if self.failedByMe or session is None:
             return
         try:
-            if unwanted is not None:
-                session.refuse(unwanted)
-            elif self.message_is_binary:
-                session.refuse(
-                    ApiError.invalid_request("Send text messages; binary ones are not read.")
-                )
+            if isinstance(message, ApiError):
+                session.refuse(message)
             else:
-                session.message(b"".join(pieces))
+                session.message(message)
         except Exception:
             _log.failure("a message of {peer} broke the session", peer=self.peer)
             session.refuse(ApiError.gateway_failed())

@@ -11,13 +11,10 @@ import os
 from collections.abc import Iterator
 from struct import Struct
 
-from gateway.compat import xor_masker
+from gateway.compat import masked
 
 #: The longest frame that is sent, in bytes of its payload.
 FRAGMENT_BYTES = 32_768
-
-#: Up to so many bytes a number is masked in less time than Autobahn's masker is made.
-_SHORT_BYTES = 1024
 
 _WHOLE_TEXT = 0x81
 _FIN = 0x80
@@ -124,9 +121,4 @@ def _masked(first: int, payload: bytes) -> bytes:
         head = bytes((first, _MASKED | length))
     else:  # never above FRAGMENT_BYTES
         head = _MASKED_16(first, _MASKED | 126, length)
-    if length > _SHORT_BYTES:
-        masked: bytes = xor_masker(mask, length).process(payload)
-    else:
-        keys = int.from_bytes((mask * (length // 4 + 1))[:length], "big")
-        masked = (int.from_bytes(payload, "big") ^ keys).to_bytes(length, "big")
-    return b"".join((head, mask, masked))
+    return b"".join((head, mask, masked(payload, mask)))

@@ -1,4 +1,4 @@
-"""What ``text_frames`` writes is what a strict WebSocket client reads."""
+"""A strict WebSocket client reads what is written, and what it writes is read."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionType
-from wsproto.events import TextMessage
+from wsproto.events import BytesMessage, Event, Ping, TextMessage
 
 from gateway.server import websocket_frames as frames
-from gateway.server.websocket_frames import text_frames
+from gateway.server.websocket_frames import small_message, text_frames
 
 EDGES = [0, 1, 124, 125, 126, 127, 65534, 65535, 65536, 65537]
 
@@ -82,3 +82,60 @@ def test_messages_beyond_the_bound_go_out_in_pieces(
 def test_codex_takes_the_largest_frame() -> None:
     """Its WebSocket library refuses frames above 16 MiB (protocol.md §2.5)."""
     assert frames.MAX_FRAME_BYTES < 16 * 1024 * 1024
+
+
+# --- messages of clients ---------------------------------------------------------------------
+
+
+def sent(*events: Event) -> bytes:
+    """What a client sends."""
+    client = Connection(ConnectionType.CLIENT)
+    return b"".join(map(client.send, events))
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 124, 125, 126, 127, 128, 1000])
+def test_a_small_message_is_read_from_its_one_frame(length: int) -> None:
+    text = "é" * (length // 2) + "x" * (length % 2)
+    assert small_message(sent(TextMessage(text))) == text.encode()
+
+
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 128, 300])
+@pytest.mark.parametrize("more", [-1, 1, 5])
+def test_a_piece_of_a_frame_or_more_than_one_is_left(length: int, more: int) -> None:
+    data = sent(TextMessage("x" * length), Ping(b"more"))
+    end = len(sent(TextMessage("x" * length)))
+    assert small_message(data[: end + more]) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        sent(BytesMessage(b"binary")),
+        sent(Ping(b"ping")),
+        sent(TextMessage("a piece", message_finished=False)),
+        sent(TextMessage("x" * 5000)),
+        b"\x81\x06nobody",  # without a mask
+        b"\xc1\x80mask",  # compressed
+        b"\x81\xfe\x00\x04mask" + b"long",  # a length in more bytes than it needs
+        b"\x81\xff" + bytes(131),  # a length of 64 bits, as long as one of 127 would be
+    ],
+)
+def test_everything_else_is_left(data: bytes) -> None:
+    assert small_message(data) is None
+
+
+@given(st.binary(max_size=200))
+@example(b"\x81\xff" + bytes(131))
+def test_what_is_read_is_what_a_strict_server_reads(data: bytes) -> None:
+    for each in (data, b"\x81" + bytes([0x80 + len(data) % 128]) + b"mask" + data):
+        message = small_message(each)
+        if message is None:
+            continue
+        server = Connection(ConnectionType.SERVER)
+        server.receive_data(each)
+        try:
+            text = message.decode()
+        except UnicodeDecodeError:
+            continue
+        assert list(server.events()) == [TextMessage(text)]
