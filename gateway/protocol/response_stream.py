@@ -50,6 +50,8 @@ _MAX_HELD = 64
 class StreamPhase(enum.Enum):
     """Where an attempt stands."""
 
+    __hash__ = object.__hash__  # there is one of each; Enum hashes names, in Python
+
     SENT = "sent"
     ACKNOWLEDGED = "acknowledged"
     OUTPUT = "output"

@@ -45,6 +45,8 @@ _log = Logger(namespace="gateway.turn")
 class RequestPhase(enum.Enum):
     """The phases of a request."""
 
+    __hash__ = object.__hash__  # there is one of each; Enum hashes names, in Python
+
     QUEUED = "queued"
     RESOLVING = "resolving"
     WAITING = "waiting"

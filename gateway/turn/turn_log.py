@@ -275,4 +275,5 @@ class TurnRecorder:
             record.limited_ms = round((record.limited_ms or 0.0) + waited, 1)
 
     def _elapsed_ms(self) -> float:
-        return round((self._clock.seconds() - self._accepted_at) * 1000, 1)
+        elapsed = self._clock.seconds() - self._accepted_at
+        return int(elapsed * 10_000 + 0.5) / 10  # round() takes six times as long

@@ -53,6 +53,8 @@ _TOO_BIG = 1009
 class WebSocketExchangeState(enum.Enum):
     """The states of an exchange, named by what it waits for."""
 
+    __hash__ = object.__hash__  # there is one of each; Enum hashes names, in Python
+
     IDLE = "to be started"
     OPENING = "a socket"
     SENT = "the first event"

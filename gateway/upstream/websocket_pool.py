@@ -43,6 +43,8 @@ class SocketKey(NamedTuple):
 class SocketUse(enum.Enum):
     """What a socket is used for."""
 
+    __hash__ = object.__hash__  # there is one of each; Enum hashes names, in Python
+
     BUSY = "a response runs on it"
     IDLE = "free"
     GONE = "closed, or to be closed"
@@ -60,7 +62,6 @@ class PooledSocket:
 
     :param key: whose it is; None until it is first used.
     :param is_private: whether its handshake named a client's session.
-    :ivar token: stands for its latest response: what ``ResponseRecord.holder`` remembers.
     :ivar receiver: gets the messages of the response that runs.
     """
 
@@ -75,11 +76,15 @@ class PooledSocket:
         self.opened_at = self.used_at = pool.now()
         self.use = SocketUse.IDLE
         self.turns = 0
-        self.token = f"{self.name}/0"
         self.holds_latest = False
         self.is_silent = False
         self.receiver: SocketReceiver | None = None
         socket.listener = self
+
+    @property
+    def token(self) -> str:
+        """Stands for its latest response: what ``ResponseRecord.holder`` remembers."""
+        return f"{self.name}/{self.turns}"
 
     @property
     def is_usable(self) -> bool:
@@ -94,7 +99,6 @@ class PooledSocket:
         self._enter(SocketUse.BUSY)
         self.receiver = receiver
         self.turns += 1
-        self.token = f"{self.name}/{self.turns}"
         self.holds_latest = False
 
     def go_on(self, receiver: SocketReceiver) -> None:
