@@ -98,6 +98,11 @@ class Transcript:
         self.root: str = record.key if parent is None else parent.root
         self.written: int | None = None
 
+    @property
+    def account(self) -> str | None:
+        """The account that made the latest of its responses; None if the gateway made all."""
+        return next((each.account for each in self.ancestry() if each.account is not None), None)
+
     def path(self) -> Iterator[Transcript]:
         """This transcript, its parent, and so on to the root."""
         transcript: Transcript | None = self

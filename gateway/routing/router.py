@@ -36,7 +36,7 @@ _SHORT_COOLDOWN_SECONDS = 10.0
 _PASSED_OVER = Unavailable(AccountState.READY, "a quota of it is used up", None)
 
 _RETURNS = "returns to its account"
-_MADE = "made the history that the request brings"
+_MADE = "made the history of the request"
 _TRIED = "refused this turn"
 _NOT_NEEDED = "another was named"
 _NOT_OFFERED = "does not take such turns"

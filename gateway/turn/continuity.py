@@ -221,8 +221,8 @@ class TurnContinuity:
     :param resolution: the request, and the response it continues.
     :param path: the endpoint that it is for.
     :ivar holder: the account that made the response to continue, or None.
-    :ivar maker: the account that made the latest item of the history that the request brings, or
-        None.
+    :ivar maker: the account that made the latest part of the history that the request continues or
+        brings, or None.
     """
 
     def __init__(
@@ -247,7 +247,9 @@ class TurnContinuity:
         #: The first account that was tried; only it gets ids that are not remembered.
         self._first: str | None = None
         self.holder = None if self._chained_to is None else self._chained_to.account
-        self.maker = None if self._parent is not None else maker_of(request.items, self._find)
+        self.maker = (
+            maker_of(request.items, self._find) if self._parent is None else self._parent.account
+        )
         self.concessions = RequestConcessions(
             CapabilityScope(path, request.model, tenant), conversations
         )

@@ -123,7 +123,7 @@ def test_the_strongest_name_wins_in_the_order_of_law_8(basin: Basin) -> None:
         (full, ("a", "holds the previous response")),
         (full._replace(holder=None), ("b", "turn state")),
         (full._replace(holder="removed", turn_state="removed"), ("c", "thread")),
-        (wanted(maker="b"), ("b", "made the history that the request brings")),
+        (wanted(maker="b"), ("b", "made the history of the request")),
     ):
         basin.bindings.bind(thread("t"), "c")
         choice = basin.pool.choose(strongest)

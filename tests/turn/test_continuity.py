@@ -373,6 +373,23 @@ def test_an_account_that_continues_a_response_is_believed_to_keep_items_again() 
     assert lessons(world.accounts["a"]) == []
 
 
+def test_a_conversation_stays_where_nothing_is_stored() -> None:
+    """Its clients name a response, and nothing else; each comes on a connection of its own."""
+    world = World(accounts=3)
+    for upstream in world.upstreams.values():
+        upstream.answer = strict(no_storage, items=[reasoning_item("gAAA"), call_item("call_1")])
+    turn = world.turn([user("a")], connection="c-1")
+    turn.start()
+    for number in range(2, 4):
+        assert turn.recorded is not None, world.sink.last
+        turn = world.turn([call_output("call_1")], turn.recorded, connection=f"c-{number}")
+        turn.start()
+        (attempt,) = turn.record.attempts
+        assert attempt.rule == "made the history of the request"
+    used = [name for name, upstream in world.upstreams.items() if upstream.exchanges]
+    assert used == [turn.record.account]
+
+
 def spares(preset: str) -> list[str]:
     """What the preset strips, and any value of which may go."""
     return [name for name in PRESETS[preset].get("strip", ()) if may_be_left_out(name, b'"x"')]
