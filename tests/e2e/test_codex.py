@@ -113,17 +113,19 @@ def relayed_turns(upstream: Strict, connection: Connection) -> list[Recorded]:
     return [request for request in upstream.generated if request.response_id in seen]
 
 
-def _rate_limit(exchange: Exchange) -> None:
+def rate_limit(exchange: Exchange) -> None:
+    """As the platform says it."""
     message = "Rate limit reached. Please try again in 20s."
     body = error_body("rate_limit_exceeded", message, kind="rate_limit_error")
     exchange.json(429, body, {"Retry-After": "20"})
 
 
-def _usage_limit(exchange: Exchange) -> None:
+def usage_limit(exchange: Exchange) -> None:
+    """As the ChatGPT backend says it."""
     exchange.json(429, *_used_up())
 
 
-def _usage_limit_at_the_upgrade(exchange: Exchange) -> None:
+def usage_limit_at_the_upgrade(exchange: Exchange) -> None:
     """The socket ends before an answer, and the account gets no other one."""
     upstream = exchange.upstream
     assert isinstance(upstream, WebSocketUpstream), "this limit is one of WebSockets"
@@ -201,14 +203,14 @@ def test_ten_tool_rounds_through_the_gateway(
 @pytest.mark.parametrize(
     ("transport", "limit"),
     [
-        ("http", _rate_limit),
-        ("http", _usage_limit),
-        pytest.param("websocket", _rate_limit, marks=pytest.mark.all_clients),
-        pytest.param("websocket", _usage_limit, marks=pytest.mark.all_clients),
-        pytest.param("websocket", _usage_limit_at_the_upgrade, marks=pytest.mark.all_clients),
+        ("http", rate_limit),
+        ("http", usage_limit),
+        pytest.param("websocket", rate_limit, marks=pytest.mark.all_clients),
+        pytest.param("websocket", usage_limit, marks=pytest.mark.all_clients),
+        pytest.param("websocket", usage_limit_at_the_upgrade, marks=pytest.mark.all_clients),
     ],
 )
-@pytest.mark.always(client=CLIENTS[2], limit=_usage_limit_at_the_upgrade)
+@pytest.mark.always(client=CLIENTS[2], limit=usage_limit_at_the_upgrade)
 def test_a_limited_account_is_never_seen(
     scene: Scene, client: CodexClient, limit: Callable[[Exchange], None]
 ) -> None:

@@ -13,11 +13,11 @@ import zstandard
 
 from tests.e2e import codex
 from tests.e2e.codex import CodexClient
-from tests.e2e.conftest import Scene
+from tests.e2e.conftest import Scene, by_transport
 from tests.e2e.tap import Tap
 from tests.e2e.test_codex import ROUNDS, assert_done, drive, each_client
 from tests.support.events import Json, error_body
-from tests.support.gateway import CLIENT_KEYS, Gateway, account
+from tests.support.gateway import CLIENT_KEYS, Gateway
 from tests.support.strict import Mode, Strict
 from tests.support.upstream import Exchange
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.e2e
 def http_gateway(scene: Scene, *upstreams: Strict, **config: Any) -> Gateway:
     """The gateway with one account per upstream, its WebSocket door shut."""
     config.setdefault("session", {"websocket": False})
-    accounts = [account(each.name, each.server) for each in upstreams]
+    accounts = [scene.account(each) for each in upstreams]
     gateway = Gateway(scene.directory, {"accounts": accounts, **config})
     scene.enter(_stopping(gateway))
     scene.logs["the gateway's log"] = gateway.log
@@ -76,6 +76,7 @@ def assert_http_only(tap: Tap) -> list[Json]:
     return bodies
 
 
+@by_transport
 @each_client
 @pytest.mark.parametrize("mode", [Mode.STATEFUL, Mode.STATELESS], ids=lambda mode: mode.value)
 def test_ten_tool_rounds_over_http(scene: Scene, client: CodexClient, mode: Mode) -> None:
@@ -117,6 +118,7 @@ def _exhaust(upstream: Strict, exhausted: list[Strict], exchange: Exchange) -> b
     return True
 
 
+@by_transport
 @each_client
 def test_an_exhausted_account_is_never_seen(scene: Scene, client: CodexClient) -> None:
     """The account of the conversation hits its usage limit at the fourth turn."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.codex import CodexClient
-from tests.e2e.conftest import Scene
+from tests.e2e.conftest import Scene, by_transport
 from tests.e2e.scripted_model import ScriptedModel, task_prompt
 from tests.e2e.test_codex import assert_done, drive, each_client
 from tests.support.services import ChatGpt, OtherIds, TypesByName, ZeroRetention
@@ -30,6 +30,7 @@ def types_by_name(name: str, brain: ScriptedModel) -> Strict:
     return TypesByName(name, Mode.STATELESS, brain)
 
 
+@by_transport
 @each_client
 @pytest.mark.parametrize("websockets", [True, False], ids=["websocket", "http"])
 @pytest.mark.parametrize("service", [ChatGpt, ZeroRetention, other_ids, types_by_name])

@@ -12,11 +12,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.conftest import CLIENT_KEY, Scene
+from tests.e2e.conftest import CLIENT_KEY, Scene, by_pool, by_transport
 from tests.e2e.real_clients import ClientRun, RealClient, run_client
 from tests.e2e.scripted_model import ScriptedModel, recall_text, success_text, task_prompt
-from tests.support.events import error_body
-from tests.support.gateway import account
+from tests.e2e.test_codex import rate_limit, usage_limit_at_the_upgrade
 from tests.support.services import ChatGpt, Platform, ZeroRetention
 from tests.support.strict import Mode, Strict
 from tests.support.upstream import Exchange
@@ -59,7 +58,7 @@ def drive(scene: Scene, client: RealClient, upstreams: dict[str, list[Strict]]) 
         scene.unavailable(f"{client.package} is not installed for {client} (make clients)")
     models = {mode: f"gpt-5.5-{mode}" for mode in client.modes}
     accounts = [
-        account(upstream.name, upstream.server, models=[models[mode]])
+        scene.account(upstream, models=[models[mode]])
         for mode, serving in upstreams.items()
         for upstream in serving
     ]
@@ -82,42 +81,64 @@ def assert_done(client: RealClient, run: ClientRun) -> None:
     assert run.returncode == 0
 
 
+def platform(name: str, brain: ScriptedModel) -> Strict:
+    return Platform(name, Mode.STATEFUL, brain)
+
+
+@by_transport
+@by_pool
 @pytest.mark.parametrize("client", CLIENTS, ids=str)
-@pytest.mark.parametrize("service", [ChatGpt, ZeroRetention], ids=lambda service: service.__name__)
-def test_a_plain_account_of_a_service_that_keeps_nothing(
-    scene: Scene, client: RealClient, service: Make
+@pytest.mark.parametrize(
+    "service",
+    [ChatGpt, ZeroRetention, pytest.param(platform, marks=pytest.mark.all_clients)],
+    ids=lambda service: service.__name__,
+)
+@pytest.mark.always(client=CLIENTS[0], service=ChatGpt, names=("north", "south", "east"))
+def test_plain_accounts(
+    scene: Scene, names: tuple[str, ...], client: RealClient, service: Make
 ) -> None:
-    upstreams = upstreams_of(scene, client, service, "north")
+    """Of services that keep nothing, or all."""
+    upstreams = upstreams_of(scene, client, service, *names)
     assert_done(client, drive(scene, client, upstreams))
-    for mode, (upstream,) in upstreams.items():
+    for mode, pool in upstreams.items():
+        used = [upstream for upstream in pool if upstream.requests]
+        assert len(used) == 1, f"{mode}: the conversation did not stay with one account"
+        (upstream,) = used
         assert len(upstream.order) == TURNS, f"{mode}: not one answer a turn"
         kinds = [re.sub(r"'[^']*'", "…", refusal) for refusal in upstream.refusals]
         assert sorted(kinds) == sorted(set(kinds)), f"{mode}: sent again what had been refused"
 
 
 @pytest.mark.parametrize("client", BRINGING_ALL, ids=str)
-def test_a_whole_history_moves_to_another_account(scene: Scene, client: RealClient) -> None:
+@pytest.mark.parametrize(
+    ("transport", "limit"),
+    [
+        ("http", rate_limit),
+        pytest.param("websocket", rate_limit, marks=pytest.mark.all_clients),
+        pytest.param("websocket", usage_limit_at_the_upgrade, marks=pytest.mark.all_clients),
+    ],
+)
+@pytest.mark.always(client=BRINGING_ALL[1], limit=usage_limit_at_the_upgrade)
+def test_a_whole_history_moves_to_another_account(
+    scene: Scene, client: RealClient, limit: Callable[[Exchange], None]
+) -> None:
     """The account that keeps the conversation's items reaches its limit after two answers."""
-    upstreams = upstreams_of(scene, client, _platform, "north", "south")
+    upstreams = upstreams_of(scene, client, platform, "north", "south")
     for pair in upstreams.values():
         for upstream in pair:
-            upstream.before_answer = functools.partial(_limited, pair, upstream)
+            upstream.before_answer = functools.partial(_limited, pair, upstream, limit)
     assert_done(client, drive(scene, client, upstreams))
     for mode, pair in upstreams.items():
         answers = sorted(len(upstream.order) for upstream in pair)
         assert answers == [2, TURNS - 2], f"{mode}: the conversation did not move"
 
 
-def _platform(name: str, brain: ScriptedModel) -> Strict:
-    return Platform(name, Mode.STATEFUL, brain)
-
-
-def _limited(pair: list[Strict], upstream: Strict, exchange: Exchange) -> bool:
+def _limited(
+    pair: list[Strict], upstream: Strict, limit: Callable[[Exchange], None], exchange: Exchange
+) -> bool:
     """429 from whoever of the two gave the first two answers, from then on."""
     other = next(each for each in pair if each is not upstream)
     if len(upstream.order) < 2 or other.order:
         return False
-    message = "Rate limit reached. Please try again in 20s."
-    body = error_body("rate_limit_exceeded", message, kind="rate_limit_error")
-    exchange.json(429, body, {"Retry-After": "20"})
+    limit(exchange)
     return True
