@@ -523,6 +523,8 @@ class TurnContinuity:
         if account.settings.continuity == "replay":
             return "continuity: replay"
         if account.settings.continuity == "auto":
+            if not response.store and account.settings.transport != "http":
+                return "only a WebSocket continues responses with store: false, and it came by HTTP"
             return account.learned.reason_to_replay(response.store)
         return None
 
