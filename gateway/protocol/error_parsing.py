@@ -88,6 +88,9 @@ _STATUS_MEMBERS = ("code", "status", "status_code", "statusCode", "http_status")
 #: Members that hold an error, or several.
 _WRAPPERS = ("error", "errors", "detail")
 
+#: A member of an ``error`` event in which relays put the answer that they got.
+_BODY = "body"
+
 #: How answers open that are errors and nothing else, and how many bytes of one decide.
 _OPENINGS = (b'{"error', b'{"detail"', b'{"type":"error"', b'{"object":"error"')
 _OPENING = 64
@@ -285,7 +288,8 @@ def _error_object(decoded: object) -> dict[str, Any]:
         return {"message": decoded}
     if not isinstance(decoded, dict):
         return {}
-    inner = next((decoded[name] for name in _WRAPPERS if decoded.get(name)), None)
+    wrappers = (*_WRAPPERS, _BODY) if decoded.get("type") == "error" else _WRAPPERS
+    inner = next((decoded[name] for name in wrappers if decoded.get(name)), None)
     if isinstance(inner, dict) and "error" in inner and "message" not in inner:
         inner = inner["error"]
     if isinstance(inner, list) and len(inner) == 1 and isinstance(inner[0], dict):
