@@ -252,20 +252,8 @@ def test_1000_before_any_event_refuses_the_input(socket_stage: Stage) -> None:
     assert_goes_on(line, line.talk())
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "auto",
-        pytest.param(
-            "websocket",
-            marks=pytest.mark.xfail(
-                reason="transport: websocket sends it there again", strict=True
-            ),
-        ),
-    ],
-)
-def test_1009_goes_by_http_with_the_same_account(socket_stage: Stage, kind: str) -> None:
-    line = lay(socket_stage, kind=kind)
+def test_1009_goes_by_http_with_the_same_account(socket_stage: Stage) -> None:
+    line = lay(socket_stage, kind="auto")
     talk = warm(line)
     items = list(talk.said)
     line.upstream.queue(losing(CLOSES["close 1009"], 0))
@@ -276,6 +264,13 @@ def test_1009_goes_by_http_with_the_same_account(socket_stage: Stage, kind: str)
     talk.start_over()
     talk.turn("small")
     assert line.sent[-1].transport == "websocket", "only that request goes by HTTP"
+
+
+def test_1009_is_an_error_where_http_is_not_allowed(socket_stage: Stage) -> None:
+    line = lay(socket_stage, losing(CLOSES["close 1009"], 0))
+    assert_failed_or_5xx(line.talk().ask())
+    assert len(line.sent) <= 3
+    assert set(line.upstream.transports()) == {"websocket"}
 
 
 # --- frames that are none ------------------------------------------------------------------
@@ -599,7 +594,7 @@ def test_auto_goes_by_http_and_remembers_it(socket_stage: Stage, refusal: Upgrad
     talk.turn("two")
     assert_replay(line.sent[-1], [*talk.said[:2], *talk.new])
     line.talk().turn("three")
-    assert set(line.upstream.transports()) == {"http"}
+    assert line.upstream.transports() == ["http"] * 3
     assert line.dialled <= 3, "at most some tries, and none for the later turns"
     dialled = line.dialled
     line.talk().turn("four")
@@ -913,7 +908,6 @@ def test_an_error_after_output_is_one_failure(socket_stage: Stage, name: str) ->
     talk.client.assert_silent(0.02)
 
 
-@pytest.mark.xfail(reason="an error below `body` is not read", strict=True)
 def test_an_error_below_body_is_read(impatient_stage: Stage) -> None:
     line = lay(impatient_stage)
     body = error_body("invalid_prompt", "Bad prompt.")

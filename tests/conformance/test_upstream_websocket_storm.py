@@ -45,8 +45,7 @@ class Weather:
         question = said(exchange.request.input[-1])
         named = exchange.request.previous_response_id
         if named is not None and not upstream_of(exchange).knows(named, exchange):
-            went_by_http = "http" in upstream_of(exchange).transports()
-            assert went_by_http, f"{named} is not what this socket made last"
+            assert exchange.request.transport == "http", f"{named} is not this socket's latest"
             message = f"Previous response with id '{named}' not found."
             exchange.json(400, error_body("previous_response_not_found", message))
             return
