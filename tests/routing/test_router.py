@@ -552,6 +552,7 @@ class PoolMachine(RuleBasedStateMachine):
         limits: dict[str, Any] = {"a": {"max_in_flight": 2}, "b": {"requests_per_minute": 30}}
         self.basin = Basin(*"abcd", accounts=limits)
         self.running: list[tuple[str, Selection]] = []
+        self.ends_well: set[int] = set()
         #: Who answered each first.
         self.home: dict[str, str] = {}
         self.latest: dict[str, str] = {}
@@ -580,7 +581,7 @@ class PoolMachine(RuleBasedStateMachine):
         reasonable = name in (home, holder) or home not in free
         assert reasonable, f"{key} left {home} without a reason"
         if ends_well:
-            self.latest[key] = name
+            self.ends_well.add(id(answer))
         told = dict(answer.others)
         assert name not in told
         if home not in free and home != name:
@@ -593,9 +594,12 @@ class PoolMachine(RuleBasedStateMachine):
         if how == "acknowledged":
             choice.lease.acknowledged()
             self.home.setdefault(key, choice.account.name)
+            if id(choice) in self.ends_well:  # only an answer can be continued
+                self.latest[key] = choice.account.name
         elif how != "cancelled":
             choice.lease.refused(Fault(how, "as drawn", self.basin.now + 10))
         choice.lease.release()
+        self.ends_well.discard(id(choice))
 
     @rule(seconds=st.sampled_from([0.2, 3.0, 30.0, 700.0]))
     def time_passes(self, seconds: float) -> None:
