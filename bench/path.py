@@ -57,6 +57,10 @@ class Trace:
             module = code.co_filename[len(PACKAGE) :]
             self.order.append(f"{module}:{getattr(code, 'co_qualname', code.co_name)}")
             self.calls[self.order[-1]] += 1
+            caller = frame.f_back
+            is_upstream = caller is not None and caller.f_code.co_name == "send_message"
+            if is_upstream and code.co_name == "write_at_once":
+                sys.setprofile(None)  # the request goes out over a WebSocket
         elif code.co_name in ("write", "writeSequence") and "twisted/internet" in code.co_filename:
             data = frame.f_locals.get("data", frame.f_locals.get("iovec", b""))
             first = data if isinstance(data, bytes) else next(iter(data), b"")
