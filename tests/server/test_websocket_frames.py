@@ -120,6 +120,17 @@ def test_a_piece_of_a_frame_or_more_than_one_is_left(length: int, more: int) -> 
         b"\x81\xfe\x00\x04mask" + b"long",  # a length in more bytes than it needs
         b"\x81\xff" + bytes(131),  # a length of 64 bits, as long as one of 127 would be
     ],
+    ids=(
+        "nothing",
+        "binary",
+        "ping",
+        "piece",
+        "long",
+        "no mask",
+        "compressed",
+        "16 bits",
+        "64 bits",
+    ),
 )
 def test_everything_else_is_left(data: bytes) -> None:
     assert small_message(data) is None
