@@ -3,8 +3,9 @@
     python bench/state.py [--turns N]
 
 Two tables: bytes in memory and on disk for one remembered turn, by its size; and the time from a
-request to its first event, beside ``store: memory`` in the same run.  The store that hangs is a
-database under the write lock of another process, in a gateway whose reads have to wait, too.
+request to its first event, beside ``store: memory`` in the same run: the gateways take turns, one
+request each.  The stores that hang are a database under the exclusive lock of another process, and
+a Redis that is stopped, which the gateways could use before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
+import shutil
+import signal
 import sqlite3
 import statistics
 import sys
@@ -36,8 +40,6 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SIZES = (300, 10_000, 100_000)
 KEY = b"0123456789abcdef0123456789abcdef"
-ROUNDS = 5
-
 
 # --- bytes of a turn -----------------------------------------------------------------------
 
@@ -148,12 +150,26 @@ class Subject:
         found = text.partition('"response":{"id":"')[2] or text.partition('"id":"')[2]
         return took, found.partition('"')[0]
 
-    def measure(self, count: int) -> None:
-        for _ in range(count):
-            took, known = self.turn(None)
-            self.times["new"].append(took)
-            took, _ = self.turn(known)
-            self.times["known"].append(took)
+    def measure(self) -> None:
+        """A new conversation, and a turn that continues it."""
+        took, known = self.turn(None)
+        self.times["new"].append(took)
+        took, _ = self.turn(known)
+        self.times["known"].append(took)
+
+
+def redis_server(stack: ExitStack, port: int) -> measure.Process | None:
+    """A Redis that keeps nothing on disk; None if it is not installed."""
+    program = shutil.which("redis-server")
+    if program is None:
+        print("redis-server is not installed: its rows are missing")
+        return None
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    process = measure.Process("redis", command, port, None, folder)
+    stack.callback(process.stop)
+    stack.callback(os.kill, process.pid, signal.SIGCONT)
+    return process
 
 
 def first_event_table(count: int) -> None:
@@ -166,16 +182,28 @@ def first_event_table(count: int) -> None:
             Subject("sqlite", {"store": "sqlite"}, stack, port),
             Subject("sqlite, hanging", {"store": "sqlite"}, stack, port),
         ]
+        locked = subjects[-1].directory / DATABASE
+        stopped: measure.Process | None = None
+        for name in ("redis", "redis, hanging"):
+            redis_port = measure.free_port()
+            stopped = redis_server(stack, redis_port)
+            if stopped is not None:
+                url = f"redis://127.0.0.1:{redis_port}/0"
+                subjects.append(Subject(name, {"store": url}, stack, port))
         for each in subjects:
-            each.measure(20)
+            for _ in range(20):
+                each.measure()
             each.times = {"new": [], "known": []}
         time.sleep(1.0)
-        held = sqlite3.connect(subjects[-1].directory / DATABASE, isolation_level=None)
+        held = sqlite3.connect(locked, isolation_level=None)
         with closing(held):
             held.execute("BEGIN EXCLUSIVE")
-            for round_ in range(ROUNDS):
-                for each in subjects[round_ % 3 :] + subjects[: round_ % 3]:
-                    each.measure(count // ROUNDS)
+            if stopped is not None:
+                os.kill(stopped.pid, signal.SIGSTOP)
+            for number in range(count):
+                first = number % len(subjects)
+                for each in subjects[first:] + subjects[:first]:
+                    each.measure()
         print("\nmilliseconds to the first event, median (and to memory)")
         base = {kind: statistics.median(of) for kind, of in subjects[0].times.items()}
         for each in subjects:
