@@ -129,7 +129,15 @@ def server_for(
         return None
     if backend is None:
         backend = SqliteBackend(reactor, None, settings)
-    return StateServer(reactor, backend, settings.flush_milliseconds / 1000)
+    return StateServer(reactor, backend, _collect_seconds(settings))
+
+
+def _collect_seconds(settings: StateSettings) -> float:
+    """How long changes are collected: a quarter of what a crash may lose.
+
+    The rest is for the write itself, on a machine that has other work.
+    """
+    return settings.flush_milliseconds / 4000
 
 
 class StateKeeper(Service):
@@ -156,9 +164,8 @@ class StateKeeper(Service):
         self._loads: SharedLoads | None = None
         self._limits: SharedLimits | None = None
         self._replication = Replication()
-        # Others wait for what this process writes.  A crash loses at most one interval: half of
-        # it to collect, half of it to write.
-        flush_seconds = 0.0 if backend.shared else settings.flush_milliseconds / 2000
+        # Others wait for what this process writes.
+        flush_seconds = 0.0 if backend.shared else _collect_seconds(settings)
         self.writes = WriteBehind(
             backend,
             reactor,
