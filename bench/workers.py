@@ -1,11 +1,14 @@
 """One worker against several: events per second in bursts, and small turns per second.
 
-    python bench/workers.py [--workers N] [--rounds N] [--json FILE]
+    python bench/workers.py [--workers N] [--rounds N] [--share PERCENT] [--json FILE]
 
 Both gateways run in the same rounds and take turns.  The load client and the source of the events
 need cores of their own; where there are only two, they compete with the workers.  So the table also
 has what does not depend on that: the CPU time of each worker, and the rate at which the busiest one
 would fill a core.  That is what the gateway can carry where each worker has a core.
+
+With ``--share`` each worker gets only that part of a core (a Linux control group, which root may
+make), and load and source have the rest: then the clock shows it, too.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import load
@@ -27,8 +31,8 @@ import wire
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
-STREAMS, DELTAS = 128, 400
-CLIENTS, WAVES = 128, 6
+STREAMS, DELTAS = 512, 200
+CLIENTS, WAVES = 256, 6
 SETTLE_SECONDS = 120.0
 
 
@@ -42,6 +46,30 @@ state: {{directory: "{state}"}}
 workers: {workers}
 log: {{level: warn}}
 """
+
+
+#: Where the control groups of CPU time are: version 1, version 2.
+GROUPS = (Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup"))
+PERIOD_US = 10_000
+
+
+def limit(pid: int, percent: int, stack: ExitStack) -> None:
+    """Give a process only a part of a core.
+
+    :param stack: removes the limit.
+    """
+    base = next(each for each in GROUPS if each.is_dir())
+    group = base / f"bench-workers-{pid}"
+    group.mkdir()
+    stack.callback(group.rmdir)
+    quota = PERIOD_US * percent // 100
+    if (group / "cpu.cfs_quota_us").exists():
+        (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+        (group / "cpu.cfs_quota_us").write_text(str(quota))
+    else:
+        (group / "cpu.max").write_text(f"{quota} {PERIOD_US}")
+    (group / "cgroup.procs").write_text(str(pid))
+    stack.callback((base / "cgroup.procs").write_text, str(pid))
 
 
 class Fleet:
@@ -139,6 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--share", type=int, help="percent of a core for each worker")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     measure.raise_file_limit()
@@ -149,14 +178,18 @@ def main() -> int:
             "source", [sys.executable, str(HERE / "source.py"), str(port)], port, None, ROOT
         )
         fleets: list[Fleet] = []
+        limits = ExitStack()
         try:
             for workers in (1, options.workers):
                 fleets.append(Fleet(Path(name), port, workers))
+                for pid in fleets[-1].pids if options.share else ():
+                    limit(pid, options.share, limits)
             for what, workers, figures in rounds(fleets, options.rounds):
                 for figure, value in figures.items():
                     of = results.setdefault(what, {}).setdefault(figure, {})
                     of.setdefault(workers, []).append(value)
         finally:
+            limits.close()
             for fleet in fleets:
                 fleet.process.stop()
             source.stop()
