@@ -39,6 +39,9 @@ from gateway.state.serialization import AccountIds, encode_record
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SIZES = (300, 10_000, 100_000)
+#: Between two turns of a conversation, as of a client that does something with an answer: what is
+#: measured is a turn, not what the one before still has to write.
+PAUSE_SECONDS = 0.02
 KEY = b"0123456789abcdef0123456789abcdef"
 
 # --- bytes of a turn -----------------------------------------------------------------------
@@ -154,6 +157,7 @@ class Subject:
         """A new conversation, and a turn that continues it."""
         took, known = self.turn(None)
         self.times["new"].append(took)
+        time.sleep(PAUSE_SECONDS)
         took, _ = self.turn(known)
         self.times["known"].append(took)
 
