@@ -390,8 +390,9 @@ class TurnContinuity:
 
     def holder_of(self, plan: ContextPlan) -> str | None:
         """The token of the connection that ``plan`` needs; None where any will do."""
-        chained = plan.route is ContextRoute.CHAINED and self._chained_to is not None
-        return self._chained_to.holder if chained and self._chained_to is not None else None
+        if plan.route is not ContextRoute.CHAINED or self._chained_to is None:
+            return None
+        return self._chained_to.holder
 
     def avoids_websocket(self, account: Account) -> bool:
         """Whether the request goes to ``account`` by HTTP, after sockets have failed it."""
@@ -403,10 +404,11 @@ class TurnContinuity:
         The context is sent in full then.  The second failure sends it by HTTP, and so does the
         first if WebSocket cannot carry it.
         """
-        name, lived_there = account.name, self._chained_to is not None and self._chained_to.holder
-        failures = self._socket_failures.get(name, 0) + 1
         if self._request.prewarm:
             return False  # the gateway answers it
+        name, response = account.name, self._chained_to
+        lived_there = response is not None and response.holder is not None
+        failures = self._socket_failures.get(name, 0) + 1
         if failures > _MOST_SOCKET_FAILURES or (lived_there and not self.can_replay):
             return False
         if error.code == SOCKET_UNSUITED:
