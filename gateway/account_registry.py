@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
-from twisted.web.client import HTTPConnectionPool
+from twisted.web.client import URI, HTTPConnectionPool
 
 from gateway.config import AccountSettings, Settings, TimeoutSettings
 from gateway.credentials.interface import Credentials, credentials_for
@@ -135,13 +134,8 @@ class AccountRegistry:
         endpoints = EgressEndpoints(self._reactor, timeouts.connect_seconds, egress)
 
         def connect(url: str) -> IStreamClientEndpoint:
-            target = urlsplit(url)
-            secure = target.scheme == "https"
-            return endpoints.endpoint(
-                target.scheme.encode(),
-                (target.hostname or "").encode("ascii"),
-                target.port or (443 if secure else 80),
-            )
+            target = URI.fromBytes(url.encode("ascii"))
+            return endpoints.endpoint(target.scheme, target.host, target.port)
 
         pool = WebSocketPool(
             self._reactor,

@@ -22,6 +22,7 @@ from gateway.protocol.websocket_messages import (
     handshake_headers,
     names_a_session,
 )
+from gateway.upstream.agent import encoded_url
 from gateway.upstream.errors import log_bug
 from gateway.upstream.http import HttpUpstream
 from gateway.upstream.interface import SocketFigures
@@ -120,7 +121,7 @@ class WebSocketAccess:
     def forget(self) -> None:
         """Try everything again: the service may have changed."""
         self._unavailable_until = self._mistrusted_until = 0.0
-        self._misses = 0
+        self._misses = self._losses = 0
 
     def lost(self, closed: ClosedSocket, answered: bool) -> None:
         """A socket was lost while a response ran on it.
@@ -183,7 +184,7 @@ class WebSocketAccess:
         """
         settings = self._settings
         headers = handshake_headers(turn, list(settings.headers.items()), settings.websocket.beta)
-        url = self.http.base_url() + settings.websocket.path
+        url = encoded_url(self.http.base_url() + settings.websocket.path).decode("ascii")
         handshake = Handshake(
             url,
             {**headers, **handshake_authorization(authorization)},
@@ -194,8 +195,10 @@ class WebSocketAccess:
 
     def fill_spares(self) -> None:
         """Open a spare socket, if one is missing; the next after it."""
-        missing = self.pool.spares < self._settings.websocket.spare_sockets
-        if self._filling is not None or not missing or self.unavailable() is not None:
+        wanted = self._settings.websocket.spare_sockets
+        if not wanted or self._filling is not None or self.pool.spares >= wanted:
+            return
+        if self.unavailable() is not None:
             return
         if not self.pool.has_room:
             return
