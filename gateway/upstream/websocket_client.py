@@ -183,11 +183,6 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         self.head = HttpHead(0, {})
         self.listener: SocketListener | None = None
 
-    @property
-    def may_send(self) -> bool:
-        """Whether messages may be sent."""
-        return self._phase is SocketPhase.OPEN
-
     # --- commands --------------------------------------------------------------------
 
     def send_message(self, payload: bytes) -> None:
@@ -231,14 +226,14 @@ class UpstreamSocket(ExtensibleWebSocketClient):
         if self._phase is SocketPhase.OPEN:
             self.transport.resumeProducing()
 
-    def close(self, code: int = NORMAL, reason: str = "") -> None:
+    def close(self) -> None:
         """Say goodbye and close; the listener is not called any more."""
         self.listener = None
         if self._phase is not SocketPhase.OPEN or self._fragments is not None:
             self.drop()
             return
-        self.sendCloseFrame(code=code, reasonUtf8=reason.encode())
-        self._end(ClosedSocket(code, reason))
+        self.sendCloseFrame(code=NORMAL)
+        self._end(ClosedSocket(NORMAL, ""))
 
     def drop(self) -> None:
         """Close the connection at once; the listener is not called any more."""

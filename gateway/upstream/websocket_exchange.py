@@ -21,7 +21,6 @@ from gateway.protocol.upstream_request import UpstreamTurn
 from gateway.protocol.websocket_messages import (
     MAX_REQUEST_BYTES,
     SOCKET_AT_ITS_END,
-    UpgradeRefusal,
     ends_response,
     is_out_of_band,
     read_until_end,
@@ -100,8 +99,8 @@ class WebSocketExchange(SocketReceiver):
         self._follows = follows
         #: What came behind the end of the response while that was held back.
         self._behind: list[bytes] = []
+        #: What opens a socket, for which the pool keeps room meanwhile.
         self._opening: SocketOpening | None = None
-        self._reserved = False
         self._paused = False
         self._held: list[Event] = []
         self._held_bytes = 0
@@ -171,7 +170,6 @@ class WebSocketExchange(SocketReceiver):
         if free is not None:
             self._send(free)
         elif access.pool.reserve():
-            self._reserved = True
             self._enter(_State.OPENING)
             self._opening = SocketOpening(access, turn, self)
             self._opening.start()
@@ -264,7 +262,6 @@ class WebSocketExchange(SocketReceiver):
 
     def socket_opened(self, socket: UpstreamSocket, is_private: bool) -> None:
         """There is a new socket."""
-        self._reserved = False
         self._opening = None
         access = self._access
         opened = access.pool.add(socket, access.key_of(self._turn), is_private)
@@ -275,7 +272,7 @@ class WebSocketExchange(SocketReceiver):
         """The account is at fault."""
         self._fail(error)
 
-    def no_socket(self, refusal: UpgradeRefusal | None, error: ApiError) -> None:
+    def no_socket(self, error: ApiError) -> None:
         """Nothing was sent: go by HTTP, or report it."""
         if self._access.falls_back:
             self._go_by_http()
@@ -495,13 +492,13 @@ class WebSocketExchange(SocketReceiver):
         self._enter(_State.OVER)
         self._give_up_room()
         self._deadline.stop()
-        self._socket = self._opening = self._lost = None
+        self._socket = self._lost = None
         self._message = b""
         self._held = []
 
     def _give_up_room(self) -> None:
-        if self._reserved:
-            self._reserved = False
+        opening, self._opening = self._opening, None
+        if opening is not None:
             self._access.pool.give_up()
 
     def _is_running(self) -> bool:

@@ -37,11 +37,8 @@ class OpeningReceiver(Protocol):
     def opening_refused(self, error: ApiError) -> None:
         """The account is at fault."""
 
-    def no_socket(self, refusal: UpgradeRefusal | None, error: ApiError) -> None:
-        """There is none, and the account is not to blame.
-
-        :param refusal: None if there was no answer.
-        """
+    def no_socket(self, error: ApiError) -> None:
+        """There is none, and the account is not to blame."""
 
     def opening_broke(self, failure: Failure) -> None:
         """A bug of the gateway."""
@@ -177,4 +174,4 @@ class SocketOpening:
     def _no_socket(self, refusal: UpgradeRefusal | None, error: ApiError) -> None:
         self._is_over = True
         self._access.could_not_open(refusal, str(error))
-        self._receiver.no_socket(refusal, error)
+        self._receiver.no_socket(error)

@@ -282,11 +282,6 @@ class WebSocketPool:
         return sum(each.use is SocketUse.BUSY for each in self._sockets.values())
 
     @property
-    def idle(self) -> int:
-        """Sockets that are free."""
-        return len(self._sockets) - self.busy
-
-    @property
     def spares(self) -> int:
         """Sockets that were not used yet."""
         return sum(each.key is None for each in self._sockets.values())

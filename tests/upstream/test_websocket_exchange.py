@@ -116,9 +116,9 @@ def test_what_comes_between_two_turns_is_dropped(account: SocketAccount) -> None
     _, peer = account.served()
     peer.says(RATE_LIMITS, b'{"type":"responsesapi.websocket_timing"}')
     peer.says(b'{"type":"response.metadata"}')
-    assert account.pool.idle == 1
+    assert account.pool.figures().idle == 1
     peer.says(CREATED)
-    assert account.pool.idle == 0
+    assert account.pool.figures().idle == 0
     assert peer.closed
     account.check_rest()
 
@@ -134,7 +134,7 @@ def test_what_comes_with_the_end_of_a_turn_is_looked_at(account: SocketAccount) 
         heard.does = finishes
         peer.says(COMPLETED, rest)
         assert heard.names == [b"response.created", b"response.completed"]
-        assert account.pool.idle == kept
+        assert account.pool.figures().idle == kept
         for socket in list(account.pool.sockets()):
             socket.close(SocketEnd.AGE)
     account.check_rest()
@@ -441,7 +441,7 @@ def test_an_end_that_is_held_is_delivered_and_finished(account: SocketAccount) -
     heard.does = finishes
     exchange.resume()
     assert heard.names[-1] == b"response.completed"
-    assert account.pool.idle == 1
+    assert account.pool.figures().idle == 1
     account.check_rest()
 
 

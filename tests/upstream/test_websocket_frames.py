@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 
 from gateway.upstream.websocket_client import (
     ClosedSocket,
+    SocketPhase,
     UpstreamSocket,
     dial,
 )
@@ -208,7 +209,7 @@ def test_a_violation_ends_the_socket_after_what_came_before(
     assert kept.texts == [text for each in sent for text in each.texts]
     assert len(kept.ends) == 1
     assert peer.closed
-    assert not socket.may_send
+    assert socket._phase is SocketPhase.CLOSED
 
 
 # --- the lean reading itself ---------------------------------------------------------------

@@ -259,7 +259,7 @@ class PoolMachine(RuleBasedStateMachine):
             alive = self.alive(at)
             assert pool.opened_now == len(alive) + self.dialing[at] <= pool.most
             assert pool.busy == sum(each.receiver is not None for each in alive)
-            assert pool.idle == len(alive) - pool.busy
+            assert pool.figures().idle == len(alive) - pool.busy
             assert pool.spares == sum(each.key is None for each in alive)
             assert set(pool.sockets()) == {each.pooled for each in alive}
             figures = pool.figures()
