@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -45,20 +44,7 @@ from tests.upstream.websocket_wire import (
 PING_SECONDS = 25.0
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_logged() -> Iterator[None]:
-    """No test leaves an error that nobody handles."""
-    failures: list[Any] = []
-
-    def observe(event: Any) -> None:
-        if event.get("log_failure") is not None:
-            failures.append(event["log_failure"])
-
-    globalLogPublisher.addObserver(observe)
-    yield
-    gc.collect(1)
-    globalLogPublisher.removeObserver(observe)
-    assert not failures, failures
+pytestmark = pytest.mark.usefixtures("logged")
 
 
 class Heard:

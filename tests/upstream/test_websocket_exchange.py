@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from twisted.internet.error import ConnectionRefusedError
-from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from gateway.protocol.errors import SOCKET_LOST, SOCKET_UNSUITED, ApiError
@@ -37,20 +35,7 @@ from tests.upstream.wire import HEAD, LAST_CHUNK, chunk, event
 State = WebSocketExchangeState
 
 
-@pytest.fixture(autouse=True)
-def logged() -> Iterator[list[Any]]:
-    """The failures that were logged; a test that expects some takes them out."""
-    failures: list[Any] = []
-
-    def observe(said: Any) -> None:
-        if said.get("log_failure") is not None:
-            failures.append(said["log_failure"].value)
-
-    globalLogPublisher.addObserver(observe)
-    yield failures
-    gc.collect(1)
-    globalLogPublisher.removeObserver(observe)
-    assert not failures, failures
+pytestmark = pytest.mark.usefixtures("logged")
 
 
 @pytest.fixture
