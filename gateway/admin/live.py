@@ -85,8 +85,8 @@ class LiveSubscriber:
 class LiveFeed:
     """All listeners.
 
-    :param outdate: called before a new overview is told. A page that hears of a change asks at once
-        for what changed, and must not get what was drawn before.
+    :param outdate: called before a new overview or a turn is told. A page that hears of a change
+        asks for what changed, and must not get what was drawn before.
     :ivar dropped: listeners that were too slow.
     """
 
@@ -189,6 +189,7 @@ class LiveFeed:
             self._omitted += 1
             return
         self._turns += 1
+        self._outdate()
         self._send(_event(b"turn", record.as_dict()))
 
     def _send(self, event: bytes) -> None:

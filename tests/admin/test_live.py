@@ -81,6 +81,17 @@ def test_a_page_that_heard_of_a_change_is_never_given_what_was_drawn_before() ->
     assert b'data-state="disabled"' in admin.ask(*ask).body, "no event would tell it again"
 
 
+def test_a_page_that_heard_of_a_turn_is_given_that_turn() -> None:
+    admin = Admin()
+    client = listen(admin)
+    admin.clock.advance(0.7)
+    ask = ("/status?part=turns", "accept: text/html")
+    assert b"resp_told" not in admin.ask(*ask).body
+    admin.world.completed([user("hi")], turn_events([text_item()], "resp_told"))
+    assert b"event: turn" in client.received
+    assert b"resp_told" in admin.ask(*ask).body, "no event would tell it again"
+
+
 def test_finished_turns_are_told_up_to_a_rate() -> None:
     admin = Admin()
     client = listen(admin)

@@ -257,10 +257,7 @@ function refresh(part, gap = 3000) {
   const entry = refreshes.get(part) ?? { last: -Infinity, timer: null };
   refreshes.set(part, entry);
   if (entry.timer !== null) {
-    if (gap > 0) {
-      entry.more = gap;
-      return;
-    }
+    if (gap > 0) return;
     clearTimeout(entry.timer);
   }
   const soonest = Math.max(0, entry.last + gap - performance.now());
@@ -276,11 +273,7 @@ async function draw(part, entry) {
   }
   entry.timer = null;
   entry.last = performance.now();
-  const more = entry.more;
-  entry.more = 0;
   if (!(await fetchPart(part))) again(part);
-  // What changed while it was waited for may be newer than this: a drawing is kept for a second.
-  else if (more) setTimeout(() => refresh(part, more), 1000);
 }
 
 // No event tells again of what changed.  A gateway that is away is asked when it is back.
